@@ -1,0 +1,66 @@
+# Everything a person does here. `make help` lists it.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# The newest Python that is supported; override with PYTHON=/path/to/python.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c "import sys; print(1 if (3, 11) <= sys.version_info[:2] < (3, 14) else '')" 2>/dev/null),$(p))))
+PHOENIX_PORT ?= 6006
+DAGSTER_PORT ?= 3000
+PIP_QUIET := --quiet --quiet --disable-pip-version-check
+
+export DAGSTER_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: install ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds
+	@.venv/bin/autoopt demo
+
+up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix UI
+	@.venv/bin/autoopt up --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT)
+
+test: install ## All tests (TESTS=... chooses some, as pytest takes them)
+	@.venv/bin/pytest $(TESTS)
+
+check: install ## Formatting, linter, type checker
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/ty check
+
+format: install ## Format the code
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+install: ## Make both virtual environments, or leave them when they are current
+	@$(MAKE) --no-print-directory -j2 .venv/.project .venv-phoenix/.installed
+
+.venv/.project: pyproject.toml .venv/.installed
+	@.venv/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.installed: requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found -> install one, or set PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "installing into .venv ($$($(PYTHON) --version)) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install $(PIP_QUIET) -r requirements/dev.txt
+	@touch $@
+
+# Phoenix gets an environment of its own: its graphql-core and dagster-graphql's exclude each other.
+.venv-phoenix/.installed: requirements/phoenix.txt
+	@test -n "$(PYTHON)" || exit 2
+	@echo "installing the Phoenix server into .venv-phoenix ..."
+	@$(PYTHON) -m venv --clear .venv-phoenix
+	@.venv-phoenix/bin/python -m pip install $(PIP_QUIET) -r requirements/phoenix.txt
+	@touch $@
+
+lock: ## Write the lock files anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
+		--extra pipeline --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
+		requirements/phoenix.in -o requirements/phoenix.txt
+
+clean: ## Remove both environments and everything local (.autoopt/)
+	rm -rf .venv .venv-phoenix .autoopt
+
+.PHONY: help demo up test check format install lock clean

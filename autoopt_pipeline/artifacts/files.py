@@ -1,0 +1,101 @@
+"""The few file operations that versions and moves need, atomic on every store that is supported."""
+
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from autoopt_pipeline.errors import InvalidArtifact, InvalidSettings
+
+
+class Files:
+    """Whole files under a root: any fsspec URL, or a local folder."""
+
+    def __init__(self, root_url: str) -> None:
+        try:
+            self._fs, root = fsspec.core.url_to_fs(root_url)
+        except (ValueError, ImportError) as e:
+            raise InvalidSettings(
+                f"artifact root {root_url.partition('?')[0]!r}: {e}",
+                "set AUTOOPT_ARTIFACTS_URL to a folder or a URL",
+            ) from None
+        self._root = root.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def read(self, path: str) -> bytes | None:
+        """The file's content, or None when there is no such file."""
+        with self._errors(path):
+            try:
+                return self._fs.cat_file(self._at(path))
+            except FileNotFoundError:
+                return None
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders directly inside, sorted; empty when there is no such folder."""
+        with self._errors(folder):
+            try:
+                found = self._fs.ls(self._at(folder), detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found if not _is_temporary(name))
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a new file whole. False when it exists already, which is then left as it is."""
+        with self._errors(path):
+            try:
+                if self._local:
+                    with self._temporary(path, content) as temporary:
+                        os.link(temporary, self._at(path))  # fails when the name is taken, and is never half done
+                else:
+                    self._fs.pipe_file(self._at(path), content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Write a file whole, in place of what is there."""
+        with self._errors(path):
+            if self._local:
+                with self._temporary(path, content) as temporary:
+                    Path(temporary).replace(self._at(path))
+            else:
+                self._fs.pipe_file(self._at(path), content)
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    @contextmanager
+    def _temporary(self, path: str, content: bytes) -> Generator[str, None, None]:
+        folder = Path(self._at(path)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=_TEMPORARY)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            yield name
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self, path: str) -> Generator[None, None, None]:
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except OSError as e:
+            raise InvalidArtifact(
+                f"artifact store {self._root}: {path}: {e}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
+            ) from e
+
+
+_TEMPORARY = ".writing-"
+
+
+def _is_temporary(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(_TEMPORARY)

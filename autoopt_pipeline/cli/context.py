@@ -1,0 +1,51 @@
+"""What the commands work with: the same stores and the same Dagster instance as the daemon.
+
+Dagster takes a second to import, so only commands that need an instance do.
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+console = Console()
+
+
+def connections() -> Connections:
+    """What the settings name. Without DAGSTER_HOME, a checkout that is the current folder is the home."""
+    if home := dagster_home():
+        os.environ.setdefault("DAGSTER_HOME", str(home))
+    return Connections(load_settings())
+
+
+def dagster_home() -> Path | None:
+    """DAGSTER_HOME, or the current folder when it holds a `dagster.yaml`. None where there is no instance."""
+    configured = os.environ.get("DAGSTER_HOME")
+    home = Path(configured).absolute() if configured else Path.cwd()
+    if (home / "dagster.yaml").exists():
+        return home
+    if configured:
+        raise InvalidSettings(f"DAGSTER_HOME is {home}, where no dagster.yaml is", "set it to the instance's folder")
+    return None
+
+
+@contextmanager
+def instance() -> "Generator[dg.DagsterInstance, None, None]":
+    """The Dagster instance. Raises `InvalidSettings` where there is none."""
+    from autoopt_pipeline.orchestration.instance import open_instance
+
+    home = dagster_home()
+    if home is None:
+        raise InvalidSettings("no Dagster instance", "set DAGSTER_HOME, or go to the folder with dagster.yaml")
+    with open_instance(home) as opened:
+        yield opened

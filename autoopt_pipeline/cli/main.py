@@ -1,0 +1,64 @@
+"""`autoopt`, the command for everything that is done by hand."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from autoopt_pipeline.cli import config, tenants
+from autoopt_pipeline.cli.context import console
+from autoopt_pipeline.cli.status import status
+from autoopt_pipeline.cli.traffic import traffic
+from autoopt_pipeline.cli.versions import promote, versions
+from autoopt_pipeline.errors import AutooptError
+
+app = typer.Typer(
+    name="autoopt",
+    help="Keeps the routing modules of every tenant improving from Phoenix traces.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(config.app, name="config")
+for command in (status, versions, promote, traffic):
+    app.command()(command)
+
+ERROR_STATUS = 2
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
+    from autoopt_pipeline.local.demo import run_demo
+
+    run_demo(console)
+
+
+@app.command()
+def up(
+    phoenix_port: Annotated[int, typer.Option(help="Port of the Phoenix UI.")] = 6006,
+    dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+) -> None:
+    """Run Phoenix and Dagster here with sample tenants until Ctrl-C."""
+    from autoopt_pipeline.local.up import run_up
+
+    run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port)
+
+
+def run() -> None:
+    """The entry point. An error that is meant for a person is one line and exit status 2."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except AutooptError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(ERROR_STATUS)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

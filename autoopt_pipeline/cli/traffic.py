@@ -1,0 +1,69 @@
+"""`autoopt traffic`: play an application's requests, for trying things out."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths
+
+
+def traffic(
+    tenant: TenantId,
+    traces: Annotated[int, typer.Option(min=1, help="Requests to play.")] = 400,
+    queries: Annotated[Path | None, typer.Option(help="JSON lines of real labelled queries to play instead.")] = None,
+    query_field: Annotated[str, typer.Option(help="Field of the file that holds the query.")] = "query",
+    label_field: Annotated[str, typer.Option(help="Field of the file that holds the right agent.")] = "agent",
+    hours: Annotated[float, typer.Option(min=0.0001, help="Spread over the last hours.")] = 1.0,
+    right: Annotated[float, typer.Option(min=0, max=1, help="Share of decisions that are right.")] = 0.7,
+    reviewed: Annotated[float, typer.Option(min=0, max=1, help="Share of requests reviewed at random.")] = 0.75,
+    openinference: Annotated[bool, typer.Option(help="Write OpenInference JSON instead of routing.* keys.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other requests.")] = 1,
+) -> None:
+    """Send sample traffic of a tenant to Phoenix, with reviews on a random share of it."""
+    from autoopt_pipeline.traces.send import send_traffic
+
+    parts = connections()
+    config, _ = read_config(parts.configs, tenant)
+    agents = [agent.name for agent in config.agents]
+    rng = random.Random(f"{tenant}/{seed}")  # noqa: S311 - for variety, not for secrets
+    truths = _truths(tenant, agents, traces, queries, query_field, label_field, rng)
+    labels = get_module("modality").labels or ()
+    choices = {"agent": agents, "modality": [label.name for label in labels]}
+    end = datetime.now(UTC)
+    habits = Habits(right=right, reviewed=reviewed, openinference=openinference)
+    requests = list(play(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
+    key = parts.settings.phoenix_api_key
+    with console.status(f"sending {len(requests)} traces"):
+        send_traffic(parts.phoenix, tenant, requests, api_key=key.get_secret_value() if key else None)
+    reviews = sum(bool(request.reviews) for request in requests)
+    console.print(f"{len(requests)} traces, {reviews} of them reviewed, are in {project_name(tenant)}")
+
+
+def _truths(
+    tenant: str,
+    agents: list[str],
+    traces: int,
+    queries: Path | None,
+    query_field: str,
+    label_field: str,
+    rng: random.Random,
+) -> list[Truth]:
+    if queries:
+        found = read_truths(queries, query_field, label_field, agents)
+        return rng.sample(found, min(traces, len(found)))
+    if set(agents) != set(SAMPLE_AGENTS):
+        listed = " ".join(f"--agent {name}" for name in SAMPLE_AGENTS)
+        raise InvalidConfig(
+            f"the sample traffic is made for the agents {', '.join(SAMPLE_AGENTS)}, and {tenant} has others",
+            f"add a tenant with {listed}, or play real queries with --queries",
+        )
+    return list(sample_truths(traces, rng))

@@ -1,0 +1,33 @@
+"""The stores and servers that the process settings name, each opened when it is first used."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+
+@dataclass
+class Connections:
+    """What the sensors, the assets and the commands work with."""
+
+    settings: Settings
+
+    @cached_property
+    def configs(self) -> TenantConfigStore:
+        return open_config_store(self.settings.resolved_config_store_url)
+
+    @cached_property
+    def phoenix(self) -> Phoenix:
+        key = self.settings.phoenix_api_key
+        return Phoenix(
+            self.settings.phoenix_endpoint,
+            api_key=key.get_secret_value() if key else None,
+            timeout_seconds=self.settings.phoenix_timeout_seconds,
+        )
+
+    def artifacts(self, tenant_id: str, module: str) -> ModuleArtifacts:
+        return ModuleArtifacts(Files(self.settings.resolved_artifacts_url), tenant_id, module)

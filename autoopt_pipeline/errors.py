@@ -1,0 +1,85 @@
+"""The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
+
+
+class AutooptError(Exception):
+    """Base of every error that is meant for a person.
+
+    `transient` errors may go away by themselves (a server is down), so they are worth another try;
+    the others stay until somebody changes something.
+    """
+
+    transient = False
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what = " ".join(what.split())
+        self.remedy = " ".join(remedy.split())
+        super().__init__(f"{self.what} -> {self.remedy}")
+
+    def __reduce__(self) -> tuple[type["AutooptError"], tuple[str, str]]:
+        return type(self), (self.what, self.remedy)
+
+
+class InvalidTenantId(AutooptError):
+    """The text cannot be a tenant id."""
+
+
+class UnknownTenant(AutooptError):
+    """No configuration exists for the tenant, so the tenant does not exist."""
+
+
+class InvalidConfig(AutooptError):
+    """A tenant's configuration cannot be read or breaks a rule."""
+
+
+class ConfigConflict(AutooptError):
+    """Somebody else wrote a newer version of the configuration in the meantime."""
+
+
+class ConfigStoreUnavailable(AutooptError):
+    """The configuration store does not answer."""
+
+    transient = True
+
+
+class UnknownModule(AutooptError):
+    """No module of that name is built in or plugged in."""
+
+
+class InvalidSettings(AutooptError):
+    """A process setting (AUTOOPT_*) is missing or wrong."""
+
+
+class PhoenixUnavailable(AutooptError):
+    """Phoenix does not answer, or answers that it is not ready."""
+
+    transient = True
+
+
+class PhoenixRefused(AutooptError):
+    """Phoenix answered, but refused or did not understand what was asked."""
+
+
+class LMNotConfigured(AutooptError):
+    """There is no language model to optimize with."""
+
+
+class LMUnavailable(AutooptError):
+    """The language model's endpoint failed even after retries."""
+
+    transient = True
+
+
+class InvalidArtifact(AutooptError):
+    """A stored program is missing, damaged, foreign, or made for another signature."""
+
+
+class StaleIncumbent(AutooptError):
+    """The active version changed while a candidate was compared with its predecessor."""
+
+
+class InvalidQueries(AutooptError):
+    """A file of labelled queries cannot be played as traffic."""
+
+
+class StackFailed(AutooptError):
+    """A process of the local stack could not start, or stopped by itself."""

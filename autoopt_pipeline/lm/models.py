@@ -1,0 +1,108 @@
+"""From settings to a language model: any that DSPy speaks to, or the stand-in."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.lm15 import Request, Response
+
+from autoopt_pipeline.errors import LMNotConfigured
+from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine
+from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.tenants.config import LMSettings
+
+_NATIVE_PROVIDERS = frozenset(
+    {"openai", "anthropic", "azure", "gemini", "groq", "openrouter", "deepseek", "hosted_vllm", "ollama_chat"}
+)
+"""Providers that DSPy's own client speaks to. For the others DSPy uses LiteLLM, three times the CPU per call."""
+
+_RETRIES = 3
+"""Tries after a 429, a 5xx or a transport error, with DSPy's exponential waits."""
+
+
+@dataclass(frozen=True)
+class MeteredLM:
+    """A language model whose every call is counted."""
+
+    lm: dspy.LM
+    meter: Meter
+    name: str
+    threads: int
+    is_stand_in: bool
+
+
+def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
+    """A tenant's language model, or the deployment's. Raises `LMNotConfigured` when there is neither.
+
+    Only where nothing is configured for production does the stand-in serve by default.
+    """
+    if configured:
+        return configured
+    if settings.lm:
+        return LMSettings(model=settings.lm, api_base=settings.lm_api_base, api_key_env=settings.lm_api_key_env)
+    if settings.embedded:
+        return LMSettings(model=STAND_IN)
+    raise LMNotConfigured(
+        "no language model is configured",
+        f"set AUTOOPT_LM (e.g. openai/gpt-4o-mini, or {STAND_IN} to try things offline), or 'lm' of the tenant",
+    )
+
+
+def metered_lm(settings: LMSettings, meter: Meter) -> MeteredLM:
+    """Make the language model. Raises `LMNotConfigured` when its key is missing."""
+    if settings.model == STAND_IN:
+        # The stand-in only computes, so threads would fight for the interpreter lock.
+        return MeteredLM(
+            _dspy_lm(f"{STAND_IN}/nearest-demo", MeteredEngine(StandInEngine(), meter)),
+            meter,
+            STAND_IN,
+            1,
+            True,
+        )
+    key = _key(settings)
+    engine = MeteredEngine(_EndpointEngine(settings, key), meter, secret=key)
+    return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
+
+
+class _EndpointEngine:
+    """A real model behind DSPy's own client, as an engine that can be wrapped."""
+
+    def __init__(self, settings: LMSettings, key: str | None) -> None:
+        provider = settings.model.partition("/")[0]
+        native = provider in _NATIVE_PROVIDERS
+        if not native:
+            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches prices at import
+        connection: dict[str, Any] = {"api_base": settings.api_base, "api_key": key}
+        self._lm = dspy.LM(
+            settings.model,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            # The cache's key leaves out the endpoint: one tenant would get another's answers.
+            cache=False,
+            num_retries=_RETRIES,
+            engine="lm15" if native else "litellm",
+            timeout=settings.timeout_seconds,
+            **{name: value for name, value in connection.items() if value},
+        )
+
+    def complete(self, request: Request) -> Response:
+        return self._lm(request)
+
+
+def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
+    return dspy.LM(model, engine=engine, cache=False, num_retries=0)
+
+
+def _key(settings: LMSettings) -> str | None:
+    if settings.api_key_env:
+        key = os.environ.get(settings.api_key_env)
+        if not key:
+            raise LMNotConfigured(
+                f"language model {settings.model}: environment variable {settings.api_key_env} is not set",
+                "set it to the key, where runs are executed",
+            )
+        return key
+    # Servers of one's own often want no key, but the client insists on one.
+    return "none" if settings.api_base else None

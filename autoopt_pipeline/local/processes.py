@@ -1,0 +1,135 @@
+"""Servers on this machine: started with their output in a log file, and all gone afterwards."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+
+from autoopt_pipeline.errors import StackFailed
+
+LOOPBACK = "127.0.0.1"
+
+_MARK = "AUTOOPT_STACK"
+"""Environment variable that every process of a stack inherits, so that none is overlooked when it stops."""
+
+_GRACE_SECONDS = 10
+
+
+class Processes:
+    """A group of servers. Leaving the context ends them and everything that they started."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._mark = uuid.uuid4().hex
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
+        """Start a server in a session of its own, so that Ctrl-C reaches only us."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._started[name] = subprocess.Popen(  # noqa: S603 - our own commands
+                command,
+                env={**os.environ, **env, _MARK: self._mark},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
+        """Wait until a server answers. Raises `StackFailed` with the end of its log when it does not."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                if httpx.get(url, timeout=2).is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        raise StackFailed(f"{name} did not answer at {url} within {seconds:.0f} s", f"see {self._log(name)}")
+
+    def check(self) -> None:
+        """Raise `StackFailed` when a server has stopped by itself."""
+        for name, process in self._started.items():
+            if process.poll() is not None:
+                last = self._log(name).read_text(errors="replace").strip().splitlines()[-1:]
+                raise StackFailed(
+                    f"{name} stopped with exit status {process.returncode}: {' '.join(last)[:200]}",
+                    f"see {self._log(name)}",
+                )
+
+    def stop(self) -> None:
+        """End everything: politely, then by force, then whatever else carries our mark."""
+        for process in reversed(self._started.values()):
+            _signal_group(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in self._started.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal_group(process.pid, signal.SIGKILL)
+                process.wait()
+        self._started.clear()
+        leftovers = [process for process in psutil.process_iter() if _carries(process, self._mark)]
+        for process in leftovers:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as s:
+        s.bind((LOOPBACK, 0))
+        return s.getsockname()[1]
+
+
+def require_free(port: int, what: str, option: str) -> None:
+    """Raise `StackFailed` naming the port when something listens on it."""
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((LOOPBACK, port))
+        except OSError:
+            raise StackFailed(
+                f"port {port} for {what} is taken",
+                f"stop what listens there, or choose another with {option}",
+            ) from None
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.pid != os.getpid() and process.environ().get(_MARK) == mark
+    except (psutil.Error, OSError):
+        return False

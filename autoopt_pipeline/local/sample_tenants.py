@@ -1,0 +1,73 @@
+"""The tenants of the demo, each made so that another outcome is seen."""
+
+import random
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
+from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
+
+INTERVAL_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class SampleTenant:
+    """A tenant, its traffic, what it shows, and the verdict or decision that at least one module comes to."""
+
+    tenant_id: str
+    shows: str
+    expected: frozenset[str]
+    traces: int
+    habits: Habits = field(default_factory=Habits)
+    enabled: bool = True
+
+
+SAMPLE_TENANTS = (
+    SampleTenant("acme", "learns from its traffic", frozenset({"promoted"}), 450),
+    SampleTenant(
+        "globex:support",
+        "an org:tenant id, OpenInference spans",
+        frozenset({"promoted"}),
+        450,
+        Habits(openinference=True),
+    ),
+    SampleTenant(
+        "umbrella",
+        "right answers that do not depend on the query",
+        frozenset({"rejected"}),
+        450,
+        Habits(answers_depend_on_query=False),
+    ),
+    SampleTenant(
+        "initech",
+        "nobody reviews its traffic",
+        frozenset({"no_independent_labels"}),
+        560,
+        Habits(reviewed=0.0, complains=0.0),
+    ),
+    SampleTenant("newcomer", "too few traces", frozenset({"too_few_traces"}), 40),
+    SampleTenant("dormant", "optimization turned off", frozenset({"disabled"}), 60, enabled=False),
+)
+
+
+def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
+    return RoutingConfigUnified(
+        tenant_id=tenant.tenant_id,
+        enable_auto_optimization=tenant.enabled,
+        optimization_interval_seconds=INTERVAL_SECONDS,
+        agents=[Agent(name=name, description=text) for name, text in SAMPLE_AGENTS.items()],
+    )
+
+
+def send_sample_traffic(
+    phoenix: Phoenix, tenant: SampleTenant, traces: int, *, start: datetime, end: datetime, seed: int
+) -> None:
+    """Play `traces` requests of the tenant between two moments (UTC)."""
+    rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
+    labels = get_module("modality").labels or ()
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
+    truths = list(sample_truths(traces, rng))
+    send_traffic(phoenix, tenant.tenant_id, list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng)))

@@ -1,0 +1,13 @@
+"""Which of the tenant's agents takes a query."""
+
+from autoopt_pipeline import contract
+from autoopt_pipeline.modules.spec import ModuleSpec
+
+ROUTING = ModuleSpec(
+    name="routing",
+    description="Which of the tenant's agents should take a query.",
+    contract=contract.ROUTING,
+    output_field="agent",
+    labels=None,
+    program="autoopt_pipeline.modules.programs:routing_program",
+)

@@ -1,0 +1,148 @@
+"""When a tenant's module is to be optimized. Pure: plain values in, a decision with its reason out.
+
+The sensor, the commands and the reports all ask `decide`, so they cannot disagree.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+
+MAX_BACKOFF = timedelta(hours=6)
+"""Longest wait after repeated failures, unless the tenant's own interval is longer."""
+
+
+class Reason(StrEnum):
+    DUE = "due"
+    DISABLED = "disabled"
+    NOT_DUE = "not_due"
+    TOO_FEW_TRACES = "too_few_traces"
+    IN_PROGRESS = "in_progress"
+    BACKING_OFF = "backing_off"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What became of a module's runs: when the last one had an outcome, how many failed since, which is under way.
+
+    `outcome_id` and `last_failed_run` tell one attempt from the next.
+    """
+
+    outcome_at: datetime | None = None
+    outcome_id: int | None = None
+    failures: int = 0
+    last_failure_at: datetime | None = None
+    last_failed_run: str | None = None
+    running: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then."""
+
+    window_end: datetime
+    trace_total: int
+    annotation_total: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is new in Phoenix since the last outcome; `note` says what is odd about the project."""
+
+    new_traces: int
+    new_annotations: int = 0
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        return self.new_traces + self.new_annotations
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to optimize now, and why (not), with the numbers that decided."""
+
+    reason: Reason
+    detail: str
+    evidence: Evidence | None = None
+    need: int | None = None
+    until: datetime | None = None
+    waiting_since: datetime | None = None
+
+    @property
+    def launch(self) -> bool:
+        return self.reason is Reason.DUE
+
+
+@dataclass(frozen=True)
+class NeedsEvidence:
+    """Everything else is met: count what is new, and ask again."""
+
+
+def decide(
+    config: RoutingConfigUnified,
+    module: str,
+    attempts: Attempts,
+    evidence: Evidence | None,
+    *,
+    now: datetime,
+) -> Decision | NeedsEvidence:
+    """Check the conditions in the order of their cost: configuration, history, then what Phoenix has.
+
+    With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide.
+    """
+    if not config.is_enabled(module):
+        return Decision(Reason.DISABLED, _why_disabled(config, module))
+    if attempts.running:
+        return Decision(Reason.IN_PROGRESS, f"run {attempts.running} of this tenant is under way")
+    interval = timedelta(seconds=config.interval_seconds(module))
+    due_at = attempts.outcome_at + interval if attempts.outcome_at else None
+    if attempts.failures and attempts.last_failure_at:
+        # Whole seconds, for a timedelta overflows where an int does not.
+        doubled = int(interval.total_seconds()) * 2 ** (attempts.failures - 1)
+        longest = int(max(interval, MAX_BACKOFF).total_seconds())
+        until = attempts.last_failure_at + timedelta(seconds=min(doubled, longest))
+        if now < until:
+            return Decision(
+                Reason.BACKING_OFF,
+                f"{attempts.failures} failed in a row; next attempt {_in(until, now)}",
+                until=until,
+            )
+        due_at = until
+    if due_at and now < due_at:
+        return Decision(
+            Reason.NOT_DUE, f"interval {interval.total_seconds():.0f} s; due {_in(due_at, now)}", until=due_at
+        )
+    if evidence is None:
+        return NeedsEvidence()
+    need = config.min_samples(module)
+    counts = _counts(evidence, need)
+    if evidence.total < need:
+        return Decision(Reason.TOO_FEW_TRACES, counts, evidence=evidence, need=need)
+    return Decision(Reason.DUE, counts, evidence=evidence, need=need, waiting_since=due_at)
+
+
+def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime) -> datetime:
+    """From when on traces are new: the end of what was last learnt from, within the lookback."""
+    earliest = now - timedelta(seconds=config.lookback_seconds)
+    return max(outcome.window_end, earliest) if outcome else earliest
+
+
+def _why_disabled(config: RoutingConfigUnified, module: str) -> str:
+    if not config.enable_auto_optimization:
+        return "enable_auto_optimization is false"
+    if module not in config.modules:
+        return f"{module} is not among the tenant's modules"
+    return f"modules.{module}.enabled is false"
+
+
+def _counts(evidence: Evidence, need: int) -> str:
+    annotations = f" and {evidence.new_annotations} new annotations" if evidence.new_annotations else ""
+    note = f" ({evidence.note})" if evidence.note else ""
+    return f"{evidence.new_traces} new traces{annotations}, {need} needed{note}"
+
+
+def _in(then: datetime, now: datetime) -> str:
+    return f"in {(then - now).total_seconds():.0f} s, at {then:%Y-%m-%d %H:%M:%S} UTC"

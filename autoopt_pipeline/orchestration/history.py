@@ -1,0 +1,121 @@
+"""What Dagster's event log knows of earlier optimizations. The only place that reads it.
+
+Look-ups are one per module, never one per tenant (0.4 s against 350 s with 10,000 tenants). For that, two calls
+that Dagster does not declare public are needed; they stand in this file only, under a contract test.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from dagster import DagsterEventType
+
+from autoopt_pipeline.optimization.plan import Attempts, Outcome
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, unfinished_runs
+
+Key = tuple[str, str]
+
+_CHUNK = 1000
+
+
+def read_attempts(
+    instance: dg.DagsterInstance, modules: Collection[str], *, failures_since: datetime
+) -> dict[Key, Attempts]:
+    """What became of the runs of every (tenant, module) that had any."""
+    attempts: dict[Key, Attempts] = {}
+    for module in modules:
+        asset = dg.AssetKey(module)
+        latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
+        finished_at = _timestamps(instance, asset, list(latest.values()))
+        for tenant, storage_id in latest.items():
+            attempts[tenant, module] = Attempts(outcome_at=finished_at[storage_id], outcome_id=storage_id)
+    _add_failures(instance, attempts, modules, failures_since)
+    for tenant, run_id in unfinished_runs(instance).items():
+        for module in modules:
+            attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
+    return attempts
+
+
+def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]) -> dict[Key, Outcome]:
+    """What the last optimization of each of these saw, from its materialization's metadata."""
+    outcomes: dict[Key, Outcome] = {}
+    by_module: dict[str, dict[int, str]] = {}
+    for (tenant, module), attempt in attempts.items():
+        if attempt.outcome_id is not None:
+            by_module.setdefault(module, {})[attempt.outcome_id] = tenant
+    for module, tenants in by_module.items():
+        ids = sorted(tenants)
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=chunk), limit=len(chunk)
+            ).records
+            for record in records:
+                outcome = _outcome(record)
+                if outcome:
+                    outcomes[tenants[record.storage_id], module] = outcome
+    return outcomes
+
+
+def _outcome(record: dg.EventLogRecord) -> Outcome | None:
+    """None when the materialization was reported by hand and says nothing of traces."""
+    materialization = record.asset_materialization
+    metadata = materialization.metadata if materialization else {}
+    window_end, traces, annotations = (metadata.get(name) for name in ("window_end", "trace_total", "annotation_total"))
+    if not (window_end and traces and annotations):
+        return None
+    return Outcome(
+        window_end=datetime.fromtimestamp(float(str(window_end.value)), UTC),
+        trace_total=int(str(traces.value)),
+        annotation_total=int(str(annotations.value)),
+    )
+
+
+def _timestamps(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]) -> dict[int, datetime]:
+    found: dict[int, datetime] = {}
+    for start in range(0, len(storage_ids), _CHUNK):
+        for record in instance.event_log_storage.get_asset_event_summary_records(
+            DagsterEventType.ASSET_MATERIALIZATION,
+            asset_key=asset,
+            storage_ids=storage_ids[start : start + _CHUNK],
+        ):
+            found[record.storage_id] = datetime.fromtimestamp(record.timestamp, UTC)
+    return found
+
+
+def _add_failures(
+    instance: dg.DagsterInstance, attempts: dict[Key, Attempts], modules: Collection[str], since: datetime
+) -> None:
+    """Count failed and cancelled runs after each module's last outcome. One query."""
+    records = instance.get_run_records(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], updated_after=since),
+        ascending=True,
+    )
+    for record in records:
+        run = record.dagster_run
+        tenant = run.tags.get(PARTITION_TAG)
+        if tenant is None:
+            continue
+        selected = {key.to_user_string() for key in run.asset_selection} if run.asset_selection else set(modules)
+        ended = _utc(record.end_time or record.update_timestamp)
+        began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
+        for module in selected.intersection(modules):
+            known = attempts.get((tenant, module), Attempts())
+            # Where one module of a run failed, the others have their outcome all the same.
+            if known.outcome_at and known.outcome_at >= began:
+                continue
+            attempts[tenant, module] = replace(
+                known, failures=known.failures + 1, last_failure_at=ended, last_failed_run=run.run_id
+            )
+
+
+def _utc(moment: float | datetime) -> datetime:
+    if isinstance(moment, datetime):
+        return moment.astimezone(UTC)
+    return datetime.fromtimestamp(moment, UTC)
+
+
+def failure_horizon(longest_interval: timedelta, longest_backoff: timedelta) -> timedelta:
+    """How far back failures can still matter: twice the longest wait that they can cause."""
+    return 2 * max(longest_interval, longest_backoff)

@@ -1,0 +1,26 @@
+"""Opening the Dagster instance of a home folder from a command."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from autoopt_pipeline.errors import InvalidSettings
+
+
+@contextmanager
+def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
+    """The instance whose `dagster.yaml` is in `home`. Relative paths in that file count from there."""
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        try:
+            instance = dg.DagsterInstance.from_config(str(home))
+        except (OSError, dg.DagsterError) as e:
+            raise InvalidSettings(f"Dagster instance in {home}: {e}", "check DAGSTER_HOME and its dagster.yaml") from e
+        with instance:
+            yield instance
+    finally:
+        os.chdir(before)

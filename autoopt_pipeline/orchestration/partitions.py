@@ -1,0 +1,30 @@
+"""Tenants as dynamic partitions."""
+
+import dagster as dg
+
+tenants_partitions = dg.DynamicPartitionsDefinition(name="tenants")
+
+PARTITION_TAG = "dagster/partition"
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def registered_tenants(instance: dg.DagsterInstance) -> set[str]:
+    return set(instance.get_dynamic_partitions("tenants"))
+
+
+def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
+    """Make the tenant a partition, so that it can be materialized at once."""
+    instance.add_dynamic_partitions("tenants", [tenant_id])
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Tenants with a run that is queued or under way, with that run's id. One query."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    return {run.tags[PARTITION_TAG]: run.run_id for run in runs if PARTITION_TAG in run.tags}

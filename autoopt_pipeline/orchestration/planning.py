@@ -1,0 +1,154 @@
+"""Asks every source what `decide` needs, in few requests, and returns a decision for each (tenant, module)."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import dagster as dg
+
+from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable, UnknownModule
+from autoopt_pipeline.modules.registry import get_module, modules
+from autoopt_pipeline.optimization.plan import (
+    MAX_BACKOFF,
+    Attempts,
+    Decision,
+    NeedsEvidence,
+    Reason,
+    count_from,
+    decide,
+)
+from autoopt_pipeline.orchestration.history import Key, failure_horizon, read_attempts, read_outcomes
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.traces.evidence import Wanted, gather_evidence
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+WHOLE_TENANT = "*"
+"""Stands for all modules of a tenant whose configuration cannot be read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read."""
+
+    window_end: datetime
+    decisions: dict[Key, Decision]
+    attempts: dict[Key, Attempts] = field(default_factory=dict)
+
+    def due(self) -> dict[str, list[str]]:
+        """Due modules by tenant, the longest waiting tenant first."""
+        tenants: dict[str, list[str]] = {}
+        for (tenant, module), decision in self.decisions.items():
+            if decision.launch:
+                tenants.setdefault(tenant, []).append(module)
+
+        def waiting_since(tenant: str) -> float:
+            # A module that was never optimized has waited longest.
+            since = [self.decisions[tenant, module].waiting_since for module in tenants[tenant]]
+            return min(moment.timestamp() if moment else 0.0 for moment in since)
+
+        return {tenant: sorted(tenants[tenant]) for tenant in sorted(tenants, key=lambda t: (waiting_since(t), t))}
+
+    def run_key(self, tenant: str) -> str:
+        """The same for the same attempt, another one for every new attempt.
+
+        Dagster never launches a key twice, not even after a failure, so the key holds what changes with an
+        attempt, and the day, for failures are not looked up for ever.
+        """
+        own = [
+            [module, attempt.outcome_id, attempt.last_failed_run]
+            for (whose, module), attempt in sorted(self.attempts.items())
+            if whose == tenant
+        ]
+        digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16]
+        return f"{tenant}/{digest}/{self.window_end:%Y-%m-%d}"
+
+    def counts(self) -> dict[str, int]:
+        """How many (tenant, module) have each reason."""
+        return dict(sorted(Counter(d.reason.value for d in self.decisions.values()).items()))
+
+    def errors(self) -> dict[Key, Decision]:
+        return {key: d for key, d in self.decisions.items() if d.reason is Reason.ERROR}
+
+
+def plan_tenants(
+    stored: Mapping[str, StoredConfig],
+    instance: dg.DagsterInstance,
+    phoenix: Phoenix,
+    *,
+    now: datetime,
+    settling: timedelta,
+    only_modules: Collection[str] | None = None,
+) -> Plan:
+    """Decide for every tenant given. What is wrong with one tenant is that tenant's decision, nobody else's.
+
+    When Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
+    """
+    window_end = (now - settling).replace(microsecond=0)
+    decisions: dict[Key, Decision] = {}
+    configs: dict[str, RoutingConfigUnified] = {}
+    for tenant, entry in stored.items():
+        try:
+            configs[tenant] = entry.parse()
+        except AutooptError as e:
+            decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
+    attempts = read_attempts(instance, modules(), failures_since=now - _horizon(configs.values()))
+
+    pending: dict[Key, RoutingConfigUnified] = {}
+    for tenant, config in configs.items():
+        for module in dict.fromkeys([*modules(), *config.modules]):
+            if only_modules is not None and module not in only_modules:
+                continue
+            key = (tenant, module)
+            try:
+                get_module(module)
+            except UnknownModule as e:
+                decisions[key] = Decision(Reason.ERROR, str(e))
+                continue
+            answer = decide(config, module, attempts.get(key, Attempts()), None, now=now)
+            if isinstance(answer, NeedsEvidence):
+                pending[key] = config
+            else:
+                decisions[key] = answer
+    try:
+        decisions |= _decide_by_evidence(pending, attempts, instance, phoenix, now=now, until=window_end)
+    except (PhoenixUnavailable, PhoenixRefused) as e:
+        decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending}
+    return Plan(window_end, dict(sorted(decisions.items())), attempts)
+
+
+def _decide_by_evidence(
+    pending: Mapping[Key, RoutingConfigUnified],
+    attempts: Mapping[Key, Attempts],
+    instance: dg.DagsterInstance,
+    phoenix: Phoenix,
+    *,
+    now: datetime,
+    until: datetime,
+) -> dict[Key, Decision]:
+    outcomes = read_outcomes(instance, {key: attempts[key] for key in pending if key in attempts})
+    wanted = [
+        Wanted(
+            tenant,
+            module,
+            get_module(module).contract,
+            count_from(config, outcomes.get((tenant, module)), now=now),
+            outcomes.get((tenant, module)),
+        )
+        for (tenant, module), config in pending.items()
+    ]
+    evidence = gather_evidence(phoenix, wanted, until=until)
+    decided: dict[Key, Decision] = {}
+    for key, config in pending.items():
+        answer = decide(config, key[1], attempts.get(key, Attempts()), evidence[key], now=now)
+        if isinstance(answer, Decision):
+            decided[key] = answer
+    return decided
+
+
+def _horizon(configs: Collection[RoutingConfigUnified]) -> timedelta:
+    longest = max((config.interval_seconds(module) for config in configs for module in config.modules), default=0)
+    return failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)

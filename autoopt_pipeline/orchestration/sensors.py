@@ -1,0 +1,139 @@
+"""Looks at all tenants again and again, and launches one run per tenant that is due."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
+from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
+from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
+from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.settings import Settings
+
+NEW_EVIDENCE_TAG = "autoopt/new_evidence"
+"""Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
+
+_DETAILS_SHOWN = 200
+"""Decisions that one tick writes out; the others are in its counts, and in 'autoopt status'."""
+
+
+def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
+    return [_tenant_partitions_sensor(settings), _auto_optimization_sensor(settings, assets)]
+
+
+def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="tenant_partitions_sensor",
+        description="Keeps the partitions equal to the tenants that have a configuration.",
+        minimum_interval_seconds=settings.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def tenant_partitions_sensor(
+        context: dg.SensorEvaluationContext, services: Services
+    ) -> dg.SensorResult | dg.SkipReason:
+        configured = set(services.connect().configs.current())
+        added, removed, waiting = partition_changes(
+            configured, registered_tenants(context.instance), set(unfinished_runs(context.instance))
+        )
+        if waiting:
+            context.log.info(f"removed once their run has finished: {', '.join(waiting)}")
+        if not added and not removed:
+            return dg.SkipReason(f"the {len(configured)} tenants are the partitions")
+        requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+        if added:
+            requests.append(tenants_partitions.build_add_request(added))
+        if removed:
+            requests.append(tenants_partitions.build_delete_request(removed))
+        return dg.SensorResult(dynamic_partitions_requests=requests)
+
+    return tenant_partitions_sensor
+
+
+def partition_changes(
+    configured: set[str], registered: set[str], with_unfinished_run: set[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Partitions to add, to remove now, and to remove later because a run of theirs is not finished.
+
+    Removing a partition under a run would lose the run's materialization. An empty store is more likely a
+    store that was lost than a wish to drop every tenant, so then nothing is removed.
+    """
+    gone = registered - configured if configured else set()
+    return (
+        sorted(configured - registered),
+        sorted(gone - with_unfinished_run),
+        sorted(gone & with_unfinished_run),
+    )
+
+
+def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="auto_optimization_sensor",
+        description="Launches one run per tenant with the modules that are due, and says why the others are not.",
+        target=assets,
+        minimum_interval_seconds=settings.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def auto_optimization_sensor(
+        context: dg.SensorEvaluationContext, services: Services
+    ) -> dg.SensorResult | dg.SkipReason:
+        connections = services.connect()
+        stored = connections.configs.current()
+        registered = registered_tenants(context.instance)
+        # One request for a partition that does not exist would fail the whole tick.
+        plan = plan_tenants(
+            {tenant: entry for tenant, entry in stored.items() if tenant in registered},
+            context.instance,
+            connections.phoenix,
+            now=datetime.now(UTC),
+            settling=timedelta(seconds=connections.settings.settling_seconds),
+        )
+        _log(context, plan)
+        requests = run_requests(plan, limit=connections.settings.max_launches_per_tick)
+        if requests:
+            return dg.SensorResult(run_requests=requests)
+        if errors := plan.errors():
+            (tenant, module), first = next(iter(errors.items()))
+            raise dg.DagsterError(
+                f"{len(errors)} of {len(plan.decisions)} could not be decided, first {tenant}/{module}: {first.detail}"
+            )
+        return dg.SkipReason(summary(plan))
+
+    return auto_optimization_sensor
+
+
+def run_requests(plan: Plan, *, limit: int) -> list[dg.RunRequest]:
+    """One run per due tenant, the longest waiting first, at most `limit`."""
+    requests = []
+    for tenant, due in list(plan.due().items())[:limit]:
+        found = {module: plan.decisions[tenant, module].evidence for module in due}
+        evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
+        requests.append(
+            dg.RunRequest(
+                run_key=plan.run_key(tenant),
+                partition_key=tenant,
+                asset_selection=[dg.AssetKey(module) for module in due],
+                tags={WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence},
+            )
+        )
+    return requests
+
+
+def summary(plan: Plan) -> str:
+    """Why nothing was launched, in one line: counts by reason, and the decisions themselves where they are few."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in plan.counts().items()) or "no tenants"
+    if len(plan.decisions) > 20:
+        return counts
+    details = "; ".join(f"{t}/{m}: {d.reason.value}, {d.detail}" for (t, m), d in plan.decisions.items())
+    return f"{counts} ({details})" if details else counts
+
+
+def _log(context: dg.SensorEvaluationContext, plan: Plan) -> None:
+    counts = ", ".join(f"{count} {reason}" for reason, count in plan.counts().items())
+    context.log.info(f"traces until {plan.window_end:%Y-%m-%d %H:%M:%S} UTC: {counts or 'no tenants'}")
+    # Errors and launches first, so that the cap never hides them.
+    ordered = sorted(plan.decisions.items(), key=lambda item: (item[1].reason.value not in {"error", "due"}, item[0]))
+    for (tenant, module), decision in ordered[:_DETAILS_SHOWN]:
+        write = context.log.error if decision.reason.value == "error" else context.log.info
+        write(f"{tenant}/{module}: {decision.reason.value}, {decision.detail}")
+    if len(ordered) > _DETAILS_SHOWN:
+        context.log.info(f"and {len(ordered) - _DETAILS_SHOWN} more")

@@ -1,0 +1,71 @@
+"""Process settings, read from the environment (`AUTOOPT_*`). Tenants' own settings are in `tenants.config`."""
+
+import os
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from autoopt_pipeline.errors import InvalidSettings
+
+STAND_IN = "stand-in"
+"""Name of the offline model that answers from the nearest demo. Never a real language model's name."""
+
+
+class Settings(BaseSettings):
+    """Where the parts of the system are. Durations are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="AUTOOPT_", extra="ignore", frozen=True, populate_by_name=True)
+
+    home: Path = Field(
+        default_factory=lambda: Path(os.environ.get("DAGSTER_HOME") or ".").absolute() / ".autoopt",
+        description="Folder for everything local.",
+    )
+    config_store_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("AUTOOPT_CONFIG_STORE_URL", "CONFIG_STORE_URL"),
+        description="Where tenants' configurations are: sqlite:///path or redis://host:port/db.",
+    )
+    artifacts_url: str | None = Field(None, description="Where programs are kept: a folder or any fsspec URL.")
+    phoenix_endpoint: str = Field(
+        "http://localhost:6006", validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT")
+    )
+    phoenix_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
+    )
+    phoenix_timeout_seconds: float = Field(30, gt=0)
+    lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
+    lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
+    lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the model's key.")
+    sensor_interval_seconds: int = Field(60, ge=1, description="Least time between two looks at all tenants.")
+    settling_seconds: float = Field(
+        30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
+    )
+    max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
+
+    @property
+    def resolved_config_store_url(self) -> str:
+        return self.config_store_url or f"sqlite:///{self.home / 'config.db'}"
+
+    @property
+    def resolved_artifacts_url(self) -> str:
+        return self.artifacts_url or str(self.home / "artifacts")
+
+    @property
+    def embedded(self) -> bool:
+        """True when nothing was configured for production, so the offline stand-in may serve as default."""
+        return self.config_store_url is None and self.artifacts_url is None
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises `InvalidSettings` naming the variable."""
+    try:
+        return Settings()
+    except ValidationError as e:
+        first = e.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        name = name if name.startswith(("AUTOOPT_", "PHOENIX_", "CONFIG_")) else f"AUTOOPT_{name}"
+        raise InvalidSettings(
+            f"environment variable {name}: {first['msg']} (got {str(first['input'])[:60]!r})",
+            f"correct or unset {name}",
+        ) from None

@@ -1,0 +1,205 @@
+"""`RoutingConfigUnified`: everything a tenant can decide about the optimization of its modules."""
+
+import difflib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
+from autoopt_pipeline.modules.registry import default_modules, module_names
+from autoopt_pipeline.tenant_id import validate_tenant_id
+
+PromotionMode = Literal["auto", "manual"]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, naming the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown field {str(name)[:60]!r}; {hint}")
+        return data
+
+
+class Agent(_Strict):
+    """One of the tenant's agents that routing may answer."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    description: str = Field("", max_length=500, description="What the agent is for; the model reads it.")
+
+
+class LMSettings(_Strict):
+    """The language model that optimizes and answers. The key itself never stands here."""
+
+    model: str = Field(min_length=1, description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
+    api_base: str | None = Field(None, description="Endpoint, for servers that speak the OpenAI protocol.")
+    api_key_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable that holds the key."
+    )
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=16)
+    concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
+    timeout_seconds: float = Field(60, gt=0)
+
+
+class Budget(_Strict):
+    """What one module's optimization may spend on the language model in one run."""
+
+    max_lm_calls: int = Field(6000, ge=1)
+    max_tokens: int = Field(20_000_000, ge=1)
+
+
+class ModuleSettings(_Strict):
+    """Settings of one module; what is not set here is taken from the tenant."""
+
+    enabled: bool = True
+    optimization_interval_seconds: int | None = Field(None, ge=1)
+    min_samples_for_optimization: int | None = Field(None, ge=1)
+
+
+def _default_modules() -> dict[str, ModuleSettings]:
+    return {name: ModuleSettings() for name in default_modules()}
+
+
+class RoutingConfigUnified(_Strict):
+    """A tenant's configuration. Durations are in seconds, and all times are UTC."""
+
+    tenant_id: str
+    enable_auto_optimization: bool = Field(True, description="Turn automatic optimization on or off.")
+    optimization_interval_seconds: int = Field(
+        3600, ge=1, description="Least time between two attempts to optimize a module."
+    )
+    min_samples_for_optimization: int = Field(
+        100, ge=1, description="New traces and annotations that make a module due."
+    )
+    lookback_seconds: int = Field(
+        30 * 24 * 3600, ge=60, description="How far back traces are learnt from, whether new or not."
+    )
+    modules: dict[str, ModuleSettings] = Field(default_factory=_default_modules, description="The modules to optimize.")
+    agents: list[Agent] = Field(default_factory=list, description="The agents that routing chooses from.")
+    lm: LMSettings | None = Field(None, description="Language model; by default the deployment's (AUTOOPT_LM).")
+    budget: Budget = Budget()
+    promotion_mode: PromotionMode = Field(
+        "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
+    )
+    dspy_max_bootstrapped_demos: int = Field(
+        10, ge=0, le=100, description="Demos that a program may show with the model's own answers."
+    )
+    dspy_max_labeled_demos: int = Field(
+        50, ge=1, le=200, description="Demos that a program may show with labels from traces."
+    )
+
+    @field_validator("tenant_id")
+    @classmethod
+    def _valid_tenant_id(cls, value: str) -> str:
+        try:
+            return validate_tenant_id(value)
+        except InvalidTenantId as e:
+            raise ValueError(str(e)) from None
+
+    @field_validator("agents")
+    @classmethod
+    def _unique_agents(cls, agents: list[Agent]) -> list[Agent]:
+        names = [agent.name for agent in agents]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"agent {twice[0]!r} is listed twice")
+        return agents
+
+    @model_validator(mode="after")
+    def _lookback_covers_interval(self) -> Self:
+        if self.lookback_seconds < self.optimization_interval_seconds:
+            raise ValueError("lookback_seconds must not be shorter than optimization_interval_seconds")
+        return self
+
+    def interval_seconds(self, module: str) -> int:
+        """Least time between two attempts to optimize `module`."""
+        return self._module(module).optimization_interval_seconds or self.optimization_interval_seconds
+
+    def min_samples(self, module: str) -> int:
+        """New evidence that makes `module` due."""
+        return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
+
+    def is_enabled(self, module: str) -> bool:
+        """Whether `module` is to be optimized by itself."""
+        return self.enable_auto_optimization and module in self.modules and self.modules[module].enabled
+
+    def _module(self, module: str) -> ModuleSettings:
+        return self.modules.get(module, ModuleSettings())
+
+
+def parse_config(data: Any, *, where: str) -> RoutingConfigUnified:
+    """Validate a configuration. Raises `InvalidConfig` with one line that names the field and the value."""
+    try:
+        return RoutingConfigUnified.model_validate(data)
+    except ValidationError as e:
+        raise InvalidConfig(f"{where}: {_first_error(e)}", "correct the field and save again") from None
+
+
+def check_modules(config: RoutingConfigUnified) -> None:
+    """Raise `InvalidConfig` when the configuration names a module that is not installed.
+
+    Checked when a configuration is written. One that is read may name a module whose package is gone; that
+    is then an error of that module alone.
+    """
+    known = module_names()
+    for name in config.modules:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise InvalidConfig(
+                f"tenant {config.tenant_id}: unknown module {name[:60]!r}",
+                f"{hint}installed modules: {', '.join(known)}",
+            )
+
+
+def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingConfigUnified:
+    """The configuration with one field replaced, all others as they are.
+
+    `path` is dotted (`budget.max_lm_calls`); `value` is JSON where it parses as such, and plain text otherwise.
+    """
+    data = config.model_dump(exclude_unset=False)
+    *parents, last = path.split(".")
+    target: Any = data
+    for depth, name in enumerate(parents, 1):
+        if not isinstance(target, dict):
+            raise InvalidConfig(f"tenant {config.tenant_id}: {path!r} leads into no object", "check the path")
+        if target.get(name) is None:
+            target[name] = {}
+        target = target[name]
+        if not isinstance(target, dict):
+            where = ".".join(parents[:depth])
+            raise InvalidConfig(
+                f"tenant {config.tenant_id}: {where} has no fields of its own",
+                f"set {where} as a whole, as JSON",
+            )
+    target[last] = _json_or_text(value)
+    if path == "tenant_id":
+        raise InvalidConfig("tenant_id cannot be changed", "add a tenant with the new id instead")
+    return parse_config(data, where=f"tenant {config.tenant_id}")
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part) for part in first["loc"])
+    if not place:
+        return message
+    shown = "" if isinstance(first["input"], dict | list) else f" (got {str(first['input'])[:60]!r})"
+    return f"{place}: {message}{shown}"

@@ -1,0 +1,92 @@
+"""Tenants' configurations in Redis.
+
+`autoopt:configs` is a hash of every tenant's newest version, so that thousands are read in one request, and
+`autoopt:config-history:{tenant}` is a list of all versions. Both change in one transaction.
+"""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from autoopt_pipeline.errors import ConfigStoreUnavailable
+from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.tenants.sqlite_store import check_version, decode_document
+from autoopt_pipeline.tenants.store import StoredConfig
+
+_CURRENT = "autoopt:configs"
+
+
+class RedisConfigStore:
+    """See `TenantConfigStore`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+        with self._errors():
+            self._redis = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=10,
+                socket_connect_timeout=5,
+                retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
+            )
+
+    def current(self) -> Mapping[str, StoredConfig]:
+        with self._errors():
+            entries = dict(self._redis.hgetall(_CURRENT))
+        return {str(tenant): _stored(tenant, entry) for tenant, entry in entries.items()}
+
+    def history(self, tenant_id: str) -> list[StoredConfig]:
+        with self._errors():
+            entries = list(self._redis.lrange(_history_key(tenant_id), 0, -1))
+        return [_stored(tenant_id, entry) for entry in entries]
+
+    def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
+        validate_tenant_id(tenant_id)
+        key = _history_key(tenant_id)
+        with self._errors(), self._redis.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(key)
+                    newest = int(pipe.llen(key))
+                    check_version(tenant_id, newest, expected_version)
+                    text = None if document is None else json.dumps(document, sort_keys=True)
+                    entry = json.dumps(
+                        {"version": newest + 1, "written_at": datetime.now(UTC).isoformat(), "document": text}
+                    )
+                    pipe.multi()
+                    pipe.rpush(key, entry)
+                    if document is None:
+                        pipe.hdel(_CURRENT, tenant_id)
+                    else:
+                        pipe.hset(_CURRENT, tenant_id, entry)
+                    pipe.execute()
+                    return newest + 1
+                except redis.WatchError:
+                    continue  # somebody else wrote in between: look again, and let expected_version decide
+
+    @contextmanager
+    def _errors(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except (redis.RedisError, OSError, ValueError) as e:
+            raise ConfigStoreUnavailable(
+                f"configuration store {self._shown}: {e}",
+                "check AUTOOPT_CONFIG_STORE_URL and that Redis is up",
+            ) from None
+
+
+def _history_key(tenant_id: str) -> str:
+    return f"autoopt:config-history:{tenant_id}"
+
+
+def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
+    fields = json.loads(entry)
+    written_at = datetime.fromisoformat(fields["written_at"])
+    return StoredConfig(str(tenant_id), fields["version"], written_at, decode_document(fields["document"]))

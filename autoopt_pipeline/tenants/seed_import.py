@@ -1,0 +1,79 @@
+"""Reading configurations that other systems exported: the rows of cogniverse's configuration store, or our own."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from autoopt_pipeline.errors import AutooptError, InvalidConfig
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+
+
+@dataclass(frozen=True)
+class ImportedConfig:
+    """A configuration, and the fields of its source that mean nothing here."""
+
+    config: RoutingConfigUnified
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A row that is no configuration, and why."""
+
+    row: int
+    reason: str
+
+
+def read_rows(text: str) -> tuple[list[ImportedConfig], list[RefusedRow]]:
+    """Read a JSON array, a single JSON object, or JSON lines.
+
+    A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
+    the highest counts. A bad row is refused with its number and does not stop the others.
+    """
+    imported: dict[str, tuple[int, ImportedConfig]] = {}
+    refused: list[RefusedRow] = []
+    for number, row in enumerate(_rows(text), 1):
+        try:
+            if not isinstance(row, dict):
+                raise InvalidConfig(f"row {number} is not a JSON object", "give one object per tenant")
+            version = row.get("version")
+            version = version if isinstance(version, int) else 0
+            one = _import_row(row, number)
+        except AutooptError as e:
+            refused.append(RefusedRow(number, str(e)))
+            continue
+        tenant = one.config.tenant_id
+        if tenant not in imported or imported[tenant][0] <= version:
+            imported[tenant] = (version, one)
+    return [one for _, one in imported.values()], refused
+
+
+def _import_row(row: dict[str, Any], number: int) -> ImportedConfig:
+    data = row.get("config_value", row)
+    if not isinstance(data, dict):
+        raise InvalidConfig(f"row {number}: config_value is not a JSON object", "export the row again")
+    known = {name: value for name, value in data.items() if name in RoutingConfigUnified.model_fields}
+    if "tenant_id" not in known and "tenant_id" in row:
+        known["tenant_id"] = row["tenant_id"]
+    config = parse_config(known, where=f"row {number}")
+    check_modules(config)
+    return ImportedConfig(config, tuple(sorted(set(data) - set(known))))
+
+
+def _rows(text: str) -> list[Any]:
+    try:
+        whole = json.loads(text)
+        return whole if isinstance(whole, list) else [whole]
+    except json.JSONDecodeError:
+        pass
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                raise InvalidConfig(
+                    f"line {number} is not JSON: {e.msg}",
+                    "give a JSON array, an object, or one object a line",
+                ) from None
+    return rows

@@ -1,0 +1,87 @@
+"""Where tenants' configurations are kept. Every write is a new version, and a tenant exists because it has one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+
+
+@dataclass(frozen=True)
+class StoredConfig:
+    """One version of a tenant's configuration. `document` is None where the version removes the tenant."""
+
+    tenant_id: str
+    version: int
+    written_at: datetime
+    document: object | None
+
+    def parse(self) -> RoutingConfigUnified:
+        """The configuration. Raises `InvalidConfig` when it is malformed, or belongs to another tenant."""
+        where = f"tenant {self.tenant_id}, configuration version {self.version}"
+        config = parse_config(self.document, where=where)
+        if config.tenant_id != self.tenant_id:
+            raise InvalidConfig(
+                f"{where}: tenant_id is {config.tenant_id!r}",
+                "save the configuration under its own tenant id",
+            )
+        return config
+
+
+class TenantConfigStore(Protocol):
+    """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
+
+    def current(self) -> Mapping[str, StoredConfig]:
+        """The newest version of every tenant that is not removed, in few requests whatever their number."""
+        ...
+
+    def history(self, tenant_id: str) -> list[StoredConfig]:
+        """All versions, oldest first; empty when the tenant never existed."""
+        ...
+
+    def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
+        """Append a version and return its number; None removes the tenant and keeps its history.
+
+        Raises `ConfigConflict` when `expected_version` is given and is no longer the newest.
+        """
+        ...
+
+
+def open_config_store(url: str) -> TenantConfigStore:
+    """Open the store behind a URL: `sqlite:///path` or `redis://[user:password@]host:port/db` (`rediss://`)."""
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
+        from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
+
+        return SqliteConfigStore(url.removeprefix("sqlite:///"))
+    if scheme in {"redis", "rediss"}:
+        from autoopt_pipeline.tenants.redis_store import RedisConfigStore
+
+        return RedisConfigStore(url)
+    raise InvalidSettings(
+        f"configuration store {scheme + ':...' if ':' in url else url[:60]!r} is of no known kind",
+        "set AUTOOPT_CONFIG_STORE_URL to sqlite:///path/to/config.db or redis://host:6379/0",
+    )
+
+
+def read_config(store: TenantConfigStore, tenant_id: str) -> tuple[RoutingConfigUnified, int]:
+    """A tenant's configuration and its version. Raises `UnknownTenant` or `InvalidConfig`."""
+    newest = newest_version(store, tenant_id)
+    return newest.parse(), newest.version
+
+
+def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
+    """The newest version as it is stored, be it valid or not. Raises `UnknownTenant`."""
+    history = store.history(tenant_id)
+    if not history or history[-1].document is None:
+        raise UnknownTenant(
+            f"tenant {tenant_id} has no configuration", f"add it with 'autoopt tenants add {tenant_id}'"
+        )
+    return history[-1]
+
+
+def write_config(store: TenantConfigStore, config: RoutingConfigUnified, *, expected_version: int | None = None) -> int:
+    """Write a configuration as a new version and return its number."""
+    return store.write(config.tenant_id, config.model_dump(mode="json"), expected_version=expected_version)

@@ -1,0 +1,68 @@
+"""How much is new in Phoenix for each (tenant, module), in as few requests as possible."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from autoopt_pipeline.contract import SpanContract, project_name
+from autoopt_pipeline.optimization.plan import Evidence, Outcome
+from autoopt_pipeline.traces.phoenix import CountRequest, Phoenix, Project
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Count what is new from `since` on. `outcome` is the last one, if there was any."""
+
+    tenant_id: str
+    module: str
+    contract: SpanContract
+    since: datetime
+    outcome: Outcome | None
+
+
+def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: datetime) -> dict[tuple[str, str], Evidence]:
+    """Evidence per (tenant, module), for traces that started before `until`.
+
+    One request for all projects' totals tells who changed since the last outcome; only those are counted
+    span by span. Annotations carry no time that Phoenix could filter by, so their totals are compared.
+    """
+    if not wanted:
+        return {}
+    projects = phoenix.projects(until=until)
+    found = {(w.tenant_id, w.module): projects.get(project_name(w.tenant_id)) for w in wanted}
+    to_count = {
+        (w.tenant_id, w.module): CountRequest(project.id, w.contract.span_name, w.since, until)
+        for w in wanted
+        if (project := found[w.tenant_id, w.module]) and _may_have_new_traces(project, w)
+    }
+    counts = phoenix.count(list(to_count.values()))
+    learnt_from = [project.id for w in wanted if w.outcome and (project := found[w.tenant_id, w.module])]
+    annotations = phoenix.annotation_counts(learnt_from)
+    evidence = {}
+    for w in wanted:
+        key = (w.tenant_id, w.module)
+        project = found[key]
+        if project is None:
+            evidence[key] = Evidence(0, note=f"Phoenix has no project {project_name(w.tenant_id)} yet")
+            continue
+        new_traces = counts[to_count[key]] if key in to_count else 0
+        new_annotations = 0
+        if w.outcome and project.id in annotations:
+            total = annotations[project.id].get(w.contract.annotation, 0)
+            new_annotations = max(0, total - w.outcome.annotation_total)
+        evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
+    return evidence
+
+
+def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:
+    if project.traces is None:
+        return True
+    return project.traces != (wanted.outcome.trace_total if wanted.outcome else 0)
+
+
+def _note(project: Project, wanted: Wanted, new_traces: int) -> str:
+    if wanted.outcome is None and new_traces == 0 and project.traces:
+        return (
+            f"the project has {project.traces} traces, but no span named {wanted.contract.span_name!r} in the lookback"
+        )
+    return ""

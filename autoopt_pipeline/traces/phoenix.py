@@ -1,0 +1,364 @@
+"""The one adapter to Phoenix: counts over GraphQL (REST has none), spans and annotations over its client.
+
+GraphQL is the private API of Phoenix's own UI, so everything asked of it stands here, under contract tests
+against a real server. Where a later Phoenix no longer understands it, counting falls back to paging over REST.
+"""
+
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from autoopt_pipeline.contract import SpanContract, span_filter
+from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.spec import Annotation, Decision
+
+if TYPE_CHECKING:
+    from phoenix.client import Client
+
+logger = logging.getLogger(__name__)
+
+ALIASES_PER_DOCUMENT = 50
+"""Phoenix refuses GraphQL documents with more."""
+
+PAGE = 1000
+"""Projects, or spans, per request. Phoenix's own defaults (50 and 100) would drop the rest without a word."""
+
+SPANS_PER_READ = 5000
+"""Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
+
+_ATTEMPTS = 3
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Phoenix project; `traces` is None where only REST answers, which has no totals."""
+
+    id: str
+    name: str
+    traces: int | None
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """Spans of one name in one project that started in [start, end), UTC."""
+
+    project_id: str
+    span_name: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class NewAnnotation:
+    """A verdict on a span, to be written."""
+
+    span_id: str
+    name: str
+    kind: Literal["HUMAN", "LLM"]
+    label: str
+    metadata: Mapping[str, str]
+
+
+class _NotUnderstood(Exception):
+    """This Phoenix speaks another GraphQL."""
+
+
+class Phoenix:
+    """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`."""
+
+    def __init__(self, endpoint: str, *, api_key: str | None = None, timeout_seconds: float = 30) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self._api_key = api_key
+        self._timeout = timeout_seconds
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            self._http = httpx.Client(base_url=self.endpoint, headers=headers, timeout=timeout_seconds)
+        except (httpx.InvalidURL, ValueError) as e:
+            raise PhoenixRefused(
+                f"Phoenix endpoint {self.endpoint!r}: {e}", "correct AUTOOPT_PHOENIX_ENDPOINT"
+            ) from None
+
+    def projects(self, *, until: datetime) -> dict[str, Project]:
+        """All projects by exact name, with their number of traces started before `until`."""
+        with self._errors("projects"):
+            try:
+                return self._graphql_projects(until)
+            except _NotUnderstood as e:
+                logger.warning("Phoenix %s: counting over REST, which is slow: %s", self.endpoint, e)
+                found = self._rest_pages("/v1/projects", {})
+                return {item["name"]: Project(item["id"], item["name"], None) for item in found}
+
+    def project(self, name: str, *, until: datetime) -> Project | None:
+        """One project, with its number of traces started before `until`; None when it does not exist."""
+        with self._errors(f"project {name}"):
+            try:
+                node = self._graphql(
+                    "query($n:String!,$tr:TimeRange){getProjectByName(name:$n){id name traceCount(timeRange:$tr)}}",
+                    {"n": name, "tr": {"end": until.isoformat()}},
+                )["getProjectByName"]
+            except _NotUnderstood:
+                return self.projects(until=until).get(name)
+            return Project(node["id"], node["name"], node["traceCount"]) if node else None
+
+    def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
+        """Count spans for each request; equal requests are asked once, fifty in one document."""
+        distinct = list(dict.fromkeys(requests))
+        counted: dict[CountRequest, int] = {}
+        with self._errors("counts"):
+            for batch in _batches(distinct, ALIASES_PER_DOCUMENT):
+                try:
+                    counts = self._graphql_counts(batch)
+                except _NotUnderstood:
+                    counts = [self._rest_count(request) for request in batch]
+                counted.update(zip(batch, counts, strict=True))
+        return counted
+
+    def annotation_counts(self, project_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Per project, how many span annotations of each name there are. Empty where Phoenix cannot say."""
+        counts: dict[str, dict[str, int]] = {}
+        with self._errors("annotation counts"):
+            for batch in _batches(list(dict.fromkeys(project_ids)), ALIASES_PER_DOCUMENT):
+                try:
+                    data = self._graphql(
+                        _aliased(batch, "spanAnnotationNameCounts{name count}"),
+                        {f"id{i}": project_id for i, project_id in enumerate(batch)},
+                    )
+                except _NotUnderstood as e:
+                    logger.warning("Phoenix %s: annotations cannot be counted: %s", self.endpoint, e)
+                    return counts
+                for i, project_id in enumerate(batch):
+                    node = data[f"p{i}"] or {"spanAnnotationNameCounts": []}
+                    counts[project_id] = {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]}
+        return counts
+
+    def decisions(self, project: str, contract: SpanContract, *, start: datetime, end: datetime) -> list[Decision]:
+        """All decisions of a project that started in [start, end), oldest first, with their annotations.
+
+        Only the contract's columns are read, page by page, so the server stays responsive; nothing is cut
+        off. Raises `PhoenixRefused` when the project does not exist.
+        """
+        with self._errors(f"project {project}"):
+            rows = self._read_rows(project, contract, start, end)
+            annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows])
+        return [_decision(row, contract, annotations.get(row["span_id"], ())) for row in rows]
+
+    def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
+        """Write span annotations. An equal one (same span, name and identifier) is replaced."""
+        with self._errors("annotations"):
+            for batch in _batches(annotations, PAGE):
+                self._client().spans.log_span_annotations(
+                    span_annotations=[
+                        {
+                            "span_id": annotation.span_id,
+                            "name": annotation.name,
+                            "annotator_kind": annotation.kind,
+                            "result": {"label": annotation.label},
+                            "metadata": dict(annotation.metadata),
+                        }
+                        for annotation in batch
+                    ],
+                    sync=True,  # else annotations of unknown spans are dropped without a word
+                )
+
+    def _read_rows(self, project: str, contract: SpanContract, start: datetime, end: datetime) -> list[dict[str, Any]]:
+        from phoenix.client.types.spans import SpanQuery
+
+        query = (
+            SpanQuery()
+            .select("context.span_id", "context.trace_id", "start_time", "status_code", *contract.columns)
+            .where(contract.filter)
+        )
+        client = self._client()
+        client.projects.get(project_name=project)  # a data frame of no project is empty, without an error
+        rows: dict[str, dict[str, Any]] = {}
+        limit = SPANS_PER_READ
+        while True:
+            frame = client.spans.get_spans_dataframe(
+                project_identifier=project,
+                query=query,
+                start_time=start,
+                end_time=end,
+                limit=limit,
+                timeout=int(max(self._timeout, 60)),
+            )
+            page = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+            if "context.span_id" in frame.columns:
+                ids = [str(span_id) for span_id in frame["context.span_id"]]
+            else:
+                ids = [str(span_id) for span_id in frame.index]
+            before = len(rows)
+            for span_id, row in zip(ids, page, strict=True):
+                rows.setdefault(span_id, {**row, "span_id": span_id})
+            if len(page) < limit:
+                break
+            # The newest come first: go on from the oldest, which is read again for those of the same instant.
+            oldest = min(row["start_time"] for row in page).to_pydatetime()
+            end = oldest + timedelta(microseconds=1)
+            if len(rows) == before:
+                limit *= 2  # more spans of one instant than a page holds
+        return sorted(rows.values(), key=lambda row: (row["start_time"], row["span_id"]))
+
+    def _read_annotations(
+        self, project: str, contract: SpanContract, span_ids: Sequence[str]
+    ) -> dict[str, tuple[Annotation, ...]]:
+        if not span_ids:
+            return {}
+        found: dict[str, list[Annotation]] = {}
+        for item in self._client().spans.get_span_annotations(
+            project_identifier=project,
+            span_ids=span_ids,
+            include_annotation_names=[contract.annotation],
+            timeout=int(max(self._timeout, 60)),
+        ):
+            result = item.get("result") or {}
+            found.setdefault(item["span_id"], []).append(
+                Annotation(
+                    kind=item["annotator_kind"],
+                    label=result.get("label"),
+                    metadata=dict(item.get("metadata") or {}),
+                    updated_at=datetime.fromisoformat(str(item["updated_at"])),
+                )
+            )
+        return {span_id: tuple(own) for span_id, own in found.items()}
+
+    def _graphql_projects(self, until: datetime) -> dict[str, Project]:
+        found: dict[str, Project] = {}
+        cursor: str | None = None
+        while True:
+            page = self._graphql(
+                "query($tr:TimeRange,$n:Int,$c:String){projects(first:$n,after:$c){"
+                "edges{node{id name traceCount(timeRange:$tr)}} pageInfo{hasNextPage endCursor}}}",
+                {"tr": {"end": until.isoformat()}, "n": PAGE, "c": cursor},
+            )["projects"]
+            for edge in page["edges"]:
+                node = edge["node"]
+                found[node["name"]] = Project(node["id"], node["name"], node["traceCount"])
+            if not page["pageInfo"]["hasNextPage"]:
+                return found
+            cursor = page["pageInfo"]["endCursor"]
+
+    def _graphql_counts(self, batch: Sequence[CountRequest]) -> list[int]:
+        variables: dict[str, Any] = {}
+        names = []
+        for i, request in enumerate(batch):
+            variables[f"id{i}"] = request.project_id
+            variables[f"tr{i}"] = {"start": request.start.isoformat(), "end": request.end.isoformat()}
+            variables[f"f{i}"] = span_filter(request.span_name)
+            names.append(f"p{i}")
+        declared = ",".join(f"$id{i}:ID!,$tr{i}:TimeRange,$f{i}:String" for i in range(len(batch)))
+        fields = " ".join(
+            f"p{i}:node(id:$id{i}){{...on Project{{recordCount(timeRange:$tr{i},filterCondition:$f{i})}}}}"
+            for i in range(len(batch))
+        )
+        data = self._graphql(f"query({declared}){{{fields}}}", variables)
+        return [data[name]["recordCount"] for name in names]
+
+    def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
+        if errors := answer.get("errors"):
+            message = str(errors[0].get("message"))[:300]
+            if message.startswith(("Cannot query field", "Unknown ", "Variable ", "Field ")):
+                raise _NotUnderstood(message)
+            raise PhoenixRefused(f"Phoenix {self.endpoint}: {message}", "see the server's log")
+        return answer["data"]
+
+    def _rest_count(self, request: CountRequest) -> int:
+        path = f"/v1/projects/{request.project_id}/spans"
+        window = {"start_time": request.start.isoformat(), "end_time": request.end.isoformat()}
+        return sum(1 for _ in self._rest_pages(path, {**window, "name": request.span_name}))
+
+    def _rest_pages(self, path: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        cursor = None
+        while True:
+            page = self._json("GET", path, params={**params, "limit": PAGE, **({"cursor": cursor} if cursor else {})})
+            yield from page["data"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+        with self._errors(path):
+            for attempt in Retrying(
+                stop=stop_after_attempt(_ATTEMPTS),
+                wait=wait_random_exponential(multiplier=0.2, max=2),
+                retry=retry_if_exception(_is_transient),
+                reraise=True,
+            ):
+                with attempt:
+                    response = self._http.request(method, path, **kwargs)
+                    response.raise_for_status()
+            return response.json()
+
+    def _client(self) -> "Client":
+        from phoenix.client import Client
+
+        return Client(base_url=self.endpoint, http_client=self._http)
+
+    @contextmanager
+    def _errors(self, what: str) -> Generator[None, None, None]:
+        """Translate what can go wrong between here and Phoenix."""
+        try:
+            yield
+        except httpx.HTTPStatusError as e:
+            raise self._refusal(e, what) from e
+        except httpx.TransportError as e:
+            raise PhoenixUnavailable(
+                f"Phoenix {self.endpoint} does not answer: {type(e).__name__} {e}",
+                "check AUTOOPT_PHOENIX_ENDPOINT and that Phoenix is up",
+            ) from e
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: {what}: the answer is not understood ({type(e).__name__})",
+                "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
+            ) from e
+
+    def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
+        status = error.response.status_code
+        if status in {401, 403}:
+            return PhoenixRefused(
+                f"Phoenix {self.endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY"
+            )
+        if status == 404:
+            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
+        if status >= 500 or status == 429:
+            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+        return PhoenixRefused(
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {error.response.text[:200]}",
+            "see the server's log",
+        )
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError)
+
+
+def _decision(row: dict[str, Any], contract: SpanContract, annotations: tuple[Annotation, ...]) -> Decision:
+    return Decision(
+        span_id=row["span_id"],
+        trace_id=str(row.get("context.trace_id")),
+        time=row["start_time"].to_pydatetime(),
+        failed=row.get("status_code") == "ERROR",  # a span that did well is UNSET as often as OK
+        attributes={name: row.get(name) for name in contract.columns},
+        annotations=annotations,
+    )
+
+
+def _aliased(batch: Sequence[str], fields: str) -> str:
+    declared = ",".join(f"$id{i}:ID!" for i in range(len(batch)))
+    nodes = " ".join(f"p{i}:node(id:$id{i}){{...on Project{{{fields}}}}}" for i in range(len(batch)))
+    return f"query({declared}){{{nodes}}}"
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,89 @@
+"""Sending played traffic to Phoenix the way an application would: spans over OTLP, then feedback as annotations."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Status, StatusCode
+
+from autoopt_pipeline.contract import ROUTING_SPAN, project_name
+from autoopt_pipeline.errors import PhoenixUnavailable
+from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix
+from autoopt_pipeline.traces.traffic import PlayedRequest
+
+_BATCH = 500
+_PATIENCE_SECONDS = 180
+"""Phoenix acknowledges spans before it stores them, at some 130 a second."""
+
+
+def send_traffic(
+    phoenix: Phoenix, tenant_id: str, requests: Sequence[PlayedRequest], *, api_key: str | None = None
+) -> None:
+    """Send requests as spans of the tenant's project, wait until they are stored, then send their reviews.
+
+    Raises `PhoenixUnavailable` when Phoenix does not take or store them.
+    """
+    if not requests:
+        return
+    spans = _spans(tenant_id, requests)
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else None
+    exporter = OTLPSpanExporter(endpoint=f"{phoenix.endpoint}/v1/traces", headers=headers, timeout=30)
+    stored_before = _stored(phoenix, tenant_id, requests)
+    for start in range(0, len(spans), _BATCH):
+        if exporter.export(spans[start : start + _BATCH]) is not SpanExportResult.SUCCESS:
+            raise PhoenixUnavailable(f"Phoenix {phoenix.endpoint} takes no spans", "see the server's log")
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while _stored(phoenix, tenant_id, requests) < stored_before + len(spans):
+        if time.monotonic() > deadline:
+            raise PhoenixUnavailable(
+                f"Phoenix {phoenix.endpoint} has not stored all spans within {_PATIENCE_SECONDS} s",
+                "see the server's log",
+            )
+        time.sleep(0.3)
+    phoenix.annotate(
+        [
+            NewAnnotation(_hex(span), review.name, review.kind, review.label, review.metadata)
+            for span, request in zip(spans, requests, strict=True)
+            for review in request.reviews
+        ]
+    )
+
+
+def _spans(tenant_id: str, requests: Sequence[PlayedRequest]) -> tuple[ReadableSpan, ...]:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(
+        resource=Resource.create({"openinference.project.name": project_name(tenant_id)}),
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracer = provider.get_tracer(__name__)
+    for request in requests:
+        span = tracer.start_span(ROUTING_SPAN, attributes=request.attributes, start_time=_nanoseconds(request.time))
+        if request.failed:
+            span.set_status(Status(StatusCode.ERROR, "the request failed"))
+        span.end(end_time=_nanoseconds(request.time + timedelta(seconds=request.seconds)))
+    return memory.get_finished_spans()
+
+
+def _stored(phoenix: Phoenix, tenant_id: str, requests: Sequence[PlayedRequest]) -> int:
+    """Spans in the requests' window. The end varies, because Phoenix keeps counts of equal windows on SQLite."""
+    end = requests[-1].time + timedelta(seconds=1, microseconds=time.monotonic_ns() % 1_000_000)
+    project = phoenix.project(project_name(tenant_id), until=end)
+    if project is None:
+        return 0
+    request = CountRequest(project.id, ROUTING_SPAN, requests[0].time, end)
+    return phoenix.count([request])[request]
+
+
+def _hex(span: ReadableSpan) -> str:
+    context = span.get_span_context()
+    return f"{context.span_id:016x}" if context else ""
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1_000_000) * 1000

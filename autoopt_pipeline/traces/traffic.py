@@ -1,0 +1,280 @@
+"""Sample traffic: what an application of a tenant might have asked, decided and got told, for trying things out.
+
+Pure: makes requests, sends nothing (see `send`). Some decisions are wrong, some labels are noisy, some spans are
+malformed. Reviews are drawn at random, whatever the outcome, and say so; complaints are not, and do not.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING, REVIEW_SAMPLE
+from autoopt_pipeline.errors import InvalidQueries
+
+SAMPLE_AGENTS = {
+    "search_agent": "finds things that exist already",
+    "summary_agent": "makes long things short",
+    "report_agent": "works numbers and comparisons out",
+    "support_agent": "helps when something does not work",
+}
+
+_ASKS = {
+    "search_agent": (
+        "where did we put {0}", "pull up {0}", "track down {0}", "got a link for {0}?", "dig out {0}",
+        "can you get me {0}", "which folder holds {0}", "looking for {0}", "need to lay hands on {0}",
+        "who has a copy of {0}",
+    ),
+    "summary_agent": (
+        "gist of {0}", "boil {0} down to five lines", "tl;dr {0}", "what are the takeaways from {0}",
+        "condense {0} for the board", "short version of {0} please", "sum {0} up", "main points in {0}",
+        "i have two minutes, what does {0} say", "skim {0} for me",
+    ),
+    "report_agent": (
+        "break {0} down by region", "how does {0} stack up against last year", "deep dive into {0}",
+        "work out the trend across {0}", "compare {0} with what rivals do", "crunch the figures in {0}",
+        "benchmark {0} and write it up", "analyse {0} month by month", "quantify the impact of {0}",
+        "rank everything in {0} by cost",
+    ),
+    "support_agent": (
+        "{0} will not open on my laptop", "i keep getting an error with {0}", "why is {0} blank",
+        "locked out of {0} again", "{0} crashes halfway", "permission denied for {0}",
+        "{0} stopped loading since the update", "how do i unlock {0}", "cannot upload {0}",
+        "{0} looks garbled on my phone",
+    ),
+}  # fmt: skip
+_THINGS = {
+    "video": ("webcast", "keynote stream", "dashcam bit", "screen capture", "training walkthrough", "town hall replay",
+              "drone flyover", "teaser", "livestream", "interview on camera"),
+    "image": ("poster", "blueprint", "screenshot", "mockup", "whiteboard snap", "site map", "logo", "satellite view",
+              "infographic", "x-ray scan"),
+    "audio": ("voicemail", "podcast episode", "dictation", "jingle", "hotline tape", "ringtone", "radio spot",
+              "soundtrack", "voice memo", "choir take"),
+    "document": ("handbook", "invoice", "policy", "tender", "spec sheet", "minutes", "white paper", "deed", "syllabus",
+                 "audit file"),
+    "text": ("ticket thread", "release blurb", "email reply", "chat log", "tagline", "forum post", "changelog entry",
+             "status update", "bio", "faq wording"),
+}  # fmt: skip
+_TOPICS = (
+    "onboarding", "the harbour project", "payroll", "the spring launch", "warehouse safety", "supplier prices",
+    "the berlin office", "churn", "the solar roof", "travel costs", "the merger", "patient intake", "fleet upkeep",
+    "the new cafeteria", "visa rules", "the pension plan", "quarterly sales", "the ferry line", "recycling",
+    "the chess club", "customer nps", "firmware 4.2", "the water leak", "store hours", "the mentoring scheme",
+)  # fmt: skip
+_LINKS = ("about {0}", "on {0}", "for {0}", "from the {0} folks", "regarding {0}", "re {0}", "concerning {0}")
+_OPENERS = (
+    "",
+    "",
+    "",
+    "",
+    "hi, ",
+    "hey ",
+    "ok so ",
+    "quick one: ",
+    "morning! ",
+    "please ",
+    "sorry to bug you, ",
+)
+_TAILS = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    " thanks",
+    " asap",
+    " before noon",
+    " if possible",
+    " - it is for marta",
+    " again",
+)
+_VAGUE = (
+    "same as last time", "you know the one", "and the other thing too", "what i asked yesterday", "the usual please",
+    "can you redo that", "hmm not that one", "next one please", "try once more", "no, the older one",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A request and the answers that are right for it, by output field (agent, modality)."""
+
+    query: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Review:
+    """One annotation of a span: a person's or a judge's."""
+
+    name: str
+    kind: Literal["HUMAN", "LLM"]
+    label: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PlayedRequest:
+    """One decision of the application as it is sent to Phoenix. `seconds` is how long it took."""
+
+    time: datetime
+    seconds: float
+    attributes: dict[str, Any]
+    failed: bool
+    reviews: tuple[Review, ...] = ()
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the played application and its users behave. Shares are from 0 to 1."""
+
+    right: float = 0.7
+    reviewed: float = 0.75
+    complains: float = 0.1
+    malformed: float = 0.03
+    openinference: bool = False
+    answers_depend_on_query: bool = True
+    annotation_names: dict[str, str] = field(
+        default_factory=lambda: {"agent": "routing_annotation", "modality": "modality_annotation"}
+    )
+
+
+def sample_truths(count: int, rng: random.Random) -> Iterator[Truth]:
+    """Requests with the agents of `SAMPLE_AGENTS`, worded freely, with typing errors and vague ones."""
+    for _ in range(count):
+        agent = rng.choice(list(_ASKS))
+        kinds = rng.sample(list(_THINGS), 2) if rng.random() < 0.12 else [rng.choice(list(_THINGS))]
+        modality = kinds[0] if len(kinds) == 1 else "mixed"
+        if rng.random() < 0.03:
+            query = rng.choice(_VAGUE)
+        else:
+            thing = " and the ".join(rng.choice(_THINGS[kind]) for kind in kinds)
+            about = rng.choice(_LINKS).format(rng.choice(_TOPICS))
+            query = rng.choice(_OPENERS) + rng.choice(_ASKS[agent]).format(f"the {thing} {about}") + rng.choice(_TAILS)
+        yield Truth(_with_typing_errors(query, rng), {"agent": agent, "modality": modality})
+
+
+def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence[str]) -> list[Truth]:
+    """Labelled queries from a JSON-lines file. Raises `InvalidQueries` naming the line."""
+    truths = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidQueries(f"{path}: {e}", "give a readable file of JSON lines") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            query, label = row[query_field], row[label_field]
+        except (ValueError, TypeError, KeyError) as e:
+            raise InvalidQueries(
+                f"{path}, line {number}: {type(e).__name__} {e}",
+                f"each line is a JSON object with {query_field!r} and {label_field!r}; name other fields with "
+                "--query-field and --label-field",
+            ) from None
+        if label not in agents:
+            raise InvalidQueries(
+                f"{path}, line {number}: {str(label)[:60]!r} is no agent of the tenant",
+                f"its agents are {', '.join(agents) or '(none)'}; set them with 'autoopt config set TENANT agents=...'",
+            )
+        truths.append(Truth(str(query), {"agent": str(label)}))
+    return truths
+
+
+def play(
+    truths: Sequence[Truth],
+    choices: Mapping[str, Sequence[str]],
+    habits: Habits,
+    *,
+    start: datetime,
+    end: datetime,
+    rng: random.Random,
+) -> Iterator[PlayedRequest]:
+    """Let an application decide each request. `choices` are all possible answers by output field."""
+    for number, truth in enumerate(truths):
+        time = start + (end - start) * ((number + rng.random()) / len(truths))
+        right = truth.answers
+        if not habits.answers_depend_on_query:
+            right = {name: rng.choice(list(choices[name])) for name in right}
+        chosen = {
+            name: answer if rng.random() < habits.right else rng.choice(list(choices[name]))
+            for name, answer in right.items()
+        }
+        all_right = chosen == right
+        # Users notice most failures, and sometimes call a right answer one.
+        success = rng.random() < (0.95 if all_right else 0.3)
+        confidence = round(min(0.99, max(0.05, rng.gauss(0.82 if all_right else 0.68, 0.12))), 2)
+        # Drawn before anything is known of the outcome: that is what makes a review fit to judge with.
+        drawn = rng.random() < habits.reviewed
+        reviews = tuple(_review(habits, chosen, right, rng)) if drawn else ()
+        if not drawn and not all_right and rng.random() < habits.complains:
+            reviews = tuple(_complaints(habits, chosen, right))
+        attributes = _attributes(truth.query, chosen, confidence, success, habits)
+        attributes[REVIEW_SAMPLE] = drawn
+        if rng.random() < habits.malformed:
+            attributes, reviews = _malformed(attributes, rng), ()
+        failed = not success and rng.random() < 0.3
+        yield PlayedRequest(time, rng.uniform(0.05, 0.9), attributes, failed, reviews)
+
+
+def _attributes(query: str, chosen: dict[str, str], confidence: float, success: bool, habits: Habits) -> dict[str, Any]:
+    if habits.openinference:
+        return {
+            "openinference.span.kind": "CHAIN",
+            "input.value": json.dumps({"query": query}),
+            "input.mime_type": "application/json",
+            "output.value": json.dumps({**chosen, "confidence": confidence, "success": success}),
+            "output.mime_type": "application/json",
+        }
+    named = {"agent": "routing.chosen_agent", "modality": "routing.modality"}
+    return {
+        "routing.query": query,
+        **{named[name]: answer for name, answer in chosen.items()},
+        "routing.confidence": confidence,
+        "routing.success": success,
+    }
+
+
+def _review(habits: Habits, chosen: dict[str, str], right: dict[str, str], rng: random.Random) -> Iterator[Review]:
+    kind: Literal["HUMAN", "LLM"] = "HUMAN" if rng.random() < 0.5 else "LLM"
+    metadata = dict([RANDOM_SAMPLING])
+    for name, answer in right.items():
+        # People err little, judges a little more.
+        seen_right = rng.random() < (0.99 if kind == "HUMAN" else 0.95)
+        wanted = answer if seen_right else chosen[name]
+        if chosen[name] == wanted:
+            yield Review(habits.annotation_names[name], kind, "correct", metadata)
+        else:
+            yield Review(habits.annotation_names[name], kind, "wrong", {**metadata, CORRECTION: wanted})
+
+
+def _complaints(habits: Habits, chosen: dict[str, str], right: dict[str, str]) -> Iterator[Review]:
+    for name, answer in right.items():
+        if chosen[name] != answer:
+            yield Review(habits.annotation_names[name], "HUMAN", "wrong", {CORRECTION: answer})
+
+
+def _malformed(attributes: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """What broken instrumentation sends."""
+    broken = dict(attributes)
+    query_key = "input.value" if "input.value" in broken else "routing.query"
+    match rng.randrange(3):
+        case 0:
+            del broken[query_key]
+        case 1:
+            broken[query_key] = "" if query_key == "routing.query" else "{not json"
+        case _:
+            broken[query_key] = 42
+    return broken
+
+
+def _with_typing_errors(text: str, rng: random.Random) -> str:
+    words = text.split(" ")
+    for i, word in enumerate(words):
+        if len(word) > 4 and rng.random() < 0.04:
+            at = rng.randrange(1, len(word) - 2)
+            words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)

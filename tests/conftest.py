@@ -1,0 +1,78 @@
+"""Real servers for the tests, started once and gone afterwards."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user() -> None:
+    """Tests must not meet the developer's own Phoenix, store or Dagster instance."""
+    for name in [*os.environ]:
+        if name.startswith(("AUTOOPT_", "PHOENIX_", "DAGSTER_HOME", "CONFIG_STORE_URL", "OPENAI_")):
+            del os.environ[name]
+    os.environ["PHOENIX_DISCOVER_CONFIG"] = "false"
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    with Processes(tmp_path_factory.mktemp("logs")) as group:
+        yield group
+
+
+@pytest.fixture(scope="session")
+def phoenix(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Phoenix:
+    """A real Phoenix server, shared by all tests: each uses projects of its own."""
+    endpoint = start_phoenix(processes, tmp_path_factory.mktemp("phoenix"), free_port(), free_port())
+    wait_for_phoenix(processes, endpoint)
+    return Phoenix(endpoint)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis server."""
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    import redis
+
+    folder = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    with Processes(folder) as group:
+        group.start("redis", [server, "--port", str(port), "--bind", LOOPBACK, "--save", ""], env={}, cwd=folder)
+        client = redis.Redis(port=port, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100))
+        client.ping()
+        yield f"redis://{LOOPBACK}:{port}/0"
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant nobody else uses."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """A real Dagster instance on SQLite in a folder of its own."""
+    with dg.instance_for_test() as opened:
+        yield opened
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty DAGSTER_HOME with the project's own dagster.yaml."""
+    from autoopt_pipeline.local.stack import copy_instance
+
+    copy_instance(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,184 @@
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.errors import InvalidArtifact, InvalidSettings, StaleIncumbent
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ModuleArtifacts:
+    return ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing")
+
+
+def folder(tmp_path: Path) -> Path:
+    return next(tmp_path.glob("acme-eu--*/routing"))
+
+
+def program(text: str, tenant: str = "acme:eu") -> Program:
+    return Program(tenant_id=tenant, module="routing", fingerprint="f", labels=["a", "b"], state={"demos": [text]})
+
+
+def save(artifacts: ModuleArtifacts, text: str, *, tenant: str = "acme:eu") -> str:
+    stored = program(text, tenant)
+    version = f"20260101T000000Z-{stored.digest[:8]}"
+    manifest = Manifest(
+        version=version,
+        program_sha256=stored.digest,
+        created_at=AT,
+        run_id="r",
+        parent=None,
+        verdict="promoted",
+        reason="",
+        window_start=AT,
+        window_end=AT,
+        examples={},
+        provenance={},
+        incumbent_score=0.1,
+        candidate_score=0.9,
+        gate={},
+        optimizer="coverage-16",
+        seed=9,
+        lm="stand-in",
+        stand_in=True,
+        lm_calls=1,
+        lm_tokens=1,
+        packages={},
+    )
+    artifacts.save(stored, manifest)
+    return version
+
+
+def test_a_version_is_read_back_as_it_was_saved(artifacts: ModuleArtifacts) -> None:
+    version = save(artifacts, "one")
+    assert artifacts.load(version) == program("one")
+    assert [manifest.version for manifest in artifacts.versions()] == [version]
+    assert artifacts.active() is None
+
+
+def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    artifacts.move(one, expected=None, by="run 1", why="proven better")
+    artifacts.move(two, expected=one, by="run 2", why="proven better")
+    artifacts.move(one, expected=two, by="marta", why="two is slow")
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == one
+    moves = [json.loads(path.read_text()) for path in sorted((folder(tmp_path) / "moves").iterdir())]
+    assert [(move["expected"], move["to"], move["by"]) for move in moves] == [
+        (None, one, "run 1"),
+        (one, two, "run 2"),
+        (two, one, "marta"),
+    ]
+
+
+def test_a_move_from_a_version_that_is_no_longer_active_is_refused(artifacts: ModuleArtifacts) -> None:
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    artifacts.move(one, expected=None, by="a", why="")
+    with pytest.raises(StaleIncumbent, match="no longer the baseline"):
+        artifacts.move(two, expected=None, by="b", why="")
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == one
+
+
+def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
+    artifacts = ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing")
+    versions = [save(artifacts, f"candidate {i}") for i in range(8)]
+    won: list[str] = []
+    barrier = threading.Barrier(len(versions))
+
+    def promote(version: str) -> None:
+        barrier.wait()
+        try:
+            ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing").move(version, expected=None, by="t", why="")
+            won.append(version)
+        except StaleIncumbent:
+            pass
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    active = artifacts.active()
+    assert active is not None
+    assert won == [active.version]
+
+
+def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    artifacts.move(one, expected=None, by="a", why="")
+    before = (folder(tmp_path) / "active.json").read_bytes()
+    artifacts.move(two, expected=one, by="a", why="")
+    (folder(tmp_path) / "active.json").write_bytes(before)
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == two
+    assert json.loads((folder(tmp_path) / "active.json").read_text())["version"] == two
+
+
+def test_a_version_without_its_manifest_is_not_there(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    version = save(artifacts, "one")
+    (folder(tmp_path) / "versions" / version / "manifest.json").unlink()
+    assert artifacts.versions() == []
+    with pytest.raises(InvalidArtifact, match="does not exist"):
+        artifacts.move(version, expected=None, by="a", why="")
+
+
+def test_a_damaged_program_is_refused(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    version = save(artifacts, "one")
+    path = folder(tmp_path) / "versions" / version / "program.json"
+    path.write_bytes(path.read_bytes().replace(b"one", b"two"))
+    with pytest.raises(InvalidArtifact, match="damaged"):
+        artifacts.load(version)
+
+
+def test_another_tenants_program_is_refused(artifacts: ModuleArtifacts) -> None:
+    version = save(artifacts, "one", tenant="rival")
+    with pytest.raises(InvalidArtifact, match="belongs to rival/routing"):
+        artifacts.load(version)
+
+
+def test_a_version_is_never_overwritten(artifacts: ModuleArtifacts) -> None:
+    version = save(artifacts, "one")
+    assert save(artifacts, "one") == version
+    assert artifacts.load(version) == program("one")
+
+
+def test_a_place_in_the_ledger_is_taken_once(artifacts: ModuleArtifacts) -> None:
+    entry = LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
+    assert artifacts.charge(entry)
+    assert not artifacts.charge(entry.model_copy(update={"candidate_digest": "other"}))
+    assert artifacts.ledger() == [entry]
+
+
+def test_no_temporary_file_is_left_or_listed(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    save(artifacts, "one")
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_other_stores_work_the_same_way() -> None:
+    artifacts = ModuleArtifacts(Files("memory://autoopt-test"), "acme:eu", "routing")
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    artifacts.move(one, expected=None, by="a", why="")
+    with pytest.raises(StaleIncumbent):
+        artifacts.move(two, expected=None, by="b", why="")
+    assert {manifest.version for manifest in artifacts.versions()} == {one, two}
+
+
+def test_an_unknown_kind_of_root_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="AUTOOPT_ARTIFACTS_URL"):
+        Files("nonsense://somewhere")
+
+
+def test_a_root_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArtifact, match="AUTOOPT_ARTIFACTS_URL"):
+        save(ModuleArtifacts(Files(str(tmp_path / "file")), "acme:eu", "routing"), "one")

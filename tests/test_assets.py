@@ -1,0 +1,147 @@
+"""The assets, run the ways a person runs them, against a real Phoenix and a real instance."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG, build_module_assets
+from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes
+from autoopt_pipeline.orchestration.partitions import register_tenant
+from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+ACME = SAMPLE_TENANTS[0]
+
+
+@pytest.fixture(scope="module")
+def acme(phoenix: Phoenix) -> datetime:
+    """Sample traffic of acme, and when it ended."""
+    end = datetime.now(UTC)
+    send_sample_traffic(phoenix, ACME, ACME.traces, start=end - timedelta(hours=3), end=end, seed=1)
+    return end
+
+
+@pytest.fixture
+def configured(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))  # the instance fixture has a home of its own
+    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
+    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
+    write_config(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), sample_config(ACME))
+    return home
+
+
+def materialize(
+    instance: dg.DagsterInstance, tenant: str, modules: list[str], tags: dict[str, str] | None = None
+) -> dg.ExecuteInProcessResult:
+    register_tenant(instance, tenant)
+    return dg.materialize(
+        build_module_assets(),
+        selection=modules,
+        partition_key=tenant,
+        instance=instance,
+        resources={"services": Services()},
+        raise_on_error=False,
+        tags=tags,
+    )
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = result.filter_events(lambda e: e.event_type is dg.DagsterEventType.STEP_FAILURE)
+    error = event.step_failure_data.user_failure_data
+    assert error is not None
+    return error.description or ""
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, module: str) -> dict:
+    (event,) = result.asset_materializations_for_node(module)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_a_materialization_says_what_a_person_wants_to_know(
+    configured: Path, acme: datetime, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(instance, "acme", ["routing", "modality"], {WINDOW_END_TAG: acme.isoformat()})
+    assert result.success
+    metadata = metadata_of(result, "routing")
+    assert metadata["verdict"] == "promoted"
+    assert metadata["score_after"] > metadata["score_before"]
+    assert "stand-in" in metadata["language_model"]
+    assert metadata["version"] == metadata["active_version"]
+    assert metadata["examples_holdout"] >= 100
+    for part in ("Candidates", "Holdout", "Confusion", "Fixed", "stand-in"):
+        assert part in metadata["report"]
+    assert metadata["lm_calls"] > 0
+    assert metadata_of(result, "modality")["verdict"] in {"promoted", "rejected"}
+
+    attempts = read_attempts(instance, ["routing"], failures_since=acme)
+    outcome = read_outcomes(instance, attempts)["acme", "routing"]
+    assert outcome.window_end == acme
+    assert outcome.trace_total == ACME.traces
+    assert outcome.annotation_total > 0
+
+
+def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, instance: dg.DagsterInstance) -> None:
+    halfway = acme - timedelta(hours=1.5)
+    tags = {WINDOW_END_TAG: halfway.isoformat()}
+    counts = [
+        metadata_of(materialize(instance, "acme", ["routing"], tags), "routing")["decisions_read"] for _ in range(2)
+    ]
+    assert counts[0] == counts[1] == pytest.approx(ACME.traces / 2, rel=0.05)
+
+
+def test_the_readmes_materialize_command_works(configured: Path, acme: datetime) -> None:
+    command = Path(sys.executable).parent / "dagster"
+    arguments = ["asset", "materialize", "--select", "routing", "--partition", "acme"]
+    arguments += ["-m", "autoopt_pipeline.definitions"]
+    env = dict(os.environ)
+    before = subprocess.run([command, *arguments], env=env, capture_output=True, text=True, check=False)
+    assert before.returncode != 0  # the tenant is no partition yet
+    with dg.DagsterInstance.from_config(str(configured)) as instance:
+        register_tenant(instance, "acme")
+    done = subprocess.run([command, *arguments], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (pointer,) = (configured / ".autoopt" / "artifacts" / "acme" / "routing").glob("active.json")
+    assert json.loads(pointer.read_text())["sequence"] == 1
+    # The embedded instance keeps no state outside .autoopt/.
+    assert {path.name for path in configured.iterdir()} == {"dagster.yaml", "workspace.yaml", ".autoopt"}
+
+
+def test_a_tenant_without_configuration_fails_with_one_line(configured: Path, instance: dg.DagsterInstance) -> None:
+    message = failure_of(materialize(instance, "stranger", ["routing"]))
+    assert message.startswith("tenant stranger has no configuration -> add it with")
+
+
+def test_a_missing_project_fails_with_one_line(configured: Path, instance: dg.DagsterInstance) -> None:
+    config = RoutingConfigUnified(tenant_id="silent", agents=sample_config(ACME).agents)
+    write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), config)
+    message = failure_of(materialize(instance, "silent", ["routing"]))
+    assert "has no project silent-cogniverse-routing" in message
+
+
+def test_a_missing_language_model_fails_with_one_line(
+    configured: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOOPT_CONFIG_STORE_URL", f"sqlite:///{configured / '.autoopt' / 'config.db'}")
+    message = failure_of(materialize(instance, "acme", ["routing"]))
+    assert "no language model is configured" in message
+    assert "AUTOOPT_LM" in message
+
+
+def test_one_module_that_fails_does_not_stop_the_others(
+    configured: Path, acme: datetime, instance: dg.DagsterInstance
+) -> None:
+    config = sample_config(ACME).model_copy(update={"agents": []})
+    write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), config)
+    result = materialize(instance, "acme", ["routing", "modality"], {WINDOW_END_TAG: acme.isoformat()})
+    assert not result.success
+    assert "routing has 0 agents" in failure_of(result)
+    assert metadata_of(result, "modality")["verdict"]

@@ -1,0 +1,194 @@
+"""`autoopt` as a person types it."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from autoopt_pipeline.cli import context, main
+from autoopt_pipeline.orchestration.partitions import registered_tenants
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+AUTOOPT = Path(sys.executable).parent / "autoopt"
+AGENTS = [
+    word
+    for name in ("search_agent", "summary_agent", "report_agent", "support_agent")
+    for word in ("--agent", f"{name}=does {name}")
+]
+
+
+def autoopt(*arguments: str, status: int = 0, **env: str) -> str:
+    """Run the entry point and return what it prints; with status 2, what it prints to standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    returned = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["autoopt", *arguments])
+        patch.setattr(context.console, "file", out)
+        patch.setattr(context.console, "width", 200)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main.run()
+            except SystemExit as e:
+                returned = int(e.code or 0)
+    assert returned == status, out.getvalue() + err.getvalue()
+    return err.getvalue() if status == 2 else out.getvalue()
+
+
+def partitions(home: Path) -> set[str]:
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        return registered_tenants(instance)
+
+
+def test_a_tenant_is_added_listed_and_removed(home: Path) -> None:
+    assert "acme added, configuration version 1" in autoopt("tenants", "add", "acme", *AGENTS)
+    assert partitions(home) == {"acme"}
+    assert "acme" in autoopt("tenants", "list")
+    assert "acme removed" in autoopt("tenants", "remove", "acme")
+    assert partitions(home) == set()
+    assert "acme" not in autoopt("tenants", "list")
+
+
+def test_it_works_from_another_folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run(
+        [AUTOOPT, "tenants", "add", "acme"], cwd=elsewhere, check=True, capture_output=True, text=True
+    )
+    assert "acme added" in done.stdout
+    again = subprocess.run(
+        [AUTOOPT, "tenants", "add", "acme"], cwd=elsewhere, check=False, capture_output=True, text=True
+    )
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert partitions(home) == {"acme"}
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    assert "version 2" in autoopt("config", "set", "acme", "min_samples_for_optimization=7", "budget.max_lm_calls=900")
+    config = json.loads(autoopt("config", "get", "acme"))
+    assert config["min_samples_for_optimization"] == 7
+    assert config["budget"]["max_lm_calls"] == 900
+    assert len(config["agents"]) == 4
+    first = json.loads(autoopt("config", "get", "acme", "--version", "1"))
+    assert first["min_samples_for_optimization"] == 100
+    assert autoopt("config", "history", "acme").count("saved") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tenants", "add", "a/b"], "invalid tenant id 'a/b'"),
+        (["tenants", "add", ""], "invalid tenant id ''"),
+        (["tenants", "add", "a,b"], "invalid tenant id 'a,b'"),
+        (["tenants", "add", "a\nb"], "invalid tenant id 'a\\nb'"),
+        (["tenants", "add", ".."], "invalid tenant id '..'"),
+        (["tenants", "add", "x" * 200], "invalid tenant id 'xxx"),
+        (["tenants", "add", "acme"], "tenant acme exists already"),
+        (["tenants", "remove", "nobody"], "tenant nobody has no configuration"),
+        (["config", "get", "nobody"], "tenant nobody has no configuration"),
+        (["config", "get", "acme", "--version", "9"], "no configuration version 9"),
+        (["config", "set", "acme", "nonsense"], "'nonsense' is no FIELD=VALUE"),
+        (["config", "set", "acme", "min_sample=1"], "did you mean"),
+        (["config", "set", "acme", "min_samples_for_optimization=-1"], "greater than or equal to 1 (got '-1')"),
+        (["config", "set", "acme", "modules.ruting.enabled=true"], "unknown module 'ruting'"),
+        (["versions", "acme", "ruting"], "unknown module 'ruting' -> did you mean 'routing'?"),
+        (["versions", "../acme", "routing"], "invalid tenant id '../acme'"),
+        (["promote", "acme", "routing", "../../x"], "does not exist"),
+        (["tenants", "import", "missing.json"], "missing.json"),
+        (["traffic", "nobody"], "tenant nobody has no configuration"),
+        (["status", "nobody"], "tenant nobody has no configuration"),
+    ],
+)
+def test_bad_input_is_one_line_with_a_remedy_and_changes_nothing(home: Path, arguments: list[str], words: str) -> None:
+    autoopt("tenants", "add", "acme")
+    error = autoopt(*arguments, status=2)
+    assert words in error
+    assert error.startswith("error: ")
+    assert " -> " in error
+    assert error.count("\n") == 1
+    assert partitions(home) == {"acme"}
+    assert autoopt("config", "history", "acme").count("saved") == 1
+
+
+def test_commands_that_need_no_instance_do_not_wait_for_dagster() -> None:
+    code = (
+        "import sys, autoopt_pipeline.cli.main; print([m for m in ('dagster', 'dspy', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "arguments"),
+    [
+        ("AUTOOPT_CONFIG_STORE_URL", "redis://127.0.0.1:1/0", ["tenants", "list"]),
+        ("AUTOOPT_CONFIG_STORE_URL", "nonsense", ["tenants", "list"]),
+        ("AUTOOPT_SETTLING_SECONDS", "soon", ["tenants", "list"]),
+        ("AUTOOPT_ARTIFACTS_URL", "nonsense://x", ["versions", "acme", "routing"]),
+        ("DAGSTER_HOME", "/nonexistent", ["tenants", "add", "other"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(home: Path, name: str, value: str, arguments: list[str]) -> None:
+    error = autoopt(*arguments, status=2, **{name: value})
+    assert error.startswith("error: ")
+    assert name in error
+    assert error.count("\n") == 1
+
+
+def test_phoenix_down_is_told_and_touches_nothing(home: Path) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    down = {"AUTOOPT_PHOENIX_ENDPOINT": "http://127.0.0.1:9"}
+    assert "http://127.0.0.1:9 does not answer" in autoopt("traffic", "acme", status=2, **down)
+    assert "error" in autoopt("status", **down)
+
+
+def test_the_seeds_rows_are_imported(home: Path) -> None:
+    rows = [
+        {"tenant_id": "acme:eu", "version": 2, "config_value": {"tenant_id": "acme:eu", "routing_mode": "tiered"}},
+        {"tenant_id": "b", "config_value": {"tenant_id": "b", "optimization_interval_seconds": 0}},
+    ]
+    Path("rows.json").write_text(json.dumps(rows))
+    error = autoopt("tenants", "import", "rows.json", status=2)
+    assert "1 of 2 rows were refused" in error
+    assert partitions(home) == {"acme:eu"}
+    assert "acme:eu" in autoopt("tenants", "list")
+
+
+def test_traffic_is_sent_and_seen_in_the_status(home: Path, phoenix: Phoenix, tenant: str) -> None:
+    here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
+    autoopt("tenants", "add", tenant, *AGENTS)
+    assert "has no project" in autoopt("status", tenant, **here)
+    assert "30 traces" in autoopt("traffic", tenant, "--traces", "30", **here)
+    assert "30 new traces, 100 needed" in autoopt("status", tenant, **here)
+
+
+def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, phoenix: Phoenix, tenant: str) -> None:
+    here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint}
+    lines = [{"text": f"how do I number {i}", "domain": ["bank", "home"][i % 2]} for i in range(20)]
+    Path("queries.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    autoopt("tenants", "add", tenant, "--agent", "bank", "--agent", "home")
+    fields = ["--query-field", "text", "--label-field", "domain"]
+    assert "20 traces" in autoopt("traffic", tenant, "--queries", "queries.jsonl", *fields, **here)
+    wrong = autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
+    assert "line 1" in wrong
+    assert "--query-field" in wrong
+    Path("queries.jsonl").write_text(json.dumps({"query": "x", "agent": "moon"}))
+    assert "'moon' is no agent" in autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
+    end = datetime.now(UTC)
+    project = phoenix.project(f"{tenant}-cogniverse-routing", until=end)
+    assert project is not None
+    assert project.traces == 20
+
+
+def test_a_taken_port_is_named(phoenix: Phoenix) -> None:
+    port = phoenix.endpoint.rpartition(":")[2]
+    error = autoopt("up", "--phoenix-port", port, status=2)
+    assert f"port {port} for Phoenix is taken" in error
+    assert "PHOENIX_PORT" in error

@@ -1,0 +1,79 @@
+"""The public face in Dagster: what loads, and how light it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+HEAVY = ("dspy", "litellm", "kubernetes", "pandas", "phoenix", "optuna", "redis", "opentelemetry.sdk")
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_definitions_load_without_heavy_packages() -> None:
+    code = f"import sys, autoopt_pipeline.definitions; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert in_a_fresh_process(code) == "[]"
+
+
+def test_what_a_run_and_the_sensor_need_is_defined() -> None:
+    from autoopt_pipeline.definitions import defs
+
+    dg.Definitions.validate_loadable(defs)
+    face = {
+        "assets": {
+            spec.key.to_user_string(): (spec.group_name, sorted(spec.kinds), spec.partitions_def.name)
+            for spec in defs.resolve_all_asset_specs()
+            if isinstance(spec.partitions_def, dg.DynamicPartitionsDefinition)
+        },
+        "sensors": {
+            sensor.name: (sensor.default_status.value, sensor.minimum_interval_seconds) for sensor in defs.sensors or ()
+        },
+    }
+    assert face == {
+        "assets": {
+            "modality": ("modules", ["dspy"], "tenants"),
+            "routing": ("modules", ["dspy"], "tenants"),
+        },
+        "sensors": {
+            "tenant_partitions_sensor": ("RUNNING", 60),
+            "auto_optimization_sensor": ("RUNNING", 60),
+        },
+    }
+
+
+def test_the_local_instance_runs_one_run_of_a_tenant_at_a_time_and_sends_nothing_home() -> None:
+    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    assert config["telemetry"] == {"enabled": False}
+    (limit,) = config["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert limit == {"key": "dagster/partition", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+
+
+def test_the_local_instance_keeps_everything_under_dot_autoopt(home: Path) -> None:
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.add_dynamic_partitions("tenants", ["acme"])
+    assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", ".autoopt"}
+
+
+@pytest.mark.parametrize("room", ["optimization", "modules", "artifacts", "tenants", "traces", "lm"])
+def test_imports_run_one_way(room: str) -> None:
+    allowed = {
+        "artifacts": {"artifacts", "modules"},
+        "modules": {"modules"},
+        "tenants": {"tenants", "modules"},
+        "lm": {"lm", "tenants"},
+        "traces": {"traces", "modules", "optimization"},
+        "optimization": {"optimization", "modules", "artifacts", "tenants", "lm"},
+    }[room]
+    rooms = {"optimization", "modules", "artifacts", "tenants", "traces", "lm", "orchestration", "cli", "local"}
+    for path in (PROJECT / "autoopt_pipeline" / room).glob("*.py"):
+        text = path.read_text()
+        used = {name for name in rooms if f"autoopt_pipeline.{name}" in text}
+        assert used <= allowed, f"{path.name} imports {used - allowed}"
+        assert "import dagster" not in text

@@ -1,0 +1,281 @@
+"""The optimization as a whole, with DSPy's real optimizers and no Phoenix and no Dagster."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.programs import unpack
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.errors import InvalidArtifact, InvalidConfig, LMUnavailable
+from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.lm.models import MeteredLM, metered_lm
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.spec import Annotation, Decision, Label
+from autoopt_pipeline.optimization.evaluation import answer_all
+from autoopt_pipeline.optimization.gate import Verdict
+from autoopt_pipeline.optimization.optimize import Job, Report, labels_of, optimize
+from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths
+from tests.examples import example
+from tests.llm_server import LLMServer, llm_server
+
+ROUTING = get_module("routing")
+CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
+END = datetime(2026, 1, 2, tzinfo=UTC)
+START = END - timedelta(days=1)
+
+
+def decisions(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[Decision]:
+    rng = random.Random(seed)
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "image", "audio", "document", "text", "mixed"]}
+    played = play(list(sample_truths(count, rng)), choices, habits or Habits(), start=START, end=END, rng=rng)
+    return [_as_read(i, request) for i, request in enumerate(played)]
+
+
+def _as_read(number: int, request: PlayedRequest) -> Decision:
+    annotations = tuple(
+        Annotation(review.kind, review.label, dict(review.metadata), request.time)
+        for review in request.reviews
+        if review.name == ROUTING.contract.annotation
+    )
+    span_id = f"{number:016x}"
+    return Decision(span_id, span_id * 2, request.time, request.failed, request.attributes, annotations)
+
+
+def job(given: list[Decision], config: RoutingConfigUnified = CONFIG, run_id: str = "run") -> Job:
+    return Job(ROUTING, config, given, START, END, run_id)
+
+
+def stand_in(max_calls: int = 6000) -> MeteredLM:
+    return metered_lm(LMSettings(model="stand-in"), Meter(max_calls, 10**9))
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ModuleArtifacts:
+    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+
+
+@pytest.fixture(scope="module")
+def traffic() -> list[Decision]:
+    return decisions(450)
+
+
+@pytest.fixture(scope="module")
+def promoted(traffic: list[Decision], tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, ModuleArtifacts]:
+    artifacts = ModuleArtifacts(Files(str(tmp_path_factory.mktemp("artifacts"))), "acme", "routing")
+    return optimize(job(traffic), stand_in(), artifacts), artifacts
+
+
+def test_where_there_is_something_to_learn_a_better_program_is_promoted(
+    promoted: tuple[Report, ModuleArtifacts],
+) -> None:
+    report, artifacts = promoted
+    assert report.verdict is Verdict.PROMOTED
+    assert report.gate is not None
+    assert report.gate.comparison.gain > 0.2
+    assert report.gate.comparison.p_value <= report.gate.alpha
+    assert report.version == report.active_version
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == report.version
+    assert {tried.optimizer for tried in report.tried} >= {"labeled-few-shot-50", "bootstrap-random-search"}
+    assert sum(tried.lm_calls for tried in report.tried) < report.lm_calls
+    assert report.stand_in
+
+
+def test_the_manifest_says_how_a_version_came_to_be(promoted: tuple[Report, ModuleArtifacts]) -> None:
+    report, artifacts = promoted
+    (manifest,) = artifacts.versions()
+    assert manifest.version == report.version
+    assert manifest.parent is None
+    assert manifest.stand_in
+    assert manifest.window_end == END
+    assert manifest.gate["cases"] == report.examples["holdout"]
+
+
+def test_the_promoted_program_answers_better_than_the_baseline(
+    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision]
+) -> None:
+    report, artifacts = promoted
+    labels = labels_of(ROUTING, CONFIG)
+    program = unpack(ROUTING, labels, artifacts.load(report.version or ""))
+    fresh = ROUTING.build_examples(labels, decisions(150, seed=99)).examples
+    baseline = ROUTING.build_program(labels)
+
+    def right(answering) -> int:
+        answers = answer_all(ROUTING, answering, fresh, stand_in())
+        return sum(answer.label == e.label for answer, e in zip(answers, fresh, strict=True))
+
+    assert right(program) > 1.5 * right(baseline)
+
+
+def test_the_same_traces_give_byte_identical_programs(
+    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    report, first = promoted
+    shuffled = random.Random(5).sample(traffic, len(traffic))
+    again = optimize(job(shuffled, run_id="another"), stand_in(), artifacts)
+    assert again.version == report.version
+    assert first.load(report.version or "").encode() == artifacts.load(again.version or "").encode()
+
+
+def test_where_labels_do_not_depend_on_the_query_nothing_is_promoted(artifacts: ModuleArtifacts) -> None:
+    report = optimize(job(decisions(450, Habits(answers_depend_on_query=False))), stand_in(), artifacts)
+    assert report.verdict is Verdict.REJECTED
+    assert artifacts.active() is None
+
+
+def test_the_same_candidate_again_changes_nothing(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+    first = optimize(job(traffic), stand_in(), artifacts)
+    second = optimize(job(traffic, run_id="second"), stand_in(), artifacts)
+    assert second.verdict is Verdict.REJECTED
+    assert second.active_version == first.version
+
+
+def test_without_reviews_there_is_no_verdict_on_gain(artifacts: ModuleArtifacts) -> None:
+    lm = stand_in()
+    report = optimize(job(decisions(600, Habits(reviewed=0, complains=0))), lm, artifacts)
+    assert report.verdict is Verdict.NO_INDEPENDENT_LABELS
+    assert "0 of 100 holdout examples" in report.reason
+    assert lm.meter.calls == 0
+
+
+def test_complaints_alone_cannot_prove_a_gain(artifacts: ModuleArtifacts) -> None:
+    report = optimize(job(decisions(600, Habits(reviewed=0, complains=1))), stand_in(), artifacts)
+    assert report.verdict is Verdict.NO_INDEPENDENT_LABELS
+
+
+def test_too_little_data_says_how_much_is_missing(artifacts: ModuleArtifacts) -> None:
+    report = optimize(job(decisions(150)), stand_in(), artifacts)
+    assert report.verdict is Verdict.NOT_ENOUGH_DATA
+    assert "of 100 holdout examples" in report.reason
+
+
+def test_manual_mode_waits_for_approval(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+    config = with_field(CONFIG, "promotion_mode", "manual")
+    report = optimize(job(traffic, config), stand_in(), artifacts)
+    assert report.verdict is Verdict.AWAITING_APPROVAL
+    assert artifacts.active() is None
+    assert report.version
+    artifacts.move(report.version, expected=None, by="marta", why="looks good")
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == report.version
+
+
+def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
+    traffic: list[Decision], artifacts: ModuleArtifacts, promoted: tuple[Report, ModuleArtifacts]
+) -> None:
+    other_report, other_artifacts = promoted
+    version = other_report.version or ""
+    (manifest,) = other_artifacts.versions()
+    artifacts.save(other_artifacts.load(version), manifest.model_copy(update={"version": "other"}))
+
+    def promote_the_other(line: str) -> None:
+        if line.startswith("finalist"):
+            artifacts.move("other", expected=None, by="another run", why="")
+
+    report = optimize(job(traffic), stand_in(), artifacts, say=promote_the_other)
+    assert report.verdict is Verdict.STALE
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == "other"
+
+
+def test_a_spent_budget_ends_the_search_and_keeps_the_best_so_far(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    config = with_field(CONFIG, "budget.max_lm_calls", "800")
+    report = optimize(job(traffic, config), stand_in(800), artifacts)
+    assert report.verdict is Verdict.PROMOTED
+    assert report.lm_calls <= 800
+    assert any("the budget ended the search" in note for note in report.notes)
+    assert "bootstrap-random-search" not in {tried.optimizer for tried in report.tried}
+
+
+def test_a_budget_that_cannot_pay_the_comparison_is_an_error_that_says_how_much(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    config = with_field(CONFIG, "budget.max_lm_calls", "50")
+    with pytest.raises(InvalidConfig, match=r"raise budget\.max_lm_calls"):
+        optimize(job(traffic, config), stand_in(50), artifacts)
+    assert artifacts.ledger() == []
+
+
+def test_without_agents_routing_cannot_be_optimized(artifacts: ModuleArtifacts) -> None:
+    with pytest.raises(InvalidConfig, match="tenant bare: routing has 0 agents"):
+        optimize(job([], RoutingConfigUnified(tenant_id="bare")), stand_in(), artifacts)
+
+
+def test_an_agent_that_is_gone_is_neither_learnt_nor_answered(
+    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision]
+) -> None:
+    report, artifacts = promoted
+    left = [Label(name) for name in SAMPLE_AGENTS if name != "search_agent"]
+    found = ROUTING.build_examples(left, traffic)
+    assert "search_agent" not in {e.label for e in found.examples}
+    program = unpack(ROUTING, left, artifacts.load(report.version or ""))
+    assert "search_agent" not in str(program.dump_state())
+    answers = answer_all(ROUTING, program, [example("where did we put the poster")], stand_in())
+    assert answers[0].label in {label.name for label in left}
+
+
+def test_a_program_of_another_signature_is_refused(promoted: tuple[Report, ModuleArtifacts]) -> None:
+    report, artifacts = promoted
+    stored = artifacts.load(report.version or "")
+    other = replace(get_module("modality"), name="routing")
+    with pytest.raises(InvalidArtifact, match="another signature"):
+        unpack(other, other.labels or (), stored)
+
+
+def test_an_incumbent_that_cannot_be_loaded_is_compared_as_the_baseline_and_said_so(
+    traffic: list[Decision], artifacts: ModuleArtifacts, promoted: tuple[Report, ModuleArtifacts]
+) -> None:
+    report, other = promoted
+    stored = other.load(report.version or "").model_copy(update={"fingerprint": "older"})
+    (manifest,) = other.versions()
+    artifacts.save(stored, manifest.model_copy(update={"version": "old", "program_sha256": stored.digest}))
+    artifacts.move("old", expected=None, by="t", why="")
+    again = optimize(job(traffic), stand_in(), artifacts)
+    assert again.verdict is Verdict.PROMOTED
+    assert any("another signature" in note for note in again.notes)
+
+
+@pytest.fixture
+def server() -> LLMServer:
+    with llm_server() as running:
+        yield running
+
+
+def over_http(server: LLMServer, monkeypatch: pytest.MonkeyPatch, max_calls: int = 6000) -> MeteredLM:
+    monkeypatch.setenv("TEST_LM_KEY", "sk-very-secret")
+    settings = LMSettings(model="openai/test", api_base=server.url, api_key_env="TEST_LM_KEY", concurrency=4)
+    return metered_lm(settings, Meter(max_calls, 10**9))
+
+
+def test_any_openai_compatible_endpoint_works(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    lm = over_http(server, monkeypatch)
+    server.trouble = [429, 500, "no fields at all"]
+    config = with_field(CONFIG, "budget.max_lm_calls", "700")
+    report = optimize(job(traffic, config), replace(lm, meter=lm.meter), artifacts)
+    assert report.verdict is Verdict.PROMOTED
+    assert not report.stand_in
+    assert server.keys == {"Bearer sk-very-secret"}
+    assert lm.meter.tokens == 15 * (server.calls - 2)
+
+
+def test_an_endpoint_that_fails_is_an_error_and_not_a_bad_candidate(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    server.always = 401
+    with pytest.raises(LMUnavailable) as error:
+        optimize(job(traffic), over_http(server, monkeypatch), artifacts)
+    assert "openai/test" in str(error.value)
+    assert "sk-very-secret" not in str(error.value)
+    assert artifacts.ledger() == []

@@ -1,0 +1,280 @@
+"""What we rely on Phoenix for, against a real server."""
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from autoopt_pipeline.contract import ROUTING, ROUTING_SPAN, project_name
+from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.spec import Label, Provenance
+from autoopt_pipeline.optimization.plan import Outcome
+from autoopt_pipeline.traces.collect import collect
+from autoopt_pipeline.traces.evidence import Wanted, gather_evidence
+from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix, Project
+from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.traces.traffic import Habits, PlayedRequest, Truth, play
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+AGENTS = ["search_agent", "report_agent"]
+ALL_REVIEWED = Habits(reviewed=1.0, malformed=0.0)
+
+
+def requests(count: int, habits: Habits = ALL_REVIEWED, *, end: datetime = NOW, seed: int = 1) -> list[PlayedRequest]:
+    truths = [Truth(f"question number {i}", {"agent": AGENTS[i % 2]}) for i in range(count)]
+    start = end - timedelta(hours=1)
+    return list(play(truths, {"agent": AGENTS}, habits, start=start, end=end, rng=random.Random(seed)))
+
+
+def project_of(phoenix: Phoenix, tenant: str) -> Project:
+    project = phoenix.project(project_name(tenant), until=NOW)
+    assert project is not None
+    return project
+
+
+def wanted(tenant: str, since: datetime, outcome: Outcome | None = None) -> Wanted:
+    return Wanted(tenant, "routing", ROUTING, since, outcome)
+
+
+@pytest.mark.parametrize("openinference", [False, True], ids=["flat keys", "OpenInference JSON"])
+def test_what_is_played_is_read_back(phoenix: Phoenix, tenant: str, openinference: bool) -> None:
+    habits = replace(ALL_REVIEWED, openinference=openinference)
+    played = requests(40, habits)
+    send_traffic(phoenix, tenant, played)
+    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    assert [decision.time for decision in read] == [request.time for request in played]
+    assert [decision.failed for decision in read] == [request.failed for request in played]
+    found = get_module("routing").build_examples([Label(name) for name in AGENTS], read)
+    assert found.unusable == {}
+    assert [example.query for example in found.examples] == [f"question number {i}" for i in range(40)]
+    assert {example.provenance for example in found.examples} == {Provenance.HUMAN, Provenance.JUDGE}
+    assert all(example.independent for example in found.examples)
+    right = [example.label == AGENTS[i % 2] for i, example in enumerate(found.examples)]
+    assert sum(right) >= 37  # reviewers err a little
+
+
+def test_an_org_tenants_project_is_found(phoenix: Phoenix, tenant: str) -> None:
+    send_traffic(phoenix, f"{tenant}:eu", requests(3))
+    assert collect(phoenix, f"{tenant}:eu", ROUTING, start=NOW - timedelta(hours=2), end=NOW).trace_total == 3
+
+
+def test_only_spans_of_the_contract_count_and_not_the_spans_inside_a_trace(phoenix: Phoenix, tenant: str) -> None:
+    provider = TracerProvider(resource=Resource.create({"openinference.project.name": project_name(tenant)}))
+    exporter = OTLPSpanExporter(endpoint=f"{phoenix.endpoint}/v1/traces")
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("application")
+    for i in range(5):
+        with (
+            tracer.start_as_current_span("request"),
+            tracer.start_as_current_span(ROUTING_SPAN, attributes={"routing.query": f"q{i}"}),
+            tracer.start_as_current_span("ChatAdapter.__call__"),
+            tracer.start_as_current_span("LM.__call__"),
+        ):
+            pass
+    with tracer.start_as_current_span("something else"):
+        pass
+    provider.shutdown()
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    _wait_for_traces(phoenix, tenant, 6, until=later)
+    evidence = gather_evidence(phoenix, [wanted(tenant, NOW - timedelta(hours=1))], until=later)
+    assert evidence[tenant, "routing"].new_traces == 5
+    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=1), end=later)
+    assert len(read) == 5
+    assert not any(decision.failed for decision in read)  # their status is UNSET
+
+
+def test_windows_include_their_start_and_not_their_end(phoenix: Phoenix, tenant: str) -> None:
+    played = requests(10)
+    send_traffic(phoenix, tenant, played)
+    project = project_of(phoenix, tenant)
+    start, end = played[2].time, played[7].time
+    request = CountRequest(project.id, ROUTING_SPAN, start, end)
+    assert phoenix.count([request])[request] == 5
+    read = phoenix.decisions(project_name(tenant), ROUTING, start=start, end=end)
+    assert [decision.time for decision in read] == [request.time for request in played[2:7]]
+
+
+def test_no_limit_drops_spans_silently(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = requests(130)
+    same_instant = [replace(request, time=played[40].time) for request in played[40:75]]
+    send_traffic(phoenix, tenant, [*played[:40], *same_instant, *played[75:]])
+    monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 20)
+    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    assert len({decision.span_id for decision in read}) == len(read) == 130
+    assert sum(decision.time == played[40].time for decision in read) == 35
+
+
+def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = requests(20)
+    send_traffic(phoenix, tenant, played)
+    project = project_of(phoenix, tenant)
+    windows = [CountRequest(project.id, ROUTING_SPAN, request.time, NOW) for request in played]
+    many = [replace(window, end=NOW + timedelta(seconds=i)) for window in windows for i in range(6)]
+    asked: list[str] = []
+    original = httpx.Client.request
+
+    def counting(self: httpx.Client, method: str, url: str, **kwargs: object) -> httpx.Response:
+        asked.append(url)
+        return original(self, method, url, **kwargs)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(httpx.Client, "request", counting)
+    counts = phoenix.count([*many, *many])
+    assert len(asked) == 3  # 120 different windows, 50 a document
+    assert counts[many[0]] == 20
+    assert counts[many[-1]] == 1
+
+
+def test_new_evidence_is_what_came_since_the_last_outcome(phoenix: Phoenix, tenant: str) -> None:
+    first = requests(30, Habits(reviewed=0, complains=0), end=NOW - timedelta(hours=3))
+    send_traffic(phoenix, tenant, first)
+    end = NOW - timedelta(hours=2)
+    seen = collect(phoenix, tenant, ROUTING, start=end - timedelta(days=1), end=end)
+    outcome = Outcome(end, seen.trace_total, seen.annotation_total)
+    assert (seen.trace_total, seen.annotation_total, len(seen.decisions)) == (30, 0, 30)
+
+    nothing = gather_evidence(phoenix, [wanted(tenant, end, outcome)], until=NOW)[tenant, "routing"]
+    assert (nothing.new_traces, nothing.new_annotations) == (0, 0)
+
+    send_traffic(phoenix, tenant, requests(12, Habits(reviewed=0, complains=0), seed=2))
+    late = [NewAnnotation(d.span_id, ROUTING.annotation, "HUMAN", "correct", {}) for d in seen.decisions[:7]]
+    phoenix.annotate(late)
+    new = gather_evidence(phoenix, [wanted(tenant, end, outcome)], until=NOW)[tenant, "routing"]
+    assert (new.new_traces, new.new_annotations) == (12, 7)
+
+    phoenix.annotate(late)  # saying it again is nothing new
+    again = gather_evidence(phoenix, [wanted(tenant, end, outcome)], until=NOW + timedelta(seconds=1))
+    assert again[tenant, "routing"].new_annotations == 7
+
+
+def test_traces_that_are_not_settled_are_left_for_the_next_time(phoenix: Phoenix, tenant: str) -> None:
+    played = requests(20)
+    send_traffic(phoenix, tenant, played)
+    until = played[12].time
+    seen = collect(phoenix, tenant, ROUTING, start=NOW - timedelta(days=1), end=until)
+    assert len(seen.decisions) == seen.trace_total == 12
+    outcome = Outcome(until, seen.trace_total, seen.annotation_total)
+    later = gather_evidence(phoenix, [wanted(tenant, until, outcome)], until=NOW)[tenant, "routing"]
+    assert later.new_traces == 8
+
+
+def test_a_missing_project_an_empty_one_and_a_wrong_filter_are_three_things(phoenix: Phoenix, tenant: str) -> None:
+    send_traffic(phoenix, f"{tenant}-other-spans", requests(4))
+    other = replace(ROUTING, span_name="cogniverse.nothing")
+    since = NOW - timedelta(hours=2)
+    evidence = gather_evidence(
+        phoenix,
+        [
+            wanted(f"{tenant}-missing", since),
+            wanted(f"{tenant}-other-spans", NOW - timedelta(seconds=1)),
+            Wanted(f"{tenant}-other-spans", "wrong", other, since, None),
+        ],
+        until=NOW,
+    )
+    missing, outside, wrong = evidence.values()
+    assert "has no project" in missing.note
+    assert (outside.new_traces, wrong.new_traces) == (0, 0)
+    assert "no span named 'cogniverse.nothing'" in wrong.note
+    with pytest.raises(PhoenixRefused, match="has no project"):
+        collect(phoenix, f"{tenant}-missing", ROUTING, start=since, end=NOW)
+
+
+def test_tenants_whose_names_begin_alike_are_kept_apart(phoenix: Phoenix, tenant: str) -> None:
+    send_traffic(phoenix, tenant, requests(3))
+    send_traffic(phoenix, f"{tenant}2", requests(5))
+    since = NOW - timedelta(hours=2)
+    evidence = gather_evidence(phoenix, [wanted(tenant, since), wanted(f"{tenant}2", since)], until=NOW)
+    assert [e.new_traces for e in evidence.values()] == [3, 5]
+
+
+def test_a_phoenix_that_speaks_another_graphql_is_counted_over_rest(
+    phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_traffic(phoenix, tenant, requests(8))
+    original = httpx.Client.request
+
+    def newer(self: httpx.Client, method: str, url: str, **kwargs) -> httpx.Response:
+        if "json" in kwargs and url == "/graphql":
+            query = kwargs["json"]["query"]
+            for name in ("traceCount", "recordCount", "spanAnnotationNameCounts"):
+                query = query.replace(name, f"{name}InTheFuture")
+            kwargs["json"] = {**kwargs["json"], "query": query}
+        return original(self, method, url, **kwargs)
+
+    monkeypatch.setattr(httpx.Client, "request", newer)
+    evidence = gather_evidence(phoenix, [wanted(tenant, NOW - timedelta(hours=2))], until=NOW)
+    assert evidence[tenant, "routing"].new_traces == 8
+
+
+def test_a_server_that_is_down_is_an_error_that_names_it() -> None:
+    with pytest.raises(PhoenixUnavailable) as error:
+        Phoenix("http://127.0.0.1:9").projects(until=NOW)
+    assert "http://127.0.0.1:9" in str(error.value)
+    assert "AUTOOPT_PHOENIX_ENDPOINT" in str(error.value)
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://[", "ftp://x"])
+def test_an_endpoint_that_is_none_is_an_error(endpoint: str) -> None:
+    with pytest.raises((PhoenixUnavailable, PhoenixRefused)):
+        Phoenix(endpoint).projects(until=NOW)
+
+
+ANSWERS = {
+    "HTML of a proxy": (200, b"<html>welcome</html>", PhoenixRefused),
+    "server error": (500, b"oops", PhoenixUnavailable),
+    "bad key": (401, b"Invalid token", PhoenixRefused),
+    "truncated": (200, b'{"data": {"proj', PhoenixRefused),
+    "empty": (200, b"", PhoenixRefused),
+    "GraphQL error": (200, b'{"data": null, "errors": [{"message": "boom"}]}', PhoenixRefused),
+    "another shape": (200, b'{"data": {}}', PhoenixRefused),
+    "a list": (200, b"[]", PhoenixRefused),
+}
+
+
+@pytest.fixture(params=ANSWERS.values(), ids=ANSWERS.keys())
+def strange_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, type[Exception]]]:
+    status, body, error = request.param
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", error
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_strange_answer_is_an_error_and_never_zero_traces(strange_server: tuple[str, type[Exception]]) -> None:
+    endpoint, expected = strange_server
+    with pytest.raises(expected) as error:
+        Phoenix(endpoint, api_key="px-secret").projects(until=NOW)
+    assert endpoint in str(error.value)
+    assert "px-secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def _wait_for_traces(phoenix: Phoenix, tenant: str, count: int, *, until: datetime) -> None:
+    for i in range(200):
+        project = phoenix.project(project_name(tenant), until=until + timedelta(microseconds=i))
+        if project and project.traces and project.traces >= count:
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("the spans were not stored")

@@ -1,0 +1,128 @@
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoopt_pipeline.optimization.plan import (
+    MAX_BACKOFF,
+    Attempts,
+    Decision,
+    Evidence,
+    NeedsEvidence,
+    Outcome,
+    Reason,
+    count_from,
+    decide,
+)
+from autoopt_pipeline.tenants.config import ModuleSettings, RoutingConfigUnified
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+CONFIG = RoutingConfigUnified(tenant_id="acme")
+
+moments = st.integers(0, 10**7).map(lambda seconds: NOW - timedelta(seconds=seconds))
+attempts = st.builds(
+    Attempts,
+    outcome_at=st.none() | moments,
+    failures=st.integers(0, 60),
+    last_failure_at=st.none() | moments,
+    running=st.none() | st.just("run-1"),
+)
+configs = st.builds(
+    lambda enabled, interval, need: RoutingConfigUnified(
+        tenant_id="acme",
+        enable_auto_optimization=enabled,
+        optimization_interval_seconds=interval,
+        min_samples_for_optimization=need,
+    ),
+    st.booleans(),
+    st.integers(1, 10**6),
+    st.integers(1, 1000),
+)
+evidences = st.builds(Evidence, new_traces=st.integers(0, 2000), new_annotations=st.integers(0, 2000))
+
+
+def decided(config: RoutingConfigUnified, tried: Attempts, evidence: Evidence | None) -> Decision:
+    answer = decide(config, "routing", tried, evidence, now=NOW)
+    assert isinstance(answer, Decision)
+    return answer
+
+
+@given(configs, attempts, evidences)
+def test_due_means_every_condition_is_met(config: RoutingConfigUnified, tried: Attempts, evidence: Evidence) -> None:
+    decision = decided(config, tried, evidence)
+    if decision.launch:
+        assert config.enable_auto_optimization
+        assert tried.running is None
+        assert evidence.total >= config.min_samples_for_optimization
+        if tried.outcome_at and not tried.failures:
+            assert NOW - tried.outcome_at >= timedelta(seconds=config.optimization_interval_seconds)
+        if tried.failures and tried.last_failure_at:
+            assert tried.last_failure_at < NOW
+
+
+@given(configs, attempts, evidences)
+def test_phoenix_is_asked_only_when_nothing_cheaper_decides(
+    config: RoutingConfigUnified, tried: Attempts, evidence: Evidence
+) -> None:
+    first = decide(config, "routing", tried, None, now=NOW)
+    second = decided(config, tried, evidence)
+    if isinstance(first, NeedsEvidence):
+        assert second.reason in {Reason.DUE, Reason.TOO_FEW_TRACES}
+    else:
+        assert first == second
+
+
+@given(attempts, evidences, evidences)
+def test_more_evidence_never_makes_a_due_module_wait(tried: Attempts, one: Evidence, other: Evidence) -> None:
+    less, more = sorted([one, other], key=lambda evidence: evidence.total)
+    if decided(CONFIG, tried, less).launch:
+        assert decided(CONFIG, tried, more).launch
+
+
+@given(configs, attempts)
+def test_what_waits_says_until_when_and_is_free_then(config: RoutingConfigUnified, tried: Attempts) -> None:
+    answer = decide(config, "routing", tried, None, now=NOW)
+    if isinstance(answer, Decision) and answer.until:
+        assert answer.until > NOW
+        later = decide(config, "routing", tried, None, now=answer.until)
+        assert not isinstance(later, Decision) or later.reason is not answer.reason
+
+
+def test_backoff_doubles_and_is_capped() -> None:
+    def wait(failures: int) -> timedelta:
+        decision = decided(CONFIG, Attempts(failures=failures, last_failure_at=NOW), None)
+        assert decision.reason is Reason.BACKING_OFF
+        assert decision.until
+        return decision.until - NOW
+
+    hour = timedelta(hours=1)
+    assert [wait(k) for k in (1, 2, 3)] == [hour, 2 * hour, 4 * hour]
+    assert wait(4) == wait(50) == MAX_BACKOFF
+
+
+def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that_is_longest() -> None:
+    config = RoutingConfigUnified(tenant_id="a", optimization_interval_seconds=86400)
+    decision = decided(config, Attempts(failures=9, last_failure_at=NOW), None)
+    assert decision.until == NOW + timedelta(days=1)
+
+
+def test_new_traces_count_from_what_was_last_learnt_from_within_the_lookback() -> None:
+    outcome = Outcome(NOW - timedelta(hours=2), trace_total=5, annotation_total=0)
+    assert count_from(CONFIG, outcome, now=NOW) == outcome.window_end
+    old = Outcome(NOW - timedelta(days=400), trace_total=5, annotation_total=0)
+    assert count_from(CONFIG, old, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+    assert count_from(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+
+
+def test_annotations_on_old_traces_are_new_evidence() -> None:
+    assert decided(CONFIG, Attempts(), Evidence(60, 40)).launch
+    assert "60 new traces and 39 new annotations, 100 needed" in decided(CONFIG, Attempts(), Evidence(60, 39)).detail
+
+
+def test_each_way_to_turn_a_module_off_says_which() -> None:
+    off = RoutingConfigUnified(tenant_id="a", enable_auto_optimization=False)
+    without = RoutingConfigUnified(tenant_id="a", modules={})
+    module_off = RoutingConfigUnified(tenant_id="a", modules={"routing": ModuleSettings(enabled=False)})
+    details = [decided(config, Attempts(), None).detail for config in (off, without, module_off)]
+    assert len(set(details)) == 3
+    assert all(decided(config, Attempts(), None).reason is Reason.DISABLED for config in (off, without, module_off))

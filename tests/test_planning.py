@@ -1,0 +1,329 @@
+"""Sensors and planning on a real Dagster instance with real run records, and a real Phoenix."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes
+from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
+from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.orchestration.sensors import partition_changes, run_requests, summary
+from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.traces.traffic import Habits
+from tests.test_phoenix_contract import requests
+
+MODULES = ["modality", "routing"]
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TenantConfigStore:
+    return open_config_store(f"sqlite:///{tmp_path / 'config.db'}")
+
+
+@pytest.fixture
+def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix) -> Callable[[], Plan]:
+    def plan(now: datetime | None = None) -> Plan:
+        return plan_tenants(
+            store.current(), instance, phoenix, now=now or datetime.now(UTC), settling=timedelta(seconds=0)
+        )
+
+    return plan
+
+
+def configure(store: TenantConfigStore, tenant: str, **fields: object) -> None:
+    write_config(store, RoutingConfigUnified.model_validate({"tenant_id": tenant, **fields}))
+
+
+def reasons(plan: Plan) -> dict[tuple[str, str], Reason]:
+    return {key: decision.reason for key, decision in plan.decisions.items()}
+
+
+def materialize(instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime) -> None:
+    metadata = {
+        "window_end": dg.MetadataValue.timestamp(end),
+        "trace_total": traces,
+        "annotation_total": 0,
+    }
+    instance.report_runless_asset_event(dg.AssetMaterialization(module, partition=tenant, metadata=metadata))
+
+
+def failed_run(instance: dg.DagsterInstance, tenant: str, modules: list[str]) -> str:
+    run = create_run_for_test(
+        instance,
+        tags={"dagster/partition": tenant},
+        asset_selection=frozenset(dg.AssetKey(module) for module in modules),
+    )
+    instance.report_run_failed(run)
+    return run.run_id
+
+
+def test_a_new_tenant_with_enough_traces_is_due_with_all_its_modules_in_one_run(
+    store: TenantConfigStore, phoenix: Phoenix, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant, min_samples_for_optimization=20)
+    send_traffic(phoenix, tenant, requests(25, Habits(reviewed=0)))
+    plan = planned()
+    (request,) = run_requests(plan, limit=100)
+    assert request.partition_key == tenant
+    assert request.asset_selection == [dg.AssetKey("modality"), dg.AssetKey("routing")]
+    assert request.tags["autoopt/window_end"] == plan.window_end.isoformat()
+    assert request.tags["autoopt/new_evidence"] == "modality=25+0,routing=25+0"
+
+
+def test_every_tenant_that_is_not_launched_is_explained(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    planned: Callable[[], Plan],
+) -> None:
+    few, off, fresh, broken, nowhere, busy = (
+        f"{tenant}-{name}" for name in ("few", "off", "fresh", "broken", "nowhere", "busy")
+    )
+    send_traffic(phoenix, few, requests(3))
+    for name in (few, fresh, nowhere, busy):
+        configure(store, name)
+    configure(store, off, enable_auto_optimization=False)
+    store.write(broken, {"tenant_id": broken, "min_samples_for_optimization": "many"})
+    for module in MODULES:
+        materialize(instance, fresh, module, traces=1, end=datetime.now(UTC))
+    running = create_run_for_test(instance, tags={"dagster/partition": busy}, status=dg.DagsterRunStatus.STARTED)
+    plan = planned()
+    assert reasons(plan) == {
+        (broken, WHOLE_TENANT): Reason.ERROR,
+        **{(few, module): Reason.TOO_FEW_TRACES for module in MODULES},
+        **{(fresh, module): Reason.NOT_DUE for module in MODULES},
+        **{(nowhere, module): Reason.TOO_FEW_TRACES for module in MODULES},
+        **{(off, module): Reason.DISABLED for module in MODULES},
+        **{(busy, module): Reason.IN_PROGRESS for module in MODULES},
+    }
+    assert running.run_id in plan.decisions[busy, "routing"].detail
+    assert "has no project" in plan.decisions[nowhere, "routing"].detail
+    assert "min_samples_for_optimization" in plan.decisions[broken, WHOLE_TENANT].detail
+    text = summary(plan)
+    assert all(name in text for name in (few, off, fresh, broken, nowhere, busy))
+
+
+def test_an_outcome_is_read_back_from_the_event_log(instance: dg.DagsterInstance, tenant: str) -> None:
+    end = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    materialize(instance, tenant, "routing", traces=7, end=end - HOUR)
+    materialize(instance, tenant, "routing", traces=9, end=end)
+    materialize(instance, f"{tenant}2", "routing", traces=1, end=end)
+    attempts = read_attempts(instance, MODULES, failures_since=end)
+    outcomes = read_outcomes(instance, attempts)
+    assert outcomes[tenant, "routing"].trace_total == 9
+    assert outcomes[tenant, "routing"].window_end == end
+    assert outcomes[f"{tenant}2", "routing"].trace_total == 1
+    written = attempts[tenant, "routing"].outcome_at
+    assert written is not None
+    assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
+
+
+def test_a_materialization_reported_by_hand_is_an_attempt_without_an_outcome(
+    instance: dg.DagsterInstance, tenant: str
+) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant))
+    attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)
+    assert attempts[tenant, "routing"].outcome_at
+    assert read_outcomes(instance, attempts) == {}
+
+
+def test_failures_back_off_and_a_later_outcome_ends_that(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant)
+    failed_run(instance, tenant, MODULES)
+    failed_run(instance, tenant, ["routing"])
+    plan = planned()
+    assert reasons(plan) == {(tenant, module): Reason.BACKING_OFF for module in MODULES}
+    assert plan.decisions[tenant, "modality"].detail.startswith("1 failed in a row")
+    assert plan.decisions[tenant, "routing"].detail.startswith("2 failed in a row")
+    materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
+    assert reasons(planned())[tenant, "routing"] is Reason.NOT_DUE
+
+
+def test_a_module_that_succeeded_in_a_failed_run_does_not_back_off(instance: dg.DagsterInstance, tenant: str) -> None:
+    run = create_run_for_test(
+        instance,
+        tags={"dagster/partition": tenant},
+        asset_selection=frozenset(dg.AssetKey(module) for module in MODULES),
+    )
+    materialize(instance, tenant, "modality", traces=1, end=datetime.now(UTC))
+    instance.report_run_failed(run)
+    attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)
+    assert attempts[tenant, "modality"].failures == 0
+    assert attempts[tenant, "routing"].failures == 1
+
+
+def test_the_run_key_changes_with_every_attempt_and_with_nothing_else(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant)
+    configure(store, f"{tenant}2")
+    keys = [planned().run_key(tenant), planned().run_key(tenant)]
+    assert keys[0] == keys[1]
+    materialize(instance, f"{tenant}2", "routing", traces=1, end=datetime.now(UTC))
+    assert planned().run_key(tenant) == keys[0]
+    failed_run(instance, tenant, MODULES)
+    keys.append(planned().run_key(tenant))
+    materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
+    keys.append(planned().run_key(tenant))
+    assert len(set(keys)) == 3
+
+
+def test_launches_are_capped_and_the_longest_waiting_comes_first(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    planned: Callable[[], Plan],
+) -> None:
+    waiting, waited_more, never = f"{tenant}-b", f"{tenant}-a", f"{tenant}-c"
+    for name in (waited_more, waiting, never):
+        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        configure(
+            store,
+            name,
+            min_samples_for_optimization=2,
+            optimization_interval_seconds=1 if name == waited_more else 3,
+            modules={"routing": {}},
+        )
+    for name in (waited_more, waiting):
+        materialize(instance, name, "routing", traces=1, end=datetime.now(UTC) - 2 * HOUR)
+    later = datetime.now(UTC) + timedelta(seconds=10)
+    order = [request.partition_key for request in run_requests(planned(later), limit=100)]
+    assert order == [never, waited_more, waiting]
+    assert [request.partition_key for request in run_requests(planned(later), limit=2)] == order[:2]
+
+
+def test_an_uninstalled_module_is_an_error_of_that_module_alone(
+    store: TenantConfigStore, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant, modules={"routing": {}, "ruting": {}})
+    plan = planned()
+    assert reasons(plan)[tenant, "ruting"] is Reason.ERROR
+    assert "did you mean 'routing'" in plan.decisions[tenant, "ruting"].detail
+    assert reasons(plan)[tenant, "routing"] is Reason.TOO_FEW_TRACES
+
+
+def test_when_phoenix_is_down_only_what_it_decides_is_an_error(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str
+) -> None:
+    configure(store, tenant)
+    configure(store, f"{tenant}-off", enable_auto_optimization=False)
+    plan = plan_tenants(
+        store.current(),
+        instance,
+        Phoenix("http://127.0.0.1:9"),
+        now=datetime.now(UTC),
+        settling=timedelta(0),
+    )
+    assert reasons(plan)[tenant, "routing"] is Reason.ERROR
+    assert "http://127.0.0.1:9" in plan.decisions[tenant, "routing"].detail
+    assert reasons(plan)[f"{tenant}-off", "routing"] is Reason.DISABLED
+
+
+@pytest.fixture
+def sensors(tmp_path: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> dict[str, dg.SensorDefinition]:
+    monkeypatch.setenv("AUTOOPT_HOME", str(tmp_path))
+    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
+    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
+    from autoopt_pipeline.orchestration.assets import build_module_assets
+    from autoopt_pipeline.orchestration.sensors import build_sensors
+
+    keys = [asset.key for asset in build_module_assets()]
+    return {sensor.name: sensor for sensor in build_sensors(Settings(), dg.AssetSelection.assets(*keys))}
+
+
+def tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    return sensor(dg.build_sensor_context(instance=instance, resources={"services": Services()}))
+
+
+def test_the_sensor_plans_only_registered_tenants(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    sensors: dict[str, dg.SensorDefinition],
+) -> None:
+    configure(store, tenant, min_samples_for_optimization=2)
+    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    sensor = sensors["auto_optimization_sensor"]
+    assert isinstance(tick(sensor, instance), dg.SkipReason)
+    register_tenant(instance, tenant)
+    result = tick(sensor, instance)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == [tenant]
+
+
+def test_an_error_is_a_failed_tick_and_never_a_skip(
+    store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
+) -> None:
+    store.write(tenant, {"tenant_id": tenant, "nonsense": 1})
+    register_tenant(instance, tenant)
+    with pytest.raises(dg.DagsterError, match=f"{tenant}.*nonsense"):
+        tick(sensors["auto_optimization_sensor"], instance)
+
+
+def test_one_broken_tenant_does_not_keep_another_from_its_run(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    sensors: dict[str, dg.SensorDefinition],
+) -> None:
+    store.write(f"{tenant}-broken", {"nonsense": 1})
+    configure(store, tenant, min_samples_for_optimization=2)
+    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    for name in (tenant, f"{tenant}-broken"):
+        register_tenant(instance, name)
+    result = tick(sensors["auto_optimization_sensor"], instance)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == [tenant]
+
+
+def test_a_store_that_is_down_fails_the_tick(
+    instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOOPT_CONFIG_STORE_URL", "redis://127.0.0.1:1/0")
+    register_tenant(instance, "acme")
+    for sensor in sensors.values():
+        with pytest.raises(Exception, match=r"redis://127.0.0.1:1/0.*AUTOOPT_CONFIG_STORE_URL"):
+            tick(sensor, instance)
+    assert registered_tenants(instance) == {"acme"}
+
+
+def test_partitions_follow_the_configured_tenants() -> None:
+    assert partition_changes({"a", "b"}, {"b"}, set()) == (["a"], [], [])
+    assert partition_changes({"a"}, {"a", "b"}, set()) == ([], ["b"], [])
+    assert partition_changes({"a"}, {"a"}, set()) == ([], [], [])
+
+
+def test_a_partition_with_an_unfinished_run_is_removed_later() -> None:
+    assert partition_changes({"a"}, {"a", "b"}, {"b"}) == ([], [], ["b"])
+
+
+def test_an_empty_store_drops_nobody() -> None:
+    assert partition_changes(set(), {"a", "b"}, set()) == ([], [], [])
+
+
+def test_the_partition_sensor_adds_and_removes(
+    store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
+) -> None:
+    configure(store, tenant)
+    register_tenant(instance, "gone")
+    result = tick(sensors["tenant_partitions_sensor"], instance)
+    assert isinstance(result, dg.SensorResult)
+    add, delete = result.dynamic_partitions_requests or ()
+    assert (list(add.partition_keys), list(delete.partition_keys)) == ([tenant], ["gone"])

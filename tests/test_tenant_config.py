@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config, with_field
+
+
+def test_defaults_are_those_of_the_seed() -> None:
+    config = RoutingConfigUnified(tenant_id="default")
+    assert config.enable_auto_optimization is True
+    assert config.optimization_interval_seconds == 3600
+    assert config.min_samples_for_optimization == 100
+    assert list(config.modules) == ["modality", "routing"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"tenant_id": "a", "optimisation_interval_seconds": 5}, "did you mean 'optimization_interval_seconds'"),
+        ({"tenant_id": "a", "budget": {"max_lm_cals": 5}}, "did you mean 'max_lm_calls'"),
+        ({"tenant_id": "a", "optimization_interval_seconds": 0}, "optimization_interval_seconds"),
+        ({"tenant_id": "a", "min_samples_for_optimization": "many"}, "min_samples_for_optimization"),
+        ({"tenant_id": "a/b"}, "invalid tenant id 'a/b'"),
+        ({"tenant_id": "a", "agents": [{"name": "x"}, {"name": "x"}]}, "agent 'x' is listed twice"),
+        ({"tenant_id": "a", "promotion_mode": "maybe"}, "promotion_mode"),
+        ({"tenant_id": "a", "lookback_seconds": 60}, "lookback_seconds must not be shorter"),
+        ([1, 2], "dictionary"),
+        ("{broken", "dictionary"),
+        ({}, "tenant_id"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(data: object, words: str) -> None:
+    with pytest.raises(InvalidConfig) as error:
+        parse_config(data, where="tenant a")
+    assert words in str(error.value)
+    assert "tenant a" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_setting_one_field_never_resets_another() -> None:
+    config = RoutingConfigUnified(tenant_id="a", min_samples_for_optimization=7, dspy_max_labeled_demos=12)
+    changed = with_field(config, "budget.max_lm_calls", "2000")
+    assert changed.budget.max_lm_calls == 2000
+    assert changed.model_copy(update={"budget": config.budget}) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("tenant_id", "b"), ("nonsense", "1"), ("agents.0", "x"), ("budget.max_lm_calls.x", "1")]
+)
+def test_setting_what_cannot_be_set_is_an_error(path: str, value: str) -> None:
+    with pytest.raises(InvalidConfig):
+        with_field(RoutingConfigUnified(tenant_id="a"), path, value)
+
+
+def test_module_settings_override_the_tenants() -> None:
+    config = with_field(RoutingConfigUnified(tenant_id="a"), "modules.routing.min_samples_for_optimization", "5")
+    assert config.min_samples("routing") == 5
+    assert config.min_samples("modality") == 100
+
+
+def test_an_unknown_module_is_refused_with_the_nearest_one() -> None:
+    config = parse_config({"tenant_id": "a", "modules": {"ruting": {}}}, where="x")
+    with pytest.raises(InvalidConfig, match=r"unknown module 'ruting'.*did you mean 'routing'"):
+        check_modules(config)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = RoutingConfigUnified(tenant_id="a:b", agents=[{"name": "x", "description": "y"}])
+    assert parse_config(json.loads(config.model_dump_json()), where="x") == config

@@ -1,0 +1,113 @@
+"""Both stores against the real thing."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.errors import (
+    ConfigConflict,
+    ConfigStoreUnavailable,
+    InvalidConfig,
+    InvalidSettings,
+    UnknownTenant,
+)
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, read_config, write_config
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'nested' / 'config.db'}"
+    return request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+def store(url: str) -> TenantConfigStore:
+    return open_config_store(url)
+
+
+def test_every_write_is_a_version_that_can_be_read_again(store: TenantConfigStore, url: str, tenant: str) -> None:
+    config = RoutingConfigUnified(tenant_id=tenant)
+    assert write_config(store, config) == 1
+    assert write_config(store, with_field(config, "min_samples_for_optimization", "7")) == 2
+    assert [entry.version for entry in store.history(tenant)] == [1, 2]
+    assert store.history(tenant)[0].parse() == config
+    assert read_config(open_config_store(url), tenant)[0].min_samples_for_optimization == 7
+    assert store.current()[tenant].written_at.tzinfo is not None
+
+
+def test_a_removed_tenant_keeps_its_history(store: TenantConfigStore, tenant: str) -> None:
+    write_config(store, RoutingConfigUnified(tenant_id=tenant))
+    store.write(tenant, None)
+    assert tenant not in store.current()
+    assert len(store.history(tenant)) == 2
+    with pytest.raises(UnknownTenant, match=f"tenant {tenant} has no configuration"):
+        read_config(store, tenant)
+    assert write_config(store, RoutingConfigUnified(tenant_id=tenant)) == 3
+    assert tenant in store.current()
+
+
+def test_a_stale_write_is_refused(store: TenantConfigStore, tenant: str) -> None:
+    config = RoutingConfigUnified(tenant_id=tenant)
+    write_config(store, config)
+    write_config(store, config, expected_version=1)
+    with pytest.raises(ConfigConflict, match="at version 2, not 1"):
+        write_config(store, config, expected_version=1)
+
+
+def test_concurrent_writers_lose_no_version(url: str, tenant: str) -> None:
+    config = RoutingConfigUnified(tenant_id=tenant)
+
+    def write_some() -> None:
+        store = open_config_store(url)
+        for _ in range(5):
+            write_config(store, config)
+
+    writers = [threading.Thread(target=write_some) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [entry.version for entry in open_config_store(url).history(tenant)] == list(range(1, 21))
+
+
+def test_one_malformed_configuration_does_not_hide_the_others(store: TenantConfigStore, tenant: str) -> None:
+    write_config(store, RoutingConfigUnified(tenant_id=tenant))
+    store.write(f"{tenant}-bad", {"tenant_id": f"{tenant}-bad", "min_samples_for_optimization": -1})
+    store.write(f"{tenant}-foreign", {"tenant_id": tenant})
+    current = store.current()
+    assert current[tenant].parse().tenant_id == tenant
+    with pytest.raises(InvalidConfig, match="min_samples_for_optimization"):
+        current[f"{tenant}-bad"].parse()
+    with pytest.raises(InvalidConfig, match="under its own tenant id"):
+        current[f"{tenant}-foreign"].parse()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def broken_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        return "redis://user:hunter2@127.0.0.1:1/0"
+    (tmp_path / "file").write_text("not a database, but long enough to be read as one " * 50)
+    return f"sqlite:///{tmp_path / 'file'}"
+
+
+@pytest.mark.parametrize(
+    "use", [lambda store: store.current(), lambda store: store.history("a"), lambda store: store.write("a", {})]
+)
+def test_a_store_that_fails_is_an_error_that_names_it_without_its_password(
+    broken_url: str, use: Callable[[TenantConfigStore], object]
+) -> None:
+    with pytest.raises(ConfigStoreUnavailable) as error:
+        use(open_config_store(broken_url))
+    assert "AUTOOPT_CONFIG_STORE_URL" in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["postgres://u:hunter2@h/db", "nonsense", "mysql:x"])
+def test_an_unknown_kind_of_store_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSettings) as error:
+        open_config_store(url)
+    assert "hunter2" not in str(error.value)
