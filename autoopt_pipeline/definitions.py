@@ -6,6 +6,7 @@ Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports 
 import dagster as dg
 
 from autoopt_pipeline.orchestration.assets import build_module_assets
+from autoopt_pipeline.orchestration.executor import module_executor
 from autoopt_pipeline.orchestration.sensors import build_sensors
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.settings import load_settings
@@ -16,5 +17,5 @@ defs = dg.Definitions(
     assets=_assets,
     sensors=build_sensors(load_settings(), dg.AssetSelection.assets(*(asset.key for asset in _assets))),
     resources={"services": Services()},
-    executor=dg.in_process_executor,
+    executor=module_executor,
 )

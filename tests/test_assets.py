@@ -77,7 +77,7 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     assert "stand-in" in metadata["language_model"]
     assert metadata["version"] == metadata["active_version"]
     assert metadata["examples_holdout"] >= 100
-    for part in ("Candidates", "Holdout", "Confusion", "Fixed", "stand-in"):
+    for part in ("Candidates", "Holdout", "What changed", "Confusion", "Fixed", "stand-in"):
         assert part in metadata["report"]
     assert metadata["lm_calls"] > 0
     assert metadata_of(result, "modality")["verdict"] in {"promoted", "rejected"}

@@ -169,6 +169,11 @@ class _Demo:
             self.processes.check()
             runs = self._runs(since)
             self._report_runs(runs)
+            for run in runs:
+                if run.dagster_run.status is dg.DagsterRunStatus.FAILURE:
+                    raise StackFailed(
+                        f"run {run.dagster_run.run_id} failed: {self._cause(run)}", "see .autoopt/demo/logs"
+                    )
             ended = all(run.dagster_run.status not in UNFINISHED for run in runs)
             last_end = max((run.end_time or 0.0 for run in runs), default=since)
             if ended and complete(runs) and (reason := self._skipped_after(last_end + INTERVAL_SECONDS)):
@@ -193,6 +198,11 @@ class _Demo:
                 self.reported.add(state)
                 modules = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
                 self.say(f"run {run.run_id[:8]} of {run.tags[PARTITION_TAG]} ({modules}): {run.status.value.lower()}")
+
+    def _cause(self, run: dg.RunRecord) -> str:
+        events = self.instance.all_logs(run.dagster_run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        errors = [e.dagster_event.step_failure_data.error for e in events if e.dagster_event]
+        return " ".join(str(errors[0].cause or errors[0]).split())[:300] if errors and errors[0] else "no step failed"
 
     def _skipped_after(self, moment: float) -> str | None:
         """What the sensor said, when it looked after `moment` and launched nothing."""

@@ -81,7 +81,7 @@ class Report:
     confusion: dict[str, dict[str, int]] = field(default_factory=dict)
     fixed: tuple[Example, ...] = ()
     broken: tuple[Example, ...] = ()
-    demos: int = 0
+    changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -170,7 +170,7 @@ def optimize(
     draft = replace(
         draft,
         optimizer=finalist.optimizer,
-        demos=sum(len(predictor.demos) for predictor in finalist.program.predictors()),
+        changes=_changes(incumbent, finalist.program),
     )
     _check_no_leak(finalist.program, split)
 
@@ -331,6 +331,20 @@ def _check_no_leak(program: dspy.Module, split: Split) -> None:
             )
 
 
+def _changes(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[str, ...]:
+    """What the candidate shows the model that the incumbent does not, predictor by predictor."""
+    before = dict(incumbent.named_predictors())
+    changes = []
+    for name, predictor in candidate.named_predictors():
+        had = {normalize_query(str(demo.get("query", ""))) for demo in before[name].demos}
+        has = {normalize_query(str(demo.get("query", ""))) for demo in predictor.demos}
+        changes.append(f"{name}: {len(has)} demos, {len(has - had)} of them new, {len(had - has)} dropped")
+        old, new = before[name].signature.instructions, predictor.signature.instructions
+        if old != new:
+            changes.append(f"{name}: instructions were {old!r} and are {new!r}")
+    return tuple(changes)
+
+
 def _manifest(
     draft: Report,
     job: Job,
@@ -389,7 +403,7 @@ def _sizes(split: Split) -> dict[str, int]:
         "guard": len(split.guard),
         "duplicates": split.duplicates,
         "near_duplicates": split.near_duplicates,
-        "dropped_to_protect_holdout": split.dropped_to_protect_holdout,
+        "dropped": split.dropped_to_protect_holdout,
     }
 
 

@@ -26,25 +26,11 @@ def report_metadata(
         "annotation_total": collected.annotation_total,
         "config_version": config_version,
     }
-    words = {
-        "verdict": report.verdict.value,
-        "reason": report.reason,
-        "language_model": f"{report.lm} (not a language model)" if report.stand_in else report.lm,
-        "incumbent": report.incumbent_version or "baseline",
-    }
     metadata: dict[str, Any] = {
-        **{name: dg.MetadataValue.text(text) for name, text in words.items()},
+        "verdict": dg.MetadataValue.text(report.verdict.value),
+        "reason": dg.MetadataValue.text(report.reason),
         "report": dg.MetadataValue.md(_markdown(report)),
-        "window_end": dg.MetadataValue.timestamp(report.window_end),
-        "window_start": dg.MetadataValue.timestamp(report.window_start),
-        "phoenix_traces": dg.MetadataValue.url(f"{phoenix_endpoint}/projects/{collected.project_id}"),
-        **{name: _number(value) for name, value in numbers.items()},
-        "provenance": dg.MetadataValue.json(report.provenance),
-        "unusable_decisions": dg.MetadataValue.json(report.unusable),
     }
-    if report.version:
-        metadata["version"] = dg.MetadataValue.text(report.version)
-    metadata["active_version"] = dg.MetadataValue.text(report.active_version or "baseline")
     if report.gate:
         comparison = report.gate.comparison
         metadata |= {
@@ -55,7 +41,21 @@ def report_metadata(
             "p_value": _number(comparison.p_value),
             "alpha": _number(report.gate.alpha),
         }
-    return metadata
+    if report.version:
+        metadata["version"] = dg.MetadataValue.text(report.version)
+    return metadata | {
+        "incumbent": dg.MetadataValue.text(report.incumbent_version or "baseline"),
+        "active_version": dg.MetadataValue.text(report.active_version or "baseline"),
+        "language_model": dg.MetadataValue.text(
+            f"{report.lm} (not a language model)" if report.stand_in else report.lm
+        ),
+        "window_start": dg.MetadataValue.timestamp(report.window_start),
+        "window_end": dg.MetadataValue.timestamp(report.window_end),
+        "phoenix_traces": dg.MetadataValue.url(f"{phoenix_endpoint}/projects/{collected.project_id}"),
+        **{name: _number(value) for name, value in numbers.items()},
+        "provenance": dg.MetadataValue.json(report.provenance),
+        "unusable_decisions": dg.MetadataValue.json(report.unusable),
+    }
 
 
 def _markdown(report: Report) -> str:
@@ -75,12 +75,14 @@ def _markdown(report: Report) -> str:
                 [
                     ["incumbent", _percent(comparison.incumbent_score)],
                     [
-                        f"candidate ({report.optimizer}, {report.demos} demos)",
+                        f"candidate ({report.optimizer})",
                         _percent(comparison.candidate_score),
                     ],
                 ],
             )
         )
+    if report.changes:
+        parts.append("### What changed\n" + "\n".join(f"- {_inline(change)}" for change in report.changes))
     if report.confusion:
         parts.append("### Confusion of the candidate\n" + _confusion(report.confusion))
     parts += [

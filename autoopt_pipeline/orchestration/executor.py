@@ -1,0 +1,22 @@
+"""How the modules of one run are executed: side by side, each in a process of its own.
+
+Most of a module's time is waiting for the language model. The processes are forked from a server that has
+imported what they need, so five of them cost one import and not five.
+"""
+
+import dagster as dg
+
+MODULES_AT_ONCE = 5
+
+_PRELOADED = [
+    "autoopt_pipeline.definitions",
+    "autoopt_pipeline.optimization.optimize",
+    "autoopt_pipeline.orchestration.report",
+    "pandas",
+    "phoenix.client",
+]
+
+module_executor = dg.multiprocess_executor.configured(
+    {"start_method": {"forkserver": {"preload_modules": _PRELOADED}}, "max_concurrent": MODULES_AT_ONCE},
+    name="modules_side_by_side",
+)
