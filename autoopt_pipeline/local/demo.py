@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -266,39 +267,43 @@ class _Demo:
         return None
 
 
+_TITLES = {
+    1: "Round 1: the first look at each tenant",
+    2: "Round 2: no new traffic",
+    3: f"Round 3: {_NEW_TRACES} new traces of {SAMPLE_TENANTS[0].tenant_id}",
+}
+_COLORS = {"promoted": "green", "rejected": "yellow"}
+
+
 def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
-    """What became of each module, then why; modules of a tenant that were skipped for one reason share a row."""
-    results = Table(title="What became of each tenant's modules", title_justify="left")
-    for column in ("round", "tenant", "module", "result", "new traces", "score"):
-        results.add_column(column, overflow="fold")
-    reasons = Table(title="Why", title_justify="left", show_header=False, box=None)
-    colors = {"promoted": "green", "rejected": "yellow"}
-    rows: dict[tuple[object, ...], list[DemoOutcome]] = {}
-    for o in outcomes:
-        rows.setdefault((o.round, o.tenant, o.decision, o.reason, o.run_id and o.module), []).append(o)
-    round_shown = 1
-    for same in rows.values():
-        o = same[0]
-        if o.round != round_shown:
-            results.add_section()
-            round_shown = o.round
-        result = o.verdict or o.decision
-        modules = ", ".join(each.module for each in same)
-        results.add_row(
-            str(o.round),
-            o.tenant,
-            modules,
-            f"[{colors[result]}]{result}[/]" if result in colors else result,
-            "" if o.new_traces is None else str(o.new_traces),
-            _scores(o),
-        )
-        if o.run_id or o.round == 1:
-            reasons.add_row(str(o.round), f"{o.tenant} {modules}", o.reason)
-    yield results
+    """What became of each module, a table a round, then why. What was skipped for one reason shares a row."""
+    reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
+    for number, title in _TITLES.items():
+        results = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column, width in (("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)):
+            results.add_column(column, no_wrap=True, min_width=width)
+        rows: dict[tuple[object, ...], list[DemoOutcome]] = {}
+        for o in outcomes:
+            if o.round == number:
+                rows.setdefault((o.tenant, o.decision, o.reason, o.run_id and o.module), []).append(o)
+        for same in rows.values():
+            o = same[0]
+            result = o.verdict or o.decision
+            modules = ", ".join(each.module for each in same)
+            results.add_row(
+                o.tenant,
+                modules,
+                f"[{_COLORS[result]}]{result}[/]" if result in _COLORS else result,
+                "" if o.new_traces is None else str(o.new_traces),
+                _scores(o),
+            )
+            if o.run_id or number == 1:
+                reasons.add_row(str(number), f"{o.tenant} {modules}", o.reason)
+        yield results
     yield reasons
 
 
 def _scores(outcome: DemoOutcome) -> str:
     if outcome.incumbent_score is None or outcome.candidate_score is None:
         return ""
-    return f"{100 * outcome.incumbent_score:.0f} % -> {100 * outcome.candidate_score:.0f} %"
+    return f"{100 * outcome.incumbent_score:.0f} -> {100 * outcome.candidate_score:.0f} %"

@@ -1,0 +1,52 @@
+"""The README is true: its commands run, its targets and settings exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.optimization.gate import Verdict
+from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text()
+
+
+def test_its_commands_run(home: Path, phoenix: Phoenix) -> None:
+    script = "set -e\n" + "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint,
+        "AUTOOPT_SETTLING_SECONDS": "0",
+        "COLUMNS": "200",
+    }
+    done = subprocess.run(["bash", "-c", script], cwd=home, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "promoted" in done.stdout
+    assert "400 new traces, 100 needed" in done.stdout
+
+
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+
+
+def test_its_settings_exist() -> None:
+    known = {f"AUTOOPT_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"AUTOOPT_[A-Z_]+", README)) - {"AUTOOPT_"} <= known
+
+
+def test_it_explains_every_decision_and_verdict() -> None:
+    for word in [*Reason, *Verdict]:
+        assert f"`{word.value}`" in README
+
+
+def test_it_names_the_annotations_and_spans_of_the_contract() -> None:
+    for spec in modules().values():
+        assert f"`{spec.contract.annotation}`" in README
+        assert f"`{spec.contract.span_name}`" in README
