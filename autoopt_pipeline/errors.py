@@ -73,6 +73,12 @@ class InvalidArtifact(AutooptError):
     """A stored program is missing, damaged, foreign, or made for another signature."""
 
 
+class ArtifactStoreUnavailable(AutooptError):
+    """The artifact store cannot be read or written."""
+
+    transient = True
+
+
 class StaleIncumbent(AutooptError):
     """The active version changed while a candidate was compared with its predecessor."""
 

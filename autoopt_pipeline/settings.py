@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     phoenix_timeout_seconds: float = Field(30, gt=0)
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
-    lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the model's key.")
+    lm_api_key_env: str | None = Field(
+        None, pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$", description="Name of the variable that holds the model's key."
+    )
     sensor_interval_seconds: int = Field(60, ge=1, description="Least time between two looks at all tenants.")
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."

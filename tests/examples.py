@@ -27,9 +27,15 @@ def decision(attributes: dict[str, Any], *annotations: Annotation, failed: bool 
 
 
 def annotation(
-    label: str | None, kind: str = "HUMAN", *, minute: int = 0, sampled: bool = True, correction: str | None = None
+    label: str | None,
+    kind: str = "HUMAN",
+    *,
+    minute: int = 0,
+    sampled: bool = True,
+    correction: str | None = None,
+    made_in_ui: bool = False,
 ) -> Annotation:
     metadata = {"sampling": "random"} if sampled else {}
     if correction is not None:
         metadata["correction"] = correction
-    return Annotation(kind, label, metadata, T0 + timedelta(minutes=minute))
+    return Annotation(kind, label, metadata, T0 + timedelta(minutes=minute), made_in_ui)

@@ -7,7 +7,7 @@ import pytest
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
-from autoopt_pipeline.errors import InvalidArtifact, InvalidSettings, StaleIncumbent
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -148,8 +148,10 @@ def test_another_tenants_program_is_refused(artifacts: ModuleArtifacts) -> None:
 
 def test_a_version_is_never_overwritten(artifacts: ModuleArtifacts) -> None:
     version = save(artifacts, "one")
-    assert save(artifacts, "one") == version
+    (manifest,) = artifacts.versions()
+    artifacts.save(program("two"), manifest.model_copy(update={"reason": "another"}))
     assert artifacts.load(version) == program("one")
+    assert artifacts.versions() == [manifest]
 
 
 def test_a_place_in_the_ledger_is_taken_once(artifacts: ModuleArtifacts) -> None:
@@ -180,5 +182,5 @@ def test_an_unknown_kind_of_root_is_refused() -> None:
 
 def test_a_root_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidArtifact, match="AUTOOPT_ARTIFACTS_URL"):
+    with pytest.raises(ArtifactStoreUnavailable, match="AUTOOPT_ARTIFACTS_URL"):
         save(ModuleArtifacts(Files(str(tmp_path / "file")), "acme:eu", "routing"), "one")

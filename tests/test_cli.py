@@ -13,6 +13,7 @@ import pytest
 
 from autoopt_pipeline.cli import context, main
 from autoopt_pipeline.orchestration.partitions import registered_tenants
+from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 AUTOOPT = Path(sys.executable).parent / "autoopt"
@@ -185,6 +186,21 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     project = phoenix.project(f"{tenant}-cogniverse-routing", until=end)
     assert project is not None
     assert project.traces == 20
+
+
+def test_a_demo_empties_no_folder_of_yours(home: Path) -> None:
+    assert "is not empty" in autoopt("demo", "--home", str(home), status=2)
+    assert (home / "dagster.yaml").exists()
+
+
+def test_a_value_that_looks_like_markup_does_not_hide_the_others(home: Path, phoenix: Phoenix) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
+    store.write("odd", {"tenant_id": "odd", "promotion_mode": "[/]", "[red]": 1})
+    for command in (["tenants", "list"], ["status"]):
+        listed = autoopt(*command, AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
+        assert "acme" in listed
+        assert "[red]" in listed
 
 
 def test_a_taken_port_is_named(phoenix: Phoenix) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-PROJECT = Path(__file__).parents[1]
 AUTOOPT = Path(sys.executable).parent / "autoopt"
 FIELDS = {
     "tenant",
@@ -43,13 +42,14 @@ def servers() -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[dict]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     before = servers()
-    done = subprocess.run([AUTOOPT, "demo"], capture_output=True, text=True, check=False)
+    home = tmp_path_factory.mktemp("demo")
+    done = subprocess.run([AUTOOPT, "demo", "--home", home], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert servers() <= before
     assert "stand-in" in done.stdout
-    return json.loads((PROJECT / ".autoopt" / "demo" / "summary.json").read_text())["outcomes"]
+    return json.loads((home / "summary.json").read_text())["outcomes"]
 
 
 def of(outcomes: list[dict], number: int, tenant: str) -> dict[str, dict]:
@@ -102,14 +102,18 @@ def test_new_traffic_of_one_tenant_launches_that_one_alone(outcomes: list[dict])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, outcomes: list[dict]) -> None:
+def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
     before = servers()
-    demo = subprocess.Popen([AUTOOPT, "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ))
+    demo = subprocess.Popen(
+        [AUTOOPT, "demo", "--home", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ)
+    )
     deadline = time.monotonic() + 60
     while len(servers() - before) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(servers() - before) >= 3  # Phoenix, the daemon and its code server
     demo.send_signal(number)
+    time.sleep(0.5)
+    demo.send_signal(number)  # the impatient press twice
     _, err = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert b"Traceback" not in err

@@ -66,17 +66,24 @@ def test_of_two_people_the_last_counts() -> None:
     assert built(FLAT, annotation("report_agent", minute=1), annotation("correct", minute=2)).label == "search_agent"
 
 
-@pytest.mark.parametrize(
-    ("label", "drawn_by"),
-    [(annotation("correct"), "annotation"), (annotation("correct", sampled=False), "span")],
-)
-def test_a_review_drawn_at_random_may_judge(label: Annotation, drawn_by: str) -> None:
-    attributes = {**FLAT, "autoopt.review_sample": drawn_by == "span"}
-    assert built(attributes, label).independent
+DRAWN = {**FLAT, "autoopt.review_sample": True}
 
 
-def test_a_complaint_may_train_but_not_judge() -> None:
-    assert not built(FLAT, annotation("wrong", sampled=False, correction="report_agent")).independent
+def test_a_review_that_says_it_was_drawn_at_random_may_judge() -> None:
+    assert built(FLAT, annotation("correct")).independent
+
+
+def test_a_review_made_in_phoenix_of_a_trace_that_was_drawn_may_judge() -> None:
+    assert built(DRAWN, annotation("correct", sampled=False, made_in_ui=True)).independent
+    assert not built(FLAT, annotation("correct", sampled=False, made_in_ui=True)).independent
+
+
+def test_a_complaint_may_train_but_not_judge_even_about_a_trace_that_was_drawn() -> None:
+    complaint = annotation("wrong", sampled=False, correction="report_agent")
+    for attributes in (FLAT, DRAWN):
+        example = built(attributes, complaint)
+        assert example.label == "report_agent"
+        assert not example.independent
 
 
 def test_a_random_draw_does_not_make_an_outcome_label_independent() -> None:

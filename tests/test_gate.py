@@ -96,7 +96,13 @@ def test_an_incumbent_that_says_one_thing_to_everything_cannot_block_a_real_prog
 
 
 def test_a_clear_loss_on_unreviewed_traces_stops_a_promotion() -> None:
-    assert judge(made(30, 2, 70), made(0, 30, 70), alpha=0.03).verdict is Verdict.REJECTED
+    decision = judge(made(30, 2, 70), made(0, 60, 40), alpha=0.03)
+    assert decision.verdict is Verdict.REJECTED
+    assert "unreviewed traces" in decision.reason
+
+
+def test_a_better_program_may_differ_from_the_incumbents_own_answers_by_what_the_incumbent_gets_wrong() -> None:
+    assert judge(made(30, 5, 65), made(0, 45, 255), alpha=0.03).verdict is Verdict.PROMOTED
 
 
 def test_a_gain_on_unreviewed_traces_proves_nothing() -> None:

@@ -35,6 +35,12 @@ def test_the_same_candidate_on_more_traces_is_another_look() -> None:
     assert charge([first], "candidate", holdout="more").alpha < first.alpha
 
 
+def test_a_lost_entry_does_not_block_the_next_look() -> None:
+    first = charge([], "one")
+    third = charge([first], "two").model_copy(update={"sequence": 3})
+    assert charge([first, third], "three").sequence == 4
+
+
 def test_a_promotion_starts_a_new_allowance() -> None:
     first = charge([], "candidate")
     assert charge([first], "next", incumbent="v1").alpha == first.alpha

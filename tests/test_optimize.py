@@ -1,24 +1,33 @@
 """The optimization as a whole, with DSPy's real optimizers and no Phoenix and no Dagster."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dspy
 import pytest
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.programs import unpack
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.errors import InvalidArtifact, InvalidConfig, LMUnavailable
+from autoopt_pipeline.errors import (
+    ArtifactStoreUnavailable,
+    InvalidArtifact,
+    InvalidConfig,
+    LMNotConfigured,
+    LMUnavailable,
+)
 from autoopt_pipeline.lm.meter import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.modules.spec import Annotation, Decision, Label
+from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenance
 from autoopt_pipeline.optimization.evaluation import answer_all
 from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import Job, Report, labels_of, optimize
+from autoopt_pipeline.optimization.optimize import Job, Report, optimize
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths
 from tests.examples import example
 from tests.llm_server import LLMServer, llm_server
@@ -252,30 +261,141 @@ def server() -> LLMServer:
 
 
 def over_http(server: LLMServer, monkeypatch: pytest.MonkeyPatch, max_calls: int = 6000) -> MeteredLM:
-    monkeypatch.setenv("TEST_LM_KEY", "sk-very-secret")
-    settings = LMSettings(model="openai/test", api_base=server.url, api_key_env="TEST_LM_KEY", concurrency=4)
+    monkeypatch.setenv("TEST_LM_API_KEY", "sk-very-secret")
+    settings = LMSettings(model="openai/test", api_base=server.url, api_key_env="TEST_LM_API_KEY", concurrency=4)
     return metered_lm(settings, Meter(max_calls, 10**9))
 
 
-def test_any_openai_compatible_endpoint_works(
-    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+def test_any_openai_compatible_endpoint_works_and_gets_its_instructions_searched_too(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, artifacts: ModuleArtifacts
 ) -> None:
     lm = over_http(server, monkeypatch)
     server.trouble = [429, 500, "no fields at all"]
-    config = with_field(CONFIG, "budget.max_lm_calls", "700")
-    report = optimize(job(traffic, config), replace(lm, meter=lm.meter), artifacts)
+    report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
     assert report.verdict is Verdict.PROMOTED
+    assert {tried.optimizer for tried in report.tried} >= {"bootstrap-random-search", "miprov2-light"}
     assert not report.stand_in
     assert server.keys == {"Bearer sk-very-secret"}
-    assert lm.meter.tokens == 15 * (server.calls - 2)
+    assert lm.meter.tokens == 15 * (server.calls - 2)  # two tries failed, and were repeated
 
 
+@pytest.mark.parametrize("status", [401, 404])
 def test_an_endpoint_that_fails_is_an_error_and_not_a_bad_candidate(
-    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+    server: LLMServer,
+    monkeypatch: pytest.MonkeyPatch,
+    traffic: list[Decision],
+    artifacts: ModuleArtifacts,
+    status: int,
 ) -> None:
-    server.always = 401
+    server.always = status
     with pytest.raises(LMUnavailable) as error:
         optimize(job(traffic), over_http(server, monkeypatch), artifacts)
     assert "openai/test" in str(error.value)
     assert "sk-very-secret" not in str(error.value)
     assert artifacts.ledger() == []
+
+
+def test_a_single_request_that_the_model_refuses_is_a_wrong_answer_and_many_are_an_error(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = ROUTING.build_program(labels_of(ROUTING, CONFIG))
+    asked = [example(f"question {i}", "search_agent") for i in range(60)]
+    server.trouble = [400]
+    answers = answer_all(ROUTING, program, asked, over_http(server, monkeypatch))
+    assert [answer.label for answer in answers].count(None) == 1
+    server.trouble = [400, 400]
+    with pytest.raises(LMUnavailable, match="2 of 60 requests were refused"):
+        answer_all(ROUTING, program, asked, over_http(server, monkeypatch))
+
+
+def test_an_outage_in_the_middle_of_a_search_is_an_error_and_not_a_bad_candidate(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    def fail_from_now_on(line: str) -> None:
+        if line.startswith("labeled-few-shot"):
+            server.always = 401
+
+    with pytest.raises(LMUnavailable):
+        optimize(job(traffic), over_http(server, monkeypatch), artifacts, say=fail_from_now_on)
+
+
+def test_reasoning_models_get_no_temperature() -> None:
+    lm = metered_lm(LMSettings(model="openai/o4-mini", api_base="http://127.0.0.1:9"), Meter(1, 1))
+    assert lm.name == "openai/o4-mini"
+    with pytest.raises(LMNotConfigured, match="openai/o4-mini"):
+        metered_lm(LMSettings(model="openai/o4-mini", temperature=0.5), Meter(1, 1))
+
+
+def test_without_bootstrapped_demos_the_labelled_ones_still_compete(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    report = optimize(job(traffic, with_field(CONFIG, "dspy_max_bootstrapped_demos", "0")), stand_in(), artifacts)
+    assert report.verdict is Verdict.PROMOTED
+
+
+def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(6000, 2_000_000))
+    report = optimize(job(traffic), lm, artifacts)
+    assert report.verdict is Verdict.PROMOTED
+    assert report.lm_tokens <= 2_000_000
+    assert any("the budget ended the search" in note for note in report.notes)
+
+
+def test_too_few_tokens_for_a_comparison_are_an_error_and_not_a_verdict(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(6000, 5000))
+    with pytest.raises(InvalidConfig, match=r"raise budget\.max_lm_calls and budget\.max_tokens"):
+        optimize(job(traffic), lm, artifacts)
+    assert artifacts.ledger() == []
+
+
+def test_an_artifact_store_that_fails_never_makes_the_baseline_the_incumbent(
+    traffic: list[Decision], promoted: tuple[Report, ModuleArtifacts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, artifacts = promoted
+    before = artifacts.active()
+    (root,) = Path(artifacts._files._root).glob("acme/routing/versions/*/program.json")
+    monkeypatch.setattr(Files, "read", _failing_at(root.name, Files.read))
+    with pytest.raises(ArtifactStoreUnavailable):
+        optimize(job(traffic), stand_in(), artifacts)
+    monkeypatch.undo()
+    assert artifacts.active() == before
+
+
+def _failing_at(name: str, read: Callable[[Files, str], bytes | None]) -> Callable[[Files, str], bytes | None]:
+    def failing(self: Files, path: str) -> bytes | None:
+        with self._errors(path):
+            if path.endswith(name):
+                raise OSError("503 Slow Down")
+        return read(self, path)
+
+    return failing
+
+
+def test_a_better_program_replaces_the_one_that_made_the_traffic(artifacts: ModuleArtifacts) -> None:
+    """The unreviewed traces then carry the incumbent's own answers, and must not keep it in place."""
+    first = optimize(job(decisions(330)), stand_in(), artifacts)
+    assert first.verdict is Verdict.PROMOTED
+    incumbent = unpack(ROUTING, labels_of(ROUTING, CONFIG), artifacts.load(first.version or ""))
+    served = _decided_by(incumbent, decisions(1500, seed=7))
+    report = optimize(job(served), stand_in(20_000), artifacts)
+    assert report.examples["guard"] > 50
+    assert report.verdict is Verdict.PROMOTED, report.reason
+    assert report.incumbent_version == first.version
+
+
+def _decided_by(program: dspy.Module, traffic: list[Decision]) -> list[Decision]:
+    """The same requests, had this program decided them; reviews say what is right."""
+    labels = labels_of(ROUTING, CONFIG)
+    kept = []
+    for decision in traffic:
+        found = ROUTING.build_examples(labels, [decision]).examples
+        if not found:
+            continue
+        (answer,) = answer_all(ROUTING, program, found, stand_in())
+        attributes = {**decision.attributes, "routing.chosen_agent": answer.label, "routing.confidence": 0.9}
+        reviewed = found[0].provenance is not Provenance.OUTCOME
+        review = Annotation("HUMAN", found[0].label, {"sampling": "random"}, decision.time)
+        kept.append(replace(decision, attributes=attributes, failed=False, annotations=(review,) if reviewed else ()))
+    return kept

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +12,8 @@ import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.trace import set_span_in_context
 
 from autoopt_pipeline.contract import ROUTING, ROUTING_SPAN, project_name
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
@@ -112,6 +113,55 @@ def test_no_limit_drops_spans_silently(phoenix: Phoenix, tenant: str, monkeypatc
     read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert len({decision.span_id for decision in read}) == len(read) == 130
     assert sum(decision.time == played[40].time for decision in read) == 35
+
+
+def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of one trace lie far apart in time, so the order of traces is not the order of decisions."""
+    exporter = OTLPSpanExporter(endpoint=f"{phoenix.endpoint}/v1/traces")
+    provider = TracerProvider(resource=Resource.create({"openinference.project.name": project_name(tenant)}))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    tracer = provider.get_tracer("application")
+    begin = int((NOW - timedelta(hours=1)).timestamp()) * 10**9
+    for conversation in range(10):
+        root = tracer.start_span("conversation", start_time=begin + conversation * 10**9)
+        context = set_span_in_context(root)
+        for turn in range(20):
+            at = begin + (conversation + 60 * turn) * 10**9
+            tracer.start_span(ROUTING_SPAN, context, attributes={"routing.query": "q"}, start_time=at).end(at + 1)
+        root.end(begin + 3000 * 10**9)
+    provider.shutdown()
+    _wait_for_traces(phoenix, tenant, 10, until=NOW)
+    request = CountRequest(project_of(phoenix, tenant).id, ROUTING_SPAN, NOW - timedelta(hours=2), NOW)
+    _wait_for(lambda i: phoenix.count([replace(request, end=NOW + timedelta(microseconds=i))]), 200)
+    monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 30)
+    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    assert len({decision.span_id for decision in read}) == len(read) == 200
+    assert [decision.time for decision in read] == sorted(decision.time for decision in read)
+
+
+def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant: str) -> None:
+    send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
+    window = {"start": NOW - timedelta(hours=2), "end": NOW}
+    by_api, by_hand = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    phoenix.annotate([NewAnnotation(by_api.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
+    query = f"""query {{ getProjectByName(name: "{project_name(tenant)}") {{
+        spans(first: 10) {{ edges {{ node {{ id spanId }} }} }} }} }}"""
+    answer = httpx.post(f"{phoenix.endpoint}/graphql", json={"query": query}).json()["data"]["getProjectByName"]
+    ids = {edge["node"]["spanId"]: edge["node"]["id"] for edge in answer["spans"]["edges"]}
+    mutation = """mutation ($input: [CreateSpanAnnotationInput!]!) {
+        createSpanAnnotations(input: $input) { spanAnnotations { id } } }"""
+    made = {
+        "spanId": ids[by_hand.span_id],
+        "name": ROUTING.annotation,
+        "annotatorKind": "HUMAN",
+        "label": "correct",
+        "metadata": {},
+        "source": "APP",
+    }
+    done = httpx.post(f"{phoenix.endpoint}/graphql", json={"query": mutation, "variables": {"input": [made]}}).json()
+    assert "errors" not in done, done
+    read = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    assert [decision.annotations[0].made_in_ui for decision in read] == [False, True]
 
 
 def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +272,14 @@ def test_a_server_that_is_down_is_an_error_that_names_it() -> None:
     assert "AUTOOPT_PHOENIX_ENDPOINT" in str(error.value)
 
 
+def test_a_password_in_the_endpoint_is_never_shown() -> None:
+    phoenix = Phoenix("http://user:hunter2@127.0.0.1:9")
+    assert phoenix.endpoint == "http://127.0.0.1:9"
+    with pytest.raises(PhoenixUnavailable) as error:
+        phoenix.projects(until=NOW)
+    assert "hunter2" not in str(error.value)
+
+
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://[", "ftp://x"])
 def test_an_endpoint_that_is_none_is_an_error(endpoint: str) -> None:
     with pytest.raises((PhoenixUnavailable, PhoenixRefused)):
@@ -272,9 +330,17 @@ def test_a_strange_answer_is_an_error_and_never_zero_traces(strange_server: tupl
 
 
 def _wait_for_traces(phoenix: Phoenix, tenant: str, count: int, *, until: datetime) -> None:
-    for i in range(200):
+    def traces(i: int) -> dict[str, int]:
         project = phoenix.project(project_name(tenant), until=until + timedelta(microseconds=i))
-        if project and project.traces and project.traces >= count:
+        return {"traces": project.traces or 0 if project else 0}
+
+    _wait_for(traces, count)
+
+
+def _wait_for(counting: Callable[[int], Mapping[object, int]], count: int) -> None:
+    """Wait until as much is stored. Each try asks for another window, for Phoenix keeps counts on SQLite."""
+    for i in range(200):
+        if sum(counting(i).values()) >= count:
             return
         threading.Event().wait(0.1)
     raise AssertionError("the spans were not stored")

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import (
     MAX_BACKOFF,
     Attempts,
@@ -14,10 +15,12 @@ from autoopt_pipeline.optimization.plan import (
     count_from,
     decide,
 )
-from autoopt_pipeline.tenants.config import ModuleSettings, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Agent, ModuleSettings, RoutingConfigUnified
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-CONFIG = RoutingConfigUnified(tenant_id="acme")
+AGENTS = [Agent(name="search_agent"), Agent(name="report_agent")]
+CONFIG = RoutingConfigUnified(tenant_id="acme", agents=AGENTS)
+ROUTING = get_module("routing")
 
 moments = st.integers(0, 10**7).map(lambda seconds: NOW - timedelta(seconds=seconds))
 attempts = st.builds(
@@ -30,6 +33,7 @@ attempts = st.builds(
 configs = st.builds(
     lambda enabled, interval, need: RoutingConfigUnified(
         tenant_id="acme",
+        agents=AGENTS,
         enable_auto_optimization=enabled,
         optimization_interval_seconds=interval,
         min_samples_for_optimization=need,
@@ -42,7 +46,7 @@ evidences = st.builds(Evidence, new_traces=st.integers(0, 2000), new_annotations
 
 
 def decided(config: RoutingConfigUnified, tried: Attempts, evidence: Evidence | None) -> Decision:
-    answer = decide(config, "routing", tried, evidence, now=NOW)
+    answer = decide(config, ROUTING, tried, evidence, now=NOW)
     assert isinstance(answer, Decision)
     return answer
 
@@ -57,14 +61,16 @@ def test_due_means_every_condition_is_met(config: RoutingConfigUnified, tried: A
         if tried.outcome_at and not tried.failures:
             assert NOW - tried.outcome_at >= timedelta(seconds=config.optimization_interval_seconds)
         if tried.failures and tried.last_failure_at:
-            assert tried.last_failure_at < NOW
+            waited = (NOW - tried.last_failure_at).total_seconds()
+            doubled = config.optimization_interval_seconds * 2 ** (tried.failures - 1)
+            assert waited >= min(doubled, max(config.optimization_interval_seconds, MAX_BACKOFF.total_seconds()))
 
 
 @given(configs, attempts, evidences)
 def test_phoenix_is_asked_only_when_nothing_cheaper_decides(
     config: RoutingConfigUnified, tried: Attempts, evidence: Evidence
 ) -> None:
-    first = decide(config, "routing", tried, None, now=NOW)
+    first = decide(config, ROUTING, tried, None, now=NOW)
     second = decided(config, tried, evidence)
     if isinstance(first, NeedsEvidence):
         assert second.reason in {Reason.DUE, Reason.TOO_FEW_TRACES}
@@ -81,10 +87,10 @@ def test_more_evidence_never_makes_a_due_module_wait(tried: Attempts, one: Evide
 
 @given(configs, attempts)
 def test_what_waits_says_until_when_and_is_free_then(config: RoutingConfigUnified, tried: Attempts) -> None:
-    answer = decide(config, "routing", tried, None, now=NOW)
+    answer = decide(config, ROUTING, tried, None, now=NOW)
     if isinstance(answer, Decision) and answer.until:
         assert answer.until > NOW
-        later = decide(config, "routing", tried, None, now=answer.until)
+        later = decide(config, ROUTING, tried, None, now=answer.until)
         assert not isinstance(later, Decision) or later.reason is not answer.reason
 
 
@@ -101,7 +107,7 @@ def test_backoff_doubles_and_is_capped() -> None:
 
 
 def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that_is_longest() -> None:
-    config = RoutingConfigUnified(tenant_id="a", optimization_interval_seconds=86400)
+    config = RoutingConfigUnified(tenant_id="a", agents=AGENTS, optimization_interval_seconds=86400)
     decision = decided(config, Attempts(failures=9, last_failure_at=NOW), None)
     assert decision.until == NOW + timedelta(days=1)
 
@@ -123,6 +129,8 @@ def test_each_way_to_turn_a_module_off_says_which() -> None:
     off = RoutingConfigUnified(tenant_id="a", enable_auto_optimization=False)
     without = RoutingConfigUnified(tenant_id="a", modules={})
     module_off = RoutingConfigUnified(tenant_id="a", modules={"routing": ModuleSettings(enabled=False)})
-    details = [decided(config, Attempts(), None).detail for config in (off, without, module_off)]
-    assert len(set(details)) == 3
-    assert all(decided(config, Attempts(), None).reason is Reason.DISABLED for config in (off, without, module_off))
+    no_agents = RoutingConfigUnified(tenant_id="a")
+    decisions = [decided(config, Attempts(), None) for config in (off, without, module_off, no_agents)]
+    assert {decision.reason for decision in decisions} == {Reason.DISABLED}
+    assert len({decision.detail for decision in decisions}) == 4
+    assert decisions[-1].detail == "the tenant lists 0 agents; routing needs at least 2 to choose from"

@@ -1,5 +1,7 @@
 """Sensors and planning on a real Dagster instance with real run records, and a real Phoenix."""
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,8 +10,9 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.optimization.plan import Reason
-from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.plan import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
+from autoopt_pipeline.orchestration.history import failure_horizon, read_attempts, read_outcomes
 from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.sensors import partition_changes, run_requests, summary
@@ -42,7 +45,8 @@ def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Pho
 
 
 def configure(store: TenantConfigStore, tenant: str, **fields: object) -> None:
-    write_config(store, RoutingConfigUnified.model_validate({"tenant_id": tenant, **fields}))
+    agents = [{"name": "search_agent"}, {"name": "report_agent"}]
+    write_config(store, RoutingConfigUnified.model_validate({"tenant_id": tenant, "agents": agents, **fields}))
 
 
 def reasons(plan: Plan) -> dict[tuple[str, str], Reason]:
@@ -74,7 +78,7 @@ def test_a_new_tenant_with_enough_traces_is_due_with_all_its_modules_in_one_run(
     configure(store, tenant, min_samples_for_optimization=20)
     send_traffic(phoenix, tenant, requests(25, Habits(reviewed=0)))
     plan = planned()
-    (request,) = run_requests(plan, limit=100)
+    (request,) = run_requests(plan, list(plan.due()))
     assert request.partition_key == tenant
     assert request.asset_selection == [dg.AssetKey("modality"), dg.AssetKey("routing")]
     assert request.tags["autoopt/window_end"] == plan.window_end.isoformat()
@@ -98,7 +102,12 @@ def test_every_tenant_that_is_not_launched_is_explained(
     store.write(broken, {"tenant_id": broken, "min_samples_for_optimization": "many"})
     for module in MODULES:
         materialize(instance, fresh, module, traces=1, end=datetime.now(UTC))
-    running = create_run_for_test(instance, tags={"dagster/partition": busy}, status=dg.DagsterRunStatus.STARTED)
+    running = create_run_for_test(
+        instance,
+        tags={"dagster/partition": busy},
+        status=dg.DagsterRunStatus.STARTED,
+        asset_selection=frozenset({dg.AssetKey("modality")}),
+    )
     plan = planned()
     assert reasons(plan) == {
         (broken, WHOLE_TENANT): Reason.ERROR,
@@ -166,6 +175,35 @@ def test_a_module_that_succeeded_in_a_failed_run_does_not_back_off(instance: dg.
     assert attempts[tenant, "routing"].failures == 1
 
 
+def test_a_tenant_that_fails_for_days_is_tried_at_the_longest_wait_only(
+    instance: dg.DagsterInstance, tenant: str
+) -> None:
+    """Failures are looked up far enough back that the wait does not start anew."""
+    config = RoutingConfigUnified.model_validate(
+        {"tenant_id": tenant, "optimization_interval_seconds": 60, "agents": [{"name": "a"}, {"name": "b"}]}
+    )
+    horizon = failure_horizon(timedelta(seconds=60), MAX_BACKOFF)
+    failed: list[datetime] = []
+    now = start = datetime(2026, 1, 1, tzinfo=UTC)
+    while now < start + timedelta(days=9):
+        seen = [moment for moment in failed if moment > now - horizon]
+        tried = Attempts(failures=len(seen), last_failure_at=seen[-1] if seen else None)
+        answer = decide(config, get_module("routing"), tried, Evidence(500), now=now)
+        assert isinstance(answer, Decision)
+        if answer.launch:
+            failed.append(now)
+        now = answer.until or now + timedelta(minutes=1)
+    late = [moment for moment in failed if moment > start + timedelta(days=5)]
+    assert len(late) <= 4 * 4 + 1
+
+
+def test_runs_of_other_pipelines_are_none_of_ours(instance: dg.DagsterInstance, tenant: str) -> None:
+    failed_run(instance, tenant, [])
+    failed_run(instance, tenant, ["billing"])
+    create_run_for_test(instance, tags={"dagster/partition": tenant}, status=dg.DagsterRunStatus.STARTED)
+    assert read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR) == {}
+
+
 def test_the_run_key_changes_with_every_attempt_and_with_nothing_else(
     store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[[], Plan]
 ) -> None:
@@ -182,7 +220,7 @@ def test_the_run_key_changes_with_every_attempt_and_with_nothing_else(
     assert len(set(keys)) == 3
 
 
-def test_launches_are_capped_and_the_longest_waiting_comes_first(
+def test_the_longest_waiting_tenant_comes_first(
     store: TenantConfigStore,
     phoenix: Phoenix,
     tenant: str,
@@ -202,9 +240,7 @@ def test_launches_are_capped_and_the_longest_waiting_comes_first(
     for name in (waited_more, waiting):
         materialize(instance, name, "routing", traces=1, end=datetime.now(UTC) - 2 * HOUR)
     later = datetime.now(UTC) + timedelta(seconds=10)
-    order = [request.partition_key for request in run_requests(planned(later), limit=100)]
-    assert order == [never, waited_more, waiting]
-    assert [request.partition_key for request in run_requests(planned(later), limit=2)] == order[:2]
+    assert list(planned(later).due()) == [never, waited_more, waiting]
 
 
 def test_an_uninstalled_module_is_an_error_of_that_module_alone(
@@ -267,6 +303,30 @@ def test_the_sensor_plans_only_registered_tenants(
     assert [request.partition_key for request in result.run_requests or ()] == [tenant]
 
 
+def test_launches_are_capped_and_what_is_held_back_is_said(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    sensors: dict[str, dg.SensorDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTOOPT_MAX_LAUNCHES_PER_TICK", "2")
+    names = [f"{tenant}-{i}" for i in range(4)]
+    for name in names:
+        configure(store, name, min_samples_for_optimization=2)
+        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+    for name in names[:3]:
+        register_tenant(instance, name)
+    said: list[str] = []
+    monkeypatch.setattr(logging.Logger, "info", lambda self, message, *args: said.append(message))
+    result = tick(sensors["auto_optimization_sensor"], instance)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == names[:2]
+    assert any(line.startswith(f"{names[2]}: held back, for a tick launches at most 2") for line in said)
+    assert any(line.startswith(f"{names[3]}: held back until it is a partition") for line in said)
+
+
 def test_an_error_is_a_failed_tick_and_never_a_skip(
     store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
 ) -> None:
@@ -319,9 +379,15 @@ def test_an_empty_store_drops_nobody() -> None:
 
 
 def test_the_partition_sensor_adds_and_removes(
-    store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
+    store: TenantConfigStore,
+    tenant: str,
+    tmp_path: Path,
+    instance: dg.DagsterInstance,
+    sensors: dict[str, dg.SensorDefinition],
 ) -> None:
     configure(store, tenant)
+    with sqlite3.connect(tmp_path / "config.db") as db:  # an id that only somebody else could have written
+        db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}')")
     register_tenant(instance, "gone")
     result = tick(sensors["tenant_partitions_sensor"], instance)
     assert isinstance(result, dg.SensorResult)

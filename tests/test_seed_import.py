@@ -43,6 +43,13 @@ def test_of_several_versions_the_newest_counts() -> None:
     assert imported.config.min_samples_for_optimization == 250
 
 
+def test_other_kinds_of_configuration_in_the_same_export_are_passed_over() -> None:
+    telemetry = {"tenant_id": "acme:production", "config_key": "telemetry_config", "version": 7, "config_value": {}}
+    (imported,), refused = read_rows(json.dumps([SEED_ROW, telemetry]))
+    assert refused == []
+    assert imported.config.min_samples_for_optimization == 250
+
+
 def test_a_bad_row_does_not_stop_the_others() -> None:
     rows = [{"tenant_id": "a/b"}, SEED_ROW, 7, {"tenant_id": "x", "min_samples_for_optimization": "no"}]
     imported, refused = read_rows(json.dumps(rows))

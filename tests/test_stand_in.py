@@ -112,5 +112,5 @@ def test_in_production_a_missing_language_model_is_an_error_and_never_the_stand_
 
 
 def test_a_missing_key_names_its_variable_and_not_its_value() -> None:
-    with pytest.raises(LMNotConfigured, match="NO_SUCH_KEY is not set"):
-        metered_lm(LMSettings(model="openai/m", api_key_env="NO_SUCH_KEY"), Meter(1, 1))
+    with pytest.raises(LMNotConfigured, match="NO_SUCH_API_KEY is not set"):
+        metered_lm(LMSettings(model="openai/m", api_key_env="NO_SUCH_API_KEY"), Meter(1, 1))

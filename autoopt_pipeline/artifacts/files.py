@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from autoopt_pipeline.errors import InvalidArtifact, InvalidSettings
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidSettings
 
 
 class Files:
@@ -89,7 +89,7 @@ class Files:
         except FileExistsError:
             raise
         except OSError as e:
-            raise InvalidArtifact(
+            raise ArtifactStoreUnavailable(
                 f"artifact store {self._root}: {path}: {e}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
             ) from e
 

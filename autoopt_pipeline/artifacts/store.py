@@ -169,6 +169,12 @@ class ModuleArtifacts:
         self._point_to(move)
         return move
 
+    def moves(self) -> list[Move]:
+        """Every change of the active version, oldest first."""
+        names = self._files.names(f"{self._folder}/moves")
+        found = [self._read(f"moves/{name}", Move) for name in names]
+        return [move for move in found if move]
+
     def ledger(self) -> list[LedgerEntry]:
         names = self._files.names(f"{self._folder}/ledger")
         entries = [self._read(f"ledger/{name}", LedgerEntry) for name in names]

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -29,11 +30,13 @@ ERROR_STATUS = 2
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo].")] = None,
+) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
-    from autoopt_pipeline.local.demo import run_demo
+    from autoopt_pipeline.local.demo import DEMO_HOME, run_demo
 
-    run_demo(console)
+    run_demo(console, home.absolute() if home else DEMO_HOME)
 
 
 @app.command()

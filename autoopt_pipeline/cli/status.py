@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console, instance
@@ -34,5 +35,7 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
     for (whose, module), decision in plan.decisions.items():
         reason = decision.reason.value
         color = _COLORS.get(reason)
-        table.add_row(whose, module, f"[{color}]{reason}[/]" if color else reason, decision.detail)
+        table.add_row(
+            escape(whose), escape(module), f"[{color}]{reason}[/]" if color else reason, escape(decision.detail)
+        )
     console.print(table)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
@@ -47,14 +48,14 @@ def list_tenants() -> None:
         try:
             config = entry.parse()
         except AutooptError as e:
-            table.add_row(tenant, f"[red]{e}[/red]", "", "", "", "", str(entry.version))
+            table.add_row(escape(tenant), f"[red]{escape(str(e))}[/red]", "", "", "", "", str(entry.version))
             continue
         table.add_row(
-            tenant,
+            escape(tenant),
             "yes" if config.enable_auto_optimization else "no",
             f"{config.optimization_interval_seconds} s",
             str(config.min_samples_for_optimization),
-            ", ".join(config.modules),
+            escape(", ".join(config.modules)),
             str(len(config.agents)),
             str(entry.version),
         )
@@ -68,10 +69,11 @@ def remove(tenant: TenantId) -> None:
     newest = newest_version(store, tenant)
     store.write(tenant, None, expected_version=newest.version)
     if dagster_home():
+        from autoopt_pipeline.modules.registry import module_names
         from autoopt_pipeline.orchestration.partitions import registered_tenants, unfinished_runs
 
         with instance() as opened:
-            if tenant in unfinished_runs(opened):
+            if tenant in unfinished_runs(opened, module_names()):
                 console.print("a run is under way: the sensor removes the partition when it has ended")
             elif tenant in registered_tenants(opened):
                 opened.delete_dynamic_partition("tenants", tenant)
@@ -98,7 +100,7 @@ def import_tenants(
             ignored = f"; ignored: {', '.join(one.ignored)}" if one.ignored else ""
             console.print(f"{one.config.tenant_id} imported, configuration version {version}{ignored}")
     for row in refused:
-        console.print(f"[red]refused[/red] {row.reason}")
+        console.print(f"[red]refused[/red] {escape(row.reason)}")
     if refused:
         raise InvalidConfig(
             f"{file}: {len(refused)} of {len(refused) + len(imported)} rows were refused",

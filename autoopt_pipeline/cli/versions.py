@@ -4,6 +4,7 @@ import getpass
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console
@@ -18,17 +19,19 @@ def versions(tenant: TenantId, module: ModuleName) -> None:
     """List the versions of a tenant's program, and which is active."""
     artifacts = connections().artifacts(validate_tenant_id(tenant), get_module(module).name)
     active = artifacts.active()
+    moved_to = {move.to for move in artifacts.moves()}
     table = Table("", "version", "verdict", "before", "after", "optimizer", "language model", "why")
     for manifest in artifacts.versions():
         table.add_row(
             "active" if active and active.version == manifest.version else "",
             manifest.version,
-            manifest.verdict,
+            # The manifest is written before the move, which another run may have made impossible.
+            "stale" if manifest.verdict == "promoted" and manifest.version not in moved_to else manifest.verdict,
             f"{100 * manifest.incumbent_score:.1f} %",
             f"{100 * manifest.candidate_score:.1f} %",
             manifest.optimizer,
             f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm,
-            manifest.reason,
+            escape(manifest.reason),
         )
     console.print(table)
     if active is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import LMInvalidRequestError, LMUnsupportedModelError
 
 
 class BudgetExhausted(BaseException):
@@ -28,30 +29,41 @@ class Meter:
     max_tokens: int
     calls: int = 0
     tokens: int = 0
+    refused_calls: int = 0
     failed_calls: int = 0
     last_failure: str = ""
+    _largest_call: int = 0
     _held_back: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def admit(self) -> None:
         """Count one call, or raise `BudgetExhausted`. Refuses again and again once the budget is spent."""
         with self._lock:
-            if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens:
+            held_tokens = self._held_back * self._largest_call
+            if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens - held_tokens:
                 raise BudgetExhausted(f"{self.calls} calls and {self.tokens} tokens are spent")
             self.calls += 1
 
     def add_tokens(self, tokens: int) -> None:
         with self._lock:
             self.tokens += tokens
+            self._largest_call = max(self._largest_call, tokens)
+
+    def add_refusal(self, message: str) -> None:
+        """The model will not answer this request: it is too long, or against its rules."""
+        with self._lock:
+            self.refused_calls += 1
+            self.last_failure = message
 
     def add_failure(self, message: str) -> None:
+        """The endpoint failed, even after retries: nothing is known of the answer."""
         with self._lock:
             self.failed_calls += 1
             self.last_failure = message
 
     @contextmanager
     def holding_back(self, calls: int) -> Generator[None, None, None]:
-        """Keep `calls` of the budget for what comes after."""
+        """Keep `calls` of the budget for what comes after, with tokens for the largest call so far each."""
         self._held_back += calls
         try:
             yield
@@ -73,8 +85,10 @@ class MeteredEngine:
             response = self._engine.complete(request)
         except Exception as e:
             message = f"{type(e).__name__}: {e}"
-            # Servers like to quote the key that they refuse.
-            self._meter.add_failure(message.replace(self._secret, "***") if self._secret else message)
+            if self._secret:
+                message = message.replace(self._secret, "***")  # servers like to quote the key that they refuse
+            of_this_request = isinstance(e, LMInvalidRequestError) and not isinstance(e, LMUnsupportedModelError)
+            (self._meter.add_refusal if of_this_request else self._meter.add_failure)(message)
             raise
         self._meter.add_tokens((response.usage.total_tokens or 0) if response.usage else 0)
         return response

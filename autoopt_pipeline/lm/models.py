@@ -2,10 +2,11 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import LMConfigurationError, LMError
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine
@@ -62,7 +63,11 @@ def metered_lm(settings: LMSettings, meter: Meter) -> MeteredLM:
             True,
         )
     key = _key(settings)
-    engine = MeteredEngine(_EndpointEngine(settings, key), meter, secret=key)
+    try:
+        endpoint = _EndpointEngine(settings, key)
+    except (LMError, ValueError) as e:
+        raise LMNotConfigured(f"language model {settings.model}: {e}", "correct the model's settings") from None
+    engine = MeteredEngine(endpoint, meter, secret=key)
     return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
 
 
@@ -74,21 +79,36 @@ class _EndpointEngine:
         native = provider in _NATIVE_PROVIDERS
         if not native:
             os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches prices at import
-        connection: dict[str, Any] = {"api_base": settings.api_base, "api_key": key}
-        self._lm = dspy.LM(
-            settings.model,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
+        self._settings = settings
+        self._connection: dict[str, Any] = {
+            name: value for name, value in {"api_base": settings.api_base, "api_key": key}.items() if value
+        }
+        self._engine: Literal["lm15", "litellm"] = "lm15" if native else "litellm"
+        try:
+            self._lm = self._make(temperature=_or(settings.temperature, 0.0), max_tokens=_or(settings.max_tokens, 512))
+        except LMConfigurationError:
+            # Reasoning models take neither.
+            self._lm = self._make(temperature=settings.temperature, max_tokens=settings.max_tokens)
+
+    def _make(self, *, temperature: float | None, max_tokens: int | None) -> dspy.LM:
+        return dspy.LM(
+            self._settings.model,
+            temperature=temperature,
+            max_tokens=max_tokens,
             # The cache's key leaves out the endpoint: one tenant would get another's answers.
             cache=False,
             num_retries=_RETRIES,
-            engine="lm15" if native else "litellm",
-            timeout=settings.timeout_seconds,
-            **{name: value for name, value in connection.items() if value},
+            engine=self._engine,
+            timeout=self._settings.timeout_seconds,
+            **self._connection,
         )
 
     def complete(self, request: Request) -> Response:
         return self._lm(request)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _dspy_lm(model: str, engine: Engine) -> dspy.LM:

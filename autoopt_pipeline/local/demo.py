@@ -66,11 +66,16 @@ class DemoOutcome:
     lm_calls: int = 0
 
 
-def run_demo(console: Console) -> None:
-    """Run the demo to its end. Raises `StackFailed` when a part does not do what it should."""
+DEMO_HOME = PROJECT / ".autoopt" / "demo"
+
+
+def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
+    """Run the demo to its end, in the place of the last one. Raises `StackFailed` when a part fails."""
     started = time.monotonic()
-    home = PROJECT / ".autoopt" / "demo"
-    shutil.rmtree(home, ignore_errors=True)
+    if home == DEMO_HOME:
+        shutil.rmtree(home, ignore_errors=True)
+    elif home.exists() and any(home.iterdir()):
+        raise StackFailed(f"{home} is not empty", "name a new folder")
     copy_instance(home)
 
     def say(text: str) -> None:
@@ -101,7 +106,8 @@ def run_demo(console: Console) -> None:
         "Answers came from the offline [bold]stand-in[/bold], which is no language model: the loop is real, "
         "the scores say nothing of one."
     )
-    say(f"done; details in {summary.relative_to(PROJECT)}, programs in {home.relative_to(PROJECT)}/.autoopt/artifacts")
+    shown = home.relative_to(PROJECT) if home.is_relative_to(PROJECT) else home
+    say(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
 
 
 class _Demo:
@@ -116,6 +122,7 @@ class _Demo:
         self.processes = processes
         self.instance = instance
         self.phoenix = phoenix
+        self.home = home
         self.configs = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
         self.say = say
         self.reported: set[str] = set()
@@ -173,7 +180,7 @@ class _Demo:
             for run in runs:
                 if run.dagster_run.status is dg.DagsterRunStatus.FAILURE:
                     raise StackFailed(
-                        f"run {run.dagster_run.run_id} failed: {self._cause(run)}", "see .autoopt/demo/logs"
+                        f"run {run.dagster_run.run_id} failed: {self._cause(run)}", f"see {self.home / 'logs'}"
                     )
             ended = all(run.dagster_run.status not in UNFINISHED for run in runs)
             last_end = max((run.end_time or 0.0 for run in runs), default=since)
@@ -181,7 +188,7 @@ class _Demo:
                 self.say(f"the sensor skips: {reason.partition(' (')[0]}")
                 return self._outcomes(number, runs)
             time.sleep(0.3)
-        raise StackFailed(f"round {number} did not end within {_ROUND_SECONDS} s", "see .autoopt/demo/logs")
+        raise StackFailed(f"round {number} did not end within {_ROUND_SECONDS} s", f"see {self.home / 'logs'}")
 
     @staticmethod
     def _launched(runs: list[dg.RunRecord]) -> bool:
@@ -243,7 +250,7 @@ class _Demo:
             new = int(evidence[module].partition("+")[0])
             materialized = self._metadata(asset, run.run_id)
             if materialized is None:
-                raise StackFailed(f"run {run.run_id} of {tenant} failed at {module}", "see .autoopt/demo/logs")
+                raise StackFailed(f"run {run.run_id} of {tenant} failed at {module}", f"see {self.home / 'logs'}")
             yield DemoOutcome(
                 tenant=tenant,
                 module=module,

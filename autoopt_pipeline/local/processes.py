@@ -4,9 +4,11 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +23,10 @@ LOOPBACK = "127.0.0.1"
 _MARK = "AUTOOPT_STACK"
 """Environment variable that every process of a stack inherits, so that none is overlooked when it stops."""
 
+_NOT_INHERITED = ("AUTOOPT_", "PHOENIX_", "CONFIG_STORE_URL", "DAGSTER_", "OTEL_")
+
 _GRACE_SECONDS = 10
+_SWEEPS = 10
 
 
 class Processes:
@@ -44,15 +49,18 @@ class Processes:
         """Start a server in a session of its own, so that Ctrl-C reaches only us."""
         self._logs.mkdir(parents=True, exist_ok=True)
         with (self._logs / f"{name}.log").open("ab") as log:
-            self._started[name] = subprocess.Popen(  # noqa: S603 - our own commands
-                command,
-                env={**os.environ, **env, _MARK: self._mark},
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            try:
+                self._started[name] = subprocess.Popen(  # noqa: S603 - our own commands
+                    command,
+                    env={**_neutral_environment(), **env, _MARK: self._mark},
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as e:
+                raise StackFailed(f"{name} cannot be started: {e}", f"check the command {command[0]}") from None
 
     def wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
         """Wait until a server answers. Raises `StackFailed` with the end of its log when it does not."""
@@ -78,27 +86,37 @@ class Processes:
                 )
 
     def stop(self) -> None:
-        """End everything: politely, then by force, then whatever else carries our mark."""
-        for process in reversed(self._started.values()):
-            _signal_group(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process in self._started.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_group(process.pid, signal.SIGKILL)
-                process.wait()
-        self._started.clear()
-        leftovers = [process for process in psutil.process_iter() if _carries(process, self._mark)]
-        for process in leftovers:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
+        """End everything: politely, then by force, then whatever else carries our mark.
+
+        Signals are ignored meanwhile, so that a second Ctrl-C leaves no server behind.
+        """
+        with _ignoring_signals():
+            for process in reversed(self._started.values()):
+                _signal_group(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for process in self._started.values():
+                try:
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    _signal_group(process.pid, signal.SIGKILL)
+                    process.wait()
+            self._started.clear()
+            for _ in range(_SWEEPS):
+                leftovers = [process for process in psutil.process_iter() if _carries(process, self._mark)]
+                if not leftovers:
+                    return
+                for process in leftovers:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+def _neutral_environment() -> dict[str, str]:
+    """Our environment without what could lead a server to somebody's real store, Phoenix or instance."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
 
 
 def free_port() -> int:
@@ -119,6 +137,21 @@ def require_free(port: int, what: str, option: str) -> None:
                 f"port {port} for {what} is taken",
                 f"stop what listens there, or choose another with {option}",
             ) from None
+
+
+@contextmanager
+def _ignoring_signals() -> Generator[None, None, None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may, and needs to
+        return
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 _PHOENIX_ENV = {
     "PHOENIX_HOST": LOOPBACK,
+    "PHOENIX_DISCOVER_CONFIG": "false",
     "PHOENIX_TELEMETRY_ENABLED": "false",
     "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
     "PHOENIX_DISABLE_AGENT_ASSISTANT": "true",
@@ -36,6 +37,8 @@ class Stack:
         """What Dagster's processes, and commands that are to meet the same stack, need in their environment."""
         return {
             "DAGSTER_HOME": str(self.home),
+            "AUTOOPT_HOME": str(self.home / ".autoopt"),
+            "PHOENIX_DISCOVER_CONFIG": "false",
             "DAGSTER_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",
             "AUTOOPT_PHOENIX_ENDPOINT": self.phoenix_endpoint,

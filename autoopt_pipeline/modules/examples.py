@@ -57,16 +57,14 @@ def _build_example(spec: ModuleSpec, known: set[str], decision: Decision) -> Exa
         if len(value) > MAX_INPUT_CHARS:
             raise Unusable(f"{name} is longer than {MAX_INPUT_CHARS} characters")
         inputs[name] = value
-    label, provenance, sampled = _label(spec, decision)
+    label, provenance, independent = _label(spec, decision)
     if label not in known:
         raise Unusable(f"{spec.output_field} is not one of the current labels")
-    drawn = sampled or read_attribute(decision.attributes, contract.review_sample) is True
-    independent = drawn and provenance is not Provenance.OUTCOME
     return Example(inputs, label, provenance, independent, decision.time, decision.span_id, decision.trace_id)
 
 
 def _label(spec: ModuleSpec, decision: Decision) -> tuple[str, Provenance, bool]:
-    """The right answer, who says so, and whether that annotation says its trace was drawn at random."""
+    """The right answer, who says so, and whether that was said of a trace drawn without regard to its outcome."""
     answer = _text(read_attribute(decision.attributes, spec.contract.answer))
     by_worth = sorted(decision.annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp()))
     refuted = False
@@ -76,8 +74,7 @@ def _label(spec: ModuleSpec, decision: Decision) -> tuple[str, Provenance, bool]
             continue
         right = _right_answer(annotation, answer)
         if right is not None:
-            key, value = RANDOM_SAMPLING
-            return right, provenance, annotation.metadata.get(key) == value
+            return right, provenance, _is_review(spec, decision, annotation)
         # The best annotator has spoken: a judge must not overrule a person who could not name the right answer.
         refuted = True
         break
@@ -93,6 +90,17 @@ def _label(spec: ModuleSpec, decision: Decision) -> tuple[str, Provenance, bool]
     if confidence < MIN_OUTCOME_CONFIDENCE:
         raise Unusable("unsure, and nobody reviewed it")
     return answer, Provenance.OUTCOME, False
+
+
+def _is_review(spec: ModuleSpec, decision: Decision, annotation: Annotation) -> bool:
+    """Whether an annotation belongs to a review of traces drawn at random.
+
+    Either it says so, or it was made at Phoenix's own pages on a trace that the application drew for review.
+    What comes over the API without a word may be a user's complaint, also where the trace was drawn.
+    """
+    key, value = RANDOM_SAMPLING
+    drawn = read_attribute(decision.attributes, spec.contract.review_sample) is True
+    return annotation.metadata.get(key) == value or (drawn and annotation.made_in_ui)
 
 
 def _right_answer(annotation: Annotation, answer: str | None) -> str | None:

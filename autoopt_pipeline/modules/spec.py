@@ -52,12 +52,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Annotation:
-    """A verdict on one decision, as a person, a judge or code left it in Phoenix."""
+    """A verdict on one decision, as a person, a judge or code left it in Phoenix.
+
+    `made_in_ui` tells a reviewer at Phoenix's own pages from feedback that an application passed on.
+    """
 
     kind: str
     label: str | None
     metadata: dict[str, Any]
     updated_at: datetime
+    made_in_ui: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUT
 """The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out."""
 
 
+MAX_REFUSED = 0.02
+"""Share of requests that a model may refuse before that says more of the model's set-up than of the requests."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a program said; `label` is None when it gave no valid answer."""
@@ -38,12 +42,13 @@ def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
 def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Example], lm: MeteredLM) -> list[Answer]:
     """Ask every example, in order.
 
-    An answer that cannot be parsed is a wrong answer. A call that failed even after retries is not: raises
-    `LMUnavailable`, because nothing is known of the program then. `BudgetExhausted` passes through.
+    An answer that cannot be parsed, and a request that the model refuses, are wrong answers. A call that failed
+    even after retries is not: raises `LMUnavailable`, because nothing is known of the program then, and so does
+    a model that refuses more than `MAX_REFUSED` of the requests. `BudgetExhausted` passes through.
     """
     if not examples:
         return []
-    failed_before = lm.meter.failed_calls
+    refused_before = lm.meter.refused_calls
     evaluate = dspy.Evaluate(
         devset=[dspy_example(spec, example) for example in examples],
         metric=lambda example, prediction, trace=None: 0.0,
@@ -52,14 +57,10 @@ def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Exampl
         display_progress=False,
         provide_traceback=False,
     )
-    with using(lm):
+    with raising_outages(lm), using(lm):
         results = evaluate(program).results
-    if lm.meter.failed_calls > failed_before:
-        raise LMUnavailable(
-            f"language model {lm.name}: {lm.meter.failed_calls - failed_before} of {len(examples)} calls failed, "
-            f"the last with {lm.meter.last_failure[:200]}",
-            "check the endpoint; the next attempt starts anew",
-        )
+    if (refused := lm.meter.refused_calls - refused_before) > MAX_REFUSED * len(examples):
+        raise _unavailable(lm, f"{refused} of {len(examples)} requests were refused")
     return [Answer(prediction.get(spec.output_field), prediction.get("confidence")) for _, prediction, _ in results]
 
 
@@ -67,6 +68,22 @@ def share_right(examples: Sequence[Example], answers: Sequence[Answer]) -> float
     """Share of right answers, 0 to 1."""
     right = sum(answer.label == example.label for example, answer in zip(examples, answers, strict=True))
     return right / len(examples) if examples else 0.0
+
+
+@contextmanager
+def raising_outages(lm: MeteredLM) -> Generator[None, None, None]:
+    """Raise `LMUnavailable` when calls failed inside, which DSPy takes for wrong answers."""
+    before = lm.meter.failed_calls
+    yield
+    if failed := lm.meter.failed_calls - before:
+        raise _unavailable(lm, f"{failed} calls failed")
+
+
+def _unavailable(lm: MeteredLM, what: str) -> LMUnavailable:
+    return LMUnavailable(
+        f"language model {lm.name}: {what}, the last with {lm.meter.last_failure[:200]}",
+        "check the endpoint and its key; the next attempt starts anew",
+    )
 
 
 @contextmanager

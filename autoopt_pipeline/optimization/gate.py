@@ -20,8 +20,8 @@ F1 rose all the same: an incumbent that answers one class to everything has all 
 
 MAX_GUARD_LOSS = 0.10
 GUARD_ALPHA = 0.05
-"""The same for the traces that only guard. Their labels are past answers of the application, of which some are
-wrong, so a better program differs from them here and there."""
+"""The same for the traces that only guard, beyond the share that the incumbent gets wrong. Their labels are answers
+of the application, most often the incumbent's own: it agrees with all of them, right or wrong."""
 
 
 class Verdict(StrEnum):
@@ -133,7 +133,8 @@ def judge(cases: Sequence[Case], guard: Sequence[Case], *, alpha: float) -> Gate
                 Verdict.REJECTED,
                 f"clearly worse on {label!r} ({_percent(own.incumbent_score)} -> {_percent(own.candidate_score)})",
             )
-    if guard and _clear_loss(watched := compare(guard), MAX_GUARD_LOSS, GUARD_ALPHA):
+    allowed = MAX_GUARD_LOSS + 1 - result.incumbent_score
+    if guard and _clear_loss(watched := compare(guard), allowed, GUARD_ALPHA):
         return decision(
             Verdict.REJECTED,
             f"clearly worse on {watched.cases} unreviewed traces "

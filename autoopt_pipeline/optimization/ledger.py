@@ -32,7 +32,7 @@ def next_charge(
             return charge
     since_promotion = sum(charge.incumbent == incumbent for charge in charges)
     return LedgerEntry(
-        sequence=len(charges) + 1,
+        sequence=max((charge.sequence for charge in charges), default=0) + 1,
         at=at,
         candidate_digest=candidate_digest,
         holdout_digest=holdout_digest,

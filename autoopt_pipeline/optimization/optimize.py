@@ -16,19 +16,23 @@ from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, InvalidConfig, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
-from autoopt_pipeline.modules.spec import Decision, Example, Label, ModuleSpec
-from autoopt_pipeline.optimization.evaluation import Answer, answer_all, share_right
+from autoopt_pipeline.modules.spec import Decision, Example, Label, ModuleSpec, Provenance
+from autoopt_pipeline.optimization.evaluation import Answer, answer_all, raising_outages, share_right
 from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Case, GateDecision, Verdict, judge
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED, Workshop, optimizers_for
 from autoopt_pipeline.optimization.split import Split, normalize_query, split_examples
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import labels_of
 
 MIN_TRAIN, MIN_DEV = 20, 10
 """Fewest examples that are worth a search."""
 
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
 """Most examples that are used, the newest. More judge hardly better and cost two calls each."""
+
+
+_LEDGER_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -92,17 +96,6 @@ class _Finalist:
     stored: Program
 
 
-def labels_of(spec: ModuleSpec, config: RoutingConfigUnified) -> tuple[Label, ...]:
-    """The answers a tenant's program may give. Raises `InvalidConfig` when there are fewer than two."""
-    labels = spec.labels or tuple(Label(agent.name, agent.description) for agent in config.agents)
-    if len(labels) < 2:
-        raise InvalidConfig(
-            f"tenant {config.tenant_id}: {spec.name} has {len(labels)} agents to choose from",
-            "list at least two in the tenant's 'agents'",
-        )
-    return labels
-
-
 def optimize(
     job: Job, lm: MeteredLM, artifacts: ModuleArtifacts, *, say: Callable[[str], None] = lambda line: None
 ) -> Report:
@@ -164,7 +157,7 @@ def optimize(
     if finalist is None:
         return report(
             Verdict.REJECTED,
-            f"no candidate beat the incumbent on the {len(split.dev)} dev examples "
+            f"no candidate beat the incumbent on the {len(_choosing(split))} dev examples "
             f"({100 * incumbent_dev:.1f} %), so the holdout was not touched",
         )
     draft = replace(
@@ -181,9 +174,7 @@ def optimize(
         before = answer_all(spec, incumbent, judged, lm)
         after = answer_all(spec, finalist.program, judged, lm)
     except BudgetExhausted as e:
-        raise InvalidConfig(
-            f"tenant {config.tenant_id}: the budget ended within the holdout: {e}", "raise budget.max_tokens"
-        ) from None
+        raise _budget_too_small(config, str(e)) from None
     cases = [Case(example.label, old.label, new.label) for example, old, new in zip(judged, before, after, strict=True)]
     size = len(split.holdout)
     decision = judge(cases[:size], cases[size:], alpha=alpha)
@@ -236,12 +227,10 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
 
 def _check_budget(config: RoutingConfigUnified, split: Split) -> None:
     """A budget that cannot even pay the comparison would end every run the same way, so it is an error."""
-    least = 2 * (len(split.holdout) + len(split.guard) + len(split.dev))
+    least = _comparison_calls(split) + len(_choosing(split))
     if config.budget.max_lm_calls < least:
-        raise InvalidConfig(
-            f"tenant {config.tenant_id}: budget.max_lm_calls is {config.budget.max_lm_calls}, and comparing two "
-            f"programs on {len(split.holdout)} holdout traces takes {least}",
-            f"raise budget.max_lm_calls to at least {2 * least}, which leaves as much for the search",
+        raise _budget_too_small(
+            config, f"budget.max_lm_calls is {config.budget.max_lm_calls}, and {least} calls are the least"
         )
 
 
@@ -267,11 +256,12 @@ def _search(
 ) -> tuple[_Finalist | None, list[Tried], float, list[str]]:
     """Try optimizers within the budget; the best on dev is the finalist, if it beats the incumbent there."""
     spec, config = job.spec, job.config
+    dev = _choosing(split)
     shop = Workshop(
         spec=spec,
         baseline=spec.build_program(labels),
         train=split.train,
-        dev=split.dev,
+        dev=dev,
         lm=lm,
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
@@ -279,30 +269,54 @@ def _search(
     tried: list[Tried] = []
     notes: list[str] = []
     best: _Finalist | None = None
-    incumbent_dev = 0.0
+    incumbent_dev: float | None = None
     try:
         # What the search must leave over for the comparison on the holdout.
-        with lm.meter.holding_back(2 * (len(split.holdout) + len(split.guard))):
-            incumbent_dev = best_dev = share_right(split.dev, answer_all(spec, incumbent, split.dev, lm))
+        with lm.meter.holding_back(_comparison_calls(split)):
+            incumbent_dev = best_dev = share_right(dev, answer_all(spec, incumbent, dev, lm))
             for optimizer in optimizers_for(shop):
                 calls_before = lm.meter.calls
-                program = optimizer.compile()
-                score = share_right(split.dev, answer_all(spec, program, split.dev, lm))
+                with raising_outages(lm):
+                    program = optimizer.compile()
+                score = share_right(dev, answer_all(spec, program, dev, lm))
                 tried.append(Tried(optimizer.name, score, lm.meter.calls - calls_before))
                 say(f"{optimizer.name}: {100 * score:.1f} % on dev, {tried[-1].lm_calls} LM calls")
                 if score > best_dev:
                     best_dev = score
                     best = _Finalist(optimizer.name, program, pack(spec, config.tenant_id, labels, program))
     except BudgetExhausted as e:
+        if incumbent_dev is None:
+            raise _budget_too_small(config, str(e)) from None
         notes.append(f"the budget ended the search: {e}; the best program so far was kept")
         say(notes[-1])
     return best, tried, incumbent_dev, notes
 
 
+def _choosing(split: Split) -> list[Example]:
+    """The dev examples that choose among programs: the reviewed ones, where they are enough.
+
+    The others carry the application's own answers, with which its present program agrees, right or wrong.
+    """
+    reviewed = [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
+    return reviewed if len(reviewed) >= MIN_DEV else list(split.dev)
+
+
+def _comparison_calls(split: Split) -> int:
+    """Calls that comparing two programs on the holdout takes, and a few for what DSPy asks again when it is slow."""
+    return 2 * (len(split.holdout) + len(split.guard)) + 10
+
+
+def _budget_too_small(config: RoutingConfigUnified, what: str) -> InvalidConfig:
+    return InvalidConfig(
+        f"tenant {config.tenant_id}: the budget does not pay for a comparison: {what}",
+        "raise budget.max_lm_calls and budget.max_tokens",
+    )
+
+
 def _charge(artifacts: ModuleArtifacts, candidate: Program, split: Split, incumbent: str | None, at: datetime) -> float:
     """Enter this look at the holdout in the ledger, before it is taken, and return its alpha."""
     holdout_digest = _digest([*split.holdout, *split.guard])
-    while True:
+    for _ in range(_LEDGER_TRIES):
         entries = artifacts.ledger()
         charge = next_charge(
             entries,
@@ -313,6 +327,10 @@ def _charge(artifacts: ModuleArtifacts, candidate: Program, split: Split, incumb
         )
         if charge in entries or artifacts.charge(charge):
             return charge.alpha
+    raise StaleIncumbent(
+        f"{artifacts.tenant_id}/{artifacts.module}: other runs keep taking the next place in the ledger",
+        "let them finish first",
+    )
 
 
 def _check_no_leak(program: dspy.Module, split: Split) -> None:

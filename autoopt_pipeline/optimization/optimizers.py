@@ -52,6 +52,9 @@ def optimizers_for(shop: Workshop) -> Iterator[Optimizer]:
     for k in sorted({min(FEW_DEMOS, most), most}):
         yield Optimizer(f"coverage-{k}", lambda k=k: _coverage(shop, k))
     yield Optimizer(f"labeled-few-shot-{most}", lambda: _labeled_few_shot(shop, most))
+    # Both searches bootstrap; with no bootstrapped demos allowed they cannot run.
+    if shop.max_bootstrapped_demos == 0:
+        return
     if len(shop.train) >= MIN_FOR_SEARCH:
         yield Optimizer("bootstrap-random-search", lambda: _bootstrap_random_search(shop, most))
     # The stand-in cannot write instructions, so a search over them would be for show.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import MIN_LABELS
 
 MAX_BACKOFF = timedelta(hours=6)
 """Longest wait after repeated failures, unless the tenant's own interval is longer."""
@@ -40,11 +42,11 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then."""
+    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known."""
 
     window_end: datetime
-    trace_total: int
-    annotation_total: int
+    trace_total: int | None
+    annotation_total: int | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class NeedsEvidence:
 
 def decide(
     config: RoutingConfigUnified,
-    module: str,
+    spec: ModuleSpec,
     attempts: Attempts,
     evidence: Evidence | None,
     *,
@@ -93,8 +95,9 @@ def decide(
 
     With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide.
     """
-    if not config.is_enabled(module):
-        return Decision(Reason.DISABLED, _why_disabled(config, module))
+    module = spec.name
+    if why := _why_disabled(config, spec):
+        return Decision(Reason.DISABLED, why)
     if attempts.running:
         return Decision(Reason.IN_PROGRESS, f"run {attempts.running} of this tenant is under way")
     interval = timedelta(seconds=config.interval_seconds(module))
@@ -130,12 +133,16 @@ def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: da
     return max(outcome.window_end, earliest) if outcome else earliest
 
 
-def _why_disabled(config: RoutingConfigUnified, module: str) -> str:
+def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
     if not config.enable_auto_optimization:
         return "enable_auto_optimization is false"
-    if module not in config.modules:
-        return f"{module} is not among the tenant's modules"
-    return f"modules.{module}.enabled is false"
+    if spec.name not in config.modules:
+        return f"{spec.name} is not among the tenant's modules"
+    if not config.modules[spec.name].enabled:
+        return f"modules.{spec.name}.enabled is false"
+    if spec.labels is None and len(config.agents) < MIN_LABELS:
+        return f"the tenant lists {len(config.agents)} agents; {spec.name} needs at least {MIN_LABELS} to choose from"
+    return None
 
 
 def _counts(evidence: Evidence, need: int) -> str:

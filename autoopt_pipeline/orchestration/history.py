@@ -12,7 +12,7 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from autoopt_pipeline.optimization.plan import Attempts, Outcome
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, unfinished_runs
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
 
 Key = tuple[str, str]
 
@@ -31,7 +31,7 @@ def read_attempts(
         for tenant, storage_id in latest.items():
             attempts[tenant, module] = Attempts(outcome_at=finished_at[storage_id], outcome_id=storage_id)
     _add_failures(instance, attempts, modules, failures_since)
-    for tenant, run_id in unfinished_runs(instance).items():
+    for tenant, run_id in unfinished_runs(instance, modules).items():
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
     return attempts
@@ -62,13 +62,16 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
     """None when the materialization was reported by hand and says nothing of traces."""
     materialization = record.asset_materialization
     metadata = materialization.metadata if materialization else {}
-    window_end, traces, annotations = (metadata.get(name) for name in ("window_end", "trace_total", "annotation_total"))
-    if not (window_end and traces and annotations):
+    if "window_end" not in metadata:
         return None
+
+    def total(name: str) -> int | None:
+        return int(str(metadata[name].value)) if name in metadata else None
+
     return Outcome(
-        window_end=datetime.fromtimestamp(float(str(window_end.value)), UTC),
-        trace_total=int(str(traces.value)),
-        annotation_total=int(str(annotations.value)),
+        window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
+        trace_total=total("trace_total"),
+        annotation_total=total("annotation_total"),
     )
 
 
@@ -97,7 +100,7 @@ def _add_failures(
         tenant = run.tags.get(PARTITION_TAG)
         if tenant is None:
             continue
-        selected = {key.to_user_string() for key in run.asset_selection} if run.asset_selection else set(modules)
+        selected = selected_modules(run)
         ended = _utc(record.end_time or record.update_timestamp)
         began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
         for module in selected.intersection(modules):
@@ -117,5 +120,8 @@ def _utc(moment: float | datetime) -> datetime:
 
 
 def failure_horizon(longest_interval: timedelta, longest_backoff: timedelta) -> timedelta:
-    """How far back failures can still matter: twice the longest wait that they can cause."""
-    return 2 * max(longest_interval, longest_backoff)
+    """How far back failures are looked up: long enough for the longest wait to be reached, and never under a day.
+
+    Run keys hold the day, so a failure of the same day must always be seen.
+    """
+    return 12 * max(longest_interval, longest_backoff)

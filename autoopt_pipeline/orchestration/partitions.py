@@ -1,5 +1,7 @@
 """Tenants as dynamic partitions."""
 
+from collections.abc import Collection
+
 import dagster as dg
 
 tenants_partitions = dg.DynamicPartitionsDefinition(name="tenants")
@@ -24,7 +26,16 @@ def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
     instance.add_dynamic_partitions("tenants", [tenant_id])
 
 
-def unfinished_runs(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Tenants with a run that is queued or under way, with that run's id. One query."""
+def selected_modules(run: dg.DagsterRun) -> set[str]:
+    """The assets that a run materializes, by name. Runs of anything else have none."""
+    return {key.to_user_string() for key in run.asset_selection or ()}
+
+
+def unfinished_runs(instance: dg.DagsterInstance, modules: Collection[str]) -> dict[str, str]:
+    """Tenants with a run of any of these modules that is queued or under way, with that run's id. One query."""
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    return {run.tags[PARTITION_TAG]: run.run_id for run in runs if PARTITION_TAG in run.tags}
+    return {
+        run.tags[PARTITION_TAG]: run.run_id
+        for run in runs
+        if PARTITION_TAG in run.tags and selected_modules(run).intersection(modules)
+    }

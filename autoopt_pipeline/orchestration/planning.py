@@ -104,11 +104,11 @@ def plan_tenants(
                 continue
             key = (tenant, module)
             try:
-                get_module(module)
+                spec = get_module(module)
             except UnknownModule as e:
                 decisions[key] = Decision(Reason.ERROR, str(e))
                 continue
-            answer = decide(config, module, attempts.get(key, Attempts()), None, now=now)
+            answer = decide(config, spec, attempts.get(key, Attempts()), None, now=now)
             if isinstance(answer, NeedsEvidence):
                 pending[key] = config
             else:
@@ -143,7 +143,7 @@ def _decide_by_evidence(
     evidence = gather_evidence(phoenix, wanted, until=until)
     decided: dict[Key, Decision] = {}
     for key, config in pending.items():
-        answer = decide(config, key[1], attempts.get(key, Attempts()), evidence[key], now=now)
+        answer = decide(config, get_module(key[1]), attempts.get(key, Attempts()), evidence[key], now=now)
         if isinstance(answer, Decision):
             decided[key] = answer
     return decided

@@ -22,10 +22,10 @@ def report_metadata(
         "lm_calls": report.lm_calls,
         "lm_tokens": report.lm_tokens,
         "seconds": report.seconds,
-        "trace_total": collected.trace_total,
-        "annotation_total": collected.annotation_total,
         "config_version": config_version,
     }
+    totals = {"trace_total": collected.trace_total, "annotation_total": collected.annotation_total}
+    numbers |= {name: total for name, total in totals.items() if total is not None}
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
         "reason": dg.MetadataValue.text(report.reason),

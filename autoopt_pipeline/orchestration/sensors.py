@@ -1,14 +1,18 @@
 """Looks at all tenants again and again, and launches one run per tenant that is due."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from autoopt_pipeline.errors import InvalidTenantId
+from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenant_id import validate_tenant_id
 
 NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 """Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
@@ -31,9 +35,14 @@ def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
     def tenant_partitions_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:
-        configured = set(services.connect().configs.current())
+        configured = set()
+        for tenant in services.connect().configs.current():
+            try:
+                configured.add(validate_tenant_id(tenant))
+            except InvalidTenantId as e:
+                context.log.error(str(e))
         added, removed, waiting = partition_changes(
-            configured, registered_tenants(context.instance), set(unfinished_runs(context.instance))
+            configured, registered_tenants(context.instance), set(unfinished_runs(context.instance, modules()))
         )
         if waiting:
             context.log.info(f"removed once their run has finished: {', '.join(waiting)}")
@@ -78,17 +87,24 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
     ) -> dg.SensorResult | dg.SkipReason:
         connections = services.connect()
         stored = connections.configs.current()
-        registered = registered_tenants(context.instance)
-        # One request for a partition that does not exist would fail the whole tick.
         plan = plan_tenants(
-            {tenant: entry for tenant, entry in stored.items() if tenant in registered},
+            stored,
             context.instance,
             connections.phoenix,
             now=datetime.now(UTC),
             settling=timedelta(seconds=connections.settings.settling_seconds),
         )
+        due = list(plan.due())
+        # One request for a partition that does not exist would fail the whole tick.
+        registered = registered_tenants(context.instance)
+        launched = [tenant for tenant in due if tenant in registered][: connections.settings.max_launches_per_tick]
         _log(context, plan)
-        requests = run_requests(plan, limit=connections.settings.max_launches_per_tick)
+        for tenant in due:
+            if tenant not in registered:
+                context.log.info(f"{tenant}: held back until it is a partition (see tenant_partitions_sensor)")
+            elif tenant not in launched:
+                context.log.info(f"{tenant}: held back, for a tick launches at most {len(launched)} runs")
+        requests = run_requests(plan, launched)
         if requests:
             return dg.SensorResult(run_requests=requests)
         if errors := plan.errors():
@@ -101,10 +117,12 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
     return auto_optimization_sensor
 
 
-def run_requests(plan: Plan, *, limit: int) -> list[dg.RunRequest]:
-    """One run per due tenant, the longest waiting first, at most `limit`."""
+def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
+    """One run per tenant, with its due modules."""
     requests = []
-    for tenant, due in list(plan.due().items())[:limit]:
+    due_modules = plan.due()
+    for tenant in tenants:
+        due = due_modules[tenant]
         found = {module: plan.decisions[tenant, module].evidence for module in due}
         evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
         requests.append(

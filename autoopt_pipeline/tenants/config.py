@@ -43,10 +43,13 @@ class LMSettings(_Strict):
     model: str = Field(min_length=1, description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
     api_base: str | None = Field(None, description="Endpoint, for servers that speak the OpenAI protocol.")
     api_key_env: str | None = Field(
-        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable that holds the key."
+        None,
+        # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
+        pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$",
+        description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(512, ge=16)
+    temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
+    max_tokens: int | None = Field(None, ge=16, description="By default 512, where the model allows it.")
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0)
 
@@ -128,10 +131,6 @@ class RoutingConfigUnified(_Strict):
     def min_samples(self, module: str) -> int:
         """New evidence that makes `module` due."""
         return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
-
-    def is_enabled(self, module: str) -> bool:
-        """Whether `module` is to be optimized by itself."""
-        return self.enable_auto_optimization and module in self.modules and self.modules[module].enabled
 
     def _module(self, module: str) -> ModuleSettings:
         return self.modules.get(module, ModuleSettings())

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from autoopt_pipeline.errors import ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.sqlite_store import check_version, decode_document
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.store import NEVER, StoredConfig
 
 _CURRENT = "autoopt:configs"
 
@@ -26,9 +26,10 @@ class RedisConfigStore:
     """See `TenantConfigStore`."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+        self._shown = "redis://..."
         with self._errors():
+            parts = urlsplit(url)
+            self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
             self._redis = redis.Redis.from_url(
                 url,
                 decode_responses=True,
@@ -75,10 +76,15 @@ class RedisConfigStore:
     def _errors(self) -> Generator[None, None, None]:
         try:
             yield
-        except (redis.RedisError, OSError, ValueError) as e:
+        except ValueError:
+            # Its text may quote the URL, and with it the password.
             raise ConfigStoreUnavailable(
-                f"configuration store {self._shown}: {e}",
-                "check AUTOOPT_CONFIG_STORE_URL and that Redis is up",
+                f"configuration store {self._shown}: the address is no Redis URL",
+                "set AUTOOPT_CONFIG_STORE_URL to redis://[user:password@]host:port/db, special characters as %XX",
+            ) from None
+        except (redis.RedisError, OSError) as e:
+            raise ConfigStoreUnavailable(
+                f"configuration store {self._shown}: {e}", "check AUTOOPT_CONFIG_STORE_URL and that Redis is up"
             ) from None
 
 
@@ -87,6 +93,9 @@ def _history_key(tenant_id: str) -> str:
 
 
 def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
-    fields = json.loads(entry)
-    written_at = datetime.fromisoformat(fields["written_at"])
-    return StoredConfig(str(tenant_id), fields["version"], written_at, decode_document(fields["document"]))
+    try:
+        fields = json.loads(entry)
+        written_at = datetime.fromisoformat(fields["written_at"])
+        return StoredConfig(str(tenant_id), int(fields["version"]), written_at, decode_document(fields["document"]))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return StoredConfig(str(tenant_id), 0, NEVER, f"not written by this system: {str(entry)[:80]}")

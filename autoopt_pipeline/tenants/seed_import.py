@@ -7,6 +7,8 @@ from typing import Any
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
 
+_ROUTING_KEY = "routing_config"
+
 
 @dataclass(frozen=True)
 class ImportedConfig:
@@ -28,7 +30,8 @@ def read_rows(text: str) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
     A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
-    the highest counts. A bad row is refused with its number and does not stop the others.
+    the highest counts, and rows of other kinds of configuration are passed over. A bad row is refused with
+    its number and does not stop the others.
     """
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
@@ -38,6 +41,8 @@ def read_rows(text: str) -> tuple[list[ImportedConfig], list[RefusedRow]]:
                 raise InvalidConfig(f"row {number} is not a JSON object", "give one object per tenant")
             version = row.get("version")
             version = version if isinstance(version, int) else 0
+            if row.get("config_key", _ROUTING_KEY) != _ROUTING_KEY:
+                continue  # telemetry, agents and the like stand in the same export
             one = _import_row(row, number)
         except AutooptError as e:
             refused.append(RefusedRow(number, str(e)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.store import NEVER, StoredConfig
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tenant_configs (
@@ -92,4 +92,8 @@ def decode_document(text: str | None) -> object | None:
 
 def _stored(row: tuple[str, int, str, str | None]) -> StoredConfig:
     tenant_id, version, written_at, document = row
-    return StoredConfig(tenant_id, version, datetime.fromisoformat(written_at), decode_document(document))
+    try:
+        moment = datetime.fromisoformat(written_at)
+    except ValueError:
+        moment = NEVER
+    return StoredConfig(tenant_id, version, moment, decode_document(document))

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+
+NEVER = datetime.min.replace(tzinfo=UTC)
+"""When an entry was written that does not say when."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from autoopt_pipeline.traces.phoenix import Phoenix
 
 @dataclass(frozen=True)
 class Collected:
-    """Decisions of one window, and the project's totals at its end."""
+    """Decisions of one window, and the project's totals at its end; None where Phoenix cannot say."""
 
     project_id: str
     decisions: tuple[Decision, ...]
-    trace_total: int
-    annotation_total: int
+    trace_total: int | None
+    annotation_total: int | None
 
 
 def collect(phoenix: Phoenix, tenant_id: str, contract: SpanContract, *, start: datetime, end: datetime) -> Collected:
@@ -29,6 +29,7 @@ def collect(phoenix: Phoenix, tenant_id: str, contract: SpanContract, *, start: 
             "let the tenant's application send traces there",
         )
     # Totals first: what is annotated while this window is read counts as new next time.
-    annotation_total = phoenix.annotation_counts([project.id]).get(project.id, {}).get(contract.annotation, 0)
+    counts = phoenix.annotation_counts([project.id])
+    annotation_total = counts[project.id].get(contract.annotation, 0) if project.id in counts else None
     decisions = phoenix.decisions(name, contract, start=start, end=end)
-    return Collected(project.id, tuple(decisions), project.traces or 0, annotation_total)
+    return Collected(project.id, tuple(decisions), project.traces, annotation_total)

@@ -47,7 +47,8 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
             continue
         new_traces = counts[to_count[key]] if key in to_count else 0
         new_annotations = 0
-        if w.outcome and project.id in annotations:
+        if w.outcome and w.outcome.annotation_total is not None and project.id in annotations:
+            # The total falls when Phoenix deletes old traces; the next outcome then starts from what is left.
             total = annotations[project.id].get(w.contract.annotation, 0)
             new_annotations = max(0, total - w.outcome.annotation_total)
         evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
@@ -55,9 +56,8 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
 
 
 def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:
-    if project.traces is None:
-        return True
-    return project.traces != (wanted.outcome.trace_total if wanted.outcome else 0)
+    seen = wanted.outcome.trace_total if wanted.outcome else 0
+    return project.traces is None or project.traces != seen
 
 
 def _note(project: Project, wanted: Wanted, new_traces: int) -> str:

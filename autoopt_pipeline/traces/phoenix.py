@@ -8,11 +8,11 @@ import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
 from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
@@ -20,6 +20,7 @@ from autoopt_pipeline.modules.spec import Annotation, Decision
 
 if TYPE_CHECKING:
     from phoenix.client import Client
+    from phoenix.client.types.spans import SpanQuery
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +73,18 @@ class _NotUnderstood(Exception):
 
 
 class Phoenix:
-    """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`."""
+    """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
+
+    `endpoint` is the address without any password, fit to be shown.
+    """
 
     def __init__(self, endpoint: str, *, api_key: str | None = None, timeout_seconds: float = 30) -> None:
-        self.endpoint = endpoint.rstrip("/")
-        self._api_key = api_key
+        self.base_url = endpoint.rstrip("/")
+        self.endpoint = _without_password(self.base_url)
         self._timeout = timeout_seconds
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=self.endpoint, headers=headers, timeout=timeout_seconds)
+            self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout_seconds)
         except (httpx.InvalidURL, ValueError) as e:
             raise PhoenixRefused(
                 f"Phoenix endpoint {self.endpoint!r}: {e}", "correct AUTOOPT_PHOENIX_ENDPOINT"
@@ -122,7 +126,7 @@ class Phoenix:
         return counted
 
     def annotation_counts(self, project_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Per project, how many span annotations of each name there are. Empty where Phoenix cannot say."""
+        """Per project, how many span annotations of each name there are. Without an entry where Phoenix cannot say."""
         counts: dict[str, dict[str, int]] = {}
         with self._errors("annotation counts"):
             for batch in _batches(list(dict.fromkeys(project_ids)), ALIASES_PER_DOCUMENT):
@@ -178,33 +182,37 @@ class Phoenix:
         )
         client = self._client()
         client.projects.get(project_name=project)  # a data frame of no project is empty, without an error
-        rows: dict[str, dict[str, Any]] = {}
-        limit = SPANS_PER_READ
-        while True:
-            frame = client.spans.get_spans_dataframe(
-                project_identifier=project,
-                query=query,
-                start_time=start,
-                end_time=end,
-                limit=limit,
-                timeout=int(max(self._timeout, 60)),
-            )
-            page = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-            if "context.span_id" in frame.columns:
-                ids = [str(span_id) for span_id in frame["context.span_id"]]
-            else:
-                ids = [str(span_id) for span_id in frame.index]
-            before = len(rows)
-            for span_id, row in zip(ids, page, strict=True):
-                rows.setdefault(span_id, {**row, "span_id": span_id})
-            if len(page) < limit:
-                break
-            # The newest come first: go on from the oldest, which is read again for those of the same instant.
-            oldest = min(row["start_time"] for row in page).to_pydatetime()
-            end = oldest + timedelta(microseconds=1)
-            if len(rows) == before:
-                limit *= 2  # more spans of one instant than a page holds
-        return sorted(rows.values(), key=lambda row: (row["start_time"], row["span_id"]))
+        rows = self._read_window(client, project, query, start, end, SPANS_PER_READ)
+        return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
+
+    def _read_window(
+        self, client: "Client", project: str, query: "SpanQuery", start: datetime, end: datetime, limit: int
+    ) -> list[dict[str, Any]]:
+        """All rows of a window. Where there are more than `limit`, its two halves are read.
+
+        Phoenix gives selected columns in no order, so the rows over a limit could not be asked for otherwise.
+        """
+        frame = client.spans.get_spans_dataframe(
+            project_identifier=project,
+            query=query,
+            start_time=start,
+            end_time=end,
+            limit=limit,
+            timeout=int(max(self._timeout, 60)),
+        )
+        if len(frame) < limit:
+            ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
+            return [
+                {str(name): value for name, value in row.items()} | {"span_id": str(span_id)}
+                for span_id, row in zip(ids, frame.to_dict("records"), strict=True)
+            ]
+        middle = start + (end - start) / 2
+        if middle in (start, end):  # more spans in one instant than the limit
+            return self._read_window(client, project, query, start, end, 2 * limit)
+        return [
+            *self._read_window(client, project, query, start, middle, limit),
+            *self._read_window(client, project, query, middle, end, limit),
+        ]
 
     def _read_annotations(
         self, project: str, contract: SpanContract, span_ids: Sequence[str]
@@ -225,6 +233,7 @@ class Phoenix:
                     label=result.get("label"),
                     metadata=dict(item.get("metadata") or {}),
                     updated_at=datetime.fromisoformat(str(item["updated_at"])),
+                    made_in_ui=item["source"] == "APP",
                 )
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
@@ -287,7 +296,7 @@ class Phoenix:
     def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         with self._errors(path):
             for attempt in Retrying(
-                stop=stop_after_attempt(_ATTEMPTS),
+                stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
                 wait=wait_random_exponential(multiplier=0.2, max=2),
                 retry=retry_if_exception(_is_transient),
                 reraise=True,
@@ -300,7 +309,7 @@ class Phoenix:
     def _client(self) -> "Client":
         from phoenix.client import Client
 
-        return Client(base_url=self.endpoint, http_client=self._http)
+        return Client(base_url=self.base_url, http_client=self._http)
 
     @contextmanager
     def _errors(self, what: str) -> Generator[None, None, None]:
@@ -334,6 +343,11 @@ class Phoenix:
             f"Phoenix {self.endpoint}: {what}: HTTP {status} {error.response.text[:200]}",
             "see the server's log",
         )
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def _is_transient(error: BaseException) -> bool:

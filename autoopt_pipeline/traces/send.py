@@ -32,7 +32,7 @@ def send_traffic(
         return
     spans = _spans(tenant_id, requests)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else None
-    exporter = OTLPSpanExporter(endpoint=f"{phoenix.endpoint}/v1/traces", headers=headers, timeout=30)
+    exporter = OTLPSpanExporter(endpoint=f"{phoenix.base_url}/v1/traces", headers=headers, timeout=30)
     stored_before = _stored(phoenix, tenant_id, requests)
     for start in range(0, len(spans), _BATCH):
         if exporter.export(spans[start : start + _BATCH]) is not SpanExportResult.SUCCESS:

@@ -1,0 +1,19 @@
+"""What a tenant's program may answer."""
+
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+
+MIN_LABELS = 2
+"""With fewer there is nothing to decide."""
+
+
+def labels_of(spec: ModuleSpec, config: RoutingConfigUnified) -> tuple[Label, ...]:
+    """The module's fixed labels, or the tenant's agents. Raises `InvalidConfig` when there are fewer than two."""
+    labels = spec.labels or tuple(Label(agent.name, agent.description) for agent in config.agents)
+    if len(labels) < MIN_LABELS:
+        raise InvalidConfig(
+            f"tenant {config.tenant_id}: {spec.name} has {len(labels)} agents to choose from",
+            f"list at least {MIN_LABELS} in the tenant's 'agents'",
+        )
+    return labels

@@ -1,0 +1,44 @@
+"""Servers of the local stack: isolated from the user's settings, and all gone afterwards."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.errors import StackFailed
+from autoopt_pipeline.local.processes import Processes
+
+
+def test_a_server_inherits_nothing_that_leads_to_a_real_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AUTOOPT_CONFIG_STORE_URL", "CONFIG_STORE_URL", "PHOENIX_SQL_DATABASE_URL", "DAGSTER_HOME", "OTEL_X"):
+        monkeypatch.setenv(name, "production")
+    with Processes(tmp_path) as group:
+        group.start("env", ["env"], env={"AUTOOPT_HOME": "here"}, cwd=tmp_path)
+        group._started["env"].wait()
+    seen = (tmp_path / "env.log").read_text()
+    assert "production" not in seen
+    assert "AUTOOPT_HOME=here" in seen
+
+
+def test_what_a_server_started_and_left_behind_is_ended_too(tmp_path: Path) -> None:
+    import psutil
+
+    orphaning = "import subprocess, sys; p = subprocess.Popen(['sleep', '60'], start_new_session=True); print(p.pid)"
+    with Processes(tmp_path) as group:
+        group.start("parent", [sys.executable, "-c", orphaning], env={}, cwd=tmp_path)
+        group._started["parent"].wait()
+        orphan = int((tmp_path / "parent.log").read_text())
+        assert psutil.pid_exists(orphan)
+    assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_server_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with Processes(tmp_path) as group:
+        group.start("short", [sys.executable, "-c", "print('out of luck'); exit(3)"], env={}, cwd=tmp_path)
+        with pytest.raises(StackFailed, match=r"short stopped with exit status 3: out of luck"):
+            group.wait_for_http("short", "http://127.0.0.1:9", seconds=20)
+
+
+def test_a_command_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    with Processes(tmp_path) as group, pytest.raises(StackFailed, match="nonexistent"):
+        group.start("x", ["/nonexistent/phoenix"], env={}, cwd=tmp_path)
