@@ -33,7 +33,7 @@ def test_its_commands_run(home: Path, phoenix: Phoenix) -> None:
 
 def test_its_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)) <= targets
 
 
 def test_its_settings_exist() -> None:
