@@ -25,7 +25,8 @@ from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenance
 from autoopt_pipeline.optimization.evaluation import answer_all
 from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import Job, Report, optimize
+from autoopt_pipeline.optimization.optimize import Job, optimize
+from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from autoopt_pipeline.modules.spec import Example
-from autoopt_pipeline.optimization.optimize import Report
+from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.traces.collect import Collected
 
 _EXAMPLES_SHOWN = 20
