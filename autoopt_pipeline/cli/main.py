@@ -50,9 +50,13 @@ def up(
     run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port)
 
 
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def run() -> None:
     """The entry point. An error that is meant for a person is one line and exit status 2."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell that is not interactive starts background commands with it ignored.
+    for number in _ENDING_SIGNALS:
         signal.signal(number, _interrupt)
     try:
         app()
@@ -64,4 +68,7 @@ def run() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End once, in order: another signal must not break into the cleaning up."""
+    for each in _ENDING_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
