@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
     )
+    redaction: str = Field(
+        "autoopt_pipeline.modules.redaction:redact",
+        description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",
+    )
     max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
 
     @property

@@ -4,6 +4,7 @@ A package plugs one in with an entry point of the group `autoopt_pipeline.module
 """
 
 import difflib
+import re
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -14,6 +15,8 @@ from autoopt_pipeline.modules.spec import ModuleSpec
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
 _BUILT_IN = (MODALITY, ROUTING)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Module names are asset keys, configuration keys and folder names."""
 
 
 @cache
@@ -27,6 +30,11 @@ def modules() -> dict[str, ModuleSpec]:
             raise UnknownModule(f"module plug-in {entry.value!r} cannot be loaded: {e}", "mend or uninstall it") from e
         if not isinstance(spec, ModuleSpec):
             raise UnknownModule(f"module plug-in {entry.value!r} is no ModuleSpec", "mend or uninstall it")
+        if not _NAME.fullmatch(spec.name):
+            raise UnknownModule(
+                f"module plug-in {entry.value!r}: {spec.name[:60]!r} is no module name",
+                "use lower-case letters, digits and '_'",
+            )
         if spec.name in found:
             raise UnknownModule(f"module plug-in {entry.value!r}: {spec.name!r} exists already", "rename it")
         found[spec.name] = spec

@@ -1,13 +1,15 @@
 """The nouns of learning: what a module is, and what an example is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autoopt_pipeline.contract import SpanContract
+from autoopt_pipeline.modules.redaction import Redact
+from autoopt_pipeline.modules.redaction import redact as default_redact
 
 if TYPE_CHECKING:
     import dspy
@@ -78,10 +80,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The examples that decisions yielded, and how many decisions yielded none, by reason."""
+    """The examples that decisions yielded, how many yielded none, by reason, and how many had text taken out."""
 
     examples: tuple[Example, ...]
     unusable: dict[str, int] = field(default_factory=dict)
+    redacted: int = 0
 
 
 class ProgramBuilder(Protocol):
@@ -114,9 +117,18 @@ class ModuleSpec:
         builder: ProgramBuilder = _load(self.program)
         return builder(labels)
 
-    def build_examples(self, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+    def build_examples(
+        self, labels: Sequence[Label], decisions: Sequence[Decision], redact: Redact = default_redact
+    ) -> ExampleSet:
+        """Examples with their inputs redacted, so that no text gets further as it was."""
         builder: ExampleBuilder = _load(self.examples)
-        return builder(self, labels, decisions)
+        found = builder(self, labels, decisions)
+        clean = tuple(
+            replace(example, inputs={name: redact(text) for name, text in example.inputs.items()})
+            for example in found.examples
+        )
+        redacted = sum(before != after for before, after in zip(found.examples, clean, strict=True))
+        return replace(found, examples=clean, redacted=redacted)
 
 
 def _load(import_string: str) -> Any:

@@ -16,6 +16,8 @@ from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.redaction import Redact
+from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.spec import Decision, Example, Label, ModuleSpec
 from autoopt_pipeline.optimization.evaluation import answer_all
 from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Case, GateDecision, Verdict, judge
@@ -46,7 +48,10 @@ _LEDGER_TRIES = 20
 
 @dataclass(frozen=True)
 class Job:
-    """What to optimize, from which traces, and for which run. The window is UTC, its end not included."""
+    """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
+
+    `redact` takes personal data out of every input before it is learnt, stored or shown.
+    """
 
     spec: ModuleSpec
     config: RoutingConfigUnified
@@ -54,6 +59,7 @@ class Job:
     window_start: datetime
     window_end: datetime
     run_id: str
+    redact: Redact = default_redact
 
 
 def optimize(
@@ -66,7 +72,7 @@ def optimize(
     started = time.monotonic()
     spec, config = job.spec, job.config
     labels = labels_of(spec, config)
-    found = spec.build_examples(labels, job.decisions)
+    found = spec.build_examples(labels, job.decisions, job.redact)
     split = split_examples(found.examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN)
     active = artifacts.active()
     incumbent_version = active.version if active else None
@@ -78,7 +84,7 @@ def optimize(
         window_start=job.window_start,
         window_end=job.window_end,
         decisions=len(job.decisions),
-        examples=sizes(split),
+        examples=sizes(split) | {"redacted": found.redacted},
         provenance=dict(Counter(example.provenance.value for example in found.examples)),
         unusable=found.unusable,
         incumbent_version=incumbent_version,

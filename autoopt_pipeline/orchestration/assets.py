@@ -10,6 +10,7 @@ import dagster as dg
 
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
@@ -89,7 +90,8 @@ def _optimize(
     lm = metered_lm(resolve_lm(config.lm, connections.settings), meter)
     if lm.is_stand_in:
         context.log.warning("answers come from the offline stand-in, which is no language model")
-    job = Job(spec, config, collected.decisions, material.start, material.end, context.run.run_id)
+    redact = load_redaction(connections.settings.redaction)
+    job = Job(spec, config, collected.decisions, material.start, material.end, context.run.run_id, redact)
     report = optimize(job, lm, connections.artifacts(config.tenant_id, spec.name), say=context.log.info)
     return dg.MaterializeResult(
         metadata=report_metadata(report, collected, material.config_version, connections.phoenix.endpoint)
