@@ -7,7 +7,7 @@ against a real server. Where a later Phoenix no longer understands it, counting 
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -180,39 +180,46 @@ class Phoenix:
             .select("context.span_id", "context.trace_id", "start_time", "status_code", *contract.columns)
             .where(contract.filter)
         )
-        client = self._client()
-        client.projects.get(project_name=project)  # a data frame of no project is empty, without an error
-        rows = self._read_window(client, project, query, start, end, SPANS_PER_READ)
+        # Also because a data frame of no project is empty, without an error.
+        project_id = self._client().projects.get(project_name=project)["id"]
+        window = CountRequest(project_id, contract.span_name, start, end)
+        rows = self._read_window(query, project, window, SPANS_PER_READ)
         return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
 
-    def _read_window(
-        self, client: "Client", project: str, query: "SpanQuery", start: datetime, end: datetime, limit: int
-    ) -> list[dict[str, Any]]:
-        """All rows of a window. Where there are more than `limit`, its two halves are read.
+    def _read_window(self, query: "SpanQuery", project: str, window: CountRequest, limit: int) -> list[dict[str, Any]]:
+        """All rows of a window. Where there are `limit` or more, its two halves are read.
 
         Phoenix gives selected columns in no order, so the rows over a limit could not be asked for otherwise.
         """
-        frame = client.spans.get_spans_dataframe(
-            project_identifier=project,
-            query=query,
-            start_time=start,
-            end_time=end,
-            limit=limit,
-            timeout=int(max(self._timeout, 60)),
-        )
-        if len(frame) < limit:
-            ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
-            return [
-                {str(name): value for name, value in row.items()} | {"span_id": str(span_id)}
-                for span_id, row in zip(ids, frame.to_dict("records"), strict=True)
-            ]
-        middle = start + (end - start) / 2
-        if middle in (start, end):  # more spans in one instant than the limit
-            return self._read_window(client, project, query, start, end, 2 * limit)
+        if self._expected(window) < limit:
+            frame = self._client().spans.get_spans_dataframe(
+                project_identifier=project,
+                query=query,
+                start_time=window.start,
+                end_time=window.end,
+                limit=limit,
+                timeout=int(max(self._timeout, 60)),
+            )
+            if len(frame) < limit:  # else more came between the two requests
+                ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
+                return [
+                    {str(name): value for name, value in row.items()} | {"span_id": str(span_id)}
+                    for span_id, row in zip(ids, frame.to_dict("records"), strict=True)
+                ]
+        middle = window.start + (window.end - window.start) / 2
+        if middle in (window.start, window.end):  # more spans in one instant than the limit
+            return self._read_window(query, project, window, 2 * limit)
         return [
-            *self._read_window(client, project, query, start, middle, limit),
-            *self._read_window(client, project, query, middle, end, limit),
+            *self._read_window(query, project, replace(window, end=middle), limit),
+            *self._read_window(query, project, replace(window, start=middle), limit),
         ]
+
+    def _expected(self, window: CountRequest) -> int:
+        """Spans in a window, for a few milliseconds; 0 where this Phoenix cannot count."""
+        try:
+            return self._graphql_counts([window])[0]
+        except _NotUnderstood:
+            return 0
 
     def _read_annotations(
         self, project: str, contract: SpanContract, span_ids: Sequence[str]
