@@ -119,7 +119,7 @@ def _inline(text: str) -> str:
 
 
 def _number(value: int | float) -> dg.MetadataValue:
-    return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(value)
+    return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(f"{value:.4g}"))
 
 
 def _percent(share: float) -> str:
