@@ -33,7 +33,7 @@ format: install ## Format the code
 	@.venv/bin/ruff check --fix .
 
 install: ## Make both virtual environments, or leave them when they are current
-	@$(MAKE) --no-print-directory -j2 .venv/.project .venv-phoenix/.installed
+	@$(MAKE) --silent --no-print-directory -j2 .venv/.project .venv-phoenix/.installed
 
 .venv/.project: pyproject.toml .venv/.installed
 	@.venv/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation -e .

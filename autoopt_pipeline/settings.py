@@ -15,7 +15,9 @@ STAND_IN = "stand-in"
 class Settings(BaseSettings):
     """Where the parts of the system are. Durations are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTOOPT_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AUTOOPT_", extra="ignore", env_ignore_empty=True, frozen=True, populate_by_name=True
+    )
 
     home: Path = Field(
         default_factory=lambda: Path(os.environ.get("DAGSTER_HOME") or ".").absolute() / ".autoopt",

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,10 +12,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.cli import context, main
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.test_artifacts import save
 
 AUTOOPT = Path(sys.executable).parent / "autoopt"
 AGENTS = [
@@ -25,7 +29,7 @@ AGENTS = [
 
 
 def autoopt(*arguments: str, status: int = 0, **env: str) -> str:
-    """Run the entry point and return what it prints; with status 2, what it prints to standard error."""
+    """Run the entry point and return what it prints, or its error where there is one."""
     out, err = io.StringIO(), io.StringIO()
     returned = 0
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +44,15 @@ def autoopt(*arguments: str, status: int = 0, **env: str) -> str:
             except SystemExit as e:
                 returned = int(e.code or 0)
     assert returned == status, out.getvalue() + err.getvalue()
-    return err.getvalue() if status == 2 else out.getvalue()
+    return err.getvalue() or out.getvalue()
+
+
+@pytest.fixture
+def promoted_version(home: Path) -> str:
+    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme", "routing")
+    version = save(artifacts, "one", tenant="acme")
+    artifacts.move(version, expected=None, by="t", why="")
+    return version
 
 
 def partitions(home: Path) -> set[str]:
@@ -106,6 +118,9 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["tenants", "import", "missing.json"], "missing.json"),
         (["traffic", "nobody"], "tenant nobody has no configuration"),
         (["status", "nobody"], "tenant nobody has no configuration"),
+        (["config", "history", "nobody"], "tenant nobody has no configuration"),
+        (["versions", "nobody", "routing"], "tenant nobody has no configuration"),
+        (["up", "--phoenix-port", "6119", "--dagster-port", "6119"], "both ports are 6119"),
     ],
 )
 def test_bad_input_is_one_line_with_a_remedy_and_changes_nothing(home: Path, arguments: list[str], words: str) -> None:
@@ -147,7 +162,7 @@ def test_phoenix_down_is_told_and_touches_nothing(home: Path) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     down = {"AUTOOPT_PHOENIX_ENDPOINT": "http://127.0.0.1:9"}
     assert "http://127.0.0.1:9 does not answer" in autoopt("traffic", "acme", status=2, **down)
-    assert "error" in autoopt("status", **down)
+    assert "http://127.0.0.1:9 does not answer" in autoopt("status", status=2, **down)
 
 
 def test_the_seeds_rows_are_imported(home: Path) -> None:
@@ -197,10 +212,54 @@ def test_a_value_that_looks_like_markup_does_not_hide_the_others(home: Path, pho
     autoopt("tenants", "add", "acme", *AGENTS)
     store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     store.write("odd", {"tenant_id": "odd", "promotion_mode": "[/]", "[red]": 1})
-    for command in (["tenants", "list"], ["status"]):
-        listed = autoopt(*command, AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
+    for command, status in ((["tenants", "list"], 0), (["status"], 2)):
+        listed = autoopt(*command, status=status, AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
         assert "acme" in listed
         assert "[red]" in listed
+
+
+def test_in_a_folder_without_an_instance_nothing_is_read_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["tenants", "add", "acme"], ["versions", "acme", "routing"], ["status"], ["tenants", "list"]):
+        assert "set DAGSTER_HOME" in autoopt(*command, status=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_in_the_wrong_place_is_not_repeated(home: Path) -> None:
+    autoopt("tenants", "add", "acme")
+    error = autoopt("config", "set", "acme", 'lm={"model": "x", "api_key_env": "sk-abc123"}', status=2)
+    assert "sk-abc123" not in error
+    assert "give the name of an environment variable" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has no queries"),
+        ('{"query": " ", "agent": "search_agent"}', "line 1: 'query' is no text"),
+        ('{"query": 5, "agent": "search_agent"}', "line 1: 'query' is no text"),
+        ("{oops", "line 1"),
+    ],
+)
+def test_a_bad_file_of_queries_is_refused_with_its_line(home: Path, content: str, words: str) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    Path("queries.jsonl").write_text(content)
+    assert words in autoopt("traffic", "acme", "--queries", "queries.jsonl", status=2)
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "abc"])
+def test_a_port_that_is_none_is_refused(home: Path, port: str) -> None:
+    error = autoopt("up", "--phoenix-port", port, status=2)
+    assert "--phoenix-port" in error
+    assert "Traceback" not in error
+
+
+def test_a_version_is_shown_whole_even_in_a_narrow_terminal(home: Path, promoted_version: str) -> None:
+    env = {**os.environ, "COLUMNS": "60", "NO_COLOR": "1"}
+    done = subprocess.run([AUTOOPT, "versions", "acme", "routing"], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.count(promoted_version) == 2
 
 
 def test_a_taken_port_is_named(phoenix: Phoenix) -> None:

@@ -52,7 +52,10 @@ def set_fields(
 def history(tenant: TenantId) -> None:
     """List all versions of a configuration."""
     table = Table("version", "written (UTC)", "state")
-    for entry in connections().configs.history(tenant):
+    versions = connections().configs.history(tenant)
+    if not versions:
+        raise UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
+    for entry in versions:
         state = "removed" if entry.document is None else "saved"
         table.add_row(str(entry.version), f"{entry.written_at:%Y-%m-%d %H:%M:%S}", state)
     console.print(table)

@@ -25,7 +25,14 @@ def connections() -> Connections:
     """What the settings name. Without DAGSTER_HOME, a checkout that is the current folder is the home."""
     if home := dagster_home():
         os.environ.setdefault("DAGSTER_HOME", str(home))
-    return Connections(load_settings())
+    settings = load_settings()
+    if home is None and "AUTOOPT_HOME" not in os.environ and not (settings.config_store_url and settings.artifacts_url):
+        raise InvalidSettings(
+            "there is no instance in this folder, and no store is configured",
+            "set DAGSTER_HOME, or go to the folder with dagster.yaml, or set AUTOOPT_CONFIG_STORE_URL and "
+            "AUTOOPT_ARTIFACTS_URL",
+        )
+    return Connections(settings)
 
 
 def dagster_home() -> Path | None:

@@ -41,8 +41,8 @@ def demo(
 
 @app.command()
 def up(
-    phoenix_port: Annotated[int, typer.Option(help="Port of the Phoenix UI.")] = 6006,
-    dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    phoenix_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Phoenix UI.")] = 6006,
+    dagster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
 ) -> None:
     """Run Phoenix and Dagster here with sample tenants until Ctrl-C."""
     from autoopt_pipeline.local.up import run_up

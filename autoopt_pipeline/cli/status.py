@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,7 +15,11 @@ _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": 
 
 
 def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None) -> None:
-    """Show each tenant's modules with the decision that the sensor would take now."""
+    """Show each tenant's modules: the decision that the sensor would take now, why, and the last verdict.
+
+    Exit status 2 when a decision is an error.
+    """
+    from autoopt_pipeline.orchestration.history import read_outcomes
     from autoopt_pipeline.orchestration.planning import plan_tenants
 
     parts = connections()
@@ -31,11 +36,22 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
             now=datetime.now(UTC),
             settling=timedelta(seconds=parts.settings.settling_seconds),
         )
-    table = Table("tenant", "module", "decision", "why")
-    for (whose, module), decision in plan.decisions.items():
+        attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
+        outcomes = read_outcomes(opened, attempts)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("tenant", "module", "decision", "last verdict"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for key, decision in plan.decisions.items():
         reason = decision.reason.value
         color = _COLORS.get(reason)
         table.add_row(
-            escape(whose), escape(module), f"[{color}]{reason}[/]" if color else reason, escape(decision.detail)
+            escape(key[0]),
+            escape(key[1]),
+            f"[{color}]{reason}[/]" if color else reason,
+            escape(outcomes[key].verdict) if key in outcomes else "",
+            escape(decision.detail),
         )
     console.print(table)
+    if plan.errors():
+        raise typer.Exit(2)

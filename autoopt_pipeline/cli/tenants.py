@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -43,7 +44,10 @@ def add(
 @app.command("list")
 def list_tenants() -> None:
     """List the tenants that have a configuration."""
-    table = Table("tenant", "enabled", "interval", "min new", "modules", "agents", "version")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("tenant", no_wrap=True)
+    for column in ("enabled", "interval", "min new", "modules", "agents", "version"):
+        table.add_column(column, overflow="fold")
     for tenant, entry in sorted(connections().configs.current().items()):
         try:
             config = entry.parse()
@@ -91,7 +95,9 @@ def import_tenants(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"{file}: {e}", "give a readable file") from None
-    imported, refused = read_rows(text)
+    imported, refused = read_rows(text, where=str(file))
+    if not imported and not refused:
+        raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
     store = connections().configs
     with _partitions() as register:
         for one in imported:

@@ -1,10 +1,15 @@
 """Phoenix and Dagster with sample tenants, until Ctrl-C. The data stays under .autoopt/ for the next time."""
 
+import fcntl
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from rich.console import Console
 
+from autoopt_pipeline.errors import StackFailed
 from autoopt_pipeline.local.processes import Processes, free_port, require_free
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.local.stack import (
@@ -24,11 +29,13 @@ from autoopt_pipeline.traces.phoenix import Phoenix
 
 def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
     """Start everything, say where it is, and wait. Raises `StackFailed` when a port is taken or a part dies."""
+    if phoenix_port == dagster_port:
+        raise StackFailed(f"both ports are {phoenix_port}", "choose two with PHOENIX_PORT=... and DAGSTER_PORT=...")
     require_free(phoenix_port, "Phoenix", "PHOENIX_PORT=...")
     require_free(dagster_port, "Dagster", "DAGSTER_PORT=...")
     copy_instance(PROJECT)
     local = PROJECT / ".autoopt"
-    with Processes(local / "logs") as processes:
+    with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
             PROJECT,
@@ -43,6 +50,9 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
         wait_for_phoenix(processes, endpoint)
         dagster_ui = start_dagster_dev(processes, stack, dagster_port)
         console.print(f"Dagster UI  {dagster_ui}\nPhoenix UI  {endpoint}")
+        console.print("in another shell, so that commands meet this stack:")
+        for name in ("DAGSTER_HOME", "AUTOOPT_PHOENIX_ENDPOINT", "AUTOOPT_SETTLING_SECONDS"):
+            console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
         _add_sample_tenants(console, Phoenix(endpoint))
         console.print("answers come from the offline [bold]stand-in[/bold], which is no language model")
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
@@ -52,6 +62,18 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
                 time.sleep(1)
         except KeyboardInterrupt:
             console.print("stopping ...")
+
+
+@contextmanager
+def _alone(local: Path) -> Generator[None, None, None]:
+    """Two daemons on one instance would launch everything twice."""
+    local.mkdir(exist_ok=True)
+    with (local / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StackFailed(f"a stack of {local.parent} runs already", "stop it, or use a second checkout") from None
+        yield
 
 
 def _add_sample_tenants(console: Console, phoenix: Phoenix) -> None:

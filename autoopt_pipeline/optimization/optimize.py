@@ -187,8 +187,8 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
         return Verdict.NOT_ENOUGH_DATA, f"{in_holdout} of {MIN_HOLDOUT} holdout examples"
     return (
         Verdict.NO_INDEPENDENT_LABELS,
-        f"{len(split.holdout)} of {MIN_HOLDOUT} holdout examples have a human or judge label of a trace drawn "
-        f"at random; the other {len(split.guard)} are the application's own answers and cannot prove a gain",
+        f"{len(split.holdout)} of {in_holdout} holdout examples have a human or judge label of a trace drawn at "
+        f"random, and {MIN_HOLDOUT} are needed; the application's own answers cannot prove a gain",
     )
 
 

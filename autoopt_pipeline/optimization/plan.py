@@ -47,6 +47,7 @@ class Outcome:
     window_end: datetime
     trace_total: int | None
     annotation_total: int | None
+    verdict: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
         window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
         trace_total=total("trace_total"),
         annotation_total=total("annotation_total"),
+        verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
     )
 
 

@@ -200,5 +200,9 @@ def _first_error(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if not place:
         return message
-    shown = "" if isinstance(first["input"], dict | list) else f" (got {str(first['input'])[:60]!r})"
-    return f"{place}: {message}{shown}"
+    if place.endswith("api_key_env"):
+        # What stands there may be the key itself.
+        return f"{place}: give the name of an environment variable that ends with _API_KEY, never the key"
+    shown = repr(str(first["input"])[:60])
+    said_already = isinstance(first["input"], dict | list) or shown in message
+    return f"{place}: {message}" + ("" if said_already else f" (got {shown})")

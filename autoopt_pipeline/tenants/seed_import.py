@@ -26,7 +26,7 @@ class RefusedRow:
     reason: str
 
 
-def read_rows(text: str) -> tuple[list[ImportedConfig], list[RefusedRow]]:
+def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
     A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
@@ -35,7 +35,7 @@ def read_rows(text: str) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
-    for number, row in enumerate(_rows(text), 1):
+    for number, row in enumerate(_rows(text, where), 1):
         try:
             if not isinstance(row, dict):
                 raise InvalidConfig(f"row {number} is not a JSON object", "give one object per tenant")
@@ -65,7 +65,7 @@ def _import_row(row: dict[str, Any], number: int) -> ImportedConfig:
     return ImportedConfig(config, tuple(sorted(set(data) - set(known))))
 
 
-def _rows(text: str) -> list[Any]:
+def _rows(text: str, where: str) -> list[Any]:
     try:
         whole = json.loads(text)
         return whole if isinstance(whole, list) else [whole]
@@ -78,7 +78,7 @@ def _rows(text: str) -> list[Any]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as e:
                 raise InvalidConfig(
-                    f"line {number} is not JSON: {e.msg}",
+                    f"{where}: line {number} is not JSON: {e.msg}",
                     "give a JSON array, an object, or one object a line",
                 ) from None
     return rows

@@ -180,7 +180,11 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
                 f"{path}, line {number}: {str(label)[:60]!r} is no agent of the tenant",
                 f"its agents are {', '.join(agents) or '(none)'}; set them with 'autoopt config set TENANT agents=...'",
             )
-        truths.append(Truth(str(query), {"agent": str(label)}))
+        if not isinstance(query, str) or not query.strip():
+            raise InvalidQueries(f"{path}, line {number}: {query_field!r} is no text", "give the query as text")
+        truths.append(Truth(query, {"agent": str(label)}))
+    if not truths:
+        raise InvalidQueries(f"{path} has no queries", "give one JSON object a line")
     return truths
 
 
