@@ -171,14 +171,10 @@ class ModuleArtifacts:
 
     def moves(self) -> list[Move]:
         """Every change of the active version, oldest first."""
-        names = self._files.names(f"{self._folder}/moves")
-        found = [self._read(f"moves/{name}", Move) for name in names]
-        return [move for move in found if move]
+        return self._read_all("moves", Move)
 
     def ledger(self) -> list[LedgerEntry]:
-        names = self._files.names(f"{self._folder}/ledger")
-        entries = [self._read(f"ledger/{name}", LedgerEntry) for name in names]
-        return [entry for entry in entries if entry]
+        return self._read_all("ledger", LedgerEntry)
 
     def charge(self, entry: LedgerEntry) -> bool:
         """Enter a look at the holdout. False when another run took the same place in the ledger."""
@@ -197,6 +193,10 @@ class ModuleArtifacts:
     def _read(self, path: str, kind: type[Record]) -> Record | None:
         raw = self._files.read(f"{self._folder}/{path}")
         return None if raw is None else self._parse(raw, kind, path)
+
+    def _read_all(self, folder: str, kind: type[Record]) -> list[Record]:
+        records = [self._read(f"{folder}/{name}", kind) for name in self._files.names(f"{self._folder}/{folder}")]
+        return [record for record in records if record]
 
     def _parse(self, raw: bytes, kind: type[Record], what: str) -> Record:
         try:

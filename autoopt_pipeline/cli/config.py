@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.context import connections, console, unknown_tenant
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.errors import InvalidConfig, UnknownTenant
 from autoopt_pipeline.tenants.config import check_modules, with_field
@@ -54,7 +54,7 @@ def history(tenant: TenantId) -> None:
     table = Table("version", "written (UTC)", "state")
     versions = connections().configs.history(tenant)
     if not versions:
-        raise UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
+        raise unknown_tenant(tenant)
     for entry in versions:
         state = "removed" if entry.document is None else "saved"
         table.add_row(str(entry.version), f"{entry.written_at:%Y-%m-%d %H:%M:%S}", state)

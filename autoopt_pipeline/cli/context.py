@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
 from autoopt_pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ def connections() -> Connections:
             "AUTOOPT_ARTIFACTS_URL",
         )
     return Connections(settings)
+
+
+def unknown_tenant(tenant: str) -> UnknownTenant:
+    """The error for a tenant that a command cannot find."""
+    return UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
 
 
 def dagster_home() -> Path | None:

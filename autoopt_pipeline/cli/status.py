@@ -8,8 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console, instance
-from autoopt_pipeline.errors import UnknownTenant
+from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
@@ -26,7 +25,7 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
     stored = dict(parts.configs.current())
     if tenant is not None:
         if tenant not in stored:
-            raise UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
+            raise unknown_tenant(tenant)
         stored = {tenant: stored[tenant]}
     with instance() as opened:
         plan = plan_tenants(

@@ -8,9 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.context import connections, console, unknown_tenant
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
@@ -23,7 +22,7 @@ def versions(tenant: TenantId, module: ModuleName) -> None:
     artifacts = parts.artifacts(validate_tenant_id(tenant), get_module(module).name)
     found = artifacts.versions()
     if not found and tenant not in parts.configs.current():
-        raise UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
+        raise unknown_tenant(tenant)
     active = artifacts.active()
     moved_to = {move.to for move in artifacts.moves()}
     table = Table(box=box.SIMPLE_HEAD)

@@ -60,8 +60,8 @@ class Plan:
         """
         own = [
             [module, attempt.outcome_id, attempt.last_failed_run]
-            for (whose, module), attempt in sorted(self.attempts.items())
-            if whose == tenant
+            for module in sorted(modules())
+            if (attempt := self.attempts.get((tenant, module)))
         ]
         digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16]
         return f"{tenant}/{digest}/{self.window_end:%Y-%m-%d}"
