@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.shared import SharedStore
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
@@ -28,6 +29,9 @@ class Connections:
             api_key=key.get_secret_value() if key else None,
             timeout_seconds=self.settings.phoenix_timeout_seconds,
         )
+
+    def shared(self, module: str) -> SharedStore:
+        return SharedStore(Files(self.settings.resolved_artifacts_url), module)
 
     def artifacts(self, tenant_id: str, module: str) -> ModuleArtifacts:
         return ModuleArtifacts(Files(self.settings.resolved_artifacts_url), tenant_id, module)

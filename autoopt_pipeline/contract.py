@@ -13,6 +13,8 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 PROJECT_TEMPLATE = "{tenant_id}-cogniverse-routing"
 
 ROUTING_SPAN = "cogniverse.routing"
+CROSS_MODAL_SPAN = "cogniverse.cross_modal"
+ORCHESTRATION_SPAN = "cogniverse.orchestration"
 
 REVIEW_SAMPLE = "autoopt.review_sample"
 """Span attribute, true when the application drew this request at random for review, before its outcome was known."""
@@ -24,7 +26,11 @@ RANDOM_SAMPLING = ("sampling", "random")
 """Annotation metadata that says: this trace was drawn at random, whatever its outcome."""
 
 CORRECTION = "correction"
-"""Annotation metadata key that holds the right answer when the label says only that the decision was wrong."""
+"""Annotation metadata key that holds the right answer when the label says only that the decision was wrong.
+
+An answer is written as its label is shown: an agent's name, or a plan such as `search_agent > summary_agent` (one
+after the other) or `search_agent + report_agent` (side by side).
+"""
 
 CONFIRMING = frozenset({"correct", "correct_routing", "right"})
 REFUTING = frozenset({"wrong", "wrong_routing", "incorrect"})
@@ -37,17 +43,20 @@ class SpanContract:
     """How one module's decisions are found and read.
 
     `inputs` maps each input field of the program to its attribute paths; the fields in `required` must be
-    there. `answer` is what the application decided, `success` what came of it (absent: not known to have
-    failed). `annotation` is the name of the Phoenix span annotations that judge this module's answer.
+    there, the others are empty where the span lacks them. `answers` does the same for the output fields: what
+    the application decided. `success` is what came of it (absent: not known to have failed), `quality` how good
+    the outcome was, from 0 to 1. `annotation` is the name of the Phoenix span annotations that judge this
+    module's answer.
     """
 
     span_name: str
     inputs: dict[str, tuple[str, ...]]
     required: tuple[str, ...]
-    answer: tuple[str, ...]
+    answers: dict[str, tuple[str, ...]]
     confidence: tuple[str, ...]
     annotation: str
     success: tuple[str, ...] = ()
+    quality: tuple[str, ...] = ()
     review_sample: tuple[str, ...] = field(default=(REVIEW_SAMPLE,))
 
     @property
@@ -58,8 +67,8 @@ class SpanContract:
     @property
     def columns(self) -> tuple[str, ...]:
         """The span attributes to read, without duplicates, in a fixed order."""
-        paths = [p for paths in self.inputs.values() for p in paths]
-        paths += [*self.answer, *self.confidence, *self.success, *self.review_sample]
+        paths = [path for paths in (*self.inputs.values(), *self.answers.values()) for path in paths]
+        paths += [*self.confidence, *self.success, *self.quality, *self.review_sample]
         return tuple(dict.fromkeys(path.partition(":")[0] for path in paths))
 
 
@@ -73,30 +82,77 @@ def project_name(tenant_id: str) -> str:
     return PROJECT_TEMPLATE.format(tenant_id=validate_tenant_id(tenant_id))
 
 
-QUERY_PATHS = ("routing.query", "query.text", "input.value:query")
+_QUERY = ("routing.query", "query.text", "input.value:query")
+_SUCCESS = ("routing.success", "output.value:success")
 
 ROUTING = SpanContract(
     span_name=ROUTING_SPAN,
-    inputs={"query": QUERY_PATHS},
+    inputs={
+        "query": _QUERY,
+        "modality": ("routing.modality", "query.modality_intent", "output.value:modality"),
+        "entities": ("routing.entities", "routing.context:entities", "input.value:entities"),
+        "relationships": ("routing.relationships", "routing.context:relationships", "input.value:relationships"),
+    },
     required=("query",),
-    answer=(
-        "routing.chosen_agent",
-        "routing.selected_agent",
-        "output.value:chosen_agent",
-        "output.value:recommended_agent",
-        "output.value:agent",
-    ),
+    answers={
+        "agent": (
+            "routing.chosen_agent",
+            "routing.selected_agent",
+            "output.value:chosen_agent",
+            "output.value:recommended_agent",
+            "output.value:agent",
+        )
+    },
     confidence=("routing.confidence", "output.value:confidence"),
-    success=("routing.success", "output.value:success"),
+    success=_SUCCESS,
     annotation="routing_annotation",
 )
 
 MODALITY = SpanContract(
     span_name=ROUTING_SPAN,
-    inputs={"query": QUERY_PATHS},
+    inputs={"query": _QUERY},
     required=("query",),
-    answer=("routing.modality", "query.modality_intent", "output.value:modality"),
+    answers={"modality": ("routing.modality", "query.modality_intent", "output.value:modality")},
     confidence=("routing.modality_confidence", "routing.confidence", "output.value:confidence"),
-    success=("routing.success", "output.value:success"),
+    success=_SUCCESS,
     annotation="modality_annotation",
 )
+
+CROSS_MODAL = SpanContract(
+    span_name=CROSS_MODAL_SPAN,
+    inputs={
+        "query": ("cross_modal.query", "input.value:query"),
+        "modalities": ("cross_modal.detected_modalities", "input.value:detected_modalities"),
+    },
+    required=("query", "modalities"),
+    answers={
+        "fuse": ("cross_modal.fused", "output.value:fused"),
+        "primary": ("cross_modal.primary", "output.value:primary"),
+        "secondary": ("cross_modal.secondary", "output.value:secondary"),
+    },
+    confidence=("cross_modal.confidence", "output.value:confidence"),
+    success=("cross_modal.success", "output.value:success"),
+    quality=("cross_modal.quality", "output.value:quality"),
+    annotation="cross_modal_annotation",
+)
+"""`detected_modalities` is a JSON list of `{"modality": ..., "confidence": ...}`, `fused` a boolean. An annotation's
+score is the gain of fusing over not fusing, from -1 to 1."""
+
+WORKFLOW = SpanContract(
+    span_name=ORCHESTRATION_SPAN,
+    inputs={"query": ("orchestration.query", "input.value:query")},
+    required=("query",),
+    answers={
+        "agents": (
+            "orchestration.execution_order",
+            "orchestration.agent_sequence",
+            "orchestration.agents_used",
+            "output.value:agent_sequence",
+        ),
+        "pattern": ("orchestration.pattern", "output.value:pattern"),
+    },
+    confidence=("orchestration.confidence", "routing.confidence", "output.value:confidence"),
+    success=("orchestration.success", "output.value:success"),
+    annotation="workflow_annotation",
+)
+"""Agents are a JSON list, or text with commas between them."""

@@ -45,6 +45,10 @@ class UnknownModule(AutooptError):
     """No module of that name is built in or plugged in."""
 
 
+class InvalidModule(AutooptError):
+    """A module does not do what the others rely on."""
+
+
 class InvalidSettings(AutooptError):
     """A process setting (AUTOOPT_*) is missing or wrong."""
 
@@ -59,6 +63,10 @@ class PhoenixRefused(AutooptError):
     """Phoenix answered, but refused or did not understand what was asked."""
 
 
+class UnknownTrace(AutooptError):
+    """The text is no trace id, or Phoenix does not have the trace."""
+
+
 class LMNotConfigured(AutooptError):
     """There is no language model to optimize with."""
 
@@ -71,6 +79,14 @@ class LMUnavailable(AutooptError):
 
 class InvalidArtifact(AutooptError):
     """A stored program is missing, damaged, foreign, or made for another signature."""
+
+
+class NotProven(AutooptError):
+    """A version was not found better than what it would replace, and nobody insisted."""
+
+
+class InvalidExport(AutooptError):
+    """The place that an export is to be written to is taken, or cannot be written."""
 
 
 class ArtifactStoreUnavailable(AutooptError):

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
         description="Where tenants' configurations are: sqlite:///path or redis://host:port/db.",
     )
     artifacts_url: str | None = Field(None, description="Where programs are kept: a folder or any fsspec URL.")
+    modules: Path | None = Field(None, description="YAML file of modules of your own (docs/add-a-module.md).")
     phoenix_endpoint: str = Field(
         "http://localhost:6006", validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT")
     )
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
     lm_api_key_env: str | None = Field(
         None, pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$", description="Name of the variable that holds the model's key."
+    )
+    teacher_lm: str | None = Field(None, description="Default model that writes instructions; by default the same.")
+    teacher_lm_api_base: str | None = Field(None, description="Endpoint of the default teacher model.")
+    teacher_lm_api_key_env: str | None = Field(
+        None, pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$", description="Name of the variable that holds the teacher's key."
     )
     sensor_interval_seconds: int = Field(60, ge=1, description="Least time between two looks at all tenants.")
     settling_seconds: float = Field(

@@ -3,7 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autoopt_pipeline.modules.spec import Annotation, Decision, Example, Provenance
+from autoopt_pipeline.modules.spec import Annotation, Decision, Example, ModuleSpec, Provenance
+from autoopt_pipeline.traces.collect import join_parts
+from autoopt_pipeline.traces.traffic import PlayedRequest
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -18,7 +20,14 @@ def example(
 ) -> Example:
     span_id = f"{abs(hash((query, minute))):016x}"[:16]
     return Example(
-        {"query": query}, label, provenance, independent, T0 + timedelta(minutes=minute), span_id, span_id * 2
+        {"query": query},
+        {"agent": label},
+        label,
+        provenance,
+        independent,
+        T0 + timedelta(minutes=minute),
+        span_id,
+        span_id * 2,
     )
 
 
@@ -39,3 +48,27 @@ def annotation(
     if correction is not None:
         metadata["correction"] = correction
     return Annotation(kind, label, metadata, T0 + timedelta(minutes=minute), made_in_ui)
+
+
+def as_read(spec: ModuleSpec, requests: list[PlayedRequest]) -> list[Decision]:
+    """Played requests as a module's decisions, the way Phoenix gives them back."""
+    decisions = [
+        Decision(
+            f"{number:016x}",
+            f"{number:032x}",
+            request.time,
+            span.failed,
+            span.attributes,
+            tuple(
+                Annotation(review.kind, review.label, dict(review.metadata), request.time, score=review.score)
+                for review in span.reviews
+                if review.name == spec.contract.annotation
+            ),
+        )
+        for number, request in enumerate(requests)
+        for span in request.spans
+        if span.name == spec.contract.span_name
+    ]
+    return (
+        join_parts(decisions, {part.name: as_read(part, requests) for part in spec.parts}) if spec.parts else decisions
+    )

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,13 +13,13 @@ from autoopt_pipeline.lm.stand_in import StandInEngine
 
 
 class LLMServer:
-    """`trouble` is a list of HTTP statuses (or texts) to answer next instead of the truth."""
+    """`trouble` is a list of what to answer next instead of the truth: HTTP statuses, texts, or seconds of silence."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.calls = 0
         self.keys: set[str] = set()
-        self.trouble: list[int | str] = []
+        self.trouble: list[int | str | float] = []
         self.always: int | None = None
 
 
@@ -36,6 +37,9 @@ def llm_server() -> Iterator[LLMServer]:
             key = self.headers.get("authorization", "")
             state.keys.add(key)
             trouble = state.trouble.pop(0) if state.trouble else state.always
+            if isinstance(trouble, float):
+                time.sleep(trouble)
+                trouble = None
             if isinstance(trouble, int):
                 self._answer(trouble, {"error": {"message": f"trouble with {key}", "type": "x", "code": None}})
                 return

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program, modules_of
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -124,6 +124,49 @@ def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: ModuleArt
     assert json.loads((folder(tmp_path) / "active.json").read_text())["version"] == two
 
 
+def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    artifacts.move(one, expected=None, by="run 1", why="proven better")
+    before = (folder(tmp_path) / "active.json").read_bytes()
+    artifacts.move(None, expected=one, by="marta", why="it annoys people")
+    told = {"version": None, "sequence": 2, "canary": None}
+    assert json.loads((folder(tmp_path) / "active.json").read_text()) == told
+    (folder(tmp_path) / "active.json").write_bytes(before)  # the writer died before it
+    assert artifacts.active() is None
+    assert json.loads((folder(tmp_path) / "active.json").read_text()) == told
+    with pytest.raises(StaleIncumbent):
+        artifacts.move(two, expected=one, by="run 2", why="proven better")
+    artifacts.move(two, expected=None, by="run 3", why="proven better")
+    active = artifacts.active()
+    assert active is not None
+    assert (active.version, active.sequence) == (two, 3)
+
+
+def test_moves_and_pointers_stored_before_there_was_a_way_back_to_the_baseline_are_read(
+    artifacts: ModuleArtifacts, tmp_path: Path
+) -> None:
+    one = save(artifacts, "one")
+    move = f'{{"sequence": 1, "at": "2026-01-01T00:00:00Z", "by": "t", "why": "", "expected": null, "to": "{one}"}}'
+    (folder(tmp_path) / "moves").mkdir()
+    (folder(tmp_path) / "moves" / "00000001.json").write_text(move)
+    (folder(tmp_path) / "active.json").write_text(f'{{"version": "{one}", "sequence": 1, "canary": null}}')
+    active = artifacts.active()
+    assert active is not None
+    assert active.version == one
+    artifacts.move(None, expected=one, by="marta", why="")
+    assert [move.to for move in artifacts.moves()] == [one, None]
+
+
+def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    one, two = save(artifacts, "one"), save(artifacts, "two")
+    (folder(tmp_path) / "versions" / one / "manifest.json").write_bytes(b"\xff")
+    manifests, damaged = artifacts.survey()
+    assert [manifest.version for manifest in manifests] == [two]
+    assert list(damaged) == [one]
+    with pytest.raises(InvalidArtifact, match=f"{one}/manifest.json"):
+        artifacts.versions()
+
+
 def test_a_version_without_its_manifest_is_not_there(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
     version = save(artifacts, "one")
     (folder(tmp_path) / "versions" / version / "manifest.json").unlink()
@@ -184,3 +227,45 @@ def test_a_root_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactStoreUnavailable, match="AUTOOPT_ARTIFACTS_URL"):
         save(ModuleArtifacts(Files(str(tmp_path / "file")), "acme:eu", "routing"), "one")
+
+
+def test_a_withdrawn_version_keeps_its_manifest_and_can_neither_be_loaded_nor_come_back(
+    artifacts: ModuleArtifacts, tmp_path: Path
+) -> None:
+    one, two = save(artifacts, "very private"), save(artifacts, "two")
+    (folder(tmp_path) / "versions" / one / ".writing-dead").write_text("very private")
+    artifacts.withdraw(one, by="marta", why="a trace was forgotten")
+    assert {manifest.version for manifest in artifacts.versions()} == {one, two}
+    withdrawal = artifacts.withdrawal(one)
+    assert withdrawal is not None
+    assert (withdrawal.by, withdrawal.why) == ("marta", "a trace was forgotten")
+    assert artifacts.withdrawal(two) is None
+    for attempt in (
+        lambda: artifacts.load(one),
+        lambda: artifacts.move(one, expected=None, by="t", why=""),
+        lambda: save(artifacts, "very private"),
+    ):
+        with pytest.raises(InvalidArtifact, match=r"withdrawn on .*: a trace was forgotten"):
+            attempt()
+    assert not any(b"very private" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_withdrawing_again_finishes_what_a_dead_writer_left_and_keeps_the_first_reason(
+    artifacts: ModuleArtifacts, tmp_path: Path
+) -> None:
+    version = save(artifacts, "one")
+    artifacts.withdraw(version, by="marta", why="first")
+    (folder(tmp_path) / "versions" / version / "program.json").write_text("left over")
+    assert [text for _, text in artifacts.texts()] == ["left over"]
+    artifacts.withdraw(version, by="t", why="second")
+    assert list(artifacts.texts()) == []
+    withdrawal = artifacts.withdrawal(version)
+    assert withdrawal is not None
+    assert withdrawal.why == "first"
+
+
+def test_a_tenants_modules_are_those_with_artifacts(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+    save(artifacts, "one")
+    found = modules_of(Files(str(tmp_path)), "acme:eu")
+    assert [(each.tenant_id, each.module) for each in found] == [("acme:eu", "routing")]
+    assert modules_of(Files(str(tmp_path)), "acme") == []

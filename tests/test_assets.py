@@ -4,20 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG, build_module_assets
 from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.phoenix import Phoenix, Project
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits
 
 ACME = SAMPLE_TENANTS[0]
 
@@ -66,8 +71,14 @@ def metadata_of(result: dg.ExecuteInProcessResult, module: str) -> dict:
     return {name: value.value for name, value in event.metadata.items()}
 
 
+def project_of(phoenix: Phoenix, tenant: str) -> Project:
+    project = phoenix.project(project_name(tenant), until=datetime.now(UTC))
+    assert project is not None
+    return project
+
+
 def test_a_materialization_says_what_a_person_wants_to_know(
-    configured: Path, acme: datetime, instance: dg.DagsterInstance
+    configured: Path, acme: datetime, instance: dg.DagsterInstance, phoenix: Phoenix
 ) -> None:
     result = materialize(instance, "acme", ["routing", "modality"], {WINDOW_END_TAG: acme.isoformat()})
     assert result.success
@@ -77,8 +88,23 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     assert "stand-in" in metadata["language_model"]
     assert metadata["version"] == metadata["active_version"]
     assert metadata["examples_holdout"] >= 100
-    for part in ("Candidates", "Holdout", "What changed", "Confusion", "Fixed", "stand-in"):
+    for part in (
+        "Candidates",
+        "Holdout",
+        "labels that decided",
+        "held-out traces at alpha",
+        "What changed",
+        "Confusion",
+        "confidence can be believed",
+        "Fixed",
+        "stand-in",
+    ):
         assert part in metadata["report"]
+    traces = f"{phoenix.endpoint}/projects/{project_of(phoenix, 'acme').id}/traces/"
+    assert metadata["report"].count(traces) >= min(20, metadata["fixed"])
+    assert 0 < metadata["brier_after"] < 0.5
+    assert metadata["phoenix_comparison"].startswith(f"{phoenix.endpoint}/datasets/")
+    assert metadata["balance"].keys() == set(SAMPLE_AGENTS)
     assert metadata["lm_calls"] > 0
     assert metadata_of(result, "modality")["verdict"] in {"promoted", "rejected"}
 
@@ -86,7 +112,58 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     outcome = read_outcomes(instance, attempts)["acme", "routing"]
     assert outcome.window_end == acme
     assert outcome.trace_total == ACME.traces
+    assert outcome.labels == set(SAMPLE_AGENTS)
+    assert outcome.decisions == metadata["decisions_read"] == ACME.traces
     assert outcome.annotation_total > 0
+
+
+def test_all_five_modules_run_together_and_unified_after_its_parts(
+    configured: Path, acme: datetime, instance: dg.DagsterInstance
+) -> None:
+    modules = ["unified", "cross_modal", "workflow", "routing", "modality"]
+    result = materialize(instance, "acme", modules, {WINDOW_END_TAG: acme.isoformat()})
+    assert result.success
+    metadata = {module: metadata_of(result, module) for module in modules}
+    assert metadata["workflow"]["verdict"] == "promoted"
+    assert {part["verdict"] for part in metadata.values()} <= {"promoted", "rejected", "waiting"}
+    assert metadata["unified"]["annotation_total"] > metadata["workflow"]["annotation_total"] > 0
+    # It started from the plans that were learnt a moment ago, so it is compared with them, not with the baseline.
+    artifacts = Connections(load_settings()).artifacts("acme", "workflow")
+    assert artifacts.active() is not None
+    if "score_before" in metadata["unified"]:
+        assert metadata["unified"]["score_before"] > 0.3
+    checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()}
+    assert checks.keys() == set(modules)
+    for check in checks.values():
+        assert check.severity is dg.AssetCheckSeverity.WARN
+        assert check.metadata["provenance"].value["human"] > 0
+
+
+def test_unified_does_not_start_where_a_part_failed_and_dagster_says_so(
+    configured: Path, acme: datetime, instance: dg.DagsterInstance
+) -> None:
+    active = Connections(load_settings()).artifacts("acme", "routing")
+    active._files.create("acme/routing/moves/00000001.json", b"not json")
+    result = materialize(instance, "acme", ["unified", "routing"], {WINDOW_END_TAG: acme.isoformat()})
+    assert "restore it from a backup" in failure_of(result)
+    assert not result.filter_events(lambda e: e.step_key == "unified")
+    said = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert "Dependencies for step unified failed: ['routing']. Not executing." in said
+
+
+def test_the_data_check_warns_where_nobody_reviews_and_where_spans_cannot_be_read(
+    configured: Path, phoenix: Phoenix, tenant: str, instance: dg.DagsterInstance
+) -> None:
+    bad = replace(ACME, tenant_id=tenant, habits=Habits(reviewed=0, complains=0, malformed=0.3), modules=("routing",))
+    end = datetime.now(UTC)
+    send_sample_traffic(phoenix, bad, 60, start=end - timedelta(hours=1), end=end, seed=1)
+    write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), sample_config(bad))
+    result = materialize(instance, tenant, ["routing"])
+    assert result.success
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert "of 60 spans cannot be read" in (check.description or "")
+    assert metadata_of(result, "routing")["verdict"] == "not_enough_data"
 
 
 def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, instance: dg.DagsterInstance) -> None:

@@ -28,19 +28,31 @@ def test_what_a_run_and_the_sensor_need_is_defined() -> None:
     dg.Definitions.validate_loadable(defs)
     face = {
         "assets": {
-            spec.key.to_user_string(): (spec.group_name, sorted(spec.kinds), spec.partitions_def.name)
+            spec.key.to_user_string(): (
+                spec.group_name,
+                sorted(spec.kinds),
+                spec.partitions_def.name,
+                sorted(dep.asset_key.to_user_string() for dep in spec.deps),
+            )
             for spec in defs.resolve_all_asset_specs()
             if isinstance(spec.partitions_def, dg.DynamicPartitionsDefinition)
         },
+        "checks": sorted(
+            key.to_user_string() for asset in defs.assets or () for key in getattr(asset, "check_keys", ())
+        ),
         "sensors": {
             sensor.name: (sensor.default_status.value, sensor.minimum_interval_seconds) for sensor in defs.sensors or ()
         },
     }
     assert face == {
         "assets": {
-            "modality": ("modules", ["dspy"], "tenants"),
-            "routing": ("modules", ["dspy"], "tenants"),
+            "modality": ("modules", ["dspy"], "tenants", []),
+            "routing": ("modules", ["dspy"], "tenants", []),
+            "cross_modal": ("modules", ["dspy"], "tenants", []),
+            "workflow": ("modules", ["dspy"], "tenants", []),
+            "unified": ("modules", ["dspy"], "tenants", ["modality", "routing", "workflow"]),
         },
+        "checks": ["cross_modal:data", "modality:data", "routing:data", "unified:data", "workflow:data"],
         "sensors": {
             "tenant_partitions_sensor": ("RUNNING", 60),
             "auto_optimization_sensor": ("RUNNING", 60),

@@ -83,9 +83,16 @@ def test_the_others_say_why_they_were_not_run(outcomes: list[dict]) -> None:
     assert {o["decision"] for o in of(outcomes, 1, "dormant").values()} == {"disabled"}
 
 
-def test_both_modules_of_a_tenant_share_one_run(outcomes: list[dict]) -> None:
+def test_all_modules_of_a_tenant_share_one_run(outcomes: list[dict]) -> None:
     first = [o for o in outcomes if o["round"] == 1 and o["run_id"]]
-    assert len({o["run_id"] for o in first}) == len({o["tenant"] for o in first}) == len(first) / 2
+    assert len({o["run_id"] for o in first}) == len({o["tenant"] for o in first}) == 4
+    assert set(of(outcomes, 1, "acme")) == {"modality", "routing", "cross_modal", "workflow", "unified"}
+
+
+def test_the_five_modules_run_and_most_find_something_to_learn(outcomes: list[dict]) -> None:
+    verdicts = {module: o["verdict"] for module, o in of(outcomes, 1, "acme").items()}
+    assert set(verdicts.values()) <= {"promoted", "rejected", "waiting"}
+    assert list(verdicts.values()).count("promoted") >= 3
 
 
 def test_without_new_traffic_nothing_is_launched_for_want_of_traces(outcomes: list[dict]) -> None:

@@ -120,3 +120,10 @@ def test_modality_and_routing_read_the_same_span() -> None:
     attributes = {**FLAT, "routing.modality": "video"}
     found = build_examples(MODALITY, MODALITY.labels or (), [decision(attributes)])
     assert found.examples[0].label == "video"
+
+
+def test_booleans_are_read_as_phoenix_on_sqlite_gives_them() -> None:
+    assert reason({**FLAT, "routing.success": 0}) == "the request failed and nobody reviewed it"
+    assert built({**FLAT, "routing.success": 1}).label == "search_agent"
+    drawn = {**FLAT, "autoopt.review_sample": 1}
+    assert built(drawn, annotation("correct", sampled=False, made_in_ui=True)).independent

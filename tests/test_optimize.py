@@ -1,6 +1,7 @@
 """The optimization as a whole, with DSPy's real optimizers and no Phoenix and no Dagster."""
 
 import random
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import dspy
 import pytest
+from dspy.utils.exceptions import LMInvalidRequestError
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import unpack
+from autoopt_pipeline.artifacts.programs import pack, unpack
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.errors import (
     ArtifactStoreUnavailable,
@@ -23,15 +25,18 @@ from autoopt_pipeline.lm.meter import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all
+from autoopt_pipeline.optimization.evaluation import answer_all, grade, using
 from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import Job, optimize
+from autoopt_pipeline.optimization.ledger import alpha_of_charge
+from autoopt_pipeline.optimization.optimize import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
 from autoopt_pipeline.optimization.report import Report
+from autoopt_pipeline.optimization.split import split_examples
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths
-from tests.examples import example
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths_for
+from tests.examples import as_read, example
 from tests.llm_server import LLMServer, llm_server
+from tests.stored import manifest_of
 
 ROUTING = get_module("routing")
 CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
@@ -39,21 +44,15 @@ END = datetime(2026, 1, 2, tzinfo=UTC)
 START = END - timedelta(days=1)
 
 
-def decisions(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[Decision]:
+def played(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[PlayedRequest]:
     rng = random.Random(seed)
-    choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "image", "audio", "document", "text", "mixed"]}
-    played = play(list(sample_truths(count, rng)), choices, habits or Habits(), start=START, end=END, rng=rng)
-    return [_as_read(i, request) for i, request in enumerate(played)]
+    habits = habits or Habits()
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
+    return list(play(list(sample_truths_for(habits, count, rng)), choices, habits, start=START, end=END, rng=rng))
 
 
-def _as_read(number: int, request: PlayedRequest) -> Decision:
-    annotations = tuple(
-        Annotation(review.kind, review.label, dict(review.metadata), request.time)
-        for review in request.reviews
-        if review.name == ROUTING.contract.annotation
-    )
-    span_id = f"{number:016x}"
-    return Decision(span_id, span_id * 2, request.time, request.failed, request.attributes, annotations)
+def decisions(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[Decision]:
+    return as_read(ROUTING, played(count, habits, seed=seed))
 
 
 def job(given: list[Decision], config: RoutingConfigUnified = CONFIG, run_id: str = "run") -> Job:
@@ -92,7 +91,8 @@ def test_where_there_is_something_to_learn_a_better_program_is_promoted(
     active = artifacts.active()
     assert active is not None
     assert active.version == report.version
-    assert {tried.optimizer for tried in report.tried} >= {"labeled-few-shot-50", "bootstrap-random-search"}
+    assert {tried.optimizer for tried in report.tried} >= {"coverage-50", "labeled-few-shot-50", "bootstrap-few-shot-0"}
+    assert any(tried.optimizer.endswith("+ gepa") for tried in report.tried) or report.notes
     assert sum(tried.lm_calls for tried in report.tried) < report.lm_calls
     assert report.stand_in
 
@@ -116,9 +116,9 @@ def test_the_promoted_program_answers_better_than_the_baseline(
     fresh = ROUTING.build_examples(labels, decisions(150, seed=99)).examples
     baseline = ROUTING.build_program(labels)
 
-    def right(answering) -> int:
+    def right(answering) -> float:
         answers = answer_all(ROUTING, answering, fresh, stand_in())
-        return sum(answer.label == e.label for answer, e in zip(answers, fresh, strict=True))
+        return sum(graded.score for graded in grade(ROUTING, fresh, answers))
 
     assert right(program) > 1.5 * right(baseline)
 
@@ -200,12 +200,12 @@ def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
 def test_a_spent_budget_ends_the_search_and_keeps_the_best_so_far(
     traffic: list[Decision], artifacts: ModuleArtifacts
 ) -> None:
-    config = with_field(CONFIG, "budget.max_lm_calls", "800")
-    report = optimize(job(traffic, config), stand_in(800), artifacts)
+    config = with_field(CONFIG, "budget.max_lm_calls", "560")
+    report = optimize(job(traffic, config), stand_in(560), artifacts)
     assert report.verdict is Verdict.PROMOTED
-    assert report.lm_calls <= 800
+    assert report.lm_calls <= 560
     assert any("the budget ended the search" in note for note in report.notes)
-    assert "bootstrap-random-search" not in {tried.optimizer for tried in report.tried}
+    assert not any(tried.optimizer.endswith("gepa") for tried in report.tried)
 
 
 def test_a_budget_that_cannot_pay_the_comparison_is_an_error_that_says_how_much(
@@ -232,7 +232,7 @@ def test_an_agent_that_is_gone_is_neither_learnt_nor_answered(
     program = unpack(ROUTING, left, artifacts.load(report.version or ""))
     assert "search_agent" not in str(program.dump_state())
     answers = answer_all(ROUTING, program, [example("where did we put the poster")], stand_in())
-    assert answers[0].label in {label.name for label in left}
+    assert (answers[0].values or {})["agent"] in {label.name for label in left}
 
 
 def test_a_program_of_another_signature_is_refused(promoted: tuple[Report, ModuleArtifacts]) -> None:
@@ -256,6 +256,36 @@ def test_an_incumbent_that_cannot_be_loaded_is_compared_as_the_baseline_and_said
     assert any("another signature" in note for note in again.notes)
 
 
+def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    labels = labels_of(ROUTING, CONFIG)
+    examples = ROUTING.build_examples(labels, traffic).examples
+    parts = split_examples(examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN)
+    quoted = next(judged.example.query for judged in parts.holdout if len(judged.example.query.split()) >= 6)
+    incumbent = ROUTING.build_program(labels)
+    signature = incumbent.predictors()[0].signature
+    incumbent.predictors()[0].signature = signature.with_instructions(f"Such as: {quoted}! Choose the one agent.")
+    stored = pack(ROUTING, "acme", labels, incumbent)
+    artifacts.save(stored, manifest_of(stored, "old"))
+    artifacts.move("old", expected=None, by="t", why="")
+    report = optimize(job(traffic), stand_in(), artifacts)
+    assert report.gate is not None
+    assert report.gate.comparison.cases == len(parts.holdout) - 1
+    assert "1 held-out queries stand in a program's instructions, and judge nobody" in report.notes
+
+
+def test_forgetting_does_not_renew_the_allowance(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+    optimize(job(decisions(450, Habits(answers_depend_on_query=False), seed=4)), stand_in(), artifacts)
+    looks = len(artifacts.ledger())
+    stored = pack(ROUTING, "acme", labels_of(ROUTING, CONFIG), ROUTING.build_program(labels_of(ROUTING, CONFIG)))
+    artifacts.save(stored, manifest_of(stored, "clean"))
+    artifacts.move("clean", expected=None, by="forget", why="", judged=False)
+    optimize(job(traffic, run_id="next"), stand_in(), artifacts)
+    assert artifacts.ledger()[looks].alpha == alpha_of_charge(looks + 1)
+    assert artifacts.ledger()[looks].epoch == 0
+
+
 @pytest.fixture
 def server() -> LLMServer:
     with llm_server() as running:
@@ -275,7 +305,9 @@ def test_any_openai_compatible_endpoint_works_and_gets_its_instructions_searched
     server.trouble = [429, 500, "no fields at all"]
     report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
     assert report.verdict is Verdict.PROMOTED
-    assert {tried.optimizer for tried in report.tried} >= {"bootstrap-random-search", "miprov2-light"}
+    notes = " ".join([*(tried.optimizer for tried in report.tried), *report.notes])
+    assert "+ gepa" in notes
+    assert "+ miprov2" in notes
     assert not report.stand_in
     assert server.keys == {"Bearer sk-very-secret"}
     assert lm.meter.tokens == 15 * (server.calls - 2)  # two tries failed, and were repeated
@@ -297,6 +329,16 @@ def test_an_endpoint_that_fails_is_an_error_and_not_a_bad_candidate(
     assert artifacts.ledger() == []
 
 
+def test_a_request_that_times_out_is_asked_again(server: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LMSettings(model="openai/test", api_base=server.url, timeout_seconds=0.3)
+    server.trouble = [1.0]
+    lm = metered_lm(settings, Meter(10, 10**9))
+    program = ROUTING.build_program(labels_of(ROUTING, CONFIG))
+    (answer,) = answer_all(ROUTING, program, [example("where is it", "search_agent")], lm)
+    assert answer.values is not None
+    assert (server.calls, lm.meter.calls) == (2, 1)
+
+
 def test_a_single_request_that_the_model_refuses_is_a_wrong_answer_and_many_are_an_error(
     server: LLMServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,10 +346,21 @@ def test_a_single_request_that_the_model_refuses_is_a_wrong_answer_and_many_are_
     asked = [example(f"question {i}", "search_agent") for i in range(60)]
     server.trouble = [400]
     answers = answer_all(ROUTING, program, asked, over_http(server, monkeypatch))
-    assert [answer.label for answer in answers].count(None) == 1
+    assert [answer.values for answer in answers].count(None) == 1
     server.trouble = [400, 400]
     with pytest.raises(LMUnavailable, match="2 of 60 requests were refused"):
         answer_all(ROUTING, program, asked, over_http(server, monkeypatch))
+
+
+def test_a_refusal_that_quotes_the_key_is_raised_without_it(server: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = over_http(server, monkeypatch)
+    server.always = 400
+    with using(lm), pytest.raises(LMInvalidRequestError) as error:
+        ROUTING.build_program(labels_of(ROUTING, CONFIG))(query="where is it")
+    said = [str(error.value), error.value.message, *traceback.format_exception(error.value), lm.meter.last_refusal]
+    assert all("sk-very-secret" not in text for text in said)
+    assert all("trouble with Bearer ***" in text for text in (*said[:2], lm.meter.last_refusal))
+    assert error.value.status == 400
 
 
 def test_an_outage_in_the_middle_of_a_search_is_an_error_and_not_a_bad_candidate(
@@ -377,7 +430,8 @@ def _failing_at(name: str, read: Callable[[Files, str], bytes | None]) -> Callab
 
 def test_a_better_program_replaces_the_one_that_made_the_traffic(artifacts: ModuleArtifacts) -> None:
     """The unreviewed traces then carry the incumbent's own answers, and must not keep it in place."""
-    first = optimize(job(decisions(330)), stand_in(), artifacts)
+    few_demos = with_field(CONFIG, "dspy_max_labeled_demos", "12")
+    first = optimize(job(decisions(330), few_demos), stand_in(), artifacts)
     assert first.verdict is Verdict.PROMOTED
     incumbent = unpack(ROUTING, labels_of(ROUTING, CONFIG), artifacts.load(first.version or ""))
     served = _decided_by(incumbent, decisions(1500, seed=7))
@@ -396,7 +450,11 @@ def _decided_by(program: dspy.Module, traffic: list[Decision]) -> list[Decision]
         if not found:
             continue
         (answer,) = answer_all(ROUTING, program, found, stand_in())
-        attributes = {**decision.attributes, "routing.chosen_agent": answer.label, "routing.confidence": 0.9}
+        attributes = {
+            **decision.attributes,
+            "routing.chosen_agent": (answer.values or {}).get("agent"),
+            "routing.confidence": 0.9,
+        }
         reviewed = found[0].provenance is not Provenance.OUTCOME
         review = Annotation("HUMAN", found[0].label, {"sampling": "random"}, decision.time)
         kept.append(replace(decision, attributes=attributes, failed=False, annotations=(review,) if reviewed else ()))

@@ -24,10 +24,12 @@ from autoopt_pipeline.traces.collect import collect
 from autoopt_pipeline.traces.evidence import Wanted, gather_evidence
 from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix, Project
 from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits, PlayedRequest, Truth, play
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, Truth, play, sample_truths_for
+from tests.examples import as_read
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 AGENTS = ["search_agent", "report_agent"]
+SPEC = get_module("routing")
 ALL_REVIEWED = Habits(reviewed=1.0, malformed=0.0)
 
 
@@ -44,7 +46,7 @@ def project_of(phoenix: Phoenix, tenant: str) -> Project:
 
 
 def wanted(tenant: str, since: datetime, outcome: Outcome | None = None) -> Wanted:
-    return Wanted(tenant, "routing", ROUTING, since, outcome)
+    return Wanted(tenant, SPEC, since, outcome)
 
 
 @pytest.mark.parametrize("openinference", [False, True], ids=["flat keys", "OpenInference JSON"])
@@ -54,8 +56,8 @@ def test_what_is_played_is_read_back(phoenix: Phoenix, tenant: str, openinferenc
     send_traffic(phoenix, tenant, played)
     read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert [decision.time for decision in read] == [request.time for request in played]
-    assert [decision.failed for decision in read] == [request.failed for request in played]
-    found = get_module("routing").build_examples([Label(name) for name in AGENTS], read)
+    assert [decision.failed for decision in read] == [request.spans[0].failed for request in played]
+    found = SPEC.build_examples([Label(name) for name in AGENTS], read)
     assert found.unusable == {}
     assert [example.query for example in found.examples] == [f"question number {i}" for i in range(40)]
     assert {example.provenance for example in found.examples} == {Provenance.HUMAN, Provenance.JUDGE}
@@ -64,9 +66,31 @@ def test_what_is_played_is_read_back(phoenix: Phoenix, tenant: str, openinferenc
     assert sum(right) >= 37  # reviewers err a little
 
 
+def test_the_spans_of_one_trace_are_read_together_for_a_composed_module(phoenix: Phoenix, tenant: str) -> None:
+    rng = random.Random(1)
+    habits = replace(ALL_REVIEWED, plans=True, fuses=True)
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
+    start = NOW - timedelta(hours=1)
+    played = list(play(list(sample_truths_for(habits, 20, rng)), choices, habits, start=start, end=NOW, rng=rng))
+    send_traffic(phoenix, tenant, played)
+    window = {"start": NOW - timedelta(hours=2), "end": NOW}
+    agents = [Label(name) for name in SAMPLE_AGENTS]
+    for name in ("cross_modal", "workflow", "unified"):
+        spec = get_module(name)
+        seen = collect(phoenix, tenant, spec, **window)
+        expected = [example.right for example in spec.build_examples(agents, as_read(spec, played)).examples]
+        found = spec.build_examples(spec.labels or agents, seen.decisions)
+        assert [example.right for example in found.examples] == expected
+        assert len(expected) == 20
+        assert all(example.independent for example in found.examples)
+        assert seen.annotation_total == (60 if name == "unified" else 20)
+        evidence = gather_evidence(phoenix, [Wanted(tenant, spec, NOW - timedelta(hours=2), None)], until=NOW)
+        assert evidence[tenant, name].new_traces == 20
+
+
 def test_an_org_tenants_project_is_found(phoenix: Phoenix, tenant: str) -> None:
     send_traffic(phoenix, f"{tenant}:eu", requests(3))
-    assert collect(phoenix, f"{tenant}:eu", ROUTING, start=NOW - timedelta(hours=2), end=NOW).trace_total == 3
+    assert collect(phoenix, f"{tenant}:eu", SPEC, start=NOW - timedelta(hours=2), end=NOW).trace_total == 3
 
 
 def test_only_spans_of_the_contract_count_and_not_the_spans_inside_a_trace(phoenix: Phoenix, tenant: str) -> None:
@@ -188,7 +212,7 @@ def test_new_evidence_is_what_came_since_the_last_outcome(phoenix: Phoenix, tena
     first = requests(30, Habits(reviewed=0, complains=0), end=NOW - timedelta(hours=3))
     send_traffic(phoenix, tenant, first)
     end = NOW - timedelta(hours=2)
-    seen = collect(phoenix, tenant, ROUTING, start=end - timedelta(days=1), end=end)
+    seen = collect(phoenix, tenant, SPEC, start=end - timedelta(days=1), end=end)
     outcome = Outcome(end, seen.trace_total, seen.annotation_total)
     assert (seen.trace_total, seen.annotation_total, len(seen.decisions)) == (30, 0, 30)
 
@@ -210,7 +234,7 @@ def test_traces_that_are_not_settled_are_left_for_the_next_time(phoenix: Phoenix
     played = requests(20)
     send_traffic(phoenix, tenant, played)
     until = played[12].time
-    seen = collect(phoenix, tenant, ROUTING, start=NOW - timedelta(days=1), end=until)
+    seen = collect(phoenix, tenant, SPEC, start=NOW - timedelta(days=1), end=until)
     assert len(seen.decisions) == seen.trace_total == 12
     outcome = Outcome(until, seen.trace_total, seen.annotation_total)
     later = gather_evidence(phoenix, [wanted(tenant, until, outcome)], until=NOW)[tenant, "routing"]
@@ -219,14 +243,14 @@ def test_traces_that_are_not_settled_are_left_for_the_next_time(phoenix: Phoenix
 
 def test_a_missing_project_an_empty_one_and_a_wrong_filter_are_three_things(phoenix: Phoenix, tenant: str) -> None:
     send_traffic(phoenix, f"{tenant}-other-spans", requests(4))
-    other = replace(ROUTING, span_name="cogniverse.nothing")
+    other = replace(SPEC, name="wrong", contract=replace(ROUTING, span_name="cogniverse.nothing"))
     since = NOW - timedelta(hours=2)
     evidence = gather_evidence(
         phoenix,
         [
             wanted(f"{tenant}-missing", since),
             wanted(f"{tenant}-other-spans", NOW - timedelta(seconds=1)),
-            Wanted(f"{tenant}-other-spans", "wrong", other, since, None),
+            Wanted(f"{tenant}-other-spans", other, since, None),
         ],
         until=NOW,
     )
@@ -235,7 +259,7 @@ def test_a_missing_project_an_empty_one_and_a_wrong_filter_are_three_things(phoe
     assert (outside.new_traces, wrong.new_traces) == (0, 0)
     assert "no span named 'cogniverse.nothing'" in wrong.note
     with pytest.raises(PhoenixRefused, match="has no project"):
-        collect(phoenix, f"{tenant}-missing", ROUTING, start=since, end=NOW)
+        collect(phoenix, f"{tenant}-missing", SPEC, start=since, end=NOW)
 
 
 def test_tenants_whose_names_begin_alike_are_kept_apart(phoenix: Phoenix, tenant: str) -> None:

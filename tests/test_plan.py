@@ -134,3 +134,67 @@ def test_each_way_to_turn_a_module_off_says_which() -> None:
     assert {decision.reason for decision in decisions} == {Reason.DISABLED}
     assert len({decision.detail for decision in decisions}) == 4
     assert decisions[-1].detail == "the tenant lists 0 agents; routing needs at least 2 to choose from"
+
+
+def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> Outcome:
+    return Outcome(NOW - timedelta(days=1), 1000, 0, verdict, decisions, labels)
+
+
+def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
+    tried = Attempts(outcome_at=NOW - timedelta(days=1))
+    for verdict, need in (("promoted", 100), ("waiting", 100), ("rejected", 250)):
+        answer = decide(CONFIG, ROUTING, tried, Evidence(249), _after(verdict), now=NOW)
+        assert isinstance(answer, Decision)
+        assert answer.need == need
+        assert answer.launch is (need == 100)
+    enough = decide(CONFIG, ROUTING, tried, Evidence(250), _after("rejected"), now=NOW)
+    assert isinstance(enough, Decision)
+    assert enough.launch
+
+
+def test_what_is_older_than_the_lookback_asks_for_nothing_more() -> None:
+    tried = Attempts(outcome_at=NOW - timedelta(days=40))
+    before = Outcome(NOW - timedelta(days=30), 40_000, 0, "rejected", 40_000)
+    answer = decide(CONFIG, ROUTING, tried, Evidence(9900), before, now=NOW)
+    assert isinstance(answer, Decision)
+    assert answer.launch
+
+
+def test_an_agent_that_was_added_makes_a_module_due_that_answers_with_agents() -> None:
+    tried = Attempts(outcome_at=NOW - timedelta(days=1))
+    before = _after("promoted", labels=frozenset({"search_agent"}))
+    answer = decide(CONFIG, ROUTING, tried, Evidence(0), before, now=NOW)
+    assert isinstance(answer, Decision)
+    assert (answer.reason, "report_agent" in answer.detail) == (Reason.DUE, True)
+    for spec, outcome in (
+        (get_module("modality"), before),
+        (ROUTING, _after("promoted", labels=frozenset({"search_agent", "report_agent", "gone_agent"}))),
+    ):
+        answer = decide(CONFIG, spec, tried, Evidence(0), outcome, now=NOW)
+        assert isinstance(answer, Decision)
+        assert answer.reason is Reason.TOO_FEW_TRACES
+
+
+def retraining(config: RoutingConfigUnified, since: datetime) -> RoutingConfigUnified:
+    return config.model_copy(update={"modules": {"routing": ModuleSettings(retrain_after=since)}})
+
+
+@given(configs, attempts, moments)
+def test_a_module_that_is_to_be_retrained_waits_for_no_interval_and_no_evidence_until_an_outcome_is_newer(
+    config: RoutingConfigUnified, tried: Attempts, since: datetime
+) -> None:
+    asked = decide(retraining(config, since), ROUTING, tried, None, now=NOW)
+    usual = decide(config, ROUTING, tried, None, now=NOW)
+    if isinstance(usual, Decision) and usual.reason is not Reason.NOT_DUE:
+        assert asked == usual  # disabled, under way and backing off still count
+    elif tried.outcome_at and tried.outcome_at > since:
+        assert asked == usual
+    else:
+        assert isinstance(asked, Decision)
+        assert asked.launch
+        assert "to be retrained" in asked.detail
+
+
+def test_retraining_does_not_begin_before_its_moment() -> None:
+    later = retraining(CONFIG, NOW + timedelta(seconds=1))
+    assert isinstance(decide(later, ROUTING, Attempts(), None, now=NOW), NeedsEvidence)

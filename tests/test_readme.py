@@ -46,7 +46,17 @@ def test_it_explains_every_decision_and_verdict() -> None:
         assert f"`{word.value}`" in README
 
 
-def test_it_names_the_annotations_and_spans_of_the_contract() -> None:
-    for spec in modules().values():
-        assert f"`{spec.contract.annotation}`" in README
-        assert f"`{spec.contract.span_name}`" in README
+def test_the_annotations_spans_and_attributes_of_the_contract_are_documented() -> None:
+    documented = README + (PROJECT / "docs" / "modules.md").read_text()
+    for name, spec in modules().items():
+        assert f"`{name}`" in documented
+        assert f"`{spec.contract.annotation}`" in documented
+        assert f"`{spec.contract.span_name}`" in documented
+        for paths in spec.contract.answers.values():
+            assert f"`{paths[0]}`" in documented
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), PROJECT / "bench" / "README.md"):
+        for target in re.findall(r"\]\(((?!http)[^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -3,7 +3,7 @@ import pytest
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.adapter import DemoCachingAdapter
-from autoopt_pipeline.lm.meter import BudgetExhausted, Meter
+from autoopt_pipeline.lm.meter import BudgetExhausted, Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_lm
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label
@@ -67,24 +67,30 @@ def test_the_same_question_has_the_same_answer() -> None:
 
 def test_every_call_is_counted_and_the_budget_stops_the_next_one() -> None:
     lm = stand_in(max_calls=3)
-    for _ in range(3):
-        ask(routing(DEMOS), "where", lm)
+    for number in range(3):
+        ask(routing(DEMOS), f"where {number}", lm)
     assert lm.meter.calls == 3
     assert lm.meter.tokens > 0
-    for _ in range(2):
+    for number in range(2):
         with pytest.raises(BudgetExhausted):
-            ask(routing(DEMOS), "where", lm)
+            ask(routing(DEMOS), f"who {number}", lm)
     assert lm.meter.calls == 3
+
+
+def test_the_same_request_is_asked_once() -> None:
+    lm = stand_in(max_calls=1)
+    assert ask(routing(DEMOS), "where", lm).agent == ask(routing(DEMOS), "where", lm).agent
+    assert lm.meter.calls == 1
 
 
 def test_what_is_held_back_is_there_afterwards() -> None:
     meter = Meter(10, 10**9)
     with meter.holding_back(8):
-        meter.admit()
-        meter.admit()
+        meter.admit(Role.ANSWERS)
+        meter.admit(Role.ANSWERS)
         with pytest.raises(BudgetExhausted):
-            meter.admit()
-    meter.admit()
+            meter.admit(Role.ANSWERS)
+    meter.admit(Role.ANSWERS)
 
 
 def test_the_caching_adapter_formats_like_dspys_own() -> None:

@@ -11,7 +11,7 @@ def test_defaults_are_those_of_the_seed() -> None:
     assert config.enable_auto_optimization is True
     assert config.optimization_interval_seconds == 3600
     assert config.min_samples_for_optimization == 100
-    assert list(config.modules) == ["modality", "routing"]
+    assert list(config.modules) == ["modality", "routing", "cross_modal"]
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,32 @@ def test_an_unknown_module_is_refused_with_the_nearest_one() -> None:
 def test_a_configuration_survives_json() -> None:
     config = RoutingConfigUnified(tenant_id="a:b", agents=[{"name": "x", "description": "y"}])
     assert parse_config(json.loads(config.model_dump_json()), where="x") == config
+
+
+def test_forgotten_traces_are_trace_ids_each_once_in_lower_case() -> None:
+    config = parse_config({"tenant_id": "a", "forgotten_traces": ["A" * 32, "a" * 32, "0" * 32]}, where="x")
+    assert config.forgotten_traces == ["a" * 32, "0" * 32]
+
+
+@pytest.mark.parametrize("wrong", [["abc"], ["g" * 32], ["a" * 33], [f"{number:032x}" for number in range(1001)]])
+def test_a_list_of_forgotten_traces_that_is_none_or_too_long_is_refused(wrong: list[str]) -> None:
+    with pytest.raises(InvalidConfig, match="forgotten_traces"):
+        parse_config({"tenant_id": "a", "forgotten_traces": wrong}, where="x")
+
+
+def test_the_moment_to_retrain_after_is_kept_in_utc_and_needs_a_zone() -> None:
+    config = with_field(
+        RoutingConfigUnified(tenant_id="a"), "modules.routing.retrain_after", "2026-01-01T02:00:00+02:00"
+    )
+    moment = config.retrain_after("routing")
+    assert moment is not None
+    assert moment.isoformat() == "2026-01-01T00:00:00+00:00"
+    assert parse_config(json.loads(config.model_dump_json()), where="x") == config
+    with pytest.raises(InvalidConfig, match="retrain_after"):
+        with_field(config, "modules.routing.retrain_after", "2026-01-01T02:00:00")
+
+
+def test_nothing_is_shared_with_other_tenants_unless_a_tenant_says_so() -> None:
+    config = RoutingConfigUnified(tenant_id="a")
+    assert not config.share_instructions
+    assert not config.start_from_shared

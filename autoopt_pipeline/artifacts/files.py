@@ -36,12 +36,46 @@ class Files:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when there is no such folder."""
+        return [name for name in self.all_names(folder) if not name.startswith(_TEMPORARY)]
+
+    def all_names(self, folder: str) -> list[str]:
+        """As `names`, with the unfinished files of writers that are at work or have died."""
         with self._errors(folder):
             try:
                 found = self._fs.ls(self._at(folder), detail=False, refresh=True)
             except FileNotFoundError:
                 return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found if not _is_temporary(name))
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+    def tree(self, folder: str) -> list[str]:
+        """Paths of all files below a folder, sorted, unfinished ones included. Links are listed and not followed."""
+        if self.is_link(folder):
+            return [folder]
+        with self._errors(folder):
+            try:
+                entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+        found: list[str] = []
+        for entry in entries:
+            path = f"{folder}/{entry['name'].rstrip('/').rpartition('/')[2]}"
+            found += self.tree(path) if entry["type"] == "directory" else [path]
+        return sorted(found)
+
+    def is_link(self, path: str) -> bool:
+        """Whether a path leads over a link to another place, as only a local folder can hold."""
+        parts = path.split("/")
+        ways = (Path(self._root, *parts[:length]) for length in range(1, len(parts) + 1))
+        return self._local and any(way.is_symlink() for way in ways)
+
+    def delete_empty(self, folder: str) -> None:
+        """Delete a folder, and those below it, as far as no file is in them. Object stores have no folders."""
+        if not self._local:
+            return
+        with self._errors(folder):
+            for path, _, _ in os.walk(self._at(folder), topdown=False):
+                if not any(Path(path).iterdir()):
+                    Path(path).rmdir()
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a new file whole. False when it exists already, which is then left as it is."""
@@ -64,6 +98,15 @@ class Files:
                     Path(temporary).replace(self._at(path))
             else:
                 self._fs.pipe_file(self._at(path), content)
+
+    def delete(self, path: str) -> bool:
+        """Delete a file. False when there is none."""
+        with self._errors(path):
+            try:
+                self._fs.rm_file(self._at(path))
+            except FileNotFoundError:
+                return False
+            return True
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -95,7 +138,3 @@ class Files:
 
 
 _TEMPORARY = ".writing-"
-
-
-def _is_temporary(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(_TEMPORARY)

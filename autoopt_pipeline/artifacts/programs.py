@@ -2,25 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import dspy
+from pydantic import TypeAdapter, ValidationError
 
 from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 
 
-def fingerprint(spec: ModuleSpec, program: dspy.Module) -> str:
+def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
     """What a state must agree with: the predictors with their fields' names, order and types.
 
     A module's fixed labels belong to it; a tenant's agents come and go, so they do not. DSPy restores fields
     by position and would load a state of another signature without a word.
     """
+    agents = "" if spec.labels else str(Literal[tuple(label.name for label in labels)])  # ty: ignore[invalid-type-form]
     shape = []
     for name, predictor in program.named_predictors():
         fields = [
-            [field, _type(info.annotation, spec.output_field if spec.labels is None else None, field)]
+            [field, str(info.annotation).replace(agents, "label") if agents else str(info.annotation)]
             for field, info in predictor.signature.fields.items()
         ]
         shape.append([name, fields, len(predictor.signature.input_fields)])
@@ -32,7 +35,7 @@ def pack(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dsp
     return Program(
         tenant_id=tenant_id,
         module=spec.name,
-        fingerprint=fingerprint(spec, program),
+        fingerprint=fingerprint(spec, labels, program),
         labels=[label.name for label in labels],
         state=program.dump_state(),
     )
@@ -45,20 +48,58 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
     module's signature has changed since.
     """
     program = spec.build_program(labels)
-    if stored.fingerprint != fingerprint(spec, program):
+    if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
             f"{stored.tenant_id}/{stored.module}: the program was made for another signature of the module",
             "it is replaced by the next promotion; until then the baseline serves",
         )
     signatures = {name: predictor.signature for name, predictor in program.named_predictors()}
     program.load_state(stored.state)
-    known = {label.name for label in labels}
     for name, predictor in program.named_predictors():
         # The fields' descriptions name the labels: those of today, not those of the day it was stored.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
-        predictor.demos = [demo for demo in predictor.demos if demo.get(spec.output_field) in known]
+        predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
     return program
 
 
-def _type(annotation: object, open_field: str | None, field: str) -> str:
-    return "label" if field == open_field else str(annotation)
+def compose(spec: ModuleSpec, labels: Sequence[Label], parts: Mapping[str, Program]) -> dspy.Module:
+    """The program that serves where a module has no active version of its own.
+
+    The baseline, with the stored programs of those parts that have one. Raises `InvalidArtifact` as `unpack`.
+    """
+    program = spec.build_program(labels)
+    for part in spec.parts:
+        if part.name in parts:
+            setattr(program, part.name, unpack(part, part.labels or labels, parts[part.name]))
+    return program
+
+
+ASKED = "asked of the module"
+"""Key of a demo under which it keeps its example's query, where its predictor is told another part of it. DSPy shows a
+predictor's own fields only, and no field has a name with spaces."""
+
+
+def queries_shown(program: dspy.Module) -> set[str]:
+    """The queries of all demos that a program shows to the model."""
+    return {
+        demo.get(ASKED) or told(predictor.signature, demo)
+        for predictor in program.predictors()
+        for demo in predictor.demos
+    }
+
+
+def told(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:
+    """What a demo says that its predictor was asked."""
+    return query_of({name: demo.get(name, "") for name in signature.input_fields})
+
+
+def _fits(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> bool:
+    """Whether every answer of a demo is one that may still be given."""
+    for name, info in signature.output_fields.items():
+        if name in demo:
+            try:
+                kind: Any = info.annotation
+                TypeAdapter(kind).validate_python(demo[name])
+            except ValidationError:
+                return False
+    return True

@@ -1,15 +1,18 @@
 """Versioned programs per tenant and module, and which of them is active.
 
     {root}/{tenant}/{module}/versions/{version}/{program.json, manifest.json}   written once, manifest last
+    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program is gone for good
     {root}/{tenant}/{module}/moves/{sequence}.json                              every change of the active version
     {root}/{tenant}/{module}/active.json                                        derived from the last move
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
+    {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
 
-Moves and ledger entries are created exclusively, so of two writers that saw the same state one fails.
+Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +48,7 @@ class Program(_Stored):
 
 
 class Manifest(_Stored):
-    """How a version came to be, and what was measured of it."""
+    """How a version came to be, and what was measured of it; scores are None where nothing was."""
 
     version: str
     program_sha256: str
@@ -58,12 +61,16 @@ class Manifest(_Stored):
     window_end: datetime
     examples: dict[str, int]
     provenance: dict[str, int]
-    incumbent_score: float
-    candidate_score: float
+    judged_by: dict[str, int] = {}
+    shareable: list[str] = []
+    incumbent_score: float | None
+    candidate_score: float | None
     gate: dict[str, float | int]
     optimizer: str
+    tried: list[dict[str, Any]] = []
     seed: int
     lm: str
+    teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
     lm_tokens: int
@@ -71,33 +78,109 @@ class Manifest(_Stored):
 
 
 class Move(_Stored):
-    """One change of the active version: who moved it, when, why, from what, to what."""
+    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
+
+    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
+    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
+    instructions, or an equal of a version that had to be withdrawn.
+    """
 
     sequence: int
     at: datetime
     by: str
     why: str
     expected: str | None
-    to: str
+    to: str | None
+    judged: bool = True
 
 
 class Active(_Stored):
-    """What serving loads. `canary` names a version and its share of requests, when one is being tried."""
+    """The version that serves, by the move of this sequence.
+
+    `canary` names a version and its share of requests (0 to 1), when one is being tried.
+    """
 
     version: str
     sequence: int
     canary: dict[str, float] | None = None
 
 
+class Pointer(_Stored):
+    """The content of `active.json`, derived from the last move; before the first one there is no such file.
+
+    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
+    file, but the sequence tells readers that this is newer than what they know, and nothing was lost.
+    """
+
+    version: str | None
+    sequence: int
+    canary: dict[str, float] | None = None
+
+    @property
+    def active(self) -> Active | None:
+        """What it names; None where the baseline serves."""
+        if self.version is None:
+            return None
+        return Active(version=self.version, sequence=self.sequence, canary=self.canary)
+
+
+class Withdrawal(_Stored):
+    """Why a version's program is gone for good, by whom and when. Its manifest stays."""
+
+    at: datetime
+    by: str
+    why: str
+
+
 class LedgerEntry(_Stored):
-    """One finalist's look at the holdout, and the risk it took. Written before the look."""
+    """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
+
+    A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
+    and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    """
 
     sequence: int
+    kind: Literal["look", "trial"] = "look"
+    attempt: str = ""
+    epoch: int = 0
     at: datetime
     candidate_digest: str
     holdout_digest: str
     incumbent: str | None
     alpha: float
+
+
+class TrialCase(_Stored):
+    """What both programs made of one held-out trace in a trial. Holds no text of it."""
+
+    label: str
+    incumbent_score: float
+    incumbent_label: str | None
+    incumbent_confidence: float | None
+    candidate_score: float
+    candidate_label: str | None
+    candidate_confidence: float | None
+
+
+class TrialStep(_Stored):
+    """One step of a waiting candidate's trial; the first one begins it.
+
+    `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
+    and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
+    before, and `verdict` is `waiting` as long as the trial is open.
+    """
+
+    sequence: int
+    at: datetime
+    run_id: str
+    version: str
+    incumbent: str | None
+    lm: str
+    labels: list[str]
+    alpha: float
+    seen: list[str]
+    cases: list[TrialCase]
+    verdict: str
 
 
 class ModuleArtifacts:
@@ -110,20 +193,47 @@ class ModuleArtifacts:
         self.module = module
 
     def save(self, program: Program, manifest: Manifest) -> None:
-        """Store a version. The manifest comes last: without it a version is not there."""
+        """Store a version. The manifest comes last: without it a version is not there.
+
+        Raises `InvalidArtifact` when that version was withdrawn: its text must not come back.
+        """
         folder = f"{self._folder}/versions/{manifest.version}"
+        self._check_not_withdrawn(manifest.version)
         self._files.create(f"{folder}/program.json", program.encode())
         self._files.create(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode())
 
     def versions(self) -> list[Manifest]:
-        """All whole versions, oldest first."""
-        names = self._files.names(f"{self._folder}/versions")
-        manifests = [self._read(f"versions/{name}/manifest.json", Manifest) for name in names]
-        return [manifest for manifest in manifests if manifest]
+        """All whole versions, oldest first. Raises `InvalidArtifact` when a manifest is damaged."""
+        manifests, damaged = self.survey()
+        if damaged:
+            raise next(iter(damaged.values()))
+        return manifests
+
+    def survey(self) -> tuple[list[Manifest], dict[str, InvalidArtifact]]:
+        """All whole versions whose manifests can be read, oldest first, and what is wrong with the others."""
+        manifests: list[Manifest] = []
+        damaged: dict[str, InvalidArtifact] = {}
+        for name in self._files.names(f"{self._folder}/versions"):
+            try:
+                manifest = self.manifest(name)
+            except InvalidArtifact as e:
+                damaged[name] = e
+            else:
+                manifests += [manifest] if manifest else []
+        return manifests, damaged
+
+    def manifest(self, version: str) -> Manifest | None:
+        """A version's manifest; None where there is no such version. Raises `InvalidArtifact` when it is damaged."""
+        path = f"versions/{version}/manifest.json"
+        manifest = self._read(path, Manifest)
+        if manifest and manifest.version != version:
+            raise self._invalid(f"{path}: it is the manifest of {manifest.version}", "restore it from a backup")
+        return manifest
 
     def load(self, version: str) -> Program:
-        """A version's program. Raises `InvalidArtifact` when it is missing, damaged or another tenant's."""
-        manifest = self._read(f"versions/{version}/manifest.json", Manifest)
+        """A version's program. Raises `InvalidArtifact` when it is missing, withdrawn, damaged or another tenant's."""
+        self._check_not_withdrawn(version)
+        manifest = self.manifest(version)
         raw = self._files.read(f"{self._folder}/versions/{version}/program.json")
         if manifest is None or raw is None:
             raise self._invalid(f"version {version} does not exist", "list them with 'autoopt versions'")
@@ -137,19 +247,46 @@ class ModuleArtifacts:
             )
         return program
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Version and content of every file that holds a program, or a part of one that a dead writer left."""
+        for version in self._files.names(f"{self._folder}/versions"):
+            for path in self._program_files(version):
+                if (raw := self._files.read(path)) is not None:
+                    yield version, raw.decode(errors="replace")
+
+    def withdraw(self, version: str, *, by: str, why: str) -> None:
+        """Take a version's program away for good; its manifest stays. Make another one active first."""
+        folder = f"{self._folder}/versions/{version}"
+        withdrawal = Withdrawal(at=datetime.now(UTC), by=by, why=why)
+        # The mark comes first: whoever dies in between leaves a program that nobody loads.
+        self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
+        for path in self._program_files(version):
+            self._files.delete(path)
+
+    def withdrawal(self, version: str) -> Withdrawal | None:
+        """Why a version was withdrawn, or None where it was not."""
+        return self._read(f"versions/{version}/withdrawn.json", Withdrawal)
+
     def active(self) -> Active | None:
-        """The active version by the last move, or None. Mends `active.json` where a writer died before it."""
+        """The active version by the last move; None where the module's baseline serves.
+
+        Mends `active.json` where a writer died before it.
+        """
         last = self._last_move()
         if last is None:
             return None
-        pointer = self._read("active.json", Active)
+        pointer = self._read("active.json", Pointer)
         if pointer is None or pointer.sequence < last.sequence:
             pointer = self._point_to(last)
-        return pointer
+        return pointer.active
 
-    def move(self, to: str, *, expected: str | None, by: str, why: str) -> Move:
-        """Make a version active. Raises `StaleIncumbent` when the active one is no longer `expected`."""
-        self.load(to)
+    def move(self, to: str | None, *, expected: str | None, by: str, why: str, judged: bool = True) -> Move:
+        """Make a version active, or with None the baseline.
+
+        Raises `StaleIncumbent` when the active one is no longer `expected`, and `InvalidArtifact` as `load`.
+        """
+        if to is not None:
+            self.load(to)
         last = self._last_move()
         current = last.to if last else None
         move = Move(
@@ -159,6 +296,7 @@ class ModuleArtifacts:
             why=why,
             expected=expected,
             to=to,
+            judged=judged,
         )
         path = f"{self._folder}/moves/{move.sequence:08d}.json"
         if current != expected or not self._files.create(path, move.model_dump_json(indent=1).encode()):
@@ -181,12 +319,45 @@ class ModuleArtifacts:
         path = f"{self._folder}/ledger/{entry.sequence:08d}.json"
         return self._files.create(path, entry.model_dump_json(indent=1).encode())
 
+    def trial(self) -> list[TrialStep]:
+        """The steps of the last trial, oldest first; empty where there never was one."""
+        steps: list[TrialStep] = []
+        for name in reversed(self._files.names(f"{self._folder}/trials")):
+            step = self._read(f"trials/{name}", TrialStep)
+            if step is None:
+                continue
+            if steps and step.version != steps[0].version:
+                break
+            steps.insert(0, step)
+        return steps
+
+    def trial_steps(self) -> list[TrialStep]:
+        """The steps of all trials, oldest first."""
+        return self._read_all("trials", TrialStep)
+
+    def add_trial_step(self, step: TrialStep) -> bool:
+        """Enter a step of a trial. False when another run took the same place."""
+        path = f"{self._folder}/trials/{step.sequence:08d}.json"
+        return self._files.create(path, step.model_dump_json(indent=1).encode())
+
+    def _program_files(self, version: str) -> list[str]:
+        folder = f"{self._folder}/versions/{version}"
+        names = self._files.all_names(folder)
+        return [f"{folder}/{name}" for name in names if name not in {"manifest.json", "withdrawn.json"}]
+
+    def _check_not_withdrawn(self, version: str) -> None:
+        if withdrawal := self.withdrawal(version):
+            raise self._invalid(
+                f"version {version} was withdrawn on {withdrawal.at:%Y-%m-%d}: {withdrawal.why}",
+                "use another one; 'autoopt versions' lists them",
+            )
+
     def _last_move(self) -> Move | None:
         names = self._files.names(f"{self._folder}/moves")
         return self._read(f"moves/{names[-1]}", Move) if names else None
 
-    def _point_to(self, move: Move) -> Active:
-        pointer = Active(version=move.to, sequence=move.sequence)
+    def _point_to(self, move: Move) -> Pointer:
+        pointer = Pointer(version=move.to, sequence=move.sequence)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
         return pointer
 
@@ -208,3 +379,8 @@ class ModuleArtifacts:
 
     def _invalid(self, what: str, remedy: str) -> InvalidArtifact:
         return InvalidArtifact(f"{self.tenant_id}/{self.module}: {what}", remedy)
+
+
+def modules_of(files: Files, tenant_id: str) -> list[ModuleArtifacts]:
+    """The artifacts of every module that a tenant has any of, installed or not."""
+    return [ModuleArtifacts(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]

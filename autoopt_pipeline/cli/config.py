@@ -52,9 +52,10 @@ def set_fields(
 def history(tenant: TenantId) -> None:
     """List all versions of a configuration."""
     table = Table("version", "written (UTC)", "state")
-    versions = connections().configs.history(tenant)
+    store = connections().configs
+    versions = store.history(tenant)
     if not versions:
-        raise unknown_tenant(tenant)
+        raise unknown_tenant(tenant, store.current())
     for entry in versions:
         state = "removed" if entry.document is None else "saved"
         table.add_row(str(entry.version), f"{entry.written_at:%Y-%m-%d %H:%M:%S}", state)

@@ -3,8 +3,10 @@
 Dagster takes a second to import, so only commands that need an instance do.
 """
 
+import difflib
+import getpass
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +37,25 @@ def connections() -> Connections:
     return Connections(settings)
 
 
-def unknown_tenant(tenant: str) -> UnknownTenant:
-    """The error for a tenant that a command cannot find."""
-    return UnknownTenant(f"tenant {tenant} has no configuration", "list them with 'autoopt tenants list'")
+def unknown_tenant(tenant: str, known: Iterable[str]) -> UnknownTenant:
+    """The error for a tenant that a command cannot find among those that are known."""
+    return UnknownTenant(
+        f"tenant {tenant} has no configuration", f"{nearest(tenant, known)}list them with 'autoopt tenants list'"
+    )
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """`did you mean 'acme'? `, or nothing where no known name is like the text."""
+    close = difflib.get_close_matches(text, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
+def who() -> str:
+    """The user, as records of what was done by hand name them; where the system has no name for them, their number."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # OSError from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def dagster_home() -> Path | None:

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli import config, tenants
+from autoopt_pipeline.cli import artifacts, config, tenants
+from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
+from autoopt_pipeline.cli.forget import forget
+from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
-from autoopt_pipeline.cli.versions import promote, versions
+from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.errors import AutooptError
 
 app = typer.Typer(
@@ -23,7 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
-for command in (status, versions, promote, traffic):
+app.add_typer(artifacts.app, name="artifacts")
+for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
     app.command()(command)
 
 ERROR_STATUS = 2

@@ -25,7 +25,7 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
     stored = dict(parts.configs.current())
     if tenant is not None:
         if tenant not in stored:
-            raise unknown_tenant(tenant)
+            raise unknown_tenant(tenant, stored)
         stored = {tenant: stored[tenant]}
     with instance() as opened:
         plan = plan_tenants(

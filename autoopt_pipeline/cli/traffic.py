@@ -13,7 +13,7 @@ from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.tenants.store import read_config
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths_for
 
 
 def traffic(
@@ -28,18 +28,24 @@ def traffic(
     openinference: Annotated[bool, typer.Option(help="Write OpenInference JSON instead of routing.* keys.")] = False,
     seed: Annotated[int, typer.Option(help="Another seed, other requests.")] = 1,
 ) -> None:
-    """Send sample traffic of a tenant to Phoenix, with reviews on a random share of it."""
+    """Send sample traffic of a tenant to Phoenix, for the modules it has, with reviews on a random share of it."""
     from autoopt_pipeline.traces.send import send_traffic
 
     parts = connections()
     config, _ = read_config(parts.configs, tenant)
     agents = [agent.name for agent in config.agents]
     rng = random.Random(f"{tenant}/{seed}")  # noqa: S311 - for variety, not for secrets
-    truths = _truths(tenant, agents, traces, queries, query_field, label_field, rng)
+    habits = Habits(
+        right=right,
+        reviewed=reviewed,
+        openinference=openinference,
+        plans=not {"workflow", "unified"}.isdisjoint(config.modules),
+        fuses="cross_modal" in config.modules,
+    )
+    truths = _truths(tenant, agents, traces, queries, query_field, label_field, habits, rng)
     labels = get_module("modality").labels or ()
     choices = {"agent": agents, "modality": [label.name for label in labels]}
     end = datetime.now(UTC)
-    habits = Habits(right=right, reviewed=reviewed, openinference=openinference)
     requests = list(play(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
     key = parts.settings.phoenix_api_key
     with console.status(f"sending {len(requests)} traces"):
@@ -55,6 +61,7 @@ def _truths(
     queries: Path | None,
     query_field: str,
     label_field: str,
+    habits: Habits,
     rng: random.Random,
 ) -> list[Truth]:
     if queries:
@@ -66,4 +73,4 @@ def _truths(
             f"the sample traffic is made for the agents {', '.join(SAMPLE_AGENTS)}, and {tenant} has others",
             f"add a tenant with {listed}, or play real queries with --queries",
         )
-    return list(sample_truths(traces, rng))
+    return list(sample_truths_for(habits, traces, rng))

@@ -1,61 +1,108 @@
-"""`autoopt versions` and `autoopt promote`: a tenant's programs."""
+"""`autoopt versions` and `autoopt history`: which programs a tenant has, and who made which active."""
 
-import getpass
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console, unknown_tenant
+from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.cli.context import console
+from autoopt_pipeline.cli.programs import BASELINE, Json, ModuleName, Programs, open_programs, percent
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.tenant_id import validate_tenant_id
-
-ModuleName = Annotated[str, typer.Argument(help="Module, e.g. routing.")]
 
 
-def versions(tenant: TenantId, module: ModuleName) -> None:
+def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
     """List the versions of a tenant's program, and which is active."""
-    parts = connections()
-    artifacts = parts.artifacts(validate_tenant_id(tenant), get_module(module).name)
-    found = artifacts.versions()
-    if not found and tenant not in parts.configs.current():
-        raise unknown_tenant(tenant)
-    active = artifacts.active()
-    moved_to = {move.to for move in artifacts.moves()}
+    programs = open_programs(tenant, module)
+    if json:
+        console.print_json(data=_as_dict(programs))
+        return
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("version", no_wrap=True, min_width=25)  # as 'autoopt promote' takes it, so never cut
-    for column in ("", "verdict", "score", "optimizer"):
+    table.add_column("", no_wrap=True)
+    for column in ("verdict", "score", "optimizer"):
         table.add_column(column, overflow="fold")
-    for manifest in found:
-        # The manifest is written before the move, which another run may have made impossible.
-        stale = manifest.verdict == "promoted" and manifest.version not in moved_to
+    for manifest in programs.manifests:
+        withdrawn = programs.withdrawal(manifest.version)
         table.add_row(
             manifest.version,
-            "active" if active and active.version == manifest.version else "",
-            "stale" if stale else manifest.verdict,
-            f"{100 * manifest.incumbent_score:.1f} -> {100 * manifest.candidate_score:.1f} %",
-            manifest.optimizer,
+            state(programs, manifest.version),
+            "withdrawn" if withdrawn else programs.verdict(manifest),
+            f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %",
+            escape(manifest.optimizer),
         )
+    for version in programs.damaged:
+        table.add_row(escape(version), state(programs, version), "[red]damaged[/red]", "", "")
     console.print(table)
-    for manifest in found:
-        lm = f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
-        console.print(f"{manifest.version}  by {escape(lm)}; {escape(manifest.reason)}")
-    if active is None:
+    for manifest in programs.manifests:
+        console.print(f"{manifest.version}  by {escape(lm_of(manifest))}; {escape(manifest.reason)}")
+    for error in programs.damaged.values():
+        console.print(f"[red]damaged[/red] {escape(str(error))}")
+    if programs.active is None:
         console.print("no version is active: the module's baseline serves")
 
 
-def promote(
-    tenant: TenantId,
-    module: ModuleName,
-    version: Annotated[str, typer.Argument(help="As 'autoopt versions' lists it.")],
-    why: Annotated[str, typer.Option(help="Reason, kept with the move.")] = "promoted by hand",
-) -> None:
-    """Make a version active: approve a candidate, or go back to an earlier one."""
-    artifacts = connections().artifacts(validate_tenant_id(tenant), get_module(module).name)
-    active = artifacts.active()
-    before = active.version if active else None
-    artifacts.move(version, expected=before, by=getpass.getuser(), why=why)
-    console.print(f"{tenant}/{module}: {before or 'baseline'} -> {version}")
+def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
+    """List every change of the active version: when, by whom, from what, to what, and why."""
+    programs = open_programs(tenant, module)
+    if json:
+        moves = [move_as_dict(move) for move in programs.moves]
+        console.print_json(data={**header(programs), "active": programs.active, "moves": moves})
+        return
+    for move in programs.moves:
+        path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
+        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path}", soft_wrap=True)
+        console.print(f"     by {escape(move.by)}: {escape(move.why)}", soft_wrap=True)
+    if not programs.moves:
+        console.print("nothing was ever moved: the module's baseline serves")
+
+
+def state(programs: Programs, version: str) -> str:
+    """`active` or `rolled back`, or nothing."""
+    if version == programs.active:
+        return "active"
+    return "rolled back" if version in programs.rolled_back else ""
+
+
+def lm_of(manifest: Manifest) -> str:
+    return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+
+
+def header(programs: Programs) -> dict[str, Any]:
+    return {"tenant": programs.artifacts.tenant_id, "module": programs.artifacts.module}
+
+
+def move_as_dict(move: Move) -> dict[str, Any]:
+    told = move.model_dump(mode="json")
+    return {"sequence": move.sequence, "at": told["at"], "by": move.by, "why": move.why} | {
+        "from": move.expected,
+        "to": move.to,
+    }
+
+
+def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:
+    """Whether a version is active, and when it was withdrawn or rolled back, by whom and why."""
+    withdrawn, left = programs.withdrawal(version), programs.rolled_back.get(version)
+    return {
+        "active": version == programs.active,
+        "withdrawn": withdrawn.model_dump(mode="json") if withdrawn else None,
+        "rolled_back": move_as_dict(left) if left else None,
+    }
+
+
+def _as_dict(programs: Programs) -> dict[str, Any]:
+    return {
+        **header(programs),
+        "active": programs.active,
+        "versions": [
+            {
+                "version": manifest.version,
+                "verdict": programs.verdict(manifest),
+                **standing_as_dict(programs, manifest.version),
+                "manifest": manifest.model_dump(mode="json"),
+            }
+            for manifest in programs.manifests
+        ],
+        "damaged": {version: str(error) for version, error in programs.damaged.items()},
+    }

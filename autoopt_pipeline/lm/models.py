@@ -9,7 +9,7 @@ from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import LMConfigurationError, LMError
 
 from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine
+from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import LMSettings
@@ -21,6 +21,9 @@ _NATIVE_PROVIDERS = frozenset(
 
 _RETRIES = 3
 """Tries after a 429, a 5xx or a transport error, with DSPy's exponential waits."""
+
+_MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
+"""Longest output where the settings do not say: an answer is a few short fields, an instruction a page."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,25 @@ def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
     )
 
 
-def metered_lm(settings: LMSettings, meter: Meter) -> MeteredLM:
+def resolve_teacher(configured: LMSettings | None, settings: Settings, answering: LMSettings) -> LMSettings:
+    """The model that writes instructions and demos: a tenant's, or the deployment's, or the one that answers."""
+    if configured:
+        return configured
+    if settings.teacher_lm:
+        return LMSettings(
+            model=settings.teacher_lm,
+            api_base=settings.teacher_lm_api_base,
+            api_key_env=settings.teacher_lm_api_key_env,
+        )
+    return answering
+
+
+def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) -> MeteredLM:
     """Make the language model. Raises `LMNotConfigured` when its key is missing."""
     if settings.model == STAND_IN:
         # The stand-in only computes, so threads would fight for the interpreter lock.
         return MeteredLM(
-            _dspy_lm(f"{STAND_IN}/nearest-demo", MeteredEngine(StandInEngine(), meter)),
+            _dspy_lm(f"{STAND_IN}/nearest-demo", MeteredEngine(StandInEngine(), STAND_IN, meter, role)),
             meter,
             STAND_IN,
             1,
@@ -64,17 +80,17 @@ def metered_lm(settings: LMSettings, meter: Meter) -> MeteredLM:
         )
     key = _key(settings)
     try:
-        endpoint = _EndpointEngine(settings, key)
+        endpoint = _EndpointEngine(settings, key, _MAX_TOKENS[role])
     except (LMError, ValueError) as e:
         raise LMNotConfigured(f"language model {settings.model}: {e}", "correct the model's settings") from None
-    engine = MeteredEngine(endpoint, meter, secret=key)
+    engine = MeteredEngine(endpoint, settings.model, meter, role, secret=key)
     return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
 
 
 class _EndpointEngine:
     """A real model behind DSPy's own client, as an engine that can be wrapped."""
 
-    def __init__(self, settings: LMSettings, key: str | None) -> None:
+    def __init__(self, settings: LMSettings, key: str | None, max_tokens: int) -> None:
         provider = settings.model.partition("/")[0]
         native = provider in _NATIVE_PROVIDERS
         if not native:
@@ -85,7 +101,9 @@ class _EndpointEngine:
         }
         self._engine: Literal["lm15", "litellm"] = "lm15" if native else "litellm"
         try:
-            self._lm = self._make(temperature=_or(settings.temperature, 0.0), max_tokens=_or(settings.max_tokens, 512))
+            self._lm = self._make(
+                temperature=_or(settings.temperature, 0.0), max_tokens=_or(settings.max_tokens, max_tokens)
+            )
         except LMConfigurationError:
             # Reasoning models take neither.
             self._lm = self._make(temperature=settings.temperature, max_tokens=settings.max_tokens)

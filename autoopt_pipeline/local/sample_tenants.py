@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Agent, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
 
 INTERVAL_SECONDS = 5
 
@@ -22,11 +22,19 @@ class SampleTenant:
     expected: frozenset[str]
     traces: int
     habits: Habits = field(default_factory=Habits)
+    modules: tuple[str, ...] = ("modality", "routing")
     enabled: bool = True
 
 
 SAMPLE_TENANTS = (
-    SampleTenant("acme", "learns from its traffic", frozenset({"promoted"}), 450),
+    SampleTenant(
+        "acme",
+        "learns from its traffic, with all five modules",
+        frozenset({"promoted"}),
+        450,
+        Habits(plans=True, fuses=True),
+        modules=("modality", "routing", "cross_modal", "workflow", "unified"),
+    ),
     SampleTenant(
         "globex:support",
         "an org:tenant id, OpenInference spans",
@@ -58,6 +66,7 @@ def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
         tenant_id=tenant.tenant_id,
         enable_auto_optimization=tenant.enabled,
         optimization_interval_seconds=INTERVAL_SECONDS,
+        modules={name: ModuleSettings() for name in tenant.modules},
         agents=[Agent(name=name, description=text) for name, text in SAMPLE_AGENTS.items()],
     )
 
@@ -69,5 +78,5 @@ def send_sample_traffic(
     rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
     labels = get_module("modality").labels or ()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
-    truths = list(sample_truths(traces, rng))
+    truths = list(sample_truths_for(tenant.habits, traces, rng))
     send_traffic(phoenix, tenant.tenant_id, list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng)))

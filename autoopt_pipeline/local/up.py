@@ -22,7 +22,7 @@ from autoopt_pipeline.local.stack import (
 )
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.settings import STAND_IN
+from autoopt_pipeline.settings import STAND_IN, load_settings
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
@@ -35,6 +35,7 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
     require_free(dagster_port, "Dagster", "DAGSTER_PORT=...")
     copy_instance(PROJECT)
     local = PROJECT / ".autoopt"
+    modules = load_settings().modules
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
@@ -44,6 +45,7 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
                 "AUTOOPT_SETTLING_SECONDS": "5",
                 "AUTOOPT_LM": STAND_IN,
+                **({"AUTOOPT_MODULES": str(modules.absolute())} if modules else {}),
             },
         )
         console.print("starting Phoenix and Dagster ...")

@@ -7,7 +7,7 @@ MODALITY = ModuleSpec(
     name="modality",
     description="Which kind of content a query asks for.",
     contract=contract.MODALITY,
-    output_field="modality",
+    outputs=("modality",),
     labels=(
         Label("video", "moving pictures: recordings, clips, footage"),
         Label("image", "still pictures: photos, drawings, charts"),

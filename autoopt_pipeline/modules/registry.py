@@ -1,44 +1,80 @@
-"""The modules that are installed: built in here, or plugged in by other packages.
+"""The modules that are installed: built in here, plugged in by other packages, or declared in a file.
 
-A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`.
+A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`;
+the file is the one that the setting `AUTOOPT_MODULES` names.
 """
 
 import difflib
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 
 from autoopt_pipeline.errors import UnknownModule
+from autoopt_pipeline.modules.cross_modal import CROSS_MODAL
+from autoopt_pipeline.modules.declared import declared_modules
 from autoopt_pipeline.modules.modality import MODALITY
 from autoopt_pipeline.modules.routing import ROUTING
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.modules.unified import UNIFIED
+from autoopt_pipeline.modules.workflow import WORKFLOW
+from autoopt_pipeline.settings import load_settings
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
-_BUILT_IN = (MODALITY, ROUTING)
+_BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """Module names are asset keys, configuration keys and folder names."""
 
 
+KEPT_NAMES = frozenset(
+    {
+        "and", "arg_dict", "as", "assert", "async", "await", "bool", "break", "class", "conf", "config", "context",
+        "continue", "def", "del", "dict", "elif", "else", "except", "finally", "float", "for", "from", "global", "if",
+        "import", "in", "input", "input_arg_dict", "int", "is", "lambda", "meta", "nonlocal", "not", "or", "output",
+        "output_arg_dict", "pass", "raise", "return", "str", "try", "type", "while", "with", "yield",
+    }
+)  # fmt: skip
+"""Names that Dagster keeps from assets. They stand here because importing Dagster takes a second."""
+
+
 @cache
 def modules() -> dict[str, ModuleSpec]:
-    """All installed modules by name. Raises `UnknownModule` when a plug-in cannot be loaded or clashes."""
+    """All installed modules by name.
+
+    Raises `UnknownModule` when a plug-in cannot be loaded or a name is unfit or taken, and `InvalidSettings` when
+    the file of declared modules is wrong.
+    """
     found = {spec.name: spec for spec in _BUILT_IN}
+    for where, spec in (*_plugged_in(), *_declared()):
+        if not _NAME.fullmatch(spec.name):
+            raise UnknownModule(
+                f"{where}: {spec.name[:60]!r} is no module name",
+                "use up to 40 lower-case letters, digits and '_', a letter first",
+            )
+        if spec.name in KEPT_NAMES:
+            raise UnknownModule(f"{where}: Dagster keeps the name {spec.name!r} to itself", "rename the module")
+        if spec.name in found:
+            raise UnknownModule(f"{where}: module {spec.name!r} exists already", "rename it")
+        found[spec.name] = spec
+    return found
+
+
+def _plugged_in() -> Iterator[tuple[str, ModuleSpec]]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
+        where = f"module plug-in {entry.value!r}"
         try:
             spec = entry.load()
         except Exception as e:
-            raise UnknownModule(f"module plug-in {entry.value!r} cannot be loaded: {e}", "mend or uninstall it") from e
+            raise UnknownModule(f"{where} cannot be loaded: {e}", "mend or uninstall it") from e
         if not isinstance(spec, ModuleSpec):
-            raise UnknownModule(f"module plug-in {entry.value!r} is no ModuleSpec", "mend or uninstall it")
-        if not _NAME.fullmatch(spec.name):
-            raise UnknownModule(
-                f"module plug-in {entry.value!r}: {spec.name[:60]!r} is no module name",
-                "use lower-case letters, digits and '_'",
-            )
-        if spec.name in found:
-            raise UnknownModule(f"module plug-in {entry.value!r}: {spec.name!r} exists already", "rename it")
-        found[spec.name] = spec
-    return found
+            raise UnknownModule(f"{where} is no ModuleSpec", "mend or uninstall it")
+        yield where, spec
+
+
+def _declared() -> Iterator[tuple[str, ModuleSpec]]:
+    if path := load_settings().modules:
+        for spec in declared_modules(path.absolute()):
+            yield f"AUTOOPT_MODULES {path.absolute()}", spec
 
 
 def module_names() -> tuple[str, ...]:

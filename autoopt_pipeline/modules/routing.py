@@ -7,7 +7,7 @@ ROUTING = ModuleSpec(
     name="routing",
     description="Which of the tenant's agents should take a query.",
     contract=contract.ROUTING,
-    output_field="agent",
+    outputs=("agent",),
     labels=None,
     program="autoopt_pipeline.modules.programs:routing_program",
 )

@@ -5,17 +5,23 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
 
 from autoopt_pipeline.errors import LMUnavailable
 from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.lm.meter import Outage
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.modules.values import number
+from autoopt_pipeline.optimization.cases import Graded
 
 DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.8}
 """The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out."""
 
+ASSUMED = "dspy_assumed"
+"""Field of a `dspy.Example` with the names of values that nobody said are right. DSPy shows no field called dspy_*."""
 
 MAX_REFUSED = 0.02
 """Share of requests that a model may refuse before that says more of the model's set-up than of the requests."""
@@ -23,20 +29,17 @@ MAX_REFUSED = 0.02
 
 @dataclass(frozen=True)
 class Answer:
-    """What a program said; `label` is None when it gave no valid answer."""
+    """What a program said; `values` is None when it gave no valid answer, `confidence` where it is no share of 1."""
 
-    label: str | None
+    values: dict[str, Any] | None
     confidence: float | None
 
 
 def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
-    """An example as DSPy's optimizers take it, usable as a demo."""
-    fields = {
-        **example.inputs,
-        spec.output_field: example.label,
-        "confidence": DEMO_CONFIDENCE[example.provenance],
-    }
-    return dspy.Example(**fields).with_inputs(*example.inputs)
+    """An example as DSPy's optimizers take it, usable as a demo; `ASSUMED` names the values that may not judge."""
+    answers = {**example.assumed, **example.right, "confidence": DEMO_CONFIDENCE[example.provenance]}
+    assumed = {ASSUMED: tuple(example.assumed)} if example.assumed else {}
+    return dspy.Example(**example.inputs, **answers, **assumed).with_inputs(*example.inputs)
 
 
 def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Example], lm: MeteredLM) -> list[Answer]:
@@ -44,7 +47,7 @@ def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Exampl
 
     An answer that cannot be parsed, and a request that the model refuses, are wrong answers. A call that failed
     even after retries is not: raises `LMUnavailable`, because nothing is known of the program then, and so does
-    a model that refuses more than `MAX_REFUSED` of the requests. `BudgetExhausted` passes through.
+    a model that refuses more than `MAX_REFUSED` of the requests, and more than one. `BudgetExhausted` passes through.
     """
     if not examples:
         return []
@@ -57,33 +60,46 @@ def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Exampl
         display_progress=False,
         provide_traceback=False,
     )
-    with raising_outages(lm), using(lm):
+    with raising_outages(), using(lm):
         results = evaluate(program).results
-    if (refused := lm.meter.refused_calls - refused_before) > MAX_REFUSED * len(examples):
-        raise _unavailable(lm, f"{refused} of {len(examples)} requests were refused")
-    return [Answer(prediction.get(spec.output_field), prediction.get("confidence")) for _, prediction, _ in results]
+    if (refused := lm.meter.refused_calls - refused_before) > max(1, MAX_REFUSED * len(examples)):
+        last = lm.meter.last_refusal[:200]
+        raise _unavailable(f"{lm.name}: {refused} of {len(examples)} requests were refused, the last with {last}")
+    return [_answer(spec, prediction) for _, prediction, _ in results]
 
 
-def share_right(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
-    """Share of right answers, 0 to 1."""
-    right = sum(answer.label == example.label for example, answer in zip(examples, answers, strict=True))
-    return right / len(examples) if examples else 0.0
+def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
+    if any(name not in prediction for name in spec.outputs):
+        return Answer(None, None)
+    confidence = number(prediction.get("confidence"))
+    return Answer(
+        {name: prediction[name] for name in spec.outputs},
+        confidence if confidence is not None and 0 <= confidence <= 1 else None,
+    )
+
+
+def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Graded]:
+    """Score answers from 0 to 1; no valid answer is a wrong one."""
+    return [_grade(spec, example, answer) for example, answer in zip(examples, answers, strict=True)]
+
+
+def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> Graded:
+    if answer.values is None:
+        return Graded(0.0, None, answer.confidence)
+    return Graded(spec.score(example.right, answer.values), spec.label(answer.values), answer.confidence)
 
 
 @contextmanager
-def raising_outages(lm: MeteredLM) -> Generator[None, None, None]:
-    """Raise `LMUnavailable` when calls failed inside, which DSPy takes for wrong answers."""
-    before = lm.meter.failed_calls
-    yield
-    if failed := lm.meter.failed_calls - before:
-        raise _unavailable(lm, f"{failed} calls failed")
+def raising_outages() -> Generator[None, None, None]:
+    """Raise `LMUnavailable` when a call failed inside, whoever of the run's models was asked."""
+    try:
+        yield
+    except Outage as e:
+        raise _unavailable(str(e)) from None
 
 
-def _unavailable(lm: MeteredLM, what: str) -> LMUnavailable:
-    return LMUnavailable(
-        f"language model {lm.name}: {what}, the last with {lm.meter.last_failure[:200]}",
-        "check the endpoint and its key; the next attempt starts anew",
-    )
+def _unavailable(what: str) -> LMUnavailable:
+    return LMUnavailable(f"language model {what}", "check the endpoint and its key; the next attempt starts anew")
 
 
 @contextmanager

@@ -4,26 +4,32 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version as package_version
+from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.programs import unpack
+from autoopt_pipeline.artifacts.moves import comeback
+from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
-from autoopt_pipeline.modules.spec import Decision, Example, Label, ModuleSpec
-from autoopt_pipeline.optimization.evaluation import answer_all
-from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Case, GateDecision, Verdict, judge
+from autoopt_pipeline.modules.similarity import normalize_query, split_words
+from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
+from autoopt_pipeline.optimization.evaluation import answer_all, grade
+from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, GateDecision, Verdict, judge
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
-from autoopt_pipeline.optimization.report import Report, changes_between, confusion, sizes
+from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
+from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
     MIN_DEV,
     Finalist,
@@ -32,7 +38,9 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.optimization.split import Split, normalize_query, split_examples
+from autoopt_pipeline.optimization.split import Judged, Split, split_examples
+from autoopt_pipeline.optimization.trial import follow_up
+from autoopt_pipeline.optimization.waiting import Terms, Trial, begin, go_on, last_step, new_cases, open_trial
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
@@ -42,6 +50,8 @@ MIN_TRAIN = 20
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
 """Most examples that are used, the newest. More judge hardly better and cost two calls each."""
 
+MIN_QUOTED_WORDS = 5
+"""Held-out queries of so many words are looked for in instructions; shorter ones stand in many by chance."""
 
 _LEDGER_TRIES = 20
 
@@ -50,7 +60,9 @@ _LEDGER_TRIES = 20
 class Job:
     """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
 
-    `redact` takes personal data out of every input before it is learnt, stored or shown.
+    `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
+    programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
+    where nothing is shared.
     """
 
     spec: ModuleSpec
@@ -60,117 +72,364 @@ class Job:
     window_end: datetime
     run_id: str
     redact: Redact = default_redact
+    parts: Mapping[str, Program] = field(default_factory=dict)
+    pool: Pool | None = None
+    attempt: str = ""
 
 
 def optimize(
-    job: Job, lm: MeteredLM, artifacts: ModuleArtifacts, *, say: Callable[[str], None] = lambda line: None
+    job: Job,
+    lm: MeteredLM,
+    artifacts: ModuleArtifacts,
+    *,
+    teacher: MeteredLM | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Search for a better program and promote it when it is proven better. Nothing is changed otherwise.
 
-    Raises `LMUnavailable` when the model fails, and whatever the artifact store raises.
+    While a candidate waits for proof, it is tried on what is new instead. `teacher` writes instructions and demos;
+    by default the model does that itself. Raises `LMUnavailable` when a model fails, and whatever the artifact
+    store raises.
     """
-    started = time.monotonic()
-    spec, config = job.spec, job.config
-    labels = labels_of(spec, config)
-    found = spec.build_examples(labels, job.decisions, job.redact)
-    split = split_examples(found.examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN)
-    active = artifacts.active()
-    incumbent_version = active.version if active else None
-    draft = Report(
-        tenant_id=config.tenant_id,
-        module=spec.name,
-        verdict=Verdict.NOT_ENOUGH_DATA,
-        reason="",
-        window_start=job.window_start,
-        window_end=job.window_end,
-        decisions=len(job.decisions),
-        examples=sizes(split) | {"redacted": found.redacted},
-        provenance=dict(Counter(example.provenance.value for example in found.examples)),
-        unusable=found.unusable,
-        incumbent_version=incumbent_version,
-        version=None,
-        active_version=incumbent_version,
-        lm=lm.name,
-        stand_in=lm.is_stand_in,
-    )
+    return _Optimization(job, lm, teacher or lm, artifacts, say).run()
 
-    def report(verdict: Verdict, reason: str, **more: object) -> Report:
-        say(f"{verdict.value}: {reason}")
+
+class _Optimization:
+    """The state of one optimization, so that every step can say how far it got."""
+
+    def __init__(
+        self, job: Job, lm: MeteredLM, teacher: MeteredLM, artifacts: ModuleArtifacts, say: Callable[[str], None]
+    ) -> None:
+        self.job, self.spec, self.config = job, job.spec, job.config
+        self.lm, self.teacher, self.artifacts, self.say = lm, teacher, artifacts, say
+        self.started = time.monotonic()
+        self.labels = labels_of(job.spec, job.config)
+        active = artifacts.active()
+        self.incumbent_version = active.version if active else None
+        self.epoch = sum(move.judged for move in artifacts.moves())
+        self.steps_seen = last_step(artifacts)
+        self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
+        self.notes: list[str] = []
+
+    def run(self) -> Report:
+        found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
+        self.seen = [text for example in found.examples for text in example.inputs.values()]
+        self.start = start = compose(self.spec, self.labels, self._usable_parts())
+        incumbent = self._incumbent(start)
+        trial, waiting = self._waiting()
+        split = split_examples(
+            found.examples,
+            max_holdout=MAX_HOLDOUT,
+            max_dev=MAX_DEV,
+            max_train=MAX_TRAIN,
+            shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(waiting) if waiting else set()),
+        )
+        self.draft = self._draft(found, split)
+        self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if trial and waiting:
+            return self._follow(trial, waiting, incumbent, split)
+        if lacking := _lacking(split):
+            return self._report(*self._start_from_shared(*lacking))
+        check_budget(self.config, split, start)
+        searched = search(self.spec, self.config, self.labels, split, incumbent, start, self.lm, self.teacher, self.say)
+        self.notes += searched.notes
+        self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
+        if searched.finalist is None:
+            return self._report(
+                Verdict.REJECTED,
+                f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
+                f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not touched",
+            )
+        manifests, _ = self.artifacts.survey()
+        if refused := comeback(searched.finalist.stored.digest, manifests, self.artifacts.moves()):
+            return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
+        return self._judge(searched.finalist, incumbent, split)
+
+    def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
+        """Let the finalist look at the holdout, once."""
+        self.draft = replace(
+            self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
+        )
+        _check_no_demo_is_held_out(finalist.program, split)
+        split = self._without_quoted(split, incumbent, finalist.program)
+        if lacking := _lacking(split):
+            return self._report(*lacking)
+        alpha = self._charge("look", finalist.stored, split)
+        judged = [*split.holdout, *split.guard]
+        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
+        rows = self._compare(incumbent, finalist.program, judged)
+        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
+        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
+        verdict, reason = self._awaiting_approval(decision)
+        version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
+        manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+        self.artifacts.save(finalist.stored, manifest)
+        if verdict is Verdict.WAITING:
+            alpha = self._charge("trial", finalist.stored, split)
+            begin(
+                self.artifacts,
+                version,
+                self.terms,
+                after=self.steps_seen,
+                alpha=alpha,
+                queries=split.queries,
+                run_id=self.job.run_id,
+            )
+            reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
+        return self._conclude(manifest, finalist.program, verdict, reason)
+
+    def _follow(self, trial: Trial, waiting: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
+        """Try the waiting candidate on what came since; no other one is searched for meanwhile."""
+        self.draft = replace(self.draft, version=trial.version, changes=changes_between(incumbent, waiting))
+        judged = new_cases(trial, self._without_quoted(split, incumbent, waiting).holdout, MAX_HOLDOUT)
+        if not judged:
+            return self._report(
+                Verdict.WAITING,
+                f"{trial.version} has {len(trial.cases)} cases in its trial, and there are no new held-out traces",
+            )
+        self.say(f"trial of {trial.version}: {len(judged)} new holdout traces, alpha {trial.alpha:.2g}")
+        rows = self._compare(incumbent, waiting, judged)
+        cases = [row.case for row in rows]
+        decision = follow_up([*trial.cases, *cases], alpha=trial.alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(rows))
+        verdict, reason = self._awaiting_approval(decision)
+        enter = partial(go_on, self.artifacts, trial, judged=judged, cases=cases, run_id=self.job.run_id)
+        if verdict is not Verdict.PROMOTED:
+            enter(verdict=verdict)
+        report = self._conclude(self.artifacts.manifest(trial.version), waiting, verdict, reason)
+        # The promotion comes first: a run that dies in between must not leave a trial that ended without one.
+        if report.verdict is Verdict.PROMOTED:
+            with suppress(StaleIncumbent):
+                enter(verdict=verdict)
+        return report
+
+    def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
+        examples = [each.example for each in judged]
+        try:
+            before = answer_all(self.spec, incumbent, examples, self.lm)
+            after = answer_all(self.spec, candidate, examples, self.lm)
+        except BudgetExhausted as e:
+            raise budget_too_small(self.config, str(e)) from None
+        grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
+        return compared(examples, before, after, grades)
+
+    def _awaiting_approval(self, decision: GateDecision) -> tuple[Verdict, str]:
+        if decision.verdict is Verdict.PROMOTED and self.config.promotion_mode == "manual":
+            return Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {decision.reason}"
+        return decision.verdict, decision.reason
+
+    def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
+        """Make a promoted version active, unless somebody else was quicker."""
+        if manifest is None:
+            raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
+        active = self.incumbent_version
+        if verdict is Verdict.PROMOTED:
+            try:
+                self.artifacts.move(
+                    manifest.version, expected=self.incumbent_version, by=f"run {self.job.run_id}", why=reason
+                )
+                active = manifest.version
+            except StaleIncumbent as e:
+                verdict, reason = Verdict.STALE, str(e)
+        if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
+            self.notes += share_instructions(self.job.pool, self.spec, self.labels, self.draft, manifest, program)
+        self.draft = replace(self.draft, version=manifest.version, active_version=active)
+        return self._report(verdict, reason)
+
+    def _start_from_shared(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+        """While the data cannot decide, begin with what others share, where both sides said so and nothing serves."""
+        if not (self.job.pool and self.config.start_from_shared) or self.incumbent_version or self.job.parts:
+            return verdict, reason
+        draft = replace(self.draft, verdict=verdict)
+        started = start_from_shared(
+            self.job.pool, self.config, self.spec, self.labels, self.artifacts, draft, self.job.run_id
+        )
+        if started is None:
+            return verdict, reason
+        self.draft = replace(
+            self.draft, version=started.version, active_version=started.version if started.active else None
+        )
+        return verdict, f"{reason}; {started.why}"
+
+    def _report(self, verdict: Verdict, reason: str) -> Report:
+        self.say(f"{verdict.value}: {reason}")
         return replace(
-            draft,
+            self.draft,
             verdict=verdict,
             reason=reason,
-            lm_calls=lm.meter.calls,
-            lm_tokens=lm.meter.tokens,
-            seconds=round(time.monotonic() - started, 2),
-            **more,
+            notes=tuple(self.notes),
+            lm_calls=self.lm.meter.calls,
+            lm_tokens=self.lm.meter.tokens,
+            seconds=round(time.monotonic() - self.started, 2),
         )
 
-    say(f"{len(job.decisions)} decisions -> {len(found.examples)} examples: {_listed(draft.examples)}")
-    if lacking := _lacking(split):
-        return report(*lacking)
-
-    check_budget(config, split)
-
-    incumbent, notes = _incumbent(spec, labels, artifacts, incumbent_version)
-    found_by_search = search(spec, config, labels, split, incumbent, lm, say)
-    finalist = found_by_search.finalist
-    draft = replace(
-        draft,
-        tried=found_by_search.tried,
-        incumbent_dev_score=found_by_search.incumbent_dev_score,
-        notes=(*notes, *found_by_search.notes),
-    )
-    if finalist is None:
-        return report(
-            Verdict.REJECTED,
-            f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
-            f"({100 * found_by_search.incumbent_dev_score:.1f} %), so the holdout was not touched",
+    def _draft(self, found: ExampleSet, split: Split) -> Report:
+        return Report(
+            tenant_id=self.config.tenant_id,
+            module=self.spec.name,
+            verdict=Verdict.NOT_ENOUGH_DATA,
+            reason="",
+            window_start=self.job.window_start,
+            window_end=self.job.window_end,
+            decisions=len(self.job.decisions),
+            examples=sizes(split) | {"redacted": found.redacted},
+            provenance=dict(Counter(example.provenance.value for example in found.examples)),
+            balance=dict(Counter(example.label for example in found.examples).most_common()),
+            unusable=found.unusable,
+            malformed=found.malformed,
+            incumbent_version=self.incumbent_version,
+            version=None,
+            active_version=self.incumbent_version,
+            lm=self.lm.name,
+            stand_in=self.lm.is_stand_in,
+            teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
         )
-    draft = replace(
-        draft,
-        optimizer=finalist.optimizer,
-        changes=changes_between(incumbent, finalist.program),
-    )
-    _check_no_leak(finalist.program, split)
 
-    alpha = _charge(artifacts, finalist.stored, split, incumbent_version, job.window_end)
-    judged = [*split.holdout, *split.guard]
-    say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
-    try:
-        before = answer_all(spec, incumbent, judged, lm)
-        after = answer_all(spec, finalist.program, judged, lm)
-    except BudgetExhausted as e:
-        raise budget_too_small(config, str(e)) from None
-    cases = [Case(example.label, old.label, new.label) for example, old, new in zip(judged, before, after, strict=True)]
-    size = len(split.holdout)
-    decision = judge(cases[:size], cases[size:], alpha=alpha)
-    verdict, reason = decision.verdict, decision.reason
-    if verdict is Verdict.PROMOTED and config.promotion_mode == "manual":
-        verdict, reason = Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {reason}"
+    def _usable_parts(self) -> dict[str, Program]:
+        """The parts' programs that can be used; each that cannot is noted, and its baseline taken."""
+        usable: dict[str, Program] = {}
+        for part in self.spec.parts:
+            if part.name in self.job.parts:
+                try:
+                    unpack(part, part.labels or self.labels, self.job.parts[part.name])
+                except InvalidArtifact as e:
+                    self.notes.append(f"{part.name} starts from its baseline: {e}")
+                else:
+                    usable[part.name] = self.job.parts[part.name]
+        return usable
 
-    version = f"{job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
-    artifacts.save(
-        finalist.stored,
-        _manifest(draft, job, version, finalist, decision, verdict, reason, lm),
-    )
-    active_version = incumbent_version
-    if verdict is Verdict.PROMOTED:
+    def _incumbent(self, start: dspy.Module) -> dspy.Module:
+        """The program that serves now; without an active version, or where it cannot serve, what serves instead."""
+        if self.incumbent_version is None:
+            return start
         try:
-            artifacts.move(version, expected=incumbent_version, by=f"run {job.run_id}", why=reason)
-            active_version = version
-        except StaleIncumbent as e:
-            verdict, reason = Verdict.STALE, str(e)
-    return report(
-        verdict,
-        reason,
-        version=version,
-        active_version=active_version,
-        gate=decision,
-        confusion=confusion(split.holdout, after[:size]),
-        fixed=tuple(e for e, case in zip(split.holdout, cases, strict=False) if case.fixed),
-        broken=tuple(e for e, case in zip(split.holdout, cases, strict=False) if case.broken),
-    )
+            return unpack(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
+        except InvalidArtifact as e:
+            self.notes.append(f"the active version cannot serve, so the baseline is compared: {e}")
+            return start
+
+    def _opponent(self) -> str | None:
+        """What candidates are compared with: the active version, or of a composed module without one, its parts'."""
+        if self.incumbent_version or not self.job.parts:
+            return self.incumbent_version
+        return ", ".join(f"{name} {program.digest[:8]}" for name, program in sorted(self.job.parts.items()))
+
+    def _waiting(self) -> tuple[Trial | None, dspy.Module | None]:
+        """The candidate that is on trial, with its program."""
+        trial = open_trial(self.artifacts, self.terms)
+        if trial is None:
+            return None, None
+        settings = self.config.modules.get(self.spec.name)
+        lookback = timedelta(seconds=self.config.lookback_seconds)
+        if settings and settings.retrain_after and settings.retrain_after > trial.began:
+            self.notes.append(f"the trial of {trial.version} ends: the module is to be retrained")
+        elif self.job.window_end - trial.last_new > lookback:
+            self.notes.append(f"the trial of {trial.version} ends: no new held-out traces in the lookback")
+        else:
+            try:
+                return trial, unpack(self.spec, self.labels, self.artifacts.load(trial.version))
+            except InvalidArtifact as e:
+                self.notes.append(f"the trial of {trial.version} ends: {e}")
+        return None, None
+
+    def _without_quoted(self, split: Split, *programs: dspy.Module) -> Split:
+        """The holdout without queries that stand in a compared program's instructions: these judge nobody."""
+        instructions = [
+            f" {' '.join(split_words(normalize_query(predictor.signature.instructions)))} "
+            for program in programs
+            for predictor in program.predictors()
+        ]
+
+        def quoted(judged: Judged) -> bool:
+            long_enough = [words for query in judged.group if len(words := split_words(query)) >= MIN_QUOTED_WORDS]
+            return any(f" {' '.join(words)} " in text for words in long_enough for text in instructions)
+
+        fit = replace(
+            split,
+            holdout=tuple(judged for judged in split.holdout if not quoted(judged)),
+            guard=tuple(judged for judged in split.guard if not quoted(judged)),
+        )
+        if lost := len(split.holdout) + len(split.guard) - len(fit.holdout) - len(fit.guard):
+            self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
+        return fit
+
+    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> float:
+        """Enter a risk in the ledger, before it is taken, and return its alpha."""
+        holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
+        for _ in range(_LEDGER_TRIES):
+            entries = self.artifacts.ledger()
+            charge = next_charge(
+                entries,
+                kind=kind,
+                attempt=self.job.attempt or self.job.run_id,
+                epoch=self.epoch,
+                at=self.job.window_end,
+                candidate_digest=candidate.digest,
+                holdout_digest=holdout_digest,
+                incumbent=self.terms.incumbent,
+            )
+            if charge in entries or self.artifacts.charge(charge):
+                return charge.alpha
+        raise StaleIncumbent(
+            f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
+            "let them finish first",
+        )
+
+    def _manifest(
+        self,
+        version: str,
+        finalist: Finalist,
+        incumbent: dspy.Module,
+        decision: GateDecision,
+        verdict: Verdict,
+        reason: str,
+    ) -> Manifest:
+        comparison = decision.comparison
+        parent = self.artifacts.manifest(self.incumbent_version) if self.incumbent_version else None
+        return Manifest(
+            version=version,
+            program_sha256=finalist.stored.digest,
+            created_at=datetime.now(UTC),
+            run_id=self.job.run_id,
+            parent=self.incumbent_version,
+            verdict=verdict.value,
+            reason=reason,
+            window_start=self.job.window_start,
+            window_end=self.job.window_end,
+            examples=self.draft.examples,
+            provenance=self.draft.provenance,
+            judged_by=dict(Counter(row.example.provenance.value for row in self.draft.compared)),
+            shareable=shareable(
+                self.spec,
+                self.labels,
+                finalist.program,
+                (incumbent, self.start),
+                parent,
+                self.config.tenant_id,
+                self.seen,
+            ),
+            incumbent_score=comparison.incumbent_score,
+            candidate_score=comparison.candidate_score,
+            gate={
+                "alpha": decision.alpha,
+                "p_value": comparison.p_value,
+                "cases": comparison.cases,
+                "fixed": comparison.fixed,
+                "broken": comparison.broken,
+                "incumbent_brier": decision.calibration.incumbent,
+                "candidate_brier": decision.calibration.candidate,
+            },
+            optimizer=finalist.optimizer,
+            tried=[tried.as_dict() for tried in self.draft.tried],
+            seed=SEED,
+            lm=self.lm.name,
+            teacher_lm=self.draft.teacher_lm,
+            stand_in=self.lm.is_stand_in,
+            lm_calls=self.lm.meter.calls,
+            lm_tokens=self.lm.meter.tokens,
+            packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
+        )
 
 
 def _lacking(split: Split) -> tuple[Verdict, str] | None:
@@ -192,94 +451,12 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
     )
 
 
-def _incumbent(
-    spec: ModuleSpec, labels: Sequence[Label], artifacts: ModuleArtifacts, version: str | None
-) -> tuple[dspy.Module, tuple[str, ...]]:
-    """The program that serves now, which is the baseline where no version can."""
-    if version is None:
-        return spec.build_program(labels), ()
-    try:
-        return unpack(spec, labels, artifacts.load(version)), ()
-    except InvalidArtifact as e:
-        return spec.build_program(labels), (f"the active version cannot serve, so the baseline is compared: {e}",)
-
-
-def _charge(artifacts: ModuleArtifacts, candidate: Program, split: Split, incumbent: str | None, at: datetime) -> float:
-    """Enter this look at the holdout in the ledger, before it is taken, and return its alpha."""
-    holdout_digest = _digest([*split.holdout, *split.guard])
-    for _ in range(_LEDGER_TRIES):
-        entries = artifacts.ledger()
-        charge = next_charge(
-            entries,
-            at=at,
-            candidate_digest=candidate.digest,
-            holdout_digest=holdout_digest,
-            incumbent=incumbent,
+def _check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
+    held_out = {query for judged in (*split.holdout, *split.guard) for query in judged.group}
+    if leaked := held_out.intersection(normalize_query(query) for query in queries_shown(program)):
+        raise InvalidArtifact(
+            f"a candidate shows {len(leaked)} held-out queries to the model", "report this: it must not happen"
         )
-        if charge in entries or artifacts.charge(charge):
-            return charge.alpha
-    raise StaleIncumbent(
-        f"{artifacts.tenant_id}/{artifacts.module}: other runs keep taking the next place in the ledger",
-        "let them finish first",
-    )
-
-
-def _check_no_leak(program: dspy.Module, split: Split) -> None:
-    """Held-out text must not occur in what a program shows the model."""
-    held_out = {normalize_query(example.query) for example in [*split.holdout, *split.guard]}
-    for predictor in program.predictors():
-        shown = [normalize_query(str(demo.get("query", ""))) for demo in predictor.demos]
-        instructions = normalize_query(predictor.signature.instructions)
-        leaked = held_out.intersection(shown) or {
-            query for query in held_out if len(query.split()) >= 5 and f" {query} " in f" {instructions} "
-        }
-        if leaked:
-            raise InvalidArtifact(
-                f"a candidate shows {len(leaked)} held-out queries to the model",
-                "report this: it must not happen",
-            )
-
-
-def _manifest(
-    draft: Report,
-    job: Job,
-    version: str,
-    finalist: Finalist,
-    decision: GateDecision,
-    verdict: Verdict,
-    reason: str,
-    lm: MeteredLM,
-) -> Manifest:
-    comparison = decision.comparison
-    return Manifest(
-        version=version,
-        program_sha256=finalist.stored.digest,
-        created_at=datetime.now(UTC),
-        run_id=job.run_id,
-        parent=draft.incumbent_version,
-        verdict=verdict.value,
-        reason=reason,
-        window_start=job.window_start,
-        window_end=job.window_end,
-        examples=draft.examples,
-        provenance=draft.provenance,
-        incumbent_score=comparison.incumbent_score,
-        candidate_score=comparison.candidate_score,
-        gate={
-            "alpha": decision.alpha,
-            "p_value": comparison.p_value,
-            "cases": comparison.cases,
-            "fixed": comparison.fixed,
-            "broken": comparison.broken,
-        },
-        optimizer=finalist.optimizer,
-        seed=SEED,
-        lm=lm.name,
-        stand_in=lm.is_stand_in,
-        lm_calls=lm.meter.calls,
-        lm_tokens=lm.meter.tokens,
-        packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
-    )
 
 
 def _digest(examples: Sequence[Example]) -> str:

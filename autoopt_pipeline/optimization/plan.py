@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.retry import needed_evidence
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
 
@@ -42,12 +43,17 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known."""
+    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known.
+
+    `decisions` is how many it had, and `labels` are the answers that its program could give.
+    """
 
     window_end: datetime
     trace_total: int | None
     annotation_total: int | None
     verdict: str = ""
+    decisions: int = 0
+    labels: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,14 @@ def decide(
     spec: ModuleSpec,
     attempts: Attempts,
     evidence: Evidence | None,
+    outcome: Outcome | None = None,
     *,
     now: datetime,
 ) -> Decision | NeedsEvidence:
     """Check the conditions in the order of their cost: configuration, history, then what Phoenix has.
 
-    With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide.
+    With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one,
+    where there is any, and only asked together with the evidence.
     """
     module = spec.name
     if why := _why_disabled(config, spec):
@@ -115,14 +123,25 @@ def decide(
                 until=until,
             )
         due_at = until
+    if retrain_after := _to_retrain(config, module, attempts, now):
+        detail = f"to be retrained, as of {retrain_after:%Y-%m-%d %H:%M:%S} UTC"
+        return Decision(Reason.DUE, detail, waiting_since=retrain_after)
     if due_at and now < due_at:
         return Decision(
             Reason.NOT_DUE, f"interval {interval.total_seconds():.0f} s; due {_in(due_at, now)}", until=due_at
         )
     if evidence is None:
         return NeedsEvidence()
+    if added := _added_labels(config, spec, outcome):
+        detail = f"new to choose from since the last optimization: {', '.join(added)}"
+        return Decision(Reason.DUE, detail, evidence=evidence, waiting_since=due_at)
     need = config.min_samples(module)
+    # What is older than the lookback is learnt from no more, so then everything is new.
+    if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
+        need = needed_evidence(need, outcome.decisions, outcome.verdict)
     counts = _counts(evidence, need)
+    if need > config.min_samples(module):
+        counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
     if evidence.total < need:
         return Decision(Reason.TOO_FEW_TRACES, counts, evidence=evidence, need=need)
     return Decision(Reason.DUE, counts, evidence=evidence, need=need, waiting_since=due_at)
@@ -138,12 +157,27 @@ def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
     if not config.enable_auto_optimization:
         return "enable_auto_optimization is false"
     if spec.name not in config.modules:
-        return f"{spec.name} is not among the tenant's modules"
+        return "not among the tenant's modules"
     if not config.modules[spec.name].enabled:
         return f"modules.{spec.name}.enabled is false"
     if spec.labels is None and len(config.agents) < MIN_LABELS:
         return f"the tenant lists {len(config.agents)} agents; {spec.name} needs at least {MIN_LABELS} to choose from"
     return None
+
+
+def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, now: datetime) -> datetime | None:
+    """Since when the module's program is to be replaced whatever is new, if it is and has not been tried since."""
+    since = config.retrain_after(module)
+    if since is None or now < since or (attempts.outcome_at and attempts.outcome_at > since):
+        return None
+    return since
+
+
+def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: Outcome | None) -> list[str]:
+    """Agents that the last program could not answer with."""
+    if outcome is None or outcome.labels is None or spec.labels is not None:
+        return []
+    return [agent.name for agent in config.agents if agent.name not in outcome.labels]
 
 
 def _counts(evidence: Evidence, need: int) -> str:

@@ -1,30 +1,77 @@
 """What an optimization found, as plain values for people and for the next plan."""
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 import dspy
 
-from autoopt_pipeline.modules.spec import Example
+from autoopt_pipeline.modules.spec import Example, query_of
+from autoopt_pipeline.optimization.calibration import Bin, reliability
+from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
 from autoopt_pipeline.optimization.gate import GateDecision, Verdict
-from autoopt_pipeline.optimization.split import Split, normalize_query
+from autoopt_pipeline.optimization.split import Split
+
+NO_ANSWER = "(no valid answer)"
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One optimizer's program: its score on the dev examples and what it cost."""
+    """One optimizer's program: how it did in the race, and the LM calls that making and judging it took.
+
+    `dev_score` (0 to 1) is of the `judged_on` dev examples that it was asked before it was dropped. The finalist
+    was not dropped: its `dropped_after` is None.
+    """
 
     optimizer: str
     dev_score: float
-    lm_calls: int
+    judged_on: int
+    making_calls: int
+    judging_calls: int
+    dropped_after: int | None
+
+    @property
+    def lm_calls(self) -> int:
+        return self.making_calls + self.judging_calls
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One holdout example with what both programs answered."""
+
+    example: Example
+    incumbent: Answer
+    candidate: Answer
+    case: Case
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one predictor of the candidate shows the model that the incumbent's does not.
+
+    Demos are `query -> answer`; `instructions` is a line-wise difference, empty where they are the same.
+    """
+
+    predictor: str
+    demos: int
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    instructions: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a person wants to know of one optimization."""
+    """Everything a person wants to know of one optimization.
+
+    `unusable` counts decisions by why they teach nothing, and `malformed` those of them that could not be read.
+    """
 
     tenant_id: str
     module: str
@@ -35,12 +82,15 @@ class Report:
     decisions: int
     examples: dict[str, int]
     provenance: dict[str, int]
+    balance: dict[str, int]
     unusable: dict[str, int]
     incumbent_version: str | None
     version: str | None
     active_version: str | None
     lm: str
     stand_in: bool
+    malformed: int = 0
+    teacher_lm: str | None = None
     lm_calls: int = 0
     lm_tokens: int = 0
     seconds: float = 0.0
@@ -48,11 +98,30 @@ class Report:
     incumbent_dev_score: float | None = None
     optimizer: str | None = None
     gate: GateDecision | None = None
-    confusion: dict[str, dict[str, int]] = field(default_factory=dict)
-    fixed: tuple[Example, ...] = ()
-    broken: tuple[Example, ...] = ()
-    changes: tuple[str, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> list[Compared]:
+        return [each for each in self.compared if each.case.fixed]
+
+    @property
+    def broken(self) -> list[Compared]:
+        return [each for each in self.compared if each.case.broken]
+
+    @property
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """Counts by right label, then by the candidate's."""
+        table: dict[str, Counter[str]] = {}
+        for each in self.compared:
+            table.setdefault(each.case.label, Counter())[each.case.candidate.label or NO_ANSWER] += 1
+        return {label: dict(sorted(row.items())) for label, row in sorted(table.items())}
+
+    @property
+    def reliability(self) -> tuple[Bin, ...]:
+        """How far the candidate's confidence can be believed."""
+        return reliability([each.case.candidate for each in self.compared])
 
 
 def sizes(split: Split) -> dict[str, int]:
@@ -64,26 +133,48 @@ def sizes(split: Split) -> dict[str, int]:
         "duplicates": split.duplicates,
         "near_duplicates": split.near_duplicates,
         "dropped": split.dropped_to_protect_holdout,
+        "shown": split.shown,
     }
 
 
-def confusion(examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, dict[str, int]]:
-    """Counts by right label, then by the candidate's answer."""
-    table: dict[str, Counter[str]] = {}
-    for example, answer in zip(examples, answers, strict=True):
-        table.setdefault(example.label, Counter())[answer.label or "(no valid answer)"] += 1
-    return {label: dict(sorted(row.items())) for label, row in sorted(table.items())}
+def compared(
+    examples: Sequence[Example],
+    before: Sequence[Answer],
+    after: Sequence[Answer],
+    grades: tuple[Sequence[Graded], Sequence[Graded]],
+) -> list[Compared]:
+    """Put the answers of incumbent and candidate side by side."""
+    return [
+        Compared(example, old, new, Case(example.label, old_grade, new_grade))
+        for example, old, new, old_grade, new_grade in zip(examples, before, after, *grades, strict=True)
+    ]
 
 
-def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[str, ...]:
+def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Change, ...]:
     """What the candidate shows the model that the incumbent does not, predictor by predictor."""
     before = dict(incumbent.named_predictors())
     changes = []
     for name, predictor in candidate.named_predictors():
-        had = {normalize_query(str(demo.get("query", ""))) for demo in before[name].demos}
-        has = {normalize_query(str(demo.get("query", ""))) for demo in predictor.demos}
-        changes.append(f"{name}: {len(has)} demos, {len(has - had)} of them new, {len(had - has)} dropped")
+        had, has = _demos(before[name].signature, before[name]), _demos(predictor.signature, predictor)
         old, new = before[name].signature.instructions, predictor.signature.instructions
-        if old != new:
-            changes.append(f"{name}: instructions were {old!r} and are {new!r}")
+        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+        changes.append(
+            Change(
+                predictor=name,
+                demos=len(has),
+                added=tuple(demo for demo in has if demo not in had),
+                dropped=tuple(demo for demo in had if demo not in has),
+                instructions="\n".join(line for line in difference if not line.startswith(("---", "+++", "@@"))),
+            )
+        )
     return tuple(changes)
+
+
+def _demos(signature: type[dspy.Signature], predictor: dspy.Predict) -> list[str]:
+    """`query -> answer`, the answer being all outputs that decide something."""
+    told = [name for name in signature.output_fields if name not in {"reasoning", "confidence"}]
+    return [
+        f"{query_of({name: demo.get(name, '') for name in signature.input_fields})} -> "
+        + ", ".join(str(demo.get(name)) for name in told)
+        for demo in predictor.demos
+    ]

@@ -1,18 +1,20 @@
-"""Looking for a better program: optimizers within a budget, the best on dev is the finalist."""
+"""Looking for a better program: optimizers race within one budget, and the winner is the finalist."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import dspy
 
 from autoopt_pipeline.artifacts.programs import pack
 from autoopt_pipeline.artifacts.store import Program
-from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, raising_outages, share_right
-from autoopt_pipeline.optimization.optimizers import Workshop, optimizers_for
+from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages
+from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, bootstrappers, demo_pickers, improvers
+from autoopt_pipeline.optimization.race import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
 from autoopt_pipeline.optimization.split import Split
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -46,44 +48,118 @@ def search(
     labels: Sequence[Label],
     split: Split,
     incumbent: dspy.Module,
+    start: dspy.Module,
     lm: MeteredLM,
+    teacher: MeteredLM,
     say: Callable[[str], None],
 ) -> Search:
-    """Try optimizers within the budget; the best on dev is the finalist, if it beats the incumbent there."""
-    dev = choosing_examples(split)
+    """Race programs made from `start` against the incumbent; the best on dev is the finalist, if it wins there.
+
+    First come programs that cost nothing to make, then bootstrapped ones, then searches for better instructions
+    from the leader, so that a spent budget leaves the work of the cheap ones. `lm` and `teacher` share a meter.
+    Raises `LMUnavailable` when a model fails, and `InvalidConfig` when the budget is too small for the incumbent.
+    With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
+    calls do, it depends on how many calls were under way.
+    """
+    course = _Course(spec, config.tenant_id, labels, balanced(choosing_examples(split), lambda e: e.label), lm, say)
     shop = Workshop(
         spec=spec,
-        baseline=spec.build_program(labels),
+        start=start,
         train=split.train,
-        dev=dev,
+        dev=course.dev,
         lm=lm,
+        teacher=teacher,
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
-    tried: list[Tried] = []
-    notes: list[str] = []
-    best: Finalist | None = None
-    incumbent_dev: float | None = None
-    try:
-        # What the search must leave over for the comparison on the holdout.
-        with lm.meter.holding_back(comparison_calls(split)):
-            incumbent_dev = best_dev = share_right(dev, answer_all(spec, incumbent, dev, lm))
-            for optimizer in optimizers_for(shop):
-                calls_before = lm.meter.calls
-                with raising_outages(lm):
-                    program = optimizer.compile()
-                score = share_right(dev, answer_all(spec, program, dev, lm))
-                tried.append(Tried(optimizer.name, score, lm.meter.calls - calls_before))
-                say(f"{optimizer.name}: {100 * score:.1f} % on dev, {tried[-1].lm_calls} LM calls")
-                if score > best_dev:
-                    best_dev = score
-                    best = Finalist(optimizer.name, program, pack(spec, config.tenant_id, labels, program))
-    except BudgetExhausted as e:
-        if incumbent_dev is None:
+    race = Race(len(course.dev), course.score, course.entrant("incumbent", incumbent))
+    # What the search must leave over for the comparison on the holdout.
+    with lm.meter.holding_back(comparison_calls(split, start)):
+        try:
+            race.start()
+        except BudgetExhausted as e:
             raise budget_too_small(config, str(e)) from None
-        notes.append(f"the budget ended the search: {e}; the best program so far was kept")
-        say(notes[-1])
-    return Search(best, tuple(tried), incumbent_dev, tuple(notes))
+        try:
+            race.run(course.made(demo_pickers(shop)))
+            race.run(course.made(bootstrappers(shop)))
+            for improver in improvers(shop):
+                leader = race.leader.entrant
+                race.run(course.made([improver.applied_to(leader.name, leader.program)]))
+        except BudgetExhausted as e:
+            course.note(f"the budget ended the search: {e}; the best program so far was kept")
+    for repeat in race.repeats:
+        if repeat.cost:
+            course.note(f"{repeat.name} came to a program that was in the race already, with {repeat.cost} LM calls")
+    best = race.leader
+    return Search(
+        finalist=None if best is race.incumbent else course.finalist(best.entrant),
+        tried=tuple(course.tried(standing, won=standing is best) for standing in race.standings),
+        incumbent_dev_score=race.incumbent.mean(),
+        notes=tuple(course.notes),
+    )
+
+
+@dataclass
+class _Course:
+    """Where the race is run: makes entrants and asks them, and keeps count of what that takes."""
+
+    spec: ModuleSpec
+    tenant_id: str
+    labels: Sequence[Label]
+    dev: Sequence[Example]
+    lm: MeteredLM
+    say: Callable[[str], None]
+    judging_calls: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        self.say(line)
+
+    def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Entrant[dspy.Module]]:
+        """Entrants, each made as it is taken. An optimizer that breaks must not cost the others' work."""
+        for optimizer in optimizers:
+            before = self.lm.meter.calls
+            try:
+                with raising_outages():
+                    program = optimizer.compile()
+            except AutooptError:
+                raise
+            except Exception as e:  # noqa: BLE001 - whatever DSPy and the packages it calls raise
+                self.note(f"{optimizer.name} failed and was left out: {type(e).__name__}: {str(e)[:200]}")
+                continue
+            cost = self.lm.meter.calls - before
+            self.say(f"{optimizer.name}: made with {cost} LM calls")
+            yield self.entrant(optimizer.name, program, cost)
+
+    def entrant(self, name: str, program: dspy.Module, cost: int = 0) -> Entrant[dspy.Module]:
+        return Entrant(name, self._stored(program).digest, program, cost)
+
+    def score(self, entrant: Entrant[dspy.Module], first: int, stop: int) -> list[float]:
+        asked, before = self.dev[first:stop], self.lm.meter.calls
+        try:
+            answers = answer_all(self.spec, entrant.program, asked, self.lm)
+        finally:
+            self.judging_calls[entrant.key] += self.lm.meter.calls - before
+        scores = [graded.score for graded in grade(self.spec, asked, answers)]
+        self.say(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
+        return scores
+
+    def finalist(self, entrant: Entrant[dspy.Module]) -> Finalist:
+        return Finalist(entrant.name, entrant.program, self._stored(entrant.program))
+
+    def tried(self, standing: Standing[dspy.Module], *, won: bool) -> Tried:
+        return Tried(
+            optimizer=standing.entrant.name,
+            dev_score=standing.mean(),
+            judged_on=len(standing.scores),
+            making_calls=standing.entrant.cost,
+            judging_calls=self.judging_calls[standing.entrant.key],
+            dropped_after=None if won else len(standing.scores),
+        )
+
+    def _stored(self, program: dspy.Module) -> Program:
+        return pack(self.spec, self.tenant_id, self.labels, program)
 
 
 def choosing_examples(split: Split) -> list[Example]:
@@ -95,14 +171,17 @@ def choosing_examples(split: Split) -> list[Example]:
     return reviewed if len(reviewed) >= MIN_DEV else list(split.dev)
 
 
-def comparison_calls(split: Split) -> int:
+def comparison_calls(split: Split, program: dspy.Module) -> int:
     """Calls that comparing two programs on the holdout takes, and a few for what DSPy asks again when it is slow."""
-    return 2 * (len(split.holdout) + len(split.guard)) + 10
+    return 2 * (len(split.holdout) + len(split.guard)) * len(program.predictors()) + 10
 
 
-def check_budget(config: RoutingConfigUnified, split: Split) -> None:
-    """A budget that cannot even pay the comparison would end every run the same way, so it is an error."""
-    least = comparison_calls(split) + len(choosing_examples(split))
+def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:
+    """A budget that cannot even pay the comparison would end every run the same way, so it is an error.
+
+    Of `program` only the predictors are counted: each takes a call.
+    """
+    least = comparison_calls(split, program) + len(choosing_examples(split)) * len(program.predictors())
     if config.budget.max_lm_calls < least:
         raise budget_too_small(
             config, f"budget.max_lm_calls is {config.budget.max_lm_calls}, and {least} calls are the least"

@@ -1,5 +1,6 @@
 """One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
@@ -20,6 +22,8 @@ from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 
 if TYPE_CHECKING:
+    from autoopt_pipeline.optimization.prior import Pool
+    from autoopt_pipeline.optimization.report import Report
     from autoopt_pipeline.traces.collect import Collected
 
 WINDOW_END_TAG = "autoopt/window_end"
@@ -39,6 +43,9 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         partitions_def=tenants_partitions,
         group_name="modules",
         kinds={"dspy"},
+        # A composed module starts from what its parts have learnt, so in one run it comes after them.
+        deps=[part.name for part in spec.parts],
+        check_specs=[_data_check(spec)],
         retry_policy=_RETRY_TRANSIENT,
     )
     def module_asset(context: dg.AssetExecutionContext, services: Services) -> dg.MaterializeResult:
@@ -50,6 +57,18 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
             return _optimize(context, connections, spec, material)
 
     return module_asset
+
+
+def _data_check(spec: ModuleSpec) -> dg.AssetCheckSpec:
+    with warnings.catch_warnings():
+        # Partitioned checks are a preview in Dagster 1.13. Without them one tenant's pass would hide another's failure.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            "data",
+            asset=spec.name,
+            description="Whether the tenant's traces are fit to learn from.",
+            partitions_def=tenants_partitions,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,29 +92,106 @@ def _gather(context: dg.AssetExecutionContext, connections: Connections, spec: M
     end = _window_end(context, connections)
     start = end - timedelta(seconds=config.lookback_seconds)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
-    collected = collect(connections.phoenix, tenant, spec.contract, start=start, end=end)
-    return _Material(config, config_version, start, end, collected)
+    collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
+    learnable = collected.without(frozenset(config.forgotten_traces))
+    return _Material(config, config_version, start, end, learnable)
 
 
 def _optimize(
     context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec, material: _Material
 ) -> dg.MaterializeResult:
-    from autoopt_pipeline.lm.meter import Meter
-    from autoopt_pipeline.lm.models import metered_lm, resolve_lm
+    from autoopt_pipeline.lm.meter import Meter, Role
+    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
     from autoopt_pipeline.optimization.optimize import Job, optimize
-    from autoopt_pipeline.orchestration.report import report_metadata
+    from autoopt_pipeline.orchestration.report import data_check, report_metadata
 
-    config, collected = material.config, material.collected
+    config, collected, settings = material.config, material.collected, connections.settings
     meter = Meter(max_calls=config.budget.max_lm_calls, max_tokens=config.budget.max_tokens)
-    lm = metered_lm(resolve_lm(config.lm, connections.settings), meter)
+    answering = resolve_lm(config.lm, settings)
+    lm = metered_lm(answering, meter)
+    teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
     if lm.is_stand_in:
         context.log.warning("answers come from the offline stand-in, which is no language model")
-    redact = load_redaction(connections.settings.redaction)
-    job = Job(spec, config, collected.decisions, material.start, material.end, context.run.run_id, redact)
-    report = optimize(job, lm, connections.artifacts(config.tenant_id, spec.name), say=context.log.info)
-    return dg.MaterializeResult(
-        metadata=report_metadata(report, collected, material.config_version, connections.phoenix.endpoint)
+    job = Job(
+        spec,
+        config,
+        collected.decisions,
+        material.start,
+        material.end,
+        context.run.run_id,
+        redact=load_redaction(settings.redaction),
+        parts=_active_parts(context, connections, spec),
+        attempt=context.run.root_run_id or context.run.run_id,
+        pool=_pool(connections, config, spec),
     )
+    artifacts = connections.artifacts(config.tenant_id, spec.name)
+    report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+    labels = [label.name for label in labels_of(spec, config)]
+    metadata = report_metadata(
+        report,
+        collected,
+        config_version=material.config_version,
+        labels=labels,
+        phoenix_endpoint=connections.phoenix.endpoint,
+        comparison_url=_publish(context, connections, report),
+    )
+    return dg.MaterializeResult(metadata=metadata, check_results=[data_check(report, labels)])
+
+
+def _publish(context: dg.AssetExecutionContext, connections: Connections, report: "Report") -> str | None:
+    """Show the comparison in Phoenix, for people. A run does not fail where that cannot be done."""
+    from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, publish_comparison
+
+    if not report.compared:
+        return None
+    rows = [
+        ComparedRow(
+            row.example.span_id,
+            row.example.trace_id,
+            row.example.inputs,
+            row.example.right,
+            ProgramAnswer(row.incumbent.values, row.case.incumbent.score, row.incumbent.confidence),
+            ProgramAnswer(row.candidate.values, row.case.candidate.score, row.candidate.confidence),
+        )
+        for row in report.compared
+    ]
+    try:
+        return publish_comparison(
+            connections.phoenix,
+            report.tenant_id,
+            report.module,
+            rows,
+            incumbent=report.incumbent_version or "baseline",
+            candidate=report.version or "candidate",
+            verdict=report.verdict.value,
+            run_id=context.run.run_id,
+        ).compare_url
+    except AutooptError as e:
+        context.log.warning(f"the comparison is not shown in Phoenix: {e}")
+        return None
+
+
+def _active_parts(context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec) -> dict[str, Program]:
+    """The active programs of a composed module's parts; a part whose program is damaged starts from its baseline."""
+    found = {}
+    for part in spec.parts:
+        artifacts = connections.artifacts(context.partition_key, part.name)
+        if active := artifacts.active():
+            try:
+                found[part.name] = artifacts.load(active.version)
+            except InvalidArtifact as e:
+                context.log.warning(f"{part.name} starts from its baseline: {e}")
+    return found
+
+
+def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":
+    """What tenants share. What this one shares no longer goes now; nobody has read it since it said so."""
+    from autoopt_pipeline.optimization.prior import Pool
+
+    shared = connections.shared(spec.name)
+    if not config.share_instructions:
+        shared.withdraw(config.tenant_id)
+    return Pool(shared, connections.configs)
 
 
 @contextmanager

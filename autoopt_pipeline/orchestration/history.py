@@ -73,7 +73,13 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
         trace_total=total("trace_total"),
         annotation_total=total("annotation_total"),
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
+        decisions=total("decisions_read") or 0,
+        labels=_labels(metadata.get("labels")),
     )
+
+
+def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:
+    return frozenset(map(str, value.value)) if isinstance(value, dg.JsonMetadataValue) and value.value else None
 
 
 def _timestamps(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]) -> dict[int, datetime]:

@@ -133,8 +133,7 @@ def _decide_by_evidence(
     wanted = [
         Wanted(
             tenant,
-            module,
-            get_module(module).contract,
+            get_module(module),
             count_from(config, outcomes.get((tenant, module)), now=now),
             outcomes.get((tenant, module)),
         )
@@ -143,7 +142,8 @@ def _decide_by_evidence(
     evidence = gather_evidence(phoenix, wanted, until=until)
     decided: dict[Key, Decision] = {}
     for key, config in pending.items():
-        answer = decide(config, get_module(key[1]), attempts.get(key, Attempts()), evidence[key], now=now)
+        spec, known = get_module(key[1]), attempts.get(key, Attempts())
+        answer = decide(config, spec, known, evidence[key], outcomes.get(key), now=now)
         if isinstance(answer, Decision):
             decided[key] = answer
     return decided

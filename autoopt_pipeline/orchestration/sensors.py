@@ -7,6 +7,7 @@ import dagster as dg
 
 from autoopt_pipeline.errors import InvalidTenantId
 from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
@@ -18,7 +19,8 @@ NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 """Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
 
 _DETAILS_SHOWN = 200
-"""Decisions that one tick writes out; the others are in its counts, and in 'autoopt status'."""
+_DETAILS_IN_SUMMARY = 20
+"""Lines that one tick writes out; the others are in its counts, and in 'autoopt status'."""
 
 
 def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
@@ -139,19 +141,27 @@ def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
 def summary(plan: Plan) -> str:
     """Why nothing was launched, in one line: counts by reason, and the decisions themselves where they are few."""
     counts = ", ".join(f"{count} {reason}" for reason, count in plan.counts().items()) or "no tenants"
-    if len(plan.decisions) > 20:
-        return counts
-    details = "; ".join(f"{t}/{m}: {d.reason.value}, {d.detail}" for (t, m), d in plan.decisions.items())
-    return f"{counts} ({details})" if details else counts
+    details = [text for _, text in lines(plan)]
+    return f"{counts} ({'; '.join(details)})" if 0 < len(details) <= _DETAILS_IN_SUMMARY else counts
+
+
+def lines(plan: Plan) -> list[tuple[Reason, str]]:
+    """Decisions in words, errors and launches first; modules of a tenant with the same decision share a line."""
+    same: dict[tuple[str, Reason, str], list[str]] = {}
+    for (tenant, module), decision in plan.decisions.items():
+        same.setdefault((tenant, decision.reason, decision.detail), []).append(module)
+    ordered = sorted(same.items(), key=lambda item: item[0][1] not in {Reason.ERROR, Reason.DUE})
+    return [
+        (reason, f"{tenant}/{','.join(names)}: {reason.value}, {detail}") for (tenant, reason, detail), names in ordered
+    ]
 
 
 def _log(context: dg.SensorEvaluationContext, plan: Plan) -> None:
     counts = ", ".join(f"{count} {reason}" for reason, count in plan.counts().items())
     context.log.info(f"traces until {plan.window_end:%Y-%m-%d %H:%M:%S} UTC: {counts or 'no tenants'}")
     # Errors and launches first, so that the cap never hides them.
-    ordered = sorted(plan.decisions.items(), key=lambda item: (item[1].reason.value not in {"error", "due"}, item[0]))
-    for (tenant, module), decision in ordered[:_DETAILS_SHOWN]:
-        write = context.log.error if decision.reason.value == "error" else context.log.info
-        write(f"{tenant}/{module}: {decision.reason.value}, {decision.detail}")
-    if len(ordered) > _DETAILS_SHOWN:
-        context.log.info(f"and {len(ordered) - _DETAILS_SHOWN} more")
+    details = lines(plan)
+    for reason, text in details[:_DETAILS_SHOWN]:
+        (context.log.error if reason is Reason.ERROR else context.log.info)(text)
+    if len(details) > _DETAILS_SHOWN:
+        context.log.info(f"and {len(details) - _DETAILS_SHOWN} more")

@@ -2,42 +2,34 @@
 
 import difflib
 import json
+import re
+from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
+from autoopt_pipeline.strict import Strict, first_error
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
 PromotionMode = Literal["auto", "manual"]
 
+MAX_FORGOTTEN_TRACES = 1000
+"""Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
+the lookback, need not stand in it."""
 
-class _Strict(BaseModel):
-    """Refuses unknown fields, naming the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name in data:
-                if name not in cls.model_fields:
-                    close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-                    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown field {str(name)[:60]!r}; {hint}")
-        return data
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class Agent(_Strict):
+class Agent(Strict):
     """One of the tenant's agents that routing may answer."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     description: str = Field("", max_length=500, description="What the agent is for; the model reads it.")
 
 
-class LMSettings(_Strict):
+class LMSettings(Strict):
     """The language model that optimizes and answers. The key itself never stands here."""
 
     model: str = Field(min_length=1, description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
@@ -54,26 +46,34 @@ class LMSettings(_Strict):
     timeout_seconds: float = Field(60, gt=0)
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """What one module's optimization may spend on the language model in one run."""
 
     max_lm_calls: int = Field(6000, ge=1)
     max_tokens: int = Field(20_000_000, ge=1)
 
 
-class ModuleSettings(_Strict):
+class ModuleSettings(Strict):
     """Settings of one module; what is not set here is taken from the tenant."""
 
     enabled: bool = True
     optimization_interval_seconds: int | None = Field(None, ge=1)
     min_samples_for_optimization: int | None = Field(None, ge=1)
+    retrain_after: AwareDatetime | None = Field(
+        None, description="Due at once from this moment (UTC) on, until an optimization has ended after it."
+    )
+
+    @field_validator("retrain_after")
+    @classmethod
+    def _in_utc(cls, moment: datetime | None) -> datetime | None:
+        return moment.astimezone(UTC) if moment else None
 
 
 def _default_modules() -> dict[str, ModuleSettings]:
     return {name: ModuleSettings() for name in default_modules()}
 
 
-class RoutingConfigUnified(_Strict):
+class RoutingConfigUnified(Strict):
     """A tenant's configuration. Durations are in seconds, and all times are UTC."""
 
     tenant_id: str
@@ -90,6 +90,10 @@ class RoutingConfigUnified(_Strict):
     modules: dict[str, ModuleSettings] = Field(default_factory=_default_modules, description="The modules to optimize.")
     agents: list[Agent] = Field(default_factory=list, description="The agents that routing chooses from.")
     lm: LMSettings | None = Field(None, description="Language model; by default the deployment's (AUTOOPT_LM).")
+    teacher_lm: LMSettings | None = Field(
+        None,
+        description="Stronger model that writes instructions and demos; by default AUTOOPT_TEACHER_LM, or lm itself.",
+    )
     budget: Budget = Budget()
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
@@ -99,6 +103,17 @@ class RoutingConfigUnified(_Strict):
     )
     dspy_max_labeled_demos: int = Field(
         50, ge=1, le=200, description="Demos that a program may show with labels from traces."
+    )
+    forgotten_traces: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_FORGOTTEN_TRACES,
+        description="Ids of traces that are never learnt from; 'autoopt forget' enters them.",
+    )
+    share_instructions: bool = Field(
+        False, description="Other tenants may start from the instructions that were proven here; never from demos."
+    )
+    start_from_shared: bool = Field(
+        False, description="Start from instructions that other tenants share while there is too little data here."
     )
 
     @field_validator("tenant_id")
@@ -118,6 +133,11 @@ class RoutingConfigUnified(_Strict):
             raise ValueError(f"agent {twice[0]!r} is listed twice")
         return agents
 
+    @field_validator("forgotten_traces")
+    @classmethod
+    def _trace_ids(cls, trace_ids: list[str]) -> list[str]:
+        return list(dict.fromkeys(valid_trace_id(trace_id) for trace_id in trace_ids))
+
     @model_validator(mode="after")
     def _lookback_covers_interval(self) -> Self:
         if self.lookback_seconds < self.optimization_interval_seconds:
@@ -132,8 +152,20 @@ class RoutingConfigUnified(_Strict):
         """New evidence that makes `module` due."""
         return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
 
+    def retrain_after(self, module: str) -> datetime | None:
+        """From when on `module` is due at once (UTC), until an optimization has ended after that."""
+        return self._module(module).retrain_after
+
     def _module(self, module: str) -> ModuleSettings:
         return self.modules.get(module, ModuleSettings())
+
+
+def valid_trace_id(text: str) -> str:
+    """A trace id as Phoenix writes it, in lower case. Raises `ValueError` when the text is none."""
+    trace_id = text.lower()
+    if not _TRACE_ID.fullmatch(trace_id):
+        raise ValueError(f"{text[:60]!r} is no trace id: 32 hexadecimal digits")
+    return trace_id
 
 
 def parse_config(data: Any, *, where: str) -> RoutingConfigUnified:
@@ -195,14 +227,8 @@ def _json_or_text(value: str) -> Any:
 
 
 def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    place = ".".join(str(part) for part in first["loc"])
-    if not place:
-        return message
+    place = ".".join(str(part) for part in error.errors()[0]["loc"])
     if place.endswith("api_key_env"):
         # What stands there may be the key itself.
         return f"{place}: give the name of an environment variable that ends with _API_KEY, never the key"
-    shown = repr(str(first["input"])[:60])
-    said_already = isinstance(first["input"], dict | list) or shown in message
-    return f"{place}: {message}" + ("" if said_already else f" (got {shown})")
+    return first_error(error)

@@ -1,11 +1,12 @@
 """What one run learns from: a tenant's decisions in the lookback, and the totals to compare with next time."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from autoopt_pipeline.contract import SpanContract, project_name
+from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import PhoenixRefused
-from autoopt_pipeline.modules.spec import Decision
+from autoopt_pipeline.modules.spec import Decision, ModuleSpec
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
@@ -18,8 +19,13 @@ class Collected:
     trace_total: int | None
     annotation_total: int | None
 
+    def without(self, trace_ids: Collection[str]) -> "Collected":
+        """The same without the decisions of these traces. The totals stay, for they are compared with Phoenix's."""
+        kept = tuple(decision for decision in self.decisions if decision.trace_id not in trace_ids)
+        return replace(self, decisions=kept)
 
-def collect(phoenix: Phoenix, tenant_id: str, contract: SpanContract, *, start: datetime, end: datetime) -> Collected:
+
+def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: datetime, end: datetime) -> Collected:
     """Read a window. Raises `PhoenixRefused` when the tenant's project does not exist."""
     name = project_name(tenant_id)
     project = phoenix.project(name, until=end)
@@ -30,6 +36,27 @@ def collect(phoenix: Phoenix, tenant_id: str, contract: SpanContract, *, start: 
         )
     # Totals first: what is annotated while this window is read counts as new next time.
     counts = phoenix.annotation_counts([project.id])
-    annotation_total = counts[project.id].get(contract.annotation, 0) if project.id in counts else None
-    decisions = phoenix.decisions(name, contract, start=start, end=end)
+    annotation_total = annotations_of(spec, counts[project.id]) if project.id in counts else None
+    decisions = phoenix.decisions(name, spec.contract, start=start, end=end)
+    if spec.parts:
+        parts = {part.name: phoenix.decisions(name, part.contract, start=start, end=end) for part in spec.parts}
+        decisions = join_parts(decisions, parts)
     return Collected(project.id, tuple(decisions), project.traces, annotation_total)
+
+
+def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:
+    """How many of a project's annotations judge this module, or one of its parts."""
+    names = {part.contract.annotation for part in spec.parts} or {spec.contract.annotation}
+    return sum(counts.get(name, 0) for name in names)
+
+
+def join_parts(decisions: Sequence[Decision], parts: Mapping[str, Sequence[Decision]]) -> list[Decision]:
+    """Give each decision those of its parts in the same trace; of several, the last one counts."""
+    by_trace = {name: {decision.trace_id: decision for decision in own} for name, own in parts.items()}
+    return [
+        replace(
+            decision,
+            parts={name: own[decision.trace_id] for name, own in by_trace.items() if decision.trace_id in own},
+        )
+        for decision in decisions
+    ]

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from autoopt_pipeline.contract import SpanContract, project_name
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.optimization.plan import Evidence, Outcome
+from autoopt_pipeline.traces.collect import annotations_of
 from autoopt_pipeline.traces.phoenix import CountRequest, Phoenix, Project
 
 
@@ -14,8 +16,7 @@ class Wanted:
     """Count what is new from `since` on. `outcome` is the last one, if there was any."""
 
     tenant_id: str
-    module: str
-    contract: SpanContract
+    spec: ModuleSpec
     since: datetime
     outcome: Outcome | None
 
@@ -29,18 +30,18 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
     if not wanted:
         return {}
     projects = phoenix.projects(until=until)
-    found = {(w.tenant_id, w.module): projects.get(project_name(w.tenant_id)) for w in wanted}
+    found = {(w.tenant_id, w.spec.name): projects.get(project_name(w.tenant_id)) for w in wanted}
     to_count = {
-        (w.tenant_id, w.module): CountRequest(project.id, w.contract.span_name, w.since, until)
+        (w.tenant_id, w.spec.name): CountRequest(project.id, w.spec.contract.span_name, w.since, until)
         for w in wanted
-        if (project := found[w.tenant_id, w.module]) and _may_have_new_traces(project, w)
+        if (project := found[w.tenant_id, w.spec.name]) and _may_have_new_traces(project, w)
     }
     counts = phoenix.count(list(to_count.values()))
-    learnt_from = [project.id for w in wanted if w.outcome and (project := found[w.tenant_id, w.module])]
+    learnt_from = [project.id for w in wanted if w.outcome and (project := found[w.tenant_id, w.spec.name])]
     annotations = phoenix.annotation_counts(learnt_from)
     evidence = {}
     for w in wanted:
-        key = (w.tenant_id, w.module)
+        key = (w.tenant_id, w.spec.name)
         project = found[key]
         if project is None:
             evidence[key] = Evidence(0, note=f"Phoenix has no project {project_name(w.tenant_id)} yet")
@@ -49,7 +50,7 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
         new_annotations = 0
         if w.outcome and w.outcome.annotation_total is not None and project.id in annotations:
             # The total falls when Phoenix deletes old traces; the next outcome then starts from what is left.
-            total = annotations[project.id].get(w.contract.annotation, 0)
+            total = annotations_of(w.spec, annotations[project.id])
             new_annotations = max(0, total - w.outcome.annotation_total)
         evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
     return evidence
@@ -62,7 +63,6 @@ def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:
 
 def _note(project: Project, wanted: Wanted, new_traces: int) -> str:
     if wanted.outcome is None and new_traces == 0 and project.traces:
-        return (
-            f"the project has {project.traces} traces, but no span named {wanted.contract.span_name!r} in the lookback"
-        )
+        name = wanted.spec.contract.span_name
+        return f"the project has {project.traces} traces, but no span named {name!r} in the lookback"
     return ""

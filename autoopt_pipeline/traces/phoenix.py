@@ -20,6 +20,7 @@ from autoopt_pipeline.modules.spec import Annotation, Decision
 
 if TYPE_CHECKING:
     from phoenix.client import Client
+    from phoenix.client.__generated__.v1 import AnnotationResult
     from phoenix.client.types.spans import SpanQuery
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class NewAnnotation:
     span_id: str
     name: str
     kind: Literal["HUMAN", "LLM"]
-    label: str
+    label: str | None
     metadata: Mapping[str, str]
+    score: float | None = None
 
 
 class _NotUnderstood(Exception):
@@ -164,13 +166,38 @@ class Phoenix:
                             "span_id": annotation.span_id,
                             "name": annotation.name,
                             "annotator_kind": annotation.kind,
-                            "result": {"label": annotation.label},
+                            "result": _result(annotation),
                             "metadata": dict(annotation.metadata),
                         }
                         for annotation in batch
                     ],
                     sync=True,  # else annotations of unknown spans are dropped without a word
                 )
+
+    @contextmanager
+    def client(self, what: str) -> Generator["Client", None, None]:
+        """Phoenix's own client, for datasets and experiments. Its errors come out as ours and name `what`."""
+        from phoenix.client.exceptions import PhoenixException
+        from phoenix.client.resources.datasets import DatasetUploadError
+
+        with self._errors(what):
+            try:
+                yield self._client()
+            except (DatasetUploadError, PhoenixException) as e:
+                if isinstance(e.__cause__, httpx.HTTPStatusError):
+                    raise e.__cause__ from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from e
+
+    def dataset_id(self, name: str) -> str | None:
+        """The id of the dataset of exactly that name; None when there is none."""
+        with self._errors(f"dataset {name}"):
+            found = self._json("GET", "/v1/datasets", params={"name": name})["data"]
+            return found[0]["id"] if found else None
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a dataset with all its versions and experiments."""
+        with self._errors(f"dataset {dataset_id}"):
+            self._http.delete(f"/v1/datasets/{dataset_id}").raise_for_status()
 
     def _read_rows(self, project: str, contract: SpanContract, start: datetime, end: datetime) -> list[dict[str, Any]]:
         from phoenix.client.types.spans import SpanQuery
@@ -241,6 +268,7 @@ class Phoenix:
                     metadata=dict(item.get("metadata") or {}),
                     updated_at=datetime.fromisoformat(str(item["updated_at"])),
                     made_in_ui=item["source"] == "APP",
+                    score=result.get("score"),
                 )
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
@@ -372,6 +400,15 @@ def _decision(row: dict[str, Any], contract: SpanContract, annotations: tuple[An
         attributes={name: row.get(name) for name in contract.columns},
         annotations=annotations,
     )
+
+
+def _result(annotation: NewAnnotation) -> "AnnotationResult":
+    result: AnnotationResult = {}
+    if annotation.label is not None:
+        result["label"] = annotation.label
+    if annotation.score is not None:
+        result["score"] = annotation.score
+    return result
 
 
 def _aliased(batch: Sequence[str], fields: str) -> str:

@@ -9,9 +9,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
-from autoopt_pipeline.contract import ROUTING_SPAN, project_name
+from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import PhoenixUnavailable
 from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix
 from autoopt_pipeline.traces.traffic import PlayedRequest
@@ -47,9 +47,9 @@ def send_traffic(
         time.sleep(0.3)
     phoenix.annotate(
         [
-            NewAnnotation(_hex(span), review.name, review.kind, review.label, review.metadata)
-            for span, request in zip(spans, requests, strict=True)
-            for review in request.reviews
+            NewAnnotation(_hex(span), review.name, review.kind, review.label, review.metadata, review.score)
+            for span, played in zip(spans, (each for request in requests for each in request.spans), strict=True)
+            for review in played.reviews
         ]
     )
 
@@ -63,10 +63,15 @@ def _spans(tenant_id: str, requests: Sequence[PlayedRequest]) -> tuple[ReadableS
     provider.add_span_processor(SimpleSpanProcessor(memory))
     tracer = provider.get_tracer(__name__)
     for request in requests:
-        span = tracer.start_span(ROUTING_SPAN, attributes=request.attributes, start_time=_nanoseconds(request.time))
-        if request.failed:
-            span.set_status(Status(StatusCode.ERROR, "the request failed"))
-        span.end(end_time=_nanoseconds(request.time + timedelta(seconds=request.seconds)))
+        parent = None
+        for played in request.spans:
+            span = tracer.start_span(
+                played.name, parent, attributes=played.attributes, start_time=_nanoseconds(request.time)
+            )
+            if played.failed:
+                span.set_status(Status(StatusCode.ERROR, "the request failed"))
+            span.end(end_time=_nanoseconds(request.time + timedelta(seconds=request.seconds)))
+            parent = parent or set_span_in_context(span)
     return memory.get_finished_spans()
 
 
@@ -76,8 +81,8 @@ def _stored(phoenix: Phoenix, tenant_id: str, requests: Sequence[PlayedRequest])
     project = phoenix.project(project_name(tenant_id), until=end)
     if project is None:
         return 0
-    request = CountRequest(project.id, ROUTING_SPAN, requests[0].time, end)
-    return phoenix.count([request])[request]
+    names = sorted({span.name for request in requests for span in request.spans})
+    return sum(phoenix.count([CountRequest(project.id, name, requests[0].time, end) for name in names]).values())
 
 
 def _hex(span: ReadableSpan) -> str:

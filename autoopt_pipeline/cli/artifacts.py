@@ -1,0 +1,96 @@
+"""`autoopt artifacts`: everything that is stored of a tenant's programs, to take away or to delete."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoopt_pipeline.artifacts.archive import delete, export, stored_files
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant
+from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.errors import ConfigConflict
+from autoopt_pipeline.tenant_id import validate_tenant_id
+
+app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
+
+
+@app.command("export")
+def export_artifacts(
+    tenant: TenantId,
+    target: Annotated[Path, typer.Argument(help="A new folder, or a new file whose name ends in '.zip'.")],
+) -> None:
+    """Copy a tenant's versions, moves, ledger and trials, and what it shares, into a new folder or zip file."""
+    parts = connections()
+    files = Files(parts.settings.resolved_artifacts_url)
+    _check_known(parts, files, tenant)
+    exported = export(files, tenant, target)
+    console.print(f"{tenant}: {len(exported)} files exported to {target}", soft_wrap=True)
+    _print_counts(exported)
+
+
+@app.command("delete")
+def delete_artifacts(
+    tenant: TenantId,
+    even_if_configured: Annotated[
+        bool, typer.Option("--even-if-configured", help="Also of a tenant that was not removed: it starts anew.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Delete a removed tenant's versions, moves, ledger and trials, and what it shares, for good.
+
+    It can be repeated, and finishes what was left undone.
+    """
+    parts = connections()
+    files = Files(parts.settings.resolved_artifacts_url)
+    _check_known(parts, files, tenant)
+    if tenant in parts.configs.current() and not even_if_configured:
+        raise ConfigConflict(
+            f"tenant {tenant} still has a configuration, so its programs may be serving",
+            f"'autoopt tenants remove {tenant}' first, or say --even-if-configured",
+        )
+    _check_no_run(tenant)
+    deleted = delete(files, tenant)
+    if json:
+        console.print_json(data={"tenant": tenant, "deleted": deleted})
+        return
+    console.print(f"{tenant}: {len(deleted)} files deleted" if deleted else f"{tenant}: nothing is left to delete")
+    _print_counts(deleted)
+    console.print("not deleted: earlier configurations, runs and their reports in Dagster, traces in Phoenix")
+
+
+def _check_known(parts: Connections, files: Files, tenant: str) -> None:
+    """Raises `UnknownTenant` when nobody ever was called so."""
+    validate_tenant_id(tenant)
+    if not parts.configs.history(tenant) and not stored_files(files, tenant):
+        raise unknown_tenant(tenant, parts.configs.current())
+
+
+def _check_no_run(tenant: str) -> None:
+    """Raises `ConfigConflict` while a run could store something more."""
+    if dagster_home() is None:
+        return
+    from autoopt_pipeline.modules.registry import module_names
+    from autoopt_pipeline.orchestration.partitions import unfinished_runs
+
+    with instance() as opened:
+        if run := unfinished_runs(opened, module_names()).get(tenant):
+            raise ConfigConflict(f"run {run} of {tenant} is under way", "wait for its end, or cancel it in Dagster")
+
+
+def _print_counts(paths: Iterable[str]) -> None:
+    """How many files of which kind, module by module."""
+    for kind, count in sorted(Counter(map(_kind, paths)).items()):
+        console.print(f"  {kind}: {count}", soft_wrap=True)
+
+
+def _kind(path: str) -> str:
+    folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
+    if folder == SHARED_FOLDER:
+        return f"{module} shared with others"
+    return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

@@ -1,0 +1,216 @@
+"""`autoopt show` and `autoopt diff`: what is in a version, how it came to be, and how it differs from another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from autoopt_pipeline.artifacts.store import Manifest, Program
+from autoopt_pipeline.cli.context import console
+from autoopt_pipeline.cli.programs import (
+    BASELINE,
+    Full,
+    Json,
+    ModuleName,
+    Programs,
+    built,
+    one_line,
+    open_programs,
+    percent,
+)
+from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.cli.versions import header, lm_of, standing_as_dict, state
+from autoopt_pipeline.errors import InvalidArtifact
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.optimization.report import Change
+
+_DEMOS_SHOWN = 5
+_NOT_TOLD = {"reasoning", "confidence", "augmented"}
+"""What of a demo says nothing of its query and its answer."""
+
+
+def show(
+    tenant: TenantId,
+    module: ModuleName,
+    version: Annotated[str | None, typer.Argument(help="As 'autoopt versions' lists it [default: the active].")] = None,
+    full: Full = False,
+    json: Json = False,
+) -> None:
+    """Show how a version came to be, what was measured of it, and what it shows the model."""
+    programs = open_programs(tenant, module)
+    name = version or programs.active
+    if name is None:
+        raise InvalidArtifact(
+            f"{programs.name}: no version is active, the module's baseline serves",
+            f"name one that 'autoopt versions {tenant} {module}' lists",
+        )
+    manifest = programs.manifest(name)
+    # Of a withdrawn version only the manifest is left.
+    stored = None if programs.withdrawal(name) else programs.artifacts.load(name)
+    if json:
+        console.print_json(
+            data={
+                **header(programs),
+                "version": name,
+                "verdict": programs.verdict(manifest),
+                **standing_as_dict(programs, name),
+                "manifest": manifest.model_dump(mode="json"),
+                "predictors": _predictors(stored) if stored else None,
+            }
+        )
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, told in _told(programs, manifest, full):
+        table.add_row(what, escape(told))
+    console.print(f"{programs.name}  {name}  {state(programs, name)}".rstrip(), soft_wrap=True)
+    console.print(table)
+    if manifest.tried:
+        console.print(_candidates(manifest))
+    for predictor, content in (_predictors(stored) if stored else {}).items():
+        _print_predictor(predictor, content, full)
+
+
+def diff(
+    tenant: TenantId,
+    module: ModuleName,
+    version_a: Annotated[
+        str | None, typer.Argument(help=f"A version, or '{BASELINE}' [default: what was active before].")
+    ] = None,
+    version_b: Annotated[str | None, typer.Argument(help="Compared with this one [default: the active].")] = None,
+    full: Full = False,
+    json: Json = False,
+) -> None:
+    """Show how two versions differ: instructions, demos and scores.
+
+    The baseline of a composed module is compared without what its parts have learnt.
+    """
+    from autoopt_pipeline.optimization.report import changes_between
+
+    programs = open_programs(tenant, module)
+    before = programs.previous() if version_a is None else programs.named(version_a)
+    after = programs.active if version_b is None else programs.named(version_b)
+    stored = {name: programs.artifacts.load(name) for name in (before, after) if name}
+    # The labels of both, so that no demo is left out for an answer that one of them did not know.
+    labels = list(dict.fromkeys(label for each in stored.values() for label in each.labels))
+    older, newer = (built(stored[name] if name else None, module, labels) for name in (before, after))
+    changes = changes_between(older, newer)
+    sides = [(name, programs.manifest(name) if name else None) for name in (before, after)]
+    if json:
+        scores = [
+            {"incumbent_score": each and each.incumbent_score, "candidate_score": each and each.candidate_score}
+            for _, each in sides
+        ]
+        console.print_json(
+            data={
+                **header(programs),
+                "from": {"version": before, **scores[0]},
+                "to": {"version": after, **scores[1]},
+                "changes": [asdict(change) for change in changes],
+            }
+        )
+        return
+    console.print(f"{programs.name}: {before or BASELINE} -> {after or BASELINE}", soft_wrap=True)
+    for name, manifest in sides:
+        if manifest:
+            scores_told = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
+            console.print(f"{name}: {programs.verdict(manifest)}, {scores_told} on its own holdout", soft_wrap=True)
+    for change in changes:
+        _print_change(change, full)
+
+
+def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[str, str]]:
+    """What a manifest says, in words for people."""
+    yield "verdict", programs.verdict(manifest)
+    yield "reason", one_line(manifest.reason, full=full, length=400)
+    if withdrawn := programs.withdrawal(manifest.version):
+        yield "withdrawn", f"on {withdrawn.at:%Y-%m-%d} by {withdrawn.by}: {withdrawn.why}; its program is gone"
+    if left := programs.rolled_back.get(manifest.version):
+        yield "rolled back", f"on {left.at:%Y-%m-%d} by {left.by}: {left.why}"
+    yield "score", f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
+    yield "compared with", manifest.parent or BASELINE
+    if manifest.gate:
+        yield "gate", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in manifest.gate.items())
+    yield "labels that decided", _counts(manifest.judged_by)
+    yield "window", f"{manifest.window_start:%Y-%m-%d %H:%M:%S} to {manifest.window_end:%Y-%m-%d %H:%M:%S} UTC"
+    yield "examples", _counts(manifest.examples)
+    yield "their labels", _counts(manifest.provenance)
+    yield "made", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC by run {manifest.run_id}"
+    yield "optimizer", f"{manifest.optimizer}, seed {manifest.seed}"
+    teacher = f", taught by {manifest.teacher_lm}" if manifest.teacher_lm else ""
+    yield "language model", f"{lm_of(manifest)}{teacher}"
+    yield "cost of the run", f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens"
+    yield "packages", ", ".join(f"{name} {version}" for name, version in manifest.packages.items()) or "?"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) or "none"
+
+
+def _candidates(manifest: Manifest) -> Table:
+    """Who was in the race, how far each came, and the LM calls that it cost."""
+    table = Table(
+        "candidate", "score on dev", "dev examples", "calls to make", "calls to judge", "", box=box.SIMPLE_HEAD
+    )
+    for tried in manifest.tried:
+        dropped = tried.get("dropped_after")
+        table.add_row(
+            escape(str(tried.get("optimizer", "?"))),
+            f"{percent(tried.get('dev_score'))} %",
+            *(str(tried.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
+            "finalist" if dropped is None else f"dropped after {dropped}",
+        )
+    return table
+
+
+def _predictors(stored: Program) -> dict[str, dict[str, Any]]:
+    """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
+    return {
+        name: {
+            "instructions": predictor.get("signature", {}).get("instructions", ""),
+            "demos": predictor.get("demos", []),
+        }
+        for name, predictor in stored.state.items()
+        if isinstance(predictor, dict) and "demos" in predictor
+    }
+
+
+def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:
+    demos: Sequence[Mapping[str, Any]] = content["demos"]
+    console.print(f"\n[bold]{escape(name)}[/bold]: {len(demos)} demos")
+    lines = content["instructions"].splitlines()
+    for line in lines if full else lines[:_DEMOS_SHOWN]:
+        console.print(f"  {escape(one_line(line, full=full))}", soft_wrap=True)
+    if len(lines) > _DEMOS_SHOWN and not full:
+        console.print(f"  … {len(lines) - _DEMOS_SHOWN} more lines; --full shows them")
+    told = ["; ".join(f"{key}: {value}" for key, value in demo.items() if key not in _NOT_TOLD) for demo in demos]
+    _print_some("-", told, full)
+
+
+def _print_change(change: "Change", full: bool) -> None:
+    if not (change.added or change.dropped or change.instructions):
+        console.print(f"\n[bold]{escape(change.predictor)}[/bold]: the same")
+        return
+    console.print(
+        f"\n[bold]{escape(change.predictor)}[/bold]: {change.demos} demos, {len(change.added)} of them new, "
+        f"{len(change.dropped)} dropped"
+    )
+    _print_some("+", change.added, full)
+    _print_some("-", change.dropped, full)
+    if change.instructions:
+        console.print("  instructions:")
+        for line in change.instructions.splitlines():
+            console.print(f"  {escape(one_line(line, full=full))}", soft_wrap=True)
+
+
+def _print_some(sign: str, lines: Sequence[str], full: bool) -> None:
+    for line in lines if full else lines[:_DEMOS_SHOWN]:
+        console.print(f"  {sign} {escape(one_line(line, full=full))}", soft_wrap=True)
+    if len(lines) > _DEMOS_SHOWN and not full:
+        console.print(f"  {sign} … {len(lines) - _DEMOS_SHOWN} more; --full shows them")

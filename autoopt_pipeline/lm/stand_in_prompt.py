@@ -1,0 +1,104 @@
+"""Reading the prompts of DSPy's chat and JSON adapters: output fields, instructions, demos and the query."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+# Quoted labels may hold anything, brackets and colons too.
+_FIELD = re.compile(r"""^\d+\. `(\w+)` \(((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^'"\n])+?)\):""", re.MULTILINE)
+_SECTION = re.compile(r"^\[\[ ## (\w+) ## \]\]$", re.MULTILINE)
+_REQUEST = re.compile(r"\n\nRespond with (?:the corresponding output fields|a JSON object)")
+_STRUCTURE = "All interactions will be structured"
+_OBJECTIVE = "In adhering to this structure, your objective is:"
+_NOT_SUPPLIED = "Not supplied for this particular example."
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output field. `allowed` are its possible values, or a list's possible items, where its type names them."""
+
+    name: str
+    type: str
+    allowed: tuple[str, ...]
+    is_list: bool
+
+    def read(self, shown: str) -> str | None:
+        """A value as it is written in an answer, so that equal values are equal text; None if it is not allowed."""
+        if not self.is_list:
+            return shown if shown in self.allowed else None
+        try:
+            items = json.loads(shown)
+        except ValueError:
+            return None
+        if not isinstance(items, list) or not all(str(item) in self.allowed for item in items):
+            return None
+        return json.dumps(items, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """An answered example of the prompt: texts by field name."""
+
+    inputs: Mapping[str, str]
+    answers: Mapping[str, str]
+
+
+def read_outputs(system: str) -> Iterator[Output]:
+    """The output fields in their order."""
+    _, _, described = system.partition("Your output fields are:")
+    for name, kind in _FIELD.findall(described.partition(_STRUCTURE)[0]):
+        is_list = kind.startswith("list[Literal[")
+        literal = kind[len("list[") : -1] if is_list else kind
+        allowed: tuple[str, ...] = ()
+        if literal.startswith("Literal["):
+            allowed = tuple(str(value) for value in ast.literal_eval(literal.removeprefix("Literal")))
+        yield Output(name, kind, allowed, is_list)
+
+
+def read_instructions(system: str) -> str:
+    """What the signature tells the model to do, one line a line."""
+    _, _, objective = system.partition(_OBJECTIVE)
+    return "\n".join(line.strip() for line in objective.splitlines()).strip()
+
+
+def wants_json(system: str) -> bool:
+    """Whether the answer is to be one JSON object, as DSPy's JSONAdapter asks for."""
+    return "Outputs will be a JSON object" in system.partition(_OBJECTIVE)[0]
+
+
+def read_demos(turns: Sequence[tuple[str, str]]) -> Iterator[Demo]:
+    """The demos among (role, text) turns."""
+    for (role, asked), (_, answered) in pairwise(turns):
+        if role == "user":
+            shown = _json_fields(answered) if answered.startswith("{") else _sections(answered)
+            answers = {name: text for name, text in shown.items() if not text.startswith(_NOT_SUPPLIED)}
+            yield Demo(read_inputs(asked), answers)
+
+
+def read_inputs(text: str) -> dict[str, str]:
+    """The input fields of a user's turn; fields with nothing in them are left out."""
+    requests = list(_REQUEST.finditer(text))
+    # The last is the adapter's, others stand in an input.
+    asked = text[: requests[-1].start()] if requests else text
+    return {name: value for name, value in _sections(asked).items() if value and value != "None"}
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words in their order; punctuation and '_' part them."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts = _SECTION.split(text)
+    return {name: value.strip() for name, value in zip(parts[1::2], parts[2::2], strict=False)}
+
+
+def _json_fields(text: str) -> dict[str, str]:
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return {}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}

@@ -1,0 +1,80 @@
+"""How right an answer is, from 0 to 1, and the one word it comes to. Pure; nothing here imports DSPy."""
+
+from collections.abc import Sequence
+
+from autoopt_pipeline.modules.spec import Grading, ModuleSpec, Values
+
+SEQUENTIAL, PARALLEL = "sequential", "parallel"
+
+FUSE, SINGLE = "fuse", "single"
+
+ORDER_WEIGHT = 0.8
+"""Of a plan of several agents: weight of the right agents in the right order; the rest is for the pattern."""
+
+FUSION_WEIGHT = 0.5
+"""Of a fusion: weight of the decision itself; the rest is for naming its modalities. A wrong decision scores 0."""
+
+
+def _exact(spec: ModuleSpec, right: Values, given: Values) -> float:
+    return float(given.get(spec.output_field) == right[spec.output_field])
+
+
+def _first_output(spec: ModuleSpec, values: Values) -> str:
+    return str(values[spec.output_field])
+
+
+def _fusion(spec: ModuleSpec, right: Values, given: Values) -> float:
+    """Right decision first; then the modalities, as far as the right ones are known."""
+    if given.get("fuse") != right["fuse"]:
+        return 0.0
+    named = [field for field in ("primary", "secondary") if field in right]
+    if not named:
+        return 1.0
+    share = sum(given.get(field) == right[field] for field in named) / len(named)
+    return FUSION_WEIGHT + (1 - FUSION_WEIGHT) * share
+
+
+def _plan(spec: ModuleSpec, right: Values, given: Values) -> float:
+    """Partial credit by order: the agents that two plans share in the same order, of the longer plan.
+
+    Side by side, order says nothing, so there the agents themselves are compared. With one agent there is no
+    pattern to get right.
+    """
+    wanted, got = right["agents"], given.get("agents")
+    if not isinstance(got, list | tuple) or not got:
+        return 0.0
+    in_parallel = right.get("pattern") == PARALLEL
+    shared = _common(sorted(wanted), sorted(got)) if in_parallel else _common(wanted, got)
+    share = shared / max(len(wanted), len(got))
+    if len(wanted) < 2 or "pattern" not in right:
+        return share
+    same_pattern = len(got) > 1 and given.get("pattern") == right["pattern"]
+    return ORDER_WEIGHT * share + (1 - ORDER_WEIGHT) * same_pattern
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    longest = [0] * (len(other) + 1)
+    for mine in one:
+        before = 0
+        for i, theirs in enumerate(other, 1):
+            before, longest[i] = longest[i], before + 1 if mine == theirs else max(longest[i], longest[i - 1])
+    return longest[-1]
+
+
+def plan_label(spec: ModuleSpec, values: Values) -> str:
+    """`a > b` for one after the other, `a + b` for side by side."""
+    sign = " + " if values.get("pattern") == PARALLEL else " > "
+    return sign.join(values["agents"])
+
+
+def _whole(spec: ModuleSpec, right: Values, given: Values) -> float:
+    """The mean of the parts."""
+    scores = [part.score(right, given) for part in spec.parts]
+    return sum(scores) / len(scores)
+
+
+EXACT = Grading(_exact, _first_output)
+FUSION = Grading(_fusion, _first_output)
+PLAN = Grading(_plan, plan_label)
+WHOLE = Grading(_whole, plan_label)

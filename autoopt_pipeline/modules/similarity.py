@@ -1,0 +1,75 @@
+"""When two queries count as one."""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+NEAR_DUPLICATE = 0.8
+"""Least Jaccard similarity of two queries' word sets at which they count as one (5 of 6 words shared)."""
+
+_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+"""Of Thai and Lao, Burmese, Khmer, Japanese, Chinese: they do not space words."""
+
+_SPACED = re.compile(rf"[^\s{_LETTERS}]+")
+_UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs are no word characters, so they left spaces
+_WORD = re.compile(rf"[{_LETTERS}]|{_SPACED.pattern}")
+
+
+def normalize_query(query: str) -> str:
+    """The query's words in lower case, without punctuation, accents kept, numbers as they are."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())) or query.strip()
+
+
+def split_words(text: str) -> list[str]:
+    """A normalized text's words; where words are not spaced (as in Chinese, Japanese, Thai) every character is one."""
+    return _WORD.findall(text)
+
+
+def word_set(text: str) -> frozenset[str]:
+    """What of a normalized text is compared: its words, and of unspaced scripts the pairs of neighbouring characters.
+
+    Single ones would not tell texts apart: Thai has 44 consonants, and of random Thai sentences of 120 characters 40 %
+    share four fifths of theirs.
+    """
+    words = frozenset(_SPACED.findall(text))
+    for run in _UNSPACED.findall(text):
+        characters = run.replace(" ", "")
+        words |= {characters[i : i + 2] for i in range(max(1, len(characters) - 1))}
+    return words
+
+
+def group_near_duplicates(queries: Sequence[str]) -> list[tuple[str, ...]]:
+    """Group normalized queries that are alike, transitively; groups and members sorted.
+
+    Exact: two sets with Jaccard similarity of at least t share one of their ⌊(1-t)·n⌋+1 rarest words (prefix
+    filtering; Chaudhuri et al., ICDE 2006), so only pairs that share such a word are compared.
+    """
+    words = {query: word_set(query) for query in queries}
+    frequency = Counter(word for own in words.values() for word in own)
+    parent = {query: query for query in queries}
+
+    def root(query: str) -> str:
+        while parent[query] != query:
+            parent[query] = parent[parent[query]]
+            query = parent[query]
+        return query
+
+    seen_under: dict[str, list[str]] = defaultdict(list)
+    for query in sorted(queries, key=lambda q: (len(words[q]), q)):
+        own = words[query]
+        rare_first = sorted(own, key=lambda word: (frequency[word], word))
+        prefix = rare_first[: int((1 - NEAR_DUPLICATE) * len(own) + 1e-9) + 1]
+        for other in {candidate for word in prefix for candidate in seen_under[word]}:
+            theirs = words[other]
+            if len(theirs) >= NEAR_DUPLICATE * len(own) and root(other) != root(query):
+                shared = len(own & theirs)
+                if shared >= NEAR_DUPLICATE * (len(own) + len(theirs) - shared):
+                    first, second = sorted((root(query), root(other)))
+                    parent[second] = first
+        for word in prefix:
+            seen_under[word].append(query)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for query in queries:
+        groups[root(query)].append(query)
+    return sorted(tuple(sorted(group)) for group in groups.values())

@@ -1,0 +1,125 @@
+"""Statistics of paired differences: is a candidate better than the incumbent on the same cases?
+
+A difference is the candidate's score minus the incumbent's on one case, -1 to 1. Everything is exact or in closed
+form, in plain Python: no resampling, so the same cases always give the same numbers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+GRID = 100
+"""Differences are rounded to 1/GRID for the exact test: finer than any score means anything."""
+
+POWER = 0.80
+"""Chance of seeing a gain that is there, by which the cases needed are counted. The usual convention."""
+
+_BETS = tuple((k + 0.5) / 20 for k in range(20))
+"""Shares of its wealth that the e-process stakes on each case, evenly spread: which one is best depends on how
+often the candidate loses a case, and nobody knows that beforehand."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """How many cases it takes to see a gain of `gain` at `alpha` with a chance of `POWER`, how many there are, and
+    the smallest gain that those can show."""
+
+    gain: float
+    alpha: float
+    needed: int
+    have: int
+    detectable: float
+
+    def __str__(self) -> str:
+        return (
+            f"to see +{100 * self.gain:.0f} points you need about {self.needed} held-out traces "
+            f"at alpha {self.alpha:.2g}; you have {self.have}, enough for +{math.ceil(100 * self.detectable):.0f}"
+        )
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """One-sided mid-p value of the exact paired randomization test (Fisher 1935, Pitman 1937).
+
+    Were both programs equally good, each difference could as well have the other sign. p is the chance that random
+    signs add up to more than was observed, plus half the chance of exactly as much (mid-p: nearly exact where the
+    strict test is too strict). For scores of 0 and 1 it is the mid-p McNemar test (Fagerland, Lydersen & Laake,
+    BMC Med Res Methodol 2013).
+    """
+    steps = [step for difference in differences if (step := round(GRID * difference))]
+    unit = math.gcd(*steps)
+    sizes = sorted(abs(step) // unit for step in steps)
+    observed = sum(step // unit for step in steps if step > 0)
+    # The sum of the positive differences has as its distribution the coefficients of the product of (1 + x^size).
+    # They live in one big integer, `width` bits each, wide enough for their sum of 2^n.
+    width = len(sizes) + 1
+    ways = 1
+    for size in sizes:
+        ways += ways << (size * width)
+    mask = (1 << width) - 1
+    # A number's digits to the base 2^width add up to its remainder modulo 2^width - 1.
+    above = (ways >> ((observed + 1) * width)) % mask
+    equal = (ways >> (observed * width)) & mask
+    return (2 * above + equal) / (1 << width)
+
+
+def log_e_value(differences: Sequence[float]) -> float:
+    """Natural logarithm of the evidence E against "no better on average", whatever moment one looks.
+
+    E is the mean wealth of gamblers who start with 1 and stake a fixed share on the candidate in every case. If the
+    candidate is no better, E is a supermartingale, so the chance that it ever reaches 1/alpha is at most alpha
+    (Ville 1939; betting as in Waudby-Smith & Ramdas, JRSS B 2024). Cases come in the order of time and once each.
+    """
+    counts = Counter(differences)
+    logs = [sum(count * math.log1p(bet * d) for d, count in counts.items()) for bet in _BETS]
+    largest = max(logs)
+    return largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))
+
+
+def anytime_p(differences: Sequence[float]) -> float:
+    """1/E, at most 1: a p value that holds however often one looks while cases come."""
+    return math.exp(-max(0.0, log_e_value(differences)))
+
+
+def spread(differences: Sequence[float]) -> float:
+    """Mean squared difference; for scores of 0 and 1 the share of cases on which the programs differ."""
+    return sum(d * d for d in differences) / len(differences)
+
+
+def cases_needed(gain: float, alpha: float, spread: float) -> int:
+    """Cases that show a true gain (above 0) at `alpha` with a chance of `POWER`.
+
+    Connor's formula for McNemar's test (Biometrics 1987) with the mean squared difference in the place of the share
+    of discordant cases: the variance is `spread` under the hypothesis and `spread - gain²` under the gain. A gain
+    cannot come without differences, so the spread is at least the gain.
+    """
+    spread = max(spread, gain)
+    normal = NormalDist()
+    under_null = -normal.inv_cdf(alpha) * math.sqrt(spread)
+    under_gain = normal.inv_cdf(POWER) * math.sqrt(max(spread - gain**2, 0))
+    return math.ceil(((under_null + under_gain) / gain) ** 2)
+
+
+def gain_detectable(cases: int, alpha: float, spread: float) -> float:
+    """The smallest true gain that so many cases show: the inverse of `cases_needed`, to 1/1000, at most 1."""
+    low, high = 0, 1000
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cases_needed(middle / 1000, alpha, spread) <= cases:
+            high = middle
+        else:
+            low = middle
+    return high / 1000
+
+
+def power(differences: Sequence[float], *, gain: float, alpha: float) -> Power:
+    """What cases like these can show at `alpha`. Raises ZeroDivisionError without any."""
+    seen = spread(differences)
+    return Power(
+        gain=gain,
+        alpha=alpha,
+        needed=cases_needed(gain, alpha, seen),
+        have=len(differences),
+        detectable=gain_detectable(len(differences), alpha, seen),
+    )

@@ -1,0 +1,35 @@
+"""Data that a person wrote: unknown fields are refused with the nearest known name, and an error is one line."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields, naming the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    close = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown field {str(name)[:60]!r}; {hint}")
+        return data
+
+
+def first_error(error: ValidationError) -> str:
+    """The place, what is wrong there, and the value, where the message does not show it already."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if not place:
+        return message
+    shown = repr(str(first["input"])[:60])
+    said_already = isinstance(first["input"], dict | list) or shown in message
+    return f"{place}: {message}" + ("" if said_already else f" (got {shown})")

@@ -1,0 +1,71 @@
+"""What the application was asked in single traces, whatever their age."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.modules.examples import Unusable, read_inputs
+from autoopt_pipeline.modules.spec import Decision, ModuleSpec, query_of
+from autoopt_pipeline.traces.phoenix import PAGE, Phoenix
+
+if TYPE_CHECKING:
+    from phoenix.client.__generated__.v1 import Span
+
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class AskedText:
+    """What one decision of a trace was asked, as its span holds it."""
+
+    trace_id: str
+    span_id: str
+    query: str
+
+
+def find_asked(
+    phoenix: Phoenix, tenant_id: str, specs: Iterable[ModuleSpec], trace_ids: Iterable[str]
+) -> Collection[AskedText]:
+    """The decisions of these traces, each read by its modules' contracts as they are when it is learnt.
+
+    What Phoenix does not have (any more) is missing, and so is what could not have been learnt. Raises
+    `PhoenixUnavailable` or `PhoenixRefused`.
+    """
+    project = phoenix.project(project_name(tenant_id), until=datetime.now(UTC))
+    if project is None:
+        return ()
+    by_span: dict[str, list[ModuleSpec]] = {}
+    for spec in specs:
+        by_span.setdefault(spec.contract.span_name, []).append(spec)
+    found: dict[AskedText, None] = {}
+    for trace_id in trace_ids:
+        with phoenix.client(f"trace {trace_id}") as client:
+            spans = client.spans.get_spans(
+                project_identifier=project.id,
+                trace_ids=[trace_id],
+                name=list(by_span),
+                limit=PAGE,
+                timeout=_TIMEOUT_SECONDS,
+            )
+        for span in spans:
+            decision = _decision(span)
+            for spec in by_span.get(span["name"], ()):
+                try:
+                    query = query_of(read_inputs(spec, decision))
+                except Unusable:
+                    continue
+                found[AskedText(trace_id, decision.span_id, query)] = None
+    return tuple(found)
+
+
+def _decision(span: "Span") -> Decision:
+    context = span["context"]
+    return Decision(
+        span_id=context["span_id"],
+        trace_id=context["trace_id"],
+        time=datetime.fromisoformat(span["start_time"]),
+        failed=span["status_code"] == "ERROR",
+        attributes=dict(span.get("attributes") or {}),
+    )

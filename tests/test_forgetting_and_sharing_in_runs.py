@@ -1,0 +1,132 @@
+"""What `autoopt forget` and shared instructions mean for runs, with a real Phoenix and a real instance."""
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.shared import SharedInstructions, SharedStore
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.plan import Decision, Reason
+from autoopt_pipeline.orchestration.planning import plan_tenants
+from autoopt_pipeline.orchestration.sensors import run_requests
+from autoopt_pipeline.tenants.config import parse_config
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.traces.traffic import Habits, Truth, play
+from tests.stored import LABELS, made_program
+from tests.test_assets import materialize, metadata_of
+
+BETTER = "Requests to find something are searches."
+
+
+@pytest.fixture
+def configs(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
+    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
+    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
+    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
+    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
+
+
+@pytest.fixture
+def configure(configs: TenantConfigStore) -> Callable[..., None]:
+    def write(tenant: str, **fields: object) -> None:
+        agents = [{"name": label.name} for label in LABELS]
+        write_config(configs, parse_config({"tenant_id": tenant, "agents": agents, **fields}, where="test"))
+
+    return write
+
+
+@pytest.fixture
+def shared(home: Path) -> SharedStore:
+    return SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
+
+
+def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
+    end = datetime.now(UTC)
+    agents = [label.name for label in LABELS]
+    truths = [Truth(f"question number {i}", {"agent": agents[i % 2]}) for i in range(count)]
+    habits = Habits(reviewed=1.0, malformed=0.0)
+    start = end - timedelta(minutes=5)
+    send_traffic(
+        phoenix, tenant, list(play(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1)))
+    )
+
+
+def donated(tenant: str) -> SharedInstructions:
+    return SharedInstructions(
+        tenant_id=tenant,
+        module="routing",
+        version="v",
+        published_at=datetime.now(UTC),
+        fingerprint=made_program(tenant).fingerprint,
+        lm="stand-in",
+        gain=0.3,
+        cases=200,
+        labels=[],
+        instructions={"decide": BETTER},
+    )
+
+
+def decision(configs: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:
+    plan = plan_tenants(configs.current(), instance, phoenix, now=datetime.now(UTC), settling=timedelta())
+    for request in run_requests(plan, list(plan.due())):
+        assert request.partition_key == tenant
+    return plan.decisions[tenant, "routing"]
+
+
+def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
+    configure: Callable[..., None],
+    configs: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+) -> None:
+    send(phoenix, tenant)
+    configure(tenant, modules={"routing": {}})
+    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 10
+    assert decision(configs, phoenix, instance, tenant).reason is Reason.NOT_DUE
+    now = datetime.now(UTC)
+    read = phoenix.decisions(
+        project_name(tenant), get_module("routing").contract, start=now - timedelta(hours=1), end=now
+    )
+    configure(tenant, modules={"routing": {"retrain_after": now.isoformat()}}, forgotten_traces=[read[0].trace_id])
+    assert decision(configs, phoenix, instance, tenant).launch
+    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 9
+    assert decision(configs, phoenix, instance, tenant).reason is Reason.NOT_DUE
+
+
+def test_a_run_with_too_little_data_starts_from_what_others_share(
+    configure: Callable[..., None], phoenix: Phoenix, tenant: str, home: Path, shared: SharedStore,
+    instance: dg.DagsterInstance,
+) -> None:  # fmt: skip
+    send(phoenix, tenant)
+    configure(f"{tenant}x", share_instructions=True)
+    shared.publish(donated(f"{tenant}x"))
+    configure(tenant, start_from_shared=True)
+    metadata = metadata_of(materialize(instance, tenant, ["routing"]), "routing")
+    assert metadata["verdict"] == "not_enough_data"
+    assert "1 tenant shares" in metadata["reason"]
+    active = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, "routing").active()
+    assert active is not None
+    assert metadata["active_version"] == active.version
+
+
+def test_the_run_of_a_tenant_that_shares_no_longer_withdraws_what_it_shared(
+    configure: Callable[..., None], phoenix: Phoenix, tenant: str, shared: SharedStore, instance: dg.DagsterInstance
+) -> None:
+    send(phoenix, tenant)
+    shared.publish(donated(tenant))
+    configure(tenant, share_instructions=True)
+    materialize(instance, tenant, ["routing"])
+    assert shared.read(tenant) is not None
+    configure(tenant, share_instructions=False)
+    materialize(instance, tenant, ["routing"])
+    assert shared.read(tenant) is None

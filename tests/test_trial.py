@@ -1,0 +1,73 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoopt_pipeline.optimization.cases import Case, Graded
+from autoopt_pipeline.optimization.gate import MIN_GAIN, Verdict
+from autoopt_pipeline.optimization.trial import MAX_CASES, MIN_CASES, follow_up
+
+RIGHT, WRONG = Graded(1.0, "a", 0.8), Graded(0.0, "b", 0.3)
+sized = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
+alphas = st.floats(0.0001, 0.05)
+
+
+def made(fixed: int, broken: int, same: int) -> list[Case]:
+    return [Case("a", WRONG, RIGHT)] * fixed + [Case("a", RIGHT, WRONG)] * broken + [Case("a", RIGHT, RIGHT)] * same
+
+
+@given(sized, alphas)
+def test_promoted_means_proven_at_the_trials_alpha_and_large_enough(sizes: tuple[int, int, int], alpha: float) -> None:
+    decision = follow_up(made(*sizes), alpha=alpha)
+    if decision.verdict is Verdict.PROMOTED:
+        assert decision.comparison.p_value <= alpha
+        assert decision.comparison.gain >= MIN_GAIN
+
+
+@given(sized, alphas, alphas)
+def test_a_stricter_alpha_never_promotes_more(sizes: tuple[int, int, int], one: float, other: float) -> None:
+    strict, loose = sorted((one, other))
+    if follow_up(made(*sizes), alpha=strict).verdict is Verdict.PROMOTED:
+        assert follow_up(made(*sizes), alpha=loose).verdict is Verdict.PROMOTED
+
+
+def test_a_trial_waits_until_its_cases_prove_the_gain() -> None:
+    nights = [made(6 * night, 2 * night, 42 * night) for night in range(1, 12)]
+    verdicts = [follow_up(cases, alpha=0.01).verdict for cases in nights]
+    proven = verdicts.index(Verdict.PROMOTED)
+    assert proven > 1
+    assert set(verdicts[:proven]) == {Verdict.WAITING}
+    assert set(verdicts[proven:]) == {Verdict.PROMOTED}
+
+
+def test_a_few_bad_cases_do_not_end_a_trial() -> None:
+    assert follow_up(made(0, 5, 40), alpha=0.01).verdict is Verdict.WAITING
+
+
+def test_a_trial_without_a_gain_worth_a_version_is_given_up_soon() -> None:
+    decision = follow_up(made(4, 3, MIN_CASES - 7), alpha=0.01)
+    assert decision.verdict is Verdict.REJECTED
+    assert "given up" in decision.reason
+
+
+def test_a_gain_that_is_never_proven_is_given_up_at_last() -> None:
+    nearly = made(110, 80, MAX_CASES - 191)
+    assert follow_up(nearly, alpha=0.001).verdict is Verdict.WAITING
+    decision = follow_up([*nearly, *made(0, 0, 1)], alpha=0.001)
+    assert decision.verdict is Verdict.REJECTED
+    assert "unproven after 1000 new traces" in decision.reason
+
+
+def test_a_gain_worth_less_than_a_version_is_not_promoted_however_well_proven() -> None:
+    assert follow_up(made(18, 0, 982), alpha=0.05).verdict is Verdict.REJECTED
+
+
+def test_a_class_that_got_clearly_worse_in_the_trial_stops_the_promotion() -> None:
+    lost = [Case("b", Graded(1.0, "b", 0.8), Graded(0.0, "a", 0.3))] * 12
+    decision = follow_up([*made(40, 0, 60), *lost], alpha=0.01)
+    assert decision.verdict is Verdict.REJECTED
+    assert "clearly worse on 'b'" in decision.reason
+
+
+def test_an_empty_trial_cannot_be_judged() -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        follow_up([], alpha=0.01)
