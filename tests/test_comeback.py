@@ -7,7 +7,7 @@ from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.optimize import Job, optimize
 from autoopt_pipeline.optimization.prior import Pool
-from autoopt_pipeline.optimization.waiting import begin, open_trial
+from autoopt_pipeline.optimization.waiting import Terms, begin, open_trial
 from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
 from tests.stored import made_program, store
 from tests.test_optimize import artifacts, decisions, job, stand_in
@@ -52,8 +52,9 @@ def test_shared_instructions_that_a_person_went_back_from_are_not_started_from_a
 def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(artifacts: ModuleArtifacts) -> None:
     program = made_program("acme", demos=["find it"])
     approved, waiting = store(artifacts, program, 1), store(artifacts, program, 2)
-    begin(artifacts, waiting, incumbent=None, alpha=0.01, judged=[], run_id="r")
-    assert open_trial(artifacts, None) is not None
+    terms = Terms(None, "stand-in", ("search_agent", "report_agent"))
+    begin(artifacts, waiting, terms, after=0, alpha=0.01, queries=[], run_id="r")
+    assert open_trial(artifacts, terms) is not None
     artifacts.move(approved, expected=None, by="marta", why="looks good")
     artifacts.move(None, expected=approved, by="marta", why="it annoys people")
-    assert open_trial(artifacts, None) is None
+    assert open_trial(artifacts, terms) is None
