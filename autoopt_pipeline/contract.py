@@ -20,7 +20,17 @@ REVIEW_SAMPLE = "autoopt.review_sample"
 """Span attribute, true when the application drew this request at random for review, before its outcome was known."""
 
 PROGRAM_VERSION = "autoopt.program_version"
-"""Span attribute: the program version that made the decision."""
+"""Span attribute: the program version that made the decision, `BASELINE` where none was active."""
+
+BASELINE = "baseline"
+
+ARM = "autoopt.arm"
+"""Span attribute: what that version was to the request: `active`, `canary`, or `BASELINE`."""
+
+TENANT_ID = "autoopt.tenant_id"
+MODULE = "autoopt.module"
+REQUEST_ID = "autoopt.request_id"
+"""Span attributes: whose decision it is, of which module, and the application's name for the request."""
 
 RANDOM_SAMPLING = ("sampling", "random")
 """Annotation metadata that says: this trace was drawn at random, whatever its outcome."""

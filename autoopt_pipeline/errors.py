@@ -95,6 +95,10 @@ class ArtifactStoreUnavailable(AutooptError):
     transient = True
 
 
+class InvalidRequest(AutooptError):
+    """An application asked for a decision, or gave feedback, with something missing or wrong."""
+
+
 class StaleIncumbent(AutooptError):
     """The active version changed while a candidate was compared with its predecessor."""
 

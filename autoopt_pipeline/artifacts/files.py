@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,13 @@ class Files:
                 return self._fs.cat_file(self._at(path))
             except FileNotFoundError:
                 return None
+
+    def read_many(self, paths: Sequence[str]) -> dict[str, bytes | Exception]:
+        """Content by path, concurrently where the store can. What goes wrong with one file is its value."""
+        if not self._fs.async_impl:
+            return {path: self._read_or_error(path) for path in paths}
+        found = self._fs.cat([self._at(path) for path in paths], on_error="return") if paths else {}
+        return {path: found[self._at(path)] for path in paths}
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when there is no such folder."""
@@ -108,6 +115,12 @@ class Files:
                 return False
             return True
 
+    def _read_or_error(self, path: str) -> bytes | Exception:
+        try:
+            return self._fs.cat_file(self._at(path))
+        except OSError as e:
+            return e
+
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
@@ -131,7 +144,7 @@ class Files:
             yield
         except FileExistsError:
             raise
-        except OSError as e:
+        except Exception as e:  # drivers have errors of their own: S3's for a server that is down is no OSError
             raise ArtifactStoreUnavailable(
                 f"artifact store {self._root}: {path}: {e}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
             ) from e

@@ -12,14 +12,14 @@ Moves, ledger entries and trial steps are created exclusively, so of two writers
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.tenant_id import safe_name
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -384,3 +384,28 @@ class ModuleArtifacts:
 def modules_of(files: Files, tenant_id: str) -> list[ModuleArtifacts]:
     """The artifacts of every module that a tenant has any of, installed or not."""
     return [ModuleArtifacts(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]
+
+
+def read_pointers(
+    files: Files, places: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Pointer | AutooptError | None]:
+    """What is active, by tenant and module, as `active.json` says it: one small file each, for readers.
+
+    None where nothing is. What is wrong with one pointer is its value.
+    """
+    path_of = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
+    found = files.read_many(list(path_of.values()))
+    return {place: _pointer(*place, found[path]) for place, path in path_of.items()}
+
+
+def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | AutooptError | None:
+    if isinstance(raw, bytes):
+        try:
+            return Pointer.model_validate_json(raw)
+        except ValidationError:
+            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next move mends it")
+    if isinstance(raw, FileNotFoundError):
+        return None
+    return ArtifactStoreUnavailable(
+        f"{tenant_id}/{module}: active.json: {raw}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
+    )

@@ -1,0 +1,13 @@
+"""What an application imports: the promoted program of every tenant, in service within seconds of its promotion.
+
+    serving = Serving("s3://bucket/artifacts")
+    decision = serving.decide("acme", "routing", agents=["search_agent", "report_agent"], query="where is the report?")
+    decision.values["agent"]
+
+docs/serve.md tells the rest.
+"""
+
+from autoopt_pipeline.serving._answers import Decision, Loaded, Problem, Status
+from autoopt_pipeline.serving._serving import Serving, trace_to_phoenix
+
+__all__ = ["Decision", "Loaded", "Problem", "Serving", "Status", "trace_to_phoenix"]

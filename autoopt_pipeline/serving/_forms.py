@@ -1,0 +1,70 @@
+"""How values stand in a span, and how a program reads them, where the two differ."""
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from autoopt_pipeline.contract import CROSS_MODAL_SPAN, SpanContract
+from autoopt_pipeline.errors import InvalidRequest
+from autoopt_pipeline.modules.cross_modal import modalities_text, read_modalities
+from autoopt_pipeline.modules.examples import Unusable, as_text
+from autoopt_pipeline.modules.grading import FUSE
+from autoopt_pipeline.modules.spec import ModuleSpec
+
+Attributes = dict[str, str | bool | int | float]
+
+
+def check_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
+    """Raise `InvalidRequest` where an input is missing or unknown."""
+    contracts = [part.contract for part in spec.parts] or [spec.contract]
+    known = {name for contract in contracts for name in contract.inputs} - set(spec.outputs)
+    required = {name for contract in contracts for name in contract.required} - set(spec.outputs)
+    for name in inputs:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InvalidRequest(
+                f"{spec.name} has no input {name[:60]!r}", f"{hint}its inputs are: {', '.join(sorted(known))}"
+            )
+    if missing := sorted(name for name in required if inputs.get(name) in (None, "")):
+        raise InvalidRequest(f"{spec.name} needs {', '.join(missing)}", "pass it as a keyword")
+
+
+def program_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Inputs as the program reads them: the way its examples were read from spans. Raises `InvalidRequest`."""
+    if spec.contract.span_name == CROSS_MODAL_SPAN and "modalities" in inputs:
+        try:
+            detected = read_modalities(inputs, ("modalities",))
+        except Unusable as e:
+            raise InvalidRequest(f"{spec.name}: {e}", 'pass [{"modality": ..., "confidence": ...}, ...]') from None
+        inputs = {**inputs, "modalities": modalities_text(detected)}
+    return {name: as_text(value) or "" for name, value in inputs.items() if value is not None}
+
+
+def span_attributes(
+    contract: SpanContract, inputs: Mapping[str, Any], values: Mapping[str, Any], confidence: float | None
+) -> Attributes:
+    """One decision as its span tells it: at the first path of each field, and as OpenInference shows it."""
+    if contract.span_name == CROSS_MODAL_SPAN and "fuse" in values:
+        values = {**values, "fuse": values["fuse"] == FUSE}
+    known = {**inputs, **values}
+    asked = {name: known[name] for name in contract.inputs if known.get(name) is not None}
+    answered = {name: values[name] for name in contract.answers if values.get(name) is not None}
+    if confidence is not None:
+        answered["confidence"] = confidence
+    attributes: Attributes = {}
+    objects: dict[str, dict[str, Any]] = defaultdict(dict)
+    objects["input.value"] |= asked
+    objects["output.value"] |= answered
+    paths = {**contract.inputs, **contract.answers, "confidence": contract.confidence}
+    for name, value in {**asked, **answered}.items():
+        attribute, _, key = paths[name][0].partition(":")
+        if key:
+            objects[attribute][key] = value
+        else:
+            attributes[attribute] = value if isinstance(value, bool | int | float) else as_text(value) or ""
+    for attribute, value in objects.items():
+        attributes[attribute] = json.dumps(value, ensure_ascii=False, default=str)
+    return attributes | {"input.mime_type": "application/json", "output.mime_type": "application/json"}

@@ -1,0 +1,290 @@
+"""Which programs are in service: loaded when first asked for, followed while they are in use, bounded in number.
+
+A request only ever waits for its tenant's first load. Pointers are read by one daemon thread, all that are due in one
+go; what it cannot read or refuses leaves the last good program where it is, and shows in `problems`.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.store import Pointer, read_pointers
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
+from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
+from autoopt_pipeline.serving._fork import begin_in_every_process
+from autoopt_pipeline.tenant_id import validate_tenant_id
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.serving._snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+IDLE_REFRESHES = 20
+"""Refreshes that a module stays loaded without being asked. Then it is dropped, and is loaded anew when it is used."""
+
+_TICKS = 10
+"""Looks per refresh interval at what is due, so that reads are spread over it."""
+
+_JITTER = 0.2
+"""Share of the interval by which a refresh comes earlier or later, so that processes do not read in step."""
+
+_LONGEST_BACK_OFF = 10
+"""In refresh intervals: longest wait between two tries while the store fails, or a refused version stays active."""
+
+_LOADERS = 8
+"""First loads at once. They mostly wait for the store."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One tenant's module. `snapshot` is what serves; `seen` are the pointers read last, whether they serve or not."""
+
+    tenant_id: str
+    spec: ModuleSpec
+    snapshot: "Snapshot | None" = None
+    seen: Mapping[str, Pointer | None] | None = None
+    problem: Problem | None = None
+    failures: int = 0
+    used: float = field(default_factory=time.monotonic)
+    due: float = float("inf")
+    retry: float = float("inf")
+    read_at: datetime | None = None
+    first_load: Future[None] = field(default_factory=Future)
+
+    @property
+    def name(self) -> str:
+        return f"{self.tenant_id}/{self.spec.name}"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules whose pointers are followed: its own, and those that its baseline is composed of."""
+        return (self.spec.name, *(part.name for part in self.spec.parts))
+
+
+class Programs:
+    """The programs of one artifact store. Safe to use from threads, from asyncio, and on both sides of a fork."""
+
+    def __init__(self, root_url: str, *, refresh_seconds: float, max_loaded: int, load_seconds: float) -> None:
+        self._root_url = root_url
+        self._refresh_seconds = refresh_seconds
+        self._max_loaded = max_loaded
+        self._load_seconds = load_seconds
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        begin_in_every_process(self)
+
+    def begin(self) -> None:
+        """Make what belongs to one process. After a fork, what was being loaded is left to the parent."""
+        self._files = Files(self._root_url)
+        self._lock = threading.Lock()
+        self._outage = False
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="autoopt-load")
+        self._entries = OrderedDict((key, entry) for key, entry in self._entries.items() if entry.snapshot)
+
+    def get(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], request_id: str | None) -> Loaded:
+        """The program for a request. Waits only for the first load, and no longer than `load_seconds`."""
+        entry = self._entry(tenant_id, spec, labels)
+        if entry.snapshot is None:
+            wait([entry.first_load], timeout=self._load_seconds)
+        return self._snapshot(entry).loaded(labels, request_id)
+
+    async def aget(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], request_id: str | None) -> Loaded:
+        """As `get`, without blocking the event loop."""
+        entry = self._entry(tenant_id, spec, labels)
+        if entry.snapshot is None:
+            await asyncio.wait([asyncio.wrap_future(entry.first_load)], timeout=self._load_seconds)
+        return self._snapshot(entry).loaded(labels, request_id)
+
+    def problems(self) -> list[Problem]:
+        with self._lock:
+            return [entry.problem for entry in self._entries.values() if entry.problem]
+
+    def status(self) -> list[Status]:
+        with self._lock:
+            entries = list(self._entries.values())
+        return [
+            Status(
+                entry.tenant_id,
+                entry.spec.name,
+                active.version if active else None,
+                (active.canary or {}) if active else {},
+                entry.read_at,
+                entry.problem,
+            )
+            for entry in entries
+            for active in [entry.snapshot.active if entry.snapshot else None]
+        ]
+
+    def refresh(self, *, only_due: bool = True) -> None:
+        """Follow the pointers of what is loaded, and drop what is not in use. Never raises."""
+        now = time.monotonic()
+        idle_since = now - IDLE_REFRESHES * self._refresh_seconds
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                # While the store fails, what is dropped could not be loaded again.
+                if entry.used < idle_since and entry.problem is None and entry.snapshot:
+                    del self._entries[key]
+            due = [e for e in self._entries.values() if e.snapshot and (e.due <= now or not only_due)]
+        if not due:
+            return
+        places = {(entry.tenant_id, module) for entry in due for module in entry.modules}
+        try:
+            pointers = read_pointers(self._files, places)
+        except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
+            down = ArtifactStoreUnavailable(f"artifact store {self._root_url}: {e}", "check AUTOOPT_ARTIFACTS_URL")
+            pointers = dict.fromkeys(places, down)
+        for entry in due:
+            self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules})
+
+    def close(self) -> None:
+        """End the thread. Programs that are loaded stay usable."""
+        self._stopped.set()
+
+    def _entry(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...]) -> _Entry:
+        """The entry to serve from. A new one begins to be loaded, and the longest unused gives way to it."""
+        key = (tenant_id, spec.name)
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_keep_refreshing,
+                    args=(weakref.ref(self), self._stopped, self._refresh_seconds / _TICKS),
+                    name="autoopt-refresh",
+                    daemon=True,
+                )
+                self._thread.start()
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = _Entry(validate_tenant_id(tenant_id), spec)
+                while len(self._entries) > self._max_loaded:
+                    self._entries.popitem(last=False)
+                self._loaders.submit(self._load_first, entry, labels)
+            else:
+                self._entries.move_to_end(key)
+                entry.used = time.monotonic()
+        return entry
+
+    def _load_first(self, entry: _Entry, labels: tuple[Label, ...]) -> None:
+        try:
+            places = [(entry.tenant_id, module) for module in entry.modules]
+            pointers = read_pointers(self._files, places)
+            self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules}, labels)
+        except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
+            self._failed(entry, ArtifactStoreUnavailable(f"{entry.name}: {e}", "check AUTOOPT_ARTIFACTS_URL"))
+        finally:
+            self._snapshot(entry)
+            entry.first_load.set_result(None)
+
+    def _snapshot(self, entry: _Entry) -> "Snapshot":
+        """What serves now: the module's baseline where nothing could be loaded, or not in time."""
+        if entry.snapshot is None:
+            from autoopt_pipeline.serving._snapshot import Snapshot
+
+            if not entry.problem:
+                self._failed(
+                    entry, ArtifactStoreUnavailable(f"{entry.name}: not loaded in time", "check AUTOOPT_ARTIFACTS_URL")
+                )
+            entry.snapshot = Snapshot(entry.spec, {}, {})
+        return entry.snapshot
+
+    def _follow(
+        self,
+        entry: _Entry,
+        found: Mapping[str, Pointer | AutooptError | None],
+        labels: tuple[Label, ...] | None = None,
+    ) -> None:
+        """Put what pointers name into service, or note why that cannot be."""
+        pointers: dict[str, Pointer | None] = {}
+        for module, pointer in found.items():
+            if isinstance(pointer, AutooptError):
+                self._failed(entry, pointer)
+                return
+            pointers[module] = pointer
+        now = time.monotonic()
+        if pointers == entry.seen and now < entry.retry:
+            if entry.retry == float("inf"):
+                self._well(entry, pointers)
+            entry.due, entry.read_at = self._next(now, 1), datetime.now(UTC)
+            return
+        try:
+            self._check_not_older(entry, pointers)
+            from autoopt_pipeline.serving._snapshot import take_snapshot
+
+            label_sets = entry.snapshot.label_sets if entry.snapshot else []
+            taken, refused = take_snapshot(
+                self._files, entry.tenant_id, entry.spec, pointers, [labels] if labels else label_sets, entry.snapshot
+            )
+        except AutooptError as e:
+            self._failed(entry, e, pointers)
+            return
+        except Exception as e:  # noqa: BLE001 - whatever a module's own code raises
+            self._failed(entry, InvalidArtifact(f"{entry.name}: {type(e).__name__}: {e}", "see the log"), pointers)
+            return
+        if entry.seen is not None and taken.active != (entry.snapshot.active if entry.snapshot else None):
+            logger.info("%s: %s serves", entry.name, version_name(taken.active.version if taken.active else None))
+        entry.snapshot = taken
+        if refused:
+            self._failed(entry, refused, pointers)
+            return
+        self._well(entry, pointers)
+
+    def _well(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
+        if entry.problem:
+            logger.info("%s: well again", entry.name)
+        self._outage = False
+        entry.problem, entry.failures, entry.retry = None, 0, float("inf")
+        entry.seen, entry.read_at = pointers, datetime.now(UTC)
+        entry.due = self._next(time.monotonic(), 1)
+
+    def _check_not_older(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
+        """Pointers only ever move on. One that is gone or older is a store that lost something, or a late writer."""
+        for module, before in entry.snapshot.pointers.items() if entry.snapshot else ():
+            pointer = pointers[module]
+            if before and (pointer is None or pointer.sequence < before.sequence):
+                raise InvalidArtifact(
+                    f"{entry.tenant_id}/{module}: its pointer is {'older' if pointer else 'gone'}",
+                    "check the artifact store; the last good version goes on serving",
+                )
+
+    def _failed(self, entry: _Entry, error: AutooptError, pointers: Mapping[str, Pointer | None] | None = None) -> None:
+        """Note an error. Without pointers they could not be read, and are tried less often as long as that is so."""
+        now = time.monotonic()
+        entry.failures += 1
+        back_off = min(2 ** (entry.failures - 1), _LONGEST_BACK_OFF)
+        if pointers is None:
+            entry.due = self._next(now, back_off)
+        else:
+            entry.seen, entry.read_at = pointers, datetime.now(UTC)
+            entry.due, entry.retry = self._next(now, 1), self._next(now, back_off)
+        known = entry.problem
+        if known and known.what == error.what:
+            return
+        entry.problem = Problem(entry.name, error.what, error.remedy, known.since if known else datetime.now(UTC))
+        # A store that is down concerns all tenants, and is told once.
+        if not (error.transient and self._outage):
+            logger.warning("%s", error)
+        self._outage = self._outage or error.transient
+
+    def _next(self, now: float, intervals: float) -> float:
+        jitter = 1 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 - no secret
+        return now + self._refresh_seconds * intervals * jitter
+
+
+def _keep_refreshing(programs: "weakref.ref[Programs]", stopped: threading.Event, seconds: float) -> None:
+    while not stopped.wait(seconds):
+        alive = programs()
+        if alive is None:
+            return
+        alive.refresh()
+        del alive

@@ -1,0 +1,267 @@
+"""The face of serving: decisions, feedback, and what is in service."""
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
+from autoopt_pipeline.errors import InvalidRequest
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
+from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
+from autoopt_pipeline.serving._fork import begin_in_every_process
+from autoopt_pipeline.serving._forms import check_inputs, program_inputs
+from autoopt_pipeline.serving._programs import Programs
+from autoopt_pipeline.serving._tracing import Recording, Tracing
+from autoopt_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import dspy
+    from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
+    from opentelemetry.trace import TracerProvider
+
+_ASYNC_THREADS = 64
+"""Decisions under way at once in one process, for programs that have no `aforward` of their own. They mostly wait."""
+
+
+class Serving:
+    """Answers with every tenant's promoted programs, and follows promotions while it runs.
+
+    Make one per process, or one before a fork; it is safe in threads and in asyncio. `artifacts_url` is any fsspec
+    URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the language model; by default what
+    `dspy.configure` or `dspy.context` say. `review_share` (0 to 1) of the decisions are drawn at random for review.
+
+    `refresh_seconds` is how soon a promotion serves, `max_loaded` how many tenants' modules are kept, and
+    `load_seconds` how long the first request of one may wait for the store. `own_traces` begins a new trace for every
+    decision, for applications that send their own spans to the same Phoenix: there, a trace belongs to one project.
+    """
+
+    def __init__(
+        self,
+        artifacts_url: str | None = None,
+        *,
+        lm: "dspy.BaseLM | None" = None,
+        review_share: float = 0.0,
+        refresh_seconds: float = 30.0,
+        max_loaded: int = 1000,
+        load_seconds: float = 5.0,
+        own_traces: bool = False,
+        tracer_provider: "TracerProvider | None" = None,
+        phoenix_endpoint: str | None = None,
+        phoenix_api_key: str | None = None,
+    ) -> None:
+        if not 0 <= review_share <= 1:
+            raise InvalidRequest(f"review_share is {review_share}", "use a share from 0 to 1")
+        settings = load_settings()
+        self._lm = lm
+        self._review_share = review_share
+        self._programs = Programs(
+            artifacts_url or settings.resolved_artifacts_url,
+            refresh_seconds=refresh_seconds,
+            max_loaded=max_loaded,
+            load_seconds=load_seconds,
+        )
+        self._tracing = Tracing(tracer_provider, own_traces=own_traces)
+        self._feedback = Feedback(*phoenix_address(settings, phoenix_endpoint, phoenix_api_key))
+        begin_in_every_process(self)
+
+    def begin(self) -> None:
+        """Make what belongs to one process; called by itself after a fork."""
+        self._threads = ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="autoopt-decide")
+
+    def decide(
+        self,
+        tenant_id: str,
+        module: str,
+        /,
+        *,
+        agents: Sequence[AgentLike] | None = None,
+        request_id: str | None = None,
+        **inputs: Any,
+    ) -> Decision:
+        """Answer one request, and write it as a span.
+
+        `agents` are the application's agents of now, for modules that choose from them; no other is ever answered.
+        Raises `InvalidRequest`, `UnknownModule`, `InvalidTenantId`, and what the language model raises.
+        """
+        spec = get_module(module)
+        check_inputs(spec, inputs)
+        read = program_inputs(spec, inputs)
+        loaded = self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
+        drawn = random.random() < self._review_share  # noqa: S311 - no secret
+        with self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn) as recording:
+            with self._context(loaded):
+                prediction = loaded.program(**read)
+            return _decision(tenant_id, spec, loaded, prediction, recording)
+
+    async def adecide(
+        self,
+        tenant_id: str,
+        module: str,
+        /,
+        *,
+        agents: Sequence[AgentLike] | None = None,
+        request_id: str | None = None,
+        **inputs: Any,
+    ) -> Decision:
+        """As `decide`, without blocking the event loop. A program without `aforward` answers in a thread."""
+        spec = get_module(module)
+        check_inputs(spec, inputs)
+        read = program_inputs(spec, inputs)
+        loaded = await self._programs.aget(tenant_id, spec, labels_of(spec, agents), request_id)
+        drawn = random.random() < self._review_share  # noqa: S311 - no secret
+        with self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn) as recording:
+            with self._context(loaded):
+                prediction = await self._acall(loaded.program, read)
+            return _decision(tenant_id, spec, loaded, prediction, recording)
+
+    def program(
+        self,
+        tenant_id: str,
+        module: str,
+        /,
+        *,
+        agents: Sequence[AgentLike] | None = None,
+        request_id: str | None = None,
+    ) -> Loaded:
+        """The program that serves a tenant now, to be called by DSPy's own means. Ask again for each request."""
+        spec = get_module(module)
+        return self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
+
+    def feedback(
+        self,
+        decision: Decision,
+        *,
+        correct: bool | None = None,
+        correction: str | None = None,
+        score: float | None = None,
+        kind: Kind = "HUMAN",
+        by: str = "",
+        sampled: bool = False,
+        wait: bool = False,
+    ) -> None:
+        """Say how good a decision was: whether it was correct, what would have been, or a score.
+
+        `correction` is the right answer as labels are shown: an agent's name, or `a > b`. A later word of the same
+        kind and `by` (who says so) replaces the earlier one. `sampled` says that this was asked because the decision
+        was drawn for review, not because something went wrong; it counts only where `decision.sampled` is true.
+
+        Sent in the background; what goes wrong shows in `problems`. With `wait` it is sent before this returns, and
+        raises `PhoenixUnavailable` or `PhoenixRefused`. Raises `InvalidRequest` for feedback that says nothing.
+        """
+        spec = get_module(decision.module)
+        parts = spec.parts or (spec,)
+        if correct is None and correction is None and score is None:
+            raise InvalidRequest("feedback says nothing", "pass correct=, correction= or score=")
+        if correction is not None and (correct or len(parts) > 1):
+            raise InvalidRequest(
+                f"a correction of {spec.name} is not clear",
+                "of a composed module, correct decision.part(...); and what is corrected is not correct",
+            )
+        if not decision.spans:
+            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serve.md")
+        label = None
+        if correct is not None or correction is not None:
+            label = "correct" if correct else "wrong"
+        metadata = {} if correction is None else {CORRECTION: correction}
+        if sampled and decision.sampled:
+            metadata |= [RANDOM_SAMPLING]
+        annotations = [
+            Annotation(
+                decision.spans[part.name], part.contract.annotation, kind, label, score, metadata, by or kind.lower()
+            )
+            for part in parts
+        ]
+        if wait:
+            self._feedback.send(annotations)
+        else:
+            for annotation in annotations:
+                self._feedback.put(annotation)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong now: programs that are refused or cannot be read, and feedback that cannot be sent."""
+        feedback = self._feedback.problem
+        return [*self._programs.problems(), *([feedback] if feedback else [])]
+
+    def status(self) -> list[Status]:
+        """What is in service, for every tenant's module that is loaded."""
+        return self._programs.status()
+
+    def refresh(self) -> None:
+        """Follow all pointers now instead of within `refresh_seconds`."""
+        self._programs.refresh(only_due=False)
+
+    def flush(self, seconds: float = 10.0) -> bool:
+        """Wait until all feedback is sent. False when some is left."""
+        return self._feedback.flush(seconds)
+
+    def close(self) -> None:
+        """Stop following. What is loaded goes on serving; feedback that waits is still sent."""
+        self._programs.close()
+
+    @contextmanager
+    def _context(self, loaded: Loaded) -> Generator[None, None, None]:
+        """The application's language model, with the adapter that the gate judged programs with unless it has one.
+
+        DSPy's own history and trace are off: they would keep every tenant's requests in memory.
+        """
+        import dspy
+
+        own: dict[str, Any] = {} if dspy.settings.adapter else {"adapter": loaded.adapter}
+        if self._lm is not None:
+            own["lm"] = self._lm
+        with dspy.context(disable_history=True, trace=None, **own):
+            yield
+
+    async def _acall(self, program: "dspy.Module", inputs: Mapping[str, str]) -> "dspy.Prediction":
+        if hasattr(program, "aforward"):
+            return await program.acall(**inputs)
+        context = contextvars.copy_context()  # DSPy's settings, and the current span
+        call = partial(context.run, program, **inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _decision(
+    tenant_id: str, spec: ModuleSpec, loaded: Loaded, prediction: "dspy.Prediction", recording: Recording
+) -> Decision:
+    values = {name: getattr(prediction, name) for name in spec.outputs}
+    confidence = getattr(prediction, "confidence", None)
+    recording.answered(values, confidence)
+    return Decision(
+        tenant_id,
+        spec.name,
+        values,
+        confidence,
+        loaded.version,
+        loaded.arm,
+        recording.sampled and bool(recording.spans),
+        recording.trace_id,
+        recording.spans,
+    )
+
+
+def trace_to_phoenix(
+    endpoint: str | None = None, api_key: str | None = None, *, tracer_provider: "SDKTracerProvider | None" = None
+) -> "SDKTracerProvider":
+    """Send decisions to Phoenix, each to its tenant's project; call it once, before the first decision.
+
+    By default AUTOOPT_PHOENIX_ENDPOINT and AUTOOPT_PHOENIX_API_KEY. Adds to the tracer provider of the application, or
+    makes a global one where there is none. Other spans of the application are not sent.
+    """
+    from autoopt_pipeline.serving._phoenix import add_phoenix
+
+    return add_phoenix(*phoenix_address(load_settings(), endpoint, api_key), tracer_provider)
+
+
+def phoenix_address(settings: Settings, endpoint: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only."""
+    if endpoint:
+        return endpoint, api_key
+    key = settings.phoenix_api_key
+    return settings.phoenix_endpoint, api_key or (key.get_secret_value() if key else None)

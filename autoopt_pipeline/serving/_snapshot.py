@@ -1,0 +1,141 @@
+"""What is in service for one tenant's module. Imports DSPy, so it is imported where a program is loaded."""
+
+import hashlib
+import random
+from collections.abc import Collection, Mapping, Sequence
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.programs import compose, unpack
+from autoopt_pipeline.artifacts.store import Active, ModuleArtifacts, Pointer, Program
+from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.serving._answers import Arm, Loaded
+
+Labels = tuple[Label, ...]
+Pointers = Mapping[str, Pointer | None]
+"""What is active, by module: the module's own pointer, and those of its parts."""
+
+_KEPT = 8
+"""Sets of agents per tenant and module for which programs are kept. Applications mostly have one."""
+
+
+class Snapshot:
+    """One state of a tenant's module, as the store had it. Replaced as a whole, so readers need no lock.
+
+    `programs` are by module and version. What pointers name and is not there was refused, and does not serve.
+    """
+
+    def __init__(self, spec: ModuleSpec, pointers: Pointers, programs: Mapping[tuple[str, str], Program]) -> None:
+        self.pointers = pointers
+        self.programs = programs
+        self._spec = spec
+        self._built: dict[tuple[str | None, Labels], Loaded] = {}
+
+    @property
+    def active(self) -> Active | None:
+        return _active(self.pointers, self._spec.name)
+
+    @property
+    def label_sets(self) -> list[Labels]:
+        """The sets of labels that programs are built for."""
+        return list(dict.fromkeys(labels for _, labels in self._built))
+
+    def loaded(self, labels: Labels, request_id: str | None) -> Loaded:
+        """The program that answers a request: the same one for the same id as long as a canary stands."""
+        if self.active is None:
+            return self._build(None, "baseline", labels)
+        drawn = drawn_canary(self._spec.name, self.active, request_id)
+        if drawn is not None and (self._spec.name, drawn) in self.programs:
+            return self._build(drawn, "canary", labels)
+        return self._build(self.active.version, "active", labels)
+
+    def build(self, label_sets: Collection[Labels]) -> None:
+        """Build all programs now, so that no request has to. Raises `InvalidArtifact` when one does not fit."""
+        for labels in label_sets:
+            if self.active is None:
+                self._build(None, "baseline", labels)
+                continue
+            self._build(self.active.version, "active", labels)
+            for _, version in self.programs:
+                if version != self.active.version:
+                    self._build(version, "canary", labels)
+
+    def _build(self, version: str | None, arm: Arm, labels: Labels) -> Loaded:
+        key = (version, labels)
+        built = self._built.get(key)
+        if built is None:
+            if version is not None:
+                parts = {}
+                program = unpack(self._spec, labels, self.programs[self._spec.name, version])
+            else:
+                parts = dict(self.programs.keys())  # a baseline has stored parts only: module and version
+                program = compose(self._spec, labels, {name: self.programs[name, part] for name, part in parts.items()})
+            built = Loaded(program, version, arm, parts, DemoCachingAdapter())
+            # A new dict, because others may be reading this one. Building the same twice at once does no harm.
+            self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
+        return built
+
+
+def take_snapshot(
+    files: Files,
+    tenant_id: str,
+    spec: ModuleSpec,
+    pointers: Pointers,
+    label_sets: Sequence[Labels],
+    before: Snapshot | None,
+) -> tuple[Snapshot, InvalidArtifact | None]:
+    """Load what pointers name, and build it for these sets of labels; versions that are loaded already are kept.
+
+    Raises `InvalidArtifact` when the active version is refused, and `ArtifactStoreUnavailable`. A canary, or a part of
+    a baseline, that is refused is left out, and why is the second value.
+    """
+    active = _active(pointers, spec.name)
+    programs: dict[tuple[str, str], Program] = {}
+    refused: InvalidArtifact | None = None
+
+    def load(of: ModuleSpec, version: str) -> Program:
+        stored = before.programs.get((of.name, version)) if before else None
+        return stored or ModuleArtifacts(files, tenant_id, of.name).load(version)
+
+    if active is None:
+        parts = [(part, _active(pointers, part.name)) for part in spec.parts]
+        optional = [(part, pointer.version) for part, pointer in parts if pointer]
+    else:
+        programs[spec.name, active.version] = load(spec, active.version)
+        optional = [(spec, version) for version in active.canary or ()]
+    for of, version in optional:
+        try:
+            stored = load(of, version)
+            for labels in label_sets[:1]:
+                unpack(of, of.labels or labels, stored)  # refuses it where it does not fit
+            programs[of.name, version] = stored
+        except InvalidArtifact as e:
+            refused = e
+    snapshot = Snapshot(spec, pointers, programs)
+    snapshot.build(label_sets)
+    return snapshot, refused
+
+
+def _active(pointers: Pointers, module: str) -> Active | None:
+    pointer = pointers.get(module)
+    return pointer.active if pointer else None
+
+
+def drawn_canary(module: str, active: Active, request_id: str | None) -> str | None:
+    """The version on trial that a request falls to by its id, or None. Without an id it is drawn at random.
+
+    Versions divide 0 to 1 in the order of their names, and the hash of module and id is a point in it.
+    """
+    if not active.canary:
+        return None
+    if request_id is None:
+        point = random.random()  # noqa: S311 - drawn for a comparison, not for a secret
+    else:
+        digest = hashlib.sha256(f"{module}\0{request_id}".encode()).digest()
+        point = int.from_bytes(digest[:8]) / 2**64
+    for version in sorted(active.canary):
+        point -= active.canary[version]
+        if point < 0:
+            return version
+    return None

@@ -1,0 +1,142 @@
+"""Decisions as spans on the contract, through the tracer provider that the application uses.
+
+Tracing never reaches into a request: what a provider or processor raises is logged, once, and the answer goes out.
+"""
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import context, trace
+from opentelemetry.trace import INVALID_SPAN, Link, Span, Status, StatusCode, TracerProvider
+
+from autoopt_pipeline.contract import ARM, MODULE, PROGRAM_VERSION, REQUEST_ID, TENANT_ID
+from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.serving._answers import Loaded, version_name
+from autoopt_pipeline.serving._forms import Attributes, span_attributes
+
+logger = logging.getLogger(__name__)
+
+
+class Recording:
+    """The spans of one decision while it is made. What was asked is written when the answer or the failure is known."""
+
+    def __init__(
+        self,
+        tracing: "Tracing",
+        main: Span,
+        spec: ModuleSpec,
+        loaded: Loaded,
+        head: Attributes,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        self._tracing = tracing
+        self._main = main
+        self._spec = spec
+        self._loaded = loaded
+        self._head = head
+        self._inputs = inputs
+        self.sampled = spec.contract.review_sample[0] in head
+        self.trace_id: str | None = None
+        self.spans: dict[str, str] = {}
+
+    def answered(self, values: Mapping[str, Any], confidence: float | None) -> None:
+        """Write what was asked and answered; of a composed module, each part where its examples are read from."""
+        if not self._main.is_recording():  # there is no provider, or its sampler left this trace out
+            return
+        with self._tracing.never_raising():
+            spans = {self._spec.contract.span_name: self._main}
+            for part in self._spec.parts or (self._spec,):
+                name = part.contract.span_name
+                if name not in spans:
+                    spans[name] = self._tracing.tracer.start_span(name, attributes=self._head)
+                spans[name].set_attributes(span_attributes(part.contract, self._inputs, values, confidence))
+                if version := self._loaded.parts.get(part.name):
+                    spans[name].set_attribute(PROGRAM_VERSION, version)
+            for span in spans.values():
+                if span is not self._main:
+                    span.end()
+            self.trace_id = f"{self._main.get_span_context().trace_id:032x}"
+            self.spans = {
+                part.name: f"{spans[part.contract.span_name].get_span_context().span_id:016x}"
+                for part in (*self._spec.parts, self._spec)
+            }
+
+    def failed(self, error: BaseException) -> None:
+        """Write what was asked, and why there is no answer."""
+        with self._tracing.never_raising():
+            self._main.set_attributes(span_attributes(self._spec.contract, self._inputs, {}, None))
+            if isinstance(error, Exception):
+                self._main.record_exception(error)
+            self._main.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+
+
+class Tracing:
+    """Starts and ends the spans of decisions.
+
+    `own_traces` begins a trace for each decision, linked to the request's, instead of a span in the request's trace.
+    """
+
+    def __init__(self, provider: TracerProvider | None, *, own_traces: bool) -> None:
+        self.tracer = trace.get_tracer("autoopt_pipeline.serving", tracer_provider=provider)
+        self._own_traces = own_traces
+        self._told = False
+
+    @contextmanager
+    def decision(
+        self,
+        tenant_id: str,
+        spec: ModuleSpec,
+        loaded: Loaded,
+        request_id: str | None,
+        inputs: Mapping[str, Any],
+        *,
+        sampled: bool,
+    ) -> Generator[Recording, None, None]:
+        """The span of a decision, current while it is made. What the body raises fails the span and goes on.
+
+        Whether it is drawn for review is written at once, before anybody knows what comes of it.
+        """
+        head: Attributes = {
+            "openinference.span.kind": "CHAIN",
+            TENANT_ID: tenant_id,
+            MODULE: spec.name,
+            ARM: loaded.arm,
+            PROGRAM_VERSION: version_name(loaded.version),
+        }
+        if request_id is not None:
+            head[REQUEST_ID] = request_id
+        if sampled:
+            head[spec.contract.review_sample[0]] = True
+        span, token = INVALID_SPAN, None
+        with self.never_raising():
+            around = trace.get_current_span().get_span_context()
+            apart = self._own_traces and around.is_valid
+            span = self.tracer.start_span(
+                spec.contract.span_name,
+                context=context.Context() if apart else None,
+                links=[Link(around)] if apart else None,
+                attributes=head,
+            )
+            token = context.attach(trace.set_span_in_context(span))
+        recording = Recording(self, span, spec, loaded, head, inputs)
+        try:
+            yield recording
+        except BaseException as e:
+            recording.failed(e)
+            raise
+        finally:
+            with self.never_raising():
+                if token is not None:
+                    context.detach(token)
+                span.end()
+
+    @contextmanager
+    def never_raising(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except Exception:
+            if not self._told:
+                self._told = True
+                logger.warning("tracing of decisions fails; they are made all the same", exc_info=True)
