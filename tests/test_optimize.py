@@ -329,6 +329,16 @@ def test_an_endpoint_that_fails_is_an_error_and_not_a_bad_candidate(
     assert artifacts.ledger() == []
 
 
+@pytest.mark.parametrize(("temperature", "asked"), [(None, 1), (0.0, 1), (0.7, 2)])
+def test_a_model_that_samples_is_asked_anew(server: LLMServer, temperature: float | None, asked: int) -> None:
+    settings = LMSettings(model="openai/test", api_base=server.url, temperature=temperature)
+    lm = metered_lm(settings, Meter(10, 10**9))
+    program = ROUTING.build_program(labels_of(ROUTING, CONFIG))
+    for _ in range(2):
+        answer_all(ROUTING, program, [example("where is it", "search_agent")], lm)
+    assert server.calls == lm.meter.calls == asked
+
+
 def test_a_request_that_times_out_is_asked_again(server: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = LMSettings(model="openai/test", api_base=server.url, timeout_seconds=0.3)
     server.trouble = [1.0]

@@ -105,21 +105,24 @@ class MeteredEngine:
     """Passes requests on to another engine and counts them.
 
     The same request is asked once: a search evaluates the same program on the same examples more than once, and
-    of a program of several predictors mostly one is changed at a time. What is asked at a temperature is asked
-    anew, because then another answer is wanted.
+    of a program of several predictors mostly one is changed at a time. What is asked at a temperature, the request's
+    or the model's own (`samples`), is asked anew, because then another answer is wanted.
     """
 
-    def __init__(self, engine: Engine, name: str, meter: Meter, role: Role, secret: str | None = None) -> None:
+    def __init__(
+        self, engine: Engine, name: str, meter: Meter, role: Role, secret: str | None = None, samples: bool = False
+    ) -> None:
         self._engine = engine
         self._name = name
         self._meter = meter
         self._role = role
         self._secret = secret
+        self._samples = samples
         self._answers: dict[bytes, Response] = {}
 
     def complete(self, request: Request) -> Response:
         """Answer, or raise `BudgetExhausted`, `Outage`, or the engine's own error where it refuses the request."""
-        if request.config.temperature:
+        if self._samples or request.config.temperature:
             return self._ask(request)
         key = hashlib.sha256(repr(request).encode()).digest()
         if key not in self._answers:

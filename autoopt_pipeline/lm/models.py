@@ -83,7 +83,7 @@ def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) ->
         endpoint = _EndpointEngine(settings, key, _MAX_TOKENS[role])
     except (LMError, ValueError) as e:
         raise LMNotConfigured(f"language model {settings.model}: {e}", "correct the model's settings") from None
-    engine = MeteredEngine(endpoint, settings.model, meter, role, secret=key)
+    engine = MeteredEngine(endpoint, settings.model, meter, role, secret=key, samples=bool(settings.temperature))
     return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
 
 
