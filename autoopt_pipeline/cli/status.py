@@ -41,15 +41,20 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
     for column in ("tenant", "module", "decision", "last verdict"):
         table.add_column(column, no_wrap=True)
     table.add_column("why", overflow="fold")
-    for key, decision in plan.decisions.items():
-        reason = decision.reason.value
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for (tenant_id, module), decision in plan.decisions.items():
+        outcome = outcomes.get((tenant_id, module))
+        row = (tenant_id, decision.reason.value, outcome.verdict if outcome else "", decision.detail)
+        rows.setdefault(row, []).append(module)
+    # Modules of which there is the same to say share a row.
+    for (tenant_id, reason, verdict, detail), modules in rows.items():
         color = _COLORS.get(reason)
         table.add_row(
-            escape(key[0]),
-            escape(key[1]),
+            escape(tenant_id),
+            escape(", ".join(modules)),
             f"[{color}]{reason}[/]" if color else reason,
-            escape(outcomes[key].verdict) if key in outcomes else "",
-            escape(decision.detail),
+            escape(verdict),
+            escape(detail),
         )
     console.print(table)
     if plan.errors():
