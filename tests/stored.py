@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import dspy
 
 from autoopt_pipeline.artifacts.programs import pack
+from autoopt_pipeline.artifacts.shared import SharedInstructions
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label
@@ -81,3 +82,20 @@ def store(
         before = artifacts.active()
         artifacts.move(version, expected=before.version if before else None, by="t", why="")
     return version
+
+
+def shared_of(tenant: str, **changes: object) -> SharedInstructions:
+    """What a tenant publishes of its routing; `changes` are fields of it."""
+    shared = SharedInstructions(
+        tenant_id=tenant,
+        module="routing",
+        version="v",
+        published_at=AT,
+        fingerprint="f",
+        lm="stand-in",
+        gain=0.3,
+        cases=200,
+        labels=[],
+        instructions={"decide": "think"},
+    )
+    return shared.model_copy(update=changes)

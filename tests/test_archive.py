@@ -8,9 +8,10 @@ import pytest
 
 from autoopt_pipeline.artifacts.archive import delete, export, stored_files
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SharedInstructions, SharedStore
+from autoopt_pipeline.artifacts.shared import SharedStore
 from autoopt_pipeline.artifacts.store import LedgerEntry, ModuleArtifacts
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
+from tests.stored import shared_of
 from tests.test_artifacts import save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,20 +34,7 @@ def fill(files: Files, tenant: str) -> None:
     artifacts.charge(
         LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
     )
-    SharedStore(files, "routing").publish(
-        SharedInstructions(
-            tenant_id=tenant,
-            module="routing",
-            version=two,
-            published_at=AT,
-            fingerprint="f",
-            lm="m",
-            gain=0.1,
-            cases=100,
-            labels=[],
-            instructions={"decide": "think"},
-        )
-    )
+    SharedStore(files, "routing").publish(shared_of(tenant, version=two))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program, modules_of
+from autoopt_pipeline.artifacts.store import LedgerEntry, ModuleArtifacts, Program, modules_of
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
+from tests.stored import manifest_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -28,30 +29,7 @@ def program(text: str, tenant: str = "acme:eu") -> Program:
 def save(artifacts: ModuleArtifacts, text: str, *, tenant: str = "acme:eu") -> str:
     stored = program(text, tenant)
     version = f"20260101T000000Z-{stored.digest[:8]}"
-    manifest = Manifest(
-        version=version,
-        program_sha256=stored.digest,
-        created_at=AT,
-        run_id="r",
-        parent=None,
-        verdict="promoted",
-        reason="",
-        window_start=AT,
-        window_end=AT,
-        examples={},
-        provenance={},
-        incumbent_score=0.1,
-        candidate_score=0.9,
-        gate={},
-        optimizer="coverage-16",
-        seed=9,
-        lm="stand-in",
-        stand_in=True,
-        lm_calls=1,
-        lm_tokens=1,
-        packages={},
-    )
-    artifacts.save(stored, manifest)
+    artifacts.save(stored, manifest_of(stored, version))
     return version
 
 

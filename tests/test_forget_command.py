@@ -10,7 +10,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedInstructions, SharedStore
+from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedStore
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
@@ -24,7 +24,7 @@ from autoopt_pipeline.traces.lookup import find_asked
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits, Truth, play
-from tests.stored import made_program, store
+from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 
 SECRET = "Send the invoice of Maria Huber to maria@example.org"
@@ -168,20 +168,7 @@ def test_what_was_shared_is_forgotten_where_it_went(tenant: str, home: Path, tra
     quoting = {"decide": f"As in '{LEARNT}', it is a search."}
     store(artifacts(home, tenant), made_program(tenant, instructions=quoting), 5)
     shared = SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
-    shared.publish(
-        SharedInstructions(
-            tenant_id=tenant,
-            module="routing",
-            version="v",
-            published_at=NOW,
-            fingerprint="f",
-            lm="stand-in",
-            gain=0.3,
-            cases=100,
-            labels=[],
-            instructions=quoting,
-        )
-    )
+    shared.publish(shared_of(tenant, instructions=quoting))
     taker, own = f"{tenant}x", f"{tenant}y"
     for other in (taker, own):
         autoopt("tenants", "add", other, *AGENTS)

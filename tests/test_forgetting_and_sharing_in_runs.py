@@ -21,7 +21,7 @@ from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store,
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits, Truth, play
-from tests.stored import LABELS, made_program
+from tests.stored import LABELS, made_program, shared_of
 from tests.test_assets import materialize, metadata_of
 
 BETTER = "Requests to find something are searches."
@@ -61,18 +61,7 @@ def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
 
 
 def donated(tenant: str) -> SharedInstructions:
-    return SharedInstructions(
-        tenant_id=tenant,
-        module="routing",
-        version="v",
-        published_at=datetime.now(UTC),
-        fingerprint=made_program(tenant).fingerprint,
-        lm="stand-in",
-        gain=0.3,
-        cases=200,
-        labels=[],
-        instructions={"decide": BETTER},
-    )
+    return shared_of(tenant, fingerprint=made_program(tenant).fingerprint, instructions={"decide": BETTER})
 
 
 def decision(configs: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:

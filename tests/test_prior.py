@@ -34,7 +34,7 @@ from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS
-from tests.stored import AT, manifest_of, store
+from tests.stored import AT, manifest_of, shared_of, store
 from tests.test_optimize import decisions, stand_in
 
 ROUTING = get_module("routing")
@@ -370,13 +370,9 @@ def shared_by(
     fingerprint: str = "f",
     labels: Sequence[str] = (),
 ) -> SharedInstructions:
-    return SharedInstructions(
-        tenant_id=tenant,
-        module="routing",
-        version="v",
-        published_at=AT,
+    return shared_of(
+        tenant,
         fingerprint=fingerprint,
-        lm="stand-in",
         gain=gain,
         cases=cases,
         labels=list(labels),

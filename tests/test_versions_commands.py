@@ -15,9 +15,9 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SharedInstructions, SharedStore
+from autoopt_pipeline.artifacts.shared import SharedStore
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialStep
-from tests.stored import made_program, store
+from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -241,20 +241,7 @@ def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
     artifacts: ModuleArtifacts, home: Path, three: list[str]
 ) -> None:
     shared = SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
-    shared.publish(
-        SharedInstructions(
-            tenant_id="acme",
-            module="routing",
-            version=three[2],
-            published_at=NOW,
-            fingerprint="f",
-            lm="m",
-            gain=0.1,
-            cases=100,
-            labels=[],
-            instructions={"decide": "think"},
-        )
-    )
+    shared.publish(shared_of("acme", version=three[2]))
     later = make(artifacts, 4, active=False)
     autoopt("promote", "acme", "routing", later)
     assert shared.read("acme") is not None

@@ -21,7 +21,7 @@ from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.optimize import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, _Optimization, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.optimization.split import Judged, split_examples
-from autoopt_pipeline.optimization.waiting import Terms, begin, last_step, new_cases, open_trial
+from autoopt_pipeline.optimization.waiting import Terms, begin, new_cases, open_trial
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
@@ -92,7 +92,7 @@ def wait(
     version = f"20260101T000000Z-{stored.digest[:8]}"
     artifacts.save(stored, manifest_of(stored, version, verdict="waiting"))
     queries = [query for judged in seen for query in judged.group]
-    begin(artifacts, version, terms, after=last_step(artifacts), alpha=alpha, queries=queries, run_id="r")
+    begin(artifacts, version, terms, after=artifacts.last_trial_step(), alpha=alpha, queries=queries, run_id="r")
     return version
 
 

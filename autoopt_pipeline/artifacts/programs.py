@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -62,15 +62,27 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
     return program
 
 
-def compose(spec: ModuleSpec, labels: Sequence[Label], parts: Mapping[str, Program]) -> dspy.Module:
+def compose(
+    spec: ModuleSpec,
+    labels: Sequence[Label],
+    parts: Mapping[str, Program],
+    refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
+) -> dspy.Module:
     """The program that serves where a module has no active version of its own.
 
-    The baseline, with the stored programs of those parts that have one. Raises `InvalidArtifact` as `unpack`.
+    The baseline, with the stored programs of those parts that have one. `refused` is told of a part whose program
+    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `unpack`.
     """
     program = spec.build_program(labels)
     for part in spec.parts:
-        if part.name in parts:
+        if part.name not in parts:
+            continue
+        try:
             setattr(program, part.name, unpack(part, part.labels or labels, parts[part.name]))
+        except InvalidArtifact as e:
+            if refused is None:
+                raise
+            refused(part, e)
     return program
 
 

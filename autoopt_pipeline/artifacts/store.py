@@ -331,6 +331,11 @@ class ModuleArtifacts:
             steps.insert(0, step)
         return steps
 
+    def last_trial_step(self) -> int:
+        """The number of the last step of any trial, 0 where there was none."""
+        names = self._files.names(f"{self._folder}/trials")
+        return int(names[-1].removesuffix(".json")) if names else 0
+
     def trial_steps(self) -> list[TrialStep]:
         """The steps of all trials, oldest first."""
         return self._read_all("trials", TrialStep)

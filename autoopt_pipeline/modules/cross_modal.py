@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoopt_pipeline import contract
@@ -58,7 +58,8 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
         detected = read_modalities(decision.attributes, spec.contract.inputs["modalities"])
         if len(detected) < 2:
             raise Unusable("fewer than two modalities were detected")
-        inputs = read_inputs(spec, _with_text(decision, spec, detected))
+        as_read = {**decision.attributes, spec.contract.inputs["modalities"][0]: modalities_text(detected)}
+        inputs = read_inputs(spec, replace(decision, attributes=as_read))
         right = _right(spec, decision, detected, gains.get(decision.span_id))
         return make_example(spec, decision, inputs, right, _assumed(right, detected))
 
@@ -97,18 +98,6 @@ def read_modalities(attributes: Mapping[str, Any], paths: Sequence[str]) -> list
 def modalities_text(detected: Iterable[Detected]) -> str:
     """As the program reads them: `video 0.82, document 0.64`."""
     return ", ".join(f"{d.modality} {d.confidence:.2f}" for d in detected)
-
-
-def _with_text(decision: Decision, spec: ModuleSpec, detected: list[Detected]) -> Decision:
-    path = spec.contract.inputs["modalities"][0]
-    return Decision(
-        decision.span_id,
-        decision.trace_id,
-        decision.time,
-        decision.failed,
-        {**decision.attributes, path: modalities_text(detected)},
-        decision.annotations,
-    )
 
 
 def parse_fusion(label: str) -> dict[str, str]:

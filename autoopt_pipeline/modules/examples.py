@@ -25,7 +25,7 @@ MIN_OUTCOME_CONFIDENCE = 0.7
 MAX_INPUT_CHARS = 4000
 """Longest input that is learnt from; longer ones would fill the prompt of every later call."""
 
-JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
+_JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
 
 
 class Unusable(Exception):
@@ -136,7 +136,7 @@ def find_judged(spec: ModuleSpec, decision: Decision, read: Callable[[Annotation
     it says that something is wrong and not what would be right.
     """
     for annotation in sorted(decision.annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp())):
-        provenance = JUDGES.get(annotation.kind)
+        provenance = _JUDGES.get(annotation.kind)
         values = read(annotation) if provenance else None
         if provenance and values is not None:
             return Right(values, provenance, is_review(spec, decision, annotation))

@@ -40,7 +40,7 @@ from autoopt_pipeline.optimization.search import (
 )
 from autoopt_pipeline.optimization.split import Judged, Split, split_examples
 from autoopt_pipeline.optimization.trial import follow_up
-from autoopt_pipeline.optimization.waiting import Terms, Trial, begin, go_on, last_step, new_cases, open_trial
+from autoopt_pipeline.optimization.waiting import Terms, Trial, begin, go_on, new_cases, open_trial
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
@@ -107,14 +107,14 @@ class _Optimization:
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
         self.epoch = sum(move.judged for move in artifacts.moves())
-        self.steps_seen = last_step(artifacts)
+        self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
         self.notes: list[str] = []
 
     def run(self) -> Report:
         found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
         self.seen = [text for example in found.examples for text in example.inputs.values()]
-        self.start = start = compose(self.spec, self.labels, self._usable_parts())
+        self.start = start = compose(self.spec, self.labels, self.job.parts, self._note_refused)
         incumbent = self._incumbent(start)
         trial, waiting = self._waiting()
         split = split_examples(
@@ -286,18 +286,8 @@ class _Optimization:
             teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
         )
 
-    def _usable_parts(self) -> dict[str, Program]:
-        """The parts' programs that can be used; each that cannot is noted, and its baseline taken."""
-        usable: dict[str, Program] = {}
-        for part in self.spec.parts:
-            if part.name in self.job.parts:
-                try:
-                    unpack(part, part.labels or self.labels, self.job.parts[part.name])
-                except InvalidArtifact as e:
-                    self.notes.append(f"{part.name} starts from its baseline: {e}")
-                else:
-                    usable[part.name] = self.job.parts[part.name]
-        return usable
+    def _note_refused(self, part: ModuleSpec, why: InvalidArtifact) -> None:
+        self.notes.append(f"{part.name} starts from its baseline: {why}")
 
     def _incumbent(self, start: dspy.Module) -> dspy.Module:
         """The program that serves now; without an active version, or where it cannot serve, what serves instead."""

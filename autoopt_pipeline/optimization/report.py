@@ -9,7 +9,8 @@ from typing import Any
 
 import dspy
 
-from autoopt_pipeline.modules.spec import Example, query_of
+from autoopt_pipeline.artifacts.programs import told
+from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.optimization.calibration import Bin, reliability
 from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
@@ -172,9 +173,7 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
 
 def _demos(signature: type[dspy.Signature], predictor: dspy.Predict) -> list[str]:
     """`query -> answer`, the answer being all outputs that decide something."""
-    told = [name for name in signature.output_fields if name not in {"reasoning", "confidence"}]
+    deciding = [name for name in signature.output_fields if name not in {"reasoning", "confidence"}]
     return [
-        f"{query_of({name: demo.get(name, '') for name in signature.input_fields})} -> "
-        + ", ".join(str(demo.get(name)) for name in told)
-        for demo in predictor.demos
+        f"{told(signature, demo)} -> {', '.join(str(demo.get(name)) for name in deciding)}" for demo in predictor.demos
     ]

@@ -71,12 +71,6 @@ def open_trial(artifacts: ModuleArtifacts, terms: Terms) -> Trial | None:
     )
 
 
-def last_step(artifacts: ModuleArtifacts) -> int:
-    """The number of the last step of any trial, 0 where there was none."""
-    steps = artifacts.trial()
-    return steps[-1].sequence if steps else 0
-
-
 def begin(
     artifacts: ModuleArtifacts,
     version: str,

@@ -16,7 +16,7 @@ from autoopt_pipeline.modules.spec import ModuleSpec
 Attributes = dict[str, str | bool | int | float]
 
 
-def check_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
+def _check(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
     """Raise `InvalidRequest` where an input is missing or unknown."""
     contracts = [part.contract for part in spec.parts] or [spec.contract]
     known = {name for contract in contracts for name in contract.inputs} - set(spec.outputs)
@@ -33,7 +33,11 @@ def check_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
 
 
 def program_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Inputs as the program reads them: the way its examples were read from spans. Raises `InvalidRequest`."""
+    """Inputs as the program reads them: the way its examples were read from spans.
+
+    Raises `InvalidRequest` where one is missing, unknown or cannot be read.
+    """
+    _check(spec, inputs)
     if spec.contract.span_name == CROSS_MODAL_SPAN and "modalities" in inputs:
         try:
             detected = read_modalities(inputs, ("modalities",))

@@ -16,7 +16,7 @@ from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
 from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
 from autoopt_pipeline.serving._fork import begin_in_every_process
-from autoopt_pipeline.serving._forms import check_inputs, program_inputs
+from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import Programs
 from autoopt_pipeline.serving._tracing import Recording, Tracing
 from autoopt_pipeline.settings import Settings, load_settings
@@ -91,7 +91,6 @@ class Serving:
         Raises `InvalidRequest`, `UnknownModule`, `InvalidTenantId`, and what the language model raises.
         """
         spec = get_module(module)
-        check_inputs(spec, inputs)
         read = program_inputs(spec, inputs)
         loaded = self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
         drawn = random.random() < self._review_share  # noqa: S311 - no secret
@@ -112,7 +111,6 @@ class Serving:
     ) -> Decision:
         """As `decide`, without blocking the event loop. A program without `aforward` answers in a thread."""
         spec = get_module(module)
-        check_inputs(spec, inputs)
         read = program_inputs(spec, inputs)
         loaded = await self._programs.aget(tenant_id, spec, labels_of(spec, agents), request_id)
         drawn = random.random() < self._review_share  # noqa: S311 - no secret
