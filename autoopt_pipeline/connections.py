@@ -30,8 +30,12 @@ class Connections:
             timeout_seconds=self.settings.phoenix_timeout_seconds,
         )
 
+    @cached_property
+    def files(self) -> Files:
+        return Files(self.settings.resolved_artifacts_url)
+
     def shared(self, module: str) -> SharedStore:
-        return SharedStore(Files(self.settings.resolved_artifacts_url), module)
+        return SharedStore(self.files, module)
 
     def artifacts(self, tenant_id: str, module: str) -> ModuleArtifacts:
-        return ModuleArtifacts(Files(self.settings.resolved_artifacts_url), tenant_id, module)
+        return ModuleArtifacts(self.files, tenant_id, module)

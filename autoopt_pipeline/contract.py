@@ -25,7 +25,10 @@ PROGRAM_VERSION = "autoopt.program_version"
 BASELINE = "baseline"
 
 ARM = "autoopt.arm"
-"""Span attribute: what that version was to the request: `active`, `canary`, or `BASELINE`."""
+"""Span attribute: what that version was to the request: `active`, `CANARY`, or `BASELINE`."""
+
+CANARY = "canary"
+"""Of two versions that serve side by side, the one with the small share of requests."""
 
 TENANT_ID = "autoopt.tenant_id"
 MODULE = "autoopt.module"

@@ -56,6 +56,7 @@ def test_what_a_run_and_the_sensor_need_is_defined() -> None:
         "sensors": {
             "tenant_partitions_sensor": ("RUNNING", 60),
             "auto_optimization_sensor": ("RUNNING", 60),
+            "promotion_watch_sensor": ("RUNNING", 60),
         },
     }
 
@@ -81,7 +82,7 @@ def test_imports_run_one_way(room: str) -> None:
         "tenants": {"tenants", "modules"},
         "lm": {"lm", "tenants"},
         "serving": {"serving", "artifacts", "modules", "lm"},
-        "traces": {"traces", "modules", "optimization"},
+        "traces": {"traces", "modules", "optimization", "artifacts", "tenants"},
         "optimization": {"optimization", "modules", "artifacts", "tenants", "lm"},
     }[room]
     rooms = {path.parent.name for path in (PROJECT / "autoopt_pipeline").glob("*/__init__.py")}

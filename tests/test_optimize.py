@@ -31,7 +31,7 @@ from autoopt_pipeline.optimization.ledger import alpha_of_charge
 from autoopt_pipeline.optimization.optimize import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.optimization.split import split_examples
-from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, WatchSettings, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths_for
 from tests.examples import as_read, example
@@ -95,6 +95,28 @@ def test_where_there_is_something_to_learn_a_better_program_is_promoted(
     assert any(tried.optimizer.endswith("+ gepa") for tried in report.tried) or report.notes
     assert sum(tried.lm_calls for tried in report.tried) < report.lm_calls
     assert report.stand_in
+
+
+def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, ModuleArtifacts]) -> None:
+    last = promoted[1].last_move()
+    assert last
+    assert last.canary == {"baseline": 0.1}
+
+
+def test_a_canary_is_tried_before_anything_else_is_searched_for(
+    traffic: list[Decision], artifacts: ModuleArtifacts
+) -> None:
+    config = CONFIG.model_copy(update={"watch": WatchSettings(canary_share=0.2)})
+    report = optimize(job(traffic, config), stand_in(), artifacts)
+    assert report.verdict is Verdict.CANARY
+    assert report.active_version is None
+    assert "gets 20 % of the requests since" in report.reason
+    last = artifacts.last_move()
+    assert last
+    assert (last.to, last.canary) == (None, {report.version: 0.2})
+    meanwhile = optimize(job(traffic, config), lm := stand_in(), artifacts)
+    assert (meanwhile.verdict, lm.meter.calls) == (Verdict.CANARY, 0)
+    assert str(report.version) in meanwhile.reason
 
 
 def test_the_manifest_says_how_a_version_came_to_be(promoted: tuple[Report, ModuleArtifacts]) -> None:

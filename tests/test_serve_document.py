@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Active, ModuleArtifacts
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer
 from autoopt_pipeline.serving._serving import _ASYNC_THREADS
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.llm_server import llm_server
@@ -55,7 +55,7 @@ def test_its_blocks_run_and_its_decisions_and_feedback_arrive(phoenix: Phoenix, 
 
 def test_its_pointer_is_one() -> None:
     (pointer,) = re.findall(r"^```json\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert Active.model_validate_json(pointer).canary
+    assert Pointer.model_validate_json(pointer).canary
 
 
 def test_its_numbers_are_those_of_the_code() -> None:

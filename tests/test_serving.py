@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Active, ModuleArtifacts
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer
 from autoopt_pipeline.errors import InvalidRequest, InvalidTenantId, UnknownModule
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.modules.programs import Decider
@@ -57,7 +57,7 @@ def promote(root: Path, number: int, *, tenant: str = "acme", module: str = "rou
 
 
 def set_canary(root: Path, version: str, canary: dict[str, float], *, sequence: int = 1) -> None:
-    pointer = Active(version=version, sequence=sequence, canary=canary)
+    pointer = Pointer(version=version, sequence=sequence, canary=canary)
     path = f"{safe_name('acme')}/routing/active.json"
     Files(str(root)).replace(path, pointer.model_dump_json().encode())
 
@@ -399,7 +399,7 @@ class TestWhatIsRefused:
         foreign = promote(tmp_path, 2, tenant="rival")
         own = tmp_path / "acme" / "routing"
         shutil.copytree(tmp_path / "rival" / "routing" / "versions" / foreign, own / "versions" / foreign)
-        (own / "active.json").write_text(Active(version=foreign, sequence=9).model_dump_json())
+        (own / "active.json").write_text(Pointer(version=foreign, sequence=9).model_dump_json())
         self.refuse(serving, caplog, "belongs to rival/routing")
         assert decided(serving) == first
 
@@ -555,7 +555,7 @@ class TestCanary:
     def test_an_arm_is_a_version_of_the_canary_or_none_and_stays_the_same(
         self, canary: dict[str, float], request_id: str
     ) -> None:
-        active = Active(version="v", sequence=1, canary=canary)
+        active = Pointer(version="v", sequence=1, canary=canary)
         drawn = drawn_canary("routing", active, request_id)
         assert drawn == drawn_canary("routing", active, request_id)
         assert drawn is None or canary[drawn] > 0
@@ -565,7 +565,7 @@ class TestCanary:
     @pytest.mark.parametrize("with_id", [True, False])
     def test_the_share_of_requests_is_the_pointers(self, with_id: bool) -> None:
         random.seed(1)
-        active = Active(version="v", sequence=1, canary={"a": 0.1, "b": 0.3})
+        active = Pointer(version="v", sequence=1, canary={"a": 0.1, "b": 0.3})
         drawn = Counter(drawn_canary("routing", active, f"r{i}" if with_id else None) for i in range(20_000))
         for version, share in (("a", 0.1), ("b", 0.3), (None, 0.6)):
             # Six standard deviations of a binomial share.

@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Active, ModuleArtifacts, Pointer, read_pointers
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.serving import Serving
@@ -121,7 +121,7 @@ def test_a_reader_sees_whole_versions_only_whenever_the_writer_is_killed(tmp_pat
 def test_a_pointer_is_always_one_of_those_that_were_written(root: str) -> None:
     files = Files(root)
     path = "acme/routing/active.json"
-    written = [Active(version=f"v{i}" * 500, sequence=i).model_dump_json().encode() for i in range(1, 41)]
+    written = [Pointer(version=f"v{i}" * 500, sequence=i).model_dump_json().encode() for i in range(1, 41)]
     files.replace(path, written[0])
     stop = threading.Event()
     seen: set[bytes] = set()

@@ -73,6 +73,34 @@ def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_aga
     assert "-> baseline" in autoopt("rollback", "acme", "routing")
 
 
+def test_a_promotion_by_hand_is_watched_as_configured_unless_said_otherwise(
+    artifacts: ModuleArtifacts, three: list[str]
+) -> None:
+    four = make(artifacts, 4, active=False)
+    assert f"{three[2]} -> {four}, with 10 % of requests for {three[2]}" in autoopt("promote", "acme", "routing", four)
+    assert "10 % of requests" in autoopt("versions", "acme", "routing")
+    assert f"{four} -> {four}\n" in autoopt("promote", "acme", "routing", four, "--no-watch")
+    assert "is active already" in autoopt("promote", "acme", "routing", four, "--no-watch", status=2)
+    autoopt("config", "set", "acme", "watch.enabled=false")
+    five = make(artifacts, 5, active=False)
+    assert f"{four} -> {five}\n" in autoopt("promote", "acme", "routing", five)
+
+
+def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(
+    artifacts: ModuleArtifacts, three: list[str]
+) -> None:
+    autoopt("config", "set", "acme", "watch.enabled=false")
+    four = make(artifacts, 4, active=False)
+    said = autoopt("promote", "acme", "routing", four, "--canary", "0.25")
+    assert f"{three[2]} -> {three[2]}, with 25 % of requests for {four}" in said
+    assert active(artifacts) == three[2]
+    assert autoopt("rollback", "acme", "routing") == f"acme/routing: {three[2]} -> {three[2]}\n"
+    assert "rolled back" in autoopt("show", "acme", "routing", four)
+    assert "with 25 % of requests" in autoopt("history", "acme", "routing")
+    refused = autoopt("promote", "acme", "routing", four, "--canary", "0.25", "--no-watch", status=2)
+    assert "nobody watches" in refused
+
+
 def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: ModuleArtifacts, three: list[str]) -> None:
     assert autoopt("rollback", "acme", "routing", "--to", three[0]) == f"acme/routing: {three[2]} -> {three[0]}\n"
     refused = autoopt("rollback", "acme", "routing", "--to", three[1], status=2)

@@ -1,7 +1,7 @@
 """Everything that is stored of one tenant: taking a copy of it, and deleting it.
 
-That is the tenant's own folder, and what it shares with others (see `shared`). What other tenants have started from
-is theirs by now, and names nobody.
+That is the tenant's own folder, what it shares with others (see `shared`), and the mark that it is watched. What other
+tenants have started from is theirs by now, and names nobody.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
+from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.tenant_id import safe_name
 
@@ -22,11 +23,15 @@ _ORDER = ("active.json", "moves", "versions")
 
 
 def stored_files(files: Files, tenant_id: str) -> list[str]:
-    """Paths of all files of a tenant in the order of deletion: what is shared, then module by module."""
+    """Paths of all files of a tenant in the order of deletion: what stands outside of its folder, then by module."""
     own = files.tree(safe_name(tenant_id))
-    published = [f"{SHARED_FOLDER}/{module}/{safe_name(tenant_id)}.json" for module in files.names(SHARED_FOLDER)]
+    outside = [
+        f"{folder}/{module}/{safe_name(tenant_id)}.json"
+        for folder in (SHARED_FOLDER, WATCHED_FOLDER)
+        for module in files.names(folder)
+    ]
     return [
-        *(path for path in published if files.is_link(path) or files.read(path) is not None),
+        *(path for path in outside if files.is_link(path) or files.read(path) is not None),
         *sorted(own, key=_rank),
     ]
 

@@ -6,6 +6,7 @@
     {root}/{tenant}/{module}/active.json                                        derived from the last move
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
     {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
+    {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
 
 Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
@@ -19,6 +20,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.watches import WatchResult, enter_watched
+from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.tenant_id import safe_name
 
@@ -82,7 +85,10 @@ class Move(_Stored):
 
     None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
     `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, or an equal of a version that had to be withdrawn.
+    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
+
+    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
+    move, both serve, and the watch compares them.
     """
 
     sequence: int
@@ -92,24 +98,22 @@ class Move(_Stored):
     expected: str | None
     to: str | None
     judged: bool = True
+    canary: dict[str, float] | None = None
 
 
 class Active(_Stored):
-    """The version that serves, by the move of this sequence.
-
-    `canary` names a version and its share of requests (0 to 1), when one is being tried.
-    """
+    """The version that serves, by the move of this sequence."""
 
     version: str
     sequence: int
-    canary: dict[str, float] | None = None
 
 
 class Pointer(_Stored):
     """The content of `active.json`, derived from the last move; before the first one there is no such file.
 
     `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
-    file, but the sequence tells readers that this is newer than what they know, and nothing was lost.
+    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
+    move's.
     """
 
     version: str | None
@@ -121,7 +125,7 @@ class Pointer(_Stored):
         """What it names; None where the baseline serves."""
         if self.version is None:
             return None
-        return Active(version=self.version, sequence=self.sequence, canary=self.canary)
+        return Active(version=self.version, sequence=self.sequence)
 
 
 class Withdrawal(_Stored):
@@ -272,7 +276,7 @@ class ModuleArtifacts:
 
         Mends `active.json` where a writer died before it.
         """
-        last = self._last_move()
+        last = self.last_move()
         if last is None:
             return None
         pointer = self._read("active.json", Pointer)
@@ -280,14 +284,28 @@ class ModuleArtifacts:
             pointer = self._point_to(last)
         return pointer.active
 
-    def move(self, to: str | None, *, expected: str | None, by: str, why: str, judged: bool = True) -> Move:
-        """Make a version active, or with None the baseline.
+    def move(
+        self,
+        to: str | None,
+        *,
+        expected: str | None,
+        by: str,
+        why: str,
+        judged: bool = True,
+        canary: dict[str, float] | None = None,
+        after: Move | None = None,
+    ) -> Move:
+        """Make a version active, or with None the baseline; with `canary`, another one keeps or gets a share.
 
-        Raises `StaleIncumbent` when the active one is no longer `expected`, and `InvalidArtifact` as `load`.
+        Raises `StaleIncumbent` when the active one is no longer `expected`, or `after` is given and no longer the last
+        move, and `InvalidArtifact` as `load`.
         """
-        if to is not None:
-            self.load(to)
-        last = self._last_move()
+        for version in {to, *(canary or {})} - {None, BASELINE}:
+            self.load(str(version))
+        if canary:
+            # Before the move, so that whoever dies in between leaves nothing that nobody watches.
+            enter_watched(self._files, self.tenant_id, self.module)
+        last = self.last_move()
         current = last.to if last else None
         move = Move(
             sequence=last.sequence + 1 if last else 1,
@@ -297,9 +315,11 @@ class ModuleArtifacts:
             expected=expected,
             to=to,
             judged=judged,
+            canary=canary,
         )
         path = f"{self._folder}/moves/{move.sequence:08d}.json"
-        if current != expected or not self._files.create(path, move.model_dump_json(indent=1).encode()):
+        overtaken = current != expected or (after is not None and last != after)
+        if overtaken or not self._files.create(path, move.model_dump_json(indent=1).encode()):
             raise StaleIncumbent(
                 f"{self.tenant_id}/{self.module}: the active version is no longer {expected or 'the baseline'}",
                 "compare with the one that is active now",
@@ -310,6 +330,24 @@ class ModuleArtifacts:
     def moves(self) -> list[Move]:
         """Every change of the active version, oldest first."""
         return self._read_all("moves", Move)
+
+    def last_move(self) -> Move | None:
+        """The move that says what serves now; None before the first one."""
+        names = self._files.names(f"{self._folder}/moves")
+        return self._read(f"moves/{names[-1]}", Move) if names else None
+
+    def keep_watched(self, since: datetime) -> None:
+        """Make sure that the watch which began then is found. Costs nothing where it is."""
+        enter_watched(self._files, self.tenant_id, self.module, at=since)
+
+    def watches(self) -> list[WatchResult]:
+        """How the watches ended, oldest first."""
+        return self._read_all("watches", WatchResult)
+
+    def add_watch(self, result: WatchResult) -> None:
+        """Enter how a watch ended. What was entered of the same watch before stays."""
+        path = f"{self._folder}/watches/{result.sequence:08d}.json"
+        self._files.create(path, result.model_dump_json(indent=1).encode())
 
     def ledger(self) -> list[LedgerEntry]:
         return self._read_all("ledger", LedgerEntry)
@@ -357,12 +395,8 @@ class ModuleArtifacts:
                 "use another one; 'autoopt versions' lists them",
             )
 
-    def _last_move(self) -> Move | None:
-        names = self._files.names(f"{self._folder}/moves")
-        return self._read(f"moves/{names[-1]}", Move) if names else None
-
     def _point_to(self, move: Move) -> Pointer:
-        pointer = Pointer(version=move.to, sequence=move.sequence)
+        pointer = Pointer(version=move.to, sequence=move.sequence, canary=move.canary)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
         return pointer
 

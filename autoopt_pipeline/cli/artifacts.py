@@ -10,6 +10,7 @@ import typer
 from autoopt_pipeline.artifacts.archive import delete, export, stored_files
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
+from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
@@ -93,4 +94,6 @@ def _kind(path: str) -> str:
     folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
     if folder == SHARED_FOLDER:
         return f"{module} shared with others"
+    if folder == WATCHED_FOLDER:
+        return f"{module} watched"
     return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

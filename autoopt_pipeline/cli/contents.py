@@ -24,6 +24,7 @@ from autoopt_pipeline.cli.programs import (
 )
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, lm_of, standing_as_dict, state
+from autoopt_pipeline.cli.watches import how_it_ended
 from autoopt_pipeline.errors import InvalidArtifact
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[
         yield "withdrawn", f"on {withdrawn.at:%Y-%m-%d} by {withdrawn.by}: {withdrawn.why}; its program is gone"
     if left := programs.rolled_back.get(manifest.version):
         yield "rolled back", f"on {left.at:%Y-%m-%d} by {left.by}: {left.why}"
+    for result in programs.artifacts.watches():
+        if manifest.version in (result.version, result.against):
+            yield "in production", one_line(how_it_ended(result), full=full, length=400)
     yield "score", f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
     yield "compared with", manifest.parent or BASELINE
     if manifest.gate:

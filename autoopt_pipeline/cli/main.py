@@ -16,6 +16,7 @@ from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
 from autoopt_pipeline.cli.versions import history, versions
+from autoopt_pipeline.cli.watches import watches
 from autoopt_pipeline.errors import AutooptError
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(artifacts.app, name="artifacts")
-for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
+for command in (status, versions, history, show, diff, promote, rollback, watches, forget, traffic):
     app.command()(command)
 
 ERROR_STATUS = 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import rolled_back, standing
+from autoopt_pipeline.artifacts.moves import Watch, rolled_back, standing, watch_since
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Move, Program, Withdrawal, modules_of
 from autoopt_pipeline.cli.context import connections, nearest, unknown_tenant
 from autoopt_pipeline.errors import InvalidArtifact
@@ -46,6 +46,11 @@ class Programs:
         return self.moves[-1].to if self.moves else None
 
     @cached_property
+    def watch(self) -> Watch | None:
+        """The watch that is under way."""
+        return watch_since(self.moves[-1] if self.moves else None)
+
+    @cached_property
     def rolled_back(self) -> dict[str, Move]:
         return rolled_back(self.moves)
 
@@ -54,19 +59,24 @@ class Programs:
         return {step.version: step.verdict for step in self.artifacts.trial_steps()}
 
     def verdict(self, manifest: Manifest) -> str:
-        """The last word on a version: of its trial, where it had one; `stale` where its promotion came too late."""
+        """The last word on a version: of its trial, where it had one; `canary` where it was only that, and `stale`
+        where its promotion came too late."""
         verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
         # The verdict is written before the move, which another run may have made impossible.
-        return "stale" if verdict == "promoted" and not self.was_active(manifest.version) else verdict
+        if verdict != "promoted" or self.was_active(manifest.version):
+            return verdict
+        return "canary" if any(manifest.version in (move.canary or ()) for move in self.moves) else "stale"
 
     def was_active(self, version: str) -> bool:
         return any(move.to == version for move in self.moves)
 
     def previous(self) -> str | None:
-        """What was active before: the newest version that was not withdrawn, or the baseline.
+        """What was active before: the newest version that was not withdrawn, or the baseline. Of a canary, what is.
 
         Raises `InvalidArtifact` where the baseline is active, for nothing comes before it.
         """
+        if self.watch and self.watch.is_canary:
+            return self.active
         for version in reversed(standing(self.moves)[:-1]):
             if version is None or self.withdrawal(version) is None:
                 return version

@@ -6,6 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from autoopt_pipeline.artifacts.moves import watch_since
 from autoopt_pipeline.artifacts.store import Manifest, Move
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.programs import BASELINE, Json, ModuleName, Programs, open_programs, percent
@@ -51,17 +52,18 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         console.print_json(data={**header(programs), "active": programs.active, "moves": moves})
         return
     for move in programs.moves:
-        path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
-        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path}", soft_wrap=True)
+        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path_of(move)}", soft_wrap=True)
         console.print(f"     by {escape(move.by)}: {escape(move.why)}", soft_wrap=True)
     if not programs.moves:
         console.print("nothing was ever moved: the module's baseline serves")
 
 
 def state(programs: Programs, version: str) -> str:
-    """`active` or `rolled back`, or nothing."""
+    """`active`, the share of requests that it has, `rolled back`, or nothing."""
     if version == programs.active:
         return "active"
+    if programs.moves and version in (canary := programs.moves[-1].canary or {}):
+        return f"{100 * canary[version]:.4g} % of requests"
     return "rolled back" if version in programs.rolled_back else ""
 
 
@@ -78,7 +80,17 @@ def move_as_dict(move: Move) -> dict[str, Any]:
     return {"sequence": move.sequence, "at": told["at"], "by": move.by, "why": move.why} | {
         "from": move.expected,
         "to": move.to,
+        "canary": move.canary,
     }
+
+
+def path_of(move: Move) -> str:
+    """From what to what a move leads, and who else serves since."""
+    path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
+    if watch := watch_since(move):
+        other = watch.version if watch.is_canary else watch.against
+        path += f", with {100 * watch.share:.4g} % of requests for {other or BASELINE}"
+    return path
 
 
 def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ MIN_OUTCOME_CONFIDENCE = 0.7
 MAX_INPUT_CHARS = 4000
 """Longest input that is learnt from; longer ones would fill the prompt of every later call."""
 
-_JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
+JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
+"""Kinds of annotators whose word counts."""
 
 
 class Unusable(Exception):
@@ -135,12 +136,17 @@ def find_judged(spec: ModuleSpec, decision: Decision, read: Callable[[Annotation
     `read` gives the values that an annotation says are right, None where it says nothing; it raises `Unusable` where
     it says that something is wrong and not what would be right.
     """
-    for annotation in sorted(decision.annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp())):
-        provenance = _JUDGES.get(annotation.kind)
+    for annotation in by_authority(decision.annotations):
+        provenance = JUDGES.get(annotation.kind)
         values = read(annotation) if provenance else None
         if provenance and values is not None:
             return Right(values, provenance, is_review(spec, decision, annotation))
     return None
+
+
+def by_authority(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """People first, of those the last."""
+    return sorted(annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp()))
 
 
 def read_verdict(

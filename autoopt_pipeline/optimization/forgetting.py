@@ -82,25 +82,30 @@ def forget_in_programs(artifacts: ModuleArtifacts, text: ForgottenText, *, who: 
     before = after = None
     for _ in range(_TRIES):
         holding = versions_with(artifacts, text, demos=demos)
-        active = artifacts.active()
-        if active is None or active.version not in holding:
+        last = artifacts.last_move()
+        serving = {last.to, *(last.canary or {})} if last else set()
+        in_service = [version for version in holding if version in serving]
+        if last is None or not in_service:
             break
-        try:
-            program = artifacts.load(active.version)
-        except InvalidArtifact:
-            break  # it serves nobody, so nothing has to take its place
-        successor = _store_without(artifacts, active.version, program, text, who)
+        successor = last.to
+        if last.to in holding:
+            try:
+                program = artifacts.load(last.to)
+            except InvalidArtifact:
+                break  # it serves nobody, so nothing has to take its place
+            successor = _store_without(artifacts, last.to, program, text, who)
         try:
             artifacts.move(
                 successor,
-                expected=active.version,
+                expected=last.to,
                 by=FORGET,
-                why=f"{active.version} is withdrawn: {why}",
+                why=f"{', '.join(in_service)} is withdrawn: {why}",
                 judged=False,
+                after=last,
             )
         except StaleIncumbent:
             continue
-        before, after = active.version, successor
+        before, after = last.to, successor
         break
     else:
         raise StaleIncumbent(

@@ -38,6 +38,7 @@ LOSS_ALPHA = 0.05
 
 class Verdict(StrEnum):
     PROMOTED = "promoted"
+    CANARY = "canary"
     REJECTED = "rejected"
     WAITING = "waiting"
     AWAITING_APPROVAL = "awaiting_approval"

@@ -14,7 +14,7 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import comeback
+from autoopt_pipeline.artifacts.moves import Watch, comeback, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
@@ -30,6 +30,7 @@ from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
     MIN_DEV,
     Finalist,
@@ -126,6 +127,8 @@ class _Optimization:
         )
         self.draft = self._draft(found, split)
         self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if trying := self._canary():
+            return self._report(Verdict.CANARY, trying)
         if trial and waiting:
             return self._follow(trial, waiting, incumbent, split)
         if lacking := _lacking(split):
@@ -199,9 +202,9 @@ class _Optimization:
             enter(verdict=verdict)
         report = self._conclude(self.artifacts.manifest(trial.version), waiting, verdict, reason)
         # The promotion comes first: a run that dies in between must not leave a trial that ended without one.
-        if report.verdict is Verdict.PROMOTED:
+        if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
             with suppress(StaleIncumbent):
-                enter(verdict=verdict)
+                enter(verdict=report.verdict)
         return report
 
     def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
@@ -220,16 +223,24 @@ class _Optimization:
         return decision.verdict, decision.reason
 
     def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
-        """Make a promoted version active, unless somebody else was quicker."""
+        """Bring a promoted version into service, unless somebody else was quicker."""
         if manifest is None:
             raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
         active = self.incumbent_version
         if verdict is Verdict.PROMOTED:
             try:
-                self.artifacts.move(
-                    manifest.version, expected=self.incumbent_version, by=f"run {self.job.run_id}", why=reason
+                move = roll_out(
+                    self.artifacts,
+                    manifest.version,
+                    expected=self.incumbent_version,
+                    by=f"run {self.job.run_id}",
+                    why=reason,
+                    settings=self.config.watch,
                 )
-                active = manifest.version
+                active = move.to
+                watch = watch_since(move)
+                if watch and watch.is_canary:
+                    verdict, reason = Verdict.CANARY, f"{reason}; {_trying(watch)}"
             except StaleIncumbent as e:
                 verdict, reason = Verdict.STALE, str(e)
         if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
@@ -304,6 +315,17 @@ class _Optimization:
         if self.incumbent_version or not self.job.parts:
             return self.incumbent_version
         return ", ".join(f"{name} {program.digest[:8]}" for name, program in sorted(self.job.parts.items()))
+
+    def _canary(self) -> str | None:
+        """What is being tried in production, where that has to be decided before anything else is searched for."""
+        watch = watch_since(self.artifacts.last_move())
+        if watch is None:
+            return None
+        self.artifacts.keep_watched(watch.move.at)
+        if not watch.is_canary or not self.config.watch.enabled:
+            return None
+        since = self.config.retrain_after(self.spec.name)
+        return None if since and since > watch.move.at else _trying(watch)
 
     def _waiting(self) -> tuple[Trial | None, dspy.Module | None]:
         """The candidate that is on trial, with its program."""
@@ -420,6 +442,13 @@ class _Optimization:
             lm_tokens=self.lm.meter.tokens,
             packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
+
+
+def _trying(watch: Watch) -> str:
+    return (
+        f"{watch.version} gets {100 * watch.share:.4g} % of the requests since {watch.move.at:%Y-%m-%d %H:%M} UTC, "
+        "and becomes active unless that shows it to be worse"
+    )
 
 
 def _lacking(split: Split) -> tuple[Verdict, str] | None:

@@ -12,6 +12,7 @@ from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.watching import watch_sensor
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
@@ -24,7 +25,7 @@ _DETAILS_IN_SUMMARY = 20
 
 
 def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
-    return [_tenant_partitions_sensor(settings), _auto_optimization_sensor(settings, assets)]
+    return [_tenant_partitions_sensor(settings), _auto_optimization_sensor(settings, assets), watch_sensor(settings)]
 
 
 def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:

@@ -118,13 +118,13 @@ class Programs:
             Status(
                 entry.tenant_id,
                 entry.spec.name,
-                active.version if active else None,
-                (active.canary or {}) if active else {},
+                pointer.version if pointer else None,
+                (pointer.canary or {}) if pointer else {},
                 entry.read_at,
                 entry.problem,
             )
             for entry in entries
-            for active in [entry.snapshot.active if entry.snapshot else None]
+            for pointer in [entry.snapshot.pointer if entry.snapshot else None]
         ]
 
     def refresh(self, *, only_due: bool = True) -> None:
@@ -231,8 +231,8 @@ class Programs:
         except Exception as e:  # noqa: BLE001 - whatever a module's own code raises
             self._failed(entry, InvalidArtifact(f"{entry.name}: {type(e).__name__}: {e}", "see the log"), pointers)
             return
-        if entry.seen is not None and taken.active != (entry.snapshot.active if entry.snapshot else None):
-            logger.info("%s: %s serves", entry.name, version_name(taken.active.version if taken.active else None))
+        if entry.seen is not None and taken.pointer != (entry.snapshot.pointer if entry.snapshot else None):
+            logger.info("%s: %s serves", entry.name, version_name(taken.version))
         entry.snapshot = taken
         if refused:
             self._failed(entry, refused, pointers)

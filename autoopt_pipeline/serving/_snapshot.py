@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.programs import compose, unpack
-from autoopt_pipeline.artifacts.store import Active, ModuleArtifacts, Pointer, Program
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, Program
+from autoopt_pipeline.contract import BASELINE, CANARY
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.lm.adapter import DemoCachingAdapter
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
@@ -30,46 +31,53 @@ class Snapshot:
         self.pointers = pointers
         self.programs = programs
         self._spec = spec
-        self._built: dict[tuple[str | None, Labels], Loaded] = {}
+        self._built: dict[tuple[str | None, Arm, Labels], Loaded] = {}
 
     @property
-    def active(self) -> Active | None:
-        return _active(self.pointers, self._spec.name)
+    def pointer(self) -> Pointer | None:
+        return self.pointers.get(self._spec.name)
+
+    @property
+    def version(self) -> str | None:
+        """The active version; None where the baseline serves."""
+        return self.pointer.version if self.pointer else None
 
     @property
     def label_sets(self) -> list[Labels]:
         """The sets of labels that programs are built for."""
-        return list(dict.fromkeys(labels for _, labels in self._built))
+        return list(dict.fromkeys(labels for _, _, labels in self._built))
 
     def loaded(self, labels: Labels, request_id: str | None) -> Loaded:
         """The program that answers a request: the same one for the same id as long as a canary stands."""
-        if self.active is None:
-            return self._build(None, "baseline", labels)
-        drawn = drawn_canary(self._spec.name, self.active, request_id)
-        if drawn is not None and (self._spec.name, drawn) in self.programs:
-            return self._build(drawn, "canary", labels)
-        return self._build(self.active.version, "active", labels)
+        drawn = drawn_canary(self._spec.name, self.pointer, request_id)
+        if drawn is not None and self._serves(drawn):
+            return self._build(None if drawn == BASELINE else drawn, CANARY, labels)
+        return self._build(self.version, self._main_arm, labels)
 
     def build(self, label_sets: Collection[Labels]) -> None:
         """Build all programs now, so that no request has to. Raises `InvalidArtifact` when one does not fit."""
         for labels in label_sets:
-            if self.active is None:
-                self._build(None, "baseline", labels)
-                continue
-            self._build(self.active.version, "active", labels)
-            for _, version in self.programs:
-                if version != self.active.version:
-                    self._build(version, "canary", labels)
+            self._build(self.version, self._main_arm, labels)
+            for drawn in _canaries(self.pointer):
+                if self._serves(drawn):
+                    self._build(None if drawn == BASELINE else drawn, CANARY, labels)
+
+    @property
+    def _main_arm(self) -> Arm:
+        return "active" if self.version else "baseline"
+
+    def _serves(self, canary: str) -> bool:
+        return canary == BASELINE or (self._spec.name, canary) in self.programs
 
     def _build(self, version: str | None, arm: Arm, labels: Labels) -> Loaded:
-        key = (version, labels)
+        key = (version, arm, labels)
         built = self._built.get(key)
         if built is None:
             if version is not None:
                 parts = {}
                 program = unpack(self._spec, labels, self.programs[self._spec.name, version])
             else:
-                parts = dict(self.programs.keys())  # a baseline has stored parts only: module and version
+                parts = {name: part for name, part in self.programs if name != self._spec.name}
                 program = compose(self._spec, labels, {name: self.programs[name, part] for name, part in parts.items()})
             built = Loaded(program, version, arm, parts, DemoCachingAdapter())
             # A new dict, because others may be reading this one. Building the same twice at once does no harm.
@@ -90,7 +98,7 @@ def take_snapshot(
     Raises `InvalidArtifact` when the active version is refused, and `ArtifactStoreUnavailable`. A canary, or a part of
     a baseline, that is refused is left out, and why is the second value.
     """
-    active = _active(pointers, spec.name)
+    pointer = pointers.get(spec.name)
     programs: dict[tuple[str, str], Program] = {}
     refused: InvalidArtifact | None = None
 
@@ -98,12 +106,12 @@ def take_snapshot(
         stored = before.programs.get((of.name, version)) if before else None
         return stored or ModuleArtifacts(files, tenant_id, of.name).load(version)
 
-    if active is None:
-        parts = [(part, _active(pointers, part.name)) for part in spec.parts]
-        optional = [(part, pointer.version) for part, pointer in parts if pointer]
-    else:
-        programs[spec.name, active.version] = load(spec, active.version)
-        optional = [(spec, version) for version in active.canary or ()]
+    if pointer and pointer.version:
+        programs[spec.name, pointer.version] = load(spec, pointer.version)
+    optional = [(spec, version) for version in _canaries(pointer) if version != BASELINE]
+    if pointer is None or pointer.version is None or BASELINE in _canaries(pointer):
+        parts = [(part, pointers.get(part.name)) for part in spec.parts]
+        optional += [(part, of_part.version) for part, of_part in parts if of_part and of_part.version]
     for of, version in optional:
         try:
             stored = load(of, version)
@@ -117,25 +125,25 @@ def take_snapshot(
     return snapshot, refused
 
 
-def _active(pointers: Pointers, module: str) -> Active | None:
-    pointer = pointers.get(module)
-    return pointer.active if pointer else None
+def _canaries(pointer: Pointer | None) -> Mapping[str, float]:
+    return (pointer.canary if pointer else None) or {}
 
 
-def drawn_canary(module: str, active: Active, request_id: str | None) -> str | None:
+def drawn_canary(module: str, pointer: Pointer | None, request_id: str | None) -> str | None:
     """The version on trial that a request falls to by its id, or None. Without an id it is drawn at random.
 
     Versions divide 0 to 1 in the order of their names, and the hash of module and id is a point in it.
     """
-    if not active.canary:
+    canaries = _canaries(pointer)
+    if not canaries:
         return None
     if request_id is None:
         point = random.random()  # noqa: S311 - drawn for a comparison, not for a secret
     else:
         digest = hashlib.sha256(f"{module}\0{request_id}".encode()).digest()
         point = int.from_bytes(digest[:8]) / 2**64
-    for version in sorted(active.canary):
-        point -= active.canary[version]
+    for version in sorted(canaries):
+        point -= canaries[version]
         if point < 0:
             return version
     return None

@@ -53,6 +53,30 @@ class Budget(Strict):
     max_tokens: int = Field(20_000_000, ge=1)
 
 
+class WatchSettings(Strict):
+    """Comparing a new version with its predecessor in production, while both serve side by side."""
+
+    enabled: bool = Field(
+        True, description="Watch what is promoted, and roll it back by itself when it is clearly worse in production."
+    )
+    holdback_share: float = Field(
+        0.1, gt=0, le=0.5, description="Share of requests that the predecessor keeps while its successor is watched."
+    )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of requests that a proven candidate gets before it becomes active; 0: it does so at once.",
+    )
+    max_days: float = Field(14.0, gt=0, le=90, description="Longest watch.")
+
+    @model_validator(mode="after")
+    def _a_canary_is_watched(self) -> Self:
+        if self.canary_share and not self.enabled:
+            raise ValueError("a canary_share needs a watch that is enabled")
+        return self
+
+
 class ModuleSettings(Strict):
     """Settings of one module; what is not set here is taken from the tenant."""
 
@@ -98,6 +122,7 @@ class RoutingConfigUnified(Strict):
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
     )
+    watch: WatchSettings = WatchSettings()
     dspy_max_bootstrapped_demos: int = Field(
         10, ge=0, le=100, description="Demos that a program may show with the model's own answers."
     )

@@ -37,11 +37,17 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
     # Totals first: what is annotated while this window is read counts as new next time.
     counts = phoenix.annotation_counts([project.id])
     annotation_total = annotations_of(spec, counts[project.id]) if project.id in counts else None
-    decisions = phoenix.decisions(name, spec.contract, start=start, end=end)
-    if spec.parts:
-        parts = {part.name: phoenix.decisions(name, part.contract, start=start, end=end) for part in spec.parts}
-        decisions = join_parts(decisions, parts)
+    decisions = read_decisions(phoenix, name, spec, start=start, end=end)
     return Collected(project.id, tuple(decisions), project.traces, annotation_total)
+
+
+def read_decisions(
+    phoenix: Phoenix, project: str, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
+) -> list[Decision]:
+    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'."""
+    decisions = phoenix.decisions(project, spec.contract, start=start, end=end, also=also)
+    parts = {part.name: phoenix.decisions(project, part.contract, start=start, end=end) for part in spec.parts}
+    return join_parts(decisions, parts) if parts else decisions
 
 
 def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:

@@ -145,16 +145,19 @@ class Phoenix:
                     counts[project_id] = {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]}
         return counts
 
-    def decisions(self, project: str, contract: SpanContract, *, start: datetime, end: datetime) -> list[Decision]:
+    def decisions(
+        self, project: str, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
+    ) -> list[Decision]:
         """All decisions of a project that started in [start, end), oldest first, with their annotations.
 
-        Only the contract's columns are read, page by page, so the server stays responsive; nothing is cut
-        off. Raises `PhoenixRefused` when the project does not exist.
+        Only the contract's columns, and the attributes in `also`, are read, page by page, so the server stays
+        responsive; nothing is cut off. Raises `PhoenixRefused` when the project does not exist.
         """
+        columns = (*contract.columns, *also)
         with self._errors(f"project {project}"):
-            rows = self._read_rows(project, contract, start, end)
+            rows = self._read_rows(project, contract, columns, start, end)
             annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows])
-        return [_decision(row, contract, annotations.get(row["span_id"], ())) for row in rows]
+        return [_decision(row, columns, annotations.get(row["span_id"], ())) for row in rows]
 
     def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
         """Write span annotations. An equal one (same span, name and identifier) is replaced."""
@@ -199,12 +202,14 @@ class Phoenix:
         with self._errors(f"dataset {dataset_id}"):
             self._http.delete(f"/v1/datasets/{dataset_id}").raise_for_status()
 
-    def _read_rows(self, project: str, contract: SpanContract, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    def _read_rows(
+        self, project: str, contract: SpanContract, columns: Sequence[str], start: datetime, end: datetime
+    ) -> list[dict[str, Any]]:
         from phoenix.client.types.spans import SpanQuery
 
         query = (
             SpanQuery()
-            .select("context.span_id", "context.trace_id", "start_time", "status_code", *contract.columns)
+            .select("context.span_id", "context.trace_id", "start_time", "status_code", *columns)
             .where(contract.filter)
         )
         # Also because a data frame of no project is empty, without an error.
@@ -391,13 +396,13 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def _decision(row: dict[str, Any], contract: SpanContract, annotations: tuple[Annotation, ...]) -> Decision:
+def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> Decision:
     return Decision(
         span_id=row["span_id"],
         trace_id=str(row.get("context.trace_id")),
         time=row["start_time"].to_pydatetime(),
         failed=row.get("status_code") == "ERROR",  # a span that did well is UNSET as often as OK
-        attributes={name: row.get(name) for name in contract.columns},
+        attributes={name: row.get(name) for name in columns},
         annotations=annotations,
     )
 

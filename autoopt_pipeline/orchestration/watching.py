@@ -1,0 +1,123 @@
+"""Looks at what was promoted, while it and its predecessor serve side by side, and rolls back what is worse."""
+
+import random
+import time
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from autoopt_pipeline.artifacts.moves import Watch, watch_since
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.artifacts.watches import Watched, all_watched, drop_watched, note_look
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.contract import BASELINE
+from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownTenant
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.rollout import end_watch, stop_sharing
+from autoopt_pipeline.optimization.watch import Look, WatchVerdict
+from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.traces.live import look_at
+
+_SECONDS_PER_TICK = 30
+"""A sensor may take 60. What is left over is looked at in the next tick."""
+
+
+def watch_sensor(settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="promotion_watch_sensor",
+        description="Compares new versions with their predecessors in production, and rolls back what is worse.",
+        minimum_interval_seconds=settings.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def promotion_watch_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
+        connections = services.connect()
+        began, now = time.monotonic(), datetime.now(UTC)
+        watched = all_watched(connections.files)
+        due = [each for each in watched if each.is_due(now)]
+        # In no order, so that those which fail hold up no others for ever.
+        random.shuffle(due)
+        lines, errors = [], []
+        while due and time.monotonic() - began < _SECONDS_PER_TICK:
+            each = due.pop()
+            try:
+                line = look_once(context.instance, connections, each, now=now)
+            except AutooptError as e:
+                errors.append(f"{each.tenant_id}/{each.module}: {e}")
+                context.log.error(errors[-1])
+                continue
+            if line:
+                lines.append(line)
+                context.log.info(line)
+        if errors:
+            raise dg.DagsterError(f"{len(errors)} of {len(watched)} watches could not be looked at, first {errors[0]}")
+        left = f", {len(due)} left for the next tick" if due else ""
+        return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{left}")
+
+    return promotion_watch_sensor
+
+
+def look_once(instance: dg.DagsterInstance, connections: Connections, watched: Watched, *, now: datetime) -> str | None:
+    """Look at one watch, and end it where that decides it. Returns what was seen, None where nothing is watched."""
+    artifacts = connections.artifacts(watched.tenant_id, watched.module)
+    watch = watch_since(artifacts.last_move())
+    if watch is None:
+        if watched.settled:
+            drop_watched(connections.files, watched)
+        return None
+    try:
+        config, _ = read_config(connections.configs, watched.tenant_id)
+    except UnknownTenant:
+        look = Look(WatchVerdict.ENDED, "the tenant was removed")
+        return _end(instance, connections, artifacts, watch, look, stays=watch.move.to)
+    if not config.watch.enabled:
+        look = Look(WatchVerdict.ENDED, "watch.enabled is false")
+        return _end(instance, connections, artifacts, watch, look, stays=watch.version)
+    until = now - timedelta(seconds=connections.settings.settling_seconds)
+    look = look_at(connections.phoenix, config, get_module(watched.module), watch, until=until)
+    if look.verdict is WatchVerdict.WATCHING:
+        note_look(connections.files, watched, now)
+        return f"{artifacts.tenant_id}/{artifacts.module}: {watch.version or BASELINE}: {look.reason}"
+    stays = watch.against if look.verdict is WatchVerdict.WORSE else watch.version
+    return _end(instance, connections, artifacts, watch, look, stays=stays)
+
+
+def _end(
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    artifacts: ModuleArtifacts,
+    watch: Watch,
+    look: Look,
+    *,
+    stays: str | None,
+) -> str | None:
+    try:
+        end_watch(artifacts, watch, look, stays=stays)
+    except StaleIncumbent:
+        return None  # somebody's move ended it
+    went_back = look.verdict is WatchVerdict.WORSE
+    if went_back:
+        stop_sharing(connections.shared(artifacts.module), artifacts)
+    instance.report_runless_asset_event(
+        dg.AssetObservation(
+            artifacts.module,
+            partition=artifacts.tenant_id,
+            metadata={
+                "event": "rolled_back" if went_back else "watch_ended",
+                "verdict": look.verdict.value,
+                "reason": look.reason,
+                "from": watch.version or BASELINE,
+                "to": stays or BASELINE,
+                "score": _percent(look.newer.score),
+                "score_of_predecessor": _percent(look.older.score),
+                "comparisons": look.comparisons,
+            },
+        )
+    )
+    path = f"{watch.version or BASELINE} -> {stays or BASELINE}"
+    return f"{artifacts.tenant_id}/{artifacts.module}: {path}: {look.reason}"
+
+
+def _percent(score: float | None) -> str:
+    return "unknown" if score is None else f"{100 * score:.1f} %"

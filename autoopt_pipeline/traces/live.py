@@ -1,0 +1,60 @@
+"""What two versions that serve side by side decided, and what became of it."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from autoopt_pipeline.artifacts.moves import Watch
+from autoopt_pipeline.contract import ARM, BASELINE, CANARY, MODULE, PROGRAM_VERSION, project_name
+from autoopt_pipeline.modules.outcomes import live_outcome
+from autoopt_pipeline.modules.spec import Decision, Label, ModuleSpec
+from autoopt_pipeline.optimization.watch import MAX_DECISIONS, Look, Side, judge_watch
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.traces.collect import read_decisions
+from autoopt_pipeline.traces.phoenix import CountRequest, Phoenix
+
+
+def look_at(phoenix: Phoenix, config: RoutingConfigUnified, spec: ModuleSpec, watch: Watch, *, until: datetime) -> Look:
+    """Compare what both versions decided before `until` (UTC)."""
+    newer, older = read_sides(phoenix, config.tenant_id, spec, labels_of(spec, config), watch, until=until)
+    longest = timedelta(days=config.watch.max_days)
+    return judge_watch(newer, older, age=until - watch.move.at, longest=longest)
+
+
+def read_sides(
+    phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, labels: Sequence[Label], watch: Watch, *, until: datetime
+) -> tuple[Side, Side]:
+    """Both versions' decisions since the watch began: the newer version's, and those of the one it is compared with.
+
+    Only what the spans say was decided by these versions under this watch counts. Of much traffic the first decisions
+    are read, twice `MAX_DECISIONS` at most. A tenant without a project has no decisions.
+    """
+    project = phoenix.project(project_name(tenant_id), until=until)
+    if project is None:
+        return Side(), Side()
+    start, end = watch.move.at, until
+    while phoenix.count([window := CountRequest(project.id, spec.contract.span_name, start, end)])[window] > (
+        2 * MAX_DECISIONS
+    ):
+        end = start + (end - start) / 2
+    found = read_decisions(phoenix, project.name, spec, start=start, end=end, also=(MODULE, PROGRAM_VERSION, ARM))
+    found = [decision for decision in found if decision.attributes[MODULE] == spec.name]
+    return (
+        _side(spec, labels, found, watch.version, as_canary=watch.is_canary),
+        _side(spec, labels, found, watch.against, as_canary=not watch.is_canary),
+    )
+
+
+def _side(
+    spec: ModuleSpec, labels: Sequence[Label], found: Sequence[Decision], version: str | None, *, as_canary: bool
+) -> Side:
+    """What one version decided. Before a server has read the new pointer, its requests are in no comparison: there the
+    predecessor still serves as the active version."""
+    own = [
+        decision
+        for decision in found
+        if decision.attributes[PROGRAM_VERSION] == (version or BASELINE)
+        and (decision.attributes[ARM] == CANARY) == as_canary
+    ]
+    outcomes = (live_outcome(spec, labels, decision) for decision in own)
+    return Side(len(own), tuple(outcome for outcome in outcomes if outcome))
