@@ -193,13 +193,23 @@ def check_modules(config: RoutingConfigUnified) -> None:
             )
 
 
+def chosen_fields(config: RoutingConfigUnified, *choose: str) -> dict[str, Any]:
+    """What the tenant has chosen, as JSON knows it: the fields that were set. The others follow the defaults.
+
+    The top-level fields in `choose` are among them from now on, with what they hold now.
+    """
+    chosen = {name: getattr(config, name) for name in choose if name in RoutingConfigUnified.model_fields}
+    return config.model_copy(update=chosen).model_dump(mode="json", exclude_unset=True)
+
+
 def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingConfigUnified:
-    """The configuration with one field replaced, all others as they are.
+    """The configuration with one field replaced, all others as they are: chosen, or following the defaults.
 
     `path` is dotted (`budget.max_lm_calls`); `value` is JSON where it parses as such, and plain text otherwise.
     """
-    data = config.model_dump(exclude_unset=False)
     *parents, last = path.split(".")
+    # Choosing `modules.routing.enabled` must not lose the other modules that the default lists.
+    data = chosen_fields(config, *parents[:1])
     target: Any = data
     for depth, name in enumerate(parents, 1):
         if not isinstance(target, dict):
