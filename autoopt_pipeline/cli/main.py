@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli import artifacts, config, tenants
+from autoopt_pipeline.cli import artifacts, config, tenants, traces
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.forget import forget
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
+app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
 for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
     app.command()(command)

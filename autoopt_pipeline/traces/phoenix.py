@@ -4,8 +4,10 @@ GraphQL is the private API of Phoenix's own UI, so everything asked of it stands
 against a real server. Where a later Phoenix no longer understands it, counting falls back to paging over REST.
 """
 
+import json
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -35,6 +37,7 @@ SPANS_PER_READ = 5000
 """Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
 
 _ATTEMPTS = 3
+_NAMES = 10
 
 _T = TypeVar("_T")
 
@@ -144,6 +147,33 @@ class Phoenix:
                     node = data[f"p{i}"] or {"spanAnnotationNameCounts": []}
                     counts[project_id] = {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]}
         return counts
+
+    def other_span_names(
+        self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
+    ) -> dict[str, int] | None:
+        """Names that are none of the known, with how many spans of [start, end) have them.
+
+        The ten most frequent of the newest thousand such spans. None where Phoenix cannot say.
+        """
+        with self._errors("span names"):
+            try:
+                node = self._graphql(
+                    "query($id:ID!,$n:Int!,$tr:TimeRange,$f:String){node(id:$id){...on Project{spans("
+                    "first:$n,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc}){edges{node{name}}}}}}",
+                    {
+                        "id": project_id,
+                        "n": PAGE,
+                        "tr": {"start": start.isoformat(), "end": end.isoformat()},
+                        "f": f"name not in {json.dumps(sorted(known))}",
+                    },
+                )["node"]
+            except _NotUnderstood as e:
+                logger.warning("Phoenix %s: names of spans cannot be listed: %s", self.endpoint, e)
+                return None
+            newest = Counter(edge["node"]["name"] for edge in node["spans"]["edges"])
+        names = [name for name, _ in newest.most_common(_NAMES)]
+        counts = self.count([CountRequest(project_id, name, start, end) for name in names])
+        return {request.span_name: count for request, count in counts.items()}
 
     def decisions(self, project: str, contract: SpanContract, *, start: datetime, end: datetime) -> list[Decision]:
         """All decisions of a project that started in [start, end), oldest first, with their annotations.
