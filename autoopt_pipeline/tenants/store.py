@@ -33,6 +33,14 @@ class StoredConfig:
         return config
 
 
+@dataclass(frozen=True)
+class Risk:
+    """A setting of a store's server that may lose tenants, and what to set instead."""
+
+    what: str
+    remedy: str
+
+
 class TenantConfigStore(Protocol):
     """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
 
@@ -49,6 +57,14 @@ class TenantConfigStore(Protocol):
 
         Raises `ConfigConflict` when `expected_version` is given and is no longer the newest.
         """
+        ...
+
+    def check_writable(self) -> None:
+        """Write as `write` does, and leave nothing of it."""
+        ...
+
+    def risks(self) -> list[Risk]:
+        """What may lose tenants."""
         ...
 
 

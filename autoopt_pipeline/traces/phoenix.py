@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
@@ -38,6 +39,7 @@ SPANS_PER_READ = 5000
 
 _ATTEMPTS = 3
 _NAMES = 10
+_ANNOTATION_COUNTS = "spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
@@ -73,6 +75,19 @@ class NewAnnotation:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Server:
+    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment.
+
+    `not_understood` quotes what it does not know of the GraphQL that counting uses.
+    """
+
+    version: str | None
+    clock: datetime | None
+    asked_at: datetime
+    not_understood: str | None
+
+
 class _NotUnderstood(Exception):
     """This Phoenix speaks another GraphQL."""
 
@@ -94,6 +109,27 @@ class Phoenix:
             raise PhoenixRefused(
                 f"Phoenix endpoint {self.endpoint!r}: {e}", "correct AUTOOPT_PHOENIX_ENDPOINT"
             ) from None
+
+    def about(self) -> Server:
+        """Which server this is. Raises as all do, `PhoenixRefused` for one when the key is not accepted."""
+        with self._errors("its projects"):
+            response = self._response("GET", "/v1/projects", params={"limit": 1})
+            asked_at = datetime.now(UTC)
+            projects, not_understood = response.json()["data"], None
+            try:
+                self._graphql_projects(asked_at)
+                for project in projects:
+                    self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
+                    self._graphql(_aliased([project["id"]], _ANNOTATION_COUNTS), {"id0": project["id"]})
+            except _NotUnderstood as e:
+                not_understood = str(e)
+            date = response.headers.get("date")
+            return Server(
+                response.headers.get("x-phoenix-server-version"),
+                parsedate_to_datetime(date) if date else None,
+                asked_at,
+                not_understood,
+            )
 
     def projects(self, *, until: datetime) -> dict[str, Project]:
         """All projects by exact name, with their number of traces started before `until`."""
@@ -137,7 +173,7 @@ class Phoenix:
             for batch in _batches(list(dict.fromkeys(project_ids)), ALIASES_PER_DOCUMENT):
                 try:
                     data = self._graphql(
-                        _aliased(batch, "spanAnnotationNameCounts{name count}"),
+                        _aliased(batch, _ANNOTATION_COUNTS),
                         {f"id{i}": project_id for i, project_id in enumerate(batch)},
                     )
                 except _NotUnderstood as e:
@@ -360,6 +396,10 @@ class Phoenix:
 
     def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         with self._errors(path):
+            return self._response(method, path, **kwargs).json()
+
+    def _response(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        with self._errors(path):
             for attempt in Retrying(
                 stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
                 wait=wait_random_exponential(multiplier=0.2, max=2),
@@ -369,7 +409,7 @@ class Phoenix:
                 with attempt:
                     response = self._http.request(method, path, **kwargs)
                     response.raise_for_status()
-            return response.json()
+            return response
 
     def _client(self) -> "Client":
         from phoenix.client import Client
