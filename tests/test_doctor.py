@@ -1,6 +1,7 @@
 """`autoopt doctor` on things that are really broken, and on sound ones."""
 
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -8,8 +9,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import httpx
 import pytest
 import redis
 from dagster._core.scheduler.instigation import InstigatorStatus
@@ -32,6 +35,7 @@ from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.llm_server import LLMServer, llm_server
 from tests.test_cli import AGENTS, autoopt
 
+PROJECT = Path(__file__).parents[1]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -63,6 +67,8 @@ def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoe
     assert [each["check"] for each in told["findings"] if each["status"] == "warn"] == ["lm", "dagster", "dagster"]
     assert all(each["remedy"] for each in told["findings"] if each["status"] != "ok")
     assert (told["failed"], told["warnings"]) == (1, 3)
+    documented = re.findall(r"^\| `([a-z ]+)` \|", (PROJECT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    assert list(dict.fromkeys(each["check"] for each in told["findings"])) == documented
     printed = autoopt("doctor", status=2, **here)
     assert "fail  dagster        no heartbeat" in printed
     assert printed.endswith("1 failed, 3 warnings\n")
@@ -256,6 +262,21 @@ def test_phoenix_is_known_by_its_version(home: Path, phoenix: Phoenix) -> None:
     assert findings[0].what.startswith("Phoenix 20.")
 
 
+def test_a_phoenix_that_counts_otherwise_is_warned_of(
+    home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = httpx.Client.request
+
+    def newer(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
+        if "json" in kwargs and url == "/graphql":
+            kwargs["json"]["query"] = kwargs["json"]["query"].replace("recordCount", "recordCountInTheFuture")
+        return original(self, method, url, **kwargs)
+
+    monkeypatch.setattr(httpx.Client, "request", newer)
+    parts = Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))
+    assert "recordCountInTheFuture" in only(found(lambda: servers.phoenix(parts)), Status.WARN).what
+
+
 @pytest.fixture
 def llm() -> Iterator[LLMServer]:
     with llm_server() as server:
@@ -294,14 +315,14 @@ def test_a_model_without_its_key_or_that_refuses_it_fails_without_repeating_it(
 
 def test_each_model_of_the_tenants_is_looked_at_once(home: Path, llm: LLMServer) -> None:
     parts = models(home, llm, lm="stand-in")
-    for tenant, lm in (("a", None), ("b", None), ("c", {"model": "openai/x", "api_key_env": "ABSENT_API_KEY"})):
+    for tenant, lm in (("a", {"model": "openai/x", "api_key_env": "ABSENT_API_KEY"}), ("b", None), ("c", None)):
         write_config(parts.configs, RoutingConfigUnified.model_validate({"tenant_id": tenant, "lm": lm}))
     findings = found(lambda: servers.language_models(parts, call=False))
     assert "for 2 tenants: the offline stand-in" in only(findings, Status.WARN).what
     assert "ABSENT_API_KEY is not set" in only(findings, Status.FAIL).what
 
 
-def test_production_without_a_model_fails(home: Path) -> None:
+def test_a_tenant_of_production_without_a_model_fails(home: Path) -> None:
     parts = Connections(Settings(home=home, artifacts_url=str(home)))
     assert (
         "no language model is configured"

@@ -9,7 +9,7 @@ from datetime import timedelta
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
-from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.errors import AutooptError, LMNotConfigured
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import LMSettings
 
@@ -41,10 +41,17 @@ def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
     from autoopt_pipeline.lm.models import resolve_lm, resolve_teacher
 
     wanted: Counter[LMSettings] = Counter()
+    missing: LMNotConfigured | None = None
     own = _own_models(parts)
     for answering, teacher in own or [(None, None)]:
-        lm = resolve_lm(answering, parts.settings)
-        wanted.update({lm, resolve_teacher(teacher, parts.settings, lm)})
+        try:
+            lm = resolve_lm(answering, parts.settings)
+        except LMNotConfigured as e:
+            missing = e
+        else:
+            wanted.update({lm, resolve_teacher(teacher, parts.settings, lm)})
+    if missing:
+        yield fail(missing.what, missing.remedy)
     for lm, tenants in wanted.items():
         yield _language_model(lm, f"for {tenants} tenants" if own else "by default", call=call)
 
@@ -70,7 +77,10 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
         return warn(
             f"{whose}: the offline stand-in, which is no language model", "set AUTOOPT_LM, e.g. openai/gpt-4o-mini"
         )
-    made = metered_lm(lm, Meter(max_calls=1, max_tokens=100_000))
+    try:
+        made = metered_lm(lm, Meter(max_calls=1, max_tokens=100_000))
+    except LMNotConfigured as e:
+        return fail(e.what, e.remedy)
     told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
     if not call:
         return ok(told)
