@@ -76,7 +76,7 @@ def _checks(parts: Connections, call_lm: bool) -> list[Check]:
         Check(
             "lm",
             partial(servers.language_models, parts, call=call_lm),
-            "check the models' endpoints and the way there",
+            "check the configuration store, which names the models, and their endpoints",
             _LM_SECONDS if call_lm else Check.seconds,
         ),
         Check("code location", instance.code_location),
