@@ -21,22 +21,28 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default_factory=lambda: Path(os.environ.get("DAGSTER_HOME") or ".").absolute() / ".autoopt",
-        description="Folder for everything local.",
+        description="Folder for everything local; by default .autoopt in DAGSTER_HOME.",
     )
     config_store_url: str | None = Field(
         None,
         validation_alias=AliasChoices("AUTOOPT_CONFIG_STORE_URL", "CONFIG_STORE_URL"),
-        description="Where tenants' configurations are: sqlite:///path or redis://host:port/db.",
+        description="Where tenants' configurations are: sqlite:///path or redis://host:port/db; by default SQLite.",
     )
-    artifacts_url: str | None = Field(None, description="Where programs are kept: a folder or any fsspec URL.")
+    artifacts_url: str | None = Field(
+        None, description="Where programs are kept: a folder or any fsspec URL; by default a folder."
+    )
     modules: Path | None = Field(None, description="YAML file of modules of your own (docs/add-a-module.md).")
     phoenix_endpoint: str = Field(
-        "http://localhost:6006", validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT")
+        "http://localhost:6006",
+        validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT"),
+        description="Address of the Phoenix server.",
     )
     phoenix_api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
+        None,
+        validation_alias=AliasChoices("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY"),
+        description="Its key, where it wants one.",
     )
-    phoenix_timeout_seconds: float = Field(30, gt=0)
+    phoenix_timeout_seconds: float = Field(30, gt=0, description="Longest wait for one answer of Phoenix.")
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
     lm_api_key_env: str | None = Field(

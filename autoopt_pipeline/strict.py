@@ -1,9 +1,12 @@
 """Data that a person wrote: unknown fields are refused with the nearest known name, and an error is one line."""
 
 import difflib
+from collections.abc import Hashable
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from yaml.constructor import BaseConstructor, ConstructorError
 
 
 class Strict(BaseModel):
@@ -33,3 +36,16 @@ def first_error(error: ValidationError) -> str:
     shown = repr(str(first["input"])[:60])
     said_already = isinstance(first["input"], dict | list) or shown in message
     return f"{place}: {message}" + ("" if said_already else f" (got {shown})")
+
+
+class UniqueKeys(BaseConstructor):
+    """For a YAML loader: refuses a key that is given twice, of which the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -40,6 +41,12 @@ class Files:
             return {path: self._read_or_error(path) for path in paths}
         found = self._fs.cat([self._at(path) for path in paths], on_error="return") if paths else {}
         return {path: found[self._at(path)] for path in paths}
+
+    def modified(self, path: str) -> datetime:
+        """When a file was written, UTC, by the store's own clock."""
+        with self._errors(path):
+            moment = self._fs.modified(self._at(path))
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when there is no such folder."""

@@ -1,33 +1,34 @@
 """`autoopt config`: a tenant's configuration and its versions."""
 
-import json
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console, unknown_tenant
+from autoopt_pipeline.cli.editor import EditedFile, edited_file
+from autoopt_pipeline.cli.field_changes import print_changes
+from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.errors import InvalidConfig, UnknownTenant
-from autoopt_pipeline.tenants.config import check_modules, with_field
-from autoopt_pipeline.tenants.store import read_config, write_config
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.tenants.changes import changed_fields, in_effect
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, with_field
+from autoopt_pipeline.tenants.editing import as_text, from_text
+from autoopt_pipeline.tenants.store import StoredConfig, newest_version, read_config, stored_version, write_config
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)
 
 
 @app.command()
 def get(tenant: TenantId, version: Annotated[int | None, typer.Option(help="An earlier version.")] = None) -> None:
-    """Print a configuration as JSON."""
+    """Print a configuration as JSON, with the defaults of what was not chosen."""
     store = connections().configs
-    if version is None:
-        config, _ = read_config(store, tenant)
-        console.print_json(config.model_dump_json())
-        return
-    for entry in store.history(tenant):
-        if entry.version == version and entry.document is not None:
-            console.print_json(json.dumps(entry.document))
-            return
-    raise UnknownTenant(f"tenant {tenant} has no configuration version {version}", "see 'autoopt config history'")
+    config = read_config(store, tenant)[0] if version is None else stored_version(store, tenant, version).parse()
+    console.print_json(config.model_dump_json())
 
 
 @app.command("set")
@@ -49,14 +50,100 @@ def set_fields(
 
 
 @app.command()
-def history(tenant: TenantId) -> None:
+def edit(tenant: TenantId) -> None:
+    """Open a configuration in your editor ($VISUAL or $EDITOR), also one that is not valid.
+
+    Fields that are not listed follow the defaults. What you wrote is never lost: if it cannot be saved, the error
+    names the file that holds it.
+    """
+    store = connections().configs
+    newest = newest_version(store, tenant)
+    with edited_file(as_text(newest), suffix=".yaml") as file:
+        config = _edited(file, tenant)
+        if config is None:
+            console.print(f"{tenant}: nothing was changed")
+            return
+        written = write_config(store, config, expected_version=newest.version)
+    console.print(f"{tenant}: configuration version {written}")
+    print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
+
+
+def _edited(file: EditedFile, tenant: str) -> RoutingConfigUnified | None:
+    """What the person made of a file; None where they changed nothing. On a terminal they can correct mistakes."""
+    while True:
+        file.edit()
+        if not file.changed:
+            return None
+        try:
+            return from_text(file.text, tenant)
+        except InvalidConfig as e:
+            if not sys.stdin.isatty():
+                raise
+            console.print(f"[red]not saved:[/red] {escape(str(e))}", soft_wrap=True)
+            if not typer.confirm("Go back to the editor?", default=True):
+                raise
+
+
+@app.command()
+def history(tenant: TenantId, json: Json = False) -> None:
     """List all versions of a configuration."""
-    table = Table("version", "written (UTC)", "state")
     store = connections().configs
     versions = store.history(tenant)
     if not versions:
         raise unknown_tenant(tenant, store.current())
-    for entry in versions:
-        state = "removed" if entry.document is None else "saved"
-        table.add_row(str(entry.version), f"{entry.written_at:%Y-%m-%d %H:%M:%S}", state)
+    rows = [(entry.version, entry.written_at, "removed" if entry.document is None else "saved") for entry in versions]
+    if json:
+        told = [{"version": n, "written_at": at.isoformat(), "state": state} for n, at, state in rows]
+        console.print_json(data={"tenant": tenant, "versions": told})
+        return
+    table = Table("version", "written (UTC)", "state", box=box.SIMPLE_HEAD)
+    for number, at, state in rows:
+        table.add_row(str(number), f"{at:%Y-%m-%d %H:%M:%S}", state)
     console.print(table)
+
+
+@app.command()
+def diff(
+    tenant: TenantId,
+    version_a: Annotated[int | None, typer.Argument(help="A version [default: the one before].")] = None,
+    version_b: Annotated[int | None, typer.Argument(help="Compared with this one [default: the newest].")] = None,
+    json: Json = False,
+) -> None:
+    """Show how two versions of a configuration differ, field by field.
+
+    Fields that were not chosen count with their defaults of today.
+    """
+    store = connections().configs
+    after = newest_version(store, tenant) if version_b is None else stored_version(store, tenant, version_b)
+    before = _version_before(store.history(tenant), after) if version_a is None else version_a
+    found = changed_fields(in_effect(stored_version(store, tenant, before)), in_effect(after))
+    if json:
+        told = [{"field": change.field, "from": change.before, "to": change.after} for change in found]
+        console.print_json(data={"tenant": tenant, "from": before, "to": after.version, "changes": told})
+        return
+    console.print(f"{tenant}: version {before} -> {after.version}")
+    print_changes(found)
+
+
+@app.command()
+def revert(
+    tenant: TenantId, version: Annotated[int, typer.Argument(help="As 'autoopt config history' lists it.")]
+) -> None:
+    """Save an earlier version again, as a new version. Refused where it is not valid any more."""
+    store = connections().configs
+    newest = newest_version(store, tenant)
+    config = stored_version(store, tenant, version).parse()
+    check_modules(config)
+    written = write_config(store, config, expected_version=newest.version)
+    console.print(f"{tenant}: configuration version {written}, the same as {version}")
+    print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
+
+
+def _version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int:
+    """The newest saved version before another. Raises `InvalidConfig` where there is none."""
+    earlier = [each.version for each in versions if each.document is not None and each.version < after.version]
+    if not earlier:
+        raise InvalidConfig(
+            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "there is nothing to compare"
+        )
+    return earlier[-1]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import dspy
 
 ModuleName = Annotated[str, typer.Argument(help="Module, e.g. routing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON; docs/versions.md lists the fields.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Full = Annotated[bool, typer.Option("--full", help="Cut nothing short.")]
 
 BASELINE = "baseline"

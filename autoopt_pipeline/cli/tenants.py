@@ -1,9 +1,10 @@
 """`autoopt tenants`: which tenants there are."""
 
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -11,12 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
-from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
+from autoopt_pipeline.cli.field_changes import print_changes
+from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig, InvalidExport
+from autoopt_pipeline.tenants.changes import changed_fields, in_effect
 from autoopt_pipeline.tenants.config import parse_config
-from autoopt_pipeline.tenants.seed_import import read_rows
-from autoopt_pipeline.tenants.store import newest_version, write_config
+from autoopt_pipeline.tenants.export import export_rows
+from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
+from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, newest_version, write_config
 
-app = typer.Typer(help="Add, list, remove and import tenants.", no_args_is_help=True)
+app = typer.Typer(help="Add, list, remove, import and export tenants.", no_args_is_help=True)
 
 TenantId = Annotated[str, typer.Argument(help="Tenant id: 'acme' or 'org:tenant'.")]
 
@@ -42,13 +47,17 @@ def add(
 
 
 @app.command("list")
-def list_tenants() -> None:
+def list_tenants(json: Json = False) -> None:
     """List the tenants that have a configuration."""
+    listed = sorted(connections().configs.current().items())
+    if json:
+        console.print_json(data={"tenants": [_as_dict(entry) for _, entry in listed]})
+        return
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("tenant", no_wrap=True)
     for column in ("enabled", "interval", "min new", "modules", "agents", "version"):
         table.add_column(column, overflow="fold")
-    for tenant, entry in sorted(connections().configs.current().items()):
+    for tenant, entry in listed:
         try:
             config = entry.parse()
         except AutooptError as e:
@@ -66,11 +75,22 @@ def list_tenants() -> None:
     console.print(table)
 
 
+def _as_dict(entry: StoredConfig) -> dict[str, Any]:
+    """A tenant for programs: the configuration with its defaults, or what is wrong with it."""
+    told = {"tenant": entry.tenant_id, "version": entry.version, "written_at": entry.written_at.isoformat()}
+    try:
+        return {**told, "config": entry.parse().model_dump(mode="json"), "error": None}
+    except AutooptError as e:
+        return {**told, "config": None, "error": str(e)}
+
+
 @app.command()
-def remove(tenant: TenantId) -> None:
-    """Remove a tenant. Its programs, its history and its traces stay."""
+def remove(tenant: TenantId, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Remove a tenant: nothing is optimized for it any more. Its programs, its history and its traces stay."""
     store = connections().configs
     newest = newest_version(store, tenant)
+    if sys.stdin.isatty() and not yes:
+        typer.confirm(f"Remove {tenant}? Its programs go on serving, and are not optimized any more", abort=True)
     store.write(tenant, None, expected_version=newest.version)
     if dagster_home():
         from autoopt_pipeline.modules.registry import module_names
@@ -81,14 +101,21 @@ def remove(tenant: TenantId) -> None:
                 console.print("a run is under way: the sensor removes the partition when it has ended")
             elif tenant in registered_tenants(opened):
                 opened.delete_dynamic_partition("tenants", tenant)
-    console.print(f"{tenant} removed; programs and history are kept")
+    console.print(f"{tenant} removed. What stays:")
+    console.print(
+        f"- its programs, which go on serving; 'autoopt artifacts delete {tenant}' deletes them", soft_wrap=True
+    )
+    console.print(f"- earlier configurations; 'autoopt config history {tenant}' lists them", soft_wrap=True)
+    console.print("- runs and their reports in Dagster, traces in Phoenix", soft_wrap=True)
 
 
 @app.command("import")
 def import_tenants(
     file: Annotated[
-        Path, typer.Argument(help="JSON array, or JSON lines: configurations, or rows of the seed's store.")
+        Path,
+        typer.Argument(help="JSON array, or JSON lines: configurations, or rows of the seed's store."),
     ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> None:
     """Import configurations, and say which of their fields mean nothing here."""
     try:
@@ -99,19 +126,62 @@ def import_tenants(
     if not imported and not refused:
         raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
     store = connections().configs
-    with _partitions() as register:
-        for one in imported:
-            version = write_config(store, one.config)
-            register(one.config.tenant_id)
-            ignored = f"; ignored: {', '.join(one.ignored)}" if one.ignored else ""
-            console.print(f"{one.config.tenant_id} imported, configuration version {version}{ignored}")
+    if dry_run:
+        _say_what_would_change(store, imported)
+    else:
+        with _partitions() as register:
+            for one in imported:
+                version = write_config(store, one.config)
+                register(one.config.tenant_id)
+                console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
     for row in refused:
-        console.print(f"[red]refused[/red] {escape(row.reason)}")
+        console.print(f"[red]refused[/red] {escape(row.reason)}", soft_wrap=True)
     if refused:
+        others = "would be saved" if dry_run else "are saved"
         raise InvalidConfig(
             f"{file}: {len(refused)} of {len(refused) + len(imported)} rows were refused",
-            "correct them and import again; the others are saved",
+            f"correct them and import again; the others {others}",
         )
+
+
+@app.command("export")
+def export_tenants(
+    file: Annotated[Path | None, typer.Argument(help="A new file [default: stdout].")] = None,
+) -> None:
+    """Write all configurations as JSON lines, which 'autoopt tenants import' reads."""
+    entries = [entry for _, entry in sorted(connections().configs.current().items())]
+    lines, broken = export_rows(entries)
+    text = "".join(f"{line}\n" for line in lines)
+    if file is None:
+        sys.stdout.write(text)
+    else:
+        try:
+            with file.open("x", encoding="utf-8") as out:
+                out.write(text)
+        except OSError as e:
+            raise InvalidExport(f"{file}: {e.strerror}", "name a new file in a folder that you may write to") from None
+        console.print(f"{len(lines)} configurations exported to {file}", soft_wrap=True, markup=False)
+    if broken:
+        raise InvalidConfig(
+            f"{len(broken)} of {len(entries)} configurations are not valid and were left out, first: {broken[0]}",
+            "'autoopt config edit TENANT' opens one; export again",
+        )
+
+
+def _say_what_would_change(store: TenantConfigStore, imported: Sequence[ImportedConfig]) -> None:
+    current = store.current()
+    for one in imported:
+        tenant = one.config.tenant_id
+        if tenant not in current:
+            console.print(f"{tenant} would be added{_ignored(one)}", soft_wrap=True)
+            continue
+        found = changed_fields(in_effect(current[tenant]), one.config.model_dump(mode="json"))
+        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}", soft_wrap=True)
+        print_changes(found)
+
+
+def _ignored(one: ImportedConfig) -> str:
+    return escape(f"; ignored: {', '.join(one.ignored)}") if one.ignored else ""
 
 
 @contextmanager

@@ -1,18 +1,16 @@
 """Modules that a YAML file describes: plain classifiers, for which nobody writes Python (see docs/add-a-module.md)."""
 
-from collections.abc import Hashable
 from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
-from yaml.constructor import ConstructorError
 
 from autoopt_pipeline.contract import CONFIRMING, REFUTING, UNDECIDED, SpanContract
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
-from autoopt_pipeline.strict import Strict, first_error
+from autoopt_pipeline.strict import Strict, UniqueKeys, first_error
 
 PROGRAM = "autoopt_pipeline.modules.programs:declared_program"
 
@@ -166,14 +164,5 @@ def declared_modules(path: Path) -> list[ModuleSpec]:
 _REMEDY = "correct the file (docs/add-a-module.md shows one)"
 
 
-class _Loader(yaml.BaseLoader):
-    """Takes every value as the text that it is, for a label called `no` is no boolean; refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+class _Loader(UniqueKeys, yaml.BaseLoader):
+    """Takes every value as the text that it is, for a label called `no` is no boolean."""

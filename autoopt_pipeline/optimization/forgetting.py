@@ -18,7 +18,7 @@ from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
 from autoopt_pipeline.tenants.store import TenantConfigStore, read_config, write_config
 
 FORGET = "forget"
@@ -165,11 +165,11 @@ def never_learn_again(
 def _with_forgotten(
     config: RoutingConfigUnified, trace_ids: Collection[str], retrain: Collection[str], now: datetime
 ) -> RoutingConfigUnified:
-    data = config.model_dump()
+    known = [module for module in retrain if module in config.modules]
+    data = chosen_fields(config, *(["modules"] if known else []))
     data["forgotten_traces"] = list(dict.fromkeys([*config.forgotten_traces, *trace_ids]))
-    for module in retrain:
-        if module in data["modules"]:
-            data["modules"][module]["retrain_after"] = now
+    for module in known:
+        data["modules"][module]["retrain_after"] = now
     return parse_config(data, where=f"tenant {config.tenant_id}")
 
 

@@ -25,7 +25,7 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 class Agent(Strict):
     """One of the tenant's agents that routing may answer."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="As the application names it.")
     description: str = Field("", max_length=500, description="What the agent is for; the model reads it.")
 
 
@@ -43,14 +43,14 @@ class LMSettings(Strict):
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
     max_tokens: int | None = Field(None, ge=16, description="By default 512, where the model allows it.")
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
-    timeout_seconds: float = Field(60, gt=0)
+    timeout_seconds: float = Field(60, gt=0, description="Longest wait for one answer.")
 
 
 class Budget(Strict):
     """What one module's optimization may spend on the language model in one run."""
 
-    max_lm_calls: int = Field(6000, ge=1)
-    max_tokens: int = Field(20_000_000, ge=1)
+    max_lm_calls: int = Field(6000, ge=1, description="Calls; when they are spent, the best so far is judged.")
+    max_tokens: int = Field(20_000_000, ge=1, description="Tokens in and out, of all calls.")
 
 
 class WatchSettings(Strict):
@@ -80,9 +80,9 @@ class WatchSettings(Strict):
 class ModuleSettings(Strict):
     """Settings of one module; what is not set here is taken from the tenant."""
 
-    enabled: bool = True
-    optimization_interval_seconds: int | None = Field(None, ge=1)
-    min_samples_for_optimization: int | None = Field(None, ge=1)
+    enabled: bool = Field(True, description="Whether the sensor optimizes this module.")
+    optimization_interval_seconds: int | None = Field(None, ge=1, description="By default the tenant's.")
+    min_samples_for_optimization: int | None = Field(None, ge=1, description="By default the tenant's.")
     retrain_after: AwareDatetime | None = Field(
         None, description="Due at once from this moment (UTC) on, until an optimization has ended after it."
     )
@@ -100,7 +100,7 @@ def _default_modules() -> dict[str, ModuleSettings]:
 class RoutingConfigUnified(Strict):
     """A tenant's configuration. Durations are in seconds, and all times are UTC."""
 
-    tenant_id: str
+    tenant_id: str = Field(description="`acme` or `org:tenant`; it never changes.")
     enable_auto_optimization: bool = Field(True, description="Turn automatic optimization on or off.")
     optimization_interval_seconds: int = Field(
         3600, ge=1, description="Least time between two attempts to optimize a module."
@@ -118,11 +118,11 @@ class RoutingConfigUnified(Strict):
         None,
         description="Stronger model that writes instructions and demos; by default AUTOOPT_TEACHER_LM, or lm itself.",
     )
-    budget: Budget = Budget()
+    budget: Budget = Field(Budget(), description="What one module may spend on the language model in one run.")
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
     )
-    watch: WatchSettings = WatchSettings()
+    watch: WatchSettings = Field(WatchSettings(), description="Comparing what is promoted with its predecessor.")
     dspy_max_bootstrapped_demos: int = Field(
         10, ge=0, le=100, description="Demos that a program may show with the model's own answers."
     )
@@ -218,13 +218,23 @@ def check_modules(config: RoutingConfigUnified) -> None:
             )
 
 
+def chosen_fields(config: RoutingConfigUnified, *choose: str) -> dict[str, Any]:
+    """What the tenant has chosen, as JSON knows it: the fields that were set. The others follow the defaults.
+
+    The top-level fields in `choose` are among them from now on, with what they hold now.
+    """
+    chosen = {name: getattr(config, name) for name in choose if name in RoutingConfigUnified.model_fields}
+    return config.model_copy(update=chosen).model_dump(mode="json", exclude_unset=True)
+
+
 def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingConfigUnified:
-    """The configuration with one field replaced, all others as they are.
+    """The configuration with one field replaced, all others as they are: chosen, or following the defaults.
 
     `path` is dotted (`budget.max_lm_calls`); `value` is JSON where it parses as such, and plain text otherwise.
     """
-    data = config.model_dump(exclude_unset=False)
     *parents, last = path.split(".")
+    # Choosing `modules.routing.enabled` must not lose the other modules that the default lists.
+    data = chosen_fields(config, *parents[:1])
     target: Any = data
     for depth, name in enumerate(parents, 1):
         if not isinstance(target, dict):

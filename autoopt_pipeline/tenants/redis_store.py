@@ -17,9 +17,10 @@ from redis.retry import Retry
 from autoopt_pipeline.errors import ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.sqlite_store import check_version, decode_document
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig
+from autoopt_pipeline.tenants.store import NEVER, Risk, StoredConfig
 
 _CURRENT = "autoopt:configs"
+_PROBE = "_doctor"  # no tenant can be called so
 
 
 class RedisConfigStore:
@@ -71,6 +72,38 @@ class RedisConfigStore:
                     return newest + 1
                 except redis.WatchError:
                     continue  # somebody else wrote in between: look again, and let expected_version decide
+
+    def check_writable(self) -> None:
+        # One transaction, so that nobody sees the field in between.
+        with self._errors(), self._redis.pipeline() as pipe:
+            pipe.hset(_CURRENT, _PROBE, "")
+            pipe.hdel(_CURRENT, _PROBE)
+            pipe.execute()
+
+    def risks(self) -> list[Risk]:
+        """Eviction and persistence, as far as the server tells them; managed ones often do not."""
+        found = []
+        with self._errors():
+            try:
+                policy = str(self._redis.info("memory").get("maxmemory_policy"))
+                append_only = self._redis.info("persistence").get("aof_enabled")
+                snapshots = self._redis.config_get("save").get("save")
+            except redis.ResponseError as e:
+                return [
+                    Risk(f"eviction and persistence are unknown: {e}", "see that nothing is evicted, and all is kept")
+                ]
+        if policy.startswith("allkeys"):
+            found.append(
+                Risk(
+                    f"maxmemory-policy is {policy}: tenants are deleted when the memory is full",
+                    "set maxmemory-policy to noeviction",
+                )
+            )
+        if not append_only and not snapshots:
+            found.append(
+                Risk("nothing is kept on disk: a restart loses all tenants", "set 'appendonly yes', or 'save'")
+            )
+        return found
 
     @contextmanager
     def _errors(self) -> Generator[None, None, None]:

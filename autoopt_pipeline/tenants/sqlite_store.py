@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig
+from autoopt_pipeline.tenants.store import NEVER, Risk, StoredConfig
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tenant_configs (
@@ -56,6 +56,15 @@ class SqliteConfigStore:
             db.execute("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", row)
             db.execute("COMMIT")
             return newest + 1
+
+    def check_writable(self) -> None:
+        with self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("INSERT INTO tenant_configs VALUES ('', 0, '', NULL)")
+            db.execute("ROLLBACK")
+
+    def risks(self) -> list[Risk]:
+        return []
 
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection, None, None]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """When an entry was written that does not say when."""
@@ -33,6 +33,14 @@ class StoredConfig:
         return config
 
 
+@dataclass(frozen=True)
+class Risk:
+    """A setting of a store's server that may lose tenants, and what to set instead."""
+
+    what: str
+    remedy: str
+
+
 class TenantConfigStore(Protocol):
     """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
 
@@ -49,6 +57,14 @@ class TenantConfigStore(Protocol):
 
         Raises `ConfigConflict` when `expected_version` is given and is no longer the newest.
         """
+        ...
+
+    def check_writable(self) -> None:
+        """Write as `write` does, and leave nothing of it."""
+        ...
+
+    def risks(self) -> list[Risk]:
+        """What may lose tenants."""
         ...
 
 
@@ -85,6 +101,20 @@ def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
     return history[-1]
 
 
+def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> StoredConfig:
+    """One version as it is stored. Raises `UnknownTenant` where there is none, or where it removes the tenant."""
+    for entry in store.history(tenant_id):
+        if entry.version == version and entry.document is not None:
+            return entry
+    raise UnknownTenant(
+        f"tenant {tenant_id} has no configuration version {version}",
+        f"'autoopt config history {tenant_id}' lists them",
+    )
+
+
 def write_config(store: TenantConfigStore, config: RoutingConfigUnified, *, expected_version: int | None = None) -> int:
-    """Write a configuration as a new version and return its number."""
-    return store.write(config.tenant_id, config.model_dump(mode="json"), expected_version=expected_version)
+    """Write a configuration as a new version and return its number.
+
+    Only what was chosen is stored, so that a later release's defaults reach the tenants who never chose.
+    """
+    return store.write(config.tenant_id, chosen_fields(config), expected_version=expected_version)

@@ -4,11 +4,14 @@ GraphQL is the private API of Phoenix's own UI, so everything asked of it stands
 against a real server. Where a later Phoenix no longer understands it, counting falls back to paging over REST.
 """
 
+import json
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
@@ -35,6 +38,8 @@ SPANS_PER_READ = 5000
 """Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
 
 _ATTEMPTS = 3
+_NAMES = 10
+_ANNOTATION_COUNTS = "spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
@@ -70,6 +75,19 @@ class NewAnnotation:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Server:
+    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment.
+
+    `not_understood` quotes what it does not know of the GraphQL that counting uses.
+    """
+
+    version: str | None
+    clock: datetime | None
+    asked_at: datetime
+    not_understood: str | None
+
+
 class _NotUnderstood(Exception):
     """This Phoenix speaks another GraphQL."""
 
@@ -91,6 +109,27 @@ class Phoenix:
             raise PhoenixRefused(
                 f"Phoenix endpoint {self.endpoint!r}: {e}", "correct AUTOOPT_PHOENIX_ENDPOINT"
             ) from None
+
+    def about(self) -> Server:
+        """Which server this is. Raises as all do, `PhoenixRefused` for one when the key is not accepted."""
+        with self._errors("its projects"):
+            response = self._response("GET", "/v1/projects", params={"limit": 1})
+            asked_at = datetime.now(UTC)
+            projects, not_understood = response.json()["data"], None
+            try:
+                self._graphql_projects(asked_at)
+                for project in projects:
+                    self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
+                    self._graphql(_aliased([project["id"]], _ANNOTATION_COUNTS), {"id0": project["id"]})
+            except _NotUnderstood as e:
+                not_understood = str(e)
+            date = response.headers.get("date")
+            return Server(
+                response.headers.get("x-phoenix-server-version"),
+                parsedate_to_datetime(date) if date else None,
+                asked_at,
+                not_understood,
+            )
 
     def projects(self, *, until: datetime) -> dict[str, Project]:
         """All projects by exact name, with their number of traces started before `until`."""
@@ -134,7 +173,7 @@ class Phoenix:
             for batch in _batches(list(dict.fromkeys(project_ids)), ALIASES_PER_DOCUMENT):
                 try:
                     data = self._graphql(
-                        _aliased(batch, "spanAnnotationNameCounts{name count}"),
+                        _aliased(batch, _ANNOTATION_COUNTS),
                         {f"id{i}": project_id for i, project_id in enumerate(batch)},
                     )
                 except _NotUnderstood as e:
@@ -144,6 +183,33 @@ class Phoenix:
                     node = data[f"p{i}"] or {"spanAnnotationNameCounts": []}
                     counts[project_id] = {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]}
         return counts
+
+    def other_span_names(
+        self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
+    ) -> dict[str, int] | None:
+        """Names that are none of the known, with how many spans of [start, end) have them.
+
+        The ten most frequent of the newest thousand such spans. None where Phoenix cannot say.
+        """
+        with self._errors("span names"):
+            try:
+                node = self._graphql(
+                    "query($id:ID!,$n:Int!,$tr:TimeRange,$f:String){node(id:$id){...on Project{spans("
+                    "first:$n,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc}){edges{node{name}}}}}}",
+                    {
+                        "id": project_id,
+                        "n": PAGE,
+                        "tr": {"start": start.isoformat(), "end": end.isoformat()},
+                        "f": f"name not in {json.dumps(sorted(known))}",
+                    },
+                )["node"]
+            except _NotUnderstood as e:
+                logger.warning("Phoenix %s: names of spans cannot be listed: %s", self.endpoint, e)
+                return None
+            newest = Counter(edge["node"]["name"] for edge in node["spans"]["edges"])
+        names = [name for name, _ in newest.most_common(_NAMES)]
+        counts = self.count([CountRequest(project_id, name, start, end) for name in names])
+        return {request.span_name: count for request, count in counts.items()}
 
     def decisions(
         self, project: str, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
@@ -335,6 +401,10 @@ class Phoenix:
 
     def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         with self._errors(path):
+            return self._response(method, path, **kwargs).json()
+
+    def _response(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        with self._errors(path):
             for attempt in Retrying(
                 stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
                 wait=wait_random_exponential(multiplier=0.2, max=2),
@@ -344,7 +414,7 @@ class Phoenix:
                 with attempt:
                     response = self._http.request(method, path, **kwargs)
                     response.raise_for_status()
-            return response.json()
+            return response
 
     def _client(self) -> "Client":
         from phoenix.client import Client

@@ -1,0 +1,210 @@
+"""`autoopt traces`: what is read of a tenant's spans, by the same functions as in a run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.programs import Full, Json, one_line
+from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.errors import AutooptError, InvalidConfig, UnknownModule
+from autoopt_pipeline.modules.redaction import Redact, load_redaction
+from autoopt_pipeline.modules.registry import get_module, modules
+from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.traces.survey import AsRead, Survey, as_read, survey
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.traces.collect import Collected
+
+app = typer.Typer(help="See what is read of a tenant's spans in Phoenix.", no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a tenant's spans of the lookback as a run that began now would."""
+
+    parts: Connections
+    config: RoutingConfigUnified
+    redact: Redact
+    start: datetime
+    end: datetime
+
+    def window(self) -> dict[str, str]:
+        return {"start": self.start.isoformat(), "end": self.end.isoformat()}
+
+    def read(self, name: str) -> "tuple[ModuleSpec, tuple[Label, ...], Collected]":
+        from autoopt_pipeline.traces.collect import collect
+
+        spec = get_module(name)
+        labels = labels_of(spec, self.config)
+        collected = collect(self.parts.phoenix, self.config.tenant_id, spec, start=self.start, end=self.end)
+        return spec, labels, collected.without(frozenset(self.config.forgotten_traces))
+
+
+def _reader(tenant: str) -> _Reader:
+    parts = connections()
+    config, _ = read_config(parts.configs, tenant)
+    end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
+    start = end - timedelta(seconds=config.lookback_seconds)
+    return _Reader(parts, config, load_redaction(parts.settings.redaction), start, end)
+
+
+@app.command()
+def stats(tenant: TenantId, json: Json = False) -> None:
+    """Count what each module finds in the lookback: decisions, examples, labels, and what it cannot use and why.
+
+    Exit status 2 when a module's spans could not be read.
+    """
+    reader = _reader(tenant)
+    surveys: dict[str, Survey] = {}
+    errors: dict[str, AutooptError] = {}
+    for name in reader.config.modules:
+        try:
+            spec, labels, collected = reader.read(name)
+        except (UnknownModule, InvalidConfig) as e:
+            errors[name] = e
+            continue
+        surveys[name] = survey(collected.decisions, spec.build_examples(labels, collected.decisions, reader.redact))
+    others = _other_span_names(reader)
+    if json:
+        console.print_json(
+            data={
+                "tenant": tenant,
+                "project": project_name(tenant),
+                "window": reader.window(),
+                "modules": {name: _as_json(asdict(found)) for name, found in surveys.items()},
+                "errors": {name: str(error) for name, error in errors.items()},
+                "other_span_names": others,
+            }
+        )
+    else:
+        _print_stats(reader, surveys, errors, others)
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def sample(
+    tenant: TenantId,
+    module: Annotated[str | None, typer.Option(help="Only this module [default: all that the tenant has].")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Decisions of each module.")] = 5,
+    full: Full = False,
+    json: Json = False,
+) -> None:
+    """Show the newest decisions as they are read: inputs, what was answered, what is right and who says so."""
+    reader = _reader(tenant)
+    shown: dict[str, list[AsRead]] = {}
+    for name in [module] if module else reader.config.modules:
+        spec, labels, collected = reader.read(name)
+        shown[name] = as_read(spec, labels, collected.decisions, reader.redact, newest=number)
+    if json:
+        told = {name: [_decision_as_dict(each) for each in decisions] for name, decisions in shown.items()}
+        console.print_json(
+            data={"tenant": tenant, "project": project_name(tenant), "window": reader.window(), "modules": told}
+        )
+        return
+    for name, decisions in shown.items():
+        console.print(f"[bold]{escape(name)}[/bold]" + ("" if decisions else ": no decision in the lookback"))
+        for each in decisions:
+            context = each.decision
+            console.print(f"  {context.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(context.trace_id)}", soft_wrap=True)
+            for what, text in _told(each):
+                console.print(f"    {what}: {escape(one_line(text, full=full))}", soft_wrap=True)
+
+
+def _other_span_names(reader: _Reader) -> dict[str, int] | None:
+    """Spans that no installed module reads; None where Phoenix cannot say, or has no such project."""
+    phoenix = reader.parts.phoenix
+    project = phoenix.project(project_name(reader.config.tenant_id), until=reader.end)
+    if project is None:
+        return None
+    known = {spec.contract.span_name for spec in modules().values()}
+    return phoenix.other_span_names(project.id, known, start=reader.start, end=reader.end)
+
+
+def _print_stats(
+    reader: _Reader,
+    surveys: Mapping[str, Survey],
+    errors: Mapping[str, AutooptError],
+    others: Mapping[str, int] | None,
+) -> None:
+    project = project_name(reader.config.tenant_id)
+    console.print(f"{project}, {reader.start:%Y-%m-%d %H:%M:%S} to {reader.end:%Y-%m-%d %H:%M:%S} UTC", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("module", no_wrap=True)
+    for column in ("decisions", "examples", "human", "judge", "outcome", "drawn at random"):
+        table.add_column(column, justify="right")
+    for name, found in surveys.items():
+        counts = [found.decisions, found.examples, *found.provenance.values(), found.independent]
+        table.add_row(escape(name), *map(str, counts))
+    console.print(table)
+    for name, found in surveys.items():
+        console.print(f"[bold]{escape(name)}[/bold]")
+        for what, text in _details(found):
+            console.print(f"  {what}: {escape(one_line(text, full=True))}", soft_wrap=True)
+    for name, error in errors.items():
+        console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
+    if others is None:
+        console.print("Phoenix cannot say which other spans there are")
+    elif others:
+        console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}", soft_wrap=True)
+
+
+def _details(found: Survey) -> Iterator[tuple[str, str]]:
+    if found.oldest and found.newest:
+        yield "from", f"{found.oldest:%Y-%m-%d %H:%M:%S} to {found.newest:%Y-%m-%d %H:%M:%S} UTC"
+    if found.labels:
+        yield "right answers", _counts(found.labels)
+    if found.unusable:
+        yield (
+            f"not usable ({found.malformed} malformed)",
+            "; ".join(f"{count} {reason}" for reason, count in found.unusable.items()),
+        )
+    if found.redacted:
+        yield "redacted", str(found.redacted)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _told(read: AsRead) -> Iterator[tuple[str, str]]:
+    for name, text in read.inputs.items():
+        yield escape(name), text or "-"
+    yield "answered", ", ".join(f"{name} {text or '-'}" for name, text in read.answer.items())
+    if read.example:
+        drawn = ", drawn at random" if read.example.independent else ""
+        yield "right", f"{read.example.label} ({read.example.provenance.value}{drawn})"
+    else:
+        yield "not usable", read.unusable or "?"
+
+
+def _decision_as_dict(read: AsRead) -> dict[str, Any]:
+    example = read.example
+    return {
+        "trace_id": read.decision.trace_id,
+        "span_id": read.decision.span_id,
+        "time": read.decision.time.isoformat(),
+        "inputs": read.inputs,
+        "answer": read.answer,
+        "right": dict(example.right) if example else None,
+        "label": example.label if example else None,
+        "provenance": example.provenance.value if example else None,
+        "independent": example.independent if example else None,
+        "unusable": read.unusable,
+    }
+
+
+def _as_json(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}

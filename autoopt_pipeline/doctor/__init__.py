@@ -1,0 +1,1 @@
+"""Whether everything that the system needs is there and works, and how to mend what does not."""

@@ -1,0 +1,22 @@
+"""Whether another machine's clock agrees with ours."""
+
+from datetime import datetime, timedelta
+
+from autoopt_pipeline.doctor.findings import Finding, ok, warn
+
+_RESOLUTION = timedelta(seconds=2)
+"""HTTP dates and object stores tell whole seconds, and a server may keep a date for one more."""
+
+
+def compare_clocks(whose: str, theirs: datetime, ours: datetime, allowed: timedelta) -> Finding:
+    """Both moments are UTC and were taken at the same time."""
+    ahead = theirs - ours
+    difference = max(abs(ahead) - _RESOLUTION, timedelta())
+    if difference <= allowed:
+        return ok(f"the clock of {whose} agrees with this machine's")
+    direction = "ahead of" if ahead > timedelta() else "behind"
+    return warn(
+        f"the clock of {whose} is {difference.total_seconds():.0f} s {direction} this machine's, "
+        f"{allowed.total_seconds():.0f} s are allowed for",
+        "set both clocks (NTP), or raise AUTOOPT_SETTLING_SECONDS: newer traces would be missed",
+    )

@@ -1,0 +1,73 @@
+"""This process: its variables, its modules, its packages."""
+
+import difflib
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
+from autoopt_pipeline.modules.redaction import load_redaction
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.settings import Settings
+
+DISTRIBUTION = "autoopt-pipeline"
+_EXTRA = "pipeline"
+
+_OTHER_VARIABLES = frozenset({"AUTOOPT_PHOENIX_COMMAND", "AUTOOPT_STACK"})
+"""What the local stack reads and sets beside the settings."""
+
+
+def settings(given: Settings) -> Iterator[Finding]:
+    load_redaction(given.redaction)
+    yield ok(f"all can be read; what is local is under {given.home}")
+
+
+def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables that nothing reads: a misspelt one would leave its setting at the default without a word."""
+    known = {*_OTHER_VARIABLES, *(f"AUTOOPT_{name.upper()}" for name in Settings.model_fields)}
+    unknown = sorted(name for name in environment if name.startswith("AUTOOPT_") and name not in known)
+    for name in unknown:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if close:
+            yield warn(f"{name} is read by nothing", f"did you mean {close[0]}?")
+        elif not name.endswith("_API_KEY"):  # those may be named by a tenant's language model
+            yield warn(f"{name} is read by nothing", "unset it, or correct its name")
+    yield ok(f"{len(known.intersection(environment))} AUTOOPT_ variables are set")
+
+
+def installed_modules(given: Settings) -> Iterator[Finding]:
+    """Built in, plugged in, and declared in AUTOOPT_MODULES."""
+    found = ", ".join(modules())
+    yield ok(f"{found}; AUTOOPT_MODULES is {given.modules}" if given.modules else found)
+
+
+def packages(requirements: Iterable[str] | None = None) -> Iterator[Finding]:
+    """Installed versions against the ranges that this package was made for, as its own metadata states them."""
+    remedy = f"pip install '{DISTRIBUTION}[{_EXTRA}]'"
+    try:
+        wanted = [
+            Requirement(text) for text in (requires(DISTRIBUTION) if requirements is None else requirements) or ()
+        ]
+        pythons = SpecifierSet(metadata(DISTRIBUTION)["Requires-Python"] or "")
+    except PackageNotFoundError:
+        yield warn(f"{DISTRIBUTION} is not installed as a package, so its requirements are unknown", remedy)
+        return
+    if not pythons.contains(platform.python_version(), prereleases=True):
+        yield fail(f"Python {platform.python_version()} is not in {pythons}", "use a supported Python")
+    fitting = 0
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate({"extra": _EXTRA}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield fail(f"{requirement.name} is not installed", remedy)
+            continue
+        if requirement.specifier.contains(found, prereleases=True):
+            fitting += 1
+        else:
+            yield fail(f"{requirement.name} {found} is not in {requirement.specifier}", remedy)
+    yield ok(f"Python {platform.python_version()}, and {fitting} packages in the supported ranges")

@@ -1,0 +1,92 @@
+"""Phoenix and the language models."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.doctor.clock import compare_clocks
+from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
+from autoopt_pipeline.errors import AutooptError, LMNotConfigured
+from autoopt_pipeline.settings import STAND_IN
+from autoopt_pipeline.tenants.config import LMSettings
+
+_KNOWN_PHOENIX = "20."
+"""The servers that the contract tests run against (requirements/phoenix.in)."""
+
+
+def phoenix(parts: Connections) -> Iterator[Finding]:
+    server = parts.phoenix.about()
+    key = "the key is accepted" if parts.settings.phoenix_api_key else "no key is needed"
+    told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
+    if server.not_understood:
+        yield warn(
+            f"{told}; it does not understand how traces are counted ({server.not_understood})",
+            f"use Phoenix {_KNOWN_PHOENIX}x; until then counting is slow, and annotations are not counted",
+        )
+    elif not (server.version or "").startswith(_KNOWN_PHOENIX):
+        yield warn(f"{told}; tested is {_KNOWN_PHOENIX}x", "watch the first runs, or use that version")
+    else:
+        yield ok(told)
+    if server.clock:
+        allowed = timedelta(seconds=parts.settings.settling_seconds)
+        yield compare_clocks("Phoenix", server.clock, server.asked_at, allowed)
+
+
+def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
+    """Each model that the deployment or a tenant names: its key's variable is set. `call` asks each for a word."""
+    # Imports DSPy.
+    from autoopt_pipeline.lm.models import resolve_lm, resolve_teacher
+
+    wanted: Counter[LMSettings] = Counter()
+    missing: LMNotConfigured | None = None
+    own = _own_models(parts)
+    for answering, teacher in own or [(None, None)]:
+        try:
+            lm = resolve_lm(answering, parts.settings)
+        except LMNotConfigured as e:
+            missing = e
+        else:
+            wanted.update({lm, resolve_teacher(teacher, parts.settings, lm)})
+    if missing:
+        yield fail(missing.what, missing.remedy)
+    for lm, tenants in wanted.items():
+        yield _language_model(lm, f"for {tenants} tenants" if own else "by default", call=call)
+
+
+def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None]]:
+    """What each tenant names itself. A configuration that is not valid is a finding of the configuration store."""
+    found = []
+    for entry in parts.configs.current().values():
+        with suppress(AutooptError):
+            config = entry.parse()
+            found.append((config.lm, config.teacher_lm))
+    return found
+
+
+def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
+    from dspy.lm15 import Message, Request, TextPart
+    from dspy.utils.exceptions import LMError
+
+    from autoopt_pipeline.lm.meter import Meter, Outage
+    from autoopt_pipeline.lm.models import metered_lm
+
+    if lm.model == STAND_IN:
+        return warn(
+            f"{whose}: the offline stand-in, which is no language model", "set AUTOOPT_LM, e.g. openai/gpt-4o-mini"
+        )
+    try:
+        made = metered_lm(lm, Meter(max_calls=1, max_tokens=100_000))
+    except LMNotConfigured as e:
+        return fail(e.what, e.remedy)
+    told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
+    if not call:
+        return ok(told)
+    began = time.perf_counter()
+    try:
+        made.lm(Request(model=lm.model, system="Answer briefly.", messages=(Message.user([TextPart("Say: ok")]),)))
+    except (Outage, LMError) as e:
+        return fail(f"{told}; it does not answer: {' '.join(str(e).split())[:200]}", "check its name, endpoint and key")
+    return ok(f"{told}; it answered within {time.perf_counter() - began:.1f} s")

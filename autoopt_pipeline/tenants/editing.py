@@ -1,0 +1,55 @@
+"""A tenant's configuration as text for an editor, and back."""
+
+import json
+from typing import Any
+
+import yaml
+
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.strict import UniqueKeys
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+from autoopt_pipeline.tenants.store import StoredConfig
+
+
+def as_text(entry: StoredConfig) -> str:
+    """YAML with what is stored, be it valid or not, and as comments the fields that follow the defaults."""
+    stored = entry.document
+    defaults = RoutingConfigUnified(tenant_id=entry.tenant_id).model_dump(mode="json")
+    if isinstance(stored, dict):
+        order = [*(name for name in defaults if name in stored), *(name for name in stored if name not in defaults)]
+        stored = {name: stored[name] for name in order}
+        defaults = {name: value for name, value in defaults.items() if name not in stored}
+    comments = "".join(f"# {name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in defaults.items())
+    return (
+        f"# Configuration of tenant {entry.tenant_id}, version {entry.version}. It is checked and saved when you leave "
+        "the editor.\n"
+        + _yaml(stored)
+        + (f"\n# Not chosen, so the defaults hold, also those of later releases:\n{comments}" if comments else "")
+    )
+
+
+def _yaml(stored: object) -> str:
+    """Readable, and with escapes only where that would not be read back as it is: PyYAML folds U+0085 into a blank."""
+    text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True, width=120)
+    return text if yaml.safe_load(text) == stored else yaml.safe_dump(stored, sort_keys=False, width=120)
+
+
+def from_text(text: str, tenant_id: str) -> RoutingConfigUnified:
+    """The configuration in a text. Raises `InvalidConfig` with one line that names the place."""
+    where = f"tenant {tenant_id}"
+    try:
+        data: Any = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as e:
+        line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise InvalidConfig(f"{where}{line}: {e.problem}", "correct the line") from None
+    except yaml.YAMLError as e:
+        raise InvalidConfig(f"{where}: {e}", "correct the text") from None
+    config = parse_config(data, where=where)
+    if config.tenant_id != tenant_id:
+        raise InvalidConfig(f"{where}: tenant_id cannot be changed", "add a tenant with the new id instead")
+    check_modules(config)
+    return config
+
+
+class _Loader(UniqueKeys, yaml.SafeLoader):
+    """Values as YAML reads them."""

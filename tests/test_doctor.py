@@ -1,0 +1,376 @@
+"""`autoopt doctor` on things that are really broken, and on sound ones."""
+
+import json
+import re
+import shutil
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import httpx
+import pytest
+import redis
+from dagster._core.scheduler.instigation import InstigatorStatus
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.doctor import instance, process, servers, stores
+from autoopt_pipeline.doctor.clock import compare_clocks
+from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, ok
+from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.stack import Stack, start_daemon
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.llm_server import LLMServer, llm_server
+from tests.test_cli import AGENTS, autoopt
+
+PROJECT = Path(__file__).parents[1]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def found(look: Callable[[], Iterable[Finding]], seconds: float = 60) -> list[Finding]:
+    """What a check finds, run as doctor runs it."""
+    return [finding for _, finding in examine([Check("x", look, "see the way there", seconds)])]
+
+
+def only(findings: list[Finding], status: Status) -> Finding:
+    """The one finding of that status."""
+    (one,) = [finding for finding in findings if finding.status is status]
+    return one
+
+
+@pytest.fixture
+def parts(home: Path) -> Connections:
+    return Connections(Settings(home=home / ".autoopt"))
+
+
+def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoenix) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    before = sorted(path for path in home.rglob("*") if path.is_file())
+    here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint}
+    told = json.loads(autoopt("doctor", "--json", status=2, **here))
+    assert [each["what"] for each in told["findings"] if each["status"] == "fail"] == [
+        "no heartbeat of daemon ASSET, BACKFILL, FRESHNESS_DAEMON, MONITORING, QUEUED_RUN_COORDINATOR, SCHEDULER, "
+        "SENSOR (never)"
+    ]
+    assert [each["check"] for each in told["findings"] if each["status"] == "warn"] == ["lm", "dagster", "dagster"]
+    assert all(each["remedy"] for each in told["findings"] if each["status"] != "ok")
+    assert (told["failed"], told["warnings"]) == (1, 3)
+    documented = re.findall(r"^\| `([a-z ]+)` \|", (PROJECT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    assert list(dict.fromkeys(each["check"] for each in told["findings"])) == documented
+    printed = autoopt("doctor", status=2, **here)
+    assert "fail  dagster        no heartbeat" in printed
+    assert printed.endswith("1 failed, 3 warnings\n")
+    after = sorted(path for path in home.rglob("*") if path.is_file() and ".autoopt/dagster" not in str(path))
+    assert [path for path in before if ".autoopt/dagster" not in str(path)] == after
+
+
+def test_settings_that_cannot_be_read_are_told_and_what_they_lead_to_is_not_looked_at(home: Path) -> None:
+    told = json.loads(autoopt("doctor", "--json", status=2, AUTOOPT_SETTLING_SECONDS="soon"))
+    last = told["findings"][-1]
+    assert (last["check"], last["status"]) == ("settings", "fail")
+    assert "AUTOOPT_SETTLING_SECONDS" in last["what"]
+    assert "is looked at once they are right" in last["remedy"]
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest_setting() -> None:
+    environment = {"AUTOOPT_SETLING_SECONDS": "5", "AUTOOPT_ODD": "", "AUTOOPT_ACME_API_KEY": "k", "AUTOOPT_LM": "x"}
+    odd, misspelt, read = process.variables(environment)
+    assert (misspelt.status, misspelt.remedy) == (Status.WARN, "did you mean AUTOOPT_SETTLING_SECONDS?")
+    assert odd.what == "AUTOOPT_ODD is read by nothing"
+    assert read.status is Status.OK
+
+
+def test_a_redaction_that_cannot_be_loaded_fails(home: Path) -> None:
+    given = Settings(home=home, redaction="nowhere:redact")
+    assert (
+        "redaction 'nowhere:redact' cannot be loaded" in only(found(lambda: process.settings(given)), Status.FAIL).what
+    )
+
+
+def test_a_file_of_modules_that_is_missing_fails(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOOPT_MODULES", "missing.yaml")
+    modules.cache_clear()
+    try:
+        failed = only(found(lambda: process.installed_modules(Settings())), Status.FAIL)
+    finally:
+        modules.cache_clear()
+    assert "missing.yaml: No such file" in failed.what
+
+
+def test_packages_outside_their_ranges_fail() -> None:
+    old, missing, right = process.packages(["dagster>=99", "no-such-package-x>=1", "pydantic>=2; extra == 'pipeline'"])
+    assert "is not in >=99" in old.what
+    assert missing.what == "no-such-package-x is not installed"
+    assert "1 packages in the supported ranges" in right.what
+    assert {finding.status for finding in process.packages()} == {Status.OK}
+
+
+def test_a_configuration_that_is_not_valid_fails_and_the_others_are_counted(parts: Connections) -> None:
+    write_config(parts.configs, RoutingConfigUnified(tenant_id="acme"))
+    for number in range(7):
+        parts.configs.write(f"odd{number}", {"tenant_id": f"odd{number}", "modules": {"gone": {}}})
+    findings = found(lambda: stores.config_store(parts))
+    assert findings[0] == ok("8 tenants; it can be written")
+    assert "unknown module 'gone'" in findings[1].what
+    assert findings[-1].what == "2 more configurations are not valid"
+
+
+def test_a_file_where_a_folder_should_be_fails(home: Path) -> None:
+    (home / "file").write_text("")
+    parts = Connections(
+        Settings(home=home, config_store_url=f"sqlite:///{home}/file/config.db", artifacts_url=f"{home}/file")
+    )
+    assert "config.db" in only(found(lambda: stores.config_store(parts)), Status.FAIL).what
+    failed = found(lambda: stores.artifact_store(parts))
+    assert {finding.status for finding in failed} == {Status.FAIL}
+    assert "AUTOOPT_ARTIFACTS_URL" in failed[0].remedy
+
+
+def test_a_server_that_is_stopped_fails(home: Path) -> None:
+    parts = Connections(
+        Settings(home=home, config_store_url="redis://u:hunter2@127.0.0.1:1/0", phoenix_endpoint="http://127.0.0.1:9")
+    )
+    store = only(found(lambda: stores.config_store(parts)), Status.FAIL)
+    assert "hunter2" not in store.what
+    assert "127.0.0.1:1" in store.what
+    assert "does not answer" in only(found(lambda: servers.phoenix(parts)), Status.FAIL).what
+
+
+def test_a_store_that_keeps_us_waiting_does_not_hold_up_the_others(parts: Connections) -> None:
+    parts.configs.current()
+    with sqlite3.connect(parts.settings.home / "config.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        waiting = Check("store", lambda: stores.config_store(parts), "see who holds it", 0.2)
+        told = list(examine([waiting, Check("next", lambda: [ok("looked at")])]))
+        other.execute("ROLLBACK")
+    assert told == [("store", fail("no answer within 0.2 s", "see who holds it")), ("next", ok("looked at"))]
+
+
+def test_a_server_that_never_answers_fails_within_the_time_it_has(home: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        endpoint = f"http://{LOOPBACK}:{silent.getsockname()[1]}"
+        parts = Connections(Settings(home=home, phoenix_endpoint=endpoint))
+        assert found(lambda: servers.phoenix(parts), 0.2) == [fail("no answer within 0.2 s", "see the way there")]
+
+
+def test_what_a_check_found_before_it_broke_is_told_too() -> None:
+    def look() -> Iterator[Finding]:
+        yield ok("first")
+        raise RuntimeError("broken\nin two lines")
+
+    first, second = found(look)
+    assert first == ok("first")
+    assert second.what == "unexpected RuntimeError: broken"
+
+
+@pytest.fixture(scope="module")
+def careless_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis with a password that evicts tenants and keeps nothing on disk. `reader` may not write there."""
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    folder, port = tmp_path_factory.mktemp("careless"), free_port()
+    options = ["--requirepass", "right", "--maxmemory-policy", "allkeys-lru", "--save", "", "--port", str(port)]
+    with Processes(folder) as group:
+        group.start("redis", [server, *options, "--bind", LOOPBACK], env={}, cwd=folder)
+        client = redis.Redis(
+            port=port, password="right", retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
+        )
+        client.execute_command(
+            "ACL", "SETUSER", "reader", "on", ">r", "~*", "+@read", "+@connection", "+multi", "+exec"
+        )
+        yield f"{LOOPBACK}:{port}/0"
+
+
+def store_at(home: Path, url: str) -> Connections:
+    return Connections(Settings(home=home, config_store_url=url))
+
+
+def test_a_redis_that_may_lose_tenants_is_warned_of(home: Path, careless_redis: str) -> None:
+    parts = store_at(home, f"redis://:right@{careless_redis}")
+    write_config(parts.configs, RoutingConfigUnified(tenant_id="acme"))
+    first, evicting, forgetting = found(lambda: stores.config_store(parts))
+    assert first == ok("1 tenants; it can be written")
+    assert "maxmemory-policy is allkeys-lru" in evicting.what
+    assert "a restart loses all tenants" in forgetting.what
+    assert {evicting.status, forgetting.status} == {Status.WARN}
+    assert list(parts.configs.current()) == ["acme"]
+    assert len(parts.configs.history("acme")) == 1
+
+
+def test_a_wrong_password_fails_and_is_not_repeated(home: Path, careless_redis: str) -> None:
+    parts = store_at(home, f"redis://:hunter2@{careless_redis}")
+    wrong = only(found(lambda: stores.config_store(parts)), Status.FAIL)
+    assert "password" in wrong.what
+    assert "hunter2" not in wrong.what + wrong.remedy
+
+
+def test_a_user_who_may_only_read_fails(home: Path, careless_redis: str) -> None:
+    parts = store_at(home, f"redis://reader:r@{careless_redis}")
+    assert "no permissions" in only(found(lambda: stores.config_store(parts)), Status.FAIL).what.lower()
+
+
+def test_a_safe_redis_is_ok_and_what_it_does_not_tell_is_warned_of(home: Path, redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    client.config_set("appendonly", "yes")
+    assert [finding.status for finding in found(lambda: stores.config_store(store_at(home, redis_url)))] == [Status.OK]
+    client.execute_command("ACL", "SETUSER", "app", "on", ">a", "~*", "+@all", "-info")
+    parts = store_at(home, redis_url.replace("redis://", "redis://app:a@"))
+    assert "eviction and persistence are unknown" in only(found(lambda: stores.config_store(parts)), Status.WARN).what
+    client.config_set("appendonly", "no")
+
+
+class Overwriting(MemoryFileSystem):
+    """A store whose server knows no conditional writes."""
+
+    protocol = "overwriting"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
+        super().pipe_file(path, value)
+
+
+def test_a_store_where_two_writers_can_create_one_file_fails(home: Path) -> None:
+    fsspec.register_implementation("overwriting", Overwriting, clobber=True)
+    parts = Connections(Settings(home=home, artifacts_url="overwriting://x"))
+    assert "a promotion could be lost" in only(found(lambda: stores.artifact_store(parts)), Status.FAIL).what
+
+
+@given(st.integers(-1000, 1000), st.integers(0, 100))
+def test_clocks_agree_when_they_differ_by_no_more_than_is_allowed(seconds: int, allowed: int) -> None:
+    theirs = NOW + timedelta(seconds=seconds)
+    finding = compare_clocks("the store", theirs, NOW, timedelta(seconds=allowed))
+    assert (finding.status is Status.OK) is (abs(seconds) <= allowed + 2)
+    if finding.status is Status.WARN:
+        assert ("ahead of" in finding.what) is (seconds > 0)
+
+
+def test_phoenix_is_known_by_its_version(home: Path, phoenix: Phoenix) -> None:
+    findings = found(lambda: servers.phoenix(Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))))
+    assert [finding.status for finding in findings] == [Status.OK, Status.OK]
+    assert findings[0].what.startswith("Phoenix 20.")
+
+
+def test_a_phoenix_that_counts_otherwise_is_warned_of(
+    home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = httpx.Client.request
+
+    def newer(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
+        if "json" in kwargs and url == "/graphql":
+            kwargs["json"]["query"] = kwargs["json"]["query"].replace("recordCount", "recordCountInTheFuture")
+        return original(self, method, url, **kwargs)
+
+    monkeypatch.setattr(httpx.Client, "request", newer)
+    parts = Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))
+    assert "recordCountInTheFuture" in only(found(lambda: servers.phoenix(parts)), Status.WARN).what
+
+
+@pytest.fixture
+def llm() -> Iterator[LLMServer]:
+    with llm_server() as server:
+        yield server
+
+
+def models(home: Path, llm: LLMServer, **own: object) -> Connections:
+    settings = {"lm": "openai/some-model", "lm_api_base": llm.url, "lm_api_key_env": "DOCTOR_API_KEY"}
+    return Connections(Settings(home=home, **{**settings, **own}))
+
+
+def test_a_model_is_called_only_when_that_is_wanted(
+    home: Path, llm: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCTOR_API_KEY", "sk-doctor")
+    parts = models(home, llm)
+    (told,) = found(lambda: servers.language_models(parts, call=False))
+    assert (told.status, llm.calls) == (Status.OK, 0)
+    assert "DOCTOR_API_KEY is set here" in told.what
+    (told,) = found(lambda: servers.language_models(parts, call=True))
+    assert (told.status, llm.calls) == (Status.OK, 1)
+    assert "it answered within" in told.what
+
+
+def test_a_model_without_its_key_or_that_refuses_it_fails_without_repeating_it(
+    home: Path, llm: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = only(found(lambda: servers.language_models(models(home, llm), call=False)), Status.FAIL)
+    assert "environment variable DOCTOR_API_KEY is not set" in missing.what
+    monkeypatch.setenv("DOCTOR_API_KEY", "sk-doctor")
+    llm.always = 401
+    refused = only(found(lambda: servers.language_models(models(home, llm), call=True)), Status.FAIL)
+    assert "does not answer" in refused.what
+    assert "sk-doctor" not in refused.what
+
+
+def test_each_model_of_the_tenants_is_looked_at_once(home: Path, llm: LLMServer) -> None:
+    parts = models(home, llm, lm="stand-in")
+    for tenant, lm in (("a", {"model": "openai/x", "api_key_env": "ABSENT_API_KEY"}), ("b", None), ("c", None)):
+        write_config(parts.configs, RoutingConfigUnified.model_validate({"tenant_id": tenant, "lm": lm}))
+    findings = found(lambda: servers.language_models(parts, call=False))
+    assert "for 2 tenants: the offline stand-in" in only(findings, Status.WARN).what
+    assert "ABSENT_API_KEY is not set" in only(findings, Status.FAIL).what
+
+
+def test_a_tenant_of_production_without_a_model_fails(home: Path) -> None:
+    parts = Connections(Settings(home=home, artifacts_url=str(home)))
+    assert (
+        "no language model is configured"
+        in only(found(lambda: servers.language_models(parts, call=False)), Status.FAIL).what
+    )
+
+
+def test_an_instance_that_lets_a_tenant_run_twice_is_warned_of(home: Path) -> None:
+    text = (home / "dagster.yaml").read_text()
+    start, end = text.index("    tag_concurrency_limits:"), text.index("# Fails runs")
+    (home / "dagster.yaml").write_text(text[:start] + text[end:])
+    findings = found(lambda: instance.dagster_instance(home))
+    assert any("two runs of one tenant" in each.what for each in findings if each.status is Status.WARN)
+
+
+def test_an_instance_that_cannot_be_opened_fails_and_none_is_warned_of(home: Path) -> None:
+    (home / "dagster.yaml").write_text("storage: {nonsense: 1}")
+    assert "Dagster instance in" in only(found(lambda: instance.dagster_instance(home)), Status.FAIL).what
+    assert only(found(lambda: instance.dagster_instance(None)), Status.WARN).what == "there is no Dagster instance here"
+
+
+def test_daemons_and_sensors_are_known_by_what_they_did_last(home: Path, phoenix: Phoenix) -> None:
+    store = f"sqlite:///{home}/.autoopt/config.db"
+    write_config(open_config_store(store), RoutingConfigUnified(tenant_id="acme"))
+    stack = Stack(home, phoenix.endpoint, {"AUTOOPT_SENSOR_INTERVAL_SECONDS": "1"})
+
+    def look() -> dict[str, Finding]:
+        told = found(lambda: instance.dagster_instance(home))
+        return {name: finding for finding in told for name in ("daemon", *instance.SENSORS) if name in finding.what}
+
+    def until(holds: Callable[[dict[str, Finding]], bool]) -> dict[str, Finding]:
+        for _ in range(120):
+            told = look()
+            if len(told) == 3 and holds(told):
+                return told
+            threading.Event().wait(0.5)
+        raise AssertionError(told)
+
+    look()  # makes the instance's tables, before the daemon would at the same moment
+    with Processes(home / "logs") as group:
+        start_daemon(group, stack)
+        sound = until(lambda told: all(finding.status is Status.OK for finding in told.values()))
+        assert "from __repository__@autoopt_pipeline" in sound["auto_optimization_sensor"].what
+        (home / ".autoopt" / "config.db").unlink()
+        (home / ".autoopt" / "config.db").mkdir()
+        broken = until(lambda told: told["auto_optimization_sensor"].status is Status.FAIL)
+        assert "unable to open database file" in broken["auto_optimization_sensor"].what
+    with open_instance(home) as opened:
+        (state,) = [s for s in opened.all_instigator_state() if s.instigator_name == "auto_optimization_sensor"]
+        opened.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
+    assert "is stopped" in look()["auto_optimization_sensor"].what

@@ -1,0 +1,95 @@
+"""The documents on configuring, tenants and spans are true: their commands run, and their tables are the models'."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.config_reference import DOCUMENT, with_tables
+from tests.test_cli import AGENTS, autoopt
+
+PROJECT = Path(__file__).parents[1]
+DOCS = PROJECT / "docs"
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def run_commands(name: str, tenant: str) -> str:
+    """What the document's `autoopt` commands print, each as it stands but for the tenant."""
+    said = ""
+    for kind, _, text in BLOCK.findall((DOCS / name).read_text()):
+        if kind == "sh":
+            for line in text.splitlines():
+                command = shlex.split(line.replace("acme", tenant), comments=True)
+                assert command[0] == "autoopt"
+                said += autoopt(*command[1:])
+    return said
+
+
+def test_every_field_and_variable_is_documented_as_it_is() -> None:
+    text = DOCUMENT.read_text()
+    assert with_tables(text) == text, "run: python -m tests.config_reference"
+
+
+def test_the_commands_on_configuring_run(home: Path) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    said = run_commands("configure.md", "acme")
+    assert "min_samples_for_optimization: 100 -> 200" in said
+    assert "min_samples_for_optimization: 200 -> 100" in said
+    assert "acme would be saved, with 0 fields changed" in said
+
+
+def test_the_commands_on_adding_a_tenant_run(
+    home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
+    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
+    said = run_commands("add-a-tenant.md", tenant)
+    assert "right answers" in said
+    assert "new traces, 100 needed" in said
+
+
+def stored(tenant: str) -> str:
+    """A shell command that succeeds once Phoenix has stored the document's spans."""
+    return f"autoopt traces stats {tenant} 2>/dev/null | grep -q 'llm.router 3'"
+
+
+def test_spans_of_an_own_layout_are_read_as_the_document_says(home: Path, phoenix: Phoenix, tenant: str) -> None:
+    script = ["set -e"]
+    for kind, file, text in BLOCK.findall((DOCS / "use-your-own-span-layout.md").read_text()):
+        own = text.replace("acme", tenant)
+        if file:
+            (home / file).parent.mkdir(parents=True, exist_ok=True)
+            (home / file).write_text(own)
+        else:
+            assert kind == "sh"
+            script.append(own.replace("sleep 3", f"for _ in {{1..60}}; do {stored(tenant)} && break; sleep 0.5; done"))
+    installed = home / "installed"
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{PROJECT}:{installed}",
+        "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint,
+        "AUTOOPT_SETTLING_SECONDS": "0",
+        "COLUMNS": "200",
+        # pip works offline, and into a folder of the test's own instead of the environment.
+        "PIP_TARGET": str(installed),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one the wrong way round
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=home, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    before, after = done.stdout.split("Successfully installed")
+    assert "spans that no module reads: llm.router 3" in before
+    assert re.search(r"agent_choice +3 +2 ", after)
+    assert "query: shorten it" in after
+    assert "not usable: agent is not one of the current labels" in after
+    assert "no module reads" not in after
