@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli import artifacts, config, tenants
+from autoopt_pipeline.cli import alerts, artifacts, config, tenants
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.forget import forget
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(alerts.app, name="alerts")
 for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
     app.command()(command)
 
