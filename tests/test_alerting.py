@@ -1,6 +1,7 @@
 """The alert sensor on a real Dagster instance: runs that failed, sensors that ticked, a receiver that listens."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from autoopt_pipeline.orchestration.ticks import causes, finished_ticks, sensor_
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from tests.alert_receiver import Receiver, alert_receiver
+from tests.test_metrics import exporter, scraped
 from tests.test_planning import configure, failed_run
 
 
@@ -205,8 +207,21 @@ def test_the_daemons_ticks_tell_of_outages_and_of_alerts_that_nobody_took(
 
         tick_until(lambda: len(receiver.alerts) == 1)
         store.unlink()
+        configure(open_config_store(f"sqlite:///{store}"), "acme", enable_auto_optimization=False)
+        tick_until(lambda: len(receiver.alerts) == 2)
+        shown = scraped(exporter(instance))
+        assert shown["autoopt_decisions", "disabled"] == 5
+        assert shown["autoopt_tick_failed", "auto_optimization_sensor"] == 0
+        assert shown["autoopt_oldest_due_seconds",] == 0
+        assert math.isnan(shown["autoopt_phoenix_reachable",])
+
         configure(open_config_store(f"sqlite:///{store}"), "acme")
         tick_until(lambda: len(receiver.alerts) == 3)
+        shown = scraped(exporter(instance))
+        assert shown["autoopt_decisions", "disabled"] == 5  # the last look that did not fail
+        assert shown["autoopt_tick_failed", "auto_optimization_sensor"] == 1
+        assert shown["autoopt_tick_duration_seconds", "auto_optimization_sensor"] > 0
+        assert shown["autoopt_phoenix_reachable",] == 0
         told = {(alert["kind"], alert["summary"].split(" failed")[0]): alert["detail"] for alert in receiver.alerts}
         assert told.keys() == {
             ("unreachable", "the configuration store"),
@@ -226,7 +241,8 @@ def test_the_daemons_ticks_tell_of_outages_and_of_alerts_that_nobody_took(
 def leave_an_old_alert(instance: dg.DagsterInstance) -> None:
     """Set the cursor, as one can in the UI."""
     state = sensor_states(instance)[ALERT_SENSOR]
-    data = state.instigator_data
+    data = state.sensor_instigator_data
+    assert data and data.cursor
     before = State.load(data.cursor)
     old = make_alert(Kind.TEST, datetime.now(UTC) - timedelta(days=2), "hello")
     after = before.model_copy(update={"outboxes": {"webhook": Outbox(waiting=(old,))}})

@@ -12,6 +12,7 @@ from autoopt_pipeline.cli import alerts, artifacts, config, tenants
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.forget import forget
+from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
@@ -28,7 +29,7 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(alerts.app, name="alerts")
-for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
+for command in (status, versions, history, show, diff, promote, rollback, forget, traffic, metrics):
     app.command()(command)
 
 ERROR_STATUS = 2

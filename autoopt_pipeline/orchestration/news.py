@@ -1,8 +1,9 @@
 """What has happened since the last look: runs that ended, rollbacks, ticks of sensors. A look is bounded."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 
 import dagster as dg
 from dagster._core.events import JobFailureData
@@ -18,10 +19,13 @@ SETTLING = timedelta(seconds=10)
 _REMEMBERED = timedelta(minutes=10)
 """How long after its end a run is known to have been read: a tag that is added later makes it look new."""
 
+ROLLED_BACK, SPENT = "rolled_back", "spent"
+"""Kinds of observations: the watch moved a tenant back; an attempt failed after it had asked a language model."""
+
 RUNS_PER_LOOK = 300
 """Each failed one costs a query of 6 to 50 ms, and a tick may take 60 s."""
 
-_OBSERVATIONS_PER_LOOK = 500
+_EVENTS_PER_LOOK = 500
 _TICKS_PER_LOOK = 50
 
 
@@ -64,6 +68,21 @@ def ended_at(record: dg.RunRecord) -> datetime:
     return record.update_timestamp.astimezone(UTC)
 
 
+def latest_id(fetch: Callable[..., dg.EventRecordsResult], module: str) -> int:
+    """The storage id of the module's newest materialization or observation, 0 where it has none."""
+    latest = fetch(dg.AssetKey(module), limit=1).records
+    return latest[0].storage_id if latest else 0
+
+
+def read_events(
+    fetch: Callable[..., dg.EventRecordsResult], module: str, after: int, *, until: datetime
+) -> Iterator[dg.EventLogRecord]:
+    """Materializations or observations of a module with larger storage ids, oldest first, up to one that is younger."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), after_storage_id=after)
+    records = fetch(wanted, limit=_EVENTS_PER_LOOK, ascending=True).records
+    return takewhile(lambda record: record.timestamp <= until.timestamp(), records)
+
+
 class Position(BaseModel):
     """How far all has been read: observations by storage id for each module, ticks by Unix time for each sensor."""
 
@@ -87,7 +106,7 @@ class Source:
         """What happened before is no news."""
         return Position(
             runs=EndedRuns(after=now),
-            observations={module: self._latest_observation(module) for module in self.modules},
+            observations={module: latest_id(self.instance.fetch_observations, module) for module in self.modules},
             ticks=dict.fromkeys(self.sensors, now.timestamp()),
         )
 
@@ -124,31 +143,21 @@ class Source:
             for module in modules
         ]
 
-    def _latest_observation(self, module: str) -> int:
-        latest = self.instance.fetch_observations(dg.AssetKey(module), limit=1).records
-        return latest[0].storage_id if latest else 0
-
     def _rollbacks(self, position: Position, now: datetime) -> tuple[dict[str, int], list[Event]]:
         read, events = {}, list[Event]()
         for module in self.modules:
             read[module] = position.observations.get(module, 0)
-            found = self.instance.fetch_observations(
-                dg.AssetRecordsFilter(dg.AssetKey(module), after_storage_id=read[module]),
-                limit=_OBSERVATIONS_PER_LOOK,
-                ascending=True,
-            )
-            for record in found.records:
-                at = datetime.fromtimestamp(record.timestamp, UTC)
-                if at > now - SETTLING:
-                    break
+            fetch = self.instance.fetch_observations
+            for record in read_events(fetch, module, read[module], until=now - SETTLING):
                 read[module] = record.storage_id
                 observation = record.asset_observation
                 if observation is None or observation.partition is None:
                     continue
                 said = {name: str(value.value) for name, value in observation.metadata.items()}
-                if said.get("event") != "rolled_back":
+                if said.get("event") != ROLLED_BACK:
                     continue
                 detail = f"{said.get('from') or 'baseline'} -> {said.get('to') or 'baseline'}: {said.get('reason', '')}"
+                at = datetime.fromtimestamp(record.timestamp, UTC)
                 url = self._url(f"assets/{module}?view=partitions")
                 events.append(RolledBack(at, observation.partition, module, detail, url))
         return read, events

@@ -51,6 +51,14 @@ class TickReport(BaseModel):
     phoenix_asked: bool
     phoenix_error: str | None
 
+    @classmethod
+    def load(cls, cursor: str | None) -> "TickReport | None":
+        """None where there is none, or where somebody else wrote the cursor."""
+        try:
+            return cls.model_validate_json(cursor) if cursor else None
+        except ValidationError:
+            return None
+
 
 def tick_report(plan: Plan) -> TickReport:
     waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
@@ -85,19 +93,16 @@ def finished_ticks(
 
 
 def report_of(tick: InstigatorTick) -> TickReport | None:
-    """None for a tick that failed, that is of another sensor, or whose cursor somebody else wrote."""
-    if tick.instigator_name != OPTIMIZATION_SENSOR or tick.status is TickStatus.FAILURE or not tick.cursor:
+    """None for a tick that failed, or that is of another sensor."""
+    if tick.instigator_name != OPTIMIZATION_SENSOR or tick.is_failure:
         return None
-    try:
-        return TickReport.model_validate_json(tick.cursor)
-    except ValidationError:
-        return None
+    return TickReport.load(tick.cursor)
 
 
 def read_tick(tick: InstigatorTick) -> Ticked:
     """What kept the tick from what it is for. An error that is of no service is the sensor's own."""
     at, sensor = datetime.fromtimestamp(tick.timestamp, UTC), tick.instigator_name
-    if tick.status is not TickStatus.FAILURE:
+    if not tick.is_failure:
         report = report_of(tick)
         if report is None:
             return Ticked(at, sensor)
