@@ -63,6 +63,12 @@ def look(instance: dg.DagsterInstance, receiver: Receiver) -> Looks:
     return Looks(instance, alert_webhook_url=receiver.url, dagster_ui_url="http://ui/")
 
 
+def state_of(cursor: str | None) -> State:
+    state = State.load(cursor)
+    assert state is not None
+    return state
+
+
 MENDED: set[str] = set()
 
 
@@ -131,6 +137,16 @@ def test_repeated_failures_are_told_and_so_is_their_end(
     assert receiver.told() == [("run_failed", 1), ("failing_repeatedly", 1), ("recovered", 1)]
 
 
+def test_a_cursor_that_means_nothing_is_begun_anew(
+    instance: dg.DagsterInstance, receiver: Receiver, look: Looks
+) -> None:
+    look.cursor = "somebody's"
+    failed_run(instance, "acme", ["routing"])
+    assert look() == "what happens from now on is told"
+    look()
+    assert receiver.alerts == []
+
+
 def test_many_failed_runs_are_read_in_pieces_and_none_is_missed(
     instance: dg.DagsterInstance, receiver: Receiver, look: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,11 +154,11 @@ def test_many_failed_runs_are_read_in_pieces_and_none_is_missed(
     for n in range(8):
         failed_run(instance, f"t{n}", ["routing"])
     failed_run(instance, "t0", ["somebody_elses_asset"])
-    state = State.load(look.cursor or "")
+    state = state_of(look.cursor)
     failures = 0
     for _ in range(4):
         look()
-        now_failing = len(State.load(look.cursor or "").memory.failures.streaks)
+        now_failing = len(state_of(look.cursor).memory.failures.streaks)
         assert now_failing - failures <= 3
         failures = now_failing
     assert failures == 8
@@ -177,7 +193,7 @@ def test_a_receiver_that_is_down_gets_its_alerts_later_and_does_not_hold_up_the_
         assert look() == look() == "0 alerts"
         assert [body["text"].splitlines()[0] for body in slack.alerts] == [":warning: *acme/routing failed*"]
         assert len(receiver.alerts) == 1
-        assert "hidden" not in State.load(look.cursor or "").model_dump_json()
+        assert "hidden" not in state_of(look.cursor).model_dump_json()
 
 
 def test_the_daemons_ticks_tell_of_outages_and_of_alerts_that_nobody_took(
@@ -234,7 +250,7 @@ def test_the_daemons_ticks_tell_of_outages_and_of_alerts_that_nobody_took(
         tick_until(lambda: last_look(instance).is_failure)
         assert "1 alerts for webhook are given up" in causes(last_look(instance))[-1].message
         tick_until(lambda: not last_look(instance).is_failure)
-        assert State.load(last_look(instance).cursor or "").outboxes["webhook"].waiting == ()
+        assert state_of(last_look(instance).cursor).outboxes["webhook"].waiting == ()
         assert len(receiver.alerts) == 3
 
 
@@ -242,8 +258,8 @@ def leave_an_old_alert(instance: dg.DagsterInstance) -> None:
     """Set the cursor, as one can in the UI."""
     state = sensor_states(instance)[ALERT_SENSOR]
     data = state.sensor_instigator_data
-    assert data and data.cursor
-    before = State.load(data.cursor)
+    assert data
+    before = state_of(data.cursor)
     old = make_alert(Kind.TEST, datetime.now(UTC) - timedelta(days=2), "hello")
     after = before.model_copy(update={"outboxes": {"webhook": Outbox(waiting=(old,))}})
     instance.update_instigator_state(state.with_data(data._replace(cursor=after.dump())))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from time import monotonic
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,8 +13,8 @@ GIVE_UP_AFTER = timedelta(days=1)
 MAX_KEPT = 100
 """Alerts that wait for one receiver; of more, the oldest are given up."""
 
-MAX_PER_LOOK = 10
-"""Alerts that one look sends to one receiver. The next look sends the next."""
+_SECONDS_PER_LOOK = 10
+"""How long one look goes on sending to one receiver. The next look sends what is left."""
 
 _FIRST_WAIT = timedelta(seconds=30)
 _LONGEST_WAIT = timedelta(minutes=15)
@@ -50,7 +51,10 @@ def deliver(
     """
     if outbox.next_try and now < outbox.next_try:
         return outbox, None
-    for alert in outbox.waiting[:MAX_PER_LOOK]:
+    began = monotonic()
+    for alert in outbox.waiting:
+        if monotonic() - began > _SECONDS_PER_LOOK:
+            break
         try:
             send(alert)
         except AlertNotDelivered as e:

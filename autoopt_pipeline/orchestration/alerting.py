@@ -43,8 +43,12 @@ class State(BaseModel):
         return base64.b64encode(zlib.compress(self.model_dump_json().encode())).decode()
 
     @classmethod
-    def load(cls, cursor: str) -> "State":
-        return cls.model_validate_json(zlib.decompress(base64.b64decode(cursor)))
+    def load(cls, cursor: str | None) -> "State | None":
+        """None where there is none, or where another release or somebody else wrote it."""
+        try:
+            return cls.model_validate_json(zlib.decompress(base64.b64decode(cursor))) if cursor else None
+        except (ValueError, zlib.error):
+            return None
 
 
 def build_alerting(settings: Settings, watched: Collection[str]) -> list[dg.SensorDefinition]:
@@ -63,10 +67,11 @@ def _alert_sensor(settings: Settings, listening: list[Receiver], watched: Collec
     def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = datetime.now(UTC)
         source = Source(context.instance, sorted(modules()), watched, settings.dagster_ui_url)
-        if not context.cursor:
+        loaded = State.load(context.cursor)
+        if loaded is None:
             context.update_cursor(State(position=source.start(now)).dump())
             return dg.SkipReason("what happens from now on is told")
-        state = _let_go(context.instance, State.load(context.cursor), now)
+        state = _let_go(context.instance, loaded, now)
 
         position, events = source.read(state.position, now=now)
         memory, alerts = tell(state.memory, events, now=now, after=settings.alert_after_failures)

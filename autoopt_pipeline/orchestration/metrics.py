@@ -62,20 +62,25 @@ class Exporter(Collector):
 
         self._registry = own = CollectorRegistry()
         self._decisions = Gauge(
-            "autoopt_decisions", "Modules of tenants by decision, at the last look that did not fail.", ["reason"],
+            "autoopt_decisions",
+            "Modules of tenants by decision, at the last look that did not fail.",
+            ["reason"],
             registry=own,
-        )  # fmt: skip
+        )
         self._oldest_due = Gauge(
-            "autoopt_oldest_due_seconds", "How long the longest waiting module that is due has been so; 0 for none.",
+            "autoopt_oldest_due_seconds",
+            "How long the longest waiting module that is due has been so; 0 for none.",
             registry=own,
-        )  # fmt: skip
+        )
         self._tick_seconds = Gauge(
             "autoopt_tick_duration_seconds", "What the sensor's last look took.", ["sensor"], registry=own
         )
         self._tick_at = Gauge(
-            "autoopt_tick_timestamp_seconds", "When the sensor's last look began, in Unix time.", ["sensor"],
+            "autoopt_tick_timestamp_seconds",
+            "When the sensor's last look began, in Unix time.",
+            ["sensor"],
             registry=own,
-        )  # fmt: skip
+        )
         self._tick_failed = Gauge(
             "autoopt_tick_failed", "1 where the sensor's last look failed, else 0.", ["sensor"], registry=own
         )
@@ -84,13 +89,18 @@ class Exporter(Collector):
         )
         self._phoenix.set(float("nan"))
         self._run_seconds = Histogram(
-            "autoopt_run_duration_seconds", "Runs that ended, by status: success or failure.", ["status"],
-            buckets=_RUN_BUCKETS, registry=own,
-        )  # fmt: skip
-        self._verdicts = Counter(
-            "autoopt_verdicts", "Outcomes by module and verdict, promotions among them.", ["module", "verdict"],
+            "autoopt_run_duration_seconds",
+            "Runs that ended, by status: success or failure.",
+            ["status"],
+            buckets=_RUN_BUCKETS,
             registry=own,
-        )  # fmt: skip
+        )
+        self._verdicts = Counter(
+            "autoopt_verdicts",
+            "Outcomes by module and verdict, promotions among them.",
+            ["module", "verdict"],
+            registry=own,
+        )
         self._rollbacks = Counter(
             "autoopt_rollbacks", "Tenants that the watch moved back, by module.", ["module"], registry=own
         )
@@ -104,9 +114,11 @@ class Exporter(Collector):
             "autoopt_failing_modules", "Modules of tenants whose last run failed, within seven days.", registry=own
         )
         self._failures = Gauge(
-            "autoopt_failures_in_a_row", "Runs of the module that failed since its last outcome.",
-            ["tenant", "module"], registry=own,
-        )  # fmt: skip
+            "autoopt_failures_in_a_row",
+            "Runs of the module that failed since its last outcome.",
+            ["tenant", "module"],
+            registry=own,
+        )
 
     def describe(self) -> Iterator[Metric]:
         return iter(self._registry.collect())
@@ -145,7 +157,7 @@ class Exporter(Collector):
                 self._oldest_due.set((now - due).total_seconds() if due else 0)
 
     def _read_runs(self, now: datetime) -> None:
-        self._runs, records = read_ended_runs(self._instance, self._runs, until=now - SETTLING)
+        self._runs, records = read_ended_runs(self._instance, self._modules, self._runs, until=now - SETTLING)
         for record in records:
             if record.start_time:
                 seconds = ended_at(record).timestamp() - record.start_time

@@ -39,9 +39,9 @@ class EndedRuns(BaseModel):
 
 
 def read_ended_runs(
-    instance: dg.DagsterInstance, position: EndedRuns, *, until: datetime
+    instance: dg.DagsterInstance, modules: Collection[str], position: EndedRuns, *, until: datetime
 ) -> tuple[EndedRuns, Sequence[dg.RunRecord]]:
-    """Runs with modules of tenants that succeeded or failed before `until`, oldest first, each once."""
+    """Runs of these modules for a tenant that succeeded or failed before `until`, oldest first, each once."""
     records = instance.get_run_records(
         dg.RunsFilter(
             statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE],
@@ -59,7 +59,12 @@ def read_ended_runs(
     after = max(position.after, records[-1].update_timestamp.astimezone(UTC))
     seen = position.seen | {r.dagster_run.run_id[:8]: ended_at(r) for r in fresh}
     kept = {run: end for run, end in seen.items() if end > after - _REMEMBERED}
-    return EndedRuns(after=after, seen=kept), [r for r in fresh if PARTITION_TAG in r.dagster_run.tags]
+    ours = [
+        record
+        for record in fresh
+        if PARTITION_TAG in record.dagster_run.tags and not selected_modules(record.dagster_run).isdisjoint(modules)
+    ]
+    return EndedRuns(after=after, seen=kept), ours
 
 
 def ended_at(record: dg.RunRecord) -> datetime:
@@ -111,7 +116,7 @@ class Source:
         )
 
     def read(self, position: Position, *, now: datetime) -> tuple[Position, list[Event]]:
-        runs, records = read_ended_runs(self.instance, position.runs, until=now - SETTLING)
+        runs, records = read_ended_runs(self.instance, self.modules, position.runs, until=now - SETTLING)
         events = [event for record in records for event in self._of_run(record)]
         observations, rollbacks = self._rollbacks(position, now)
         ticks, ticked = self._ticks(position, now)
@@ -121,7 +126,7 @@ class Source:
         run, at = record.dagster_run, ended_at(record)
         tenant = run.tags[PARTITION_TAG]
         modules = sorted(selected_modules(run).intersection(self.modules))
-        if run.status is dg.DagsterRunStatus.SUCCESS or not modules:
+        if run.status is dg.DagsterRunStatus.SUCCESS:
             return [ModuleSucceeded(at, tenant, module) for module in modules]
         kinds = {
             dg.DagsterEventType.ASSET_MATERIALIZATION,
