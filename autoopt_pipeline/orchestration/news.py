@@ -149,10 +149,10 @@ class Source:
         ]
 
     def _rollbacks(self, position: Position, now: datetime) -> tuple[dict[str, int], list[Event]]:
-        read, events = {}, list[Event]()
+        fetch, read, events = self.instance.fetch_observations, {}, list[Event]()
         for module in self.modules:
-            read[module] = position.observations.get(module, 0)
-            fetch = self.instance.fetch_observations
+            known = position.observations.get(module)
+            read[module] = latest_id(fetch, module) if known is None else known
             for record in read_events(fetch, module, read[module], until=now - SETTLING):
                 read[module] = record.storage_id
                 observation = record.asset_observation
