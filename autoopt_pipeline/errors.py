@@ -67,6 +67,10 @@ class UnknownTrace(AutooptError):
     """The text is no trace id, or Phoenix does not have the trace."""
 
 
+class TenantsUndecided(AutooptError):
+    """For some tenants it cannot be said whether they are due."""
+
+
 class LMNotConfigured(AutooptError):
     """There is no language model to optimize with."""
 
@@ -105,6 +109,12 @@ class StaleIncumbent(AutooptError):
 
 class InvalidQueries(AutooptError):
     """A file of labelled queries cannot be played as traffic."""
+
+
+class AlertNotDelivered(AutooptError):
+    """A receiver of alerts does not take them."""
+
+    transient = True
 
 
 class StackFailed(AutooptError):

@@ -63,6 +63,14 @@ class Settings(BaseSettings):
     )
     max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
 
+    alert_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON (docs/alerts.md).")
+    alert_webhook_secret: SecretStr | None = Field(None, description="Signs what is posted to the webhook.")
+    alert_slack_url: SecretStr | None = Field(None, description="Slack's incoming webhook that gets the alerts.")
+    alert_after_failures: int = Field(
+        3, ge=1, description="Failures, or looks of a sensor without an answer, in a row that are trouble that lasts."
+    )
+    dagster_ui_url: str | None = Field(None, description="Address of the Dagster UI, for links in alerts.")
+
     @property
     def resolved_config_store_url(self) -> str:
         return self.config_store_url or f"sqlite:///{self.home / 'config.db'}"

@@ -74,10 +74,13 @@ def test_the_local_instance_keeps_everything_under_dot_autoopt(home: Path) -> No
     assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", ".autoopt"}
 
 
-@pytest.mark.parametrize("room", ["optimization", "modules", "artifacts", "tenants", "traces", "lm", "serving"])
+@pytest.mark.parametrize(
+    "room", ["optimization", "modules", "artifacts", "tenants", "traces", "lm", "serving", "alerts"]
+)
 def test_imports_run_one_way(room: str) -> None:
     allowed = {
         "artifacts": {"artifacts", "modules"},
+        "alerts": {"alerts"},
         "modules": {"modules"},
         "tenants": {"tenants", "modules"},
         "lm": {"lm", "tenants"},

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli import artifacts, config, tenants, traces
+from autoopt_pipeline.cli import alerts, artifacts, config, tenants, traces
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
+from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
@@ -30,7 +31,21 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
-for command in (status, versions, history, show, diff, promote, rollback, watches, forget, traffic, doctor):
+app.add_typer(alerts.app, name="alerts")
+for command in (
+    status,
+    versions,
+    history,
+    show,
+    diff,
+    promote,
+    rollback,
+    watches,
+    forget,
+    traffic,
+    doctor,
+    metrics,
+):
     app.command()(command)
 
 ERROR_STATUS = 2

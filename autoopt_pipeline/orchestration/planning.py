@@ -32,11 +32,16 @@ WHOLE_TENANT = "*"
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read."""
+    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
+
+    `phoenix_asked` says whether anything was left to Phoenix, and `phoenix_error` why it did not decide that.
+    """
 
     window_end: datetime
     decisions: dict[Key, Decision]
     attempts: dict[Key, Attempts] = field(default_factory=dict)
+    phoenix_asked: bool = False
+    phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
 
     def due(self) -> dict[str, list[str]]:
         """Due modules by tenant, the longest waiting tenant first."""
@@ -113,11 +118,13 @@ def plan_tenants(
                 pending[key] = config
             else:
                 decisions[key] = answer
+    phoenix_error = None
     try:
         decisions |= _decide_by_evidence(pending, attempts, instance, phoenix, now=now, until=window_end)
     except (PhoenixUnavailable, PhoenixRefused) as e:
+        phoenix_error = e
         decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending}
-    return Plan(window_end, dict(sorted(decisions.items())), attempts)
+    return Plan(window_end, dict(sorted(decisions.items())), attempts, bool(pending), phoenix_error)
 
 
 def _decide_by_evidence(

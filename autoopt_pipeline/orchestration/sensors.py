@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from autoopt_pipeline.errors import InvalidTenantId
+from autoopt_pipeline.errors import InvalidTenantId, TenantsUndecided
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, tick_report
 from autoopt_pipeline.orchestration.watching import watch_sensor
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -79,7 +80,7 @@ def partition_changes(
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
     @dg.sensor(
-        name="auto_optimization_sensor",
+        name=OPTIMIZATION_SENSOR,
         description="Launches one run per tenant with the modules that are due, and says why the others are not.",
         target=assets,
         minimum_interval_seconds=settings.sensor_interval_seconds,
@@ -97,6 +98,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             now=datetime.now(UTC),
             settling=timedelta(seconds=connections.settings.settling_seconds),
         )
+        context.update_cursor(tick_report(plan).model_dump_json())
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
         registered = registered_tenants(context.instance)
@@ -112,9 +114,10 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             return dg.SensorResult(run_requests=requests)
         if errors := plan.errors():
             (tenant, module), first = next(iter(errors.items()))
-            raise dg.DagsterError(
-                f"{len(errors)} of {len(plan.decisions)} could not be decided, first {tenant}/{module}: {first.detail}"
-            )
+            raise TenantsUndecided(
+                f"{len(errors)} of {len(plan.decisions)} could not be decided, first {tenant}/{module}: {first.detail}",
+                "'autoopt status' shows the others",
+            ) from plan.phoenix_error
         return dg.SkipReason(summary(plan))
 
     return auto_optimization_sensor

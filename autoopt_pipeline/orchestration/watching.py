@@ -15,7 +15,9 @@ from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownTenant
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.rollout import end_watch, stop_sharing
 from autoopt_pipeline.optimization.watch import Look, WatchVerdict
+from autoopt_pipeline.orchestration.news import ROLLED_BACK
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.ticks import WATCH_SENSOR, WatchReport
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.traces.live import look_at
@@ -26,7 +28,7 @@ _SECONDS_PER_TICK = 30
 
 def watch_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
-        name="promotion_watch_sensor",
+        name=WATCH_SENSOR,
         description="Compares new versions with their predecessors in production, and rolls back what is worse.",
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
@@ -38,20 +40,25 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
         due = [each for each in watched if each.is_due(now)]
         # In no order, so that those which fail hold up no others for ever.
         random.shuffle(due)
-        lines, errors = [], []
+        lines: list[str] = []
+        errors: list[tuple[str, AutooptError]] = []
         while due and time.monotonic() - began < _SECONDS_PER_TICK:
             each = due.pop()
             try:
                 line = look_once(context.instance, connections, each, now=now)
             except AutooptError as e:
-                errors.append(f"{each.tenant_id}/{each.module}: {e}")
-                context.log.error(errors[-1])
+                errors.append((f"{each.tenant_id}/{each.module}", e))
+                context.log.error(f"{each.tenant_id}/{each.module}: {e}")
                 continue
             if line:
                 lines.append(line)
                 context.log.info(line)
         if errors:
-            raise dg.DagsterError(f"{len(errors)} of {len(watched)} watches could not be looked at, first {errors[0]}")
+            name, first = errors[0]
+            raise dg.DagsterError(
+                f"{len(errors)} of {len(watched)} watches could not be looked at, first {name}: {first}"
+            ) from first
+        context.update_cursor(WatchReport(watched=len(watched), left=len(due)).model_dump_json())
         left = f", {len(due)} left for the next tick" if due else ""
         return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{left}")
 
@@ -104,7 +111,7 @@ def _end(
             artifacts.module,
             partition=artifacts.tenant_id,
             metadata={
-                "event": "rolled_back" if went_back else "watch_ended",
+                "event": ROLLED_BACK if went_back else "watch_ended",
                 "verdict": look.verdict.value,
                 "reason": look.reason,
                 "from": watch.version or BASELINE,

@@ -1,0 +1,151 @@
+"""What sensors' ticks say of themselves, for alerts and metrics.
+
+A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, InstigatorType, TickStatus
+from dagster._utils.error import SerializableErrorInfo
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoopt_pipeline.alerts.events import Ticked
+from autoopt_pipeline.errors import (
+    ArtifactStoreUnavailable,
+    ConfigStoreUnavailable,
+    PhoenixRefused,
+    PhoenixUnavailable,
+    TenantsUndecided,
+)
+from autoopt_pipeline.orchestration.planning import Plan
+
+OPTIMIZATION_SENSOR = "auto_optimization_sensor"
+WATCH_SENSOR = "promotion_watch_sensor"
+
+PHOENIX = "Phoenix"
+
+CONFIG_STORE = "the configuration store"
+
+_SERVICES = {
+    PhoenixUnavailable.__name__: PHOENIX,
+    PhoenixRefused.__name__: PHOENIX,
+    ConfigStoreUnavailable.__name__: CONFIG_STORE,
+    ArtifactStoreUnavailable.__name__: "the artifact store",
+}
+"""Errors, as ticks name them, by the service that they are about."""
+
+_BEFORE_PHOENIX = frozenset({CONFIG_STORE})
+"""What has answered by the time that Phoenix is asked."""
+
+_FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+
+
+class TickReport(BaseModel):
+    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decisions: dict[str, int]
+    oldest_due_since: datetime | None
+    phoenix_asked: bool
+    phoenix_error: str | None
+
+    @classmethod
+    def load(cls, cursor: str | None) -> "TickReport | None":
+        """None where there is none, or where somebody else wrote the cursor."""
+        try:
+            return cls.model_validate_json(cursor) if cursor else None
+        except ValidationError:
+            return None
+
+
+class WatchReport(BaseModel):
+    """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
+
+    model_config = ConfigDict(frozen=True)
+
+    watched: int
+    left: int
+
+    @classmethod
+    def load(cls, cursor: str | None) -> "WatchReport | None":
+        """None where there is none, or where somebody else wrote the cursor."""
+        try:
+            return cls.model_validate_json(cursor) if cursor else None
+        except ValidationError:
+            return None
+
+
+def tick_report(plan: Plan) -> TickReport:
+    waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
+    return TickReport(
+        decisions=plan.counts(),
+        oldest_due_since=min(waiting, default=None),
+        phoenix_asked=plan.phoenix_asked,
+        phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
+    )
+
+
+def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
+    """The sensors that ever ran, by name; of two of one name, which a renamed code location leaves, the later."""
+    states: dict[str, InstigatorState] = {}
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        if state.instigator_name not in states or _last_tick(state) > _last_tick(states[state.instigator_name]):
+            states[state.instigator_name] = state
+    return states
+
+
+def _last_tick(state: InstigatorState) -> float:
+    return getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+
+
+def finished_ticks(
+    instance: dg.DagsterInstance, state: InstigatorState, *, limit: int, after: float | None = None
+) -> Sequence[InstigatorTick]:
+    """The latest, newest first; `after` is a Unix time."""
+    return instance.get_ticks(
+        state.instigator_origin_id, state.selector_id, after=after, limit=limit, statuses=_FINISHED
+    )
+
+
+def report_of(tick: InstigatorTick) -> TickReport | None:
+    """None for a tick that failed, or that is of another sensor."""
+    if tick.instigator_name != OPTIMIZATION_SENSOR or tick.is_failure:
+        return None
+    return TickReport.load(tick.cursor)
+
+
+def read_tick(tick: InstigatorTick) -> Ticked:
+    """What kept the tick from what it is for. An error that is of no service is the sensor's own."""
+    at, sensor = datetime.fromtimestamp(tick.timestamp, UTC), tick.instigator_name
+    if not tick.is_failure:
+        report = report_of(tick)
+        if report is None:
+            return Ticked(at, sensor)
+        if report.phoenix_error:
+            return Ticked(at, sensor, PHOENIX, report.phoenix_error, _BEFORE_PHOENIX)
+        return Ticked(at, sensor, works=None if report.phoenix_asked else _BEFORE_PHOENIX)
+    errors = causes(tick)
+    for error in errors:
+        if service := _SERVICES.get(error.cls_name or ""):
+            return Ticked(at, sensor, service, _text(error), _BEFORE_PHOENIX if service == PHOENIX else frozenset())
+    # Tenants' own errors come after everything was asked.
+    undecided = any(error.cls_name == TenantsUndecided.__name__ for error in errors)
+    works = _BEFORE_PHOENIX | {PHOENIX} if undecided else frozenset[str]()
+    return Ticked(at, sensor, f"sensor {sensor}", _text(errors[-1]) if errors else "", works)
+
+
+def causes(tick: InstigatorTick) -> list[SerializableErrorInfo]:
+    """The error of a failed tick, and what caused it, down to the first cause."""
+    chain, error = [], tick.error
+    while error:
+        chain.append(error)
+        error = error.cause
+    return chain
+
+
+def _text(error: SerializableErrorInfo) -> str:
+    """The message without the name of its class, which Dagster puts before it."""
+    return error.message.partition(": ")[2] or error.message
