@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import traceback
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -15,6 +17,7 @@ from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
+from autoopt_pipeline.cli.trigger import trigger
 from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.errors import AutooptError
 
@@ -27,10 +30,27 @@ app = typer.Typer(
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(artifacts.app, name="artifacts")
-for command in (status, versions, history, show, diff, promote, rollback, forget, traffic):
+for command in (trigger, status, versions, history, show, diff, promote, rollback, forget, traffic):
     app.command()(command)
 
 ERROR_STATUS = 2
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name in ("autoopt-pipeline", "dagster", "dspy", "arize-phoenix-client"):
+            print(name, version(name))
+        raise typer.Exit
+
+
+@app.callback()
+def autoopt(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions and exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -66,6 +86,9 @@ def run() -> None:
         app()
     except AutooptError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(ERROR_STATUS)
+    except Exception:  # noqa: BLE001 - Python's own status would be 1, which means "skipped"
+        traceback.print_exc()
         sys.exit(ERROR_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
 from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
 from autoopt_pipeline.tenants.config import parse_config
@@ -18,7 +19,7 @@ from autoopt_pipeline.tenants.store import newest_version, write_config
 
 app = typer.Typer(help="Add, list, remove and import tenants.", no_args_is_help=True)
 
-TenantId = Annotated[str, typer.Argument(help="Tenant id: 'acme' or 'org:tenant'.")]
+TenantId = Annotated[str, typer.Argument(help="Tenant id: 'acme' or 'org:tenant'.", autocompletion=complete_tenant)]
 
 
 @app.command()
