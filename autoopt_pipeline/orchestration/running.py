@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster._utils.error import SerializableErrorInfo
 
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
@@ -22,6 +23,8 @@ _ASSET_JOB = "__ASSET_JOB"
 """The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
 
 _POLL_SECONDS = 1.0
+
+_INTERRUPTIONS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 
 Say = Callable[[str], None]
 
@@ -41,12 +44,24 @@ def run_here(
 ) -> Ended:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
-    `say` gets the lines that the run tells of its progress.
+    `say` gets the lines that the run tells of its progress. Ctrl-C cancels the run.
     """
     from autoopt_pipeline.definitions import defs
 
     run_id = str(uuid4())
-    instance.add_event_listener(run_id, lambda entry: _tell(entry, say))
+    interrupted = False
+
+    def listen(entry: dg.EventLogEntry) -> None:
+        nonlocal interrupted
+        cause = _retry_cause(entry)
+        if cause and cause.cls_name in _INTERRUPTIONS:
+            # Dagster takes Ctrl-C for a failure of the step, and would try it again.
+            interrupted = True
+            instance.report_run_canceling(_run(instance, run_id))
+            raise KeyboardInterrupt
+        _tell(entry, say)
+
+    instance.add_event_listener(run_id, listen)
     defs.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=instance,
         run_id=run_id,
@@ -56,6 +71,8 @@ def run_here(
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+    if interrupted:
+        raise KeyboardInterrupt
     return _ended(instance, run_id)
 
 
@@ -84,8 +101,12 @@ def submit(
         if not instance.has_run(run_id):
             client.terminate_run(run_id)
             raise LaunchFailed(f"Dagster at {dagster_url} works with another instance", remedy)
-    except (DagsterGraphQLClientError, OSError, ValueError) as e:
-        raise LaunchFailed(f"Dagster at {dagster_url}: {one_line_cause(str(e))}", remedy) from e
+    except (DagsterGraphQLClientError, ValueError) as e:
+        chain = list(_chain(e))
+        # The first message is mostly the text of the query.
+        silent = any(isinstance(each, OSError) for each in chain)
+        why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
+        raise LaunchFailed(f"Dagster at {dagster_url} {why}", remedy) from e
     return run_id
 
 
@@ -93,9 +114,7 @@ def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
     """Tell of a run that others execute, until it has ended."""
     cursor, last = None, None
     while True:
-        run = instance.get_run_by_id(run_id)
-        if run is None:
-            raise LaunchFailed(f"run {run_id} was deleted", "start another one")
+        run = _run(instance, run_id)
         if run.status is not last:
             say(f"run {run_id}: {run.status.value.lower()}")
             last = run.status
@@ -109,24 +128,41 @@ def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
         time.sleep(_POLL_SECONDS)
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
+
+
 def _tell(entry: dg.EventLogEntry, say: Say) -> None:
     """What a module says of its progress, and why a part of it is tried again. Dagster's own events are left out."""
-    event = entry.dagster_event
-    if event is None and int(entry.level) >= logging.INFO:
+    if entry.dagster_event is None and int(entry.level) >= logging.INFO:
         say(f"{entry.step_key}: {entry.user_message}")
-    elif event and event.event_type is DagsterEventType.STEP_UP_FOR_RETRY:
-        error = event.step_retry_data.error
-        say(f"{entry.step_key}: tried again, for {one_line_cause(error.message) if error else 'it failed'}")
+    elif cause := _retry_cause(entry):
+        say(f"{entry.step_key}: to be tried again: {one_line_cause(cause.message)}")
+
+
+def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
+    """Why a module is to be tried again, where the event says that it is."""
+    event = entry.dagster_event
+    if event is None or event.event_type is not DagsterEventType.STEP_UP_FOR_RETRY:
+        return None
+    error = event.step_retry_data.error
+    return (error.cause or error) if error else None
 
 
 def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
-    run = instance.get_run_by_id(run_id)
-    if run is None:
-        raise LaunchFailed(f"run {run_id} was deleted", "start another one")
     outcomes = {}
     for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
         materialization = entry.asset_materialization
         if materialization:
             metadata = {name: value.value for name, value in materialization.metadata.items()}
             outcomes[materialization.asset_key.to_user_string()] = metadata
-    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id))
+    return Ended(run_id, _run(instance, run_id).status, outcomes, causes_of(instance, run_id))
+
+
+def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    run = instance.get_run_by_id(run_id)
+    if run is None:
+        raise LaunchFailed(f"run {run_id} was deleted", "start another one")
+    return run
