@@ -19,6 +19,7 @@ from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
 from autoopt_pipeline.cli.trigger import trigger
 from autoopt_pipeline.cli.versions import history, versions
+from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
 app.add_typer(artifacts.app, name="artifacts")
-for command in (trigger, status, versions, history, show, diff, promote, rollback, forget, traffic):
+for command in (trigger, status, why, versions, history, show, diff, promote, rollback, forget, traffic):
     app.command()(command)
 
 ERROR_STATUS = 2

@@ -110,9 +110,13 @@ def _print_conditions(tenant: str, decisions: dict[str, Decision], chosen: Seque
         console.print(f"[bold]{escape(tenant)}/{escape(','.join(modules))}[/]", soft_wrap=True)
         console.print(_conditions_table(decision.conditions))
         # What is forced has the same decision as what is not, so a group is run as a whole or not at all.
-        verb = "[green]to run[/]" if modules[0] in chosen else "[yellow]skipped[/]"
-        verb = "[red]error[/]" if decision.reason is Reason.ERROR else verb
-        console.print(f"  {verb}: {decision.reason.value}, {escape(decision.detail)}", soft_wrap=True)
+        told = f"{decision.reason.value}, {escape(decision.detail)}"
+        if decision.reason is Reason.ERROR:
+            console.print(f"  [red]error[/]: {escape(decision.detail)}", soft_wrap=True)
+        elif modules[0] not in chosen:
+            console.print(f"  [yellow]skipped[/]: {told}", soft_wrap=True)
+        else:
+            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"), soft_wrap=True)
 
 
 def _conditions_table(conditions: Sequence[Condition]) -> Table:
