@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
     )
-    dagster_url: str = Field("http://localhost:3000", description="Address of Dagster's UI.")
+    dagster_ui_url: str | None = Field(None, description="Address of the Dagster UI, e.g. http://localhost:3000.")
     redaction: str = Field(
         "autoopt_pipeline.modules.redaction:redact",
         description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
+_VERSION_LINE = 42
+"""Width of "serves" with a version and its score, so that a version is never cut."""
+
 _TENANTS_SHOWN = 20
 """With more tenants than these, only those that need attention are listed, and no more of them."""
 
@@ -74,10 +77,10 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
 
 def _table(standings: Sequence["Standing"], now: datetime) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant", overflow="fold", max_width=24)
-    table.add_column("module", overflow="fold", max_width=18)
+    table.add_column("tenant", overflow="fold", max_width=18)
+    table.add_column("module", overflow="fold", max_width=14)
     table.add_column("decision", no_wrap=True)
-    table.add_column("why; what happened last; what serves", overflow="fold")
+    table.add_column("why; what happened last; what serves", overflow="fold", min_width=_VERSION_LINE)
     # Modules of which there is the same to say share a row.
     rows: dict[tuple[str, str, str], list[str]] = {}
     for each in standings:
@@ -96,11 +99,11 @@ def _told(standing: "Standing", now: datetime) -> str:
     if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
         lines.append(f"{evidence.total} of {need} new traces and annotations")
     if standing.attempts.outcome_at:
-        lines.append(f"last: {escape(standing.verdict or 'by hand')}, {ago(standing.attempts.outcome_at, now)}")
+        lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.attempts.outcome_at, now)}")
     if standing.active:
-        lines.append(f"serves: {standing.active}, {percent(standing.active_score)} %")
+        lines.append(f"serves {standing.active}, {percent(standing.active_score)} %")
     elif standing.attempts.outcome_at and standing.trouble is None:
-        lines.append(f"serves: {BASELINE}")
+        lines.append(f"serves {BASELINE}")
     if standing.trouble:
         lines.append(f"[red]{escape(standing.trouble)}[/]")
     return "\n".join([lines[0], *(f"[dim]{line}[/]" for line in lines[1:])])

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SKIPPED_STATUS = 1
 
+_DAGSTER_UI = "http://localhost:3000"
+"""Where the UI is unless AUTOOPT_DAGSTER_UI_URL says otherwise; 'autoopt up' starts it there."""
+
 _FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
 """What --force does not wait for."""
 
@@ -149,7 +152,7 @@ def _run(
     tags = run_tags(plan, tenant, modules)
     if not launch:
         return run_here(opened, tenant, modules, tags, say)
-    run_id = submit(opened, settings.dagster_url, tenant, modules, tags)
+    run_id = submit(opened, settings.dagster_ui_url or _DAGSTER_UI, tenant, modules, tags)
     with _left_running(run_id, tenant):
         return follow(opened, run_id, say)
 

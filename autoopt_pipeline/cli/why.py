@@ -44,7 +44,7 @@ def why(
     else:
         console.print(f"[bold]{escape(tenant)}/{escape(module)}[/]")
         for title, text in _sentences(story, now):
-            console.print(f"[dim]{title:>10}[/]  {escape(text)}", soft_wrap=True)
+            console.print(f"[dim]{title:>11}[/]  {escape(text)}", soft_wrap=True)
     if story.standing.decision.reason is Reason.ERROR:
         raise typer.Exit(2)
 
@@ -74,7 +74,7 @@ def _sentences(story: "Story", now: datetime) -> Iterator[tuple[str, str]]:
     for event in story.events:
         details = ", ".join(f"{name} {value}" for name, value in event.details.items())
         told = "; ".join(part for part in (event.reason, details) if part)
-        yield event.kind.replace("_", " ")[:10], f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {told}"
+        yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {told}"
 
 
 def _configured(story: "Story") -> str:

@@ -77,7 +77,7 @@ def run_here(
 
 
 def submit(
-    instance: dg.DagsterInstance, dagster_url: str, tenant: str, modules: Sequence[str], tags: Mapping[str, str]
+    instance: dg.DagsterInstance, dagster_ui: str, tenant: str, modules: Sequence[str], tags: Mapping[str, str]
 ) -> str:
     """Hand a run to the queue through Dagster's webserver, and return its id.
 
@@ -85,8 +85,8 @@ def submit(
     """
     from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
-    url = urlsplit(dagster_url)
-    remedy = "set AUTOOPT_DAGSTER_URL to the address of this instance's Dagster UI, or run without --launch"
+    url = urlsplit(dagster_ui)
+    remedy = "set AUTOOPT_DAGSTER_UI_URL to the address of this instance's Dagster UI, or run without --launch"
     try:
         client = DagsterGraphQLClient(
             url.hostname or "", url.port, use_https=url.scheme == "https", path_prefix=url.path.rstrip("/")
@@ -100,13 +100,13 @@ def submit(
         )
         if not instance.has_run(run_id):
             client.terminate_run(run_id)
-            raise LaunchFailed(f"Dagster at {dagster_url} works with another instance", remedy)
+            raise LaunchFailed(f"Dagster at {dagster_ui} works with another instance", remedy)
     except (DagsterGraphQLClientError, ValueError) as e:
         chain = list(_chain(e))
         # The first message is mostly the text of the query.
         silent = any(isinstance(each, OSError) for each in chain)
         why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
-        raise LaunchFailed(f"Dagster at {dagster_url} {why}", remedy) from e
+        raise LaunchFailed(f"Dagster at {dagster_ui} {why}", remedy) from e
     return run_id
 
 
