@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
-_VERSION_LINE = 42
-"""Width of "serves" with a version and its score, so that a version is never cut."""
-
 _TENANTS_SHOWN = 20
 """With more tenants than these, only those that need attention are listed, and no more of them."""
 
@@ -77,10 +74,10 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
 
 def _table(standings: Sequence["Standing"], now: datetime) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant", overflow="fold", max_width=18)
+    table.add_column("tenant", overflow="fold", max_width=17)
     table.add_column("module", overflow="fold", max_width=14)
     table.add_column("decision", no_wrap=True)
-    table.add_column("why; what happened last; what serves", overflow="fold", min_width=_VERSION_LINE)
+    table.add_column("why; what happened last; what serves", overflow="fold")
     # Modules of which there is the same to say share a row.
     rows: dict[tuple[str, str, str], list[str]] = {}
     for each in standings:
