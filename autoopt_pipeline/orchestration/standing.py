@@ -16,6 +16,7 @@ from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.plan import Attempts, Decision, Outcome, Reason
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes
@@ -28,8 +29,6 @@ from autoopt_pipeline.traces.phoenix import CountRequest
 _FAILURES_TOLD = 5
 _EVENTS_TOLD = 20
 _RATE_WINDOW = timedelta(days=1)
-
-_WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Standing:
     def needs_attention(self) -> bool:
         """Something failed, or waits for a person."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
-        return failing or (self.enabled and self.verdict == "awaiting_approval")
+        return failing or (self.enabled and self.verdict == Verdict.AWAITING_APPROVAL)
 
     @property
     def verdict(self) -> str:
@@ -300,7 +299,7 @@ def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedR
 def _open_trial(artifacts: ModuleArtifacts, moved: Move | None) -> OpenTrial | None:
     """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
     steps = artifacts.trial()
-    if not steps or steps[-1].verdict != _WAITING:
+    if not steps or steps[-1].verdict != Verdict.WAITING:
         return None
     begun = max(number for number, step in enumerate(steps) if not step.cases)
     if moved and moved.at > steps[begun].at:
