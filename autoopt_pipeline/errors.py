@@ -119,3 +119,11 @@ class AlertNotDelivered(AutooptError):
 
 class StackFailed(AutooptError):
     """A process of the local stack could not start, or stopped by itself."""
+
+
+class RunFailed(AutooptError):
+    """A run that was asked for did not come to an outcome for every module."""
+
+
+class LaunchFailed(AutooptError):
+    """Dagster's webserver did not take a run, or the run is gone."""

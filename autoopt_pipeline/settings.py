@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
     )
+    dagster_ui_url: str | None = Field(None, description="Address of the Dagster UI, e.g. http://localhost:3000.")
     redaction: str = Field(
         "autoopt_pipeline.modules.redaction:redact",
         description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",
@@ -69,7 +70,6 @@ class Settings(BaseSettings):
     alert_after_failures: int = Field(
         3, ge=1, description="Failures, or looks of a sensor without an answer, in a row that are trouble that lasts."
     )
-    dagster_ui_url: str | None = Field(None, description="Address of the Dagster UI, for links in alerts.")
 
     @property
     def resolved_config_store_url(self) -> str:

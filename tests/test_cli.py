@@ -28,14 +28,14 @@ AGENTS = [
 ]
 
 
-def autoopt(*arguments: str, status: int = 0, **env: str) -> str:
+def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> str:
     """Run the entry point and return what it prints, or its error where there is one."""
     out, err = io.StringIO(), io.StringIO()
     returned = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["autoopt", *arguments])
         patch.setattr(context.console, "file", out)
-        patch.setattr(context.console, "width", 200)
+        patch.setattr(context.console, "width", width)
         for name, value in env.items():
             patch.setenv(name, value)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -13,7 +13,7 @@ Moves, ledger entries and trial steps are created exclusively, so of two writers
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
@@ -435,6 +435,30 @@ def read_pointers(
     path_of = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
     found = files.read_many(list(path_of.values()))
     return {place: _pointer(*place, found[path]) for place, path in path_of.items()}
+
+
+def read_manifests(
+    files: Files, versions: Mapping[tuple[str, str], str]
+) -> dict[tuple[str, str], Manifest | AutooptError]:
+    """The manifest of one version each of tenants and modules. What is wrong with one manifest is its value."""
+    path_of = {
+        (tenant, module): f"{safe_name(tenant)}/{module}/versions/{version}/manifest.json"
+        for (tenant, module), version in versions.items()
+    }
+    found = files.read_many(list(path_of.values()))
+    return {place: _manifest(*place, versions[place], found[path]) for place, path in path_of.items()}
+
+
+def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:
+    where = f"{tenant_id}/{module}: the manifest of {version}"
+    if isinstance(raw, FileNotFoundError):
+        return InvalidArtifact(f"{where} is missing", "restore it from a backup, or activate another")
+    if isinstance(raw, Exception):
+        return ArtifactStoreUnavailable(f"{where}: {raw}", "check AUTOOPT_ARTIFACTS_URL and its permissions")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError:
+        return InvalidArtifact(f"{where} is damaged", "restore it from a backup, or activate another")
 
 
 def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | AutooptError | None:

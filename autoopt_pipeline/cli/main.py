@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import traceback
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -17,8 +19,10 @@ from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.moving import promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
+from autoopt_pipeline.cli.trigger import trigger
 from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.cli.watches import watches
+from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
 
 app = typer.Typer(
@@ -33,7 +37,9 @@ app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(alerts.app, name="alerts")
 for command in (
+    trigger,
     status,
+    why,
     versions,
     history,
     show,
@@ -49,6 +55,23 @@ for command in (
     app.command()(command)
 
 ERROR_STATUS = 2
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name in ("autoopt-pipeline", "dagster", "dspy", "arize-phoenix-client"):
+            print(name, version(name))
+        raise typer.Exit
+
+
+@app.callback()
+def autoopt(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions and exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -84,6 +107,9 @@ def run() -> None:
         app()
     except AutooptError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(ERROR_STATUS)
+    except Exception:  # noqa: BLE001 - Python's own status would be 1, which means "skipped"
+        traceback.print_exc()
         sys.exit(ERROR_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,6 +10,7 @@ import typer
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.moves import Watch, rolled_back, standing, watch_since
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Move, Program, Withdrawal, modules_of
+from autoopt_pipeline.cli.completion import complete_module
 from autoopt_pipeline.cli.context import connections, nearest, unknown_tenant
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.registry import get_module, module_names
@@ -19,7 +20,7 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 if TYPE_CHECKING:
     import dspy
 
-ModuleName = Annotated[str, typer.Argument(help="Module, e.g. routing.")]
+ModuleName = Annotated[str, typer.Argument(help="Module, e.g. routing.", autocompletion=complete_module)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Full = Annotated[bool, typer.Option("--full", help="Cut nothing short.")]
 

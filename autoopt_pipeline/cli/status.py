@@ -1,25 +1,41 @@
-"""`autoopt status`: what would be decided now, and why."""
+"""`autoopt status`: how tenants' modules stand, what would be decided now, and why."""
 
-from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.programs import BASELINE, percent
+from autoopt_pipeline.cli.times import ago
+from autoopt_pipeline.optimization.plan import Reason
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.orchestration.standing import Standing
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
+_TENANTS_SHOWN = 20
+"""With more tenants than these, only those that need attention are listed, and no more of them."""
 
-def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None) -> None:
-    """Show each tenant's modules: the decision that the sensor would take now, why, and the last verdict.
+
+def status(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant.", autocompletion=complete_tenant)] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON; docs/trigger-and-status.md lists the fields.")
+    ] = False,
+) -> None:
+    """Show each tenant's modules: the decision that the sensor would take now, why, the last verdict, what serves.
 
     Exit status 2 when a decision is an error.
     """
-    from autoopt_pipeline.orchestration.history import read_outcomes
-    from autoopt_pipeline.orchestration.planning import plan_tenants
+    from autoopt_pipeline.orchestration.standing import tenant_standings
 
     parts = connections()
     stored = dict(parts.configs.current())
@@ -27,35 +43,64 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
         if tenant not in stored:
             raise unknown_tenant(tenant, stored)
         stored = {tenant: stored[tenant]}
+    now = datetime.now(UTC)
     with instance() as opened:
-        plan = plan_tenants(
-            stored,
-            opened,
-            parts.phoenix,
-            now=datetime.now(UTC),
-            settling=timedelta(seconds=parts.settings.settling_seconds),
-        )
-        attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
-        outcomes = read_outcomes(opened, attempts)
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("tenant", "module", "decision", "last verdict"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why", overflow="fold")
-    rows: dict[tuple[str, str, str, str], list[str]] = {}
-    for (tenant_id, module), decision in plan.decisions.items():
-        outcome = outcomes.get((tenant_id, module))
-        row = (tenant_id, decision.reason.value, outcome.verdict if outcome else "", decision.detail)
-        rows.setdefault(row, []).append(module)
-    # Modules of which there is the same to say share a row.
-    for (tenant_id, reason, verdict, detail), modules in rows.items():
-        color = _COLORS.get(reason)
-        table.add_row(
-            escape(tenant_id),
-            escape(", ".join(modules)),
-            f"[{color}]{reason}[/]" if color else reason,
-            escape(verdict),
-            escape(detail),
-        )
-    console.print(table)
-    if plan.errors():
+        standings = tenant_standings(stored, opened, parts, now=now, count_all=tenant is not None)
+    if json:
+        console.print_json(data={"now": now.isoformat(), "modules": [each.as_dict() for each in standings]})
+    else:
+        _print(standings, len(stored), now)
+    if any(each.decision.reason is Reason.ERROR for each in standings):
         raise typer.Exit(2)
+
+
+def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None:
+    attention = {each.tenant_id for each in standings if each.needs_attention}
+    first = sorted(standings, key=lambda each: each.tenant_id not in attention)
+    if tenants <= _TENANTS_SHOWN:
+        console.print(_table(first, now))
+        return
+    counts = Counter(each.decision.reason.value for each in standings)
+    console.print(f"{tenants} tenants: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))
+    shown = sorted(attention)[:_TENANTS_SHOWN]
+    if shown:
+        console.print(_table([each for each in first if each.tenant_id in shown and each.needs_attention], now))
+    else:
+        console.print("none of them needs attention")
+    if len(attention) > len(shown):
+        console.print(f"and {len(attention) - len(shown)} more tenants that need attention")
+    console.print("one tenant: 'autoopt status TENANT'; everything: 'autoopt status --json'")
+
+
+def _table(standings: Sequence["Standing"], now: datetime) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("tenant", overflow="fold", max_width=17)
+    table.add_column("module", overflow="fold", max_width=14)
+    table.add_column("decision", no_wrap=True)
+    table.add_column("why; what happened last; what serves", overflow="fold")
+    # Modules of which there is the same to say share a row.
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for each in standings:
+        row = (each.tenant_id, each.decision.reason.value, _told(each, now))
+        rows.setdefault(row, []).append(each.module)
+    for (tenant, reason, told), modules in rows.items():
+        color = _COLORS.get(reason)
+        shown = f"[{color}]{reason}[/]" if color else reason
+        table.add_row(escape(tenant), escape(", ".join(modules)), shown, told)
+    return table
+
+
+def _told(standing: "Standing", now: datetime) -> str:
+    lines = [escape(standing.decision.detail)]
+    evidence, need = standing.decision.evidence, standing.decision.need
+    if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
+        lines.append(f"{evidence.total} of {need} new traces and annotations")
+    if standing.attempts.outcome_at:
+        lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.attempts.outcome_at, now)}")
+    if standing.active:
+        lines.append(f"serves {standing.active}, {percent(standing.active_score)} %")
+    elif standing.attempts.outcome_at and standing.trouble is None:
+        lines.append(f"serves {BASELINE}")
+    if standing.trouble:
+        lines.append(f"[red]{escape(standing.trouble)}[/]")
+    return "\n".join([lines[0], *(f"[dim]{line}[/]" for line in lines[1:])])

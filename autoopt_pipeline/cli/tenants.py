@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
@@ -23,7 +24,7 @@ from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, newe
 
 app = typer.Typer(help="Add, list, remove, import and export tenants.", no_args_is_help=True)
 
-TenantId = Annotated[str, typer.Argument(help="Tenant id: 'acme' or 'org:tenant'.")]
+TenantId = Annotated[str, typer.Argument(help="Tenant id: 'acme' or 'org:tenant'.", autocompletion=complete_tenant)]
 
 
 @app.command()

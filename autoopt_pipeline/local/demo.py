@@ -33,6 +33,7 @@ from autoopt_pipeline.local.stack import (
     wait_for_phoenix,
 )
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.orchestration.failures import causes_of
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, register_tenant
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
@@ -179,9 +180,9 @@ class _Demo:
             self._report_runs(runs)
             for run in runs:
                 if run.dagster_run.status is dg.DagsterRunStatus.FAILURE:
-                    raise StackFailed(
-                        f"run {run.dagster_run.run_id} failed: {self._cause(run)}", f"see {self.home / 'logs'}"
-                    )
+                    run_id = run.dagster_run.run_id
+                    causes = "; ".join(causes_of(self.instance, run_id).values())
+                    raise StackFailed(f"run {run_id} failed: {causes}", f"see {self.home / 'logs'}")
             ended = all(run.dagster_run.status not in UNFINISHED for run in runs)
             last_end = max((run.end_time or 0.0 for run in runs), default=since)
             if ended and complete(runs) and (reason := self._skipped_after(last_end + INTERVAL_SECONDS)):
@@ -206,11 +207,6 @@ class _Demo:
                 self.reported.add(state)
                 modules = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
                 self.say(f"run {run.run_id[:8]} of {run.tags[PARTITION_TAG]} ({modules}): {run.status.value.lower()}")
-
-    def _cause(self, run: dg.RunRecord) -> str:
-        events = self.instance.all_logs(run.dagster_run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-        errors = [e.dagster_event.step_failure_data.error for e in events if e.dagster_event]
-        return " ".join(str(errors[0].cause or errors[0]).split())[:300] if errors and errors[0] else "no step failed"
 
     def _skipped_after(self, moment: float) -> str | None:
         """What the sensor said, when it looked after `moment` and launched nothing."""

@@ -55,6 +55,7 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
         console.print("in another shell, so that commands meet this stack:")
         for name in ("DAGSTER_HOME", "AUTOOPT_PHOENIX_ENDPOINT", "AUTOOPT_SETTLING_SECONDS"):
             console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
+        console.print(f"  export AUTOOPT_DAGSTER_UI_URL={dagster_ui}", soft_wrap=True)
         _add_sample_tenants(console, Phoenix(endpoint))
         console.print("answers come from the offline [bold]stand-in[/bold], which is no language model")
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")

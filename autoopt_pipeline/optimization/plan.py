@@ -70,8 +70,27 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """One thing that must hold before a module is optimized, with the numbers that say whether it does.
+
+    `met` is None where only Phoenix could tell and was not asked. Where it is not met, the decision is `otherwise`,
+    and `until` says when that ends by itself. `need` is how much new evidence makes a module due.
+    """
+
+    name: str
+    met: bool | None
+    detail: str
+    otherwise: Reason
+    until: datetime | None = None
+    need: int | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Whether to optimize now, and why (not), with the numbers that decided."""
+    """Whether to optimize now, and why (not), with the numbers that decided.
+
+    `conditions` are all that were looked at, in the order in which they decide; an error has none.
+    """
 
     reason: Reason
     detail: str
@@ -79,6 +98,7 @@ class Decision:
     need: int | None = None
     until: datetime | None = None
     waiting_since: datetime | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def launch(self) -> bool:
@@ -104,53 +124,110 @@ def decide(
     With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one,
     where there is any, and only asked together with the evidence.
     """
-    module = spec.name
-    if why := _why_disabled(config, spec):
-        return Decision(Reason.DISABLED, why)
-    if attempts.running:
-        return Decision(Reason.IN_PROGRESS, f"run {attempts.running} of this tenant is under way")
-    interval = timedelta(seconds=config.interval_seconds(module))
-    due_at = attempts.outcome_at + interval if attempts.outcome_at else None
-    if attempts.failures and attempts.last_failure_at:
-        # Whole seconds, for a timedelta overflows where an int does not.
-        doubled = int(interval.total_seconds()) * 2 ** (attempts.failures - 1)
-        longest = int(max(interval, MAX_BACKOFF).total_seconds())
-        until = attempts.last_failure_at + timedelta(seconds=min(doubled, longest))
-        if now < until:
-            return Decision(
-                Reason.BACKING_OFF,
-                f"{attempts.failures} failed in a row; next attempt {_in(until, now)}",
-                until=until,
-            )
-        due_at = until
-    if retrain_after := _to_retrain(config, module, attempts, now):
-        detail = f"to be retrained, as of {retrain_after:%Y-%m-%d %H:%M:%S} UTC"
-        return Decision(Reason.DUE, detail, waiting_since=retrain_after)
-    if due_at and now < due_at:
-        return Decision(
-            Reason.NOT_DUE, f"interval {interval.total_seconds():.0f} s; due {_in(due_at, now)}", until=due_at
-        )
-    if evidence is None:
+    found = (
+        _enabled(config, spec),
+        _alone(attempts),
+        _backed_off(config, spec, attempts, now),
+        _interval_over(config, spec, attempts, now),
+        _enough_new(config, spec, attempts, evidence, outcome, now),
+    )
+    need = found[-1].need
+    unmet = next((each for each in found if not each.met), None)
+    if unmet is None:
+        since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts)
+        return Decision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
+    if unmet.met is None:
         return NeedsEvidence()
-    if added := _added_labels(config, spec, outcome):
-        detail = f"new to choose from since the last optimization: {', '.join(added)}"
-        return Decision(Reason.DUE, detail, evidence=evidence, waiting_since=due_at)
-    need = config.min_samples(module)
-    # What is older than the lookback is learnt from no more, so then everything is new.
-    if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
-        need = needed_evidence(need, outcome.decisions, outcome.verdict)
-    counts = _counts(evidence, need)
-    if need > config.min_samples(module):
-        counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
-    if evidence.total < need:
-        return Decision(Reason.TOO_FEW_TRACES, counts, evidence=evidence, need=need)
-    return Decision(Reason.DUE, counts, evidence=evidence, need=need, waiting_since=due_at)
+    return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
 
 
 def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime) -> datetime:
     """From when on traces are new: the end of what was last learnt from, within the lookback."""
     earliest = now - timedelta(seconds=config.lookback_seconds)
     return max(outcome.window_end, earliest) if outcome else earliest
+
+
+def _enabled(config: RoutingConfigUnified, spec: ModuleSpec) -> Condition:
+    why = _why_disabled(config, spec)
+    return Condition("enabled", why is None, why or "enabled", Reason.DISABLED)
+
+
+def _alone(attempts: Attempts) -> Condition:
+    run = attempts.running
+    detail = f"run {run} of this tenant is under way" if run else "no run of this tenant is under way"
+    return Condition("no other run", not run, detail, Reason.IN_PROGRESS)
+
+
+def _backed_off(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, now: datetime) -> Condition:
+    until = _backoff_until(config, spec.name, attempts)
+    if until is None:
+        return Condition("no back-off", True, "nothing failed since the last outcome", Reason.BACKING_OFF)
+    failed = f"{attempts.failures} failed in a row"
+    if now < until:
+        detail = f"{failed}; next attempt {_in(until, now)}"
+        return Condition("no back-off", False, detail, Reason.BACKING_OFF, until)
+    return Condition("no back-off", True, f"{failed}; the wait after that is over", Reason.BACKING_OFF)
+
+
+def _interval_over(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, now: datetime) -> Condition:
+    name, interval = "interval over", f"interval {config.interval_seconds(spec.name)} s"
+    due_at = _due_at(config, spec.name, attempts)
+    if retrain_after := _to_retrain(config, spec.name, attempts, now):
+        return Condition(name, True, _retrained_as_of(retrain_after), Reason.NOT_DUE)
+    if due_at is None:
+        return Condition(name, True, f"{interval}; never attempted", Reason.NOT_DUE)
+    if now < due_at:
+        return Condition(name, False, f"{interval}; due {_in(due_at, now)}", Reason.NOT_DUE, due_at)
+    return Condition(name, True, f"{interval}; over since {due_at:%Y-%m-%d %H:%M:%S} UTC", Reason.NOT_DUE)
+
+
+def _enough_new(
+    config: RoutingConfigUnified,
+    spec: ModuleSpec,
+    attempts: Attempts,
+    evidence: Evidence | None,
+    outcome: Outcome | None,
+    now: datetime,
+) -> Condition:
+    name = "enough new traces"
+    if retrain_after := _to_retrain(config, spec.name, attempts, now):
+        return Condition(name, True, _retrained_as_of(retrain_after), Reason.TOO_FEW_TRACES)
+    if evidence is None:
+        return Condition(name, None, "not counted", Reason.TOO_FEW_TRACES)
+    if added := _added_labels(config, spec, outcome):
+        detail = f"new to choose from since the last optimization: {', '.join(added)}"
+        return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
+    need = config.min_samples(spec.name)
+    # What is older than the lookback is learnt from no more, so then everything is new.
+    if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
+        need = needed_evidence(need, outcome.decisions, outcome.verdict)
+    counts = _counts(evidence, need)
+    if need > config.min_samples(spec.name):
+        counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
+    return Condition(name, evidence.total >= need, counts, Reason.TOO_FEW_TRACES, need=need)
+
+
+def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts) -> datetime | None:
+    """When the wait after failures ends, or ended. None where nothing failed since the last outcome."""
+    if not attempts.failures or not attempts.last_failure_at:
+        return None
+    # Whole seconds, for a timedelta overflows where an int does not.
+    interval = config.interval_seconds(module)
+    doubled = interval * 2 ** (attempts.failures - 1)
+    longest = max(interval, int(MAX_BACKOFF.total_seconds()))
+    return attempts.last_failure_at + timedelta(seconds=min(doubled, longest))
+
+
+def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts) -> datetime | None:
+    """When the interval since the last attempt is over. None where there was no attempt."""
+    if until := _backoff_until(config, module, attempts):
+        return until
+    interval = timedelta(seconds=config.interval_seconds(module))
+    return attempts.outcome_at + interval if attempts.outcome_at else None
+
+
+def _retrained_as_of(moment: datetime) -> str:
+    return f"to be retrained, as of {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:

@@ -87,10 +87,13 @@ def plan_tenants(
     now: datetime,
     settling: timedelta,
     only_modules: Collection[str] | None = None,
+    count_all: bool = False,
 ) -> Plan:
     """Decide for every tenant given. What is wrong with one tenant is that tenant's decision, nobody else's.
 
     When Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
+    `count_all` asks Phoenix also about modules that wait for something else, for people who want to see how far
+    they are.
     """
     window_end = (now - settling).replace(microsecond=0)
     decisions: dict[Key, Decision] = {}
@@ -114,16 +117,16 @@ def plan_tenants(
                 decisions[key] = Decision(Reason.ERROR, str(e))
                 continue
             answer = decide(config, spec, attempts.get(key, Attempts()), None, now=now)
-            if isinstance(answer, NeedsEvidence):
-                pending[key] = config
-            else:
+            if isinstance(answer, Decision):
                 decisions[key] = answer
+            if isinstance(answer, NeedsEvidence) or (count_all and answer.reason is not Reason.DISABLED):
+                pending[key] = config
     phoenix_error = None
     try:
         decisions |= _decide_by_evidence(pending, attempts, instance, phoenix, now=now, until=window_end)
     except (PhoenixUnavailable, PhoenixRefused) as e:
         phoenix_error = e
-        decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending}
+        decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending if key not in decisions}
     return Plan(window_end, dict(sorted(decisions.items())), attempts, bool(pending), phoenix_error)
 
 

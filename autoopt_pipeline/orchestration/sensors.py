@@ -125,21 +125,23 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
 
 def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
     """One run per tenant, with its due modules."""
-    requests = []
-    due_modules = plan.due()
-    for tenant in tenants:
-        due = due_modules[tenant]
-        found = {module: plan.decisions[tenant, module].evidence for module in due}
-        evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
-        requests.append(
-            dg.RunRequest(
-                run_key=plan.run_key(tenant),
-                partition_key=tenant,
-                asset_selection=[dg.AssetKey(module) for module in due],
-                tags={WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence},
-            )
+    due = plan.due()
+    return [
+        dg.RunRequest(
+            run_key=plan.run_key(tenant),
+            partition_key=tenant,
+            asset_selection=[dg.AssetKey(module) for module in due[tenant]],
+            tags=run_tags(plan, tenant, due[tenant]),
         )
-    return requests
+        for tenant in tenants
+    ]
+
+
+def run_tags(plan: Plan, tenant: str, modules: Sequence[str]) -> dict[str, str]:
+    """What a run of these modules is told: which traces it reads, and how much was new of each."""
+    found = {module: plan.decisions[tenant, module].evidence for module in modules}
+    evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
+    return {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
 
 
 def summary(plan: Plan) -> str:

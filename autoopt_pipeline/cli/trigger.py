@@ -1,0 +1,188 @@
+"""`autoopt trigger`: check a tenant's conditions as the sensor does, and run what is due."""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from autoopt_pipeline.cli.completion import complete_module, complete_tenant
+from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.programs import one_line, percent
+from autoopt_pipeline.errors import RunFailed
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.plan import Condition, Decision, Reason
+from autoopt_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import dagster as dg
+
+    from autoopt_pipeline.orchestration.planning import Plan
+    from autoopt_pipeline.orchestration.running import Ended
+
+SKIPPED_STATUS = 1
+
+_DAGSTER_UI = "http://localhost:3000"
+"""Where the UI is unless AUTOOPT_DAGSTER_UI_URL says otherwise; 'autoopt up' starts it there."""
+
+_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
+"""What --force does not wait for."""
+
+_SHOWN = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "[dim]?[/]"}
+
+
+def trigger(
+    tenant_id: Annotated[
+        str, typer.Option("--tenant-id", help="Tenant: 'acme' or 'org:tenant'.", autocompletion=complete_tenant)
+    ],
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="Module; can be repeated [default: all that are due].", autocompletion=complete_module),
+    ] = None,
+    phoenix_endpoint: Annotated[
+        str | None, typer.Option(help="Phoenix to read [default: AUTOOPT_PHOENIX_ENDPOINT].")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Wait for no interval, no back-off and no number of new traces.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the conditions and run nothing.")] = False,
+    launch: Annotated[
+        bool, typer.Option("--launch", help="Run through Dagster's queue and launcher, and not in this process.")
+    ] = False,
+) -> None:
+    """Check the conditions as the sensor does, say how each is met, and run what is due.
+
+    Exit status 0: it ran (with --dry-run: it would). 1: skipped. 2: an error.
+    """
+    from autoopt_pipeline.orchestration.planning import plan_tenants
+
+    if phoenix_endpoint:
+        if launch:
+            raise typer.BadParameter("a launched run reads the Phoenix of its own settings", param_hint="--launch")
+        os.environ["AUTOOPT_PHOENIX_ENDPOINT"] = phoenix_endpoint  # where the run in this process looks too
+    parts = connections()
+    names = [get_module(name).name for name in module or ()]
+    stored = parts.configs.current()
+    if tenant_id not in stored:
+        raise unknown_tenant(tenant_id, stored)
+    stored[tenant_id].parse()
+    with instance() as opened:
+        plan = plan_tenants(
+            {tenant_id: stored[tenant_id]},
+            opened,
+            parts.phoenix,
+            now=datetime.now(UTC),
+            settling=timedelta(seconds=parts.settings.settling_seconds),
+            only_modules=names or None,
+        )
+        decisions = _asked_for(plan, names)
+        chosen = [name for name, decision in decisions.items() if _is_to_run(decision, force=force)]
+        _print_conditions(tenant_id, decisions, chosen)
+        if chosen and not dry_run:
+            _print_end(_run(opened, parts.settings, plan, tenant_id, chosen, launch=launch), tenant_id, chosen)
+    if plan.errors():
+        raise typer.Exit(2)
+    if not chosen:
+        raise typer.Exit(SKIPPED_STATUS)
+
+
+def _asked_for(plan: "Plan", names: Sequence[str]) -> dict[str, Decision]:
+    """The decisions of the modules named; without names, of those that the tenant has turned on, if there are any."""
+    decisions = {module: decision for (_, module), decision in plan.decisions.items()}
+    enabled = {module: each for module, each in decisions.items() if each.reason is not Reason.DISABLED}
+    return decisions if names else enabled or decisions
+
+
+def _is_to_run(decision: Decision, *, force: bool) -> bool:
+    unmet = {each.otherwise for each in decision.conditions if each.met is False}
+    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
+
+
+def _print_conditions(tenant: str, decisions: dict[str, Decision], chosen: Sequence[str]) -> None:
+    groups: dict[Decision, list[str]] = {}
+    for module, decision in decisions.items():
+        groups.setdefault(decision, []).append(module)
+    for decision, modules in groups.items():
+        console.print(f"[bold]{escape(tenant)}/{escape(','.join(modules))}[/]", soft_wrap=True)
+        console.print(_conditions_table(decision.conditions))
+        # What is forced has the same decision as what is not, so a group is run as a whole or not at all.
+        told = f"{decision.reason.value}, {escape(decision.detail)}"
+        if decision.reason is Reason.ERROR:
+            console.print(f"  [red]error[/]: {escape(decision.detail)}", soft_wrap=True)
+        elif modules[0] not in chosen:
+            console.print(f"  [yellow]skipped[/]: {told}", soft_wrap=True)
+        else:
+            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"), soft_wrap=True)
+
+
+def _conditions_table(conditions: Sequence[Condition]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for condition in conditions:
+        table.add_row("", _SHOWN[condition.met], condition.name, escape(condition.detail))
+    return table
+
+
+def _run(
+    opened: "dg.DagsterInstance",
+    settings: Settings,
+    plan: "Plan",
+    tenant: str,
+    modules: Sequence[str],
+    *,
+    launch: bool,
+) -> "Ended":
+    from autoopt_pipeline.orchestration.partitions import register_tenant
+    from autoopt_pipeline.orchestration.running import follow, run_here, submit
+    from autoopt_pipeline.orchestration.sensors import run_tags
+
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        text = escape(one_line(line, full=False, length=400))
+        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}", soft_wrap=True)
+
+    register_tenant(opened, tenant)  # as it may have been added a second ago
+    tags = run_tags(plan, tenant, modules)
+    if not launch:
+        return run_here(opened, tenant, modules, tags, say)
+    run_id = submit(opened, settings.dagster_ui_url or _DAGSTER_UI, tenant, modules, tags)
+    with _left_running(run_id, tenant):
+        return follow(opened, run_id, say)
+
+
+@contextmanager
+def _left_running(run_id: str, tenant: str) -> "Generator[None, None, None]":
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"run {run_id} goes on without you; see 'autoopt status {tenant}'", soft_wrap=True)
+        raise
+
+
+def _print_end(ended: "Ended", tenant: str, modules: Sequence[str]) -> None:
+    """What came of each module. Raises `RunFailed` where one of them has no outcome."""
+    for module, metadata in sorted(ended.outcomes.items()):
+        console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}", soft_wrap=True)
+    missing = [module for module in modules if module not in ended.outcomes]
+    if missing:
+        causes = "; ".join(f"{step}: {cause}" for step, cause in ended.causes.items()) or ended.status.value.lower()
+        raise RunFailed(
+            f"{tenant}/{','.join(missing)}: run {ended.run_id} failed: {causes}",
+            f"see the run in Dagster, and 'autoopt why {tenant} {missing[0]}' for when it is tried again",
+        )
+
+
+def _reason(metadata: dict[str, Any]) -> str:
+    told = escape(str(metadata.get("reason", "")))
+    if "score_before" in metadata:
+        told += f"; score {percent(metadata['score_before'])} -> {percent(metadata['score_after'])} %"
+    if version := metadata.get("version"):
+        told += f"; version {version}"
+    return f"{told}; {metadata.get('active_version', 'baseline')} serves"

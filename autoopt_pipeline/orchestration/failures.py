@@ -1,0 +1,42 @@
+"""Why runs failed, each in one line, from their failure events."""
+
+import dagster as dg
+from dagster import DagsterEventType
+from dagster._core.execution.plan.objects import StepFailureData
+
+WHOLE_RUN = "run"
+"""Stands for all modules of a run that failed before or beside them: its process died, or somebody ended it."""
+
+_FAILURES = {
+    DagsterEventType.STEP_FAILURE,
+    DagsterEventType.RUN_FAILURE,
+    DagsterEventType.RUN_CANCELED,
+}
+_MAX_CHARS = 500
+
+
+def causes_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
+    """One line for each module of a run that failed; for the `WHOLE_RUN` only where no module says why."""
+    causes: dict[str, str] = {}
+    whole = ""
+    for entry in instance.all_logs(run_id, of_type=_FAILURES):
+        event = entry.dagster_event
+        if event is None:
+            continue
+        if event.event_type is DagsterEventType.STEP_FAILURE:
+            causes[str(event.step_key)] = _of_step(event.step_failure_data)
+        else:
+            whole = event.message or whole
+    return causes or ({WHOLE_RUN: one_line_cause(whole)} if whole else {})
+
+
+def one_line_cause(text: str) -> str:
+    """A message in one line, cut where it is very long."""
+    return " ".join(text.split())[:_MAX_CHARS]
+
+
+def _of_step(failure: StepFailureData) -> str:
+    # What the assets raise says in its description what a person needs; of anything else there is an error.
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return one_line_cause(failure.user_failure_data.description)
+    return one_line_cause(failure.error.message) if failure.error else "it failed"

@@ -1,0 +1,356 @@
+"""How tenants' modules stand: what is decided now and why, what happened last, what is active, what is waited for.
+
+The commands read through this, and whatever else shows it should.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Move, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.gate import Verdict
+from autoopt_pipeline.optimization.plan import Attempts, Decision, Outcome, Reason
+from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
+from autoopt_pipeline.orchestration.history import Key, read_outcomes
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.traces.phoenix import CountRequest
+
+_FAILURES_TOLD = 5
+_EVENTS_TOLD = 20
+_RATE_WINDOW = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One module of one tenant at a moment.
+
+    `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
+    traces (0 to 1) before it was promoted. `trouble` says why neither is known.
+    """
+
+    tenant_id: str
+    module: str
+    decision: Decision
+    attempts: Attempts
+    outcome: Outcome | None = None
+    active: str | None = None
+    active_score: float | None = None
+    trouble: str | None = None
+
+    @property
+    def enabled(self) -> bool:
+        return self.decision.reason is not Reason.DISABLED
+
+    @property
+    def needs_attention(self) -> bool:
+        """Something failed, or waits for a person."""
+        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
+        return failing or (self.enabled and self.verdict == Verdict.AWAITING_APPROVAL)
+
+    @property
+    def verdict(self) -> str:
+        """That of the last outcome; empty where there was none."""
+        return self.outcome.verdict if self.outcome else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: times are ISO in UTC, and what is not known is None."""
+        decision, evidence, attempts = self.decision, self.decision.evidence, self.attempts
+        return {
+            "tenant": self.tenant_id,
+            "module": self.module,
+            "enabled": self.enabled,
+            "decision": decision.reason.value,
+            "reason": decision.detail,
+            "conditions": [
+                {"name": each.name, "met": each.met, "detail": each.detail, "until": _iso(each.until)}
+                for each in decision.conditions
+            ],
+            "next_due": _iso(decision.until),
+            "new_traces": evidence.new_traces if evidence else None,
+            "new_annotations": evidence.new_annotations if evidence else None,
+            "needed": decision.need,
+            "running": attempts.running,
+            "backing_off": decision.reason is Reason.BACKING_OFF,
+            "failures": attempts.failures,
+            "last_failure_at": _iso(attempts.last_failure_at),
+            "last_failed_run": attempts.last_failed_run,
+            "last_verdict": self.verdict or None,
+            "last_outcome_at": _iso(attempts.outcome_at),
+            "active_version": self.active,
+            "active_score": self.active_score,
+            "trouble": self.trouble,
+        }
+
+
+def tenant_standings(
+    stored: Mapping[str, StoredConfig],
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    *,
+    now: datetime,
+    count_all: bool = False,
+) -> list[Standing]:
+    """Every module of these tenants, in a fixed number of requests and queries per module, however many tenants.
+
+    With `count_all`, new traces are counted also where something else decides.
+    """
+    plan = plan_tenants(
+        stored,
+        instance,
+        connections.phoenix,
+        now=now,
+        settling=timedelta(seconds=connections.settings.settling_seconds),
+        count_all=count_all,
+    )
+    attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
+    outcomes = read_outcomes(instance, attempts)
+    files = Files(connections.settings.resolved_artifacts_url)
+    pointers = read_pointers(files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
+    versions, troubles = dict[Key, str](), dict[Key, str]()
+    for key, pointer in pointers.items():
+        if isinstance(pointer, AutooptError):
+            troubles[key] = str(pointer)
+        elif pointer and pointer.version:
+            versions[key] = pointer.version
+    scores = dict[Key, float | None]()
+    for key, manifest in read_manifests(files, versions).items():
+        if isinstance(manifest, AutooptError):
+            troubles[key] = str(manifest)
+        else:
+            scores[key] = manifest.candidate_score
+    return [
+        Standing(
+            *key,
+            decision,
+            attempts.get(key, Attempts()),
+            outcomes.get(key),
+            versions.get(key),
+            scores.get(key),
+            troubles.get(key),
+        )
+        for key, decision in plan.decisions.items()
+    ]
+
+
+@dataclass(frozen=True)
+class LastOutcome:
+    """What the last optimization that came to its end said of itself; scores are 0 to 1."""
+
+    at: datetime
+    run_id: str
+    verdict: str
+    reason: str
+    version: str | None
+    score_before: float | None
+    score_after: float | None
+    lm_calls: int | None
+    lm_tokens: int | None
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    at: datetime
+    run_id: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class OpenTrial:
+    """A candidate that is tried on new held-out traces; mean scores (0 to 1) are None before the first of them."""
+
+    version: str
+    since: datetime
+    cases: int
+    incumbent_score: float | None
+    candidate_score: float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something reported beside the outcomes, e.g. that a version was rolled back."""
+
+    at: datetime
+    kind: str
+    reason: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that explains how one module of one tenant stands. Failures and events are newest first.
+
+    `traces_per_day` is how many came in the last day; None where Phoenix could not say.
+    """
+
+    standing: Standing
+    config: RoutingConfigUnified
+    config_version: int
+    last: LastOutcome | None
+    failures: tuple[FailedRun, ...]
+    moved: Move | None
+    trial: OpenTrial | None
+    events: tuple[Event, ...]
+    traces_per_day: int | None
+
+    @property
+    def due_in(self) -> timedelta | None:
+        """How long it takes until there are enough new traces, when they come as in the last day."""
+        evidence, need = self.standing.decision.evidence, self.standing.decision.need
+        if evidence is None or need is None or not self.traces_per_day or evidence.total >= need:
+            return None
+        return _RATE_WINDOW * ((need - evidence.total) / self.traces_per_day)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, as `Standing.as_dict`."""
+        config, module = self.config, self.standing.module
+        return self.standing.as_dict() | {
+            "config": {
+                "version": self.config_version,
+                "optimization_interval_seconds": config.interval_seconds(module),
+                "min_samples_for_optimization": config.min_samples(module),
+                "lookback_seconds": config.lookback_seconds,
+                "promotion_mode": config.promotion_mode,
+            },
+            "last": _plain(self.last),
+            "failed_runs": [_plain(each) for each in self.failures],
+            "moved": self.moved.model_dump(mode="json") if self.moved else None,
+            "trial": _plain(self.trial),
+            "events": [_plain(each) for each in self.events],
+            "traces_per_day": self.traces_per_day,
+            "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
+        }
+
+
+def module_story(
+    entry: StoredConfig, module: str, instance: dg.DagsterInstance, connections: Connections, *, now: datetime
+) -> Story:
+    """Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the story."""
+    config, tenant = entry.parse(), entry.tenant_id
+    get_module(module)
+    standings = tenant_standings({tenant: entry}, instance, connections, now=now, count_all=True)
+    standing = next(each for each in standings if each.module == module)
+    artifacts = connections.artifacts(tenant, module)
+    moves = artifacts.moves()
+    return Story(
+        standing,
+        config,
+        entry.version,
+        _last_outcome(instance, tenant, module),
+        _failures(instance, standing),
+        moves[-1] if moves else None,
+        _open_trial(artifacts, moves[-1] if moves else None),
+        _events(instance, tenant, module),
+        _traces_per_day(connections, tenant, module, now),
+    )
+
+
+def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> LastOutcome | None:
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        metadata = _values(record.asset_materialization)
+        return LastOutcome(
+            at=datetime.fromtimestamp(record.timestamp, UTC),
+            run_id=record.run_id,
+            verdict=str(metadata.get("verdict", "")),
+            reason=str(metadata.get("reason", "")),
+            version=metadata.get("version"),
+            score_before=metadata.get("score_before"),
+            score_after=metadata.get("score_after"),
+            lm_calls=metadata.get("lm_calls"),
+            lm_tokens=metadata.get("lm_tokens"),
+        )
+    return None
+
+
+def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedRun, ...]:
+    """The newest runs that failed since the last outcome, as many as are told."""
+    if not standing.attempts.failures:
+        return ()
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            tags={PARTITION_TAG: standing.tenant_id},
+            statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+            updated_after=standing.attempts.outcome_at,
+        )
+    )
+    failed = [record for record in records if standing.module in selected_modules(record.dagster_run)]
+    told = []
+    for record in failed[: min(standing.attempts.failures, _FAILURES_TOLD)]:
+        run_id = record.dagster_run.run_id
+        causes = causes_of(instance, run_id)
+        others = "; ".join(f"{step}: {why}" for step, why in causes.items())
+        cause = causes.get(standing.module) or causes.get(WHOLE_RUN) or others
+        ended = record.end_time or record.update_timestamp.astimezone(UTC).timestamp()
+        told.append(FailedRun(datetime.fromtimestamp(ended, UTC), run_id, cause or "no step says why"))
+    return tuple(told)
+
+
+def _open_trial(artifacts: ModuleArtifacts, moved: Move | None) -> OpenTrial | None:
+    """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
+    steps = artifacts.trial()
+    if not steps or steps[-1].verdict != Verdict.WAITING:
+        return None
+    begun = max(number for number, step in enumerate(steps) if not step.cases)
+    if moved and moved.at > steps[begun].at:
+        return None
+    return _trial_of(steps[begun:])
+
+
+def _trial_of(steps: list[TrialStep]) -> OpenTrial:
+    cases = [case for step in steps for case in step.cases]
+    count = len(cases)
+    return OpenTrial(
+        steps[0].version,
+        steps[0].at,
+        count,
+        sum(case.incumbent_score for case in cases) / count if cases else None,
+        sum(case.candidate_score for case in cases) / count if cases else None,
+    )
+
+
+def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Event, ...]:
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+    found = []
+    for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
+        details = _values(record.asset_observation)
+        if kind := details.pop("event", None):
+            at = datetime.fromtimestamp(record.timestamp, UTC)
+            found.append(Event(at, str(kind), str(details.pop("reason", "")), details))
+    return tuple(found)
+
+
+def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
+    phoenix = connections.phoenix
+    try:
+        project = phoenix.project(project_name(tenant), until=now)
+        if project is None:
+            return None
+        wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)
+        return phoenix.count([wanted])[wanted]
+    except AutooptError:
+        return None  # the decision says what is wrong with Phoenix, or does not depend on it
+
+
+def _values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
+    return {name: value.value for name, value in event.metadata.items()} if event else {}
+
+
+def _plain(record: Any) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {name: _iso(value) if isinstance(value, datetime) else value for name, value in vars(record).items()}
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).isoformat() if moment else None
