@@ -27,6 +27,7 @@ from tests.test_phoenix_contract import requests
 
 MODULES = ["modality", "routing"]
 HOUR = timedelta(hours=1)
+SETTINGS = Settings(settling_seconds=0)
 
 
 @pytest.fixture
@@ -37,9 +38,7 @@ def store(tmp_path: Path) -> TenantConfigStore:
 @pytest.fixture
 def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix) -> Callable[[], Plan]:
     def plan(now: datetime | None = None) -> Plan:
-        return plan_tenants(
-            store.current(), instance, phoenix, now=now or datetime.now(UTC), settling=timedelta(seconds=0)
-        )
+        return plan_tenants(store.current(), instance, phoenix, now=now or datetime.now(UTC), settings=SETTINGS)
 
     return plan
 
@@ -266,7 +265,7 @@ def test_when_phoenix_is_down_only_what_it_decides_is_an_error(
         instance,
         Phoenix("http://127.0.0.1:9"),
         now=datetime.now(UTC),
-        settling=timedelta(0),
+        settings=SETTINGS,
     )
     assert reasons(plan)[tenant, "routing"] is Reason.ERROR
     assert "http://127.0.0.1:9" in plan.decisions[tenant, "routing"].detail

@@ -1,6 +1,6 @@
 """`autoopt status`: what would be decided now, and why."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -33,7 +33,7 @@ def status(tenant: Annotated[str | None, typer.Argument(help="Only this tenant."
             opened,
             parts.phoenix,
             now=datetime.now(UTC),
-            settling=timedelta(seconds=parts.settings.settling_seconds),
+            settings=parts.settings,
         )
         attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
         outcomes = read_outcomes(opened, attempts)

@@ -3,11 +3,13 @@
 The sensor, the commands and the reports all ask `decide`, so they cannot disagree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.limits import Allowance, midnight, quiet_until, spread
 from autoopt_pipeline.optimization.retry import needed_evidence
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
@@ -23,6 +25,8 @@ class Reason(StrEnum):
     TOO_FEW_TRACES = "too_few_traces"
     IN_PROGRESS = "in_progress"
     BACKING_OFF = "backing_off"
+    QUIET_HOURS = "quiet_hours"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     ERROR = "error"
 
 
@@ -98,11 +102,14 @@ def decide(
     outcome: Outcome | None = None,
     *,
     now: datetime,
+    jitter: float = 0.0,
+    allowances: Sequence[Allowance] = (),
 ) -> Decision | NeedsEvidence:
-    """Check the conditions in the order of their cost: configuration, history, then what Phoenix has.
+    """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
 
-    With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one,
-    where there is any, and only asked together with the evidence.
+    `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
+    tenant's spending today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
+    `outcome` is the last one, where there is any, and only asked together with the evidence.
     """
     module = spec.name
     if why := _why_disabled(config, spec):
@@ -110,12 +117,13 @@ def decide(
     if attempts.running:
         return Decision(Reason.IN_PROGRESS, f"run {attempts.running} of this tenant is under way")
     interval = timedelta(seconds=config.interval_seconds(module))
-    due_at = attempts.outcome_at + interval if attempts.outcome_at else None
+    later = spread(config.tenant_id, interval, jitter)
+    due_at = attempts.outcome_at + interval + later if attempts.outcome_at else None
     if attempts.failures and attempts.last_failure_at:
         # Whole seconds, for a timedelta overflows where an int does not.
         doubled = int(interval.total_seconds()) * 2 ** (attempts.failures - 1)
         longest = int(max(interval, MAX_BACKOFF).total_seconds())
-        until = attempts.last_failure_at + timedelta(seconds=min(doubled, longest))
+        until = attempts.last_failure_at + timedelta(seconds=min(doubled, longest)) + later
         if now < until:
             return Decision(
                 Reason.BACKING_OFF,
@@ -123,13 +131,16 @@ def decide(
                 until=until,
             )
         due_at = until
-    if retrain_after := _to_retrain(config, module, attempts, now):
-        detail = f"to be retrained, as of {retrain_after:%Y-%m-%d %H:%M:%S} UTC"
-        return Decision(Reason.DUE, detail, waiting_since=retrain_after)
-    if due_at and now < due_at:
+    retrain_after = _to_retrain(config, module, attempts, now)
+    if retrain_after is None and due_at and now < due_at:
         return Decision(
             Reason.NOT_DUE, f"interval {interval.total_seconds():.0f} s; due {_in(due_at, now)}", until=due_at
         )
+    if limited := _limited(config, allowances, now):
+        return limited
+    if retrain_after:
+        detail = f"to be retrained, as of {retrain_after:%Y-%m-%d %H:%M:%S} UTC"
+        return Decision(Reason.DUE, detail, waiting_since=retrain_after)
     if evidence is None:
         return NeedsEvidence()
     if added := _added_labels(config, spec, outcome):
@@ -162,6 +173,19 @@ def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
         return f"modules.{spec.name}.enabled is false"
     if spec.labels is None and len(config.agents) < MIN_LABELS:
         return f"the tenant lists {len(config.agents)} agents; {spec.name} needs at least {MIN_LABELS} to choose from"
+    return None
+
+
+def _limited(config: RoutingConfigUnified, allowances: Sequence[Allowance], now: datetime) -> Decision | None:
+    """Why nothing may be launched now, although it is due."""
+    if until := quiet_until(config.quiet_hours, now):
+        return Decision(
+            Reason.QUIET_HOURS, f"it is due, and these are quiet hours; they end {_in(until, now)}", until=until
+        )
+    for allowance in allowances:
+        if why := allowance.used_up:
+            until = midnight(now) + timedelta(days=1)
+            return Decision(Reason.BUDGET_EXHAUSTED, f"{why}; a new day begins {_in(until, now)}", until=until)
     return None
 
 

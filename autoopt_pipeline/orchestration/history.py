@@ -4,13 +4,14 @@ Look-ups are one per module, never one per tenant (0.4 s against 350 s with 10,0
 that Dagster does not declare public are needed; they stand in this file only, under a contract test.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterEventType
 
+from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import Attempts, Outcome
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
 
@@ -56,6 +57,60 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]
                 if outcome:
                     outcomes[tenants[record.storage_id], module] = outcome
     return outcomes
+
+
+def report_spent(
+    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, run_id: str, reason: str
+) -> None:
+    """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
+    metadata = {
+        "event": "spent",
+        "reason": reason,
+        "lm_calls": spent.lm_calls,
+        "lm_tokens": spent.lm_tokens,
+        "run_id": run_id,
+    }
+    instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
+
+
+def read_spending(
+    instance: dg.DagsterInstance, modules: Collection[str], *, since: datetime, tenants: Collection[str] | None = None
+) -> dict[str, Spending]:
+    """What tenants, or these only, have spent on language models since then, in attempts that have ended.
+
+    Two queries per module, and a page of each for every thousand attempts.
+    """
+    only = sorted(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
+    spent: dict[str, Spending] = {}
+    for module in modules:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=only, after_timestamp=since.timestamp())
+        for record in _pages(instance.fetch_materializations, wanted):
+            _add_spending(spent, record.asset_materialization)
+        for record in _pages(instance.fetch_observations, wanted):
+            _add_spending(spent, record.asset_observation)
+    return spent
+
+
+def _pages(fetch: Callable[..., dg.EventRecordsResult], wanted: dg.AssetRecordsFilter) -> Iterator[dg.EventLogRecord]:
+    cursor = None
+    while True:
+        page = fetch(wanted, limit=_CHUNK, cursor=cursor)
+        yield from page.records
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+def _add_spending(spent: dict[str, Spending], event: dg.AssetMaterialization | dg.AssetObservation | None) -> None:
+    if event is None or event.partition is None:
+        return
+
+    def number(name: str) -> int:
+        value = event.metadata.get(name)
+        return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0
+
+    one = Spending(number("lm_calls"), number("lm_tokens"))
+    spent[event.partition] = spent.get(event.partition, Spending()) + one
 
 
 def _outcome(record: dg.EventLogRecord) -> Outcome | None:

@@ -1,7 +1,7 @@
 """Looks at all tenants again and again, and launches one run per tenant that is due."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -17,6 +17,9 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 
 NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 """Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
+
+_MAX_RUNTIME_TAG = "dagster/max_runtime"
+"""Run tag: Dagster's run monitoring ends the run after so many seconds."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -94,7 +97,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             context.instance,
             connections.phoenix,
             now=datetime.now(UTC),
-            settling=timedelta(seconds=connections.settings.settling_seconds),
+            settings=connections.settings,
         )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
@@ -127,12 +130,15 @@ def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
         due = due_modules[tenant]
         found = {module: plan.decisions[tenant, module].evidence for module in due}
         evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
+        tags = {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
+        if longest := plan.configs[tenant].max_run_seconds:
+            tags[_MAX_RUNTIME_TAG] = str(longest)
         requests.append(
             dg.RunRequest(
                 run_key=plan.run_key(tenant),
                 partition_key=tenant,
                 asset_selection=[dg.AssetKey(module) for module in due],
-                tags={WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence},
+                tags=tags,
             )
         )
     return requests
