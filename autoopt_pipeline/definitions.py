@@ -5,17 +5,26 @@ Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports 
 
 import dagster as dg
 
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
+from autoopt_pipeline.orchestration.retention import build_retention_sensor
 from autoopt_pipeline.orchestration.sensors import build_sensors
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.settings import load_settings
 
-_assets = build_module_assets()
 
-defs = dg.Definitions(
-    assets=_assets,
-    sensors=build_sensors(load_settings(), dg.AssetSelection.assets(*(asset.key for asset in _assets))),
-    resources={"services": Services()},
-    executor=module_executor,
-)
+def _definitions() -> dg.Definitions:
+    settings = load_settings()
+    assets = build_module_assets()
+    sensors = build_sensors(settings, dg.AssetSelection.assets(*(asset.key for asset in assets)))
+    if settings.keep_runs_days:
+        sensors.append(build_retention_sensor(settings))
+    return dg.Definitions(assets=assets, sensors=sensors, resources={"services": Services()}, executor=module_executor)
+
+
+try:
+    defs = _definitions()
+except AutooptError as e:
+    # Dagster shows the error with its stack, and the stack of a wrong setting says nothing to a person.
+    raise e.with_traceback(None) from None

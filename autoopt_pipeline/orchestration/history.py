@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
 from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import Attempts, Outcome
@@ -28,7 +29,10 @@ def read_attempts(
     for module in modules:
         asset = dg.AssetKey(module)
         latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
-        finished_at = _timestamps(instance, asset, list(latest.values()))
+        finished_at = {
+            record.storage_id: datetime.fromtimestamp(record.timestamp, UTC)
+            for record in _summaries(instance, asset, list(latest.values()))
+        }
         for tenant, storage_id in latest.items():
             attempts[tenant, module] = Attempts(outcome_at=finished_at[storage_id], outcome_id=storage_id)
     _add_failures(instance, attempts, modules, failures_since)
@@ -36,6 +40,16 @@ def read_attempts(
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
     return attempts
+
+
+def runs_of_newest_outcomes(instance: dg.DagsterInstance, modules: Collection[str]) -> set[str]:
+    """The runs that hold the newest materialization of any (tenant, module): deleting one would delete the outcome."""
+    found = set()
+    for module in modules:
+        asset = dg.AssetKey(module)
+        latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
+        found |= {record.run_id for record in _summaries(instance, asset, list(latest.values())) if record.run_id}
+    return found
 
 
 def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]) -> dict[Key, Outcome]:
@@ -137,16 +151,15 @@ def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:
     return frozenset(map(str, value.value)) if isinstance(value, dg.JsonMetadataValue) and value.value else None
 
 
-def _timestamps(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]) -> dict[int, datetime]:
-    found: dict[int, datetime] = {}
+def _summaries(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]
+) -> Iterator[AssetEventSummaryRecord]:
     for start in range(0, len(storage_ids), _CHUNK):
-        for record in instance.event_log_storage.get_asset_event_summary_records(
+        yield from instance.event_log_storage.get_asset_event_summary_records(
             DagsterEventType.ASSET_MATERIALIZATION,
             asset_key=asset,
             storage_ids=storage_ids[start : start + _CHUNK],
-        ):
-            found[record.storage_id] = datetime.fromtimestamp(record.timestamp, UTC)
-    return found
+        )
 
 
 def _add_failures(

@@ -102,7 +102,7 @@ def plan_tenants(
             configs[tenant] = entry.parse()
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
-    attempts = read_attempts(instance, modules(), failures_since=now - _horizon(configs.values()))
+    attempts = read_attempts(instance, modules(), failures_since=failures_count_since(configs.values(), now=now))
     limits = allowances(instance, configs.values(), settings, now=now)
 
     def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
@@ -168,6 +168,7 @@ def _decide_by_evidence(
     return decided
 
 
-def _horizon(configs: Collection[RoutingConfigUnified]) -> timedelta:
+def failures_count_since(configs: Collection[RoutingConfigUnified], *, now: datetime) -> datetime:
+    """From when on failed runs count for when these tenants are due."""
     longest = max((config.interval_seconds(module) for config in configs for module in config.modules), default=0)
-    return failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)
+    return now - failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)
