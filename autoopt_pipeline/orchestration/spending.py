@@ -86,6 +86,6 @@ def accounted(context: dg.AssetExecutionContext, module: str, meter: "Meter") ->
                 module,
                 Spending(meter.calls, meter.tokens),
                 run_id=context.run.run_id,
-                reason=str(e) or type(e).__name__,
+                reason=str(e) or "the run was stopped",
             )
         raise
