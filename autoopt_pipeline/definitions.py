@@ -5,20 +5,32 @@ Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports 
 
 import dagster as dg
 
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.alerting import build_alerting
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
+from autoopt_pipeline.orchestration.retention import build_retention_sensor
 from autoopt_pipeline.orchestration.sensors import build_sensors
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.settings import load_settings
 
-_settings = load_settings()
-_assets = build_module_assets()
-_sensors = build_sensors(_settings, dg.AssetSelection.assets(*(asset.key for asset in _assets)))
 
-defs = dg.Definitions(
-    assets=_assets,
-    sensors=[*_sensors, *build_alerting(_settings, [sensor.name for sensor in _sensors])],
-    resources={"services": Services()},
-    executor=module_executor,
-)
+def _definitions() -> dg.Definitions:
+    settings = load_settings()
+    assets = build_module_assets()
+    sensors = build_sensors(settings, dg.AssetSelection.assets(*(asset.key for asset in assets)))
+    if settings.keep_runs_days:
+        sensors.append(build_retention_sensor(settings))
+    return dg.Definitions(
+        assets=assets,
+        sensors=[*sensors, *build_alerting(settings, [sensor.name for sensor in sensors])],
+        resources={"services": Services()},
+        executor=module_executor,
+    )
+
+
+try:
+    defs = _definitions()
+except AutooptError as e:
+    # Dagster shows the error with its stack, and the stack of a wrong setting says nothing to a person.
+    raise e.with_traceback(None) from None

@@ -31,6 +31,18 @@ class InvalidConfig(AutooptError):
     """A tenant's configuration cannot be read or breaks a rule."""
 
 
+class BudgetTooSmall(InvalidConfig):
+    """A budget cannot decide anything, however often it is spent."""
+
+
+class DailyBudgetSpent(AutooptError):
+    """The day's budget for language models leaves nothing, or too little to decide anything."""
+
+
+class RunInProgress(AutooptError):
+    """Another run of the same tenant began earlier and has not ended."""
+
+
 class ConfigConflict(AutooptError):
     """Somebody else wrote a newer version of the configuration in the meantime."""
 

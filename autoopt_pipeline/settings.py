@@ -63,6 +63,19 @@ class Settings(BaseSettings):
         description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",
     )
     max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
+    jitter: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the interval over which tenants are spread, so that they are not all due together.",
+    )
+    daily_lm_calls: int | None = Field(
+        None, ge=0, description="Calls of language models for all tenants together in a day of UTC; no limit if unset."
+    )
+    daily_lm_tokens: int | None = Field(None, ge=0, description="The same in tokens.")
+    keep_runs_days: int = Field(
+        30, ge=0, description="Days after which finished runs are deleted, but for the newest outcomes; 0: never."
+    )
 
     alert_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON (docs/alerts.md).")
     alert_webhook_secret: SecretStr | None = Field(None, description="Signs what is posted to the webhook.")

@@ -1,5 +1,6 @@
 """The public face in Dagster: what loads, and how light it is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_what_a_run_and_the_sensor_need_is_defined() -> None:
             "tenant_partitions_sensor": ("RUNNING", 60),
             "auto_optimization_sensor": ("RUNNING", 60),
             "promotion_watch_sensor": ("RUNNING", 60),
+            "run_retention_sensor": ("RUNNING", 600),
         },
     }
 
@@ -66,6 +68,34 @@ def test_the_local_instance_runs_one_run_of_a_tenant_at_a_time_and_sends_nothing
     assert config["telemetry"] == {"enabled": False}
     (limit,) = config["concurrency"]["runs"]["tag_concurrency_limits"]
     assert limit == {"key": "dagster/partition", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+
+
+def test_steps_that_ask_language_models_share_a_pool_whose_places_come_back_when_a_run_is_killed() -> None:
+    from autoopt_pipeline.definitions import defs
+
+    pools = {asset.op.pool for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)}
+    assert pools == {"lm"}
+    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    assert config["concurrency"]["pools"]["granularity"] == "op"
+    assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: Input should be"), ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml")],
+)
+def test_a_wrong_setting_is_one_line_and_one_frame_where_dagster_loads(name: str, value: str, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import autoopt_pipeline.definitions"],
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _, *frames, error = done.stderr.strip().splitlines()
+    assert words in error
+    assert " -> " in error
+    assert sum(line.lstrip().startswith("File ") for line in frames) == 2  # the import, and the module
 
 
 def test_the_local_instance_keeps_everything_under_dot_autoopt(home: Path) -> None:

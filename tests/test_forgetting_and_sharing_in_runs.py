@@ -16,6 +16,7 @@ from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.planning import plan_tenants
 from autoopt_pipeline.orchestration.sensors import run_requests
+from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
@@ -65,7 +66,9 @@ def donated(tenant: str) -> SharedInstructions:
 
 
 def decision(configs: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:
-    plan = plan_tenants(configs.current(), instance, phoenix, now=datetime.now(UTC), settling=timedelta())
+    plan = plan_tenants(
+        configs.current(), instance, phoenix, now=datetime.now(UTC), settings=Settings(settling_seconds=0)
+    )
     for request in run_requests(plan, list(plan.due())):
         assert request.partition_key == tenant
     return plan.decisions[tenant, "routing"]

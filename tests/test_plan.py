@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.limits import Allowance, Spending
 from autoopt_pipeline.optimization.plan import (
     MAX_BACKOFF,
     Attempts,
@@ -16,7 +17,7 @@ from autoopt_pipeline.optimization.plan import (
     count_from,
     decide,
 )
-from autoopt_pipeline.tenants.config import Agent, ModuleSettings, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Agent, DailyBudget, ModuleSettings, QuietHours, RoutingConfigUnified
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 AGENTS = [Agent(name="search_agent"), Agent(name="report_agent")]
@@ -215,3 +216,55 @@ def test_a_module_that_is_to_be_retrained_waits_for_no_interval_and_no_evidence_
 def test_retraining_does_not_begin_before_its_moment() -> None:
     later = retraining(CONFIG, NOW + timedelta(seconds=1))
     assert isinstance(decide(later, ROUTING, Attempts(), None, now=NOW), NeedsEvidence)
+
+
+NIGHT = CONFIG.model_copy(update={"quiet_hours": [QuietHours(start="22:00", end="06:00")]})
+SPENT = Allowance("this tenant", DailyBudget(max_lm_calls=100), Spending(lm_calls=130))
+
+
+@given(configs, attempts, st.floats(0, 1))
+def test_jitter_makes_a_module_due_later_by_at_most_its_share_of_the_interval(
+    config: RoutingConfigUnified, tried: Attempts, jitter: float
+) -> None:
+    plain = decide(config, ROUTING, tried, None, now=NOW)
+    spread = decide(config, ROUTING, tried, None, now=NOW, jitter=jitter)
+    if isinstance(plain, Decision) and plain.until:
+        assert isinstance(spread, Decision)
+        assert spread.until
+        later = spread.until - plain.until
+        assert timedelta(0) <= later <= jitter * timedelta(seconds=config.optimization_interval_seconds)
+
+
+def test_all_modules_of_a_tenant_are_due_together_whatever_the_jitter() -> None:
+    tried = Attempts(outcome_at=NOW)
+    due = {
+        answer.until
+        for name in ("routing", "modality")
+        if isinstance(answer := decide(CONFIG, get_module(name), tried, None, now=NOW, jitter=0.5), Decision)
+    }
+    assert len(due) == 1
+
+
+def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_asked() -> None:
+    quiet = decide(NIGHT, ROUTING, Attempts(), None, now=NOW)
+    assert isinstance(quiet, Decision)
+    assert (quiet.reason, quiet.until) == (Reason.QUIET_HOURS, NOW.replace(hour=6, minute=0, second=0))
+    spent = decide(CONFIG, ROUTING, Attempts(), None, now=NOW, allowances=[SPENT])
+    assert isinstance(spent, Decision)
+    assert spent.reason is Reason.BUDGET_EXHAUSTED
+    assert spent.until == datetime(2026, 1, 3, tzinfo=UTC)
+    assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 75355 s")
+
+
+def test_what_is_not_due_says_so_in_quiet_hours_too() -> None:
+    tried = Attempts(outcome_at=NOW)
+    answer = decide(NIGHT, ROUTING, tried, None, now=NOW, allowances=[SPENT])
+    assert isinstance(answer, Decision)
+    assert answer.reason is Reason.NOT_DUE
+
+
+def test_retraining_waits_for_the_end_of_quiet_hours_and_for_a_new_budget() -> None:
+    for config, allowances in ((NIGHT, []), (CONFIG, [SPENT])):
+        answer = decide(retraining(config, NOW), ROUTING, Attempts(), None, now=NOW, allowances=allowances)
+        assert isinstance(answer, Decision)
+        assert not answer.launch

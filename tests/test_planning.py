@@ -12,8 +12,15 @@ from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.errors import TenantsUndecided
 from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
-from autoopt_pipeline.orchestration.history import failure_horizon, read_attempts, read_outcomes
+from autoopt_pipeline.orchestration.history import (
+    failure_horizon,
+    read_attempts,
+    read_outcomes,
+    read_spending,
+    report_spent,
+)
 from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.sensors import partition_changes, run_requests, summary
@@ -28,6 +35,7 @@ from tests.test_phoenix_contract import requests
 
 MODULES = ["modality", "routing"]
 HOUR = timedelta(hours=1)
+SETTINGS = Settings(settling_seconds=0)
 
 
 @pytest.fixture
@@ -38,9 +46,7 @@ def store(tmp_path: Path) -> TenantConfigStore:
 @pytest.fixture
 def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix) -> Callable[[], Plan]:
     def plan(now: datetime | None = None) -> Plan:
-        return plan_tenants(
-            store.current(), instance, phoenix, now=now or datetime.now(UTC), settling=timedelta(seconds=0)
-        )
+        return plan_tenants(store.current(), instance, phoenix, now=now or datetime.now(UTC), settings=SETTINGS)
 
     return plan
 
@@ -267,11 +273,62 @@ def test_when_phoenix_is_down_only_what_it_decides_is_an_error(
         instance,
         Phoenix("http://127.0.0.1:9"),
         now=datetime.now(UTC),
-        settling=timedelta(0),
+        settings=SETTINGS,
     )
     assert reasons(plan)[tenant, "routing"] is Reason.ERROR
     assert "http://127.0.0.1:9" in plan.decisions[tenant, "routing"].detail
     assert reasons(plan)[f"{tenant}-off", "routing"] is Reason.DISABLED
+
+
+def test_in_quiet_hours_nothing_is_launched_and_phoenix_is_not_asked(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str
+) -> None:
+    configure(store, tenant, quiet_hours=[{"start": "00:00", "end": "24:00"}])
+    plan = plan_tenants(
+        store.current(), instance, Phoenix("http://127.0.0.1:9"), now=datetime.now(UTC), settings=SETTINGS
+    )
+    assert reasons(plan) == {(tenant, module): Reason.QUIET_HOURS for module in MODULES}
+
+
+def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobody_elses(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant, daily_budget={"max_lm_calls": 100})
+    configure(store, f"{tenant}2", daily_budget={"max_tokens": 5000})
+    spent = {"lm_calls": 60, "lm_tokens": 4000}
+    instance.report_runless_asset_event(dg.AssetMaterialization("workflow", partition=tenant, metadata=spent))
+    instance.report_runless_asset_event(dg.AssetMaterialization("workflow", partition=f"{tenant}2", metadata=spent))
+    assert Reason.BUDGET_EXHAUSTED not in reasons(planned()).values()
+    report_spent(instance, tenant, "cross_modal", Spending(50, 900), run_id="r", reason="the model is down")
+    plan = planned()
+    assert reasons(plan)[tenant, "routing"] is Reason.BUDGET_EXHAUSTED
+    assert plan.decisions[tenant, "routing"].detail.startswith("110 of 100 LM calls a day are spent (this tenant)")
+    assert reasons(plan)[f"{tenant}2", "routing"] is Reason.TOO_FEW_TRACES
+    assert read_spending(instance, ["workflow", "cross_modal"], since=datetime.now(UTC) + HOUR) == {}
+
+
+def test_a_budget_of_all_tenants_holds_each_of_them(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str
+) -> None:
+    for name in (tenant, f"{tenant}2"):
+        configure(store, name)
+        report_spent(instance, name, "routing", Spending(5, 600), run_id="r", reason="")
+    settings = Settings(settling_seconds=0, daily_lm_tokens=1200)
+    plan = plan_tenants(
+        store.current(), instance, Phoenix("http://127.0.0.1:9"), now=datetime.now(UTC), settings=settings
+    )
+    assert set(reasons(plan).values()) == {Reason.BUDGET_EXHAUSTED}
+    assert "1200 of 1200 tokens a day are spent (all tenants together)" in plan.decisions[tenant, "routing"].detail
+
+
+def test_a_run_may_take_as_long_as_its_tenant_says(
+    store: TenantConfigStore, phoenix: Phoenix, tenant: str, planned: Callable[[], Plan]
+) -> None:
+    configure(store, tenant, min_samples_for_optimization=2, max_run_seconds=900)
+    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    plan = planned()
+    (request,) = run_requests(plan, list(plan.due()))
+    assert request.tags["dagster/max_runtime"] == "900"
 
 
 @pytest.fixture

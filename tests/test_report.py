@@ -83,7 +83,13 @@ hostile = st.text(st.sampled_from("\\`*_~[]()!<>&|#x: \n") | st.characters(), ma
 def markdown(report: Report) -> str:
     collected = Collected("p", (), None, None)
     metadata = report_metadata(
-        report, collected, config_version=1, labels=[], phoenix_endpoint="http://phoenix", comparison_url=None
+        report,
+        collected,
+        config_version=1,
+        labels=[],
+        phoenix_endpoint="http://phoenix",
+        comparison_url=None,
+        overrides={},
     )
     return str(metadata["report"].value)
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,7 +79,7 @@ def trigger(
             opened,
             parts.phoenix,
             now=datetime.now(UTC),
-            settling=timedelta(seconds=parts.settings.settling_seconds),
+            settings=parts.settings,
             only_modules=names or None,
         )
         decisions = _asked_for(plan, names)

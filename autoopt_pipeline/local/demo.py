@@ -38,12 +38,13 @@ from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, register_tenant
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.sensors import NEW_EVIDENCE_TAG
-from autoopt_pipeline.settings import STAND_IN
+from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 SENSOR = "auto_optimization_sensor"
 _SETTLING_SECONDS = 2
+_JITTER = 0
 _NEW_TRACES = 150
 _ROUND_SECONDS = 300
 
@@ -90,6 +91,7 @@ def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
             {
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
                 "AUTOOPT_SETTLING_SECONDS": str(_SETTLING_SECONDS),
+                "AUTOOPT_JITTER": str(_JITTER),
                 "AUTOOPT_LM": STAND_IN,
             },
         )
@@ -237,7 +239,7 @@ class _Demo:
             self.instance,
             self.phoenix,
             now=datetime.now(UTC),
-            settling=timedelta(seconds=_SETTLING_SECONDS),
+            settings=Settings(settling_seconds=_SETTLING_SECONDS, jitter=_JITTER),
         )
 
     def _run_outcomes(self, number: int, record: dg.RunRecord) -> Iterator[DemoOutcome]:

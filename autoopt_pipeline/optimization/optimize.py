@@ -63,7 +63,7 @@ class Job:
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
     programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared.
+    where nothing is shared. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -76,6 +76,7 @@ class Job:
     parts: Mapping[str, Program] = field(default_factory=dict)
     pool: Pool | None = None
     attempt: str = ""
+    only: str | None = None
 
 
 def optimize(
@@ -134,7 +135,18 @@ class _Optimization:
         if lacking := _lacking(split):
             return self._report(*self._start_from_shared(*lacking))
         check_budget(self.config, split, start)
-        searched = search(self.spec, self.config, self.labels, split, incumbent, start, self.lm, self.teacher, self.say)
+        searched = search(
+            self.spec,
+            self.config,
+            self.labels,
+            split,
+            incumbent,
+            start,
+            self.lm,
+            self.teacher,
+            self.say,
+            only=self.job.only,
+        )
         self.notes += searched.notes
         self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
         if searched.finalist is None:

@@ -16,6 +16,9 @@ from autoopt_pipeline.modules.similarity import normalize_query, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.evaluation import ASSUMED, dspy_example, using
 
+OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
+"""Their names, without the number that tells one candidate of theirs from the next."""
+
 SEED = 9
 """Of every optimizer that takes one, so the same traces give the same program."""
 

@@ -3,11 +3,13 @@
 The sensor, the commands and the reports all ask `decide`, so they cannot disagree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.limits import Allowance, midnight, quiet_until, spread
 from autoopt_pipeline.optimization.retry import needed_evidence
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
@@ -23,6 +25,8 @@ class Reason(StrEnum):
     TOO_FEW_TRACES = "too_few_traces"
     IN_PROGRESS = "in_progress"
     BACKING_OFF = "backing_off"
+    QUIET_HOURS = "quiet_hours"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     ERROR = "error"
 
 
@@ -118,23 +122,29 @@ def decide(
     outcome: Outcome | None = None,
     *,
     now: datetime,
+    jitter: float = 0.0,
+    allowances: Sequence[Allowance] = (),
 ) -> Decision | NeedsEvidence:
-    """Check the conditions in the order of their cost: configuration, history, then what Phoenix has.
+    """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
 
-    With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one,
-    where there is any, and only asked together with the evidence.
+    `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
+    tenant's spending today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
+    `outcome` is the last one, where there is any, and only asked together with the evidence.
     """
+    later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
     found = (
         _enabled(config, spec),
         _alone(attempts),
-        _backed_off(config, spec, attempts, now),
-        _interval_over(config, spec, attempts, now),
+        _backed_off(config, spec, attempts, later, now),
+        _interval_over(config, spec, attempts, later, now),
+        _outside_quiet_hours(config, now),
+        _within_budget(allowances, now),
         _enough_new(config, spec, attempts, evidence, outcome, now),
     )
     need = found[-1].need
     unmet = next((each for each in found if not each.met), None)
     if unmet is None:
-        since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts)
+        since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
         return Decision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
     if unmet.met is None:
         return NeedsEvidence()
@@ -158,8 +168,10 @@ def _alone(attempts: Attempts) -> Condition:
     return Condition("no other run", not run, detail, Reason.IN_PROGRESS)
 
 
-def _backed_off(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, now: datetime) -> Condition:
-    until = _backoff_until(config, spec.name, attempts)
+def _backed_off(
+    config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
+) -> Condition:
+    until = _backoff_until(config, spec.name, attempts, later)
     if until is None:
         return Condition("no back-off", True, "nothing failed since the last outcome", Reason.BACKING_OFF)
     failed = f"{attempts.failures} failed in a row"
@@ -169,9 +181,11 @@ def _backed_off(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attemp
     return Condition("no back-off", True, f"{failed}; the wait after that is over", Reason.BACKING_OFF)
 
 
-def _interval_over(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, now: datetime) -> Condition:
+def _interval_over(
+    config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
+) -> Condition:
     name, interval = "interval over", f"interval {config.interval_seconds(spec.name)} s"
-    due_at = _due_at(config, spec.name, attempts)
+    due_at = _due_at(config, spec.name, attempts, later)
     if retrain_after := _to_retrain(config, spec.name, attempts, now):
         return Condition(name, True, _retrained_as_of(retrain_after), Reason.NOT_DUE)
     if due_at is None:
@@ -179,6 +193,22 @@ def _interval_over(config: RoutingConfigUnified, spec: ModuleSpec, attempts: Att
     if now < due_at:
         return Condition(name, False, f"{interval}; due {_in(due_at, now)}", Reason.NOT_DUE, due_at)
     return Condition(name, True, f"{interval}; over since {due_at:%Y-%m-%d %H:%M:%S} UTC", Reason.NOT_DUE)
+
+
+def _outside_quiet_hours(config: RoutingConfigUnified, now: datetime) -> Condition:
+    if until := quiet_until(config.quiet_hours, now):
+        detail = f"these are quiet hours; they end {_in(until, now)}"
+        return Condition("no quiet hours", False, detail, Reason.QUIET_HOURS, until)
+    return Condition("no quiet hours", True, "no quiet hours now", Reason.QUIET_HOURS)
+
+
+def _within_budget(allowances: Sequence[Allowance], now: datetime) -> Condition:
+    for allowance in allowances:
+        if why := allowance.used_up:
+            until = midnight(now) + timedelta(days=1)
+            detail = f"{why}; a new day begins {_in(until, now)}"
+            return Condition("budget left", False, detail, Reason.BUDGET_EXHAUSTED, until)
+    return Condition("budget left", True, "no budget of the day is spent", Reason.BUDGET_EXHAUSTED)
 
 
 def _enough_new(
@@ -207,7 +237,7 @@ def _enough_new(
     return Condition(name, evidence.total >= need, counts, Reason.TOO_FEW_TRACES, need=need)
 
 
-def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts) -> datetime | None:
+def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
     """When the wait after failures ends, or ended. None where nothing failed since the last outcome."""
     if not attempts.failures or not attempts.last_failure_at:
         return None
@@ -215,15 +245,15 @@ def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts
     interval = config.interval_seconds(module)
     doubled = interval * 2 ** (attempts.failures - 1)
     longest = max(interval, int(MAX_BACKOFF.total_seconds()))
-    return attempts.last_failure_at + timedelta(seconds=min(doubled, longest))
+    return attempts.last_failure_at + timedelta(seconds=min(doubled, longest)) + later
 
 
-def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts) -> datetime | None:
+def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
     """When the interval since the last attempt is over. None where there was no attempt."""
-    if until := _backoff_until(config, module, attempts):
+    if until := _backoff_until(config, module, attempts, later):
         return until
     interval = timedelta(seconds=config.interval_seconds(module))
-    return attempts.outcome_at + interval if attempts.outcome_at else None
+    return attempts.outcome_at + interval + later if attempts.outcome_at else None
 
 
 def _retrained_as_of(moment: datetime) -> str:

@@ -1,19 +1,28 @@
 """Looking for a better program: optimizers race within one budget, and the winner is the finalist."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import dspy
 
 from autoopt_pipeline.artifacts.programs import pack
 from autoopt_pipeline.artifacts.store import Program
-from autoopt_pipeline.errors import AutooptError, InvalidConfig
+from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages
-from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, bootstrappers, demo_pickers, improvers
+from autoopt_pipeline.optimization.optimizers import (
+    Improver,
+    Optimizer,
+    Workshop,
+    bootstrappers,
+    demo_pickers,
+    improvers,
+)
 from autoopt_pipeline.optimization.race import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
 from autoopt_pipeline.optimization.split import Split
@@ -52,12 +61,14 @@ def search(
     lm: MeteredLM,
     teacher: MeteredLM,
     say: Callable[[str], None],
+    only: str | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent; the best on dev is the finalist, if it wins there.
 
     First come programs that cost nothing to make, then bootstrapped ones, then searches for better instructions
-    from the leader, so that a spent budget leaves the work of the cheap ones. `lm` and `teacher` share a meter.
-    Raises `LMUnavailable` when a model fails, and `InvalidConfig` when the budget is too small for the incumbent.
+    from the leader, so that a spent budget leaves the work of the cheap ones. `lm` and `teacher` share a meter. With
+    `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model fails, `BudgetTooSmall` when the
+    budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be tried here.
     With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
     calls do, it depends on how many calls were under way.
     """
@@ -72,6 +83,14 @@ def search(
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
+    pickers = _chosen(demo_pickers(shop), only)
+    bootstrapped = _chosen(bootstrappers(shop), only)
+    improving = _chosen(improvers(shop), only)
+    if not (pickers or bootstrapped or improving):
+        raise InvalidConfig(
+            f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
+            "choose another one, or none to try all",
+        )
     race = Race(len(course.dev), course.score, course.entrant("incumbent", incumbent))
     # What the search must leave over for the comparison on the holdout.
     with lm.meter.holding_back(comparison_calls(split, start)):
@@ -80,9 +99,9 @@ def search(
         except BudgetExhausted as e:
             raise budget_too_small(config, str(e)) from None
         try:
-            race.run(course.made(demo_pickers(shop)))
-            race.run(course.made(bootstrappers(shop)))
-            for improver in improvers(shop):
+            race.run(course.made(pickers))
+            race.run(course.made(bootstrapped))
+            for improver in improving:
                 leader = race.leader.entrant
                 race.run(course.made([improver.applied_to(leader.name, leader.program)]))
         except BudgetExhausted as e:
@@ -97,6 +116,13 @@ def search(
         incumbent_dev_score=race.incumbent.mean(),
         notes=tuple(course.notes),
     )
+
+
+_Named = TypeVar("_Named", Optimizer, Improver)
+
+
+def _chosen(optimizers: Iterable[_Named], only: str | None) -> list[_Named]:
+    return [each for each in optimizers if only is None or re.sub(r"-[0-9]+$", "", each.name) == only]
 
 
 @dataclass
@@ -188,9 +214,9 @@ def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Modul
         )
 
 
-def budget_too_small(config: RoutingConfigUnified, what: str) -> InvalidConfig:
+def budget_too_small(config: RoutingConfigUnified, what: str) -> BudgetTooSmall:
     """The error for a budget that cannot decide anything."""
-    return InvalidConfig(
+    return BudgetTooSmall(
         f"tenant {config.tenant_id}: the budget does not pay for a comparison: {what}",
         "raise budget.max_lm_calls and budget.max_tokens",
     )

@@ -1,8 +1,7 @@
 """One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
 
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,9 +14,12 @@ from autoopt_pipeline.errors import AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
+from autoopt_pipeline.orchestration.steps import failing_the_step, refuse_overlap
+from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 WINDOW_END_TAG = "autoopt/window_end"
 """Run tag: traces before this moment (UTC) are read, so that a retried run sees the same."""
 
-_RETRY_TRANSIENT = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+LM_POOL = "lm"
+"""Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
 
 
 def build_module_assets() -> Sequence[dg.AssetsDefinition]:
@@ -46,15 +49,18 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         # A composed module starts from what its parts have learnt, so in one run it comes after them.
         deps=[part.name for part in spec.parts],
         check_specs=[_data_check(spec)],
-        retry_policy=_RETRY_TRANSIENT,
+        pool=LM_POOL,
     )
-    def module_asset(context: dg.AssetExecutionContext, services: Services) -> dg.MaterializeResult:
-        with _failing_the_step(may_retry=True):
+    def module_asset(
+        context: dg.AssetExecutionContext, config: RunOverrides, services: Services
+    ) -> dg.MaterializeResult:
+        with failing_the_step(context, Retry()):
+            refuse_overlap(context)
             connections = services.connect()
-            material = _gather(context, connections, spec)
-        # A search costs money, so what fails here is not tried again at once: the tenant backs off.
-        with _failing_the_step(may_retry=False):
-            return _optimize(context, connections, spec, material)
+            tenant, version = read_config(connections.configs, context.partition_key)
+        with failing_the_step(context, tenant.retry):
+            material = _gather(context, connections, spec, config.applied_to(tenant), version)
+        return _optimize(context, connections, spec, material, config)
 
     return module_asset
 
@@ -82,12 +88,17 @@ class _Material:
     collected: "Collected"
 
 
-def _gather(context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec) -> _Material:
+def _gather(
+    context: dg.AssetExecutionContext,
+    connections: Connections,
+    spec: ModuleSpec,
+    config: RoutingConfigUnified,
+    config_version: int,
+) -> _Material:
     # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
     from autoopt_pipeline.traces.collect import collect
 
-    tenant = context.partition_key
-    config, config_version = read_config(connections.configs, tenant)
+    tenant = config.tenant_id
     labels_of(spec, config)
     end = _window_end(context, connections)
     start = end - timedelta(seconds=config.lookback_seconds)
@@ -98,7 +109,11 @@ def _gather(context: dg.AssetExecutionContext, connections: Connections, spec: M
 
 
 def _optimize(
-    context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec, material: _Material
+    context: dg.AssetExecutionContext,
+    connections: Connections,
+    spec: ModuleSpec,
+    material: _Material,
+    overrides: RunOverrides,
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.meter import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
@@ -106,36 +121,45 @@ def _optimize(
     from autoopt_pipeline.orchestration.report import data_check, report_metadata
 
     config, collected, settings = material.config, material.collected, connections.settings
-    meter = Meter(max_calls=config.budget.max_lm_calls, max_tokens=config.budget.max_tokens)
-    answering = resolve_lm(config.lm, settings)
-    lm = metered_lm(answering, meter)
-    teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
-    if lm.is_stand_in:
-        context.log.warning("answers come from the offline stand-in, which is no language model")
-    job = Job(
-        spec,
-        config,
-        collected.decisions,
-        material.start,
-        material.end,
-        context.run.run_id,
-        redact=load_redaction(settings.redaction),
-        parts=_active_parts(context, connections, spec),
-        attempt=context.run.root_run_id or context.run.run_id,
-        pool=_pool(connections, config, spec),
-    )
-    artifacts = connections.artifacts(config.tenant_id, spec.name)
-    report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
-    labels = [label.name for label in labels_of(spec, config)]
-    metadata = report_metadata(
-        report,
-        collected,
-        config_version=material.config_version,
-        labels=labels,
-        phoenix_endpoint=connections.phoenix.endpoint,
-        comparison_url=_publish(context, connections, report),
-    )
-    return dg.MaterializeResult(metadata=metadata, check_results=[data_check(report, labels)])
+    with failing_the_step(context, config.retry):
+        budget = budget_today(context, config, settings, force=overrides.force)
+    meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
+    with (
+        failing_the_step(context, config.retry, meter),
+        accounted(context, spec.name, meter),
+        blaming_the_day(config, budget),
+    ):
+        answering = resolve_lm(config.lm, settings)
+        lm = metered_lm(answering, meter)
+        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
+        if lm.is_stand_in:
+            context.log.warning("answers come from the offline stand-in, which is no language model")
+        job = Job(
+            spec,
+            config.model_copy(update={"budget": budget}),
+            collected.decisions,
+            material.start,
+            material.end,
+            context.run.run_id,
+            redact=load_redaction(settings.redaction),
+            parts=_active_parts(context, connections, spec),
+            attempt=context.run.root_run_id or context.run.run_id,
+            pool=_pool(connections, config, spec),
+            only=overrides.optimizer,
+        )
+        artifacts = connections.artifacts(config.tenant_id, spec.name)
+        report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+        labels = [label.name for label in labels_of(spec, config)]
+        metadata = report_metadata(
+            report,
+            collected,
+            config_version=material.config_version,
+            labels=labels,
+            phoenix_endpoint=connections.phoenix.endpoint,
+            comparison_url=_publish(context, connections, report),
+            overrides=overrides.given(),
+        )
+        return dg.MaterializeResult(metadata=metadata, check_results=[data_check(report, labels)])
 
 
 def _publish(context: dg.AssetExecutionContext, connections: Connections, report: "Report") -> str | None:
@@ -192,18 +216,6 @@ def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSp
     if not config.share_instructions:
         shared.withdraw(config.tenant_id)
     return Pool(shared, connections.configs)
-
-
-@contextmanager
-def _failing_the_step(*, may_retry: bool) -> Generator[None, None, None]:
-    """Turn errors into failures with one line for a person; those that may pass by themselves can be retried."""
-    try:
-        yield
-    except AutooptError as e:
-        allow = may_retry and e.transient
-        raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=allow) from e
-    except Exception as e:
-        raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
 
 
 def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> datetime:

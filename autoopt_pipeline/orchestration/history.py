@@ -4,13 +4,15 @@ Look-ups are one per module, never one per tenant (0.4 s against 350 s with 10,0
 that Dagster does not declare public are needed; they stand in this file only, under a contract test.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
+from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import Attempts, Outcome
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
 
@@ -27,7 +29,10 @@ def read_attempts(
     for module in modules:
         asset = dg.AssetKey(module)
         latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
-        finished_at = _timestamps(instance, asset, list(latest.values()))
+        finished_at = {
+            record.storage_id: datetime.fromtimestamp(record.timestamp, UTC)
+            for record in _summaries(instance, asset, list(latest.values()))
+        }
         for tenant, storage_id in latest.items():
             attempts[tenant, module] = Attempts(outcome_at=finished_at[storage_id], outcome_id=storage_id)
     _add_failures(instance, attempts, modules, failures_since)
@@ -35,6 +40,16 @@ def read_attempts(
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
     return attempts
+
+
+def runs_of_newest_outcomes(instance: dg.DagsterInstance, modules: Collection[str]) -> set[str]:
+    """The runs that hold the newest materialization of any (tenant, module): deleting one would delete the outcome."""
+    found = set()
+    for module in modules:
+        asset = dg.AssetKey(module)
+        latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
+        found |= {record.run_id for record in _summaries(instance, asset, list(latest.values())) if record.run_id}
+    return found
 
 
 def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]) -> dict[Key, Outcome]:
@@ -56,6 +71,60 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]
                 if outcome:
                     outcomes[tenants[record.storage_id], module] = outcome
     return outcomes
+
+
+def report_spent(
+    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, run_id: str, reason: str
+) -> None:
+    """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
+    metadata = {
+        "event": "spent",
+        "reason": reason,
+        "lm_calls": spent.lm_calls,
+        "lm_tokens": spent.lm_tokens,
+        "run_id": run_id,
+    }
+    instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
+
+
+def read_spending(
+    instance: dg.DagsterInstance, modules: Collection[str], *, since: datetime, tenants: Collection[str] | None = None
+) -> dict[str, Spending]:
+    """What tenants, or these only, have spent on language models since then, in attempts that have ended.
+
+    Two queries per module, and a page of each for every thousand attempts.
+    """
+    only = sorted(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
+    spent: dict[str, Spending] = {}
+    for module in modules:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=only, after_timestamp=since.timestamp())
+        for record in _pages(instance.fetch_materializations, wanted):
+            _add_spending(spent, record.asset_materialization)
+        for record in _pages(instance.fetch_observations, wanted):
+            _add_spending(spent, record.asset_observation)
+    return spent
+
+
+def _pages(fetch: Callable[..., dg.EventRecordsResult], wanted: dg.AssetRecordsFilter) -> Iterator[dg.EventLogRecord]:
+    cursor = None
+    while True:
+        page = fetch(wanted, limit=_CHUNK, cursor=cursor)
+        yield from page.records
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+def _add_spending(spent: dict[str, Spending], event: dg.AssetMaterialization | dg.AssetObservation | None) -> None:
+    if event is None or event.partition is None:
+        return
+
+    def number(name: str) -> int:
+        value = event.metadata.get(name)
+        return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0
+
+    one = Spending(number("lm_calls"), number("lm_tokens"))
+    spent[event.partition] = spent.get(event.partition, Spending()) + one
 
 
 def _outcome(record: dg.EventLogRecord) -> Outcome | None:
@@ -82,16 +151,15 @@ def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:
     return frozenset(map(str, value.value)) if isinstance(value, dg.JsonMetadataValue) and value.value else None
 
 
-def _timestamps(instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]) -> dict[int, datetime]:
-    found: dict[int, datetime] = {}
+def _summaries(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, storage_ids: list[int]
+) -> Iterator[AssetEventSummaryRecord]:
     for start in range(0, len(storage_ids), _CHUNK):
-        for record in instance.event_log_storage.get_asset_event_summary_records(
+        yield from instance.event_log_storage.get_asset_event_summary_records(
             DagsterEventType.ASSET_MATERIALIZATION,
             asset_key=asset,
             storage_ids=storage_ids[start : start + _CHUNK],
-        ):
-            found[record.storage_id] = datetime.fromtimestamp(record.timestamp, UTC)
-    return found
+        )
 
 
 def _add_failures(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,12 +15,16 @@ from autoopt_pipeline.optimization.plan import (
     MAX_BACKOFF,
     Attempts,
     Decision,
+    Evidence,
     NeedsEvidence,
+    Outcome,
     Reason,
     count_from,
     decide,
 )
 from autoopt_pipeline.orchestration.history import Key, failure_horizon, read_attempts, read_outcomes
+from autoopt_pipeline.orchestration.spending import allowances
+from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.evidence import Wanted, gather_evidence
@@ -32,14 +36,12 @@ WHOLE_TENANT = "*"
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
-
-    `phoenix_asked` says whether anything was left to Phoenix, and `phoenix_error` why it did not decide that.
-    """
+    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read."""
 
     window_end: datetime
     decisions: dict[Key, Decision]
     attempts: dict[Key, Attempts] = field(default_factory=dict)
+    configs: dict[str, RoutingConfigUnified] = field(default_factory=dict)
     phoenix_asked: bool = False
     phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
 
@@ -85,17 +87,19 @@ def plan_tenants(
     phoenix: Phoenix,
     *,
     now: datetime,
-    settling: timedelta,
+    settings: Settings,
     only_modules: Collection[str] | None = None,
     count_all: bool = False,
 ) -> Plan:
     """Decide for every tenant given. What is wrong with one tenant is that tenant's decision, nobody else's.
 
+    Of the settings, the settling time, the jitter and the daily budget of all tenants count.
+
     When Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
     `count_all` asks Phoenix also about modules that wait for something else, for people who want to see how far
     they are.
     """
-    window_end = (now - settling).replace(microsecond=0)
+    window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
     decisions: dict[Key, Decision] = {}
     configs: dict[str, RoutingConfigUnified] = {}
     for tenant, entry in stored.items():
@@ -103,7 +107,20 @@ def plan_tenants(
             configs[tenant] = entry.parse()
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
-    attempts = read_attempts(instance, modules(), failures_since=now - _horizon(configs.values()))
+    attempts = read_attempts(instance, modules(), failures_since=failures_count_since(configs.values(), now=now))
+    limits = allowances(instance, configs.values(), settings, now=now)
+
+    def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
+        return decide(
+            configs[key[0]],
+            get_module(key[1]),
+            attempts.get(key, Attempts()),
+            evidence,
+            outcome,
+            now=now,
+            jitter=settings.jitter,
+            allowances=limits.get(key[0], ()),
+        )
 
     pending: dict[Key, RoutingConfigUnified] = {}
     for tenant, config in configs.items():
@@ -112,25 +129,25 @@ def plan_tenants(
                 continue
             key = (tenant, module)
             try:
-                spec = get_module(module)
+                answer = ask(key, None)
             except UnknownModule as e:
                 decisions[key] = Decision(Reason.ERROR, str(e))
                 continue
-            answer = decide(config, spec, attempts.get(key, Attempts()), None, now=now)
             if isinstance(answer, Decision):
                 decisions[key] = answer
             if isinstance(answer, NeedsEvidence) or (count_all and answer.reason is not Reason.DISABLED):
                 pending[key] = config
     phoenix_error = None
     try:
-        decisions |= _decide_by_evidence(pending, attempts, instance, phoenix, now=now, until=window_end)
+        decisions |= _decide_by_evidence(ask, pending, attempts, instance, phoenix, now=now, until=window_end)
     except (PhoenixUnavailable, PhoenixRefused) as e:
         phoenix_error = e
         decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending if key not in decisions}
-    return Plan(window_end, dict(sorted(decisions.items())), attempts, bool(pending), phoenix_error)
+    return Plan(window_end, dict(sorted(decisions.items())), attempts, configs, bool(pending), phoenix_error)
 
 
 def _decide_by_evidence(
+    ask: Callable[[Key, Evidence, Outcome | None], Decision | NeedsEvidence],
     pending: Mapping[Key, RoutingConfigUnified],
     attempts: Mapping[Key, Attempts],
     instance: dg.DagsterInstance,
@@ -151,14 +168,14 @@ def _decide_by_evidence(
     ]
     evidence = gather_evidence(phoenix, wanted, until=until)
     decided: dict[Key, Decision] = {}
-    for key, config in pending.items():
-        spec, known = get_module(key[1]), attempts.get(key, Attempts())
-        answer = decide(config, spec, known, evidence[key], outcomes.get(key), now=now)
+    for key in pending:
+        answer = ask(key, evidence[key], outcomes.get(key))
         if isinstance(answer, Decision):
             decided[key] = answer
     return decided
 
 
-def _horizon(configs: Collection[RoutingConfigUnified]) -> timedelta:
+def failures_count_since(configs: Collection[RoutingConfigUnified], *, now: datetime) -> datetime:
+    """From when on failed runs count for when these tenants are due."""
     longest = max((config.interval_seconds(module) for config in configs for module in config.modules), default=0)
-    return failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)
+    return now - failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)

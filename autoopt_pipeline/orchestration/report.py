@@ -1,6 +1,6 @@
 """A report as Dagster metadata: numbers that plot over time, and tables for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -34,6 +34,7 @@ def report_metadata(
     labels: Sequence[str],
     phoenix_endpoint: str,
     comparison_url: str | None,
+    overrides: Mapping[str, Any],
 ) -> dict[str, dg.MetadataValue]:
     """Everything a person wants to see of a run, and what the next plan needs (`window_end`, totals, labels)."""
     numbers: dict[str, int | float] = {
@@ -70,6 +71,8 @@ def report_metadata(
         metadata["optimizer"] = dg.MetadataValue.text(report.optimizer)
     if comparison_url:
         metadata["phoenix_comparison"] = dg.MetadataValue.url(comparison_url)
+    if overrides:
+        metadata["overrides"] = dg.MetadataValue.json(overrides)
     return metadata | {
         "incumbent": dg.MetadataValue.text(report.incumbent_version or "baseline"),
         "active_version": dg.MetadataValue.text(report.active_version or "baseline"),

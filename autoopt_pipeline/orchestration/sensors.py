@@ -1,7 +1,7 @@
 """Looks at all tenants again and again, and launches one run per tenant that is due."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -19,6 +19,9 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 
 NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 """Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
+
+_MAX_RUNTIME_TAG = "dagster/max_runtime"
+"""Run tag: Dagster's run monitoring ends the run after so many seconds."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -96,7 +99,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             context.instance,
             connections.phoenix,
             now=datetime.now(UTC),
-            settling=timedelta(seconds=connections.settings.settling_seconds),
+            settings=connections.settings,
         )
         context.update_cursor(tick_report(plan).model_dump_json())
         due = list(plan.due())
@@ -138,10 +141,13 @@ def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
 
 
 def run_tags(plan: Plan, tenant: str, modules: Sequence[str]) -> dict[str, str]:
-    """What a run of these modules is told: which traces it reads, and how much was new of each."""
+    """What a run of these modules is told: which traces it reads, how much was new of each, how long it may take."""
     found = {module: plan.decisions[tenant, module].evidence for module in modules}
     evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
-    return {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
+    tags = {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
+    if longest := plan.configs[tenant].max_run_seconds:
+        tags[_MAX_RUNTIME_TAG] = str(longest)
+    return tags
 
 
 def summary(plan: Plan) -> str:

@@ -110,7 +110,7 @@ def tenant_standings(
         instance,
         connections.phoenix,
         now=now,
-        settling=timedelta(seconds=connections.settings.settling_seconds),
+        settings=connections.settings,
         count_all=count_all,
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}

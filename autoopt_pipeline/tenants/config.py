@@ -5,8 +5,9 @@ import json
 import re
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
@@ -14,11 +15,14 @@ from autoopt_pipeline.strict import Strict, first_error
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
 PromotionMode = Literal["auto", "manual"]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 MAX_FORGOTTEN_TRACES = 1000
 """Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
 the lookback, need not stand in it."""
 
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -77,6 +81,54 @@ class WatchSettings(Strict):
         return self
 
 
+class DailyBudget(Strict):
+    """What all optimizations of a tenant may spend on language models, teachers too, in a day of UTC."""
+
+    max_lm_calls: int | None = Field(None, ge=0, description="By default there is no limit.")
+    max_tokens: int | None = Field(None, ge=0, description="By default there is no limit.")
+
+
+class Retry(Strict):
+    """How a step that fails before it has spent anything, because something does not answer, is tried again."""
+
+    max_retries: int = Field(2, ge=0, le=10)
+    delay_seconds: int = Field(5, ge=0, le=3600, description="Before the first try again, give or take as much.")
+    backoff: Literal["constant", "exponential"] = Field(
+        "exponential", description="exponential: once the delay, then 3, 7, 15 times; constant: once each time."
+    )
+
+
+class QuietHours(Strict):
+    """Hours in which nothing is launched by itself, by the clock of a time zone."""
+
+    start: str = Field(description="HH:MM")
+    end: str = Field(description="HH:MM, or 24:00; where it is not after the start, it is on the next day.")
+    weekdays: list[Weekday] = Field(list(WEEKDAYS), min_length=1, description="The days on which they start.")
+    time_zone: str = Field("UTC", description="As IANA names it, e.g. Europe/Berlin.")
+
+    @field_validator("start", "end")
+    @classmethod
+    def _clock_time(cls, text: str, info: ValidationInfo) -> str:
+        if not _CLOCK.fullmatch(text) and (text, info.field_name) != ("24:00", "end"):
+            raise ValueError(f"{text[:60]!r} is no time of day: HH:MM, from 00:00 to 23:59")
+        return text
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{name[:60]!r} is no IANA time zone, such as Europe/Berlin") from None
+        return name
+
+    @model_validator(mode="after")
+    def _some_hours(self) -> Self:
+        if self.start == self.end:
+            raise ValueError(f"start and end are both {self.start}; a whole day is from 00:00 to 24:00")
+        return self
+
+
 class ModuleSettings(Strict):
     """Settings of one module; what is not set here is taken from the tenant."""
 
@@ -119,6 +171,18 @@ class RoutingConfigUnified(Strict):
         description="Stronger model that writes instructions and demos; by default AUTOOPT_TEACHER_LM, or lm itself.",
     )
     budget: Budget = Field(Budget(), description="What one module may spend on the language model in one run.")
+    daily_budget: DailyBudget = Field(
+        DailyBudget(), description="What all modules may spend on the language model in one day (UTC)."
+    )
+    quiet_hours: list[QuietHours] = Field(
+        default_factory=list, max_length=20, description="When nothing is launched by itself."
+    )
+    retry: Retry = Field(Retry(), description="Trying again in the same run what may pass by itself.")
+    max_run_seconds: int | None = Field(
+        None,
+        ge=60,
+        description="Longest time that a run may take which was launched by itself; by default the deployment's.",
+    )
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
     )

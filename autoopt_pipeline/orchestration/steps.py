@@ -1,0 +1,68 @@
+"""How a step ends that cannot go on: with one line for a person, and another try where that may help."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from autoopt_pipeline.errors import AutooptError, RunInProgress
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.tenants.config import Retry
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.lm.meter import Meter
+
+
+@contextmanager
+def failing_the_step(
+    context: dg.AssetExecutionContext, retry: Retry, meter: "Meter | None" = None
+) -> Generator[None, None, None]:
+    """Turn errors into failures, or have the step tried again.
+
+    Only what may pass by itself is tried again, and only while the meter counts nothing: a search costs money, so
+    what fails in the middle of one waits until the tenant is due again.
+    """
+    try:
+        yield
+    except AutooptError as e:
+        if e.transient and not (meter and meter.calls) and context.retry_number < retry.max_retries:
+            context.log.warning(f"to be tried again: {e}")
+            raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
+        raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
+    except Exception as e:
+        raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
+
+
+def _delay(retry: Retry, attempt: int) -> float:
+    """Seconds before the try after this one."""
+    policy = dg.RetryPolicy(
+        delay=retry.delay_seconds,
+        backoff=dg.Backoff.EXPONENTIAL if retry.backoff == "exponential" else None,
+        jitter=dg.Jitter.PLUS_MINUS,
+    )
+    return policy.calculate_delay(attempt)
+
+
+def refuse_overlap(context: dg.AssetExecutionContext) -> None:
+    """Raise `RunInProgress` where another run of the tenant began earlier and has not ended.
+
+    Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
+    one that began earlier goes on, whichever looks first: when a run began is written once, and before its steps run.
+    """
+    in_progress = dg.RunsFilter(
+        tags={PARTITION_TAG: context.partition_key},
+        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
+    )
+    began = {
+        record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
+        for record in context.instance.get_run_records(in_progress)
+        if record.start_time is not None and selected_modules(record.dagster_run).intersection(modules())
+    }
+    own = began.pop(context.run.run_id, None)
+    if own and began and (first := min(began.values())) < own:
+        raise RunInProgress(
+            f"tenant {context.partition_key}: run {first[1]} began earlier and has not ended",
+            "wait for it; if its process is gone, terminate the run in the Dagster UI",
+        )
