@@ -21,7 +21,7 @@ up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix 
 	@.venv/bin/autoopt up --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT)
 
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
-	@.venv/bin/pytest $(TESTS)
+	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 check: install ## Formatting, linter, type checker
 	@.venv/bin/ruff format --check .

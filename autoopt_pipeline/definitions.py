@@ -9,6 +9,7 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.alerting import build_alerting
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
+from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB
 from autoopt_pipeline.orchestration.retention import build_retention_sensor
 from autoopt_pipeline.orchestration.sensors import build_sensors
 from autoopt_pipeline.orchestration.services import Services
@@ -18,11 +19,19 @@ from autoopt_pipeline.settings import load_settings
 def _definitions() -> dg.Definitions:
     settings = load_settings()
     assets = build_module_assets()
-    sensors = build_sensors(settings, dg.AssetSelection.assets(*(asset.key for asset in assets)))
+    all_modules = dg.AssetSelection.assets(*(asset.key for asset in assets))
+    sensors = build_sensors(settings, all_modules)
     if settings.keep_runs_days:
         sensors.append(build_retention_sensor(settings))
     return dg.Definitions(
         assets=assets,
+        jobs=[
+            dg.define_asset_job(
+                OPTIMIZE_JOB,
+                all_modules,
+                description="All modules of a tenant, whether it has them on or not; for backfills by command.",
+            )
+        ],
         sensors=[*sensors, *build_alerting(settings, [sensor.name for sensor in sensors])],
         resources={"services": Services()},
         executor=module_executor,

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 import dagster as dg
 
+from autoopt_pipeline.modules.registry import modules
+
 tenants_partitions = dg.DynamicPartitionsDefinition(name="tenants")
 
 PARTITION_TAG = "dagster/partition"
@@ -26,16 +28,22 @@ def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
     instance.add_dynamic_partitions("tenants", [tenant_id])
 
 
+OPTIMIZE_JOB = "optimize"
+"""The job of all modules, for backfills by command and schedules of one's own."""
+
+
 def selected_modules(run: dg.DagsterRun) -> set[str]:
     """The assets that a run materializes, by name. Runs of anything else have none."""
+    if run.asset_selection is None and run.job_name == OPTIMIZE_JOB:
+        return set(modules())
     return {key.to_user_string() for key in run.asset_selection or ()}
 
 
-def unfinished_runs(instance: dg.DagsterInstance, modules: Collection[str]) -> dict[str, str]:
+def unfinished_runs(instance: dg.DagsterInstance, of: Collection[str]) -> dict[str, str]:
     """Tenants with a run of any of these modules that is queued or under way, with that run's id. One query."""
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     return {
         run.tags[PARTITION_TAG]: run.run_id
         for run in runs
-        if PARTITION_TAG in run.tags and selected_modules(run).intersection(modules)
+        if PARTITION_TAG in run.tags and selected_modules(run).intersection(of)
     }
