@@ -11,6 +11,7 @@ import pytest
 
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
@@ -76,3 +77,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
+    """The configurations of a home whose settings name the real Phoenix, where traces count at once."""
+    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
+    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
+    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
+    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")

@@ -18,7 +18,7 @@ from autoopt_pipeline.orchestration.planning import plan_tenants
 from autoopt_pipeline.orchestration.sensors import run_requests
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits, Truth, play
@@ -29,18 +29,10 @@ BETTER = "Requests to find something are searches."
 
 
 @pytest.fixture
-def configs(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
-
-
-@pytest.fixture
-def configure(configs: TenantConfigStore) -> Callable[..., None]:
+def configure(store: TenantConfigStore) -> Callable[..., None]:
     def write(tenant: str, **fields: object) -> None:
         agents = [{"name": label.name} for label in LABELS]
-        write_config(configs, parse_config({"tenant_id": tenant, "agents": agents, **fields}, where="test"))
+        write_config(store, parse_config({"tenant_id": tenant, "agents": agents, **fields}, where="test"))
 
     return write
 
@@ -65,9 +57,9 @@ def donated(tenant: str) -> SharedInstructions:
     return shared_of(tenant, fingerprint=made_program(tenant).fingerprint, instructions={"decide": BETTER})
 
 
-def decision(configs: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:
+def decision(store: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:
     plan = plan_tenants(
-        configs.current(), instance, phoenix, now=datetime.now(UTC), settings=Settings(settling_seconds=0)
+        store.current(), instance, phoenix, now=datetime.now(UTC), settings=Settings(settling_seconds=0)
     )
     for request in run_requests(plan, list(plan.due())):
         assert request.partition_key == tenant
@@ -76,7 +68,7 @@ def decision(configs: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterI
 
 def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
     configure: Callable[..., None],
-    configs: TenantConfigStore,
+    store: TenantConfigStore,
     phoenix: Phoenix,
     tenant: str,
     instance: dg.DagsterInstance,
@@ -84,15 +76,15 @@ def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
     send(phoenix, tenant)
     configure(tenant, modules={"routing": {}})
     assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 10
-    assert decision(configs, phoenix, instance, tenant).reason is Reason.NOT_DUE
+    assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
     now = datetime.now(UTC)
     read = phoenix.decisions(
         project_name(tenant), get_module("routing").contract, start=now - timedelta(hours=1), end=now
     )
     configure(tenant, modules={"routing": {"retrain_after": now.isoformat()}}, forgotten_traces=[read[0].trace_id])
-    assert decision(configs, phoenix, instance, tenant).launch
+    assert decision(store, phoenix, instance, tenant).launch
     assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 9
-    assert decision(configs, phoenix, instance, tenant).reason is Reason.NOT_DUE
+    assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
 
 
 def test_a_run_with_too_little_data_starts_from_what_others_share(

@@ -10,7 +10,7 @@ import pytest
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import TenantConfigStore
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits
@@ -19,14 +19,6 @@ from tests.stored import store as stored_program
 from tests.test_cli import autoopt
 from tests.test_phoenix_contract import requests
 from tests.test_planning import configure, failed_run, materialize
-
-
-@pytest.fixture
-def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
 def artifacts(home: Path, tenant: str) -> ModuleArtifacts:

@@ -15,7 +15,7 @@ from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.orchestration.sensors import NEW_EVIDENCE_TAG
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import TenantConfigStore
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits
@@ -24,14 +24,6 @@ from tests.test_phoenix_contract import requests
 from tests.test_planning import configure
 
 Trigger = Callable[..., str]
-
-
-@pytest.fixture
-def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialCase, TrialStep
 from autoopt_pipeline.cli.times import ago, duration
 from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import TenantConfigStore
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits
@@ -26,14 +26,6 @@ from tests.test_phoenix_contract import requests
 from tests.test_planning import configure, failed_run
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-@pytest.fixture
-def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
 @pytest.fixture
@@ -105,7 +97,7 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
 ) -> None:
     configure(store, tenant)
     version = stored_program(artifacts, made_program(tenant))
-    artifacts.move(version, expected=None, by="ada", why="people like [it]")
+    artifacts.move(version, expected=None, by="ada", why="people like [it]", canary={"baseline": 0.1})
     outcome(
         home,
         tenant,
@@ -121,6 +113,7 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
     assert f"autoopt promote {tenant} routing v2" in story
     assert f"{version}, 90.0 % on the held-out traces" in story
     assert "moved by ada: people like [it]" in story
+    assert "baseline keeps 10 % of requests" in story
     facts = json.loads(why("--json"))
     assert (facts["last"]["score_after"], facts["last"]["lm_calls"]) == (0.5, 12)
     assert (facts["moved"]["by"], facts["active_version"]) == ("ada", version)

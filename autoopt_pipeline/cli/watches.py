@@ -42,7 +42,7 @@ def watches(
         )
     else:
         for artifacts, watch, look in looks:
-            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {_between(watch)}", soft_wrap=True)
+            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {between(watch)}", soft_wrap=True)
             said = f"[red]{escape(str(look))}[/red]" if isinstance(look, AutooptError) else escape(look.reason)
             console.print(f"  {said}", soft_wrap=True)
         for result in ended:
@@ -79,7 +79,8 @@ def _look(parts: Connections, artifacts: ModuleArtifacts, watch: Watch) -> "Look
         return e
 
 
-def _between(watch: Watch) -> str:
+def between(watch: Watch) -> str:
+    """Who serves beside whom, in words."""
     newer, older = watch.version or BASELINE, watch.against or BASELINE
     share = f"{100 * watch.share:.4g} % of requests"
     since = f"since {watch.move.at:%Y-%m-%d %H:%M} UTC"

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from autoopt_pipeline.artifacts.moves import watch_since
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
 from autoopt_pipeline.cli.programs import BASELINE, ModuleName, percent
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.times import ago, duration
+from autoopt_pipeline.cli.watches import between
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Reason
 
@@ -60,6 +62,8 @@ def _sentences(story: "Story", now: datetime) -> Iterator[tuple[str, str]]:
         yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
+    if watch := watch_since(story.moved):
+        yield "watched", f"{between(watch)}; 'autoopt watches {standing.tenant_id} {standing.module}' says how they do"
     if trial := story.trial:
         so_far = (
             f"on {trial.cases} so far it has {percent(trial.candidate_score)} %, and what it would replace "

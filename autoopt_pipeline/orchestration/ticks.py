@@ -5,6 +5,7 @@ A tick that failed has its error; one that did not has, for the optimization sen
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Self
 
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, InstigatorType, TickStatus
@@ -42,40 +43,34 @@ _BEFORE_PHOENIX = frozenset({CONFIG_STORE})
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
-class TickReport(BaseModel):
-    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due."""
+class _Report(BaseModel):
+    """What a sensor leaves as its cursor."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def load(cls, cursor: str | None) -> Self | None:
+        """None where there is none, or where somebody else wrote the cursor."""
+        try:
+            return cls.model_validate_json(cursor) if cursor else None
+        except ValidationError:
+            return None
+
+
+class TickReport(_Report):
+    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due."""
 
     decisions: dict[str, int]
     oldest_due_since: datetime | None
     phoenix_asked: bool
     phoenix_error: str | None
 
-    @classmethod
-    def load(cls, cursor: str | None) -> "TickReport | None":
-        """None where there is none, or where somebody else wrote the cursor."""
-        try:
-            return cls.model_validate_json(cursor) if cursor else None
-        except ValidationError:
-            return None
 
-
-class WatchReport(BaseModel):
+class WatchReport(_Report):
     """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
-
-    model_config = ConfigDict(frozen=True)
 
     watched: int
     left: int
-
-    @classmethod
-    def load(cls, cursor: str | None) -> "WatchReport | None":
-        """None where there is none, or where somebody else wrote the cursor."""
-        try:
-            return cls.model_validate_json(cursor) if cursor else None
-        except ValidationError:
-            return None
 
 
 def tick_report(plan: Plan) -> TickReport:
