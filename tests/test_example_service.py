@@ -86,6 +86,10 @@ def test_the_service_gets_better_by_its_own_traffic(
         assert time.monotonic() < deadline, "the promoted program is not served"
         time.sleep(0.2)
     assert right(service, tenant, fresh) > 0.45 * len(fresh)  # the baseline gets about a quarter
+    # The new version is watched beside the baseline, and every user meets one of the two.
+    asked = [(user, service.get(f"/{tenant}/route", params={"query": "hello", "user": user})) for user in "abc" * 5]
+    met = {(user, answer.json()["version"]) for user, answer in asked}
+    assert len(met) == 3
 
 
 def _wait_until_stored(phoenix: Phoenix, tenant: str, began: datetime) -> None:

@@ -4,7 +4,7 @@ Start `make up` in another shell, paste its `export` lines, and then:
 
     uvicorn --app-dir examples/router app:app --port 8000
 
-    curl 'localhost:8000/acme/route?query=where+did+we+put+the+poster'
+    curl 'localhost:8000/acme/route?query=where+did+we+put+the+poster&user=marta'
     curl -X POST 'localhost:8000/acme/feedback/DECISION?correction=search_agent'
     curl localhost:8000/status
 """
@@ -54,8 +54,12 @@ async def route(request: Request) -> JSONResponse:
     tenant, query = request.path_params["tenant"], request.query_params.get("query", "")
     if tenant not in AGENTS:
         raise HTTPException(404, f"unknown tenant {tenant[:60]!r}; known: {', '.join(AGENTS)}")
+    # While a new version is watched, the same user always meets the same one.
+    user = request.query_params.get("user")
     try:
-        decision = await serving.adecide(tenant, "routing", agents=list(AGENTS[tenant].items()), query=query)
+        decision = await serving.adecide(
+            tenant, "routing", agents=list(AGENTS[tenant].items()), request_id=user, query=query
+        )
     except AutooptError as e:
         raise HTTPException(400, str(e)) from None
     decisions[decision.span_id] = decision
