@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import dagster as dg
     from dagster._utils.error import SerializableErrorInfo
 
-SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor")
+SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor")
 
 
 def code_location() -> Iterator[Finding]:

@@ -75,8 +75,10 @@ def judge_watch(newer: Side, older: Side, *, age: timedelta, longest: timedelta)
     elif age >= longest:
         days = longest.total_seconds() / 86400
         verdict, why = WatchVerdict.NO_WORSE, f"not clearly worse after {days:.4g} days"
-    else:
+    elif newer.decisions + older.decisions:
         verdict, why = WatchVerdict.WATCHING, f"open, p {min(p_worse, p_better):.2g}"
+    else:
+        verdict, why = WatchVerdict.WATCHING, "open, for no span says yet that it was decided by one of the two"
     reason = f"{why}: {newer}; its predecessor {older}; {len(losses)} comparisons"
     return Look(verdict, reason, newer, older, len(losses), p_worse, p_better)
 
