@@ -98,8 +98,8 @@ def test_the_declared_module_is_an_asset(followed: Followed) -> None:
 
 
 def test_the_sensor_knows_the_module_and_waits_for_new_traces(followed: Followed) -> None:
-    row = re.search(rf"{followed.tenant}\s+urgency\s+(\S+)\s+promoted\s+(.+)", followed.output)
-    assert row
+    row = re.search(rf"{followed.tenant}\s+urgency\s+(\S+)\s", followed.output)
+    assert row, followed.output[-2000:]
     assert row[1] in {"too_few_traces", "not_due"}
 
 
