@@ -15,7 +15,7 @@ from autoopt_pipeline.modules.spec import Decision, Label
 from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
 from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.report import Change, Compared, Report
+from autoopt_pipeline.optimization.report import Change, Compared, Report, changes_between
 from autoopt_pipeline.orchestration.report import data_check, report_metadata
 from autoopt_pipeline.traces.collect import Collected
 from tests.examples import annotation, decision, example
@@ -123,3 +123,12 @@ def test_what_a_user_wrote_is_read_as_it_was_written(text: str) -> None:
     tokens = rendered(markdown(replace(REPORT, reason=text)))
     shown = " ".join(text.split()).replace("\0", "\ufffd")
     assert shown in "".join(token.content for token in tokens if token.type == "text")
+
+
+def test_changed_lines_of_instructions_are_all_shown_whatever_they_begin_with() -> None:
+    before, after = (get_module("modality").build_program(get_module("modality").labels or ()) for _ in range(2))
+    for program, words in ((before, "keep\n-- one\n++ two"), (after, "keep\n--- three\n@@ four")):
+        for predictor in program.predictors():
+            predictor.signature = predictor.signature.with_instructions(words)
+    (change,) = changes_between(before, after)
+    assert change.instructions.splitlines() == ["--- one", "-++ two", "+--- three", "+@@ four"]

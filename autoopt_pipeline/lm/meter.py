@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 @dataclass
 class Meter:
-    """Calls and tokens so far, together and by role, and their limits. Safe to share between threads.
+    """Calls and tokens so far, calls also by role, and their limits. Safe to share between threads.
 
     DSPy's own `track_usage` loses what threads did, so counting happens here, where every call passes. One meter
     counts all models of a run, so that one budget bounds them.
@@ -45,7 +45,6 @@ class Meter:
     calls: int = 0
     tokens: int = 0
     calls_by_role: Counter[Role] = field(default_factory=Counter)
-    tokens_by_role: Counter[Role] = field(default_factory=Counter)
     refused_calls: int = 0
     last_refusal: str = ""
     _outage: str = ""
@@ -75,7 +74,6 @@ class Meter:
     def add_tokens(self, role: Role, tokens: int) -> None:
         with self._lock:
             self.tokens += tokens
-            self.tokens_by_role[role] += tokens
             if role is Role.ANSWERS:
                 self._largest_answer = max(self._largest_answer, tokens)
 

@@ -18,7 +18,7 @@ from autoopt_pipeline.artifacts.moves import Watch, comeback, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
-from autoopt_pipeline.lm.meter import BudgetExhausted
+from autoopt_pipeline.lm.meter import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
@@ -282,6 +282,7 @@ class _Optimization:
             verdict=verdict,
             reason=reason,
             notes=tuple(self.notes),
+            teacher_calls=self.lm.meter.calls_by_role[Role.TEACHER],
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
             seconds=round(time.monotonic() - self.started, 2),

@@ -92,6 +92,7 @@ class Report:
     stand_in: bool
     malformed: int = 0
     teacher_lm: str | None = None
+    teacher_calls: int = 0
     lm_calls: int = 0
     lm_tokens: int = 0
     seconds: float = 0.0
@@ -158,14 +159,15 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
     for name, predictor in candidate.named_predictors():
         had, has = _demos(before[name].signature, before[name]), _demos(predictor.signature, predictor)
         old, new = before[name].signature.instructions, predictor.signature.instructions
-        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+        # Two lines of header, and without context every other line that is no change begins with @@.
+        difference = [*difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)][2:]
         changes.append(
             Change(
                 predictor=name,
                 demos=len(has),
                 added=tuple(demo for demo in has if demo not in had),
                 dropped=tuple(demo for demo in had if demo not in has),
-                instructions="\n".join(line for line in difference if not line.startswith(("---", "+++", "@@"))),
+                instructions="\n".join(line for line in difference if line.startswith(("+", "-"))),
             )
         )
     return tuple(changes)

@@ -45,6 +45,8 @@ def report_metadata(
         "seconds": report.seconds,
         "config_version": config_version,
     }
+    if report.teacher_lm:
+        numbers["lm_calls_of_teacher"] = report.teacher_calls
     totals = {"trace_total": collected.trace_total, "annotation_total": collected.annotation_total}
     numbers |= {name: total for name, total in totals.items() if total is not None}
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
