@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ FOLLOWED_ELSEWHERE = {
 }
 FIRST = "trigger-and-status.md"
 """The page that makes the module learn, which the others find done."""
+TENANT = "documented"
+"""Always the same and nobody else's: the traffic that is played depends on the name."""
 BACKUP = "back-up-and-restore.md"
 
 
@@ -76,7 +77,7 @@ class Place:
 @pytest.fixture(scope="module")
 def learnt(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, str]]:
     """A tenant with traffic whose routing was promoted by the commands of the first page, and what these said."""
-    place = Place(tmp_path_factory.mktemp("learnt"), f"t{uuid.uuid4().hex[:12]}", phoenix.endpoint)
+    place = Place(tmp_path_factory.mktemp("learnt"), TENANT, phoenix.endpoint)
     copy_instance(place.home)
     with pytest.MonkeyPatch.context() as patch:
         _enter(place, patch)
