@@ -97,3 +97,11 @@ def test_nothing_is_shared_with_other_tenants_unless_a_tenant_says_so() -> None:
     config = RoutingConfigUnified(tenant_id="a")
     assert not config.share_instructions
     assert not config.start_from_shared
+
+
+@pytest.mark.parametrize("name", ["AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY"])
+def test_phoenixs_key_is_never_sent_to_a_language_model(name: str) -> None:
+    lm = {"model": "openai/x", "api_base": "http://elsewhere", "api_key_env": name}
+    for field in ("lm", "teacher_lm"):
+        with pytest.raises(InvalidConfig, match="not Phoenix's"):
+            parse_config({"tenant_id": "acme", field: lm}, where="test")

@@ -24,6 +24,7 @@ the lookback, need not stand in it."""
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
 class Agent(Strict):
@@ -48,6 +49,14 @@ class LMSettings(Strict):
     max_tokens: int | None = Field(None, ge=16, description="By default 512, where the model allows it.")
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0, description="Longest wait for one answer.")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _no_other_key(cls, name: str | None) -> str | None:
+        # Phoenix's key opens all tenants' traces.
+        if name in _PHOENIX_KEYS:
+            raise ValueError(f"{name} is Phoenix's key, not a language model's")
+        return name
 
 
 class Budget(Strict):
@@ -329,5 +338,6 @@ def _first_error(error: ValidationError) -> str:
     place = ".".join(str(part) for part in error.errors()[0]["loc"])
     if place.endswith("api_key_env"):
         # What stands there may be the key itself.
-        return f"{place}: give the name of an environment variable that ends with _API_KEY, never the key"
+        remedy = "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key"
+        return f"{place}: {remedy}"
     return first_error(error)
