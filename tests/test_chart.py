@@ -1,6 +1,7 @@
 """The Helm chart: rendered as Helm does, its manifests held to Kubernetes' schemas, its dagster.yaml to Dagster's."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
+from dagster._config import process_config
 from dagster_k8s.job import construct_dagster_k8s_job
 
 from autoopt_pipeline.kubernetes.launcher import TenantRunLauncher
@@ -132,6 +134,11 @@ def instance_config(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     return yaml.safe_load(of_kind(manifests, "ConfigMap")["instance"]["data"]["dagster.yaml"])
 
 
+def camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
 def settings_schema() -> dict[str, Any]:
     """Schema of `settings`: all fields of the process that are no secrets, and that the chart does not set itself."""
     fields = Settings.model_json_schema(by_alias=False)["properties"]
@@ -140,10 +147,8 @@ def settings_schema() -> dict[str, Any]:
         given = next((kind for kind in field.get("anyOf", ()) if kind["type"] != "null"), field)
         if given.get("writeOnly") or name in ("home", "modules", "config_store_url"):
             continue
-        first, *others = name.split("_")
-        camel = first + "".join(word.capitalize() for word in others)
         kept = {key: value for key, value in given.items() if key not in ("default", "title", "description")}
-        properties[camel] = {"description": field["description"], **kept}
+        properties[camel(name)] = {"description": field["description"], **kept}
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
@@ -357,7 +362,7 @@ def test_the_code_location_has_the_name_that_commands_expect(manifests: dict[str
     assert server["grpc_server"]["location_name"] == CODE_LOCATION
     [container] = pods(manifests["production"])["code-server"]["containers"]
     assert container["command"][-2:] == ["--location-name", CODE_LOCATION]
-    assert f"rel-autoopt-pipeline-{'code-server'}" == server["grpc_server"]["host"]
+    assert server["grpc_server"]["host"] == "rel-autoopt-pipeline-code-server"
 
 
 def test_the_chart_and_the_local_instance_differ_only_where_they_have_to(
@@ -407,3 +412,27 @@ def test_the_image_holds_no_test_packages_and_the_versions_that_are_tested() -> 
     image = locked("pipeline.txt")
     assert image.items() <= locked("dev.txt").items()
     assert image.keys().isdisjoint({"pytest", "hypothesis", "moto", "ruff", "selenium"})
+
+
+def test_the_values_of_the_document_are_taken() -> None:
+    document = (PROJECT / "docs" / "kubernetes.md").read_text()
+    production, trial, *changes = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", document, re.DOTALL))
+    assert len(changes) == 4
+    for values in (trial, *({**production, **change} for change in changes)):
+        assert render({**values, "settings": {**production["settings"], **values["settings"]}})
+
+
+def test_the_values_for_the_official_chart_say_the_same(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    official = yaml.safe_load((PROJECT / "helm" / "values-official-chart.yaml").read_text())
+    own = instance_config(manifests["production"])
+    launcher = official["runLauncher"]["config"]["customRunLauncher"]
+    assert {**launcher, "config": None} == {**own["run_launcher"], "config": None}
+    assert process_config(TenantRunLauncher.config_type(), launcher["config"]).success
+    runs = official["concurrency"]["runs"]
+    assert runs["tagConcurrencyLimits"] == own["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert official["concurrency"]["pools"]["defaultLimit"] == own["concurrency"]["pools"]["default_limit"]
+    assert official["dagsterDaemon"]["runMonitoring"] == {
+        camel(name): value for name, value in own["run_monitoring"].items()
+    }
+    [server] = official["dagsterWebserver"]["workspace"]["servers"]
+    assert server["name"] == CODE_LOCATION
