@@ -296,7 +296,13 @@ def test_settings_are_read_as_they_were_given(
 
 def test_every_setting_can_be_set_and_no_other() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert schema["properties"]["settings"] == settings_schema()
+    known = schema["properties"]["settings"]
+    assert known == settings_schema()
+    samples = {"string": "AN_API_KEY", "integer": 1, "number": 1}
+    every = {name: samples[field["type"]] for name, field in known["properties"].items()}
+    rendered = of_kind(render({**PRODUCTION, "settings": every}), "ConfigMap")["settings"]["data"]
+    assert len(rendered) == len(every)
+    assert set(rendered) <= {f"AUTOOPT_{name.upper()}" for name in Settings.model_fields}
 
 
 @pytest.mark.parametrize(
@@ -305,6 +311,7 @@ def test_every_setting_can_be_set_and_no_other() -> None:
         ({"setings": {}}, "setings"),
         ({"settings": {"jiter": 0.1}}, "jiter"),
         ({"settings": {"jitter": 2}}, "jitter"),
+        ({"settings": {"phoenixApiKey": "s3cret"}}, "phoenixApiKey"),
         ({"settings": {"lmApiKeyEnv": "sk-1234"}}, "lmApiKeyEnv"),
         ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"dagsterDaemon": {"replicaCount": 2}}, "replicaCount"),
@@ -336,6 +343,7 @@ def test_a_run_is_a_job_that_kubernetes_takes(
     pod = job["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
+    assert pod["terminationGracePeriodSeconds"] == 120
     assert pod["serviceAccountName"] == "rel-autoopt-pipeline-unprivileged"
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]

@@ -34,10 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" (first .).Chart.Name (first .).Chart.Version | 
 
 {{/* (list root account) */}}
 {{- define "autoopt.serviceAccount" -}}
-{{- $given := get (first .).Values.serviceAccounts (last .) -}}
-{{- if $given }}{{ $given }}
-{{- else if (first .).Values.serviceAccounts.create }}{{ include "autoopt.fullname" (first .) }}-{{ last . }}
-{{- else }}default{{ end -}}
+{{- default (printf "%s-%s" (include "autoopt.fullname" (first .)) (last .)) (get (first .).Values.serviceAccounts (last .)).name -}}
 {{- end -}}
 
 {{- define "autoopt.postgresHost" -}}
@@ -107,7 +104,7 @@ helm.sh/chart: {{ printf "%s-%s" (first .).Chart.Name (first .).Chart.Version | 
 annotations:
   checksum/instance: {{ include (print $root.Template.BasePath "/configmap-instance.yaml") $root | sha256sum }}
   checksum/settings: {{ include (print $root.Template.BasePath "/configmap-settings.yaml") $root | sha256sum }}
-  checksum/secrets: {{ toJson $root.Values.secrets | sha256sum }}
+  checksum/secrets: {{ toJson (list $root.Values.secrets $root.Values.postgresql.postgresqlPassword) | sha256sum }}
   {{- with $own.annotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
