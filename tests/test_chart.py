@@ -29,6 +29,7 @@ PRODUCTION: dict[str, Any] = {
     "postgresql": {"postgresqlHost": "db"},
 }
 TRIAL: dict[str, Any] = {
+    "networkPolicy": {"enabled": True},
     "secrets": {"configStore": {"value": "redis://redis:6379/0"}},
     "postgresql": {"enabled": True},
     "phoenix": {"enabled": True},
@@ -229,6 +230,8 @@ def test_services_and_policies_select_pods_that_exist(manifests: dict[str, list[
         wanted = policy["spec"]["podSelector"]["matchLabels"]
         runs = wanted["app.kubernetes.io/component"] == "run_worker"
         assert runs or any(wanted.items() <= own for own in labels)
+        for peer in find(policy["spec"]["ingress"], "podSelector"):
+            assert any(peer["matchLabels"].items() <= own for own in labels)
 
 
 @pytest.mark.parametrize("name", VALUES)
