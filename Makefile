@@ -56,7 +56,9 @@ install: ## Make both virtual environments, or leave them when they are current
 
 lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
-		--extra pipeline --group dev pyproject.toml -o requirements/dev.txt
+		--extra pipeline --extra s3 --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--extra pipeline --extra s3 --constraint requirements/dev.txt pyproject.toml -o requirements/pipeline.txt
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
 
