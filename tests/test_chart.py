@@ -447,3 +447,23 @@ def test_the_values_for_the_official_chart_say_the_same(manifests: dict[str, lis
     }
     [server] = official["dagsterWebserver"]["workspace"]["servers"]
     assert server["name"] == CODE_LOCATION
+
+
+def test_ports_name_their_protocol() -> None:
+    """Server-side apply takes a port's protocol for a part of its key, and older clusters have no default there."""
+    for values in (PRODUCTION, TRIAL):
+        for manifest in render(values):
+            spec = manifest.get("spec", {})
+            ports = spec.get("ports", []) if manifest["kind"] == "Service" else []
+            for container in spec.get("template", {}).get("spec", {}).get("containers", []):
+                ports += container.get("ports", [])
+            assert all(port.get("protocol") == "TCP" for port in ports), manifest["metadata"]["name"]
+
+
+@pytest.mark.parametrize("values", [PRODUCTION, TRIAL])
+def test_no_service_brings_variables_that_look_like_settings(values: dict[str, Any]) -> None:
+    """In a release called autoopt they would be AUTOOPT_WEBSERVER_PORT and the like."""
+    rendered = render(values)
+    assert all(spec["enableServiceLinks"] is False for spec in pods(rendered).values())
+    run = instance_config(rendered)["run_launcher"]["config"]["run_k8s_config"]["pod_spec_config"]
+    assert run["enable_service_links"] is False
