@@ -14,6 +14,7 @@ import pytest
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.orchestration.assets import build_module_assets
+from autoopt_pipeline.orchestration.failures import causes_of
 from autoopt_pipeline.orchestration.history import read_spending, report_spent
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.retention import Sweep, build_retention_sensor, delete_old_runs
@@ -195,6 +196,7 @@ def test_a_second_run_of_a_tenant_is_refused_and_a_stopped_one_leaves_nothing_ha
         (spent,) = spent_by_failures(instance)
         assert (spent["run_id"], spent["reason"]) == (running, "the run was stopped")
         assert spent["lm_calls"] >= 70
+        assert "its process was told to stop" in causes_of(instance, running)["routing"]
         assert instance.event_log_storage.get_concurrency_info("lm").claimed_slots == []
     assert not [path for path in (configured / ".autoopt").glob("artifacts/**/*") if path.is_file()]
 

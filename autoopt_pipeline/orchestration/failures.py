@@ -39,4 +39,6 @@ def _of_step(failure: StepFailureData) -> str:
     # What the assets raise says in its description what a person needs; of anything else there is an error.
     if failure.user_failure_data and failure.user_failure_data.description:
         return one_line_cause(failure.user_failure_data.description)
+    if failure.error and failure.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+        return "its process was told to stop: the run was ended, or its pod or machine was taken away"
     return one_line_cause(failure.error.message) if failure.error else "it failed"
