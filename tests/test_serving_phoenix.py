@@ -265,18 +265,20 @@ def answer(who):
     decision = serving.decide({tenant!r}, "routing", agents={AGENTS!r}, query="asked in " + who)
     serving.feedback(decision, correct=True)
 answer("the parent")
-children = [os.fork() for _ in range(2)]
-if 0 in children:
-    answer(f"worker {{children.index(0)}}-{{len(children)}}")
-else:
-    for child in children:
-        os.waitpid(child, 0)
-serving.flush(60)
+children = []
+for number in range(2):
+    child = os.fork()
+    if child == 0:
+        answer(f"worker {{number}}")
+        sys.exit(not serving.flush(100))
+    children.append(child)
+assert serving.flush(100)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
 """
         env = {**os.environ, "PYTHONPATH": str(PROJECT), "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint}
-        subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
-        found = read(phoenix, tenant, "routing", 4)
-        assert len(found) == 4
+        subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=240)
+        found = read(phoenix, tenant, "routing", 3)
+        assert len(found) == 3
         assert all(len(decision.annotations) == 1 for decision in found)
 
     def test_the_applications_own_provider_is_added_to(self) -> None:
