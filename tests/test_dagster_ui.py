@@ -14,8 +14,8 @@ import dagster as dg
 import httpx
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from autoopt_pipeline.local.processes import Processes, free_port
@@ -110,13 +110,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     chrome.quit()
 
 
-def find(browser: webdriver.Chrome, xpath: str) -> WebElement:
-    """The first visible element, once it is there."""
+def click(browser: webdriver.Chrome, xpath: str) -> None:
+    """Click the first visible element, once it is there; the page may draw it anew meanwhile."""
 
-    def look(driver: webdriver.Chrome) -> WebElement | None:
-        return next((each for each in driver.find_elements(By.XPATH, xpath) if each.is_displayed()), None)
+    def clicked(driver: webdriver.Chrome) -> bool:
+        seen = [each for each in driver.find_elements(By.XPATH, xpath) if each.is_displayed()]
+        if seen:
+            seen[0].click()
+        return bool(seen)
 
-    return WebDriverWait(browser, 60).until(look, f"{xpath} on {browser.current_url}")
+    WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException]).until(clicked, xpath)
 
 
 def test_a_backfill_by_mouse_of_three_tenants_finishes_two_when_one_fails(
@@ -127,11 +130,10 @@ def test_a_backfill_by_mouse_of_three_tenants_finishes_two_when_one_fails(
     for _ in range(20):
         if browser.find_elements(By.XPATH, everyone):
             break
-        find(browser, "//button[contains(., 'Materialize')]").click()  # lost before the page knows the partitions
+        click(browser, "//button[contains(., 'Materialize')]")  # lost before the page knows the partitions
         time.sleep(2)
-    find(browser, everyone).click()
-    launch = find(browser, "//button[contains(., 'Launch backfill') and not(@disabled)]")
-    launch.click()
+    click(browser, everyone)
+    click(browser, "//button[contains(., 'Launch backfill') and not(@disabled)]")
     runs = face.wait_for_runs(3, {})
     assert {run.asset_selection for run in runs.values()} == {frozenset({dg.AssetKey("modality")})}
     assert {tenant: run.status.value for tenant, run in runs.items()} == {
