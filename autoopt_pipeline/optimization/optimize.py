@@ -108,7 +108,9 @@ class _Optimization:
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
-        self.epoch = sum(move.judged for move in artifacts.moves())
+        moves = artifacts.moves()
+        self.epoch = sum(move.judged for move in moves)
+        self.watch = watch_since(moves[-1] if moves else None)
         self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
         self.notes: list[str] = []
@@ -331,7 +333,7 @@ class _Optimization:
 
     def _canary(self) -> str | None:
         """What is being tried in production, where that has to be decided before anything else is searched for."""
-        watch = watch_since(self.artifacts.last_move())
+        watch = self.watch
         if watch is None:
             return None
         self.artifacts.keep_watched(watch.move.at)

@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, Move, TrialStep, read_manifests, read_pointers
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
@@ -115,8 +114,7 @@ def tenant_standings(
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
-    files = Files(connections.settings.resolved_artifacts_url)
-    pointers = read_pointers(files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
+    pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
     versions, troubles = dict[Key, str](), dict[Key, str]()
     for key, pointer in pointers.items():
         if isinstance(pointer, AutooptError):
@@ -124,7 +122,7 @@ def tenant_standings(
         elif pointer and pointer.version:
             versions[key] = pointer.version
     scores = dict[Key, float | None]()
-    for key, manifest in read_manifests(files, versions).items():
+    for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
         else:

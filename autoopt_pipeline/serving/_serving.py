@@ -5,7 +5,7 @@ import contextvars
 import random
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,7 @@ class Serving:
         spec = get_module(module)
         read = program_inputs(spec, inputs)
         loaded = self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
-        drawn = random.random() < self._review_share  # noqa: S311 - no secret
-        with self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn) as recording:
+        with self._recorded(tenant_id, spec, loaded, request_id, inputs) as recording:
             with self._context(loaded):
                 prediction = loaded.program(**read)
             return _decision(tenant_id, spec, loaded, prediction, recording)
@@ -113,8 +112,7 @@ class Serving:
         spec = get_module(module)
         read = program_inputs(spec, inputs)
         loaded = await self._programs.aget(tenant_id, spec, labels_of(spec, agents), request_id)
-        drawn = random.random() < self._review_share  # noqa: S311 - no secret
-        with self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn) as recording:
+        with self._recorded(tenant_id, spec, loaded, request_id, inputs) as recording:
             with self._context(loaded):
                 prediction = await self._acall(loaded.program, read)
             return _decision(tenant_id, spec, loaded, prediction, recording)
@@ -202,6 +200,13 @@ class Serving:
     def close(self) -> None:
         """Stop following. What is loaded goes on serving; feedback that waits is still sent."""
         self._programs.close()
+
+    def _recorded(
+        self, tenant_id: str, spec: ModuleSpec, loaded: Loaded, request_id: str | None, inputs: Mapping[str, Any]
+    ) -> AbstractContextManager[Recording]:
+        """The span of a decision. Whether it is drawn for review is settled before anybody knows what comes of it."""
+        drawn = random.random() < self._review_share  # noqa: S311 - no secret
+        return self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn)
 
     @contextmanager
     def _context(self, loaded: Loaded) -> Generator[None, None, None]:
