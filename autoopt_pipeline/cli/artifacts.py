@@ -28,7 +28,7 @@ def export_artifacts(
 ) -> None:
     """Copy a tenant's versions, moves, ledger and trials, and what it shares, into a new folder or zip file."""
     parts = connections()
-    files = Files(parts.settings.resolved_artifacts_url)
+    files = parts.files
     _check_known(parts, files, tenant)
     exported = export(files, tenant, target)
     console.print(f"{tenant}: {len(exported)} files exported to {target}", soft_wrap=True)
@@ -48,7 +48,7 @@ def delete_artifacts(
     It can be repeated, and finishes what was left undone.
     """
     parts = connections()
-    files = Files(parts.settings.resolved_artifacts_url)
+    files = parts.files
     _check_known(parts, files, tenant)
     if tenant in parts.configs.current() and not even_if_configured:
         raise ConfigConflict(

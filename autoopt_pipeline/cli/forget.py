@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, modules_of
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
 from autoopt_pipeline.cli.tenants import TenantId
@@ -43,7 +42,7 @@ def forget(
         raise unknown_tenant(tenant, parts.configs.current())
     queries, span_ids = _look_up(parts, tenant, trace_ids, query or [])
     text = ForgottenText(queries, load_redaction(parts.settings.redaction))
-    programs = modules_of(Files(parts.settings.resolved_artifacts_url), tenant)
+    programs = modules_of(parts.files, tenant)
 
     # First of all nothing must learn it again: whatever begins from now on does not.
     if history[-1].document is None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.moves import Watch, rolled_back, standing, watch_since
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Move, Program, Withdrawal, modules_of
 from autoopt_pipeline.cli.completion import complete_module
@@ -108,7 +107,7 @@ class Programs:
 def open_programs(tenant: str, module: str) -> Programs:
     """What is stored of a tenant's module. Raises `UnknownTenant` or `UnknownModule`, naming the nearest."""
     parts = connections()
-    files = Files(parts.settings.resolved_artifacts_url)
+    files = parts.files
     validate_tenant_id(tenant)
     # The programs of a module that is no longer installed can still be looked at.
     if module not in module_names() and all(each.module != module for each in modules_of(files, tenant)):

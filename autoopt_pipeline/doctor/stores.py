@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
@@ -35,7 +34,7 @@ def config_store(parts: Connections) -> Iterator[Finding]:
 
 def artifact_store(parts: Connections) -> Iterator[Finding]:
     """Write, read and delete a file, and try to create it twice: a promotion relies on that only one writer can."""
-    files = Files(parts.settings.resolved_artifacts_url)
+    files = parts.files
     path = f"{_FOLDER}/{uuid.uuid4().hex}"
     try:
         created = files.create(path, b"first")

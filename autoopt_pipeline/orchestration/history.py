@@ -18,6 +18,10 @@ from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_mo
 
 Key = tuple[str, str]
 
+ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
+"""Kinds of observations: the watch moved a tenant back, or ended without; an attempt failed after it had asked a
+language model."""
+
 _CHUNK = 1000
 
 
@@ -78,7 +82,7 @@ def report_spent(
 ) -> None:
     """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
     metadata = {
-        "event": "spent",
+        "event": SPENT,
         "reason": reason,
         "lm_calls": spent.lm_calls,
         "lm_tokens": spent.lm_tokens,

@@ -14,11 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from autoopt_pipeline.optimization.plan import Reason
-from autoopt_pipeline.orchestration.history import read_attempts
+from autoopt_pipeline.orchestration.history import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.orchestration.news import (
-    ROLLED_BACK,
     SETTLING,
-    SPENT,
     EndedRuns,
     ended_at,
     latest_id,

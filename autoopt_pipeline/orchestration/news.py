@@ -10,6 +10,7 @@ from dagster._core.events import JobFailureData
 from pydantic import BaseModel, ConfigDict
 
 from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
+from autoopt_pipeline.orchestration.history import ROLLED_BACK
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.ticks import finished_ticks, read_tick, sensor_states
 
@@ -18,9 +19,6 @@ SETTLING = timedelta(seconds=10)
 
 _REMEMBERED = timedelta(minutes=10)
 """How long after its end a run is known to have been read: a tag that is added later makes it look new."""
-
-ROLLED_BACK, SPENT = "rolled_back", "spent"
-"""Kinds of observations: the watch moved a tenant back; an attempt failed after it had asked a language model."""
 
 RUNS_PER_LOOK = 300
 """Each failed one costs a query of 6 to 50 ms, and a tick may take 60 s."""

@@ -15,7 +15,7 @@ from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownTenant
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.rollout import end_watch, stop_sharing
 from autoopt_pipeline.optimization.watch import Look, WatchVerdict
-from autoopt_pipeline.orchestration.news import ROLLED_BACK
+from autoopt_pipeline.orchestration.history import ROLLED_BACK, WATCH_ENDED
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.ticks import WATCH_SENSOR, WatchReport
 from autoopt_pipeline.settings import Settings
@@ -111,7 +111,7 @@ def _end(
             artifacts.module,
             partition=artifacts.tenant_id,
             metadata={
-                "event": ROLLED_BACK if went_back else "watch_ended",
+                "event": ROLLED_BACK if went_back else WATCH_ENDED,
                 "verdict": look.verdict.value,
                 "reason": look.reason,
                 "from": watch.version or BASELINE,
