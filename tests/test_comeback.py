@@ -1,5 +1,6 @@
 """What was rolled back does not come back by itself, whichever way a run would bring it."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +33,24 @@ def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looke
     assert (artifacts.ledger(), artifacts.versions()) == (charged, versions)
     assert artifacts.active() is None
     assert again.incumbent_version is None
+
+
+def test_a_finalist_that_a_person_declined_is_rejected_before_the_holdout_is_looked_at(
+    artifacts: ModuleArtifacts,
+) -> None:
+    traffic = decisions(450)
+    manual = job(traffic)
+    manual = replace(manual, config=manual.config.model_copy(update={"promotion_mode": "manual"}))
+    first = optimize(manual, stand_in(), artifacts)
+    assert first.verdict is Verdict.AWAITING_APPROVAL
+    assert first.version
+    artifacts.decline(first.version, by="marta", why="it annoys people")
+    charged = artifacts.ledger()
+    again = optimize(replace(manual, run_id="again"), stand_in(), artifacts)
+    assert again.verdict is Verdict.REJECTED
+    assert f"the same program was declined: {first.version}" in again.reason
+    assert "by marta (it annoys people)" in again.reason
+    assert artifacts.ledger() == charged
 
 
 def test_shared_instructions_that_a_person_went_back_from_are_not_started_from_again(

@@ -134,3 +134,25 @@ def test_a_candidate_that_waits_for_a_person_needs_attention(home: Path, store: 
     listed = autoopt("status")
     assert "last awaiting_approval" in listed
     assert listed.count("tenant-") == 1
+
+
+@pytest.mark.parametrize("decided", ["approved", "declined"])
+def test_what_a_person_has_decided_about_needs_no_attention_any_more(
+    home: Path, store: TenantConfigStore, tenant: str, decided: str
+) -> None:
+    configure(store, tenant)
+    programs = artifacts(home, tenant)
+    version = stored_program(programs, made_program(tenant), changes={"verdict": "awaiting_approval"})
+    metadata = {
+        "window_end": dg.MetadataValue.timestamp(datetime.now(UTC)),
+        "verdict": "awaiting_approval",
+        "version": version,
+    }
+    with open_instance(home) as instance:
+        instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=metadata))
+    assert told(tenant)[tenant, "routing"]["waits_for_approval"]
+    if decided == "approved":
+        programs.move(version, expected=None, by="marta", why="good")
+    else:
+        programs.decline(version, by="marta", why="bad")
+    assert not told(tenant)[tenant, "routing"]["waits_for_approval"]

@@ -146,6 +146,22 @@ def test_what_is_not_proven_is_made_active_only_for_who_insists(
     autoopt("promote", "acme", "routing", unproven)  # somebody insisted before
 
 
+def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
+    artifacts: ModuleArtifacts, three: list[str]
+) -> None:
+    proposed = make(artifacts, 4, active=False, verdict="awaiting_approval")
+    said = autoopt("decline", "acme", "routing", proposed, "--why", "too slow")
+    assert said == f"acme/routing: {proposed} is declined, and serves nobody\n"
+    assert active(artifacts) == three[2]
+    listed = json.loads(autoopt("versions", "acme", "routing", "--json"))["versions"]
+    assert [(each["verdict"], each["declined"] and each["declined"]["why"]) for each in listed][3:] == [
+        ("declined", "too slow")
+    ]
+    assert "does not wait for approval: it is declined" in autoopt("decline", "acme", "routing", proposed, status=2)
+    assert "it is active" in autoopt("decline", "acme", "routing", three[2], status=2)
+    assert "note: it had been declined on" in autoopt("promote", "acme", "routing", proposed)
+
+
 def test_what_a_trial_has_proven_needs_no_insisting(artifacts: ModuleArtifacts, three: list[str]) -> None:
     candidate = make(artifacts, 4, active=False, verdict="waiting")
     for sequence, verdict in enumerate(("waiting", "awaiting_approval"), start=1):

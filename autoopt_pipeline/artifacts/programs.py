@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 
 
@@ -60,6 +61,16 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
         predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
     return program
+
+
+def built(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
+    """A stored program (None: the module's baseline), ready to be asked or compared, with these labels.
+
+    Raises `InvalidArtifact` when it was made for another signature, and so can serve nobody.
+    """
+    spec = get_module(module)
+    choices = spec.labels or tuple(Label(name) for name in labels)
+    return spec.build_program(choices) if stored is None else unpack(spec, choices, stored)
 
 
 def compose(

@@ -2,6 +2,7 @@
 
     {root}/{tenant}/{module}/versions/{version}/{program.json, manifest.json}   written once, manifest last
     {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program is gone for good
+    {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person does not want it
     {root}/{tenant}/{module}/moves/{sequence}.json                              every change of the active version
     {root}/{tenant}/{module}/active.json                                        derived from the last move
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
@@ -26,6 +27,8 @@ from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, Inva
 from autoopt_pipeline.tenant_id import safe_name
 
 Record = TypeVar("Record", bound=BaseModel)
+
+_DECLINED = "declined.json"
 
 
 class _Stored(BaseModel):
@@ -130,6 +133,14 @@ class Pointer(_Stored):
 
 class Withdrawal(_Stored):
     """Why a version's program is gone for good, by whom and when. Its manifest stays."""
+
+    at: datetime
+    by: str
+    why: str
+
+
+class Declined(_Stored):
+    """That a person does not want a version which was proposed to them, who, when, and why."""
 
     at: datetime
     by: str
@@ -271,6 +282,16 @@ class ModuleArtifacts:
         """Why a version was withdrawn, or None where it was not."""
         return self._read(f"versions/{version}/withdrawn.json", Withdrawal)
 
+    def decline(self, version: str, *, by: str, why: str) -> bool:
+        """Enter that a person does not want a version. False when somebody said so before, which then stands."""
+        declined = Declined(at=datetime.now(UTC), by=by, why=why)
+        path = f"{self._folder}/versions/{version}/{_DECLINED}"
+        return self._files.create(path, declined.model_dump_json(indent=1).encode())
+
+    def declined(self, version: str) -> Declined | None:
+        """Who does not want a version, and why; None where nobody said so."""
+        return self._read(f"versions/{version}/{_DECLINED}", Declined)
+
     def active(self) -> Active | None:
         """The active version by the last move; None where the module's baseline serves.
 
@@ -386,7 +407,7 @@ class ModuleArtifacts:
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"
         names = self._files.all_names(folder)
-        return [f"{folder}/{name}" for name in names if name not in {"manifest.json", "withdrawn.json"}]
+        return [f"{folder}/{name}" for name in names if name not in {"manifest.json", "withdrawn.json", _DECLINED}]
 
     def _check_not_withdrawn(self, version: str) -> None:
         if withdrawal := self.withdrawal(version):

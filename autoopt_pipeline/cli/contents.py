@@ -9,23 +9,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.artifacts.store import Manifest, Program
+from autoopt_pipeline.artifacts.store import Manifest
+from autoopt_pipeline.artifacts.stored import Programs, how_it_ended, lm_of, predictors_of
 from autoopt_pipeline.cli.context import console
-from autoopt_pipeline.cli.programs import (
-    BASELINE,
-    Full,
-    Json,
-    ModuleName,
-    Programs,
-    built,
-    one_line,
-    open_programs,
-    percent,
-)
+from autoopt_pipeline.cli.programs import Full, Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.cli.versions import header, lm_of, standing_as_dict, state
-from autoopt_pipeline.cli.watches import how_it_ended
+from autoopt_pipeline.cli.versions import header, standing_as_dict
+from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.wording import one_line, percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Change
@@ -61,7 +53,7 @@ def show(
                 "verdict": programs.verdict(manifest),
                 **standing_as_dict(programs, name),
                 "manifest": manifest.model_dump(mode="json"),
-                "predictors": _predictors(stored) if stored else None,
+                "predictors": predictors_of(stored) if stored else None,
             }
         )
         return
@@ -70,11 +62,11 @@ def show(
     table.add_column(overflow="fold")
     for what, told in _told(programs, manifest, full):
         table.add_row(what, escape(told))
-    console.print(f"{programs.name}  {name}  {state(programs, name)}".rstrip(), soft_wrap=True)
+    console.print(f"{programs.name}  {name}  {programs.state(name)}".rstrip(), soft_wrap=True)
     console.print(table)
     if manifest.tried:
         console.print(_candidates(manifest))
-    for predictor, content in (_predictors(stored) if stored else {}).items():
+    for predictor, content in (predictors_of(stored) if stored else {}).items():
         _print_predictor(predictor, content, full)
 
 
@@ -92,16 +84,12 @@ def diff(
 
     The baseline of a composed module is compared without what its parts have learnt.
     """
-    from autoopt_pipeline.optimization.report import changes_between
+    from autoopt_pipeline.optimization.report import changes_of_versions
 
     programs = open_programs(tenant, module)
     before = programs.previous() if version_a is None else programs.named(version_a)
     after = programs.active if version_b is None else programs.named(version_b)
-    stored = {name: programs.artifacts.load(name) for name in (before, after) if name}
-    # The labels of both, so that no demo is left out for an answer that one of them did not know.
-    labels = list(dict.fromkeys(label for each in stored.values() for label in each.labels))
-    older, newer = (built(stored[name] if name else None, module, labels) for name in (before, after))
-    changes = changes_between(older, newer)
+    changes = changes_of_versions(programs, before, after)
     sides = [(name, programs.manifest(name) if name else None) for name in (before, after)]
     if json:
         scores = [
@@ -132,6 +120,8 @@ def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[
     yield "reason", one_line(manifest.reason, full=full, length=400)
     if withdrawn := programs.withdrawal(manifest.version):
         yield "withdrawn", f"on {withdrawn.at:%Y-%m-%d} by {withdrawn.by}: {withdrawn.why}; its program is gone"
+    if declined := programs.declined(manifest.version):
+        yield "declined", f"on {declined.at:%Y-%m-%d} by {declined.by}: {declined.why}"
     if left := programs.rolled_back.get(manifest.version):
         yield "rolled back", f"on {left.at:%Y-%m-%d} by {left.by}: {left.why}"
     for result in programs.artifacts.watches():
@@ -171,18 +161,6 @@ def _candidates(manifest: Manifest) -> Table:
             "finalist" if dropped is None else f"dropped after {dropped}",
         )
     return table
-
-
-def _predictors(stored: Program) -> dict[str, dict[str, Any]]:
-    """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
-    return {
-        name: {
-            "instructions": predictor.get("signature", {}).get("instructions", ""),
-            "demos": predictor.get("demos", []),
-        }
-        for name, predictor in stored.state.items()
-        if isinstance(predictor, dict) and "demos" in predictor
-    }
 
 
 def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:

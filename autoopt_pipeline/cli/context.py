@@ -3,7 +3,6 @@
 Dagster takes a second to import, so only commands that need an instance do.
 """
 
-import difflib
 import getpass
 import os
 from collections.abc import Generator, Iterable
@@ -16,6 +15,7 @@ from rich.console import Console
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.wording import did_you_mean
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -40,14 +40,8 @@ def connections() -> Connections:
 def unknown_tenant(tenant: str, known: Iterable[str]) -> UnknownTenant:
     """The error for a tenant that a command cannot find among those that are known."""
     return UnknownTenant(
-        f"tenant {tenant} has no configuration", f"{nearest(tenant, known)}list them with 'autoopt tenants list'"
+        f"tenant {tenant} has no configuration", f"{did_you_mean(tenant, known)}list them with 'autoopt tenants list'"
     )
-
-
-def nearest(text: str, known: Iterable[str]) -> str:
-    """`did you mean 'acme'? `, or nothing where no known name is like the text."""
-    close = difflib.get_close_matches(text, list(known), n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'? " if close else ""
 
 
 def who() -> str:

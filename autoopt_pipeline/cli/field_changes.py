@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import console
-from autoopt_pipeline.cli.programs import one_line
 from autoopt_pipeline.tenants.changes import FieldChange
+from autoopt_pipeline.wording import one_line
 
 
 def print_changes(found: Sequence[FieldChange]) -> None:

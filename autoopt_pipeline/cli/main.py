@@ -16,7 +16,7 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.metrics import metrics
-from autoopt_pipeline.cli.moving import promote, rollback
+from autoopt_pipeline.cli.moving import decline, promote, rollback
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
 from autoopt_pipeline.cli.trigger import trigger
@@ -46,6 +46,7 @@ for command in (
     diff,
     promote,
     rollback,
+    decline,
     watches,
     forget,
     traffic,

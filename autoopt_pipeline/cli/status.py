@@ -12,9 +12,9 @@ from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
-from autoopt_pipeline.cli.programs import BASELINE, percent
-from autoopt_pipeline.cli.times import ago
+from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.wording import ago, percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.orchestration.standing import Standing

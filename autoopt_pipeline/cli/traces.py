@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console
-from autoopt_pipeline.cli.programs import Full, Json, one_line
+from autoopt_pipeline.cli.programs import Full, Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
@@ -23,6 +23,7 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.traces.survey import AsRead, Survey, as_read, survey
+from autoopt_pipeline.wording import one_line
 
 if TYPE_CHECKING:
     from autoopt_pipeline.traces.collect import Collected

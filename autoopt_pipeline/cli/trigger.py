@@ -13,11 +13,11 @@ from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
-from autoopt_pipeline.cli.programs import one_line, percent
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Condition, Decision, Reason
 from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.wording import one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from autoopt_pipeline.orchestration.running import Ended
 
 SKIPPED_STATUS = 1
-
-_DAGSTER_UI = "http://localhost:3000"
-"""Where the UI is unless AUTOOPT_DAGSTER_UI_URL says otherwise; 'autoopt up' starts it there."""
-
-_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
-"""What --force does not wait for."""
 
 _SHOWN = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "[dim]?[/]"}
 
@@ -62,6 +56,7 @@ def trigger(
     Exit status 0: it ran (with --dry-run: it would). 1: skipped. 2: an error.
     """
     from autoopt_pipeline.orchestration.planning import plan_tenants
+    from autoopt_pipeline.orchestration.running import is_to_run
 
     if phoenix_endpoint:
         if launch:
@@ -83,7 +78,7 @@ def trigger(
             only_modules=names or None,
         )
         decisions = _asked_for(plan, names)
-        chosen = [name for name, decision in decisions.items() if _is_to_run(decision, force=force)]
+        chosen = [name for name, decision in decisions.items() if is_to_run(decision, force=force)]
         _print_conditions(tenant_id, decisions, chosen)
         if chosen and not dry_run:
             _print_end(_run(opened, parts.settings, plan, tenant_id, chosen, launch=launch), tenant_id, chosen)
@@ -98,11 +93,6 @@ def _asked_for(plan: "Plan", names: Sequence[str]) -> dict[str, Decision]:
     decisions = {module: decision for (_, module), decision in plan.decisions.items()}
     enabled = {module: each for module, each in decisions.items() if each.reason is not Reason.DISABLED}
     return decisions if names else enabled or decisions
-
-
-def _is_to_run(decision: Decision, *, force: bool) -> bool:
-    unmet = {each.otherwise for each in decision.conditions if each.met is False}
-    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
 
 
 def _print_conditions(tenant: str, decisions: dict[str, Decision], chosen: Sequence[str]) -> None:
@@ -139,7 +129,7 @@ def _run(
     launch: bool,
 ) -> "Ended":
     from autoopt_pipeline.orchestration.partitions import register_tenant
-    from autoopt_pipeline.orchestration.running import follow, run_here, submit
+    from autoopt_pipeline.orchestration.running import DAGSTER_UI, follow, run_here, submit
     from autoopt_pipeline.orchestration.sensors import run_tags
 
     started = time.monotonic()
@@ -152,7 +142,7 @@ def _run(
     tags = run_tags(plan, tenant, modules)
     if not launch:
         return run_here(opened, tenant, modules, tags, say)
-    run_id = submit(opened, settings.dagster_ui_url or _DAGSTER_UI, tenant, modules, tags)
+    run_id = submit(opened, settings.dagster_ui_url or DAGSTER_UI, tenant, modules, tags)
     with _left_running(run_id, tenant):
         return follow(opened, run_id, say)
 

@@ -6,11 +6,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.artifacts.moves import watch_since
-from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.artifacts.store import Move
+from autoopt_pipeline.artifacts.stored import Programs, lm_of, path_of
 from autoopt_pipeline.cli.context import console
-from autoopt_pipeline.cli.programs import BASELINE, Json, ModuleName, Programs, open_programs, percent
+from autoopt_pipeline.cli.programs import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.wording import percent
 
 
 def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
@@ -28,13 +29,13 @@ def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         withdrawn = programs.withdrawal(manifest.version)
         table.add_row(
             manifest.version,
-            state(programs, manifest.version),
+            programs.state(manifest.version),
             "withdrawn" if withdrawn else programs.verdict(manifest),
             f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %",
             escape(manifest.optimizer),
         )
     for version in programs.damaged:
-        table.add_row(escape(version), state(programs, version), "[red]damaged[/red]", "", "")
+        table.add_row(escape(version), programs.state(version), "[red]damaged[/red]", "", "")
     console.print(table)
     for manifest in programs.manifests:
         console.print(f"{manifest.version}  by {escape(lm_of(manifest))}; {escape(manifest.reason)}")
@@ -58,19 +59,6 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         console.print("nothing was ever moved: the module's baseline serves")
 
 
-def state(programs: Programs, version: str) -> str:
-    """`active`, the share of requests that it has, `rolled back`, or nothing."""
-    if version == programs.active:
-        return "active"
-    if programs.moves and version in (canary := programs.moves[-1].canary or {}):
-        return f"{100 * canary[version]:.4g} % of requests"
-    return "rolled back" if version in programs.rolled_back else ""
-
-
-def lm_of(manifest: Manifest) -> str:
-    return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
-
-
 def header(programs: Programs) -> dict[str, Any]:
     return {"tenant": programs.artifacts.tenant_id, "module": programs.artifacts.module}
 
@@ -84,20 +72,13 @@ def move_as_dict(move: Move) -> dict[str, Any]:
     }
 
 
-def path_of(move: Move) -> str:
-    """From what to what a move leads, and who else serves since."""
-    path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
-    if watch := watch_since(move):
-        other = watch.version if watch.is_canary else watch.against
-        path += f", with {100 * watch.share:.4g} % of requests for {other or BASELINE}"
-    return path
-
-
 def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:
-    """Whether a version is active, and when it was withdrawn or rolled back, by whom and why."""
+    """Whether a version is active, and when it was withdrawn, declined or rolled back, by whom and why."""
     withdrawn, left = programs.withdrawal(version), programs.rolled_back.get(version)
+    declined = programs.declined(version)
     return {
         "active": version == programs.active,
+        "declined": declined.model_dump(mode="json") if declined else None,
         "withdrawn": withdrawn.model_dump(mode="json") if withdrawn else None,
         "rolled_back": move_as_dict(left) if left else None,
     }

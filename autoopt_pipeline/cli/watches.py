@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from autoopt_pipeline.artifacts.moves import Watch, watch_since
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.artifacts.watches import WatchResult, all_watched
+from autoopt_pipeline.artifacts.stored import between, how_it_ended
+from autoopt_pipeline.artifacts.watches import all_watched
 from autoopt_pipeline.cli.context import connections, console
-from autoopt_pipeline.cli.programs import BASELINE, Json
+from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import AutooptError
 
@@ -53,12 +54,6 @@ def watches(
         raise typer.Exit(2)
 
 
-def how_it_ended(result: WatchResult) -> str:
-    """How a watch ended, in a line."""
-    names = f"{result.version or BASELINE} beside {result.against or BASELINE}"
-    return f"{result.verdict.replace('_', ' ')}: {names}: {result.reason}"
-
-
 def _open(parts: Connections) -> Iterator[tuple[ModuleArtifacts, Watch]]:
     for watched in sorted(all_watched(parts.files), key=lambda each: (each.tenant_id, each.module)):
         artifacts = parts.artifacts(watched.tenant_id, watched.module)
@@ -77,16 +72,6 @@ def _look(parts: Connections, artifacts: ModuleArtifacts, watch: Watch) -> "Look
         return look_at(parts.phoenix, config, get_module(artifacts.module), watch, until=until)
     except AutooptError as e:
         return e
-
-
-def between(watch: Watch) -> str:
-    """Who serves beside whom, in words."""
-    newer, older = watch.version or BASELINE, watch.against or BASELINE
-    share = f"{100 * watch.share:.4g} % of requests"
-    since = f"since {watch.move.at:%Y-%m-%d %H:%M} UTC"
-    if watch.is_canary:
-        return f"canary {newer} has {share} {since}; {older} is active"
-    return f"{newer} is active {since}; {older} keeps {share}"
 
 
 def _as_dict(artifacts: ModuleArtifacts, watch: Watch, look: "Look | AutooptError") -> dict[str, Any]:

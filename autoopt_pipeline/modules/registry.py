@@ -4,7 +4,6 @@ A package plugs one in with an entry point of the group `autoopt_pipeline.module
 the file is the one that the setting `AUTOOPT_MODULES` names.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +18,7 @@ from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.modules.unified import UNIFIED
 from autoopt_pipeline.modules.workflow import WORKFLOW
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.wording import did_you_mean
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
 _BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
@@ -90,7 +90,5 @@ def get_module(name: str) -> ModuleSpec:
     """The module of that name. Raises `UnknownModule` naming the nearest one."""
     spec = modules().get(name)
     if spec is None:
-        close = difflib.get_close_matches(name, modules(), n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise UnknownModule(f"unknown module {name[:60]!r}", f"{hint}installed modules: {', '.join(modules())}")
+        raise UnknownModule(f"unknown module {name[:60]!r}", did_you_mean(name, modules(), "installed modules"))
     return spec

@@ -14,7 +14,7 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import Watch, comeback, watch_since
+from autoopt_pipeline.artifacts.moves import Watch, watch_since, why_unwanted
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
@@ -157,8 +157,7 @@ class _Optimization:
                 f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
                 f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not touched",
             )
-        manifests, _ = self.artifacts.survey()
-        if refused := comeback(searched.finalist.stored.digest, manifests, self.artifacts.moves()):
+        if refused := why_unwanted(self.artifacts, searched.finalist.stored.digest):
             return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
         return self._judge(searched.finalist, incumbent, split)
 

@@ -49,7 +49,7 @@ class Attempts:
 class Outcome:
     """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known.
 
-    `decisions` is how many it had, and `labels` are the answers that its program could give.
+    `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
     """
 
     window_end: datetime
@@ -58,6 +58,7 @@ class Outcome:
     verdict: str = ""
     decisions: int = 0
     labels: frozenset[str] | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from importlib.metadata import version as package_version
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import comeback
+from autoopt_pipeline.artifacts.moves import why_unwanted
 from autoopt_pipeline.artifacts.programs import fingerprint, pack
 from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedInstructions, SharedStore
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
@@ -156,7 +156,7 @@ def start_from_shared(
         if name in chosen:
             predictor.signature = predictor.signature.with_instructions(chosen[name].instructions[name])
     stored = pack(spec, config.tenant_id, labels, program)
-    if comeback(stored.digest, artifacts.versions(), artifacts.moves()):
+    if why_unwanted(artifacts, stored.digest):
         return None
     donors = len({shared.tenant_id for shared in chosen.values()})
     whose = "1 tenant shares" if donors == 1 else f"{donors} tenants share"

@@ -9,7 +9,8 @@ from typing import Any
 
 import dspy
 
-from autoopt_pipeline.artifacts.programs import told
+from autoopt_pipeline.artifacts.programs import built, told
+from autoopt_pipeline.artifacts.stored import Programs
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.optimization.calibration import Bin, reliability
 from autoopt_pipeline.optimization.cases import Case, Graded
@@ -171,6 +172,17 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
             )
         )
     return tuple(changes)
+
+
+def changes_of_versions(programs: Programs, before: str | None, after: str | None) -> tuple[Change, ...]:
+    """What one stored version shows the model that another does not; None is the baseline, of a composed module without
+    what its parts have learnt. Raises `InvalidArtifact` where one of them cannot be read."""
+    stored = {name: programs.artifacts.load(name) for name in (before, after) if name}
+    # The labels of both, so that no demo is left out for an answer that one of them did not know.
+    labels = list(dict.fromkeys(label for each in stored.values() for label in each.labels))
+    module = programs.artifacts.module
+    older, newer = (built(stored[name] if name else None, module, labels) for name in (before, after))
+    return changes_between(older, newer)
 
 
 def _demos(signature: type[dspy.Signature], predictor: dspy.Predict) -> list[str]:

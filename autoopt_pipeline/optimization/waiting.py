@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from autoopt_pipeline.artifacts.moves import comeback
+from autoopt_pipeline.artifacts.moves import why_unwanted
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialCase, TrialStep
 from autoopt_pipeline.errors import StaleIncumbent
 from autoopt_pipeline.optimization.cases import Case, Graded
@@ -57,7 +57,7 @@ def open_trial(artifacts: ModuleArtifacts, terms: Terms) -> Trial | None:
         return None
     moves, (manifests, _) = artifacts.moves(), artifacts.survey()
     digest = next((each.program_sha256 for each in manifests if each.version == begun.version), "")
-    if any(move.to == begun.version for move in moves) or comeback(digest, manifests, moves):
+    if any(move.to == begun.version for move in moves) or why_unwanted(artifacts, digest):
         return None
     return Trial(
         version=begun.version,

@@ -148,6 +148,7 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
         decisions=total("decisions_read") or 0,
         labels=_labels(metadata.get("labels")),
+        version=str(metadata["version"].value) if "version" in metadata else None,
     )
 
 

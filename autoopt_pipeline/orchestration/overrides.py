@@ -1,6 +1,5 @@
 """What one run may be told to do otherwise than its tenant's configuration says. Shown in Dagster's launchpad."""
 
-import difflib
 from typing import Any
 
 import dagster as dg
@@ -8,6 +7,7 @@ from pydantic import Field
 
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.wording import did_you_mean
 
 
 class BudgetOverride(dg.Config):
@@ -53,10 +53,9 @@ class RunOverrides(dg.Config):
 
         where = f"run config of tenant {config.tenant_id}"
         if self.optimizer is not None and self.optimizer not in OPTIMIZERS:
-            close = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'? " if close else ""
             raise InvalidConfig(
-                f"{where}: unknown optimizer {self.optimizer[:60]!r}", f"{hint}known: {', '.join(OPTIMIZERS)}"
+                f"{where}: unknown optimizer {self.optimizer[:60]!r}",
+                did_you_mean(self.optimizer, OPTIMIZERS, "known"),
             )
         data, given = config.model_dump(), self.given()
         data["budget"] |= given.get("budget", {})

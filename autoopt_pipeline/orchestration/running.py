@@ -13,6 +13,7 @@ from dagster import DagsterEventType
 from dagster._utils.error import SerializableErrorInfo
 
 from autoopt_pipeline.errors import LaunchFailed
+from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
 
@@ -21,6 +22,12 @@ CODE_LOCATION = "autoopt_pipeline"
 
 _ASSET_JOB = "__ASSET_JOB"
 """The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
+
+DAGSTER_UI = "http://localhost:3000"
+"""Where the UI is unless AUTOOPT_DAGSTER_UI_URL says otherwise; 'autoopt up' starts it there."""
+
+_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
+"""What a person need not wait for."""
 
 _POLL_SECONDS = 1.0
 
@@ -37,6 +44,12 @@ class Ended:
     status: dg.DagsterRunStatus
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
+
+
+def is_to_run(decision: Decision, *, force: bool) -> bool:
+    """Whether to run a module now: it is due, or a person insists and nothing else forbids it."""
+    unmet = {each.otherwise for each in decision.conditions if each.met is False}
+    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
 
 
 def run_here(
@@ -79,7 +92,7 @@ def run_here(
 def submit(
     instance: dg.DagsterInstance, dagster_ui: str, tenant: str, modules: Sequence[str], tags: Mapping[str, str]
 ) -> str:
-    """Hand a run to the queue through Dagster's webserver, and return its id.
+    """Hand a run to the queue through Dagster's webserver at `dagster_ui`, and return its id.
 
     Raises `LaunchFailed` when the webserver does not answer, refuses, or works with another instance than this.
     """

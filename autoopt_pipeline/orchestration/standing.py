@@ -35,7 +35,8 @@ class Standing:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known.
+    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `settled` is true where a person has
+    decided about the version of the last outcome.
     """
 
     tenant_id: str
@@ -46,6 +47,7 @@ class Standing:
     active: str | None = None
     active_score: float | None = None
     trouble: str | None = None
+    settled: bool = False
 
     @property
     def enabled(self) -> bool:
@@ -55,7 +57,12 @@ class Standing:
     def needs_attention(self) -> bool:
         """Something failed, or waits for a person."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
-        return failing or (self.enabled and self.verdict == Verdict.AWAITING_APPROVAL)
+        return failing or (self.enabled and self.proposed)
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the version of the last outcome waits for a person."""
+        return self.verdict == Verdict.AWAITING_APPROVAL and not self.settled
 
     @property
     def verdict(self) -> str:
@@ -85,6 +92,7 @@ class Standing:
             "last_failure_at": _iso(attempts.last_failure_at),
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
+            "waits_for_approval": self.proposed,
             "last_outcome_at": _iso(attempts.outcome_at),
             "active_version": self.active,
             "active_score": self.active_score,
@@ -127,6 +135,7 @@ def tenant_standings(
             troubles[key] = str(manifest)
         else:
             scores[key] = manifest.candidate_score
+    settled = _settled(connections, outcomes)
     return [
         Standing(
             *key,
@@ -136,9 +145,26 @@ def tenant_standings(
             versions.get(key),
             scores.get(key),
             troubles.get(key),
+            key in settled,
         )
         for key, decision in plan.decisions.items()
     ]
+
+
+def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[Key]:
+    """Where a version was proposed and a person has approved or declined it since. A file or two for each proposed."""
+    settled = set()
+    for key, outcome in outcomes.items():
+        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
+            continue
+        artifacts = connections.artifacts(*key)
+        try:
+            tried = any(outcome.version in (move.to, *(move.canary or ())) for move in artifacts.moves())
+            if tried or artifacts.declined(outcome.version):
+                settled.add(key)
+        except AutooptError:
+            continue  # what is wrong with the store is told with the active version
+    return settled
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """How values stand in a span, and how a program reads them, where the two differ."""
 
-import difflib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from autoopt_pipeline.modules.cross_modal import modalities_text, read_modalitie
 from autoopt_pipeline.modules.examples import Unusable, as_text
 from autoopt_pipeline.modules.grading import FUSE
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.wording import did_you_mean
 
 Attributes = dict[str, str | bool | int | float]
 
@@ -23,10 +23,8 @@ def _check(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
     required = {name for contract in contracts for name in contract.required} - set(spec.outputs)
     for name in inputs:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             raise InvalidRequest(
-                f"{spec.name} has no input {name[:60]!r}", f"{hint}its inputs are: {', '.join(sorted(known))}"
+                f"{spec.name} has no input {name[:60]!r}", did_you_mean(name, sorted(known), "its inputs are")
             )
     if missing := sorted(name for name in required if inputs.get(name) in (None, "")):
         raise InvalidRequest(f"{spec.name} needs {', '.join(missing)}", "pass it as a keyword")

@@ -1,6 +1,5 @@
 """`RoutingConfigUnified`: everything a tenant can decide about the optimization of its modules."""
 
-import difflib
 import json
 import re
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
 from autoopt_pipeline.strict import Strict, first_error
 from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.wording import did_you_mean
 
 PromotionMode = Literal["auto", "manual"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -283,11 +283,9 @@ def check_modules(config: RoutingConfigUnified) -> None:
     known = module_names()
     for name in config.modules:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'? " if close else ""
             raise InvalidConfig(
                 f"tenant {config.tenant_id}: unknown module {name[:60]!r}",
-                f"{hint}installed modules: {', '.join(known)}",
+                did_you_mean(name, known, "installed modules"),
             )
 
 

@@ -1,0 +1,176 @@
+"""What is stored of one tenant's module, read at one moment and told as people name it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.moves import Watch, rolled_back, standing, watch_since
+from autoopt_pipeline.artifacts.store import (
+    Declined,
+    Manifest,
+    ModuleArtifacts,
+    Move,
+    Program,
+    Withdrawal,
+    modules_of,
+)
+from autoopt_pipeline.artifacts.watches import WatchResult
+from autoopt_pipeline.contract import BASELINE
+from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.registry import get_module, module_names
+from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.wording import did_you_mean
+
+PROPOSED = "awaiting_approval"
+"""The verdict on a version that waits for a person."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """One tenant's module as it was stored at one moment. `damaged` are versions whose manifests cannot be read."""
+
+    artifacts: ModuleArtifacts
+    manifests: Sequence[Manifest]
+    damaged: dict[str, InvalidArtifact]
+    moves: Sequence[Move]
+
+    @property
+    def name(self) -> str:
+        return f"{self.artifacts.tenant_id}/{self.artifacts.module}"
+
+    @property
+    def exist(self) -> bool:
+        """Whether anything was ever stored or moved."""
+        return bool(self.manifests or self.damaged or self.moves)
+
+    @property
+    def active(self) -> str | None:
+        """The active version; None where the baseline serves."""
+        return self.moves[-1].to if self.moves else None
+
+    @cached_property
+    def watch(self) -> Watch | None:
+        """The watch that is under way."""
+        return watch_since(self.moves[-1] if self.moves else None)
+
+    @cached_property
+    def rolled_back(self) -> dict[str, Move]:
+        return rolled_back(self.moves)
+
+    @cached_property
+    def _trial_verdicts(self) -> dict[str, str]:
+        return {step.version: step.verdict for step in self.artifacts.trial_steps()}
+
+    def verdict(self, manifest: Manifest) -> str:
+        """The last word on a version: of a person who declined it, or of its trial, where it had one; `canary` where it
+        was only that, and `stale` where its promotion came too late."""
+        verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
+        if verdict == PROPOSED and self.declined(manifest.version):
+            return "declined"
+        # The verdict is written before the move, which another run may have made impossible.
+        if verdict != "promoted" or self.was_active(manifest.version):
+            return verdict
+        return "canary" if any(manifest.version in (move.canary or ()) for move in self.moves) else "stale"
+
+    def was_active(self, version: str) -> bool:
+        return any(move.to == version for move in self.moves)
+
+    def state(self, version: str) -> str:
+        """`active`, the share of requests that it has, `rolled back`, or nothing."""
+        if version == self.active:
+            return "active"
+        if self.moves and version in (canary := self.moves[-1].canary or {}):
+            return f"{100 * canary[version]:.4g} % of requests"
+        return "rolled back" if version in self.rolled_back else ""
+
+    def previous(self) -> str | None:
+        """What was active before: the newest version that was not withdrawn, or the baseline. Of a canary, what is.
+
+        Raises `InvalidArtifact` where the baseline is active, for nothing comes before it.
+        """
+        if self.watch and self.watch.is_canary:
+            return self.active
+        for version in reversed(standing(self.moves)[:-1]):
+            if version is None or self.withdrawal(version) is None:
+                return version
+        raise InvalidArtifact(
+            f"{self.name}: the baseline is active, and nothing comes before it",
+            f"name a version; 'autoopt versions {self.artifacts.tenant_id} {self.artifacts.module}' lists them",
+        )
+
+    def withdrawal(self, version: str) -> Withdrawal | None:
+        return self.artifacts.withdrawal(version)
+
+    def declined(self, version: str) -> Declined | None:
+        return self.artifacts.declined(version)
+
+    def manifest(self, version: str) -> Manifest:
+        """A version's manifest. Raises `InvalidArtifact` when it is damaged, or naming the nearest when unknown."""
+        for manifest in self.manifests:
+            if manifest.version == version:
+                return manifest
+        if version in self.damaged:
+            raise self.damaged[version]
+        hint = did_you_mean(version, [manifest.version for manifest in self.manifests])
+        command = f"autoopt versions {self.artifacts.tenant_id} {self.artifacts.module}"
+        raise InvalidArtifact(f"{self.name}: version {version[:60]!r} does not exist", f"{hint}'{command}' lists them")
+
+    def named(self, text: str) -> str | None:
+        """The version that a person names; None for the baseline. Raises `InvalidArtifact` as `manifest`."""
+        return None if text == BASELINE else self.manifest(text).version
+
+
+def read_programs(files: Files, tenant: str, module: str) -> Programs:
+    """What is stored of a tenant's module, be it installed or not. Raises `InvalidTenantId`, or `UnknownModule` where
+    nobody knows it."""
+    validate_tenant_id(tenant)
+    # The programs of a module that is no longer installed can still be looked at.
+    if module not in module_names() and all(each.module != module for each in modules_of(files, tenant)):
+        get_module(module)
+    artifacts = ModuleArtifacts(files, tenant, module)
+    manifests, damaged = artifacts.survey()
+    return Programs(artifacts, manifests, damaged, artifacts.moves())
+
+
+def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
+    """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
+    return {
+        name: {
+            "instructions": predictor.get("signature", {}).get("instructions", ""),
+            "demos": predictor.get("demos", []),
+        }
+        for name, predictor in stored.state.items()
+        if isinstance(predictor, dict) and "demos" in predictor
+    }
+
+
+def lm_of(manifest: Manifest) -> str:
+    """The language model that made a version, and that it is none where it is not."""
+    return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+
+
+def path_of(move: Move) -> str:
+    """From what to what a move leads, and who else serves since."""
+    path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
+    if watch := watch_since(move):
+        other = watch.version if watch.is_canary else watch.against
+        path += f", with {100 * watch.share:.4g} % of requests for {other or BASELINE}"
+    return path
+
+
+def between(watch: Watch) -> str:
+    """Who serves beside whom, in words."""
+    newer, older = watch.version or BASELINE, watch.against or BASELINE
+    share = f"{100 * watch.share:.4g} % of requests"
+    since = f"since {watch.move.at:%Y-%m-%d %H:%M} UTC"
+    if watch.is_canary:
+        return f"canary {newer} has {share} {since}; {older} is active"
+    return f"{newer} is active {since}; {older} keeps {share}"
+
+
+def how_it_ended(result: WatchResult) -> str:
+    """How a watch ended, in a line."""
+    names = f"{result.version or BASELINE} beside {result.against or BASELINE}"
+    return f"{result.verdict.replace('_', ' ')}: {names}: {result.reason}"

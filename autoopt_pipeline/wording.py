@@ -1,0 +1,41 @@
+"""Words for people: times and shares, a text kept to one line, the nearest of known names."""
+
+import difflib
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+_UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
+
+
+def duration(span: timedelta) -> str:
+    """`3 days`, `14 h`, `5 min` or `40 s`: the largest unit of which there are two, rounded."""
+    seconds = span.total_seconds()
+    for size, unit in _UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """`5 min ago`, or what is left when the moment is to come: `in 5 min`."""
+    return f"{duration(now - moment)} ago" if moment <= now else f"in {duration(moment - now)}"
+
+
+def percent(score: float | None) -> str:
+    """`63.0` for 0.63, `?` for what is not known."""
+    return "?" if score is None else f"{100 * score:.1f}"
+
+
+def one_line(text: str, *, full: bool = False, length: int = 160) -> str:
+    """Text of a user or a model, kept to its line, and to a length unless it is wanted in full."""
+    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    return line if full or len(line) <= length else f"{line[: length - 1]}…"
+
+
+def did_you_mean(text: str, known: Iterable[str], listed_as: str = "") -> str:
+    """`did you mean 'acme'? `, or nothing where no known name is like the text; then all of them, where they are
+    listed as something."""
+    names = list(known)
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}{listed_as}: {', '.join(names)}" if listed_as else hint
