@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
     )
     dagster_ui_url: str | None = Field(None, description="Address of the Dagster UI, e.g. http://localhost:3000.")
+    dagster_api_url: str | None = Field(
+        None, description="Address at which runs are handed to Dagster's webserver, where it is not that of its UI."
+    )
     redaction: str = Field(
         "autoopt_pipeline.modules.redaction:redact",
         description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",
@@ -84,9 +87,25 @@ class Settings(BaseSettings):
         3, ge=1, description="Failures, or looks of a sensor without an answer, in a row that are trouble that lasts."
     )
 
+    dashboard_token: SecretStr | None = Field(
+        None, description="Opens the dashboard to whoever has it, as an operator of all tenants (docs/dashboard.md)."
+    )
+    dashboard_access: Path | None = Field(
+        None, description="YAML file that says who may see and do what in the dashboard (docs/dashboard.md)."
+    )
+
     @property
     def resolved_config_store_url(self) -> str:
         return self.config_store_url or f"sqlite:///{self.home / 'config.db'}"
+
+    @property
+    def resolved_dagster_ui_url(self) -> str:
+        """Without a slash at the end; by default where 'autoopt up' starts the UI."""
+        return (self.dagster_ui_url or "http://localhost:3000").rstrip("/")
+
+    @property
+    def resolved_dagster_api_url(self) -> str:
+        return (self.dagster_api_url or self.resolved_dagster_ui_url).rstrip("/")
 
     @property
     def resolved_artifacts_url(self) -> str:

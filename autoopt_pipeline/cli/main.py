@@ -13,6 +13,7 @@ import typer
 from autoopt_pipeline.cli import alerts, artifacts, config, tenants, traces
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
+from autoopt_pipeline.cli.dashboard import dashboard
 from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.metrics import metrics
@@ -52,6 +53,7 @@ for command in (
     traffic,
     doctor,
     metrics,
+    dashboard,
 ):
     app.command()(command)
 

@@ -129,7 +129,7 @@ def _run(
     launch: bool,
 ) -> "Ended":
     from autoopt_pipeline.orchestration.partitions import register_tenant
-    from autoopt_pipeline.orchestration.running import DAGSTER_UI, follow, run_here, submit
+    from autoopt_pipeline.orchestration.running import follow, run_here, submit
     from autoopt_pipeline.orchestration.sensors import run_tags
 
     started = time.monotonic()
@@ -142,7 +142,7 @@ def _run(
     tags = run_tags(plan, tenant, modules)
     if not launch:
         return run_here(opened, tenant, modules, tags, say)
-    run_id = submit(opened, settings.dagster_ui_url or DAGSTER_UI, tenant, modules, tags)
+    run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
     with _left_running(run_id, tenant):
         return follow(opened, run_id, say)
 

@@ -23,9 +23,6 @@ CODE_LOCATION = "autoopt_pipeline"
 _ASSET_JOB = "__ASSET_JOB"
 """The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
 
-DAGSTER_UI = "http://localhost:3000"
-"""Where the UI is unless AUTOOPT_DAGSTER_UI_URL says otherwise; 'autoopt up' starts it there."""
-
 _FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
 """What a person need not wait for."""
 

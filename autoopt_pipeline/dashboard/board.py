@@ -1,0 +1,55 @@
+"""The overview: every module of every tenant that a person may see."""
+
+import dagster as dg
+from starlette.requests import Request
+from starlette.responses import Response
+
+from autoopt_pipeline.dashboard.guard import person_of
+from autoopt_pipeline.dashboard.overview import Health, Query, health_of, select
+from autoopt_pipeline.dashboard.rendering import render
+from autoopt_pipeline.dashboard.state import dashboard_of
+from autoopt_pipeline.dashboard.trend import read_trends, sparkline
+
+COLUMNS = (
+    ("health", "Health"),
+    ("tenant", "Tenant"),
+    ("module", "Module"),
+    ("new", "New traces"),
+    ("score", "Serves"),
+    ("verdict", "Last verdict"),
+    ("next", "Next look"),
+)
+
+
+def overview(request: Request) -> Response:
+    return _board(request, "overview.html")
+
+
+def overview_board(request: Request) -> Response:
+    """The part of the overview that changes."""
+    return _board(request, "overview_board.html")
+
+
+def _board(request: Request, template: str) -> Response:
+    dashboard, person = dashboard_of(request), person_of(request)
+    look, trouble = dashboard.looking.latest()
+    page = select(
+        [each for each in look.standings if person.sees(each.tenant_id)] if look else [],
+        Query.read(request.query_params),
+    )
+    trends, untold = {}, ""
+    try:
+        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows])
+    except dg.DagsterError as e:
+        untold = str(e)
+    return render(
+        request,
+        template,
+        look=look,
+        trouble=trouble,
+        untold=untold,
+        board=page,
+        rows=[(row, health_of(row), sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
+        columns=COLUMNS,
+        Health=Health,
+    )

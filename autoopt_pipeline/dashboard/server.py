@@ -1,0 +1,33 @@
+"""Serving the web application."""
+
+import asyncio
+import socket
+
+import dagster as dg
+import uvicorn
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.dashboard.access import Access
+from autoopt_pipeline.dashboard.app import create_app
+from autoopt_pipeline.dashboard.state import open_dashboard
+
+
+def serve(parts: Connections, instance: dg.DagsterInstance, access: Access, *, host: str, port: int) -> bool:
+    """Serve until the process is told to stop. False when nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError:
+            return False
+        config = uvicorn.Config(
+            create_app(open_dashboard(parts, instance, access)),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            # Who asks is found out from the address that is really connected, not from one that a header tells.
+            proxy_headers=False,
+        )
+        asyncio.run(uvicorn.Server(config).serve([listening]))
+    return True

@@ -1,0 +1,73 @@
+"""What the pages work with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from starlette.requests import Request
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.dashboard.access import Access, Person
+from autoopt_pipeline.dashboard.guard import person_of
+from autoopt_pipeline.dashboard.looking import Looking
+from autoopt_pipeline.errors import UnknownTenant
+from autoopt_pipeline.orchestration.standing import Standing, tenant_standings
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.wording import did_you_mean
+
+_COUNTED_TENANTS = 500
+"""Up to so many tenants, new traces are counted also where something else decides; beyond, only on a tenant's page."""
+
+
+@dataclass
+class Dashboard:
+    """The same stores and the same Dagster instance as the daemon's, and who may see what."""
+
+    parts: Connections
+    instance: dg.DagsterInstance
+    access: Access
+    looking: Looking
+
+    def configs(self, person: Person) -> Mapping[str, StoredConfig]:
+        """The tenants that a person may see, by id."""
+        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if person.sees(tenant)}
+
+
+def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
+    """Nothing is looked at before somebody watches."""
+
+    def look() -> list[Standing]:
+        stored = parts.configs.current()
+        count_all = len(stored) <= _COUNTED_TENANTS
+        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+
+    def look_at(tenant: str) -> list[Standing]:
+        history = parts.configs.history(tenant)
+        stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
+        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True)
+
+    return Dashboard(parts, instance, access, Looking(look, look_at))
+
+
+def dashboard_of(request: Request) -> Dashboard:
+    return request.app.state.dashboard
+
+
+def visible_tenant(request: Request) -> str:
+    """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
+    tenant, person = request.path_params["tenant"], person_of(request)
+    dashboard = dashboard_of(request)
+    if person.sees(tenant) and dashboard.parts.configs.history(tenant):
+        return tenant
+    hint = did_you_mean(tenant, dashboard.configs(person))
+    raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")
+
+
+def configured(request: Request) -> StoredConfig:
+    """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
+    tenant = visible_tenant(request)
+    entry = dashboard_of(request).parts.configs.history(tenant)[-1]
+    if entry.document is None:
+        raise UnknownTenant(f"tenant {tenant} was removed", "its programs and earlier configurations are still here")
+    return entry

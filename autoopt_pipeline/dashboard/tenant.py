@@ -1,0 +1,265 @@
+"""The pages of one tenant: its modules, each with its story, its versions and what its runs found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+
+import dagster as dg
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from autoopt_pipeline.artifacts.moves import standing as stands
+from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.artifacts.stored import (
+    Programs,
+    between,
+    how_it_ended,
+    lm_of,
+    path_of,
+    predictors_of,
+    read_programs,
+)
+from autoopt_pipeline.contract import BASELINE
+from autoopt_pipeline.dashboard.guard import person_of
+from autoopt_pipeline.dashboard.overview import health_of
+from autoopt_pipeline.dashboard.rendering import render
+from autoopt_pipeline.dashboard.state import configured, dashboard_of, visible_tenant
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.report import Change, changes_of_versions
+from autoopt_pipeline.orchestration.sentences import sentences
+from autoopt_pipeline.orchestration.standing import module_story, tenant_standings
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.traces.live import look_at
+from autoopt_pipeline.wording import did_you_mean
+
+_OUTCOMES_SHOWN = 50
+_MOVES_SHOWN = 100
+
+
+def tenant_page(request: Request) -> Response:
+    dashboard, entry = dashboard_of(request), configured(request)
+    standings = tenant_standings(
+        {entry.tenant_id: entry}, dashboard.instance, dashboard.parts, now=datetime.now(UTC), count_all=True
+    )
+    try:
+        config, wrong = entry.parse(), ""
+    except InvalidConfig as e:
+        config, wrong = None, str(e)
+    return render(
+        request,
+        "tenant.html",
+        tenant=entry.tenant_id,
+        entry=entry,
+        config=config,
+        wrong=wrong,
+        rows=[(each, health_of(each)) for each in standings],
+    )
+
+
+def why_page(request: Request) -> Response:
+    """For any tenant, what is decided about each of its modules, in sentences."""
+    dashboard, person = dashboard_of(request), person_of(request)
+    stored = dashboard.configs(person)
+    asked = request.query_params.get("tenant", "").strip()
+    stories, untold = [], ""
+    if asked and asked not in stored:
+        untold = f"There is no tenant {asked[:200]!r} with a configuration. {did_you_mean(asked, stored).capitalize()}"
+    elif asked:
+        now, entry = datetime.now(UTC), stored[asked]
+        try:
+            for module in entry.parse().modules:
+                story = module_story(entry, module, dashboard.instance, dashboard.parts, now=now)
+                stories.append((module, health_of(story.standing), list(sentences(story, now))))
+        except AutooptError as e:
+            untold = str(e)
+    return render(request, "why.html", asked=asked, tenants=sorted(stored), stories=stories, untold=untold)
+
+
+def module_page(request: Request) -> Response:
+    """Everything about one module of one tenant."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    programs = read_programs(dashboard.parts.files, tenant, module)
+    outcomes = list(_outcomes(dashboard.instance, tenant, module))
+    return render(
+        request,
+        "module.html",
+        programs=programs,
+        versions=_versions(programs),
+        outcomes=outcomes,
+        charted=[each for each in reversed(outcomes) if each.score_after is not None][-20:],
+        moves=[(move, path_of(move)) for move in reversed(programs.moves[-_MOVES_SHOWN:])],
+        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.watches())],
+        can_go_back=len(stands(programs.moves)) > 1 or bool(programs.watch and programs.watch.is_canary),
+        BASELINE=BASELINE,
+        **_story(request),
+    )
+
+
+def module_story_part(request: Request) -> Response:
+    """The part of a module's page that changes by itself: its story."""
+    return render(request, "module_story.html", **_story(request))
+
+
+def live_part(request: Request) -> Response:
+    """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    programs = read_programs(dashboard.parts.files, tenant, module)
+    look, trouble = None, ""
+    if programs.watch:
+        try:
+            config, _ = read_config(dashboard.parts.configs, tenant)
+            until = datetime.now(UTC) - timedelta(seconds=dashboard.parts.settings.settling_seconds)
+            look = look_at(dashboard.parts.phoenix, config, get_module(module), programs.watch, until=until)
+        except AutooptError as e:
+            trouble = str(e)
+    said = between(programs.watch) if programs.watch else ""
+    return render(request, "live.html", programs=programs, said=said, look=look, trouble=trouble, BASELINE=BASELINE)
+
+
+def version_page(request: Request) -> Response:
+    """How a version came to be, what it shows the model, and how it differs from another one."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    programs = read_programs(dashboard.parts.files, tenant, module)
+    manifest = programs.manifest(request.path_params["version"])
+    against = request.query_params.get("against") or manifest.parent or BASELINE
+    stored, gone = None, ""
+    try:
+        stored = programs.artifacts.load(manifest.version)
+    except InvalidArtifact as e:
+        gone = str(e)
+    changes: Sequence[Change] = ()
+    incomparable = ""
+    try:
+        changes = changes_of_versions(programs, programs.named(against), manifest.version)
+    except AutooptError as e:
+        incomparable = str(e)
+    outcome = next((each for each in _outcomes(dashboard.instance, tenant, module) if _made(each, manifest)), None)
+    return render(
+        request,
+        "version.html",
+        tenant=tenant,
+        module=module,
+        programs=programs,
+        manifest=manifest,
+        lm=lm_of(manifest),
+        verdict=programs.verdict(manifest),
+        state=programs.state(manifest.version),
+        declined=programs.declined(manifest.version),
+        left=programs.rolled_back.get(manifest.version),
+        withdrawn=programs.withdrawal(manifest.version),
+        ended=[how_it_ended(e) for e in programs.artifacts.watches() if manifest.version in (e.version, e.against)],
+        predictors=predictors_of(stored) if stored else {},
+        gone=gone,
+        against=against,
+        others=[BASELINE, *(each.version for each in programs.manifests if each.version != manifest.version)],
+        changes=changes,
+        incomparable=incomparable,
+        outcome=outcome,
+    )
+
+
+def outcome_page(request: Request) -> Response:
+    """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    run_id = request.path_params["run"]
+    for outcome in _outcomes(dashboard.instance, tenant, module):
+        if outcome.run_id == run_id:
+            return render(
+                request,
+                "outcome.html",
+                tenant=tenant,
+                module=module,
+                outcome=outcome,
+            )
+    raise HTTPException(HTTPStatus.NOT_FOUND, f"none of the last {_OUTCOMES_SHOWN} outcomes is of this run")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1."""
+
+    at: datetime
+    run_id: str
+    said: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        return str(self.said.get("verdict", "")) or "reported by hand"
+
+    @property
+    def reason(self) -> str:
+        return str(self.said.get("reason", ""))
+
+    @property
+    def report(self) -> str:
+        """Markdown, everything of the tenant's in it escaped."""
+        return str(self.said.get("report", ""))
+
+    @property
+    def score_before(self) -> float | None:
+        return _number(self.said.get("score_before"))
+
+    @property
+    def score_after(self) -> float | None:
+        return _number(self.said.get("score_after"))
+
+    def link(self, name: str) -> str | None:
+        """An address among what was said. None where it is none that a browser may follow."""
+        url = self.said.get(name)
+        return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
+
+
+def _outcomes(instance: dg.DagsterInstance, tenant: str, module: str) -> Iterator[Outcome]:
+    """The last ones, newest first."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+    for record in instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
+        event = record.asset_materialization
+        said = {name: value.value for name, value in event.metadata.items()} if event else {}
+        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said)
+
+
+def _made(outcome: Outcome, manifest: Manifest) -> bool:
+    return outcome.said.get("version") == manifest.version and outcome.run_id == manifest.run_id
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A line of the list of versions; `manifest` is None where it cannot be read, and `state` says why."""
+
+    name: str
+    state: str
+    verdict: str
+    manifest: Manifest | None
+    last: Move | None
+
+
+def _versions(programs: Programs) -> list[Version]:
+    """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
+    last = {move.to: move for move in programs.moves if move.to}
+    found = [
+        Version(each.version, programs.state(each.version), programs.verdict(each), each, last.get(each.version))
+        for each in reversed(programs.manifests)
+    ]
+    return found + [
+        Version(name, str(error), "damaged", None, last.get(name)) for name, error in programs.damaged.items()
+    ]
+
+
+def _story(request: Request) -> dict[str, Any]:
+    """The decision in sentences, as `autoopt why` tells it; or why there is none."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    told: dict[str, Any] = {"tenant": tenant, "module": module, "story": None, "told": [], "untold": ""}
+    try:
+        now = datetime.now(UTC)
+        story = module_story(configured(request), module, dashboard.instance, dashboard.parts, now=now)
+    except AutooptError as e:
+        return told | {"untold": str(e)}
+    return told | {"story": story, "told": list(sentences(story, now)), "health": health_of(story.standing)}

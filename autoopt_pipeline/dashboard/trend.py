@@ -1,0 +1,61 @@
+"""How the score of what serves has gone, from outcome to outcome."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from autoopt_pipeline.optimization.gate import Verdict
+from autoopt_pipeline.orchestration.history import Key
+
+_OUTCOMES = 12
+"""How many are shown of each module, at most."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What an outcome found of the incumbent and its candidate, on the held-out traces of that day; 0 to 1."""
+
+    at: datetime
+    before: float
+    after: float
+    verdict: str
+
+    @property
+    def serving(self) -> float:
+        """The score of what serves since."""
+        return self.after if self.verdict == Verdict.PROMOTED else self.before
+
+
+def read_trends(instance: dg.DagsterInstance, keys: Collection[Key]) -> Mapping[Key, Sequence[Point]]:
+    """The last outcomes with scores, oldest first. One query for each module; of a module that has many outcomes
+    lately the others' older ones may be missing."""
+    tenants: dict[str, list[str]] = {}
+    for tenant, module in keys:
+        tenants.setdefault(module, []).append(tenant)
+    found: dict[Key, list[Point]] = {}
+    for module, partitions in tenants.items():
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=partitions)
+        for record in instance.fetch_materializations(wanted, limit=_OUTCOMES * len(partitions)).records:
+            event = record.asset_materialization
+            point = _point(record.timestamp, event) if event else None
+            if event and event.partition and point:
+                found.setdefault((event.partition, module), []).append(point)
+    return {key: points[:_OUTCOMES][::-1] for key, points in found.items()}
+
+
+def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
+    said = {name: value.value for name, value in event.metadata.items()}
+    before, after = said.get("score_before"), said.get("score_after")
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return None
+    return Point(datetime.fromtimestamp(at, UTC), before, after, str(said.get("verdict", "")))
+
+
+def sparkline(points: Sequence[Point]) -> str:
+    """The points of an SVG polyline in a box of 100 by 24, the newest at the right; empty where there is no line."""
+    if len(points) < 2:
+        return ""
+    step = 100 / (len(points) - 1)
+    return " ".join(f"{step * n:.1f},{22 - 20 * point.serving:.1f}" for n, point in enumerate(points))
