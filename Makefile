@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c "import sys; print(1 if (3, 11) <= sys.version_info[:2] < (3, 14) else '')" 2>/dev/null),$(p))))
 PHOENIX_PORT ?= 6006
 DAGSTER_PORT ?= 3000
+DASHBOARD_PORT ?= 8080
 PIP_QUIET := --quiet --quiet --disable-pip-version-check
 
 export DAGSTER_DISABLE_TELEMETRY := true
@@ -17,8 +18,8 @@ help: ## List the targets
 demo: install ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds
 	@.venv/bin/autoopt demo
 
-up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix UI
-	@.venv/bin/autoopt up --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT)
+up: install ## The same, running until Ctrl-C, with the dashboard and the UIs of Dagster and Phoenix
+	@.venv/bin/autoopt up --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT) --dashboard-port $(DASHBOARD_PORT)
 
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)

@@ -91,11 +91,12 @@ def demo(
 def up(
     phoenix_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Phoenix UI.")] = 6006,
     dagster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
+    dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the dashboard.")] = 8080,
 ) -> None:
-    """Run Phoenix and Dagster here with sample tenants until Ctrl-C."""
+    """Run Phoenix, Dagster and the dashboard here with sample tenants until Ctrl-C."""
     from autoopt_pipeline.local.up import run_up
 
-    run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port)
+    run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port, dashboard_port=dashboard_port)
 
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -66,15 +66,23 @@ def wait_for_phoenix(processes: Processes, endpoint: str) -> None:
 
 def start_daemon(processes: Processes, stack: Stack) -> None:
     """Start the Dagster daemon with a code server of its own."""
-    command = [_dagster_command("dagster-daemon"), "run", "-w", "workspace.yaml"]
+    command = [_command("dagster-daemon"), "run", "-w", "workspace.yaml"]
     processes.start("dagster-daemon", command, env=stack.env, cwd=stack.home)
 
 
 def start_dagster_dev(processes: Processes, stack: Stack, port: int) -> str:
     """Start Dagster's UI and daemon together. Returns the UI's address once it answers."""
-    command = [_dagster_command("dagster"), "dev", "-w", "workspace.yaml", "-h", LOOPBACK, "-p", str(port)]
+    command = [_command("dagster"), "dev", "-w", "workspace.yaml", "-h", LOOPBACK, "-p", str(port)]
     processes.start("dagster", command, env=stack.env, cwd=stack.home)
     processes.wait_for_http("dagster", f"http://{LOOPBACK}:{port}/server_info", seconds=_START_SECONDS)
+    return f"http://{LOOPBACK}:{port}"
+
+
+def start_dashboard(processes: Processes, stack: Stack, port: int) -> str:
+    """Start the dashboard. Returns its address once it answers."""
+    command = [_command("autoopt"), "dashboard", "--port", str(port)]
+    processes.start("dashboard", command, env=stack.env, cwd=stack.home)
+    processes.wait_for_http("dashboard", f"http://{LOOPBACK}:{port}/healthz", seconds=_START_SECONDS)
     return f"http://{LOOPBACK}:{port}"
 
 
@@ -100,5 +108,5 @@ def _phoenix_command() -> str:
     return command
 
 
-def _dagster_command(name: str) -> str:
+def _command(name: str) -> str:
     return str(Path(sys.executable).parent / name)

@@ -1,4 +1,4 @@
-"""Phoenix and Dagster with sample tenants, until Ctrl-C. The data stays under .autoopt/ for the next time."""
+"""Phoenix, Dagster and the dashboard with sample tenants, until Ctrl-C. Data stays under .autoopt/ for next time."""
 
 import fcntl
 import time
@@ -17,6 +17,7 @@ from autoopt_pipeline.local.stack import (
     Stack,
     copy_instance,
     start_dagster_dev,
+    start_dashboard,
     start_phoenix,
     wait_for_phoenix,
 )
@@ -27,12 +28,16 @@ from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
-def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
+def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_port: int) -> None:
     """Start everything, say where it is, and wait. Raises `StackFailed` when a port is taken or a part dies."""
-    if phoenix_port == dagster_port:
-        raise StackFailed(f"both ports are {phoenix_port}", "choose two with PHOENIX_PORT=... and DAGSTER_PORT=...")
+    if len({phoenix_port, dagster_port, dashboard_port}) < 3:
+        raise StackFailed(
+            f"two of the ports {phoenix_port}, {dagster_port} and {dashboard_port} are the same",
+            "choose three with PHOENIX_PORT=..., DAGSTER_PORT=... and DASHBOARD_PORT=...",
+        )
     require_free(phoenix_port, "Phoenix", "PHOENIX_PORT=...")
     require_free(dagster_port, "Dagster", "DAGSTER_PORT=...")
+    require_free(dashboard_port, "the dashboard", "DASHBOARD_PORT=...")
     copy_instance(PROJECT)
     local = PROJECT / ".autoopt"
     modules = load_settings().modules
@@ -48,14 +53,20 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int) -> None:
                 **({"AUTOOPT_MODULES": str(modules.absolute())} if modules else {}),
             },
         )
-        console.print("starting Phoenix and Dagster ...")
+        console.print("starting Phoenix, Dagster and the dashboard ...")
         wait_for_phoenix(processes, endpoint)
         dagster_ui = start_dagster_dev(processes, stack, dagster_port)
-        console.print(f"Dagster UI  {dagster_ui}\nPhoenix UI  {endpoint}")
+        stack.settings["AUTOOPT_DAGSTER_UI_URL"] = dagster_ui
+        dashboard = start_dashboard(processes, stack, dashboard_port)
+        console.print(f"dashboard   {dashboard}\nDagster UI  {dagster_ui}\nPhoenix UI  {endpoint}")
         console.print("in another shell, so that commands meet this stack:")
-        for name in ("DAGSTER_HOME", "AUTOOPT_PHOENIX_ENDPOINT", "AUTOOPT_SETTLING_SECONDS"):
+        for name in (
+            "DAGSTER_HOME",
+            "AUTOOPT_PHOENIX_ENDPOINT",
+            "AUTOOPT_SETTLING_SECONDS",
+            "AUTOOPT_DAGSTER_UI_URL",
+        ):
             console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
-        console.print(f"  export AUTOOPT_DAGSTER_UI_URL={dagster_ui}", soft_wrap=True)
         _add_sample_tenants(console, Phoenix(endpoint))
         console.print("answers come from the offline [bold]stand-in[/bold], which is no language model")
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
