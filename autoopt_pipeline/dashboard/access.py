@@ -96,6 +96,7 @@ class Access:
         if self.proxy is None or address is None:
             return None
         client = ip_address(address.partition("%")[0])
+        client = getattr(client, "ipv4_mapped", None) or client  # as a server on :: sees it
         if not any(client in network for network in self.proxy.addresses):
             return None
         return self.users.get(headers.get(self.proxy.user_header, ""))
