@@ -64,11 +64,13 @@ class Programs:
         return {step.version: step.verdict for step in self.artifacts.trial_steps()}
 
     def verdict(self, manifest: Manifest) -> str:
-        """The last word on a version: of a person who declined it, or of its trial, where it had one; `canary` where it
-        was only that, and `stale` where its promotion came too late."""
+        """The last word on a version: of the person whom it waited for, or of its trial, where it had one; `canary`
+        where it was only that, and `stale` where its promotion came too late."""
         verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
-        if verdict == PROPOSED and self.declined(manifest.version):
-            return "declined"
+        if verdict == PROPOSED:
+            if any(manifest.version in (move.to, *(move.canary or ())) for move in self.moves):
+                return "approved"
+            return "declined" if self.declined(manifest.version) else PROPOSED
         # The verdict is written before the move, which another run may have made impossible.
         if verdict != "promoted" or self.was_active(manifest.version):
             return verdict

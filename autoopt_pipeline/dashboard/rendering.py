@@ -20,8 +20,9 @@ from autoopt_pipeline.wording import ago, one_line, percent
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
 
-# The reports that runs leave are Markdown with everything of a tenant's escaped; HTML in it stays text all the same.
-_markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+# The reports that runs leave are Markdown with everything of a tenant's escaped; HTML in it stays text all the same,
+# and nothing is fetched.
+_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
 
 def _markdown_filter(text: str) -> Markup:

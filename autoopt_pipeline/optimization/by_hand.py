@@ -75,7 +75,7 @@ def decline(programs: Programs, version: str, *, by: str, why: str) -> None:
     Raises `InvalidArtifact` where the version does not wait for approval.
     """
     verdict = programs.verdict(programs.manifest(version))
-    if verdict != PROPOSED or programs.was_active(version):
+    if verdict != PROPOSED:
         state = programs.state(version) or verdict.replace("_", " ")
         raise InvalidArtifact(
             f"{programs.name}: {version} does not wait for approval: it is {state}",
