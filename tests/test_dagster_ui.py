@@ -1,7 +1,6 @@
 """Dagster's own faces on a real webserver and daemon: a backfill of tenants by mouse in Chromium, and by command."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +13,7 @@ import dagster as dg
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
@@ -26,6 +23,7 @@ from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB, PARTITION_TA
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.browsing import chromium, click
 
 BIN = Path(sys.executable).parent
 RUNS_END = 240
@@ -87,39 +85,8 @@ def face(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium is not installed (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1500,1100",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(flag)
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
-
-def click(browser: webdriver.Chrome, xpath: str) -> None:
-    """Click the first visible element, once it is there; the page may draw it anew meanwhile."""
-
-    def clicked(driver: webdriver.Chrome) -> bool:
-        seen = [each for each in driver.find_elements(By.XPATH, xpath) if each.is_displayed()]
-        if seen:
-            seen[0].click()
-        return bool(seen)
-
-    WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException]).until(clicked, xpath)
+    with chromium(tmp_path_factory.mktemp("chromium")) as chrome:
+        yield chrome
 
 
 def test_a_backfill_by_mouse_of_three_tenants_finishes_two_when_one_fails(

@@ -148,7 +148,7 @@ def _markdown(report: Report, project_url: str) -> str:
 def _gate(report: Report, gate: GateDecision) -> str:
     comparison, calibration = gate.comparison, gate.calibration
     table = _table(
-        ["", "score", "Brier score (0 is best)"],
+        ["program", "score", "Brier score (0 is best)"],
         [
             ["incumbent", _percent(comparison.incumbent_score), f"{calibration.incumbent:.3f}"],
             [f"candidate ({report.optimizer or report.version})", _percent(comparison.candidate_score),
