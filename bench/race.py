@@ -142,28 +142,23 @@ def _random_search(task: Task, candidates: int) -> dspy.Module:
 
 
 def mipro(task: Task, calls: int) -> dspy.Module:
-    return task.compiled(
-        lambda: dspy.MIPROv2(
-            metric=scorer(ROUTING),
-            max_bootstrapped_demos=BOOTSTRAPPED,
-            max_labeled_demos=LABELED,
-            auto="light",
-            num_threads=1,
-        )
+    return task.compiled(lambda: _mipro(auto="light"))
+
+
+def _mipro(**search: Any) -> dspy.MIPROv2:
+    return dspy.MIPROv2(
+        metric=scorer(ROUTING),
+        max_bootstrapped_demos=BOOTSTRAPPED,
+        max_labeled_demos=LABELED,
+        num_threads=1,
+        **search,
     )
 
 
 def mipro_within(task: Task, calls: int) -> dspy.Module:
     """A trial takes 35 calls, every fifth one all of dev as well, and some 60 go into bootstrapping and proposals."""
     return task.compiled(
-        lambda: dspy.MIPROv2(
-            metric=scorer(ROUTING),
-            max_bootstrapped_demos=BOOTSTRAPPED,
-            max_labeled_demos=LABELED,
-            auto=None,
-            num_candidates=6,
-            num_threads=1,
-        ),
+        lambda: _mipro(auto=None, num_candidates=6),
         num_trials=max(1, round((calls - 2 * DEV - 60) / (35 + DEV / 5))),
     )
 

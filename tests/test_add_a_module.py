@@ -1,9 +1,7 @@
 """docs/add-a-module.md is true: who does what it says, with an empty folder, ends with two promoted programs."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.follow import environment, follow
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENT = (PROJECT / "docs" / "add-a-module.md").read_text()
@@ -62,35 +61,10 @@ def followed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Foll
     )
     with open_instance(home) as instance:
         register_tenant(instance, tenant)
-    env = {
-        **os.environ,
-        "PATH": f"{COMMANDS}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{PROJECT}:{installed}",
-        "DAGSTER_HOME": str(home),
-        "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint,
-        "AUTOOPT_SETTLING_SECONDS": "0",
-        "COLUMNS": "200",
-        # pip works offline, and into a folder of the test's own instead of the environment.
-        "PIP_TARGET": str(installed),
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one the wrong way round
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
-    script = ["set -e"]
-    for kind, file, text in BLOCKS:
-        own = text.replace("acme", tenant)
-        if file:
-            (home / file).parent.mkdir(parents=True, exist_ok=True)
-            (home / file).write_text(own)
-        else:
-            assert kind == "sh"
-            script.append(PAGES.sub("", own))
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=home, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Followed(home, tenant, {**env, "AUTOOPT_MODULES": str(home / "own" / "modules.yaml")}, done.stdout)
+    env = environment(installed, DAGSTER_HOME=str(home), AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
+    own = [(kind, file, text.replace("acme", tenant)) for kind, file, text in BLOCKS]
+    output = follow([(kind, file, text if file else PAGES.sub("", text)) for kind, file, text in own], home, env)
+    return Followed(home, tenant, {**env, "AUTOOPT_MODULES": str(home / "own" / "modules.yaml")}, output)
 
 
 def test_the_declared_module_is_an_asset(followed: Followed) -> None:

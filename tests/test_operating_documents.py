@@ -1,16 +1,14 @@
 """The documents on configuring, tenants and spans are true: their commands run, and their tables are the models'."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.config_reference import DOCUMENT, with_tables
+from tests.follow import environment, follow
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -59,35 +57,13 @@ def stored(tenant: str) -> str:
 
 
 def test_spans_of_an_own_layout_are_read_as_the_document_says(home: Path, phoenix: Phoenix, tenant: str) -> None:
-    script = ["set -e"]
-    for kind, file, text in BLOCK.findall((DOCS / "use-your-own-span-layout.md").read_text()):
-        own = text.replace("acme", tenant)
-        if file:
-            (home / file).parent.mkdir(parents=True, exist_ok=True)
-            (home / file).write_text(own)
-        else:
-            assert kind == "sh"
-            script.append(own.replace("sleep 3", f"for _ in {{1..60}}; do {stored(tenant)} && break; sleep 0.5; done"))
-    installed = home / "installed"
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{PROJECT}:{installed}",
-        "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint,
-        "AUTOOPT_SETTLING_SECONDS": "0",
-        "COLUMNS": "200",
-        # pip works offline, and into a folder of the test's own instead of the environment.
-        "PIP_TARGET": str(installed),
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one the wrong way round
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=home, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    before, after = done.stdout.split("Successfully installed")
+    wait = f"for _ in {{1..60}}; do {stored(tenant)} && break; sleep 0.5; done"
+    blocks = [
+        (kind, file, text.replace("acme", tenant).replace("sleep 3", wait))
+        for kind, file, text in BLOCK.findall((DOCS / "use-your-own-span-layout.md").read_text())
+    ]
+    env = environment(home / "installed", AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
+    before, after = follow(blocks, home, env).split("Successfully installed")
     assert "spans that no module reads: llm.router 3" in before
     assert re.search(r"agent_choice +3 +2 ", after)
     assert "query: shorten it" in after
