@@ -257,8 +257,8 @@ def test_a_trend_is_the_score_of_what_served_from_outcome_to_outcome(home: Path,
     with open_instance(home) as instance:
         points = read_trends(instance, [(tenant, "routing"), (tenant, "modality")])
     assert [point.serving for point in points[tenant, "routing"]] == [0.5, 0.4, 0.75]
-    assert sparkline(points[tenant, "routing"]) == "0.0,12.0 50.0,14.0 100.0,7.0"
-    assert sparkline(points[tenant, "routing"][:1]) == ""
+    assert sparkline(points[tenant, "routing"]) == "0.0,18.0 33.3,12.0 66.7,14.0 100.0,7.0"
+    assert sparkline([]) == ""
 
 
 def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:

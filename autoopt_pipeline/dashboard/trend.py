@@ -54,8 +54,10 @@ def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
 
 
 def sparkline(points: Sequence[Point]) -> str:
-    """The points of an SVG polyline in a box of 100 by 24, the newest at the right; empty where there is no line."""
-    if len(points) < 2:
+    """The points of an SVG polyline in a box of 100 by 24, from what served before the first outcome to what does now;
+    empty without outcomes."""
+    if not points:
         return ""
-    step = 100 / (len(points) - 1)
-    return " ".join(f"{step * n:.1f},{22 - 20 * point.serving:.1f}" for n, point in enumerate(points))
+    scores = [points[0].before, *(point.serving for point in points)]
+    step = 100 / (len(scores) - 1)
+    return " ".join(f"{step * n:.1f},{22 - 20 * score:.1f}" for n, score in enumerate(scores))
