@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import httpx
 
+from autoopt_pipeline.addresses import without_login
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
@@ -78,7 +79,7 @@ class Feedback:
     """Sends annotations to one Phoenix."""
 
     def __init__(self, endpoint: str, api_key: str | None) -> None:
-        self._endpoint = endpoint.rstrip("/")
+        self._endpoint, self._login = without_login(endpoint.rstrip("/"))
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         begin_in_every_process(self)
         atexit.register(_flush_at_exit, weakref.ref(self))
@@ -113,7 +114,7 @@ class Feedback:
             self._post(annotations)
         except _SpansMissing:
             raise PhoenixUnavailable(
-                f"Phoenix {self._shown} does not have the span yet", "repeat, or send without waiting"
+                f"Phoenix {self._endpoint} does not have the span yet", "repeat, or send without waiting"
             ) from None
 
     def flush(self, seconds: float) -> bool:
@@ -147,7 +148,7 @@ class Feedback:
                 self._try(batch[: len(batch) // 2])
                 self._try(batch[len(batch) // 2 :])
             else:
-                self._later(batch, PhoenixRefused(f"Phoenix {self._shown} has no span of it", "is it traced there?"))
+                self._later(batch, PhoenixRefused(f"Phoenix {self._endpoint} has no span of it", "is it traced there?"))
         except PhoenixUnavailable as e:
             self._note(e)
             self._later(batch, e)
@@ -177,7 +178,7 @@ class Feedback:
 
     def _post(self, annotations: Sequence[Annotation]) -> None:
         if self._http is None:
-            self._http = httpx.Client(headers=self._headers, timeout=_TIMEOUT_SECONDS)
+            self._http = httpx.Client(auth=self._login, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         try:
             response = self._http.post(
                 f"{self._endpoint}/v1/span_annotations",
@@ -186,26 +187,20 @@ class Feedback:
             )
         except httpx.TransportError as e:
             raise PhoenixUnavailable(
-                f"Phoenix {self._shown} takes no feedback: {type(e).__name__}", "check AUTOOPT_PHOENIX_ENDPOINT"
+                f"Phoenix {self._endpoint} takes no feedback: {type(e).__name__}", "check AUTOOPT_PHOENIX_ENDPOINT"
             ) from e
         status = response.status_code
         if status == 404 and "span" in response.text.lower():
             raise _SpansMissing
         if status in {408, 429} or status >= 500:
-            raise PhoenixUnavailable(f"Phoenix {self._shown} takes no feedback: HTTP {status}", "see its log")
+            raise PhoenixUnavailable(f"Phoenix {self._endpoint} takes no feedback: HTTP {status}", "see its log")
         if status in {401, 403}:
-            raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
+            raise PhoenixRefused(f"Phoenix {self._endpoint} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
             raise PhoenixRefused(
-                f"Phoenix {self._shown} refuses feedback: HTTP {status} {response.text[:200]}",
+                f"Phoenix {self._endpoint} refuses feedback: HTTP {status} {response.text[:200]}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
             )
-
-    @property
-    def _shown(self) -> str:
-        """The address without any password."""
-        scheme, separator, rest = self._endpoint.partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
     def _note(self, error: AutooptError) -> None:
         if self._problem is None or self._problem.what != error.what:
