@@ -23,6 +23,9 @@ up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix 
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
+fuzz: install ## Far more of the tests that try what others may have written; some twenty minutes
+	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
+
 check: install ## Formatting, linter, type checker
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -65,4 +68,4 @@ lock: ## Write the lock files anew (needs uv)
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test check format install lock clean
+.PHONY: help demo up test fuzz check format install lock clean
