@@ -12,7 +12,7 @@ from autoopt_pipeline.errors import InvalidSettings
 
 Redact = Callable[[str], str]
 
-# Each word is looked at once, whether an address follows or not: one of 4000 letters would otherwise take as many looks.
+# Each word is looked at once, whether an address follows or not: one of 4000 letters would else take 8 million steps.
 _MAIL = re.compile(r"[\w.+-]++(@[\w-]+(?:\.[\w-]+)+)?")
 _KEY = re.compile(
     r"\b(?:sk|pk|rk|ghp|gho|ghs|xox[abp]|glpat)[-_][\w-]{8,}"  # keys of well-known services

@@ -67,7 +67,8 @@ class LMSettings(Strict):
     def _web_address(cls, address: str | None) -> str | None:
         # A password in it could be read by all who may read the configuration; and a file is no endpoint.
         parts = urlsplit(address or "http://none")
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        fit = parts.scheme in {"http", "https"} and parts.hostname and parts.username is None
+        if not fit or parts.port == 0:  # to ask for the port raises ValueError where a password stands in its place
             raise ValueError
         return address
 
