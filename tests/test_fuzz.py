@@ -45,10 +45,10 @@ BOMBS = ["[" * 5_000, '{"a":' * 5_000, "9" * 5000, "1e999999", '"\\ud800"', "NaN
 
 
 names = st.sampled_from(list(RoutingConfigUnified.model_fields)) | st.text(max_size=5)
-NESTED = """
-    model api_base api_key_env timeout_seconds max_lm_calls max_tokens max_days start end time_zone weekdays name
-    description retrain_after optimization_interval_seconds routing
-""".split()
+NESTED = [
+    *("model", "api_base", "api_key_env", "timeout_seconds", "max_lm_calls", "max_tokens", "max_days", "start", "end"),
+    *("time_zone", "weekdays", "name", "description", "retrain_after", "optimization_interval_seconds", "routing"),
+]
 settings_of_a_part = st.dictionaries(
     st.sampled_from(NESTED),
     values | st.dictionaries(st.sampled_from(["enabled", "retrain_after"]), values, max_size=2),

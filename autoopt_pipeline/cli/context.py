@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 
-class _Screen(Console):
+class Screen(Console):
     """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -31,7 +31,7 @@ class _Screen(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-console = _Screen()
+console = Screen()
 
 
 def connections() -> Connections:
