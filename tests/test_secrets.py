@@ -172,9 +172,8 @@ def test_nothing_that_is_left_behind_holds_a_secret(place: Place) -> None:
     place.llm.always = 401  # and quotes the key
     assert "trouble with Bearer ***" in place.materialize("modality")
     place.llm.always = None
-    assert "the key is refused (401)" in place.fail(AUTOOPT_PHOENIX_API_KEY=SECRETS["wrong"])
-    nobody = f"http://me:{quote(SECRETS['phoenix'], safe='')}@{LOOPBACK}:9"
-    assert "does not answer" in place.fail(AUTOOPT_PHOENIX_ENDPOINT=nobody)
+    login = place.phoenix.endpoint.replace("://", f"://me:{quote(SECRETS['phoenix'], safe='')}@")
+    assert "the key is refused (401)" in place.fail(AUTOOPT_PHOENIX_ENDPOINT=login)
     no_redis = f"redis://:{quote(SECRETS['redis'], safe='')}@{LOOPBACK}:9/0"
     assert "Redis is up" in place.fail(AUTOOPT_CONFIG_STORE_URL=no_redis)
 
@@ -187,7 +186,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(place: Place) -> None:
         (["versions", TENANT, "routing", "--json"], 0, {}),
         (["alerts", "test"], 2, {}),
         (["traces", "stats", TENANT], 2, {"AUTOOPT_PHOENIX_API_KEY": SECRETS["wrong"]}),
-        (["traces", "stats", TENANT], 2, {"AUTOOPT_PHOENIX_ENDPOINT": nobody}),
+        (["traces", "stats", TENANT], 2, {"AUTOOPT_PHOENIX_ENDPOINT": login}),
         (
             ["versions", TENANT, "routing"],
             2,
