@@ -5,10 +5,15 @@ from urllib.parse import unquote, urlsplit
 
 def without_secrets(address: str) -> str:
     """The address fit to be shown: no user, no password, no query. Takes also what is no address, as people mistype."""
-    scheme, separator, rest = address.partition("?")[0].rpartition("://")
-    before, _, after = rest.rpartition("@")
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        scheme, rest = "", address
+    before, at, after = rest.rpartition("@")
+    if "?" in before:  # of a password that should have been quoted, or of a query: nobody can tell
+        return f"{scheme}{separator}..."
     # A path may hold an @ of its own; a password comes after a colon, or after the scheme.
-    return f"{scheme}{separator}{after}" if separator or ":" in before else rest
+    shown = after if at and (separator or ":" in before) else rest
+    return f"{scheme}{separator}{shown.partition('?')[0]}"
 
 
 def without_login(address: str) -> tuple[str, tuple[str, str] | None]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx
 
-from autoopt_pipeline.addresses import without_login
+from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
@@ -80,6 +80,8 @@ class Feedback:
 
     def __init__(self, endpoint: str, api_key: str | None) -> None:
         self._endpoint, self._login = without_login(endpoint.rstrip("/"))
+        self._shown = without_secrets(endpoint.rstrip("/"))
+        self._api_key = api_key
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         begin_in_every_process(self)
         atexit.register(_flush_at_exit, weakref.ref(self))
@@ -114,7 +116,7 @@ class Feedback:
             self._post(annotations)
         except _SpansMissing:
             raise PhoenixUnavailable(
-                f"Phoenix {self._endpoint} does not have the span yet", "repeat, or send without waiting"
+                f"Phoenix {self._shown} does not have the span yet", "repeat, or send without waiting"
             ) from None
 
     def flush(self, seconds: float) -> bool:
@@ -148,7 +150,7 @@ class Feedback:
                 self._try(batch[: len(batch) // 2])
                 self._try(batch[len(batch) // 2 :])
             else:
-                self._later(batch, PhoenixRefused(f"Phoenix {self._endpoint} has no span of it", "is it traced there?"))
+                self._later(batch, PhoenixRefused(f"Phoenix {self._shown} has no span of it", "is it traced there?"))
         except PhoenixUnavailable as e:
             self._note(e)
             self._later(batch, e)
@@ -187,18 +189,20 @@ class Feedback:
             )
         except httpx.TransportError as e:
             raise PhoenixUnavailable(
-                f"Phoenix {self._endpoint} takes no feedback: {type(e).__name__}", "check AUTOOPT_PHOENIX_ENDPOINT"
+                f"Phoenix {self._shown} takes no feedback: {type(e).__name__}", "check AUTOOPT_PHOENIX_ENDPOINT"
             ) from e
         status = response.status_code
         if status == 404 and "span" in response.text.lower():
             raise _SpansMissing
         if status in {408, 429} or status >= 500:
-            raise PhoenixUnavailable(f"Phoenix {self._endpoint} takes no feedback: HTTP {status}", "see its log")
+            raise PhoenixUnavailable(f"Phoenix {self._shown} takes no feedback: HTTP {status}", "see its log")
         if status in {401, 403}:
-            raise PhoenixRefused(f"Phoenix {self._endpoint} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
+            raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
+            # What a server says may quote the key.
+            said = response.text.replace(self._api_key, "***") if self._api_key else response.text
             raise PhoenixRefused(
-                f"Phoenix {self._endpoint} refuses feedback: HTTP {status} {response.text[:200]}",
+                f"Phoenix {self._shown} refuses feedback: HTTP {status} {said[:200]}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
             )
 
