@@ -24,10 +24,22 @@ up: install ## The same, running until Ctrl-C, with the dashboard and the UIs of
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
-check: install ## Formatting, linter, type checker
+fuzz: install ## Far more of the tests that try what others may have written; some twenty minutes
+	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
+
+check: install audit ## Formatting, linter, type checker, known vulnerabilities
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/ty check
+
+# A mirror may answer for packages and not for their vulnerabilities, of which pip-audit then finds none. So it is asked
+# first for a release that is known to have some.
+audit: install ## Known vulnerabilities of the locked packages, where PyPI's database of them can be reached
+	@if .venv/bin/python -c "import httpx; assert httpx.get('https://pypi.org/pypi/jinja2/2.11.2/json', timeout=10).raise_for_status().json()['vulnerabilities']" 2>/dev/null; then \
+		.venv/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off $(patsubst %,-r %,$(wildcard requirements/*.txt)); \
+	else \
+		echo "audit skipped: PyPI's database of vulnerabilities cannot be reached from here" >&2; \
+	fi
 
 format: install ## Format the code
 	@.venv/bin/ruff format .
@@ -66,4 +78,4 @@ lock: ## Write the lock files anew (needs uv)
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test check format install lock clean
+.PHONY: help demo up test fuzz check audit format install lock clean

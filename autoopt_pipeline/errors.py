@@ -1,5 +1,7 @@
 """The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
 
+from autoopt_pipeline.wording import printable
+
 
 class AutooptError(Exception):
     """Base of every error that is meant for a person.
@@ -11,8 +13,8 @@ class AutooptError(Exception):
     transient = False
 
     def __init__(self, what: str, remedy: str) -> None:
-        self.what = " ".join(what.split())
-        self.remedy = " ".join(remedy.split())
+        self.what = printable(" ".join(what.split()))
+        self.remedy = printable(" ".join(remedy.split()))
         super().__init__(f"{self.what} -> {self.remedy}")
 
     def __reduce__(self) -> tuple[type["AutooptError"], tuple[str, str]]:

@@ -125,7 +125,8 @@ def load_settings() -> Settings:
         first = e.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         name = name if name.startswith(("AUTOOPT_", "PHOENIX_", "CONFIG_")) else f"AUTOOPT_{name}"
+        # Where the name of a key's variable belongs, somebody may have put the key.
+        shown = "" if name.endswith("_API_KEY_ENV") else f" (got {str(first['input'])[:60]!r})"
         raise InvalidSettings(
-            f"environment variable {name}: {first['msg']} (got {str(first['input'])[:60]!r})",
-            f"correct or unset {name}",
+            f"environment variable {name}: {first['msg']}{shown}", f"correct or unset {name}"
         ) from None

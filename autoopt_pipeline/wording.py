@@ -1,10 +1,18 @@
-"""Words for people: times and shares, a text kept to one line, the nearest of known names."""
+"""Words for people: times and shares, text that others wrote kept harmless and to one line, the nearest of names."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
+
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tab and line feed: ESC and CSI move the cursor
+    "\u202a-\u202e\u2066-\u2069"  # these turn the direction of reading
+    "\ud800-\udfff]"  # halves of characters: no encoding takes them
+)
 
 
 def duration(span: timedelta) -> str:
@@ -26,9 +34,14 @@ def percent(score: float | None) -> str:
     return "?" if score is None else f"{100 * score:.1f}"
 
 
+def printable(text: str) -> str:
+    """The text with U+FFFD for what would steer a terminal, show other words than there are, or cannot be encoded."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
 def one_line(text: str, *, full: bool = False, length: int = 160) -> str:
     """Text of a user or a model, kept to its line, and to a length unless it is wanted in full."""
-    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if full or len(line) <= length else f"{line[: length - 1]}…"
 
 

@@ -64,7 +64,7 @@ def _value(field: dict) -> str:
 def _bounds(field: dict) -> str:
     least, most = field.get("minimum"), field.get("maximum")
     if least is not None and most is not None:
-        return f", {least:g} to {most:g}"
+        return f", {least:.15g} to {most:.15g}"
     if least is not None:
         return f", {least:g} or more"
     return ", more than 0" if field.get("exclusiveMinimum") == 0 else ""

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import hypothesis
 import pytest
 
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
+
+# How long an example takes is the machine's affair. `make fuzz` takes the other profile.
+hypothesis.settings.register_profile("quick", deadline=None)
+hypothesis.settings.register_profile(
+    "long", deadline=None, max_examples=2000, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.artifacts.store import Program
@@ -76,7 +76,6 @@ def columns(spec: ModuleSpec) -> list[str]:
 
 
 @pytest.mark.parametrize("module", BUILT_IN)
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_whatever_a_span_holds_no_module_fails_and_what_is_learnt_can_be_stored(
     module: str, data: st.DataObject

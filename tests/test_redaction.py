@@ -14,6 +14,7 @@ from tests.examples import decision
     ("text", "clean"),
     [
         ("write to marta.lee+x@mail.example.org now", "write to <mail> now"),
+        ("a.b@x.y+c@d.e, a@b@c.d", "<mail><mail>, a@<mail>"),
         ("call +49 (0)30 1234-5678 please", "call <number> please"),
         ("card 4111 1111 1111 1111", "card <number>"),
         ("my key is sk-proj_abcdefgh12345", "my key is <key>"),
@@ -42,7 +43,7 @@ def test_dates_and_plain_numbers_stay(text: str) -> None:
     assert redact(text) == text
 
 
-@given(st.text())
+@given(st.text() | st.text("a1@.+- ()/", max_size=60))
 def test_redacting_twice_changes_nothing_more(text: str) -> None:
     once = redact(text)
     assert redact(once) == once

@@ -118,6 +118,13 @@ def test_no_text_of_a_user_can_be_more_than_text(text: str) -> None:
     assert all(re.match(r"http://phoenix/projects/p/traces/", str(link)) for link in links)
 
 
+def test_a_trace_id_that_an_application_made_up_leads_nowhere_else() -> None:
+    made_up = replace(example("x", "x"), trace_id="x) ![y](http://evil/y.png")
+    row = replace(reporting("x").compared[0], example=made_up)
+    tokens = rendered(markdown(replace(reporting("x"), compared=(row,))))
+    assert not [token for token in tokens if token.type == "image"]
+
+
 @given(hostile)
 def test_what_a_user_wrote_is_read_as_it_was_written(text: str) -> None:
     tokens = rendered(markdown(replace(REPORT, reason=text)))

@@ -105,3 +105,28 @@ def test_phoenixs_key_is_never_sent_to_a_language_model(name: str) -> None:
     for field in ("lm", "teacher_lm"):
         with pytest.raises(InvalidConfig, match="not Phoenix's"):
             parse_config({"tenant_id": "acme", field: lm}, where="test")
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc/passwd", "elsewhere:8000", "http://", "http://me:s3cr3t@host", "http://me:s3cr3t/x@host"]
+)
+def test_an_endpoint_is_on_the_web_and_a_password_in_it_is_refused_and_not_quoted(address: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"lm\.api_base: give http:// or https://") as error:
+        parse_config({"tenant_id": "acme", "lm": {"model": "openai/x", "api_base": address}}, where="test")
+    assert "s3cr3t" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lookback_seconds": 10**18},
+        {"max_run_seconds": 10**18},
+        {"budget": {"max_lm_calls": 10**400}},
+        {"lm": {"model": "openai/x", "timeout_seconds": float("inf")}},
+        {"modules": {"routing": {"retrain_after": "9999-12-31T23:59:59-23:00"}}},
+        {"agents": [{"name": f"a{number}"} for number in range(501)]},
+    ],
+)
+def test_numbers_and_lists_beyond_all_sense_are_refused_when_they_are_read(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfig):
+        parse_config({"tenant_id": "acme", **fields}, where="test")

@@ -1,5 +1,6 @@
 """Both stores against the real thing."""
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,20 @@ def test_an_unknown_kind_of_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidSettings) as error:
         open_config_store(url)
     assert "hunter2" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_in_one_tenants_entry_do_not_hide_the_others(
+    store: TenantConfigStore, url: str, tenant: str
+) -> None:
+    write_config(store, RoutingConfigUnified(tenant_id=tenant))
+    broken = f"{tenant}-x"
+    store.write(broken, {})
+    if url.startswith("redis"):
+        redis.Redis.from_url(url).hset("autoopt:configs", broken, b"\xff{")
+    else:
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as db:
+            db.execute("UPDATE tenant_configs SET document = CAST(x'ff7b' AS TEXT) WHERE tenant_id = ?", (broken,))
+    found = store.current()
+    assert found[tenant].parse().tenant_id == tenant
+    with pytest.raises(InvalidConfig):
+        found[broken].parse()

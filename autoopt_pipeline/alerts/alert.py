@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoopt_pipeline.wording import printable
+
 MAX_AFFECTED = 20
 """Modules that one alert lists; the others are in its count."""
 
@@ -79,5 +81,5 @@ def make_alert(
 
 def one_line(text: str) -> str:
     """The beginning of a text that anybody may have written."""
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= _MAX_CHARS else flat[: _MAX_CHARS - 1] + "…"

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidSettings
 
 
@@ -21,8 +22,12 @@ class Files:
             self._fs, root = fsspec.core.url_to_fs(root_url)
         except (ValueError, ImportError) as e:
             raise InvalidSettings(
-                f"artifact root {root_url.partition('?')[0]!r}: {e}",
+                f"artifact root {without_secrets(root_url)!r}: {e}",
                 "set AUTOOPT_ARTIFACTS_URL to a folder or a URL",
+            ) from None
+        except OSError as e:  # some drivers connect at once
+            raise ArtifactStoreUnavailable(
+                f"artifact root {without_secrets(root_url)!r}: {e}", "check AUTOOPT_ARTIFACTS_URL"
             ) from None
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
@@ -152,9 +157,15 @@ class Files:
         except FileExistsError:
             raise
         except Exception as e:  # drivers have errors of their own: S3's for a server that is down is no OSError
-            raise ArtifactStoreUnavailable(
-                f"artifact store {self._root}: {path}: {e}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
-            ) from e
+            # Of some stores the root is an address with a password, which drivers quote.
+            shown = without_secrets(self._root)
+            error = ArtifactStoreUnavailable(
+                f"artifact store {shown}: {path}: {str(e).replace(self._root, shown)}",
+                "check AUTOOPT_ARTIFACTS_URL and its permissions",
+            )
+            if shown != self._root:
+                raise error from None
+            raise error from e
 
 
 _TEMPORARY = ".writing-"

@@ -46,7 +46,7 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
     """A stored program, ready to answer with the labels of today.
 
     Demos that answer with a label that no longer exists are left out. Raises `InvalidArtifact` when the
-    module's signature has changed since.
+    module's signature has changed since, or when the state holds what no program of ours does.
     """
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
@@ -55,7 +55,16 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
             "it is replaced by the next promotion; until then the baseline serves",
         )
     signatures = {name: predictor.signature for name, predictor in program.named_predictors()}
-    program.load_state(stored.state)
+    foreign = InvalidArtifact(
+        f"{stored.tenant_id}/{stored.module}: the program's state is none that was made here",
+        "find out who wrote it, and activate another",
+    )
+    if not signatures.keys() <= stored.predictors.keys():
+        raise foreign
+    try:
+        program.load_state(stored.state)
+    except Exception as e:  # DSPy raises what it stumbles upon
+        raise foreign from e
     for name, predictor in program.named_predictors():
         # The fields' descriptions name the labels: those of today, not those of the day it was stored.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)

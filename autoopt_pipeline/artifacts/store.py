@@ -14,11 +14,13 @@ Moves, ledger entries and trial steps are created exclusively, so of two writers
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.watches import WatchResult, enter_watched
@@ -27,12 +29,39 @@ from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, Inva
 from autoopt_pipeline.tenant_id import safe_name
 
 Record = TypeVar("Record", bound=BaseModel)
+Numbered = TypeVar("Numbered", "Move", "LedgerEntry", "TrialStep", WatchResult)
+
+VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
+
+_NUMBERED = re.compile(r"[0-9]{8}\.json")
 
 _DECLINED = "declined.json"
 
 
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class _Signature(_Stored):
+    instructions: str
+
+
+class PredictorState(_Stored):
+    """All that a stored predictor may be: what it shows the model, and nothing that acts.
+
+    DSPy would set any attribute that a state names, and ask the language model that it names. So whoever can write a
+    program could have the application send its queries and its key elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    signature: _Signature
+    demos: list[dict[str, Any]]
+    traces: list[Any] = []
+    train: list[Any] = []
+    fields: dict[str, Any] = {}
+    lm: None = None
 
 
 class Program(_Stored):
@@ -52,15 +81,24 @@ class Program(_Stored):
     def digest(self) -> str:
         return hashlib.sha256(self.encode()).hexdigest()
 
+    @property
+    def predictors(self) -> dict[str, PredictorState]:
+        """The predictors in the state, by name. What is none of ours is left out."""
+        found = {}
+        for name, part in self.state.items():
+            with suppress(ValidationError):
+                found[name] = PredictorState.model_validate(part)
+        return found
+
 
 class Manifest(_Stored):
     """How a version came to be, and what was measured of it; scores are None where nothing was."""
 
-    version: str
+    version: VersionName
     program_sha256: str
     created_at: datetime
     run_id: str
-    parent: str | None
+    parent: VersionName | None
     verdict: str
     reason: str
     window_start: datetime
@@ -98,16 +136,16 @@ class Move(_Stored):
     at: datetime
     by: str
     why: str
-    expected: str | None
-    to: str | None
+    expected: VersionName | None
+    to: VersionName | None
     judged: bool = True
-    canary: dict[str, float] | None = None
+    canary: dict[VersionName, float] | None = None
 
 
 class Active(_Stored):
     """The version that serves, by the move of this sequence."""
 
-    version: str
+    version: VersionName
     sequence: int
 
 
@@ -119,9 +157,9 @@ class Pointer(_Stored):
     move's.
     """
 
-    version: str | None
+    version: VersionName | None
     sequence: int
-    canary: dict[str, float] | None = None
+    canary: dict[VersionName, float] | None = None
 
     @property
     def active(self) -> Active | None:
@@ -188,8 +226,8 @@ class TrialStep(_Stored):
     sequence: int
     at: datetime
     run_id: str
-    version: str
-    incumbent: str | None
+    version: VersionName
+    incumbent: VersionName | None
     lm: str
     labels: list[str]
     alpha: float
@@ -354,8 +392,8 @@ class ModuleArtifacts:
 
     def last_move(self) -> Move | None:
         """The move that says what serves now; None before the first one."""
-        names = self._files.names(f"{self._folder}/moves")
-        return self._read(f"moves/{names[-1]}", Move) if names else None
+        names = self._numbered("moves")
+        return self._read_numbered("moves", names[-1], Move) if names else None
 
     def keep_watched(self, since: datetime) -> None:
         """Make sure that the watch which began then is found. Costs nothing where it is."""
@@ -381,8 +419,8 @@ class ModuleArtifacts:
     def trial(self) -> list[TrialStep]:
         """The steps of the last trial, oldest first; empty where there never was one."""
         steps: list[TrialStep] = []
-        for name in reversed(self._files.names(f"{self._folder}/trials")):
-            step = self._read(f"trials/{name}", TrialStep)
+        for name in reversed(self._numbered("trials")):
+            step = self._read_numbered("trials", name, TrialStep)
             if step is None:
                 continue
             if steps and step.version != steps[0].version:
@@ -392,7 +430,7 @@ class ModuleArtifacts:
 
     def last_trial_step(self) -> int:
         """The number of the last step of any trial, 0 where there was none."""
-        names = self._files.names(f"{self._folder}/trials")
+        names = self._numbered("trials")
         return int(names[-1].removesuffix(".json")) if names else 0
 
     def trial_steps(self) -> list[TrialStep]:
@@ -425,9 +463,19 @@ class ModuleArtifacts:
         raw = self._files.read(f"{self._folder}/{path}")
         return None if raw is None else self._parse(raw, kind, path)
 
-    def _read_all(self, folder: str, kind: type[Record]) -> list[Record]:
-        records = [self._read(f"{folder}/{name}", kind) for name in self._files.names(f"{self._folder}/{folder}")]
+    def _numbered(self, folder: str) -> list[str]:
+        """Names of a folder's records in their order. Other files are none of ours."""
+        return [name for name in self._files.names(f"{self._folder}/{folder}") if _NUMBERED.fullmatch(name)]
+
+    def _read_all(self, folder: str, kind: type[Numbered]) -> list[Numbered]:
+        records = [self._read_numbered(folder, name, kind) for name in self._numbered(folder)]
         return [record for record in records if record]
+
+    def _read_numbered(self, folder: str, name: str, kind: type[Numbered]) -> Numbered | None:
+        record = self._read(f"{folder}/{name}", kind)
+        if record and f"{record.sequence:08d}.json" != name:
+            raise self._invalid(f"{folder}/{name}: it is number {record.sequence}", "restore it from a backup")
+        return record
 
     def _parse(self, raw: bytes, kind: type[Record], what: str) -> Record:
         try:

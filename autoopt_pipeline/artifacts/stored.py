@@ -139,12 +139,8 @@ def read_programs(files: Files, tenant: str, module: str) -> Programs:
 def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
     """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
     return {
-        name: {
-            "instructions": predictor.get("signature", {}).get("instructions", ""),
-            "demos": predictor.get("demos", []),
-        }
-        for name, predictor in stored.state.items()
-        if isinstance(predictor, dict) and "demos" in predictor
+        name: {"instructions": predictor.signature.instructions, "demos": predictor.demos}
+        for name, predictor in stored.predictors.items()
     }
 
 

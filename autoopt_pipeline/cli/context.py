@@ -10,17 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.wording import did_you_mean, printable
 
 if TYPE_CHECKING:
     import dagster as dg
 
-console = Console()
+
+class Screen(Console):
+    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console = Screen()
 
 
 def connections() -> Connections:

@@ -25,6 +25,7 @@ from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.cli.watches import watches
 from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.wording import printable
 
 app = typer.Typer(
     name="autoopt",
@@ -113,7 +114,7 @@ def run() -> None:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except Exception:  # noqa: BLE001 - Python's own status would be 1, which means "skipped"
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

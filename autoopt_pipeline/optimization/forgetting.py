@@ -206,12 +206,12 @@ def _holds(raw: str, text: ForgottenText, *, demos: bool) -> bool:
     try:
         program = Program.model_validate_json(raw)
         predictors = {name: dict(predictor) for name, predictor in program.state.items()}
-    except (ValidationError, TypeError, ValueError):
+        if any(_instructions_hold(program, name, text) for name in predictors):
+            return True
+        shown = (predictor.get(key, ()) for predictor in predictors.values() for key in _DEMO_LISTS)
+        return demos and any(text.is_in(demo) for each in shown for demo in each)
+    except (ValidationError, TypeError, ValueError, AttributeError):  # not a state that DSPy wrote
         return text.occurs_in(raw)
-    if any(_instructions_hold(program, name, text) for name in predictors):
-        return True
-    shown = (predictor.get(key, ()) for predictor in predictors.values() for key in _DEMO_LISTS)
-    return demos and any(text.is_in(demo) for each in shown for demo in each)
 
 
 def _instructions_hold(program: Program, name: str, text: ForgottenText) -> bool:

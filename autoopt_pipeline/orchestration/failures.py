@@ -4,6 +4,8 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.execution.plan.objects import StepFailureData
 
+from autoopt_pipeline.wording import printable
+
 WHOLE_RUN = "run"
 """Stands for all modules of a run that failed before or beside them: its process died, or somebody ended it."""
 
@@ -32,7 +34,7 @@ def causes_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
 
 def one_line_cause(text: str) -> str:
     """A message in one line, cut where it is very long."""
-    return " ".join(text.split())[:_MAX_CHARS]
+    return printable(" ".join(text.split()))[:_MAX_CHARS]
 
 
 def _of_step(failure: StepFailureData) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -213,7 +214,7 @@ def _reliability(bins: Sequence[Bin]) -> str:
 def _rows(rows: Sequence[Compared], project_url: str) -> str:
     shown = [
         [
-            _link(row.example.query, f"{project_url}/traces/{row.example.trace_id}"),
+            _link(row.example.query, f"{project_url}/traces/{quote(row.example.trace_id, safe='')}"),
             _inline(row.case.label),
             _inline(row.case.incumbent.label or "no valid answer"),
             _inline(row.case.candidate.label or "no valid answer"),

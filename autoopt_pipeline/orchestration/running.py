@@ -12,6 +12,7 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._utils.error import SerializableErrorInfo
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
@@ -95,7 +96,7 @@ def submit(
     """
     from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
-    url = urlsplit(dagster_ui)
+    url, shown = urlsplit(dagster_ui), without_secrets(dagster_ui)
     remedy = "set AUTOOPT_DAGSTER_UI_URL to the address of this instance's Dagster UI, or run without --launch"
     try:
         client = DagsterGraphQLClient(
@@ -110,13 +111,13 @@ def submit(
         )
         if not instance.has_run(run_id):
             client.terminate_run(run_id)
-            raise LaunchFailed(f"Dagster at {dagster_ui} works with another instance", remedy)
+            raise LaunchFailed(f"Dagster at {shown} works with another instance", remedy)
     except (DagsterGraphQLClientError, ValueError) as e:
         chain = list(_chain(e))
         # The first message is mostly the text of the query.
         silent = any(isinstance(each, OSError) for each in chain)
         why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
-        raise LaunchFailed(f"Dagster at {dagster_ui} {why}", remedy) from e
+        raise LaunchFailed(f"Dagster at {shown} {why}", remedy) from e
     return run_id
 
 

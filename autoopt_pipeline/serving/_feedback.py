@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import httpx
 
+from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
@@ -78,7 +79,9 @@ class Feedback:
     """Sends annotations to one Phoenix."""
 
     def __init__(self, endpoint: str, api_key: str | None) -> None:
-        self._endpoint = endpoint.rstrip("/")
+        self._endpoint, self._login = without_login(endpoint.rstrip("/"))
+        self._shown = without_secrets(endpoint.rstrip("/"))
+        self._api_key = api_key
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         begin_in_every_process(self)
         atexit.register(_flush_at_exit, weakref.ref(self))
@@ -177,7 +180,7 @@ class Feedback:
 
     def _post(self, annotations: Sequence[Annotation]) -> None:
         if self._http is None:
-            self._http = httpx.Client(headers=self._headers, timeout=_TIMEOUT_SECONDS)
+            self._http = httpx.Client(auth=self._login, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         try:
             response = self._http.post(
                 f"{self._endpoint}/v1/span_annotations",
@@ -196,16 +199,12 @@ class Feedback:
         if status in {401, 403}:
             raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
+            # What a server says may quote the key.
+            said = response.text.replace(self._api_key, "***") if self._api_key else response.text
             raise PhoenixRefused(
-                f"Phoenix {self._shown} refuses feedback: HTTP {status} {response.text[:200]}",
+                f"Phoenix {self._shown} refuses feedback: HTTP {status} {said[:200]}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
             )
-
-    @property
-    def _shown(self) -> str:
-        """The address without any password."""
-        scheme, separator, rest = self._endpoint.partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
     def _note(self, error: AutooptError) -> None:
         if self._problem is None or self._problem.what != error.what:

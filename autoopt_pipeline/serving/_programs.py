@@ -143,7 +143,7 @@ class Programs:
         try:
             pointers = read_pointers(self._files, places)
         except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
-            down = ArtifactStoreUnavailable(f"artifact store {self._root_url}: {e}", "check AUTOOPT_ARTIFACTS_URL")
+            down = ArtifactStoreUnavailable(f"artifact store: {e}", "check AUTOOPT_ARTIFACTS_URL")
             pointers = dict.fromkeys(places, down)
         for entry in due:
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules})

@@ -3,7 +3,8 @@
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -22,6 +23,15 @@ MAX_FORGOTTEN_TRACES = 1000
 """Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
 the lookback, need not stand in it."""
 
+MAX_AGENTS = 500
+"""All agents and their descriptions stand in every prompt of routing."""
+
+_TEN_YEARS = 10 * 365 * 24 * 3600
+"""Longest duration, in seconds: the calendar ends, and to reckon with a time beyond it is an error."""
+
+_MOST = 10**12
+"""Largest number of calls, tokens or traces: what is told of them has to be a number for every reader."""
+
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
@@ -38,7 +48,9 @@ class LMSettings(Strict):
     """The language model that optimizes and answers. The key itself never stands here."""
 
     model: str = Field(min_length=1, description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
-    api_base: str | None = Field(None, description="Endpoint, for servers that speak the OpenAI protocol.")
+    api_base: str | None = Field(
+        None, max_length=500, description="Endpoint, for servers that speak the OpenAI protocol: http:// or https://."
+    )
     api_key_env: str | None = Field(
         None,
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
@@ -46,9 +58,19 @@ class LMSettings(Strict):
         description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
-    max_tokens: int | None = Field(None, ge=16, description="By default 512, where the model allows it.")
+    max_tokens: int | None = Field(None, ge=16, le=_MOST, description="By default 512, where the model allows it.")
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
-    timeout_seconds: float = Field(60, gt=0, description="Longest wait for one answer.")
+    timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
+
+    @field_validator("api_base")
+    @classmethod
+    def _web_address(cls, address: str | None) -> str | None:
+        # A password in it could be read by all who may read the configuration; and a file is no endpoint.
+        parts = urlsplit(address or "http://none")
+        fit = parts.scheme in {"http", "https"} and parts.hostname and parts.username is None
+        if not fit or parts.port == 0:  # to ask for the port raises ValueError where a password stands in its place
+            raise ValueError
+        return address
 
     @field_validator("api_key_env")
     @classmethod
@@ -62,8 +84,10 @@ class LMSettings(Strict):
 class Budget(Strict):
     """What one module's optimization may spend on the language model in one run."""
 
-    max_lm_calls: int = Field(6000, ge=1, description="Calls; when they are spent, the best so far is judged.")
-    max_tokens: int = Field(20_000_000, ge=1, description="Tokens in and out, of all calls.")
+    max_lm_calls: int = Field(
+        6000, ge=1, le=_MOST, description="Calls; when they are spent, the best so far is judged."
+    )
+    max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Tokens in and out, of all calls.")
 
 
 class WatchSettings(Strict):
@@ -93,8 +117,8 @@ class WatchSettings(Strict):
 class DailyBudget(Strict):
     """What all optimizations of a tenant may spend on language models, teachers too, in a day of UTC."""
 
-    max_lm_calls: int | None = Field(None, ge=0, description="By default there is no limit.")
-    max_tokens: int | None = Field(None, ge=0, description="By default there is no limit.")
+    max_lm_calls: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
+    max_tokens: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
 
 
 class Retry(Strict):
@@ -142,8 +166,8 @@ class ModuleSettings(Strict):
     """Settings of one module; what is not set here is taken from the tenant."""
 
     enabled: bool = Field(True, description="Whether the sensor optimizes this module.")
-    optimization_interval_seconds: int | None = Field(None, ge=1, description="By default the tenant's.")
-    min_samples_for_optimization: int | None = Field(None, ge=1, description="By default the tenant's.")
+    optimization_interval_seconds: int | None = Field(None, ge=1, le=_TEN_YEARS, description="By default the tenant's.")
+    min_samples_for_optimization: int | None = Field(None, ge=1, le=_MOST, description="By default the tenant's.")
     retrain_after: AwareDatetime | None = Field(
         None, description="Due at once from this moment (UTC) on, until an optimization has ended after it."
     )
@@ -151,7 +175,10 @@ class ModuleSettings(Strict):
     @field_validator("retrain_after")
     @classmethod
     def _in_utc(cls, moment: datetime | None) -> datetime | None:
-        return moment.astimezone(UTC) if moment else None
+        try:
+            return moment.astimezone(UTC) if moment else None
+        except OverflowError:
+            raise ValueError("the year is none from 1 to 9999 in UTC") from None
 
 
 def _default_modules() -> dict[str, ModuleSettings]:
@@ -164,16 +191,20 @@ class RoutingConfigUnified(Strict):
     tenant_id: str = Field(description="`acme` or `org:tenant`; it never changes.")
     enable_auto_optimization: bool = Field(True, description="Turn automatic optimization on or off.")
     optimization_interval_seconds: int = Field(
-        3600, ge=1, description="Least time between two attempts to optimize a module."
+        3600, ge=1, le=_TEN_YEARS, description="Least time between two attempts to optimize a module."
     )
     min_samples_for_optimization: int = Field(
-        100, ge=1, description="New traces and annotations that make a module due."
+        100, ge=1, le=_MOST, description="New traces and annotations that make a module due."
     )
     lookback_seconds: int = Field(
-        30 * 24 * 3600, ge=60, description="How far back traces are learnt from, whether new or not."
+        30 * 24 * 3600, ge=60, le=_TEN_YEARS, description="How far back traces are learnt from, whether new or not."
     )
-    modules: dict[str, ModuleSettings] = Field(default_factory=_default_modules, description="The modules to optimize.")
-    agents: list[Agent] = Field(default_factory=list, description="The agents that routing chooses from.")
+    modules: dict[Annotated[str, Field(max_length=40)], ModuleSettings] = Field(
+        default_factory=_default_modules, max_length=100, description="The modules to optimize."
+    )
+    agents: list[Agent] = Field(
+        default_factory=list, max_length=MAX_AGENTS, description="The agents that routing chooses from."
+    )
     lm: LMSettings | None = Field(None, description="Language model; by default the deployment's (AUTOOPT_LM).")
     teacher_lm: LMSettings | None = Field(
         None,
@@ -190,6 +221,7 @@ class RoutingConfigUnified(Strict):
     max_run_seconds: int | None = Field(
         None,
         ge=60,
+        le=_TEN_YEARS,
         description="Longest time that a run may take which was launched by itself; by default the deployment's.",
     )
     promotion_mode: PromotionMode = Field(
@@ -319,23 +351,28 @@ def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingCo
                 f"tenant {config.tenant_id}: {where} has no fields of its own",
                 f"set {where} as a whole, as JSON",
             )
-    target[last] = _json_or_text(value)
+    target[last] = json_or_text(value)
     if path == "tenant_id":
         raise InvalidConfig("tenant_id cannot be changed", "add a tenant with the new id instead")
     return parse_config(data, where=f"tenant {config.tenant_id}")
 
 
-def _json_or_text(value: str) -> Any:
+def json_or_text(value: str) -> Any:
+    """What JSON says; the text itself where it is none, is nested too deeply, or holds a number beyond all bounds."""
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 
+_MAY_HOLD_SECRETS = {
+    "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
+    "api_base": "give http:// or https:// and a host, without user or password",
+}
+"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
+
+
 def _first_error(error: ValidationError) -> str:
-    place = ".".join(str(part) for part in error.errors()[0]["loc"])
-    if place.endswith("api_key_env"):
-        # What stands there may be the key itself.
-        remedy = "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key"
-        return f"{place}: {remedy}"
-    return first_error(error)
+    place = error.errors()[0]["loc"]
+    remedy = _MAY_HOLD_SECRETS.get(str(place[-1])) if place else None
+    return f"{'.'.join(map(str, place))}: {remedy}" if remedy else first_error(error)

@@ -42,7 +42,7 @@ def from_text(text: str, tenant_id: str) -> RoutingConfigUnified:
     except yaml.MarkedYAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise InvalidConfig(f"{where}{line}: {e.problem}", "correct the line") from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date or a number that cannot be
         raise InvalidConfig(f"{where}: {e}", "correct the text") from None
     config = parse_config(data, where=where)
     if config.tenant_id != tenant_id:

@@ -30,10 +30,12 @@ class RedisConfigStore:
         self._shown = "redis://..."
         with self._errors():
             parts = urlsplit(url)
-            self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+            if parts.hostname:
+                self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
             self._redis = redis.Redis.from_url(
                 url,
                 decode_responses=True,
+                encoding_errors="replace",  # what is no UTF-8 in one tenant's entry must not hide the others
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
@@ -130,5 +132,5 @@ def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
         fields = json.loads(entry)
         written_at = datetime.fromisoformat(fields["written_at"])
         return StoredConfig(str(tenant_id), int(fields["version"]), written_at, decode_document(fields["document"]))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return StoredConfig(str(tenant_id), 0, NEVER, f"not written by this system: {str(entry)[:80]}")

@@ -69,16 +69,16 @@ def _rows(text: str, where: str) -> list[Any]:
     try:
         whole = json.loads(text)
         return whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
+            except (ValueError, RecursionError) as e:
                 raise InvalidConfig(
-                    f"{where}: line {number} is not JSON: {e.msg}",
+                    f"{where}: line {number} is not JSON: {e}",
                     "give a JSON array, an object, or one object a line",
                 ) from None
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.tenants.config import json_or_text
 from autoopt_pipeline.tenants.store import NEVER, Risk, StoredConfig
 
 _SCHEMA = """
@@ -71,6 +72,8 @@ class SqliteConfigStore:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as db:
+                # What is no UTF-8 in one tenant's row must not hide the others.
+                db.text_factory = lambda text: text.decode(errors="replace")
                 db.execute(_SCHEMA)
                 yield db
         except (sqlite3.Error, OSError) as e:
@@ -91,18 +94,13 @@ def check_version(tenant_id: str, newest: int, expected: int | None) -> None:
 
 def decode_document(text: str | None) -> object | None:
     """The stored JSON; text that is none is kept as text, so that reading it names the trouble."""
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return None if text is None else json_or_text(text)
 
 
 def _stored(row: tuple[str, int, str, str | None]) -> StoredConfig:
     tenant_id, version, written_at, document = row
     try:
         moment = datetime.fromisoformat(written_at)
-    except ValueError:
+    except (ValueError, TypeError):
         moment = NEVER
     return StoredConfig(tenant_id, version, moment, decode_document(document))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
+from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.spec import Annotation, Decision
@@ -95,19 +96,23 @@ class _NotUnderstood(Exception):
 class Phoenix:
     """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
 
-    `endpoint` is the address without any password, fit to be shown.
+    `endpoint` is the address without any password, fit to be shown; `base_url` has it still.
     """
 
     def __init__(self, endpoint: str, *, api_key: str | None = None, timeout_seconds: float = 30) -> None:
         self.base_url = endpoint.rstrip("/")
-        self.endpoint = _without_password(self.base_url)
+        self.endpoint = without_secrets(self.base_url)
         self._timeout = timeout_seconds
+        self._api_key = api_key
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout_seconds)
-        except (httpx.InvalidURL, ValueError) as e:
+            address, login = without_login(self.base_url)
+            self._http = httpx.Client(base_url=address, auth=login, headers=headers, timeout=timeout_seconds)
+        except (httpx.InvalidURL, ValueError):
+            # The reason may quote a part of the password.
             raise PhoenixRefused(
-                f"Phoenix endpoint {self.endpoint!r}: {e}", "correct AUTOOPT_PHOENIX_ENDPOINT"
+                f"Phoenix endpoint {self.endpoint!r} is no address",
+                "set AUTOOPT_PHOENIX_ENDPOINT to http://host:port, special characters of a password as %XX",
             ) from None
 
     def about(self) -> Server:
@@ -255,7 +260,9 @@ class Phoenix:
             except (DatasetUploadError, PhoenixException) as e:
                 if isinstance(e.__cause__, httpx.HTTPStatusError):
                     raise e.__cause__ from None
-                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from e
+                raise PhoenixRefused(
+                    f"Phoenix {self.endpoint}: {what}: {self._cleaned(str(e))}", "check Phoenix's version"
+                ) from None
 
     def dataset_id(self, name: str) -> str | None:
         """The id of the dataset of exactly that name; None when there is none."""
@@ -379,7 +386,7 @@ class Phoenix:
     def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
         if errors := answer.get("errors"):
-            message = str(errors[0].get("message"))[:300]
+            message = self._cleaned(str(errors[0].get("message")))[:300]
             if message.startswith(("Cannot query field", "Unknown ", "Variable ", "Field ")):
                 raise _NotUnderstood(message)
             raise PhoenixRefused(f"Phoenix {self.endpoint}: {message}", "see the server's log")
@@ -419,7 +426,7 @@ class Phoenix:
     def _client(self) -> "Client":
         from phoenix.client import Client
 
-        return Client(base_url=self.base_url, http_client=self._http)
+        return Client(base_url=str(self._http.base_url), http_client=self._http)
 
     @contextmanager
     def _errors(self, what: str) -> Generator[None, None, None]:
@@ -450,14 +457,13 @@ class Phoenix:
         if status >= 500 or status == 429:
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         return PhoenixRefused(
-            f"Phoenix {self.endpoint}: {what}: HTTP {status} {error.response.text[:200]}",
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {self._cleaned(error.response.text)[:200]}",
             "see the server's log",
         )
 
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    def _cleaned(self, text: str) -> str:
+        """What a server said, without the key, should it quote that."""
+        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _is_transient(error: BaseException) -> bool:
