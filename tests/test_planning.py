@@ -426,17 +426,24 @@ def test_a_store_that_is_down_fails_the_tick(
 
 
 def test_partitions_follow_the_configured_tenants() -> None:
-    assert partition_changes({"a", "b"}, {"b"}, set()) == (["a"], [], [])
-    assert partition_changes({"a"}, {"a", "b"}, set()) == ([], ["b"], [])
-    assert partition_changes({"a"}, {"a"}, set()) == ([], [], [])
+    assert partition_changes({"a", "b"}, {"b"}, set(), set()) == (["a"], [], [])
+    assert partition_changes({"a"}, {"a", "b"}, {"b"}, set()) == ([], ["b"], [])
+    assert partition_changes({"a"}, {"a"}, set(), set()) == ([], [], [])
 
 
 def test_a_partition_with_an_unfinished_run_is_removed_later() -> None:
-    assert partition_changes({"a"}, {"a", "b"}, {"b"}) == ([], [], ["b"])
+    assert partition_changes({"a"}, {"a", "b"}, {"b"}, {"b"}) == ([], [], ["b"])
 
 
-def test_an_empty_store_drops_nobody() -> None:
-    assert partition_changes(set(), {"a", "b"}, set()) == ([], [], [])
+def test_tenants_that_the_store_has_lost_keep_their_partitions_and_fail_the_tick(
+    store: TenantConfigStore, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
+) -> None:
+    configure(store, "stays")
+    for tenant in ("stays", "lost"):
+        register_tenant(instance, tenant)
+    with pytest.raises(Exception, match="1 tenants that nobody removed have no configuration any more, first lost"):
+        tick(sensors["tenant_partitions_sensor"], instance)
+    assert registered_tenants(instance) == {"stays", "lost"}
 
 
 def test_the_partition_sensor_adds_and_removes(
@@ -447,6 +454,8 @@ def test_the_partition_sensor_adds_and_removes(
     sensors: dict[str, dg.SensorDefinition],
 ) -> None:
     configure(store, tenant)
+    configure(store, "gone")
+    store.write("gone", None)
     with sqlite3.connect(tmp_path / "config.db") as db:  # an id that only somebody else could have written
         db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}')")
     register_tenant(instance, "gone")

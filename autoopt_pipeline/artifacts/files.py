@@ -92,7 +92,7 @@ class Files:
                     Path(path).rmdir()
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new file whole. False when it exists already, which is then left as it is."""
+        """Write a new file whole. False when it exists already with other content, which is then left as it is."""
         with self._errors(path):
             try:
                 if self._local:
@@ -101,7 +101,8 @@ class Files:
                 else:
                     self._fs.pipe_file(self._at(path), content, mode="create")
             except FileExistsError:
-                return False
+                # It may be ours: S3's driver asks again where the server stored it and its answer was lost.
+                return self._fs.cat_file(self._at(path)) == content
             return True
 
     def replace(self, path: str, content: bytes) -> None:
