@@ -23,6 +23,9 @@ up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix 
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
+chaos: install ## Real faults on real processes, some 15 minutes (CHAOS_ROUNDS=n of kills, CHAOS_SEED=n to repeat)
+	@.venv/bin/pytest -m 'chaos or not chaos' tests/chaos
+
 check: install ## Formatting, linter, type checker
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -65,4 +68,4 @@ lock: ## Write the lock files anew (needs uv)
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test check format install lock clean
+.PHONY: help demo up test chaos check format install lock clean

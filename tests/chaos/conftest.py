@@ -1,0 +1,34 @@
+"""The deployment that faults are done to, and how long and with which dice."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.invariants import check_all
+from tests.chaos.world import World, world
+
+SEED = int(os.environ.get("CHAOS_SEED") or random.randrange(10_000))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS") or 5)
+
+
+def pytest_report_header() -> str:
+    return f"chaos: CHAOS_SEED={SEED} CHAOS_ROUNDS={ROUNDS}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "dice" in metafunc.fixturenames:
+        rounds = [f"{SEED}-{number}" for number in range(ROUNDS)]
+        metafunc.parametrize("dice", [random.Random(each) for each in rounds], ids=[f"seed-{each}" for each in rounds])
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """With two tenants that have promoted a program each."""
+    with world(tmp_path_factory.mktemp("world")) as started:
+        started.add_tenant("alpha")
+        started.add_tenant("beta")
+        started.settle()
+        check_all(started)
+        yield started

@@ -1,0 +1,302 @@
+"""A whole deployment on this machine, with fast intervals, that faults are done to.
+
+Phoenix behind a proxy, Redis for the configurations, a folder of artifacts, the Dagster daemon with its code server,
+and the stand-in for a language model.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+import redis
+from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
+
+from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.sample_tenants import SampleTenant, sample_config
+from autoopt_pipeline.local.stack import Stack, copy_instance, start_daemon, start_phoenix, wait_for_phoenix
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.optimization.plan import Decision, Reason
+from autoopt_pipeline.orchestration.failures import causes_of
+from autoopt_pipeline.orchestration.history import Key
+from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.orchestration.partitions import UNFINISHED
+from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
+from autoopt_pipeline.orchestration.ticks import causes, sensor_states
+from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, PlayedRequest, Truth, play, sample_truths_for
+from tests.chaos.faults import Proxy, proxy
+
+INTERVAL_SECONDS = 3
+MIN_SAMPLES = 40
+MAX_LM_CALLS = 700
+"""For a short search."""
+
+FIRST_TRACES = 450
+"""Enough for a first promotion."""
+
+SETTLED_SECONDS = 150.0
+"""Longest wait for everything due to have its outcome. With the intervals above, some forty ticks."""
+
+_QUICK = {
+    "start_timeout_seconds: 180": "start_timeout_seconds: 40",
+    "poll_interval_seconds: 30": "poll_interval_seconds: 2",
+}
+_AT_REST = {Reason.TOO_FEW_TRACES, Reason.DISABLED}
+
+
+@dataclass
+class World:
+    """What runs, and what is known of it that it is not told."""
+
+    home: Path
+    processes: Processes
+    stack: Stack
+    phoenix: Phoenix
+    proxy: Proxy
+    redis_port: int
+    configs: TenantConfigStore
+    instance: dg.DagsterInstance
+    tenants: dict[str, SampleTenant] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    has_own_disk: bool = False
+
+    @property
+    def artifacts_folder(self) -> Path:
+        return self.home / ".autoopt" / "artifacts"
+
+    @property
+    def files(self) -> Files:
+        return Files(str(self.artifacts_folder))
+
+    @property
+    def redis(self) -> redis.Redis:
+        return redis.Redis(port=self.redis_port)
+
+    def add_tenant(self, name: str, *, traces: int = FIRST_TRACES, modules: tuple[str, ...] = ("modality",)) -> None:
+        """Configure a tenant whose traces are there already."""
+        self.tenants[name] = SampleTenant(name, "", frozenset(), traces, modules=modules)
+        end = datetime.now(UTC) - timedelta(seconds=2)
+        self.send(name, traces, start=end - timedelta(hours=3), end=end)
+        self.configure(name)
+
+    def configure(self, name: str, **fields: object) -> None:
+        config = {
+            **sample_config(self.tenants[name]).model_dump(),
+            "optimization_interval_seconds": INTERVAL_SECONDS,
+            "min_samples_for_optimization": MIN_SAMPLES,
+            "retry": {"max_retries": 1, "delay_seconds": 1},
+            "budget": {"max_lm_calls": MAX_LM_CALLS},
+            **fields,
+        }
+        write_config(self.configs, RoutingConfigUnified.model_validate(config))
+
+    def remove_tenant(self, name: str) -> None:
+        del self.tenants[name]
+        self.configs.write(name, None)
+
+    def send(self, name: str, traces: int, *, start: datetime, end: datetime) -> None:
+        """Traffic whose every query names its tenant, so that it is known wherever it turns up."""
+        tenant = self.tenants[name]
+        rng = random.Random(f"{name}/{start}")
+        labels = get_module("modality").labels or ()
+        choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
+        truths = [
+            Truth(f"{truth.query} {marker(name)}", truth.answers, truth.agents, truth.parallel, truth.modalities)
+            for truth in sample_truths_for(tenant.habits, traces, rng)
+        ]
+        requests: list[PlayedRequest] = list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        send_traffic(self.phoenix, name, requests)
+
+    def feed(self, name: str) -> None:
+        """Send as many new traces as make every module of the tenant due."""
+        need = max((d.need or MIN_SAMPLES for (t, _), d in self.plan().decisions.items() if t == name), default=0)
+        now = datetime.now(UTC)
+        self.send(name, need + 5, start=now - timedelta(seconds=1), end=now)
+
+    def plan(self) -> Plan:
+        """What the sensor would decide now if nothing were wrong with its Phoenix."""
+        settings = Settings(settling_seconds=0, jitter=0)
+        now = datetime.now(UTC)
+        return plan_tenants(self.configs.current(), self.instance, self.phoenix, now=now, settings=settings)
+
+    def unsettled(self) -> dict[Key, Decision]:
+        """What waits for a run or an outcome; tenants that are broken on purpose are left out."""
+        decisions = self.plan().decisions
+        return {key: d for key, d in decisions.items() if d.reason not in _AT_REST and key[0] not in self.broken}
+
+    def settle(self, seconds: float = SETTLED_SECONDS) -> None:
+        """Wait until everything due has an outcome. Servers that died are started again, as a supervisor would."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.supervise()
+            left = self.unsettled()
+            if not left and not self.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+                return
+            if time.monotonic() > deadline:
+                decided = {f"{t}/{m}": f"{d.reason.value}: {d.detail}" for (t, m), d in left.items()}
+                raise AssertionError(f"not settled within {seconds:.0f} s: {decided}; troubles: {self.troubles()[-6:]}")
+            time.sleep(0.7)
+
+    def supervise(self) -> None:
+        """Start again what has died, as systemd or Kubernetes would."""
+        for name, process in list(self.processes._started.items()):
+            if process.poll() is not None:
+                self.start(name)
+
+    def start(self, name: str) -> None:
+        if name == "dagster-daemon":
+            start_daemon(self.processes, self.stack)
+        elif name == "redis":
+            _start_redis(self.processes, self.home, self.redis_port)
+        elif name == "phoenix":
+            port = int(self.phoenix.endpoint.rpartition(":")[2])
+            start_phoenix(self.processes, self.home / "phoenix", port, free_port())
+            wait_for_phoenix(self.processes, self.phoenix.endpoint)
+
+    def kill(self, what: str) -> bool:
+        """kill -9. False where there is no such process now."""
+        found = self._pids(what)
+        for pid in found:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+        return bool(found)
+
+    def _pids(self, what: str) -> list[int]:
+        if what in self.processes._started:
+            process = self.processes._started[what]
+            return [process.pid] if process.poll() is None else []
+        mine = [process for process in psutil.process_iter() if self._is_mine(process)]
+        if what == "code server":
+            return [process.pid for process in mine if "grpc" in _command(process)]
+        workers = {process.pid for process in mine if "spawn_main" in _command(process)}
+        if what == "run worker":
+            return sorted(workers)
+        forked = [process.pid for process in mine if "forkserver" in _command(process)]
+        return forked[-1:]  # a step, or the server that steps are forked from
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("DAGSTER_HOME") == str(self.home)
+        except (psutil.Error, OSError):
+            return False
+
+    def troubles(self) -> list[str]:
+        """What the system itself says went wrong: failed runs by cause, failed ticks, and what ticks report."""
+        told = []
+        for record in self.instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])):
+            run_id = record.dagster_run.run_id
+            told += [f"run {run_id}: {module}: {cause}" for module, cause in causes_of(self.instance, run_id).items()]
+        for tick in self.ticks():
+            if tick.is_failure:
+                told.append(f"tick {tick.instigator_name}: " + " <- ".join(e.message.strip() for e in causes(tick)))
+            elif tick.cursor and '"phoenix_error":"' in tick.cursor:
+                told.append(f"tick {tick.instigator_name}: {tick.cursor}")
+        return told
+
+    def ticks(self) -> list[InstigatorTick]:
+        finished = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+        return [
+            tick
+            for state in sensor_states(self.instance).values()
+            for tick in self.instance.get_ticks(
+                state.instigator_origin_id, state.selector_id, limit=100, statuses=finished
+            )
+        ]
+
+    def wait_for_trouble(self, text: str, *, known: list[str], seconds: float = 90) -> str:
+        """Wait until the system says this of a new trouble."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.supervise()
+            new = [trouble for trouble in self.troubles() if trouble not in known]
+            for trouble in new:
+                if text in trouble:
+                    return trouble
+            time.sleep(0.5)
+        raise AssertionError(f"nobody said {text!r} within {seconds:.0f} s, but: {new[-6:]}")
+
+    def wait_for_run(self, *, seconds: float = 60) -> dg.DagsterRun:
+        """Wait until a run has begun."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.supervise()
+            for run in self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+                return run
+            time.sleep(0.2)
+        raise AssertionError(f"no run began within {seconds:.0f} s; troubles: {self.troubles()[-6:]}")
+
+
+def marker(tenant: str) -> str:
+    """A word that stands in every query of the tenant, and of no other."""
+    return f"xx{tenant}xx"
+
+
+@contextmanager
+def world(home: Path) -> Iterator[World]:
+    """Start everything. On leaving, all of it is gone."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    copy_instance(home)
+    config = (home / "dagster.yaml").read_text()
+    for slow, quick in _QUICK.items():
+        assert slow in config
+        config = config.replace(slow, quick)
+    (home / "dagster.yaml").write_text(config)
+    with Processes(home / "logs") as processes:
+        endpoint = start_phoenix(processes, home / "phoenix", free_port(), free_port())
+        redis_port = free_port()
+        _start_redis(processes, home, redis_port)
+        store_url = f"redis://{LOOPBACK}:{redis_port}/0"
+        with proxy(endpoint) as before_phoenix:
+            stack = Stack(
+                home,
+                before_phoenix.url,
+                {
+                    "AUTOOPT_CONFIG_STORE_URL": store_url,
+                    "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
+                    "AUTOOPT_SETTLING_SECONDS": "1",
+                    "AUTOOPT_PHOENIX_TIMEOUT_SECONDS": "4",
+                    "AUTOOPT_JITTER": "0",
+                    "AUTOOPT_LM": STAND_IN,
+                },
+            )
+            start_daemon(processes, stack)
+            wait_for_phoenix(processes, endpoint)
+            with open_instance(home) as instance:
+                yield World(
+                    home,
+                    processes,
+                    stack,
+                    Phoenix(endpoint),
+                    before_phoenix,
+                    redis_port,
+                    open_config_store(store_url),
+                    instance,
+                )
+
+
+def _start_redis(processes: Processes, home: Path, port: int) -> None:
+    folder = home / "redis"
+    folder.mkdir(exist_ok=True)
+    command = ["redis-server", "--port", str(port), "--bind", LOOPBACK, "--appendonly", "yes", "--dir", str(folder)]
+    processes.start("redis", command, env={}, cwd=folder)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
