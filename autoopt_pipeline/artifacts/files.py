@@ -18,7 +18,8 @@ class Files:
 
     def __init__(self, root_url: str) -> None:
         try:
-            self._fs, root = fsspec.core.url_to_fs(root_url)
+            # Others write there too, so what was listed once says nothing of now.
+            self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)
         except (ValueError, ImportError) as e:
             raise InvalidSettings(
                 f"artifact root {root_url.partition('?')[0]!r}: {e}",

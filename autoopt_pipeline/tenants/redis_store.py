@@ -45,7 +45,8 @@ class RedisConfigStore:
         return {str(tenant): _stored(tenant, entry) for tenant, entry in entries.items()}
 
     def history(self, tenant_id: str) -> list[StoredConfig]:
-        with self._errors(), self._redis.pipeline() as pipe:
+        # No transaction, for a server out of memory refuses those, and answers what only reads.
+        with self._errors(), self._redis.pipeline(transaction=False) as pipe:
             pipe.lrange(_history_key(tenant_id), 0, -1)
             pipe.hget(_CURRENT, tenant_id)
             entries, current = pipe.execute()

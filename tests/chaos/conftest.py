@@ -24,11 +24,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """With two tenants that have promoted a program each."""
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """With nobody in it."""
     with world(tmp_path_factory.mktemp("world")) as started:
-        started.add_tenant("alpha")
-        started.add_tenant("beta")
-        started.settle()
-        check_all(started)
         yield started
+
+
+@pytest.fixture(scope="session")
+def deployment(fresh: World) -> World:
+    """With two tenants that have promoted a program each."""
+    for name in ("alpha", "beta"):
+        if name not in fresh.tenants:
+            fresh.add_tenant(name)
+    fresh.settle()
+    check_all(fresh)
+    return fresh

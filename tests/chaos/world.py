@@ -37,7 +37,7 @@ from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store,
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, PlayedRequest, Truth, play, sample_truths_for
-from tests.chaos.faults import Proxy, proxy
+from tests.chaos.faults import Proxy, own_disk, proxy
 
 INTERVAL_SECONDS = 3
 MIN_SAMPLES = 40
@@ -255,7 +255,7 @@ def world(home: Path) -> Iterator[World]:
         assert slow in config
         config = config.replace(slow, quick)
     (home / "dagster.yaml").write_text(config)
-    with Processes(home / "logs") as processes:
+    with own_disk(home / ".autoopt" / "artifacts", "50m") as has_own_disk, Processes(home / "logs") as processes:
         endpoint = start_phoenix(processes, home / "phoenix", free_port(), free_port())
         redis_port = free_port()
         _start_redis(processes, home, redis_port)
@@ -285,6 +285,7 @@ def world(home: Path) -> Iterator[World]:
                     redis_port,
                     open_config_store(store_url),
                     instance,
+                    has_own_disk=has_own_disk,
                 )
 
 
