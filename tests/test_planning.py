@@ -8,6 +8,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster import DagsterEventType
+from dagster._core.events import StepMaterializationData
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.errors import TenantsUndecided
@@ -183,6 +185,27 @@ def test_a_module_that_succeeded_in_a_failed_run_does_not_back_off(instance: dg.
     attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)
     assert attempts[tenant, "modality"].failures == 0
     assert attempts[tenant, "routing"].failures == 1
+
+
+def test_moments_that_a_wrong_clock_told_hold_nobody_back(instance: dg.DagsterInstance, tenant: str) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=2)
+    materialization = dg.AssetMaterialization("routing", partition=tenant)
+    run = create_run_for_test(
+        instance, tags={"dagster/partition": tenant}, asset_selection=frozenset([dg.AssetKey("routing")])
+    )
+    event = dg.DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value,
+        run.job_name,
+        event_specific_data=StepMaterializationData(materialization),
+    )
+    instance.handle_new_event(
+        dg.EventLogEntry(None, "debug", "", run.run_id, ahead.timestamp(), job_name=run.job_name, dagster_event=event)
+    )
+    failed_run(instance, tenant, ["routing"])
+    attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)[tenant, "routing"]
+    assert attempts.outcome_id
+    assert attempts.outcome_at is None
+    assert attempts.failures == 1
 
 
 def test_a_tenant_that_fails_for_days_is_tried_at_the_longest_wait_only(

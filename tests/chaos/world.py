@@ -4,11 +4,16 @@ Phoenix behind a proxy, Redis for the configurations, a folder of artifacts, the
 and the stand-in for a language model.
 """
 
+import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,14 +52,46 @@ MAX_LM_CALLS = 700
 FIRST_TRACES = 450
 """Enough for a first promotion."""
 
-SETTLED_SECONDS = 150.0
-"""Longest wait for everything due to have its outcome. With the intervals above, some forty ticks."""
+SETTLED_SECONDS = 240.0
+"""Longest wait for everything due to have its outcome: a few attempts on a machine that has other work."""
 
 _QUICK = {
     "start_timeout_seconds: 180": "start_timeout_seconds: 40",
     "poll_interval_seconds: 30": "poll_interval_seconds: 2",
 }
+_ON_SQLITE = "  sqlite:\n    base_dir: .autoopt/dagster\n"
 _AT_REST = {Reason.TOO_FEW_TRACES, Reason.DISABLED}
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """Where a database is kept, and its port. As root, it runs as its own user, for it refuses root."""
+
+    folder: Path
+    port: int
+
+    def create(self) -> None:
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        initdb = Path(shutil.which("postgres") or "").resolve().parent / "initdb"
+        command = [*self._as_user(), initdb, "-D", self.folder, "-A", "trust", "-U", "postgres"]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+
+    def start(self, processes: Processes) -> None:
+        command = [*self._as_user(), "postgres", "-D", str(self.folder), "-p", str(self.port), "-k", str(self.folder)]
+        processes.start("postgres", command, env={}, cwd=self.folder)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection((LOOPBACK, self.port), timeout=1):
+                return
+            time.sleep(0.2)
+
+    @staticmethod
+    def _as_user() -> list[str]:
+        return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+Change = Callable[[list[PlayedRequest]], Iterable[PlayedRequest]]
 
 
 @dataclass
@@ -69,9 +106,10 @@ class World:
     redis_port: int
     configs: TenantConfigStore
     instance: dg.DagsterInstance
+    has_own_disk: bool
+    postgres: Postgres | None
     tenants: dict[str, SampleTenant] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
-    has_own_disk: bool = False
 
     @property
     def artifacts_folder(self) -> Path:
@@ -85,11 +123,11 @@ class World:
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.redis_port)
 
-    def add_tenant(self, name: str, *, traces: int = FIRST_TRACES, modules: tuple[str, ...] = ("modality",)) -> None:
-        """Configure a tenant whose traces are there already."""
-        self.tenants[name] = SampleTenant(name, "", frozenset(), traces, modules=modules)
+    def add_tenant(self, name: str, *, traces: int = FIRST_TRACES, change: Change = iter) -> None:
+        """Configure a tenant whose traces are there already; `change` may do something to them."""
+        self.tenants[name] = SampleTenant(name, "", frozenset(), traces, modules=("modality",))
         end = datetime.now(UTC) - timedelta(seconds=2)
-        self.send(name, traces, start=end - timedelta(hours=3), end=end)
+        self.send(name, traces, start=end - timedelta(hours=3), end=end, change=change)
         self.configure(name)
 
     def configure(self, name: str, **fields: object) -> None:
@@ -107,7 +145,7 @@ class World:
         del self.tenants[name]
         self.configs.write(name, None)
 
-    def send(self, name: str, traces: int, *, start: datetime, end: datetime) -> None:
+    def send(self, name: str, traces: int, *, start: datetime, end: datetime, change: Change = iter) -> None:
         """Traffic whose every query names its tenant, so that it is known wherever it turns up."""
         tenant = self.tenants[name]
         rng = random.Random(f"{name}/{start}")
@@ -117,8 +155,8 @@ class World:
             Truth(f"{truth.query} {marker(name)}", truth.answers, truth.agents, truth.parallel, truth.modalities)
             for truth in sample_truths_for(tenant.habits, traces, rng)
         ]
-        requests: list[PlayedRequest] = list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng))
-        send_traffic(self.phoenix, name, requests)
+        played = list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        send_traffic(self.phoenix, name, list(change(played)))
 
     def feed(self, name: str) -> None:
         """Send as many new traces as make every module of the tenant due."""
@@ -161,20 +199,34 @@ class World:
             start_daemon(self.processes, self.stack)
         elif name == "redis":
             _start_redis(self.processes, self.home, self.redis_port)
+        elif name == "postgres" and self.postgres:
+            self.postgres.start(self.processes)
         elif name == "phoenix":
             port = int(self.phoenix.endpoint.rpartition(":")[2])
             start_phoenix(self.processes, self.home / "phoenix", port, free_port())
             wait_for_phoenix(self.processes, self.phoenix.endpoint)
 
+    def stop(self, name: str, how: signal.Signals) -> None:
+        """End a server and wait until it is gone."""
+        process = self.processes._started[name]
+        process.send_signal(how)
+        process.wait()
+
+    def forget(self, name: str) -> None:
+        """End a server that is not to be started again."""
+        self.stop(name, signal.SIGKILL)
+        del self.processes._started[name]
+
     def kill(self, what: str) -> bool:
         """kill -9. False where there is no such process now."""
-        found = self._pids(what)
+        found = self.pids(what)
         for pid in found:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
         return bool(found)
 
-    def _pids(self, what: str) -> list[int]:
+    def pids(self, what: str) -> list[int]:
+        """The processes that are meant by a server's name, or by `code server`, `run worker`, `step`."""
         if what in self.processes._started:
             process = self.processes._started[what]
             return [process.pid] if process.poll() is None else []
@@ -228,6 +280,13 @@ class World:
             time.sleep(0.5)
         raise AssertionError(f"nobody said {text!r} within {seconds:.0f} s, but: {new[-6:]}")
 
+    def wait_until(self, holds: Callable[[], bool], *, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"not so within {seconds:.0f} s; troubles: {self.troubles()[-6:]}"
+            self.supervise()
+            time.sleep(0.5)
+
     def wait_for_run(self, *, seconds: float = 60) -> dg.DagsterRun:
         """Wait until a run has begun."""
         deadline = time.monotonic() + seconds
@@ -245,17 +304,29 @@ def marker(tenant: str) -> str:
 
 
 @contextmanager
-def world(home: Path) -> Iterator[World]:
-    """Start everything. On leaving, all of it is gone."""
+def _new_postgres() -> Iterator[Postgres]:
+    if shutil.which("postgres") is None:
+        pytest.skip("postgres is not installed (apt-get install postgresql)")
+    # Not below pytest's own folder, which Postgres's user may not enter.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        database = Postgres(Path(folder), free_port())
+        database.create()
+        yield database
+
+
+@contextmanager
+def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
+    """Start everything, with Dagster's storage on SQLite or on Postgres. On leaving, all of it is gone."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
-    copy_instance(home)
-    config = (home / "dagster.yaml").read_text()
-    for slow, quick in _QUICK.items():
-        assert slow in config
-        config = config.replace(slow, quick)
-    (home / "dagster.yaml").write_text(config)
-    with own_disk(home / ".autoopt" / "artifacts", "50m") as has_own_disk, Processes(home / "logs") as processes:
+    with (
+        _new_postgres() if postgres else nullcontext() as database,
+        own_disk(home / ".autoopt" / "artifacts", "50m") as has_own_disk,
+        Processes(home / "logs") as processes,
+    ):
+        if database:
+            database.start(processes)
+        _write_instance(home, database)
         endpoint = start_phoenix(processes, home / "phoenix", free_port(), free_port())
         redis_port = free_port()
         _start_redis(processes, home, redis_port)
@@ -285,8 +356,22 @@ def world(home: Path) -> Iterator[World]:
                     redis_port,
                     open_config_store(store_url),
                     instance,
-                    has_own_disk=has_own_disk,
+                    has_own_disk,
+                    database,
                 )
+
+
+def _write_instance(home: Path, database: Postgres | None) -> None:
+    copy_instance(home)
+    config = (home / "dagster.yaml").read_text()
+    quick = dict(_QUICK)
+    if database:
+        url = f"postgresql://postgres@{LOOPBACK}:{database.port}/postgres"
+        quick[_ON_SQLITE] = f"  postgres:\n    postgres_url: {url}\n"
+    for slow, instead in quick.items():
+        assert slow in config
+        config = config.replace(slow, instead)
+    (home / "dagster.yaml").write_text(config)
 
 
 def _start_redis(processes: Processes, home: Path, port: int) -> None:
