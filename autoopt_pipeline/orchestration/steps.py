@@ -87,7 +87,7 @@ def refuse_overlap(context: dg.AssetExecutionContext) -> None:
     if own and began and (first := min(began.values())) < own:
         raise RunInProgress(
             f"tenant {context.partition_key}: run {first[1]} began earlier and has not ended",
-            "wait for it; if its process is gone, terminate the run in the Dagster UI",
+            "wait for it; where its process is gone, the Dagster daemon fails it within a minute",
         )
 
 

@@ -63,7 +63,7 @@ def test_an_answer_without_its_rows_is_an_error(before: Proxy, end: datetime) ->
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("how", ["500", "html", "truncated", "empty", "slow", "far-too-many"])
+@pytest.mark.parametrize("how", ["500", "truncated", "slow"])
 def test_while_phoenix_answers_badly_somebody_says_so_and_afterwards_all_goes_on(deployment: World, how: str) -> None:
     known = deployment.troubles()
     before = len(outcomes(deployment, "alpha", "modality"))

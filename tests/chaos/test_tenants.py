@@ -108,13 +108,10 @@ def llm() -> Iterator[LLMServer]:
         yield server
 
 
-@pytest.mark.parametrize("status", [429, 500])
-def test_a_language_model_that_fails_costs_one_attempt_and_no_promotion(
-    deployment: World, llm: LLMServer, status: int
-) -> None:
+def test_a_language_model_that_fails_costs_attempts_and_no_promotion(deployment: World, llm: LLMServer) -> None:
     known = deployment.troubles()
     before = len(outcomes(deployment, "alpha", "modality"))
-    llm.trouble = [None] * 30 + [status] * 100_000
+    llm.trouble = [None] * 30 + [429, 500] * 10_000
     deployment.configure("alpha", lm={"model": "openai/x", "api_base": llm.url, "timeout_seconds": 5})
     deployment.feed("alpha")
     deployment.wait_for_trouble("language model", known=known)
@@ -128,25 +125,18 @@ def test_a_language_model_that_fails_costs_one_attempt_and_no_promotion(
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (apt-get install libfaketime)")
-@pytest.mark.parametrize("step", ["+2d", "-2d"])
-def test_a_run_whose_clock_was_wrong_holds_its_tenant_back_for_one_run_at_most(deployment: World, step: str) -> None:
-    name = f"clock{step.replace('+', 'ahead').replace('-', 'behind')}"
-    deployment.add_tenant(name)
+def test_a_run_whose_clock_was_ahead_holds_its_tenant_back_no_longer(deployment: World) -> None:
+    deployment.add_tenant("timeless")
     deployment.settle()
-    env = {**os.environ, **deployment.stack.env, "LD_PRELOAD": str(FAKETIME), "FAKETIME": step}
-    done = subprocess.run(
-        [AUTOOPT, "trigger", name, "modality", "--force"],
-        env=env,
-        cwd=deployment.home,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    ends = outcomes(deployment, name, "modality")
-    assert abs(ends[-1] - datetime.now(UTC)) > timedelta(days=1), done.stdout + done.stderr
-    deployment.feed(name)
+    env = {**os.environ, **deployment.stack.env, "LD_PRELOAD": str(FAKETIME), "FAKETIME": "+2d"}
+    command = [AUTOOPT, "trigger", "timeless", "modality", "--force"]
+    done = subprocess.run(command, env=env, cwd=deployment.home, capture_output=True, text=True, check=False)
+    ends = outcomes(deployment, "timeless", "modality")
+    assert ends[-1] > datetime.now(UTC) + timedelta(days=1), done.stdout + done.stderr
+    deployment.feed("timeless")
     deployment.settle()
-    assert len(outcomes(deployment, name, "modality")) == len(ends) + 1
-    assert abs(outcomes(deployment, name, "modality")[-1] - datetime.now(UTC)) < timedelta(hours=1)
-    deployment.remove_tenant(name)
+    healed = outcomes(deployment, "timeless", "modality")
+    assert len(healed) == len(ends) + 1
+    assert healed[-1] < datetime.now(UTC)
+    deployment.remove_tenant("timeless")
     check_all(deployment)
