@@ -34,7 +34,7 @@ def test_two_daemons_by_mistake_do_nothing_twice(deployment: World) -> None:
 def test_a_command_that_was_killed_does_not_hold_up_its_tenant(deployment: World) -> None:
     env = {**os.environ, **deployment.stack.env}
     command = subprocess.Popen(
-        [AUTOOPT, "trigger", "alpha", "modality", "--force"], env=env, cwd=deployment.home, stdout=subprocess.DEVNULL
+        [AUTOOPT, "trigger", "--tenant-id", "alpha", "--module", "modality", "--force"], env=env, cwd=deployment.home
     )
     run = deployment.wait_for_run()
     command.kill()

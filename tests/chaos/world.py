@@ -52,11 +52,11 @@ MAX_LM_CALLS = 700
 FIRST_TRACES = 450
 """Enough for a first promotion."""
 
-SETTLED_SECONDS = 240.0
+SETTLED_SECONDS = 400.0
 """Longest wait for everything due to have its outcome: a few attempts on a machine that has other work."""
 
 _QUICK = {
-    "start_timeout_seconds: 180": "start_timeout_seconds: 40",
+    "start_timeout_seconds: 180": "start_timeout_seconds: 90",
     "poll_interval_seconds: 30": "poll_interval_seconds: 2",
 }
 _ON_SQLITE = "  sqlite:\n    base_dir: .autoopt/dagster\n"
@@ -268,7 +268,7 @@ class World:
             )
         ]
 
-    def wait_for_trouble(self, text: str, *, known: list[str], seconds: float = 90) -> str:
+    def wait_for_trouble(self, text: str, *, known: list[str], seconds: float = 180) -> str:
         """Wait until the system says this of a new trouble."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -280,14 +280,14 @@ class World:
             time.sleep(0.5)
         raise AssertionError(f"nobody said {text!r} within {seconds:.0f} s, but: {new[-6:]}")
 
-    def wait_until(self, holds: Callable[[], bool], *, seconds: float = 60) -> None:
+    def wait_until(self, holds: Callable[[], bool], *, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"not so within {seconds:.0f} s; troubles: {self.troubles()[-6:]}"
             self.supervise()
             time.sleep(0.5)
 
-    def wait_for_run(self, *, seconds: float = 60) -> dg.DagsterRun:
+    def wait_for_run(self, *, seconds: float = 180) -> dg.DagsterRun:
         """Wait until a run has begun."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
