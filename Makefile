@@ -27,6 +27,9 @@ test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 fuzz: install ## Far more of the tests that try what others may have written; some twenty minutes
 	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
 
+chaos: install ## Real faults on real processes, some 15 minutes (CHAOS_ROUNDS=n of kills, CHAOS_SEED=n to repeat)
+	@.venv/bin/pytest -m 'chaos or not chaos' tests/chaos
+
 check: install audit ## Formatting, linter, type checker, known vulnerabilities
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -78,4 +81,4 @@ lock: ## Write the lock files anew (needs uv)
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test fuzz check audit format install lock clean
+.PHONY: help demo up test fuzz chaos check audit format install lock clean

@@ -45,6 +45,10 @@ class RunInProgress(AutooptError):
     """Another run of the same tenant began earlier and has not ended."""
 
 
+class RunOvertaken(AutooptError):
+    """Another run of the same tenant had its outcome after this one was launched, and before it began."""
+
+
 class ConfigConflict(AutooptError):
     """Somebody else wrote a newer version of the configuration in the meantime."""
 
@@ -53,6 +57,10 @@ class ConfigStoreUnavailable(AutooptError):
     """The configuration store does not answer."""
 
     transient = True
+
+
+class TenantsLost(AutooptError):
+    """Tenants that nobody removed are no longer in the configuration store."""
 
 
 class UnknownModule(AutooptError):

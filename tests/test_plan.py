@@ -138,6 +138,13 @@ def test_new_traces_count_from_what_was_last_learnt_from_within_the_lookback() -
     assert count_from(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
 
 
+def test_an_outcome_of_a_clock_that_ran_ahead_does_not_hide_the_traces_of_today() -> None:
+    ahead = Outcome(NOW + timedelta(days=2), trace_total=5, annotation_total=0)
+    assert count_from(CONFIG, ahead, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+    hardly = Outcome(NOW + timedelta(seconds=20), trace_total=5, annotation_total=0)
+    assert count_from(CONFIG, hardly, now=NOW) == hardly.window_end
+
+
 def test_annotations_on_old_traces_are_new_evidence() -> None:
     assert decided(CONFIG, Attempts(), Evidence(60, 40)).launch
     assert "60 new traces and 39 new annotations, 100 needed" in decided(CONFIG, Attempts(), Evidence(60, 39)).detail

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster import DagsterEventType
+from dagster._core.events import StepMaterializationData
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.errors import TenantsUndecided
@@ -183,6 +185,27 @@ def test_a_module_that_succeeded_in_a_failed_run_does_not_back_off(instance: dg.
     attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)
     assert attempts[tenant, "modality"].failures == 0
     assert attempts[tenant, "routing"].failures == 1
+
+
+def test_moments_that_a_wrong_clock_told_hold_nobody_back(instance: dg.DagsterInstance, tenant: str) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=2)
+    materialization = dg.AssetMaterialization("routing", partition=tenant)
+    run = create_run_for_test(
+        instance, tags={"dagster/partition": tenant}, asset_selection=frozenset([dg.AssetKey("routing")])
+    )
+    event = dg.DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value,
+        run.job_name,
+        event_specific_data=StepMaterializationData(materialization),
+    )
+    instance.handle_new_event(
+        dg.EventLogEntry(None, "debug", "", run.run_id, ahead.timestamp(), job_name=run.job_name, dagster_event=event)
+    )
+    failed_run(instance, tenant, ["routing"])
+    attempts = read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR)[tenant, "routing"]
+    assert attempts.outcome_id
+    assert attempts.outcome_at is None
+    assert attempts.failures == 1
 
 
 def test_a_tenant_that_fails_for_days_is_tried_at_the_longest_wait_only(
@@ -426,17 +449,24 @@ def test_a_store_that_is_down_fails_the_tick(
 
 
 def test_partitions_follow_the_configured_tenants() -> None:
-    assert partition_changes({"a", "b"}, {"b"}, set()) == (["a"], [], [])
-    assert partition_changes({"a"}, {"a", "b"}, set()) == ([], ["b"], [])
-    assert partition_changes({"a"}, {"a"}, set()) == ([], [], [])
+    assert partition_changes({"a", "b"}, {"b"}, set(), set()) == (["a"], [], [])
+    assert partition_changes({"a"}, {"a", "b"}, {"b"}, set()) == ([], ["b"], [])
+    assert partition_changes({"a"}, {"a"}, set(), set()) == ([], [], [])
 
 
 def test_a_partition_with_an_unfinished_run_is_removed_later() -> None:
-    assert partition_changes({"a"}, {"a", "b"}, {"b"}) == ([], [], ["b"])
+    assert partition_changes({"a"}, {"a", "b"}, {"b"}, {"b"}) == ([], [], ["b"])
 
 
-def test_an_empty_store_drops_nobody() -> None:
-    assert partition_changes(set(), {"a", "b"}, set()) == ([], [], [])
+def test_tenants_that_the_store_has_lost_keep_their_partitions_and_fail_the_tick(
+    store: TenantConfigStore, instance: dg.DagsterInstance, sensors: dict[str, dg.SensorDefinition]
+) -> None:
+    configure(store, "stays")
+    for tenant in ("stays", "lost"):
+        register_tenant(instance, tenant)
+    with pytest.raises(Exception, match="1 tenants that nobody removed have no configuration any more, first lost"):
+        tick(sensors["tenant_partitions_sensor"], instance)
+    assert registered_tenants(instance) == {"stays", "lost"}
 
 
 def test_the_partition_sensor_adds_and_removes(
@@ -447,6 +477,8 @@ def test_the_partition_sensor_adds_and_removes(
     sensors: dict[str, dg.SensorDefinition],
 ) -> None:
     configure(store, tenant)
+    configure(store, "gone")
+    store.write("gone", None)
     with sqlite3.connect(tmp_path / "config.db") as db:  # an id that only somebody else could have written
         db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}')")
     register_tenant(instance, "gone")

@@ -19,7 +19,8 @@ class Files:
 
     def __init__(self, root_url: str) -> None:
         try:
-            self._fs, root = fsspec.core.url_to_fs(root_url)
+            # Others write there too, so what was listed once says nothing of now.
+            self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)
         except (ValueError, ImportError) as e:
             raise InvalidSettings(
                 f"artifact root {without_secrets(root_url)!r}: {e}",
@@ -97,7 +98,7 @@ class Files:
                     Path(path).rmdir()
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new file whole. False when it exists already, which is then left as it is."""
+        """Write a new file whole. False when it exists already with other content, which is then left as it is."""
         with self._errors(path):
             try:
                 if self._local:
@@ -106,7 +107,8 @@ class Files:
                 else:
                     self._fs.pipe_file(self._at(path), content, mode="create")
             except FileExistsError:
-                return False
+                # It may be ours: S3's driver asks again where the server stored it and its answer was lost.
+                return self._fs.cat_file(self._at(path)) == content
             return True
 
     def replace(self, path: str, content: bytes) -> None:

@@ -64,10 +64,10 @@ def wait_for_phoenix(processes: Processes, endpoint: str) -> None:
     processes.wait_for_http("phoenix", f"{endpoint}/readyz", seconds=_START_SECONDS)
 
 
-def start_daemon(processes: Processes, stack: Stack) -> None:
+def start_daemon(processes: Processes, stack: Stack, name: str = "dagster-daemon") -> None:
     """Start the Dagster daemon with a code server of its own."""
     command = [_command("dagster-daemon"), "run", "-w", "workspace.yaml"]
-    processes.start("dagster-daemon", command, env=stack.env, cwd=stack.home)
+    processes.start(name, command, env=stack.env, cwd=stack.home)
 
 
 def start_dagster_dev(processes: Processes, stack: Stack, port: int) -> str:

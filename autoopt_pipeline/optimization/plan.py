@@ -17,6 +17,9 @@ from autoopt_pipeline.tenants.labels import MIN_LABELS
 MAX_BACKOFF = timedelta(hours=6)
 """Longest wait after repeated failures, unless the tenant's own interval is longer."""
 
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""What is said to have been later than now by more than this was said by a clock that was wrong."""
+
 
 class Reason(StrEnum):
     DUE = "due"
@@ -155,7 +158,12 @@ def decide(
 def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime) -> datetime:
     """From when on traces are new: the end of what was last learnt from, within the lookback."""
     earliest = now - timedelta(seconds=config.lookback_seconds)
-    return max(outcome.window_end, earliest) if outcome else earliest
+    return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
+
+
+def believable(moment: datetime, now: datetime) -> bool:
+    """Whether it may have been. Else a clock that ran ahead for one run would hold the tenant back until that time."""
+    return moment <= now + CLOCK_TOLERANCE
 
 
 def _enabled(config: RoutingConfigUnified, spec: ModuleSpec) -> Condition:

@@ -18,7 +18,7 @@ from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
-from autoopt_pipeline.orchestration.steps import failing_the_step, refuse_overlap
+from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, refuse_overlap, refuse_repetition
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
@@ -54,8 +54,10 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
     ) -> dg.MaterializeResult:
+        end_with_the_run()
         with failing_the_step(context, Retry()):
             refuse_overlap(context)
+            refuse_repetition(context, spec.name)
             connections = services.connect()
             tenant, version = read_config(connections.configs, context.partition_key)
         with failing_the_step(context, tenant.retry):

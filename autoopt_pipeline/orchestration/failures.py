@@ -16,19 +16,24 @@ _FAILURES = {
 }
 _MAX_CHARS = 500
 
+_SAYS_NOTHING = "This run has been marked as failed from outside the execution context."
+"""Dagster's message where a run's process died. Why stands in the event before it."""
+
 
 def causes_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
     """One line for each module of a run that failed; for the `WHOLE_RUN` only where no module says why."""
     causes: dict[str, str] = {}
-    whole = ""
-    for entry in instance.all_logs(run_id, of_type=_FAILURES):
+    whole = before = ""
+    for entry in instance.all_logs(run_id, of_type={*_FAILURES, DagsterEventType.ENGINE_EVENT}):
         event = entry.dagster_event
         if event is None:
             continue
-        if event.event_type is DagsterEventType.STEP_FAILURE:
+        if event.event_type is DagsterEventType.ENGINE_EVENT:
+            before = event.message or before
+        elif event.event_type is DagsterEventType.STEP_FAILURE:
             causes[str(event.step_key)] = _of_step(event.step_failure_data)
         else:
-            whole = event.message or whole
+            whole = before if event.message == _SAYS_NOTHING and before else event.message or whole
     return causes or ({WHOLE_RUN: one_line_cause(whole)} if whole else {})
 
 

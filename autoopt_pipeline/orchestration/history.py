@@ -13,7 +13,7 @@ from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
 from autoopt_pipeline.optimization.limits import Spending
-from autoopt_pipeline.optimization.plan import Attempts, Outcome
+from autoopt_pipeline.optimization.plan import Attempts, Outcome, believable
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
 
 Key = tuple[str, str]
@@ -28,7 +28,7 @@ _CHUNK = 1000
 def read_attempts(
     instance: dg.DagsterInstance, modules: Collection[str], *, failures_since: datetime
 ) -> dict[Key, Attempts]:
-    """What became of the runs of every (tenant, module) that had any."""
+    """What became of the runs of every (tenant, module) that had any; without moments that are still to come."""
     attempts: dict[Key, Attempts] = {}
     for module in modules:
         asset = dg.AssetKey(module)
@@ -38,7 +38,7 @@ def read_attempts(
             for record in _summaries(instance, asset, list(latest.values()))
         }
         for tenant, storage_id in latest.items():
-            attempts[tenant, module] = Attempts(outcome_at=finished_at[storage_id], outcome_id=storage_id)
+            attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
     _add_failures(instance, attempts, modules, failures_since)
     for tenant, run_id in unfinished_runs(instance, modules).items():
         for module in modules:
@@ -75,6 +75,15 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]
                 if outcome:
                     outcomes[tenants[record.storage_id], module] = outcome
     return outcomes
+
+
+def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment: datetime) -> str | None:
+    """The run that came to this module's last outcome, where that was after `moment`."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        at = _believed(_utc(record.timestamp))
+        return record.run_id if at and at > moment and _outcome(record) else None
+    return None
 
 
 def report_spent(
@@ -189,8 +198,12 @@ def _add_failures(
             if known.outcome_at and known.outcome_at >= began:
                 continue
             attempts[tenant, module] = replace(
-                known, failures=known.failures + 1, last_failure_at=ended, last_failed_run=run.run_id
+                known, failures=known.failures + 1, last_failure_at=_believed(ended), last_failed_run=run.run_id
             )
+
+
+def _believed(moment: datetime) -> datetime | None:
+    return moment if believable(moment, datetime.now(UTC)) else None
 
 
 def _utc(moment: float | datetime) -> datetime:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from autoopt_pipeline.errors import InvalidTenantId, TenantsUndecided
+from autoopt_pipeline.errors import InvalidTenantId, TenantsLost, TenantsUndecided
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
@@ -16,12 +16,16 @@ from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, tick_repor
 from autoopt_pipeline.orchestration.watching import watch_sensor
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.tenants.store import TenantConfigStore
 
 NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 """Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
 
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Run tag: Dagster's run monitoring ends the run after so many seconds."""
+
+_GONE_PER_TICK = 100
+"""Tenants that are looked up one by one in a tick, because they have a partition and no configuration."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -42,17 +46,26 @@ def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
     def tenant_partitions_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:
+        configs = services.connect().configs
         configured = set()
-        for tenant in services.connect().configs.current():
+        for tenant in configs.current():
             try:
                 configured.add(validate_tenant_id(tenant))
             except InvalidTenantId as e:
                 context.log.error(str(e))
+        registered = registered_tenants(context.instance)
+        gone, lost = removed_and_lost(configs, sorted(registered - configured)[:_GONE_PER_TICK])
         added, removed, waiting = partition_changes(
-            configured, registered_tenants(context.instance), set(unfinished_runs(context.instance, modules()))
+            configured, registered, gone, set(unfinished_runs(context.instance, modules()))
         )
         if waiting:
             context.log.info(f"removed once their run has finished: {', '.join(waiting)}")
+        if not added and not removed and lost:
+            raise TenantsLost(
+                f"{len(lost)} tenants that nobody removed have no configuration any more, first {lost[0]}",
+                "restore the configuration store, see that it evicts nothing ('autoopt doctor'), and save their "
+                "configurations again; or delete these partitions in Dagster",
+            )
         if not added and not removed:
             return dg.SkipReason(f"the {len(configured)} tenants are the partitions")
         requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
@@ -65,15 +78,23 @@ def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
     return tenant_partitions_sensor
 
 
+def removed_and_lost(configs: TenantConfigStore, tenants: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Of tenants without a configuration, those that somebody removed, and those whose configuration was lost."""
+    removed = set()
+    for tenant in tenants:
+        history = configs.history(tenant)
+        if history and history[-1].document is None:
+            removed.add(tenant)
+    return removed, [tenant for tenant in tenants if tenant not in removed]
+
+
 def partition_changes(
-    configured: set[str], registered: set[str], with_unfinished_run: set[str]
+    configured: set[str], registered: set[str], gone: set[str], with_unfinished_run: set[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Partitions to add, to remove now, and to remove later because a run of theirs is not finished.
 
-    Removing a partition under a run would lose the run's materialization. An empty store is more likely a
-    store that was lost than a wish to drop every tenant, so then nothing is removed.
+    Removing a partition under a run would lose the run's materialization.
     """
-    gone = registered - configured if configured else set()
     return (
         sorted(configured - registered),
         sorted(gone - with_unfinished_run),

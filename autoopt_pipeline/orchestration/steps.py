@@ -1,13 +1,20 @@
 """How a step ends that cannot go on: with one line for a person, and another try where that may help."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.storage.tags import SENSOR_NAME_TAG
 
-from autoopt_pipeline.errors import AutooptError, RunInProgress
+from autoopt_pipeline.errors import AutooptError, RunInProgress, RunOvertaken
 from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.tenants.config import Retry
 
@@ -45,6 +52,22 @@ def _delay(retry: Retry, attempt: int) -> float:
     return policy.calculate_delay(attempt)
 
 
+def end_with_the_run() -> None:
+    """Have this process told to stop when that of its run is gone.
+
+    A step outlives a run that is killed, and what it goes on to do, the next run of the tenant does as well.
+    """
+    run = multiprocessing.parent_process()
+    if run is None:
+        return
+
+    def watch() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
+
+
 def refuse_overlap(context: dg.AssetExecutionContext) -> None:
     """Raise `RunInProgress` where another run of the tenant began earlier and has not ended.
 
@@ -64,5 +87,21 @@ def refuse_overlap(context: dg.AssetExecutionContext) -> None:
     if own and began and (first := min(began.values())) < own:
         raise RunInProgress(
             f"tenant {context.partition_key}: run {first[1]} began earlier and has not ended",
-            "wait for it; if its process is gone, terminate the run in the Dagster UI",
+            "wait for it; where its process is gone, the Dagster daemon fails it within a minute",
+        )
+
+
+def refuse_repetition(context: dg.AssetExecutionContext, module: str) -> None:
+    """Raise `RunOvertaken` where another run came to this module's outcome after the sensor had launched this one.
+
+    That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.
+    """
+    record = context.instance.get_run_record_by_id(context.run.run_id)
+    if record is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
+        return
+    launched = record.create_timestamp.astimezone(UTC)
+    if other := outcome_since(context.instance, context.partition_key, module, launched):
+        raise RunOvertaken(
+            f"tenant {context.partition_key}: run {other} has learnt from these traces after this one was launched",
+            "nothing is to be done; where it happens often, see that only one Dagster daemon runs",
         )

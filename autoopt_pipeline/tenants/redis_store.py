@@ -47,9 +47,15 @@ class RedisConfigStore:
         return {str(tenant): _stored(tenant, entry) for tenant, entry in entries.items()}
 
     def history(self, tenant_id: str) -> list[StoredConfig]:
-        with self._errors():
-            entries = list(self._redis.lrange(_history_key(tenant_id), 0, -1))
-        return [_stored(tenant_id, entry) for entry in entries]
+        # No transaction, for a server out of memory refuses those, and answers what only reads.
+        with self._errors(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.lrange(_history_key(tenant_id), 0, -1)
+            pipe.hget(_CURRENT, tenant_id)
+            entries, current = pipe.execute()
+        versions = [_stored(tenant_id, entry) for entry in entries]
+        newest = _stored(tenant_id, current) if current else None
+        # A server that evicts keys may have dropped the history alone.
+        return [*versions, newest] if newest and not versions else versions
 
     def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
         validate_tenant_id(tenant_id)
@@ -58,7 +64,8 @@ class RedisConfigStore:
             while True:
                 try:
                     pipe.watch(key)
-                    newest = int(pipe.llen(key))
+                    last = pipe.lindex(key, -1) or pipe.hget(_CURRENT, tenant_id)
+                    newest = _stored(tenant_id, str(last)).version if last else 0
                     check_version(tenant_id, newest, expected_version)
                     text = None if document is None else json.dumps(document, sort_keys=True)
                     entry = json.dumps(

@@ -288,15 +288,17 @@ class Phoenix:
         # Also because a data frame of no project is empty, without an error.
         project_id = self._client().projects.get(project_name=project)["id"]
         window = CountRequest(project_id, contract.span_name, start, end)
-        rows = self._read_window(query, project, window, SPANS_PER_READ)
+        rows = self._read_window(query, project, window, SPANS_PER_READ, *self._expected([window]))
         return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
 
-    def _read_window(self, query: "SpanQuery", project: str, window: CountRequest, limit: int) -> list[dict[str, Any]]:
-        """All rows of a window. Where there are `limit` or more, its two halves are read.
+    def _read_window(
+        self, query: "SpanQuery", project: str, window: CountRequest, limit: int, expected: int
+    ) -> list[dict[str, Any]]:
+        """All rows of a window that has `expected`. Where there are `limit` or more, its two halves are read.
 
         Phoenix gives selected columns in no order, so the rows over a limit could not be asked for otherwise.
         """
-        if self._expected(window) < limit:
+        if expected < limit:
             frame = self._client().spans.get_spans_dataframe(
                 project_identifier=project,
                 query=query,
@@ -305,6 +307,11 @@ class Phoenix:
                 limit=limit,
                 timeout=int(max(self._timeout, 60)),
             )
+            if len(frame) < expected:  # what is missing would count as learnt from
+                raise PhoenixUnavailable(
+                    f"Phoenix {self.endpoint}: project {project}: {expected} spans are counted and {len(frame)} given",
+                    "see the server's log",
+                )
             if len(frame) < limit:  # else more came between the two requests
                 ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
                 return [
@@ -313,18 +320,27 @@ class Phoenix:
                 ]
         middle = window.start + (window.end - window.start) / 2
         if middle in (window.start, window.end):  # more spans in one instant than the limit
-            return self._read_window(query, project, window, 2 * limit)
+            return self._read_window(query, project, window, 2 * limit, expected)
+        halves = (replace(window, end=middle), replace(window, start=middle))
+        counts = self._expected(halves)
+        if sum(counts) >= 2 * expected >= 2 * limit:  # halving would never end
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: project {project}: its counts do not add up: {expected} spans in a window, "
+                f"{counts[0]} and {counts[1]} in its halves",
+                "check its version",
+            )
         return [
-            *self._read_window(query, project, replace(window, end=middle), limit),
-            *self._read_window(query, project, replace(window, start=middle), limit),
+            row
+            for half, count in zip(halves, counts, strict=True)
+            for row in self._read_window(query, project, half, limit, count)
         ]
 
-    def _expected(self, window: CountRequest) -> int:
-        """Spans in a window, for a few milliseconds; 0 where this Phoenix cannot count."""
+    def _expected(self, windows: Sequence[CountRequest]) -> list[int]:
+        """Spans in each window, for a few milliseconds; 0 where this Phoenix cannot count."""
         try:
-            return self._graphql_counts([window])[0]
+            return self._graphql_counts(windows)
         except _NotUnderstood:
-            return 0
+            return [0] * len(windows)
 
     def _read_annotations(
         self, project: str, contract: SpanContract, span_ids: Sequence[str]

@@ -1,0 +1,53 @@
+"""Runs as processes on this machine, failed when their process is gone. Named in `dagster.yaml` as the run launcher.
+
+Dagster's own launcher cannot tell: a run whose process was killed together with the code server, or that was started
+in the process of a command, would block its tenant until `max_runtime_seconds`.
+"""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import psutil
+from dagster import DagsterEventType
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+
+_CLOCK_SECONDS = 60.0
+"""How much later than its first event a process may seem to have begun, for a clock may be set meanwhile."""
+
+
+class LocalRunLauncher(DefaultRunLauncher):
+    """`DefaultRunLauncher` that knows whether a run's process lives, for instances whose runs all are on this machine.
+
+    Every process that executes a run says its number in the run's first events, whoever started it.
+    """
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """`FAILED` only where the process is surely gone."""
+        for entry in self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+            event = entry.dagster_event
+            pid = event.engine_event_data.metadata.get("pid") if event else None
+            if pid and not _lives(int(str(pid.value)), began_before=entry.timestamp):
+                since = datetime.fromtimestamp(entry.timestamp, UTC)
+                return CheckRunHealthResult(
+                    WorkerStatus.FAILED,
+                    f"its process {pid.value}, begun at {since:%Y-%m-%d %H:%M:%S} UTC, is gone: "
+                    "it was killed, or the machine was restarted",
+                )
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+
+def _lives(pid: int, *, began_before: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.create_time() <= began_before + _CLOCK_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
