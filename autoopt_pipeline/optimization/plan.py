@@ -27,6 +27,7 @@ class Reason(StrEnum):
     BACKING_OFF = "backing_off"
     QUIET_HOURS = "quiet_hours"
     BUDGET_EXHAUSTED = "budget_exhausted"
+    LEFT = "left"
     ERROR = "error"
 
 
@@ -111,7 +112,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class NeedsEvidence:
-    """Everything else is met: count what is new, and ask again."""
+    """Everything else is met, since `since` (None: always): count what is new, and ask again."""
+
+    since: datetime | None
 
 
 def decide(
@@ -143,11 +146,11 @@ def decide(
     )
     need = found[-1].need
     unmet = next((each for each in found if not each.met), None)
-    if unmet is None:
+    if unmet is None or unmet.met is None:
         since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
+        if unmet:
+            return NeedsEvidence(since)
         return Decision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
-    if unmet.met is None:
-        return NeedsEvidence()
     return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
 
 

@@ -154,6 +154,9 @@ class ModuleSettings(Strict):
         return moment.astimezone(UTC) if moment else None
 
 
+_NOTHING_CHOSEN = ModuleSettings()
+
+
 def _default_modules() -> dict[str, ModuleSettings]:
     return {name: ModuleSettings() for name in default_modules()}
 
@@ -255,7 +258,7 @@ class RoutingConfigUnified(Strict):
         return self._module(module).retrain_after
 
     def _module(self, module: str) -> ModuleSettings:
-        return self.modules.get(module, ModuleSettings())
+        return self.modules.get(module, _NOTHING_CHOSEN)
 
 
 def valid_trace_id(text: str) -> str:
