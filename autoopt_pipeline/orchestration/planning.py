@@ -112,9 +112,11 @@ def plan_tenants(
 
     When Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
     `count_all` asks Phoenix also about modules that wait for something else, for people who want to see how far
-    they are. With `seconds`, Phoenix is asked for about so long: about the tenants that have waited longest, or that
-    come after the one that the last look had reached. Whoever is left is so until one of the next looks.
+    they are. With `seconds`, it takes about so long: Phoenix is asked about the tenants that have waited longest, or
+    that come `after` the one that the last look had reached, and always about some. The others are left to the next
+    looks.
     """
+    deadline = None if seconds is None else time.monotonic() + seconds
     window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
     decisions: dict[Key, Decision] = {}
     configs: dict[str, RoutingConfigUnified] = {}
@@ -157,9 +159,8 @@ def plan_tenants(
             if isinstance(answer, NeedsEvidence):
                 moment = answer.since.timestamp() if answer.since else 0.0
                 since[tenant] = min(moment, since.get(tenant, moment))
-    turns = _in_turn([(since.get(tenant, 0.0), tenant) for tenant in pending], after)
+    turns = in_turn([(since.get(tenant, 0.0), tenant) for tenant in pending], after)
     reached, left, phoenix_error = None, turns, None
-    deadline = None if seconds is None else time.monotonic() + seconds
     while left and not (reached and deadline and time.monotonic() >= deadline):
         some, left = left[:_TENANTS_AT_ONCE], left[_TENANTS_AT_ONCE:]
         reached = some[-1]
@@ -187,7 +188,7 @@ def plan_tenants(
 _LEFT = "Phoenix is asked about it in one of the next looks"
 
 
-def _in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
+def in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
     """The longest waiting first; with `after`, from the next one on, and then from the first."""
     ordered = sorted(turns)
     start = bisect_right(ordered, after) if after else 0

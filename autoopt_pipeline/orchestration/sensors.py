@@ -23,8 +23,8 @@ NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Run tag: Dagster's run monitoring ends the run after so many seconds."""
 
-_SECONDS_OF_ASKING = 10.0
-"""A tick may take 60, and Phoenix, which has one core, is to be free for traffic most of the time."""
+_SECONDS_PER_TICK = 15.0
+"""Dagster ends a tick after 60, and Phoenix, which has one core, is to be free for traffic most of the time."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -105,7 +105,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             connections.phoenix,
             now=datetime.now(UTC),
             settings=connections.settings,
-            seconds=_SECONDS_OF_ASKING,
+            seconds=_SECONDS_PER_TICK,
             after=after,
         )
         due = list(plan.due())
