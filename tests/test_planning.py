@@ -310,6 +310,21 @@ def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobod
     assert read_spending(instance, ["workflow", "cross_modal"], since=datetime.now(UTC) + HOUR) == {}
 
 
+@pytest.mark.parametrize("settling", [timedelta(0), timedelta(hours=1)], ids=["settled", "young"])
+def test_what_is_read_on_is_counted_once(
+    instance: dg.DagsterInstance, tenant: str, settling: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoopt_pipeline.orchestration.history._SETTLING", settling)
+    since = datetime.now(UTC) - HOUR
+    for attempts in range(1, 4):
+        outcome = dg.AssetMaterialization("routing", partition=tenant, metadata={"lm_calls": 5})
+        instance.report_runless_asset_event(outcome)
+        report_spent(instance, tenant, "modality", Spending(2, 0), run_id="x", reason="failed")
+        for _ in range(2):
+            assert read_spending(instance, MODULES, since=since) == {tenant: Spending(7 * attempts, 0)}
+    assert read_spending(instance, MODULES, since=datetime.now(UTC)) == {}
+
+
 def test_a_budget_of_all_tenants_holds_each_of_them(
     store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str
 ) -> None:

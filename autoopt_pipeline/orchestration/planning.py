@@ -125,7 +125,8 @@ def plan_tenants(
             configs[tenant] = entry.parse()
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
-    attempts = read_attempts(instance, modules(), failures_since=failures_count_since(configs.values(), now=now))
+    failures_since = failures_count_since(configs.values(), now=now)
+    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs)
     limits = allowances(instance, configs.values(), settings, now=now)
 
     def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
