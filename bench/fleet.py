@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -62,10 +63,12 @@ def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, du
         db.executemany("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", rows)
 
 
-def write_history(instance: dg.DagsterInstance, tenants: Sequence[str], *, at: datetime, generations: int = 2) -> None:
+def write_history(
+    instance: dg.DagsterInstance, tenants: Sequence[str], *, at: datetime, generations: int = 2, troubled: bool = True
+) -> None:
     """Register the tenants, each with earlier outcomes of every module, the newest one at that time.
 
-    The last run of one tenant in a hundred failed, and one in a thousand has a run under way.
+    If they are `troubled`, the last run of one in a hundred failed, and one in a thousand has a run under way.
     """
     instance.add_dynamic_partitions("tenants", list(tenants))
     for module in modules():  # the first event makes the asset known
@@ -76,6 +79,8 @@ def write_history(instance: dg.DagsterInstance, tenants: Sequence[str], *, at: d
         _write_runs(instance, runs, dg.DagsterRunStatus.SUCCESS, ended)
         for module in modules():
             _write_outcomes(instance, module, runs, ended)
+    if not troubled:
+        return
     failed = {tenant: str(uuid.uuid4()) for tenant in tenants[50::100]}
     _write_runs(instance, failed, dg.DagsterRunStatus.FAILURE, at + timedelta(minutes=5))
     running = {tenant: str(uuid.uuid4()) for tenant in tenants[70::1000]}
@@ -285,3 +290,23 @@ def postgres(processes: Processes, folder: Path) -> Iterator[str | None]:
     command = [*prefix, server, "-D", str(data), "-p", str(port), "-h", LOOPBACK, "-k", str(folder)]
     processes.start("postgres", command, env={}, cwd=folder)
     yield f"postgresql://bench@{LOOPBACK}:{port}/postgres"
+
+
+def own_database(url: str, name: str) -> str:
+    """A database of that name, for a Dagster instance has one to itself. Waits until the server answers."""
+    import psycopg2
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connection = psycopg2.connect(url)
+            break
+        except psycopg2.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{url.rpartition('/')[0]}/{name}"

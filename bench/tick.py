@@ -26,7 +26,17 @@ from typing import Any
 import dagster as dg
 import httpx
 import psutil
-from fleet import HOUR, TRACES_BEFORE, make_home, names, postgres, write_configs, write_history, write_traces
+from fleet import (
+    HOUR,
+    TRACES_BEFORE,
+    make_home,
+    names,
+    own_database,
+    postgres,
+    write_configs,
+    write_history,
+    write_traces,
+)
 
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.stack import Stack, start_phoenix, wait_for_phoenix
@@ -74,7 +84,7 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
             for storage in ("SQLite", "Postgres") if url else ("SQLite",):
                 for size in sizes:
                     home = folder / f"{storage}-{size}"
-                    make_home(home, own_database(url, size) if url and storage == "Postgres" else None)
+                    make_home(home, own_database(url, f"tenants_{size}") if url and storage == "Postgres" else None)
                     with open_instance(home) as instance:
                         write_history(instance, tenants[:size], at=outcome)
                     stack = Stack(home, endpoint, {})
@@ -96,26 +106,6 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
     (RESULTS / "tick.md").write_text(table(found) + "\n")
     print(table(found))
     plot(found)
-
-
-def own_database(url: str, size: int) -> str:
-    """A database for each size, for a Dagster instance has one to itself."""
-    import psycopg2
-
-    with_retries = time.monotonic() + 60
-    while True:
-        try:
-            connection = psycopg2.connect(url)
-            break
-        except psycopg2.OperationalError:  # it is starting
-            if time.monotonic() > with_retries:
-                raise
-            time.sleep(0.2)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE tenants_{size}")
-    connection.close()
-    return f"{url.rpartition('/')[0]}/tenants_{size}"
 
 
 def phoenix_process(folder: Path) -> psutil.Process:
