@@ -78,7 +78,12 @@ lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
 
+bench: install ## What many tenants cost, into bench/results/ (a quarter of an hour)
+	@.venv/bin/python bench/tick.py
+	@.venv/bin/python bench/reading.py
+	@.venv/bin/python bench/launches.py
+
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test fuzz chaos check audit format install lock clean
+.PHONY: help demo up test fuzz chaos check audit bench format install lock clean

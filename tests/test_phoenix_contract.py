@@ -291,7 +291,7 @@ def test_a_phoenix_that_speaks_another_graphql_is_counted_over_rest(
 
 def test_a_server_that_is_down_is_an_error_that_names_it() -> None:
     with pytest.raises(PhoenixUnavailable) as error:
-        Phoenix("http://127.0.0.1:9").projects(until=NOW)
+        Phoenix("http://127.0.0.1:9").projects(["any"], until=NOW)
     assert "http://127.0.0.1:9" in str(error.value)
     assert "AUTOOPT_PHOENIX_ENDPOINT" in str(error.value)
 
@@ -300,14 +300,14 @@ def test_a_password_in_the_endpoint_is_never_shown() -> None:
     phoenix = Phoenix("http://user:hunter2@127.0.0.1:9")
     assert phoenix.endpoint == "http://127.0.0.1:9"
     with pytest.raises(PhoenixUnavailable) as error:
-        phoenix.projects(until=NOW)
+        phoenix.projects(["any"], until=NOW)
     assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://[", "ftp://x"])
 def test_an_endpoint_that_is_none_is_an_error(endpoint: str) -> None:
     with pytest.raises((PhoenixUnavailable, PhoenixRefused)):
-        Phoenix(endpoint).projects(until=NOW)
+        Phoenix(endpoint).projects(["any"], until=NOW)
 
 
 ANSWERS = {
@@ -347,7 +347,7 @@ def strange_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, type[E
 def test_a_strange_answer_is_an_error_and_never_zero_traces(strange_server: tuple[str, type[Exception]]) -> None:
     endpoint, expected = strange_server
     with pytest.raises(expected) as error:
-        Phoenix(endpoint, api_key="px-secret").projects(until=NOW)
+        Phoenix(endpoint, api_key="px-secret").projects(["any"], until=NOW)
     assert endpoint in str(error.value)
     assert "px-secret" not in str(error.value)
     assert "\n" not in str(error.value)

@@ -11,11 +11,14 @@ import pytest
 from dagster import DagsterEventType
 from dagster._core.events import StepMaterializationData
 from dagster._core.test_utils import create_run_for_test
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import TenantsUndecided
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
+from autoopt_pipeline.orchestration import planning
 from autoopt_pipeline.orchestration.history import (
     failure_horizon,
     read_attempts,
@@ -330,6 +333,21 @@ def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobod
     assert read_spending(instance, ["workflow", "cross_modal"], since=datetime.now(UTC) + HOUR) == {}
 
 
+@pytest.mark.parametrize("settling", [timedelta(0), timedelta(hours=1)], ids=["settled", "young"])
+def test_what_is_read_on_is_counted_once(
+    instance: dg.DagsterInstance, tenant: str, settling: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoopt_pipeline.orchestration.history._SETTLING", settling)
+    since = datetime.now(UTC) - HOUR
+    for attempts in range(1, 4):
+        outcome = dg.AssetMaterialization("routing", partition=tenant, metadata={"lm_calls": 5})
+        instance.report_runless_asset_event(outcome)
+        report_spent(instance, tenant, "modality", Spending(2, 0), run_id="x", reason="failed")
+        for _ in range(2):
+            assert read_spending(instance, MODULES, since=since) == {tenant: Spending(7 * attempts, 0)}
+    assert read_spending(instance, MODULES, since=datetime.now(UTC)) == {}
+
+
 def test_a_budget_of_all_tenants_holds_each_of_them(
     store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str
 ) -> None:
@@ -409,6 +427,74 @@ def test_launches_are_capped_and_what_is_held_back_is_said(
     assert [request.partition_key for request in result.run_requests or ()] == names[:2]
     assert any(line.startswith(f"{names[2]}: held back, for a tick launches at most 2") for line in said)
     assert any(line.startswith(f"{names[3]}: held back until it is a partition") for line in said)
+
+
+def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next_one_goes_on(
+    store: TenantConfigStore,
+    instance: dg.DagsterInstance,
+    phoenix: Phoenix,
+    tenant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "_TENANTS_AT_ONCE", 2)
+    newest, older, oldest, never, other = (f"{tenant}-{name}" for name in "abcde")
+    for name in (oldest, older, newest):
+        materialize(instance, name, "routing", traces=0, end=datetime.now(UTC))
+        materialize(instance, name, "modality", traces=0, end=datetime.now(UTC))
+    for name in (newest, older, oldest, never, other):
+        configure(store, name)
+    now, after = datetime.now(UTC) + 2 * HOUR, None
+    asked: list[set[str]] = []
+    for _ in range(3):
+        plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=SETTINGS, seconds=0, after=after)
+        after = plan.reached
+        found = {key: reason for key, reason in reasons(plan).items() if reason is not Reason.LEFT}
+        assert set(found.values()) == {Reason.TOO_FEW_TRACES}
+        asked.append({name for name, _ in found})
+    assert asked == [{never, other}, {oldest, older}, {newest, never}]
+
+
+@given(st.lists(st.tuples(st.floats(0, 2e9), st.text(min_size=1))), st.integers(1, 5))
+def test_in_a_round_of_looks_everybody_has_a_turn(turns: list[planning.Turn], at_once: int) -> None:
+    turns, after, reached = list(dict.fromkeys(turns)), None, set()
+    for _ in range(-(-len(turns) // at_once)):
+        some = planning.in_turn(turns, after)[:at_once]
+        reached |= {*some}
+        after = some[-1]
+    assert reached == {*turns}
+
+
+def test_whoever_is_held_back_is_launched_before_those_who_have_waited_less(
+    store: TenantConfigStore,
+    phoenix: Phoenix,
+    tenant: str,
+    instance: dg.DagsterInstance,
+    sensors: dict[str, dg.SensorDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTOOPT_MAX_LAUNCHES_PER_TICK", "1")
+    monkeypatch.setattr("autoopt_pipeline.orchestration.sensors._SECONDS_PER_TICK", 0)
+    monkeypatch.setattr(planning, "_TENANTS_AT_ONCE", 2)
+    names = [f"{tenant}-{i}" for i in range(4)]
+    for name in names:
+        configure(store, name, min_samples_for_optimization=2)
+        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        register_tenant(instance, name)
+    launched, cursor = list[str | None](), None
+    for _ in names:
+        context = dg.build_sensor_context(instance=instance, resources={"services": Services()}, cursor=cursor)
+        result = sensors["auto_optimization_sensor"](context)
+        assert isinstance(result, dg.SensorResult)
+        cursor = context.cursor
+        for request in result.run_requests or ():
+            launched.append(request.partition_key)
+            create_run_for_test(
+                instance,
+                tags={"dagster/partition": str(request.partition_key)},
+                status=dg.DagsterRunStatus.STARTED,
+                asset_selection=frozenset(request.asset_selection or ()),
+            )
+    assert launched == names
 
 
 def test_an_error_is_a_failed_tick_and_never_a_skip(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -33,10 +35,20 @@ from autoopt_pipeline.traces.phoenix import Phoenix
 WHOLE_TENANT = "*"
 """Stands for all modules of a tenant whose configuration cannot be read."""
 
+_TENANTS_AT_ONCE = 100
+"""Tenants that Phoenix is asked about before the clock is looked at: two documents of totals, and of counts at most
+two for each module."""
+
+Turn = tuple[float, str]
+"""A tenant's place in the order in which Phoenix is asked: since when (Unix time) a module of it waits, and its id."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read."""
+    """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
+
+    `reached` is the last tenant that Phoenix was asked about where there was no time for all.
+    """
 
     window_end: datetime
     decisions: dict[Key, Decision]
@@ -44,6 +56,7 @@ class Plan:
     configs: dict[str, RoutingConfigUnified] = field(default_factory=dict)
     phoenix_asked: bool = False
     phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
+    reached: Turn | None = None
 
     def due(self) -> dict[str, list[str]]:
         """Due modules by tenant, the longest waiting tenant first."""
@@ -90,6 +103,8 @@ def plan_tenants(
     settings: Settings,
     only_modules: Collection[str] | None = None,
     count_all: bool = False,
+    seconds: float | None = None,
+    after: Turn | None = None,
 ) -> Plan:
     """Decide for every tenant given. What is wrong with one tenant is that tenant's decision, nobody else's.
 
@@ -97,8 +112,11 @@ def plan_tenants(
 
     When Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
     `count_all` asks Phoenix also about modules that wait for something else, for people who want to see how far
-    they are.
+    they are. With `seconds`, it takes about so long: Phoenix is asked about the tenants that have waited longest, or
+    that come `after` the one that the last look had reached, and always about some. The others are left to the next
+    looks.
     """
+    deadline = None if seconds is None else time.monotonic() + seconds
     window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
     decisions: dict[Key, Decision] = {}
     configs: dict[str, RoutingConfigUnified] = {}
@@ -107,7 +125,8 @@ def plan_tenants(
             configs[tenant] = entry.parse()
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
-    attempts = read_attempts(instance, modules(), failures_since=failures_count_since(configs.values(), now=now))
+    failures_since = failures_count_since(configs.values(), now=now)
+    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs)
     limits = allowances(instance, configs.values(), settings, now=now)
 
     def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
@@ -122,7 +141,8 @@ def plan_tenants(
             allowances=limits.get(key[0], ()),
         )
 
-    pending: dict[Key, RoutingConfigUnified] = {}
+    pending: dict[str, list[str]] = {}
+    since: dict[str, float] = {}
     for tenant, config in configs.items():
         for module in dict.fromkeys([*modules(), *config.modules]):
             if only_modules is not None and module not in only_modules:
@@ -136,14 +156,44 @@ def plan_tenants(
             if isinstance(answer, Decision):
                 decisions[key] = answer
             if isinstance(answer, NeedsEvidence) or (count_all and answer.reason is not Reason.DISABLED):
-                pending[key] = config
-    phoenix_error = None
-    try:
-        decisions |= _decide_by_evidence(ask, pending, attempts, instance, phoenix, now=now, until=window_end)
-    except (PhoenixUnavailable, PhoenixRefused) as e:
-        phoenix_error = e
-        decisions |= {key: Decision(Reason.ERROR, str(e)) for key in pending if key not in decisions}
-    return Plan(window_end, dict(sorted(decisions.items())), attempts, configs, bool(pending), phoenix_error)
+                pending.setdefault(tenant, []).append(module)
+            if isinstance(answer, NeedsEvidence):
+                moment = answer.since.timestamp() if answer.since else 0.0
+                since[tenant] = min(moment, since.get(tenant, moment))
+    turns = in_turn([(since.get(tenant, 0.0), tenant) for tenant in pending], after)
+    reached, left, phoenix_error = None, turns, None
+    while left and not (reached and deadline and time.monotonic() >= deadline):
+        some, left = left[:_TENANTS_AT_ONCE], left[_TENANTS_AT_ONCE:]
+        reached = some[-1]
+        asked = {(tenant, module): configs[tenant] for _, tenant in some for module in pending[tenant]}
+        try:
+            decisions |= _decide_by_evidence(ask, asked, attempts, instance, phoenix, now=now, until=window_end)
+        except (PhoenixUnavailable, PhoenixRefused) as e:
+            phoenix_error = e
+            left = [*some, *left]
+            break
+    without = Decision(Reason.ERROR, str(phoenix_error)) if phoenix_error else Decision(Reason.LEFT, _LEFT)
+    for _, tenant in left:
+        decisions |= {(tenant, module): without for module in pending[tenant] if (tenant, module) not in decisions}
+    return Plan(
+        window_end,
+        dict(sorted(decisions.items())),
+        attempts,
+        configs,
+        bool(pending),
+        phoenix_error,
+        reached if left else None,
+    )
+
+
+_LEFT = "Phoenix is asked about it in one of the next looks"
+
+
+def in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
+    """The longest waiting first; with `after`, from the next one on, and then from the first."""
+    ordered = sorted(turns)
+    start = bisect_right(ordered, after) if after else 0
+    return ordered[start:] + ordered[:start]
 
 
 def _decide_by_evidence(

@@ -12,7 +12,7 @@ from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, tick_report
+from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, TickReport, tick_report
 from autoopt_pipeline.orchestration.watching import watch_sensor
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -26,6 +26,9 @@ _MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 _GONE_PER_TICK = 100
 """Tenants that are looked up one by one in a tick, because they have a partition and no configuration."""
+
+_SECONDS_PER_TICK = 15.0
+"""Dagster ends a tick after 60, and Phoenix, which has one core, is to be free for traffic most of the time."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -115,18 +118,25 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
     ) -> dg.SensorResult | dg.SkipReason:
         connections = services.connect()
         stored = connections.configs.current()
+        last = TickReport.load(context.cursor)
+        after = last.reached if last else None
         plan = plan_tenants(
             stored,
             context.instance,
             connections.phoenix,
             now=datetime.now(UTC),
             settings=connections.settings,
+            seconds=_SECONDS_PER_TICK,
+            after=after,
         )
-        context.update_cursor(tick_report(plan).model_dump_json())
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
         registered = registered_tenants(context.instance)
-        launched = [tenant for tenant in due if tenant in registered][: connections.settings.max_launches_per_tick]
+        ready = [tenant for tenant in due if tenant in registered]
+        launched = ready[: connections.settings.max_launches_per_tick]
+        # Who is held back is asked about again before those who have waited less.
+        reached = plan.reached if launched == ready else after
+        context.update_cursor(tick_report(plan, reached=reached).model_dump_json())
         _log(context, plan)
         for tenant in due:
             if tenant not in registered:

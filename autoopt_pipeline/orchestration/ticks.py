@@ -20,7 +20,7 @@ from autoopt_pipeline.errors import (
     PhoenixUnavailable,
     TenantsUndecided,
 )
-from autoopt_pipeline.orchestration.planning import Plan
+from autoopt_pipeline.orchestration.planning import Plan, Turn
 
 OPTIMIZATION_SENSOR = "auto_optimization_sensor"
 WATCH_SENSOR = "promotion_watch_sensor"
@@ -58,12 +58,16 @@ class _Report(BaseModel):
 
 
 class TickReport(_Report):
-    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due."""
+    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
+
+    `reached` is where the next look goes on asking Phoenix; None: there was time for all.
+    """
 
     decisions: dict[str, int]
     oldest_due_since: datetime | None
     phoenix_asked: bool
     phoenix_error: str | None
+    reached: Turn | None = None
 
 
 class WatchReport(_Report):
@@ -73,13 +77,14 @@ class WatchReport(_Report):
     left: int
 
 
-def tick_report(plan: Plan) -> TickReport:
+def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
     waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
     return TickReport(
         decisions=plan.counts(),
         oldest_due_since=min(waiting, default=None),
         phoenix_asked=plan.phoenix_asked,
         phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
+        reached=reached,
     )
 
 

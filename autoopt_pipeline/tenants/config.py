@@ -181,6 +181,9 @@ class ModuleSettings(Strict):
             raise ValueError("the year is none from 1 to 9999 in UTC") from None
 
 
+_NOTHING_CHOSEN = ModuleSettings()
+
+
 def _default_modules() -> dict[str, ModuleSettings]:
     return {name: ModuleSettings() for name in default_modules()}
 
@@ -287,7 +290,7 @@ class RoutingConfigUnified(Strict):
         return self._module(module).retrain_after
 
     def _module(self, module: str) -> ModuleSettings:
-        return self.modules.get(module, ModuleSettings())
+        return self.modules.get(module, _NOTHING_CHOSEN)
 
 
 def valid_trace_id(text: str) -> str:

@@ -34,9 +34,8 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
             f"Phoenix {phoenix.endpoint} has no project {name}",
             "let the tenant's application send traces there",
         )
-    # Totals first: what is annotated while this window is read counts as new next time.
-    counts = phoenix.annotation_counts([project.id])
-    annotation_total = annotations_of(spec, counts[project.id]) if project.id in counts else None
+    # The totals were read first: what is annotated while this window is read counts as new next time.
+    annotation_total = None if project.annotations is None else annotations_of(spec, project.annotations)
     decisions = read_decisions(phoenix, name, spec, start=start, end=end)
     return Collected(project.id, tuple(decisions), project.traces, annotation_total)
 

@@ -24,12 +24,12 @@ class Wanted:
 def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: datetime) -> dict[tuple[str, str], Evidence]:
     """Evidence per (tenant, module), for traces that started before `until`.
 
-    One request for all projects' totals tells who changed since the last outcome; only those are counted
+    The projects' totals, of fifty in a request, tell who changed since the last outcome; only those are counted
     span by span. Annotations carry no time that Phoenix could filter by, so their totals are compared.
     """
     if not wanted:
         return {}
-    projects = phoenix.projects(until=until)
+    projects = phoenix.projects([project_name(w.tenant_id) for w in wanted], until=until)
     found = {(w.tenant_id, w.spec.name): projects.get(project_name(w.tenant_id)) for w in wanted}
     to_count = {
         (w.tenant_id, w.spec.name): CountRequest(project.id, w.spec.contract.span_name, w.since, until)
@@ -37,8 +37,6 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
         if (project := found[w.tenant_id, w.spec.name]) and _may_have_new_traces(project, w)
     }
     counts = phoenix.count(list(to_count.values()))
-    learnt_from = [project.id for w in wanted if w.outcome and (project := found[w.tenant_id, w.spec.name])]
-    annotations = phoenix.annotation_counts(learnt_from)
     evidence = {}
     for w in wanted:
         key = (w.tenant_id, w.spec.name)
@@ -48,9 +46,9 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
             continue
         new_traces = counts[to_count[key]] if key in to_count else 0
         new_annotations = 0
-        if w.outcome and w.outcome.annotation_total is not None and project.id in annotations:
+        if w.outcome and w.outcome.annotation_total is not None and project.annotations is not None:
             # The total falls when Phoenix deletes old traces; the next outcome then starts from what is left.
-            total = annotations_of(w.spec, annotations[project.id])
+            total = annotations_of(w.spec, project.annotations)
             new_annotations = max(0, total - w.outcome.annotation_total)
         evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
     return evidence

@@ -33,25 +33,29 @@ ALIASES_PER_DOCUMENT = 50
 """Phoenix refuses GraphQL documents with more."""
 
 PAGE = 1000
-"""Projects, or spans, per request. Phoenix's own defaults (50 and 100) would drop the rest without a word."""
+"""Projects, or spans, per request. Phoenix's own defaults would drop the rest without a word."""
 
 SPANS_PER_READ = 5000
 """Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
 
 _ATTEMPTS = 3
 _NAMES = 10
-_ANNOTATION_COUNTS = "spanAnnotationNameCounts{name count}"
+_TOTALS = "id name traceCount(timeRange:$until) spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Phoenix project; `traces` is None where only REST answers, which has no totals."""
+    """A Phoenix project with its number of traces, and of span annotations by name.
+
+    Both are None where only REST answers, which has no totals.
+    """
 
     id: str
     name: str
     traces: int | None
+    annotations: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,9 @@ class Phoenix:
             asked_at = datetime.now(UTC)
             projects, not_understood = response.json()["data"], None
             try:
-                self._graphql_projects(asked_at)
+                self._graphql_projects([project["name"] for project in projects] or [""], asked_at)
                 for project in projects:
                     self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
-                    self._graphql(_aliased([project["id"]], _ANNOTATION_COUNTS), {"id0": project["id"]})
             except _NotUnderstood as e:
                 not_understood = str(e)
             date = response.headers.get("date")
@@ -136,27 +139,26 @@ class Phoenix:
                 not_understood,
             )
 
-    def projects(self, *, until: datetime) -> dict[str, Project]:
-        """All projects by exact name, with their number of traces started before `until`."""
+    def projects(self, names: Sequence[str], *, until: datetime) -> dict[str, Project]:
+        """Those of these projects that exist, by name; of their traces those count that started before `until`.
+
+        Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
+        """
+        wanted = dict.fromkeys(names)
+        found: dict[str, Project] = {}
         with self._errors("projects"):
             try:
-                return self._graphql_projects(until)
+                for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
+                    found |= self._graphql_projects(batch, until)
             except _NotUnderstood as e:
                 logger.warning("Phoenix %s: counting over REST, which is slow: %s", self.endpoint, e)
-                found = self._rest_pages("/v1/projects", {})
-                return {item["name"]: Project(item["id"], item["name"], None) for item in found}
+                listed = [item for item in self._rest_pages("/v1/projects", {}) if item["name"] in wanted]
+                return {item["name"]: Project(item["id"], item["name"], None, None) for item in listed}
+        return found
 
     def project(self, name: str, *, until: datetime) -> Project | None:
-        """One project, with its number of traces started before `until`; None when it does not exist."""
-        with self._errors(f"project {name}"):
-            try:
-                node = self._graphql(
-                    "query($n:String!,$tr:TimeRange){getProjectByName(name:$n){id name traceCount(timeRange:$tr)}}",
-                    {"n": name, "tr": {"end": until.isoformat()}},
-                )["getProjectByName"]
-            except _NotUnderstood:
-                return self.projects(until=until).get(name)
-            return Project(node["id"], node["name"], node["traceCount"]) if node else None
+        """One project, as `projects` gives it; None when it does not exist."""
+        return self.projects([name], until=until).get(name)
 
     def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
         """Count spans for each request; equal requests are asked once, fifty in one document."""
@@ -170,24 +172,6 @@ class Phoenix:
                     counts = [self._rest_count(request) for request in batch]
                 counted.update(zip(batch, counts, strict=True))
         return counted
-
-    def annotation_counts(self, project_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Per project, how many span annotations of each name there are. Without an entry where Phoenix cannot say."""
-        counts: dict[str, dict[str, int]] = {}
-        with self._errors("annotation counts"):
-            for batch in _batches(list(dict.fromkeys(project_ids)), ALIASES_PER_DOCUMENT):
-                try:
-                    data = self._graphql(
-                        _aliased(batch, _ANNOTATION_COUNTS),
-                        {f"id{i}": project_id for i, project_id in enumerate(batch)},
-                    )
-                except _NotUnderstood as e:
-                    logger.warning("Phoenix %s: annotations cannot be counted: %s", self.endpoint, e)
-                    return counts
-                for i, project_id in enumerate(batch):
-                    node = data[f"p{i}"] or {"spanAnnotationNameCounts": []}
-                    counts[project_id] = {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]}
-        return counts
 
     def other_span_names(
         self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
@@ -367,21 +351,23 @@ class Phoenix:
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
 
-    def _graphql_projects(self, until: datetime) -> dict[str, Project]:
-        found: dict[str, Project] = {}
-        cursor: str | None = None
-        while True:
-            page = self._graphql(
-                "query($tr:TimeRange,$n:Int,$c:String){projects(first:$n,after:$c){"
-                "edges{node{id name traceCount(timeRange:$tr)}} pageInfo{hasNextPage endCursor}}}",
-                {"tr": {"end": until.isoformat()}, "n": PAGE, "c": cursor},
-            )["projects"]
-            for edge in page["edges"]:
-                node = edge["node"]
-                found[node["name"]] = Project(node["id"], node["name"], node["traceCount"])
-            if not page["pageInfo"]["hasNextPage"]:
-                return found
-            cursor = page["pageInfo"]["endCursor"]
+    def _graphql_projects(self, batch: Sequence[str], until: datetime) -> dict[str, Project]:
+        declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
+        fields = " ".join(f"p{i}:getProjectByName(name:$n{i}){{{_TOTALS}}}" for i in range(len(batch)))
+        variables: dict[str, Any] = {f"n{i}": name for i, name in enumerate(batch)}
+        data = self._graphql(
+            f"query($until:TimeRange,{declared}){{{fields}}}", {**variables, "until": {"end": until.isoformat()}}
+        )
+        nodes = [node for i in range(len(batch)) if (node := data[f"p{i}"])]
+        return {
+            node["name"]: Project(
+                node["id"],
+                node["name"],
+                node["traceCount"],
+                {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]},
+            )
+            for node in nodes
+        }
 
     def _graphql_counts(self, batch: Sequence[CountRequest]) -> list[int]:
         variables: dict[str, Any] = {}
@@ -506,12 +492,6 @@ def _result(annotation: NewAnnotation) -> "AnnotationResult":
     if annotation.score is not None:
         result["score"] = annotation.score
     return result
-
-
-def _aliased(batch: Sequence[str], fields: str) -> str:
-    declared = ",".join(f"$id{i}:ID!" for i in range(len(batch)))
-    nodes = " ".join(f"p{i}:node(id:$id{i}){{...on Project{{{fields}}}}}" for i in range(len(batch)))
-    return f"query({declared}){{{nodes}}}"
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -1,0 +1,33 @@
+"""A run launcher that launches nothing, for measuring what comes before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagster._core.launcher import LaunchRunContext, RunLauncher
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+
+class DoNothing(RunLauncher, ConfigurableClass):
+    """Says of every run that it was launched."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        self._inst_data = inst_data
+        super().__init__()
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> "DoNothing":
+        return cls(inst_data)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        return
+
+    def terminate(self, run_id: str) -> bool:
+        return False

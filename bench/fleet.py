@@ -1,0 +1,312 @@
+"""Thousands of tenants with a past, made quickly: rows are written as Dagster 1.13 and Phoenix 20 write them.
+
+Sending as many traces would take Phoenix an hour, and materializing as many modules would take Dagster a day.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import yaml
+from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+from dagster._serdes import serialize_value
+from sqlalchemy import insert
+
+from autoopt_pipeline.contract import CROSS_MODAL_SPAN, ORCHESTRATION_SPAN, ROUTING_SPAN, project_name
+from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.stack import copy_instance
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
+from autoopt_pipeline.tenants.store import open_config_store
+
+HOUR = timedelta(hours=1)
+AGENTS = [{"name": "search_agent", "description": ""}, {"name": "report_agent", "description": ""}]
+TRACES_BEFORE = 20
+"""Traces of every tenant that its last outcome has seen."""
+
+_SPANS = (ROUTING_SPAN, CROSS_MODAL_SPAN, ORCHESTRATION_SPAN)
+_REPORT = "### Holdout (300 traces)\n" + "| query | right | before | after |\n" * 130
+"""As long as a run's report in words: some 4 kB."""
+
+
+def names(count: int) -> list[str]:
+    return [f"tenant-{number:06d}" for number in range(count)]
+
+
+def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, due: Sequence[str] = ()) -> None:
+    """Store every tenant's configuration in a SQLite file; those that are `due` are so every hour."""
+    open_config_store(url).check_writable()
+    hourly = frozenset(due)
+    rows = []
+    for tenant in tenants:
+        interval = 3600 if tenant in hourly else interval_seconds
+        document = {
+            "tenant_id": tenant,
+            "agents": AGENTS,
+            "modules": {module: {} for module in modules()},
+            "optimization_interval_seconds": interval,
+        }
+        rows.append((tenant, 1, datetime.now(UTC).isoformat(), json.dumps(document)))
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
+        db.execute("DELETE FROM tenant_configs")
+        db.executemany("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", rows)
+
+
+def write_history(
+    instance: dg.DagsterInstance, tenants: Sequence[str], *, at: datetime, generations: int = 2, troubled: bool = True
+) -> None:
+    """Register the tenants, each with earlier outcomes of every module, the newest one at that time.
+
+    If they are `troubled`, the last run of one in a hundred failed, and one in a thousand has a run under way.
+    """
+    instance.add_dynamic_partitions("tenants", list(tenants))
+    for module in modules():  # the first event makes the asset known
+        instance.report_runless_asset_event(_materialization(module, tenants[0], at - 99 * HOUR))
+    for generation in reversed(range(generations)):
+        ended = at - generation * HOUR
+        runs = {tenant: str(uuid.uuid4()) for tenant in tenants}
+        _write_runs(instance, runs, dg.DagsterRunStatus.SUCCESS, ended)
+        for module in modules():
+            _write_outcomes(instance, module, runs, ended)
+    if not troubled:
+        return
+    failed = {tenant: str(uuid.uuid4()) for tenant in tenants[50::100]}
+    _write_runs(instance, failed, dg.DagsterRunStatus.FAILURE, at + timedelta(minutes=5))
+    running = {tenant: str(uuid.uuid4()) for tenant in tenants[70::1000]}
+    _write_runs(instance, running, dg.DagsterRunStatus.STARTED, datetime.now(UTC))
+
+
+def _materialization(module: str, tenant: str, ended: datetime) -> dg.AssetMaterialization:
+    names = [agent["name"] for agent in AGENTS]
+    return dg.AssetMaterialization(
+        module,
+        partition=tenant,
+        metadata={
+            "verdict": "rejected",
+            "reason": "the candidate is not better: 71.0 % against 70.5 %, p = 0.41",
+            "report": dg.MetadataValue.md(_REPORT),
+            "score_before": 0.705,
+            "score_after": 0.71,
+            "p_value": 0.41,
+            "version": "20260101T000000Z-0123abcd",
+            "incumbent": "baseline",
+            "window_start": dg.MetadataValue.timestamp(ended - timedelta(days=30)),
+            "window_end": dg.MetadataValue.timestamp(ended),
+            "decisions_read": TRACES_BEFORE,
+            "trace_total": TRACES_BEFORE,
+            "annotation_total": 1,
+            "lm_calls": 900,
+            "lm_tokens": 400_000,
+            "provenance": dg.MetadataValue.json({"human": 1, "judge": 0, "outcome": 19}),
+            "balance": dg.MetadataValue.json(dict.fromkeys(names, 10)),
+            "labels": dg.MetadataValue.json(names if module == "routing" else []),
+        },
+    )
+
+
+def _write_outcomes(instance: dg.DagsterInstance, module: str, runs: dict[str, str], ended: datetime) -> None:
+    event = DagsterEvent(
+        event_type_value="ASSET_MATERIALIZATION",
+        job_name="__ASSET_JOB",
+        step_key=module,
+        event_specific_data=StepMaterializationData(_materialization(module, "@tenant@", ended)),
+    )
+    entry = dg.EventLogEntry(
+        error_info=None,
+        user_message="",
+        level=10,
+        run_id="@run@",
+        timestamp=ended.timestamp(),
+        step_key=module,
+        job_name="__ASSET_JOB",
+        dagster_event=event,
+    )
+    text = serialize_value(entry)
+    row = {
+        "dagster_event_type": "ASSET_MATERIALIZATION",
+        "timestamp": ended.replace(tzinfo=None),
+        "step_key": module,
+        "asset_key": dg.AssetKey(module).to_string(),
+    }
+    with instance.event_log_storage.index_connection() as db:
+        for some in _chunks(list(runs)):
+            rows = [
+                row
+                | {
+                    "event": text.replace("@tenant@", tenant).replace("@run@", runs[tenant]),
+                    "run_id": runs[tenant],
+                    "partition": tenant,
+                }
+                for tenant in some
+            ]
+            db.execute(insert(SqlEventLogStorageTable), rows)
+
+
+def _write_runs(
+    instance: dg.DagsterInstance, runs: dict[str, str], status: dg.DagsterRunStatus, ended: datetime
+) -> None:
+    selection = frozenset(dg.AssetKey(module) for module in modules())
+    began = ended - timedelta(minutes=2)
+    with instance.run_storage.connect() as db:
+        for some in _chunks(list(runs)):
+            rows, tags = [], []
+            for tenant in some:
+                run = dg.DagsterRun(
+                    "__ASSET_JOB",
+                    run_id=runs[tenant],
+                    status=status,
+                    tags={PARTITION_TAG: tenant},
+                    asset_selection=selection,
+                )
+                rows.append(
+                    {
+                        "run_id": run.run_id,
+                        "pipeline_name": run.job_name,
+                        "status": status.value,
+                        "run_body": serialize_value(run),
+                        "partition": tenant,
+                        "create_timestamp": began.replace(tzinfo=None),
+                        "update_timestamp": ended.replace(tzinfo=None),
+                        "start_time": began.timestamp(),
+                        "end_time": ended.timestamp() if run.is_finished else None,
+                    }
+                )
+                tags.append({"run_id": run.run_id, "key": PARTITION_TAG, "value": tenant})
+            db.execute(insert(RunsTable), rows)
+            db.execute(insert(RunTagsTable), tags)
+
+
+def write_traces(
+    database: Path, tenants: Sequence[str], *, first: datetime, last: datetime, count: int, size: int = 0
+) -> None:
+    """Give each tenant's project so many traces more, evenly spread, and one annotation each time.
+
+    A trace is a decision of every kind of span, with `size` more characters in its attributes.
+    """
+    step = (last - first) / count
+    attributes = json.dumps(
+        {
+            "routing": {"query": "find the report", "chosen_agent": "search_agent", "confidence": 0.9},
+            "input": {"value": "x" * size},
+        }
+    )
+    with closing(sqlite3.connect(database, timeout=60)) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        highest = {
+            table: db.execute(f"SELECT COALESCE(MAX(id), 0) FROM {table}").fetchone()[0]  # noqa: S608
+            for table in ("traces", "spans")
+        }
+        trace_id, span_id = highest["traces"], highest["spans"]
+        for some in _chunks(tenants, max(1, 10_000 // count)):
+            projects = [(project_name(tenant), "#5bdbff", "#1c76fc") for tenant in some]
+            traces, spans, annotations = [], [], []
+            with db:
+                db.executemany(
+                    "INSERT INTO projects (name, gradient_start_color, gradient_end_color) VALUES (?, ?, ?) "
+                    "ON CONFLICT DO NOTHING",
+                    projects,
+                )
+                for name, *_ in projects:
+                    (project,) = db.execute("SELECT id FROM projects WHERE name = ?", (name,)).fetchone()
+                    for number in range(count):
+                        trace_id += 1
+                        began = first + number * step
+                        start, end = _stored(began), _stored(began + timedelta(seconds=1))
+                        traces.append((trace_id, project, f"{trace_id:032x}", start, end))
+                        for place, kind in enumerate(_SPANS):
+                            span_id += 1
+                            parent = f"{span_id - place:016x}" if place else None
+                            spans.append((span_id, trace_id, f"{span_id:016x}", parent, kind, start, end, attributes))
+                    annotations.append((span_id,))
+                db.executemany(
+                    "INSERT INTO traces (id, project_rowid, trace_id, start_time, end_time) VALUES (?, ?, ?, ?, ?)",
+                    traces,
+                )
+                db.executemany(
+                    "INSERT INTO spans (id, trace_rowid, span_id, parent_id, name, span_kind, start_time, end_time, "
+                    "attributes, events, status_code, status_message, cumulative_error_count, "
+                    "cumulative_llm_token_count_prompt, cumulative_llm_token_count_completion) "
+                    "VALUES (?, ?, ?, ?, ?, 'CHAIN', ?, ?, ?, '[]', 'UNSET', '', 0, 0, 0)",
+                    spans,
+                )
+                db.executemany(
+                    "INSERT INTO span_annotations (span_rowid, name, label, metadata, annotator_kind, source) "
+                    "VALUES (?, 'modality_review', 'text', '{}', 'HUMAN', 'API')",
+                    annotations,
+                )
+
+
+def _stored(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _chunks(items: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def make_home(home: Path, postgres_url: str | None = None) -> None:
+    """A DAGSTER_HOME with the project's `dagster.yaml`, with its storage in Postgres where that is given."""
+    copy_instance(home)
+    if postgres_url:
+        path = home / "dagster.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["storage"] = {"postgres": {"postgres_url": postgres_url}}
+        path.write_text(yaml.safe_dump(document))
+
+
+@contextmanager
+def postgres(processes: Processes, folder: Path) -> Iterator[str | None]:
+    """A Postgres server of our own; the URL of its database, or None where none is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    server = str(found[-1]) if found else shutil.which("postgres")
+    if server is None:
+        yield None
+        return
+    folder.mkdir(parents=True)
+    prefix: list[str] = []
+    if os.geteuid() == 0:  # which Postgres refuses
+        shutil.chown(folder, "postgres", "postgres")
+        prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    data, port = folder / "data", free_port()
+    initdb = str(Path(server).with_name("initdb"))
+    subprocess.run(  # noqa: S603
+        [*prefix, initdb, "-D", str(data), "-U", "bench", "--auth=trust", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    command = [*prefix, server, "-D", str(data), "-p", str(port), "-h", LOOPBACK, "-k", str(folder)]
+    processes.start("postgres", command, env={}, cwd=folder)
+    yield f"postgresql://bench@{LOOPBACK}:{port}/postgres"
+
+
+def own_database(url: str, name: str) -> str:
+    """A database of that name, for a Dagster instance has one to itself. Waits until the server answers."""
+    import psycopg2
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connection = psycopg2.connect(url)
+            break
+        except psycopg2.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{url.rpartition('/')[0]}/{name}"

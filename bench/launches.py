@@ -1,0 +1,129 @@
+"""How fast are due tenants launched, and what limits it?
+
+    python bench/launches.py --tenants 1000
+
+A real daemon with its code server, and that many tenants that are to be retrained at once. Runs are queued and taken
+from the queue as always, on SQLite and on Postgres where that is installed, but the launcher does nothing, and as many
+runs may go at once as there are; so may steps of the pool `lm`, which else would let two runs go and no third.
+Sensors look every second, so that what is measured is not their interval. Writes
+bench/results/launches.json and launches.md; see bench/README.md.
+"""
+
+import argparse
+import json
+import sqlite3
+import tempfile
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import yaml
+from fleet import AGENTS, HOUR, make_home, names, own_database, postgres, write_history
+
+from autoopt_pipeline.local.processes import Processes
+from autoopt_pipeline.local.stack import Stack, start_daemon
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.tenants.store import open_config_store
+
+RESULTS = Path(__file__).parent / "results"
+NOBODY = "http://127.0.0.1:9"
+"""Where no Phoenix is. Nobody asks it, for whoever is to be retrained is due whatever is new."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tenants", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=10, help="per storage, at most")
+    arguments = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        folder.chmod(0o755)  # for the user that Postgres runs as
+        with Processes(folder / "logs") as servers, postgres(servers, folder / "postgres") as url:
+            for storage in ("SQLite", "Postgres") if url else ("SQLite",):
+                home = folder / storage
+                make_home(home, own_database(url, "launches") if url and storage == "Postgres" else None)
+                allow_everything(home, arguments.tenants)
+                longest = timedelta(minutes=arguments.minutes)
+                found.append({"storage": storage} | launch(home, arguments.tenants, longest))
+                print(json.dumps(found[-1]), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "launches.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "launches.md").write_text(table(found) + "\n")
+    print(table(found))
+
+
+def allow_everything(home: Path, tenants: int) -> None:
+    path = home / "dagster.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["run_launcher"] = {"module": "do_nothing", "class": "DoNothing"}
+    document["concurrency"]["runs"]["max_concurrent_runs"] = tenants
+    document["concurrency"]["pools"]["default_limit"] = 5 * tenants
+    path.write_text(yaml.safe_dump(document))
+
+
+def launch(home: Path, count: int, longest: timedelta) -> dict[str, Any]:
+    tenants, now = names(count), datetime.now(UTC)
+    store = home / ".autoopt" / "config.db"
+    store.parent.mkdir(exist_ok=True)
+    open_config_store(f"sqlite:///{store}").check_writable()
+    chosen = {module: {"retrain_after": now.isoformat()} for module in modules()}
+    rows = [
+        (tenant, 1, now.isoformat(), json.dumps({"tenant_id": tenant, "agents": AGENTS, "modules": chosen}))
+        for tenant in tenants
+    ]
+    with closing(sqlite3.connect(store)) as db, db:
+        db.executemany("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", rows)
+    settings = {"AUTOOPT_SENSOR_INTERVAL_SECONDS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    with open_instance(home) as instance, Processes(home / "logs") as processes:
+        write_history(instance, tenants, at=now - 2 * HOUR, generations=1, troubled=False)
+        start_daemon(processes, Stack(home, NOBODY, settings))
+        began = time.monotonic()
+        first: float | None = None
+        queued = launched = 0
+        cpu: dict[str, float] = {}
+        while launched < count and time.monotonic() - began < longest.total_seconds():
+            time.sleep(1)
+            processes.check()
+            launched = instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+            queued = launched + instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
+            if queued and first is None:
+                first = time.monotonic()
+            cpu = used(psutil.Process().children(recursive=True))
+        seconds = time.monotonic() - (first or began)
+    return {"tenants": count, "queued": queued, "launched": launched, "seconds": seconds, **cpu}
+
+
+def used(processes: list[psutil.Process]) -> dict[str, float]:
+    """CPU seconds of the daemon and of its code servers."""
+    spent = {"daemon_cpu": 0.0, "code_server_cpu": 0.0}
+    for process in processes:
+        try:
+            command, times = " ".join(process.cmdline()), process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        if "postgres" not in command:
+            spent["code_server_cpu" if "grpc" in command else "daemon_cpu"] += times.user + times.system
+    return spent
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| storage | due tenants | launched | seconds | a second | CPU s of the daemon | CPU s of the code server |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        lines.append(
+            f"| {row['storage']} | {row['tenants']:,} | {row['launched']:,} | {row['seconds']:.0f} "
+            f"| {row['launched'] / row['seconds']:.2f} | {row['daemon_cpu']:.0f} | {row['code_server_cpu']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What does reading a tenant's training data cost, us and the server?
+
+    python bench/reading.py --decisions 1000 10000
+
+reads projects of that many decisions, each a trace of three spans with 2 KB of attributes, as a run does: selected
+columns, page by page. Beside it, Phoenix's data frame of all spans with all attributes. Meanwhile the server's /healthz
+is asked 20 times a second. Writes bench/results/reading.json and reading.md; see bench/README.md.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fleet import HOUR, write_traces
+
+from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.local.processes import Processes, free_port
+from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.traces.collect import collect
+from autoopt_pipeline.traces.phoenix import Phoenix
+
+RESULTS = Path(__file__).parent / "results"
+WAYS = {"ours": "a run of `routing`", "frame": "data frame of everything"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--decisions", type=int, nargs="+", default=[1000, 10_000], help="100000 takes 2 GB")
+    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.read:
+        print(json.dumps(read(*arguments.read)))
+    else:
+        run(sorted(arguments.decisions))
+
+
+def run(sizes: list[int]) -> None:
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary, Processes(Path(temporary) / "logs") as processes:
+        folder = Path(temporary) / "phoenix"
+        endpoint = start_phoenix(processes, folder, free_port(), free_port())
+        wait_for_phoenix(processes, endpoint)
+        for size in sizes:
+            now, tenant = datetime.now(UTC), f"tenant-{size}"
+            write_traces(folder / "phoenix.db", [tenant], first=now - 20 * HOUR, last=now, count=size, size=2000)
+            for way in WAYS:
+                with health(endpoint) as slowest:
+                    done = subprocess.run(  # noqa: S603
+                        [sys.executable, __file__, "--read", endpoint, tenant, way],
+                        env={**os.environ, "PHOENIX_DISCOVER_CONFIG": "false"},
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                    )
+                row = json.loads(done.stdout.strip().splitlines()[-1])
+                found.append({"decisions": size, "way": way, "healthz_seconds": slowest[0], **row})
+                print(json.dumps(found[-1]), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "reading.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "reading.md").write_text(table(found) + "\n")
+    print(table(found))
+
+
+def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
+    """Read a tenant's last day in this process, which has imported what is needed before."""
+    import pandas as pd
+    from phoenix.client import Client
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    end = datetime.now(UTC)
+    began, spent = time.monotonic(), time.process_time()
+    if way == "ours":
+        rows = len(collect(Phoenix(endpoint), tenant, get_module("routing"), start=end - 24 * HOUR, end=end).decisions)
+    else:
+        frame: pd.DataFrame = Client(base_url=endpoint).spans.get_spans_dataframe(
+            project_identifier=project_name(tenant), start_time=end - 24 * HOUR, limit=1_000_000, timeout=3600
+        )
+        rows = len(frame)
+    return {
+        "rows": rows,
+        "wall": time.monotonic() - began,
+        "cpu": time.process_time() - spent,
+        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+    }
+
+
+@contextmanager
+def health(endpoint: str) -> Iterator[list[float]]:
+    """The slowest answer of /healthz, in seconds."""
+    slowest, done = [0.0], threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=endpoint, timeout=600) as client:
+            while not done.is_set():
+                began = time.monotonic()
+                client.get("/healthz").raise_for_status()
+                slowest[0] = max(slowest[0], time.monotonic() - began)
+                done.wait(0.05)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield slowest
+    finally:
+        done.set()
+        thread.join()
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| decisions | way | rows | wall s | CPU s | MB more | slowest /healthz, s |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        lines.append(
+            f"| {row['decisions']:,} | {WAYS[row['way']]} | {row['rows']:,} | {row['wall']:.2f} | {row['cpu']:.2f} "
+            f"| {row['memory_mb']:.0f} | {row['healthz_seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

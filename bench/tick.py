@@ -1,0 +1,282 @@
+"""What does one look at all tenants cost, and how does that grow?
+
+    python bench/tick.py --tenants 10 100 1000 10000
+
+runs the real sensors on a real Dagster instance, on SQLite and on Postgres where that is installed, with a past of
+every tenant and module, and a real Phoenix with a project per tenant. Each is measured in a process of its own; what
+stands in the table is its second look. Beside it, the way of the first version: a process per tenant that downloads
+the spans to count them. Writes bench/results/tick.json, tick.md and tick.svg; see bench/README.md.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import httpx
+import psutil
+from fleet import (
+    HOUR,
+    TRACES_BEFORE,
+    make_home,
+    names,
+    own_database,
+    postgres,
+    write_configs,
+    write_history,
+    write_traces,
+)
+
+from autoopt_pipeline.local.processes import Processes, free_port
+from autoopt_pipeline.local.stack import Stack, start_phoenix, wait_for_phoenix
+from autoopt_pipeline.orchestration.instance import open_instance
+
+RESULTS = Path(__file__).parent / "results"
+SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor", "run_retention_sensor")
+STATES = {
+    "quiet": "1 % of tenants are due, the others' interval is not over",
+    "idle": "all intervals are over, 1 % of tenants have new traces",
+    "budget": "as quiet, with a daily budget of all tenants",
+}
+SEEDS_MODULES = ("modality", "routing", "cross_modal")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tenants", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--seed-tenants", type=int, nargs="+", default=[10, 100], help="the same, of the first version")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--count", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+    elif arguments.count:
+        count_as_the_seed(arguments.count)
+    else:
+        run(sorted(arguments.tenants), sorted(arguments.seed_tenants))
+
+
+def run(sizes: list[int], seed_sizes: list[int]) -> None:
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary, Processes(Path(temporary) / "logs") as processes:
+        folder = Path(temporary)
+        folder.chmod(0o755)  # for the user that Postgres runs as
+        endpoint = start_phoenix(processes, folder / "phoenix", free_port(), free_port())
+        wait_for_phoenix(processes, endpoint)
+        server = phoenix_process(folder / "phoenix")
+        tenants, now = names(max(*sizes, *seed_sizes)), datetime.now(UTC)
+        outcome = now - 2 * HOUR
+        database = folder / "phoenix" / "phoenix.db"
+        write_traces(database, tenants, first=outcome - 20 * HOUR, last=outcome - HOUR, count=TRACES_BEFORE)
+        write_traces(database, tenants[::100], first=outcome + timedelta(minutes=1), last=now, count=120)
+        with postgres(processes, folder / "postgres") as url:
+            for storage in ("SQLite", "Postgres") if url else ("SQLite",):
+                for size in sizes:
+                    home = folder / f"{storage}-{size}"
+                    make_home(home, own_database(url, f"tenants_{size}") if url and storage == "Postgres" else None)
+                    with open_instance(home) as instance:
+                        write_history(instance, tenants[:size], at=outcome)
+                    stack = Stack(home, endpoint, {})
+                    (home / ".autoopt").mkdir(exist_ok=True)
+                    for state in STATES:
+                        store = f"sqlite:///{home / '.autoopt' / 'config.db'}"
+                        interval = 3600 if state == "idle" else 7 * 86_400
+                        write_configs(store, tenants[:size], interval_seconds=interval, due=tenants[:size:100])
+                        for sensor in SENSORS if state == "quiet" else SENSORS[:1]:
+                            row = child(["--measure", sensor], stack, state, server)
+                            found.append({"storage": storage, "tenants": size, "state": state, "sensor": sensor} | row)
+                            print(json.dumps(found[-1]), flush=True)
+        stack = Stack(folder, endpoint, {})
+        for size in seed_sizes:
+            found.append({"storage": "", "tenants": size, "state": "seed", "sensor": ""} | seed(tenants[:size], stack))
+            print(json.dumps(found[-1]), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "tick.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "tick.md").write_text(table(found) + "\n")
+    print(table(found))
+    plot(found)
+
+
+def phoenix_process(folder: Path) -> psutil.Process:
+    """The server itself, and not a wrapper around it: of those in its folder, the largest."""
+    ours = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)]
+    return max(ours, key=lambda process: process.memory_info().rss)
+
+
+def child(arguments: list[str], stack: Stack, state: str, server: psutil.Process) -> dict[str, Any]:
+    budget = {"AUTOOPT_DAILY_LM_CALLS": str(10**12)} if state == "budget" else {}
+    before = sum(server.cpu_times()[:2])
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, **stack.env, **budget},
+        cwd=stack.home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    # The child looks twice.
+    return found | {"phoenix_cpu": (sum(server.cpu_times()[:2]) - before) / 2}
+
+
+def measure(sensor: str) -> dict[str, Any]:
+    """Two looks of a sensor in this process, and what the second one took."""
+    from autoopt_pipeline.definitions import defs
+    from autoopt_pipeline.orchestration.services import Services
+
+    definition, cursor, looks = defs.resolve_sensor_def(sensor), None, []
+    with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance, counted_requests() as requests:
+        for _ in range(2):
+            requests.update(requests=0, sent=0, received=0)
+            context = dg.build_sensor_context(
+                instance=instance,
+                instance_ref=instance.get_ref(),
+                definitions=defs,
+                sensor_name=sensor,
+                resources={"services": Services()},
+                cursor=cursor,
+            )
+            began, spent = time.monotonic(), time.process_time()
+            result = definition.evaluate_tick(context)
+            looks.append({"wall": time.monotonic() - began, "cpu": time.process_time() - spent, **requests})
+            cursor = context.cursor
+    report = json.loads(cursor) if cursor and cursor.startswith("{") else {}
+    return looks[1] | {
+        "first_cpu": looks[0]["cpu"],
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "launched": len(result.run_requests or ()),
+        "decisions": report.get("decisions", {}),
+    }
+
+
+@contextmanager
+def counted_requests() -> Iterator[dict[str, int]]:
+    """What goes over HTTP, bodies only, unpacked."""
+    counts = {"requests": 0, "sent": 0, "received": 0}
+    send: Callable[..., httpx.Response] = httpx.Client.send
+
+    def counting(self: httpx.Client, request: httpx.Request, **kwargs: Any) -> httpx.Response:
+        response = send(self, request, **kwargs)
+        counts["requests"] += 1
+        counts["sent"] += len(request.content)
+        counts["received"] += len(response.content)
+        return response
+
+    httpx.Client.send = counting  # ty: ignore
+    try:
+        yield counts
+    finally:
+        httpx.Client.send = send  # ty: ignore
+
+
+def seed(tenants: list[str], stack: Stack) -> dict[str, Any]:
+    """The first version's way: for each tenant a process, which downloads its spans once for each of three modules."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    for tenant in tenants:
+        subprocess.run(  # noqa: S603
+            [sys.executable, __file__, "--count", tenant],
+            env={**os.environ, **stack.env},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "wall": time.monotonic() - began,
+        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "requests": len(SEEDS_MODULES) * len(tenants),
+    }
+
+
+def count_as_the_seed(tenant: str) -> None:
+    from phoenix.client import Client
+
+    from autoopt_pipeline.contract import project_name
+
+    for module in SEEDS_MODULES:
+        frame = Client(base_url=os.environ["AUTOOPT_PHOENIX_ENDPOINT"]).spans.get_spans_dataframe(
+            project_identifier=project_name(tenant), start_time=datetime.now(UTC) - 24 * HOUR, limit=1000, timeout=60
+        )
+        print(module, len(frame))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| tenants x 5 | storage | state | CPU s | wall s | requests | KB | Phoenix CPU s | MB | runs | left |",
+        "|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        if row["sensor"] == SENSORS[0]:
+            left = row["decisions"].get("left", 0) / 5
+            lines.append(
+                f"| {row['tenants']:,} | {row['storage']} | {row['state']} | {row['cpu']:.2f} | {row['wall']:.1f} "
+                f"| {row['requests']} | {(row['sent'] + row['received']) / 1000:.0f} | {row['phoenix_cpu']:.1f} "
+                f"| {row['memory_mb']:.0f} | {row['launched']} | {left:,.0f} |"
+            )
+    lines += ["", "| sensor | tenants | storage | CPU s | wall s |", "|---|--:|---|--:|--:|"]
+    for row in found:
+        if row["sensor"] in SENSORS[1:]:
+            lines.append(
+                f"| {row['sensor']} | {row['tenants']:,} | {row['storage']} | {row['cpu']:.2f} | {row['wall']:.1f} |"
+            )
+    lines += ["", "| a process per tenant | CPU s | wall s | CPU s per tenant |", "|--:|--:|--:|--:|"]
+    for row in seeds(found):
+        lines.append(
+            f"| {row['tenants']:,} | {row['cpu']:.0f} | {row['wall']:.0f} | {row['cpu'] / row['tenants']:.2f} |"
+        )
+    per_tenant = seeds(found)[-1]["cpu"] / seeds(found)[-1]["tenants"]
+    for storage in dict.fromkeys(row["storage"] for row in found if row["storage"]):
+        own = ours(found, storage, "quiet")
+        exponent = math.log(own[-1]["cpu"] / own[0]["cpu"]) / math.log(own[-1]["tenants"] / own[0]["tenants"])
+        ratio = per_tenant / (own[-1]["cpu"] / own[-1]["tenants"])
+        lines.append(f"\n{storage}: CPU grows with the power {exponent:.2f}; {ratio:,.0f} times less per tenant.")
+    return "\n".join(lines)
+
+
+def seeds(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in found if row["state"] == "seed"]
+
+
+def ours(found: list[dict[str, Any]], storage: str, state: str) -> list[dict[str, Any]]:
+    return [row for row in found if row["storage"] == storage and row["state"] == state and row["sensor"] == SENSORS[0]]
+
+
+def plot(found: list[dict[str, Any]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "autoopt"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6))
+    for storage in dict.fromkeys(row["storage"] for row in found if row["storage"]):
+        for state in ("quiet", "idle"):
+            own = ours(found, storage, state)
+            axes.plot([r["tenants"] for r in own], [r["cpu"] for r in own], marker="o", label=f"{storage}, {state}")
+    own = seeds(found)
+    largest = max(row["tenants"] for row in found)
+    sizes = [*(row["tenants"] for row in own), largest]
+    times = [*(row["cpu"] for row in own), own[-1]["cpu"] / own[-1]["tenants"] * largest]
+    axes.plot(sizes, times, "--", marker="x", label="a process per tenant, extrapolated")
+    axes.axhline(60, color="grey", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="tenants", ylabel="CPU seconds of one look")
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "tick.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
