@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, fiel
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
-from autoopt_pipeline.strict import Strict, first_error
+from autoopt_pipeline.strict import Strict, first_error, what_is_wrong
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
 
@@ -21,6 +21,9 @@ WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun"
 MAX_FORGOTTEN_TRACES = 1000
 """Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
 the lookback, need not stand in it."""
+
+KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
+"""What the variables are called that may hold a language model's key."""
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -42,7 +45,7 @@ class LMSettings(Strict):
     api_key_env: str | None = Field(
         None,
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
-        pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$",
+        pattern=f"^{KEY_VARIABLE.pattern}$",
         description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
@@ -151,7 +154,10 @@ class ModuleSettings(Strict):
     @field_validator("retrain_after")
     @classmethod
     def _in_utc(cls, moment: datetime | None) -> datetime | None:
-        return moment.astimezone(UTC) if moment else None
+        try:
+            return moment.astimezone(UTC) if moment else None
+        except OverflowError:
+            raise ValueError(f"{moment} is out of range in UTC") from None
 
 
 def _default_modules() -> dict[str, ModuleSettings]:
@@ -274,6 +280,16 @@ def parse_config(data: Any, *, where: str) -> RoutingConfigUnified:
         raise InvalidConfig(f"{where}: {_first_error(e)}", "correct the field and save again") from None
 
 
+def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
+    """What breaks a rule, by its place in a document; nothing where the document is a configuration."""
+    try:
+        RoutingConfigUnified.model_validate(data)
+    except ValidationError as e:
+        # Of several rules that a field breaks the first is the one to mend.
+        return {error["loc"]: _secretive(error["loc"], what_is_wrong(error)) for error in reversed(e.errors())}
+    return {}
+
+
 def check_modules(config: RoutingConfigUnified) -> None:
     """Raise `InvalidConfig` when the configuration names a module that is not installed.
 
@@ -333,9 +349,13 @@ def _json_or_text(value: str) -> Any:
 
 
 def _first_error(error: ValidationError) -> str:
-    place = ".".join(str(part) for part in error.errors()[0]["loc"])
-    if place.endswith("api_key_env"):
-        # What stands there may be the key itself.
-        remedy = "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key"
-        return f"{place}: {remedy}"
-    return first_error(error)
+    loc = error.errors()[0]["loc"]
+    secretive = _secretive(loc, "")
+    return f"{'.'.join(map(str, loc))}: {secretive}" if secretive else first_error(error)
+
+
+def _secretive(loc: tuple[int | str, ...], message: str) -> str:
+    """The message, but for a field where the key itself may stand."""
+    if loc and loc[-1] == "api_key_env":
+        return "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key"
+    return message
