@@ -407,6 +407,10 @@ class Input:
     error: str = ""
 
     @property
+    def is_wrong(self) -> bool:
+        return bool(self.error)
+
+    @property
     def text(self) -> str:
         return "\n".join(self.texts)
 
@@ -446,6 +450,11 @@ class Group:
     parts: "tuple[Input | Group, ...]"
     error: str = ""
     removed: bool = False
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether something in it is."""
+        return bool(self.error) or any(each.is_wrong for each in self.parts)
 
 
 def form(
@@ -506,3 +515,12 @@ def inputs(parts: Sequence[Input | Group]) -> Iterator[Input]:
             yield part
         elif isinstance(part, Group) and part.shape.kind is not Kind.ROWS:
             yield from inputs(part.parts)
+
+
+def wrong_names(parts: Sequence[Input | Group]) -> Iterator[str]:
+    """The names of the inputs and groups that something is wrong with, from top to bottom."""
+    for part in parts:
+        if part.error:
+            yield part.name
+        if isinstance(part, Group):
+            yield from wrong_names(part.parts)
