@@ -13,7 +13,7 @@ from autoopt_pipeline.dashboard.configuring import (
     wrong_value,
 )
 from autoopt_pipeline.dashboard.forms import Group, Input, Kind, fill, form, rebased, shown
-from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, parse_config
+from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, parse_config, wrong_fields
 from autoopt_pipeline.tenants.store import NEVER, StoredConfig
 
 SHAPES = configuration_shapes()
@@ -68,15 +68,11 @@ def chosen(document: dict) -> dict:
     return chosen_fields(parse_config({"tenant_id": "acme", **document}, where="test"))
 
 
-VALID = DOCUMENTS.map(lambda document: {"tenant_id": "acme", **document}).filter(
-    lambda document: _is_valid(document)
-).map(chosen)  # fmt: skip
-
-
-def _is_valid(document: dict) -> bool:
-    from autoopt_pipeline.tenants.config import wrong_fields
-
-    return not wrong_fields(document)
+VALID = (
+    DOCUMENTS.map(lambda document: {"tenant_id": "acme", **document})
+    .filter(lambda document: not wrong_fields(document))
+    .map(chosen)
+)
 
 
 def as_a_browser_sends(texts: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

@@ -500,8 +500,9 @@ def _entries(
     shape: Shape, entries: Document, texts: Texts, errors: Mapping[str, str], name: str
 ) -> Iterator[Input | Group]:
     """Which are listed, and the fields of each."""
-    listing = replace(shape, kind=Kind.CHOICES, options=tuple(_keys(shape, entries)))
-    yield Input(listing, name, texts.get(name, ()), chosen=True)
+    options = tuple(_keys(shape, entries))
+    listing = Shape("listed", Kind.CHOICES, "Choosing something of one lists it, too.", options=options)
+    yield Input(listing, name, texts.get(name, ()), chosen=False)
     for key in listing.options:
         here = f"{name}.{key}"
         parts = form(shape.members, entries.get(key, {}), texts, errors, here)

@@ -1,0 +1,89 @@
+"""The dashboard as a browser meets it: a client for its pages, and their forms, filled in and sent."""
+
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+
+import dagster as dg
+from starlette.testclient import TestClient
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.dashboard.access import Access, Person, Role
+from autoopt_pipeline.dashboard.app import create_app
+from autoopt_pipeline.dashboard.state import open_dashboard
+from autoopt_pipeline.settings import load_settings
+
+Fields = dict[str, list[str]]
+
+
+def everybody(role: Role = Role.OPERATOR, tenants: Sequence[str] = ("*",)) -> Access:
+    """Nobody has to sign in, and whoever asks may do this."""
+    return Access(Person("tester", role, tuple(tenants)), {}, {})
+
+
+def client(instance: dg.DagsterInstance, access: Access | None = None) -> TestClient:
+    """A browser at the dashboard of the stores that the settings name. It follows redirections."""
+    dashboard = open_dashboard(Connections(load_settings()), instance, access or everybody())
+    return TestClient(create_app(dashboard), base_url="http://localhost")
+
+
+class _Forms(HTMLParser):
+    """The forms of a page as a browser would send them untouched, by their action."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: dict[str, Fields] = {}
+        self._fields: Fields = {}
+        self._textarea = self._select = ""
+        self._options: list[tuple[str | None, bool]] = []
+        self._text: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        name, kind = given.get("name", ""), given.get("type", "text")
+        if tag == "form":
+            self._fields = self.forms.setdefault(given.get("action", ""), {})
+        elif tag == "input" and name and (kind not in ("checkbox", "radio") or "checked" in given):
+            self._fields.setdefault(name, []).append(given.get("value", "on" if kind == "checkbox" else ""))
+        elif tag == "textarea":
+            self._textarea, self._text = name, []
+        elif tag == "select":
+            self._select, self._options = name, []
+        elif tag == "option" and self._select:
+            self._options.append((given.get("value"), "selected" in given))
+            self._text = []
+
+    def handle_data(self, data: str) -> None:
+        if self._text is not None:
+            self._text.append(data)
+            if self._select and self._options and self._options[-1][0] is None:
+                self._options[-1] = (data.strip(), self._options[-1][1])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            # The line end after the tag is not part of the text; the others are sent as CRLF, whatever they were.
+            text = "".join(self._text or ()).replace("\r\n", "\n").removeprefix("\n").replace("\n", "\r\n")
+            self._fields.setdefault(self._textarea, []).append(text)
+            self._text = None
+        elif tag == "select":
+            values = [value or "" for value, _ in self._options]
+            chosen = [value or "" for value, selected in self._options if selected] or values[:1]
+            self._fields.setdefault(self._select, []).extend(chosen[-1:])
+            self._select, self._text = "", None
+
+
+def forms(html: str) -> Mapping[str, Fields]:
+    """What a browser would send of each form of a page that nobody touched, by the form's action."""
+    parser = _Forms()
+    parser.feed(html)
+    return parser.forms
+
+
+def form(html: str, action: str, **changes: str | Sequence[str] | None) -> Fields:
+    """A form, filled in. Names with dots can be given as `**{"a.b": "c"}`; None takes a field away."""
+    fields = dict(forms(html)[action])
+    for name, value in changes.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = [value] if isinstance(value, str) else list(value)
+    return fields
