@@ -281,12 +281,12 @@ def test_one_field_of_many_tenants_is_planned_one_by_one() -> None:
 
     def planned(document: dict, text: str) -> tuple[str, ...]:
         plan = plan_change(SHAPES, StoredConfig("acme", 3, NEVER, {"tenant_id": "acme", **document}), name, text)
-        return (*(f"{each.before}->{each.after}" for each in plan.changes), plan.chosen, plan.refused)
+        return (*(f"{each.before}->{each.after}" for each in plan.changes), "saved" if plan.after else "", plan.refused)
 
-    assert planned({}, "7") == ("100->7", "", "")
+    assert planned({}, "7") == ("100->7", "saved", "")
     assert planned({name: 7}, "7") == ("", "")
-    assert planned({}, "100") == ("stays as it is, and is chosen", "")
-    assert planned({name: 100}, "") == ("stays as it is, and follows the default", "")
+    assert planned({}, "100") == ("saved", "")
+    assert planned({name: 100}, "") == ("saved", "")
     assert "promotion_mode" in planned({"promotion_mode": "maybe"}, "7")[-1]
 
 

@@ -44,10 +44,10 @@ def save_form(request: Request, posted: FormData) -> Response:
     typed = rebased(shapes, before, now, _texts(posted))
     filled = fill(shapes, now, shown(shapes, now) | typed)
     config, errors = checked(filled)
-    if config and chosen_fields(config) == now:
+    if filled.document == now or (config and chosen_fields(config) == now):
         return _back(request, "Nothing was changed.")
     if base.version != newest.version:
-        yours = changed_fields(in_effect(base), config.model_dump(mode="json")) if config else []
+        yours = changed_fields(in_effect(newest), config.model_dump(mode="json")) if config else ()
         told = _meanwhile(base, newest, yours)
         return _show_form(request, newest, now, typed, errors, status=HTTPStatus.CONFLICT, **told)
     if config is None:

@@ -1,5 +1,6 @@
 """The configurations of all tenants: a list to search, adding a tenant, and setting one field of many at once."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -38,6 +39,9 @@ TOLD = 200
 
 _FORM_CHARS = 900_000
 """What a form may hold of tenants and versions; it may have a million in all."""
+
+_PATIENCE_SECONDS = 20.0
+"""How long one page saves; browsers and proxies do not wait for ever."""
 
 STATES = {"on": "optimized by itself", "off": "turned off", "invalid": "not valid"}
 
@@ -180,8 +184,8 @@ def preview(request: Request, form: FormData) -> Response:
     entries, strangers = selection.entries(dashboard.configs(person_of(request)))
     plans = [plan_change(shapes, entry, field.name, text) for entry in entries]
     refused = [*(Told(each.tenant_id, each.refused) for each in plans if each.refused), *_strange(strangers)]
-    changing = [each for each in plans if each.config]
-    versions = " ".join(f"{each.tenant_id}={each.version}" for each in changing)
+    changing = [each for each in plans if each.after]
+    versions = _versions({each.tenant_id: each.version for each in changing})
     return render(
         request,
         "configuration_preview.html",
@@ -189,7 +193,7 @@ def preview(request: Request, form: FormData) -> Response:
         text=text,
         selection=selection,
         changing=changing,
-        unchanged=[each for each in plans if not each.config and not each.refused],
+        unchanged=[each for each in plans if not each.after and not each.refused],
         refused=refused,
         versions=versions,
         too_many=len(quote_plus(versions)) > _FORM_CHARS,
@@ -198,22 +202,27 @@ def preview(request: Request, form: FormData) -> Response:
 
 
 def apply(request: Request, form: FormData) -> Response:
-    """Write what the preview showed, tenant by tenant, each only upon the version that the preview saw."""
+    """Write what the preview showed, tenant by tenant, each only upon the version that the preview saw.
+
+    What a store that fails, or the time, does not allow is left, and can be gone on with.
+    """
     dashboard, field, text = dashboard_of(request), _field(form), str(form.get("value", ""))
     configs, shapes = dashboard.configs(person_of(request)), configuration_shapes()
     expected, strangers = _expected(str(form.get("versions", "")))
     strangers += [tenant for tenant in expected if tenant not in configs]
-    results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers)), "left": []}
-    stopped = ""
-    for tenant in (each for each in expected if each in configs):
-        if stopped:
-            results["left"].append(Told(tenant, "not tried"))
-            continue
+    results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers))}
+    left = {tenant: version for tenant, version in expected.items() if tenant in configs}
+    stopped, until = "", time.monotonic() + _PATIENCE_SECONDS
+    for tenant, version in [*left.items()]:
+        if time.monotonic() > until:
+            break
         try:
-            state, what = _write(dashboard, plan_change(shapes, configs[tenant], field.name, text), expected[tenant])
+            state, what = _write(dashboard, plan_change(shapes, configs[tenant], field.name, text), version)
         except ConfigStoreUnavailable as e:
-            stopped, state, what = str(e), "left", "not known whether it was saved"
+            stopped = str(e)
+            break
         results[state].append(Told(tenant, what))
+        del left[tenant]
     return render(
         request,
         "configuration_applied.html",
@@ -221,6 +230,8 @@ def apply(request: Request, form: FormData) -> Response:
         field=field,
         text=text,
         results=results,
+        left=[Told(tenant, "not saved yet") for tenant in left],
+        versions=_versions(left),
         stopped=stopped,
         TOLD=TOLD,
     )
@@ -230,17 +241,22 @@ def _write(dashboard: Dashboard, plan: Planned, expected: int) -> tuple[str, str
     """What became of a planned change, and how that is told. Raises `ConfigStoreUnavailable`."""
     if plan.version != expected:
         return "conflict", f"somebody saved version {plan.version} meanwhile, upon {expected}"
-    if plan.config is None:
+    if plan.after is None:
         return "refused", plan.refused or "nothing changes"
     try:
-        written = write_config(dashboard.parts.configs, plan.config, expected_version=expected)
+        written = write_config(dashboard.parts.configs, plan.after, expected_version=expected)
     except ConfigConflict as e:
         return "conflict", e.what
     return "saved", f"version {written}"
 
 
+def _versions(expected: Mapping[str, int]) -> str:
+    """Tenants with their versions as a form holds them: `acme=3 org:b=1`."""
+    return " ".join(f"{tenant}={version}" for tenant, version in expected.items())
+
+
 def _expected(text: str) -> tuple[dict[str, int], list[str]]:
-    """The tenants that a preview showed with their versions, as `acme=3 org:b=1`; and what is none of that."""
+    """The tenants that a preview showed, with their versions; and the words that are none of that."""
     versions, others = {}, []
     for word in text.split():
         tenant, _, version = word.rpartition("=")

@@ -61,30 +61,34 @@ def wrong_value(shapes: tuple[Shape, ...], name: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """What setting one field comes to for a tenant. `config` is None where nothing changes, and where it cannot be:
-    then `refused` says why. `chosen` tells of a value that stays and is chosen now, or is not any more."""
+    """What setting one field comes to for a tenant. `after` is None where nothing changes, and where it cannot be:
+    then `refused` says why."""
 
     tenant_id: str
     version: int
-    config: RoutingConfigUnified | None = None
-    changes: tuple[FieldChange, ...] = ()
-    chosen: str = ""
+    before: RoutingConfigUnified | None = None
+    after: RoutingConfigUnified | None = None
     refused: str = ""
 
+    @property
+    def changes(self) -> list[FieldChange]:
+        """Which fields get another value; none where the same value is chosen now, or is not any more."""
+        if self.before is None or self.after is None:
+            return []
+        return changed_fields(self.before.model_dump(mode="json"), self.after.model_dump(mode="json"))
 
-def plan_change(shapes: tuple[Shape, ...], entry: StoredConfig, name: str, text: str) -> Planned:
+
+def plan_change(shapes: Iterable[Shape], entry: StoredConfig, name: str, text: str) -> Planned:
     """Set one field of a tenant's configuration, or let it follow the default where the text is empty."""
-    planned = Planned(entry.tenant_id, entry.version)
+    concerned = [shape for shape in shapes if shape.key == name.partition(".")[0]]
     try:
         before = entry.parse()
         document = chosen_fields(before)
-        filled = fill(shapes, document, {name: (text,)})
+        filled = fill(concerned, document, {name: (text,)})
         if filled.document == document:
-            return planned
+            return Planned(entry.tenant_id, entry.version)
         after = parse_config(filled.document, where=f"tenant {entry.tenant_id}")
         check_modules(after)
     except InvalidConfig as e:
         return Planned(entry.tenant_id, entry.version, refused=str(e))
-    changes = tuple(changed_fields(before.model_dump(mode="json"), after.model_dump(mode="json")))
-    said = "" if changes else "stays as it is, and is chosen" if text else "stays as it is, and follows the default"
-    return Planned(entry.tenant_id, entry.version, after, changes, said)
+    return Planned(entry.tenant_id, entry.version, before, after)
