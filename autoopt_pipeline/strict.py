@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from yaml.constructor import BaseConstructor, ConstructorError
 
 
@@ -29,13 +30,16 @@ class Strict(BaseModel):
 def first_error(error: ValidationError) -> str:
     """The place, what is wrong there, and the value, where the message does not show it already."""
     first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    if not place:
-        return message
-    shown = repr(str(first["input"])[:60])
-    said_already = isinstance(first["input"], dict | list) or shown in message
-    return f"{place}: {message}" + ("" if said_already else f" (got {shown})")
+    return f"{place}: {what_is_wrong(first)}" if place else what_is_wrong(first)
+
+
+def what_is_wrong(error: ErrorDetails) -> str:
+    """One error without its place, with the value, where the message does not show it already."""
+    message = error["msg"].removeprefix("Value error, ")
+    shown = repr(str(error["input"])[:60])
+    said_already = not error["loc"] or isinstance(error["input"], dict | list) or shown in message
+    return message if said_already else f"{message} (got {shown})"
 
 
 class UniqueKeys(BaseConstructor):

@@ -12,7 +12,7 @@ from autoopt_pipeline.dashboard.access import Access, Person, Role, open_access
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
-from tests.dashboards import ALONE, client, csrf, send, text_of
+from tests.dashboards import csrf, send, text_of, visiting
 from tests.stored import made_program
 from tests.stored import store as stored_program
 from tests.test_cli import autoopt
@@ -87,7 +87,7 @@ def test_wrong_rules_are_refused_in_one_line(tmp_path: Path, text: str, told: st
 
 
 def test_who_has_no_token_sees_the_sign_in_page_and_nothing_else(home: Path, people: Access) -> None:
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         sent_on = browser.get("/tenants/acme?x=1")
         assert (sent_on.status_code, sent_on.headers["location"]) == (303, "/sign-in?to=%2Ftenants%2Facme%3Fx%3D1")
         assert browser.get("/board", headers={"hx-request": "true"}).headers["hx-redirect"].startswith("/sign-in")
@@ -98,7 +98,7 @@ def test_who_has_no_token_sees_the_sign_in_page_and_nothing_else(home: Path, peo
 
 
 def test_a_token_opens_the_dashboard_until_signing_out(home: Path, people: Access) -> None:
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         wrong = send(browser, "/sign-in", token="nonsense", to="/")
         assert (wrong.status_code, "Nobody has this token" in wrong.text) == (403, True)
         done = send(browser, "/sign-in?to=/activity", token=TOKEN, to="/activity")
@@ -115,12 +115,12 @@ def test_a_token_opens_the_dashboard_until_signing_out(home: Path, people: Acces
 
 @pytest.mark.parametrize("to", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)"])
 def test_signing_in_leads_to_no_other_site(home: Path, people: Access, to: str) -> None:
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         assert send(browser, "/sign-in", token=TOKEN, to=to).headers["location"] == "/"
 
 
 def test_behind_tls_the_cookie_is_sent_over_nothing_else(home: Path, people: Access) -> None:
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         cookie = browser.get("/sign-in", headers={"x-forwarded-proto": "https"}).headers["set-cookie"].lower()
         assert cookie.startswith("__host-autoopt=")
         assert "; secure" in cookie
@@ -137,7 +137,7 @@ def test_a_proxys_header_counts_only_from_its_own_addresses(people: Access) -> N
 
 def test_a_viewer_sees_and_changes_nothing(home: Path, store: TenantConfigStore, people: Access) -> None:
     configure(store, "acme")
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         page = browser.get("/tenants/acme/modules/routing", headers=bearer("vera"))
         assert (page.status_code, "Run now" in page.text) == (200, False)
         for answer in (
@@ -152,7 +152,7 @@ def test_who_may_see_some_tenants_finds_no_trace_of_others(
 ) -> None:
     for tenant in ("acme", "org:one", "hidden-tenant", "hidden:org"):
         configure(store, tenant)
-    with client(home, people) as browser:
+    with visiting(home, people) as browser:
         for path in ("/", "/board", "/activity", "/why", "/why?tenant=hidden-tenan"):
             page = browser.get(path, headers=bearer("olga"))
             assert page.status_code == 200
@@ -174,7 +174,7 @@ def test_a_form_of_another_site_changes_nothing(home: Path, store: TenantConfigS
     version = stored_program(artifacts, made_program("acme"), changes={"verdict": "awaiting_approval"})
     form = {"version": version, "why": "because"}
     path = "/tenants/acme/modules/routing/approve"
-    with client(home) as browser:
+    with visiting(home) as browser:
         proof = csrf(browser.get(path))
         for fields, headers in (
             (form, {}),
@@ -189,12 +189,12 @@ def test_a_form_of_another_site_changes_nothing(home: Path, store: TenantConfigS
 
 
 def test_another_sites_name_for_this_machine_is_refused(home: Path) -> None:
-    with client(home, ALONE) as browser:
+    with visiting(home) as browser:
         assert browser.get("/", headers={"host": "evil.example:8080"}).status_code == 421
 
 
 def test_every_answer_tells_browsers_what_to_refuse(home: Path) -> None:
-    with client(home) as browser:
+    with visiting(home) as browser:
         for path in ("/", "/nowhere", "/static/dashboard.css", "/healthz"):
             headers = browser.get(path).headers
             assert "default-src 'none'; script-src 'self'" in headers["content-security-policy"]
@@ -204,7 +204,7 @@ def test_every_answer_tells_browsers_what_to_refuse(home: Path) -> None:
 
 
 def test_a_form_without_end_is_refused(home: Path) -> None:
-    with client(home) as browser:
+    with visiting(home) as browser:
         large = browser.post("/sign-out", content=b"csrf=" + b"x" * 2_000_000)
         assert large.status_code == 413
         endless = browser.post("/sign-out", content=iter([b"csrf=x"]))

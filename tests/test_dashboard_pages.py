@@ -17,7 +17,7 @@ from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.standing import Standing
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
-from tests.dashboards import client, send, text_of
+from tests.dashboards import send, text_of, visiting
 from tests.stored import made_program
 from tests.stored import store as stored_program
 from tests.test_cli import autoopt
@@ -43,7 +43,7 @@ def outcome(home: Path, tenant: str, module: str = "routing", **metadata: Any) -
 
 
 def test_an_empty_system_says_how_to_begin(home: Path, store: TenantConfigStore) -> None:
-    with client(home) as browser:
+    with visiting(home) as browser:
         assert "No tenant yet" in text_of(browser.get("/"))
         assert "No run has failed" in text_of(browser.get("/activity"))
 
@@ -52,7 +52,7 @@ def test_the_overview_says_the_same_as_status(home: Path, store: TenantConfigSto
     configure(store, tenant)
     with open_instance(home) as instance:
         failed_run(instance, tenant, ["modality"])
-    with client(home) as browser:
+    with visiting(home) as browser:
         page = text_of(browser.get("/"))
         found = text_of(browser.get(f"/?text={tenant[:6]}&health=failing"))
     told = autoopt("status", tenant)
@@ -70,7 +70,7 @@ def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: Tenant
         home, tenant, verdict="promoted", reason="proven better", version=version, score_before=0.3, score_after=0.6
     )
     told = [line.split(None, 1)[1] for line in autoopt("why", tenant, "routing").splitlines() if "serves" in line]
-    with client(home) as browser:
+    with visiting(home) as browser:
         page = browser.get(f"/tenants/{tenant}/modules/routing")
         asked = text_of(browser.get(f"/why?tenant={tenant}"))
     assert "proven better; score 30.0 -&gt; 60.0 %" in page.text
@@ -96,7 +96,7 @@ def test_a_version_is_told_with_its_differences_and_its_report(
         version=two,
         report="**promoted**\n\n| a | b |\n|---|---|\n| 1 | 2 |",
     )
-    with client(home) as browser:
+    with visiting(home) as browser:
         page = text_of(browser.get(f"/tenants/{tenant}/modules/routing/versions/{two}?against={one}"))
         wrong = browser.get(f"/tenants/{tenant}/modules/routing/versions/{two[:-2]}xx")
     assert "new: Think twice." in page
@@ -112,7 +112,7 @@ def test_a_persons_decisions_are_recorded_with_their_reason(home: Path, store: T
     one = stored_program(programs, made_program(tenant, demos=["a"]), 1, changes={"verdict": "awaiting_approval"})
     two = stored_program(programs, made_program(tenant, demos=["b"]), 2, changes={"verdict": "awaiting_approval"})
     module = f"/tenants/{tenant}/modules/routing"
-    with client(home) as browser:
+    with visiting(home) as browser:
         assert f"Approve {two}" in text_of(browser.get(module))
         unsaid = send(browser, f"{module}/approve", version=one, why="  ")
         assert (unsaid.status_code, "Say why" in unsaid.text) == (409, True)
@@ -128,12 +128,12 @@ def test_a_persons_decisions_are_recorded_with_their_reason(home: Path, store: T
         empty = browser.get(f"{module}/roll-back")
         assert "nothing comes before it" in text_of(empty)
     assert [(move.to, move.by, move.why) for move in programs.moves()] == [
-        (one, "marta", "looks right"),
-        (None, "marta", "it was not"),
+        (one, "tester", "looks right"),
+        (None, "tester", "it was not"),
     ]
     declined = programs.declined(two)
     assert declined is not None
-    assert (declined.by, declined.why) == ("marta", "too long")
+    assert (declined.by, declined.why) == ("tester", "too long")
 
 
 def test_a_decision_that_somebody_overtook_changes_nothing(home: Path, store: TenantConfigStore, tenant: str) -> None:
@@ -141,7 +141,7 @@ def test_a_decision_that_somebody_overtook_changes_nothing(home: Path, store: Te
     programs = artifacts(home, tenant)
     one, two = (stored_program(programs, made_program(tenant, demos=[name]), n) for n, name in enumerate("ab"))
     module = f"/tenants/{tenant}/modules/routing"
-    with client(home) as browser:
+    with visiting(home) as browser:
         programs.move(one, expected=None, by="vera", why="first")
         answer = send(browser, f"{module}/approve?version={one}", version=one, why="mine")
         assert (answer.status_code, "is active already" in text_of(answer)) == (409, True)
@@ -155,7 +155,7 @@ def test_a_run_that_is_not_due_is_launched_only_for_who_insists(
 ) -> None:
     configure(store, tenant)
     monkeypatch.setenv("AUTOOPT_DAGSTER_UI_URL", f"http://127.0.0.1:{free_port()}")
-    with client(home) as browser:
+    with visiting(home) as browser:
         path = f"/tenants/{tenant}/modules/routing/run"
         assert "enough new traces : no" in text_of(browser.get(path))
         answer = send(browser, path)
@@ -170,7 +170,7 @@ def test_phoenix_that_is_gone_is_told_everywhere_and_hides_nothing_else(
     configure(store, tenant)
     stored_program(artifacts(home, tenant), made_program(tenant), active=True)
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    with client(home) as browser:
+    with visiting(home) as browser:
         for path in ("/", f"/tenants/{tenant}", f"/tenants/{tenant}/modules/routing", f"/why?tenant={tenant}"):
             page = browser.get(path)
             assert page.status_code == 200
@@ -180,7 +180,7 @@ def test_phoenix_that_is_gone_is_told_everywhere_and_hides_nothing_else(
 
 def test_a_store_that_is_gone_is_told_with_what_to_do(home: Path, store: TenantConfigStore, tenant: str) -> None:
     configure(store, tenant)
-    with client(home) as browser:
+    with visiting(home) as browser:
         assert tenant in browser.get("/").text
         (home / ".autoopt" / "config.db").write_bytes(b"no database at all, and longer than a header" * 40)
         page = browser.get(f"/tenants/{tenant}")
@@ -194,7 +194,7 @@ def test_a_page_that_fails_gives_nothing_away(
     home: Path, store: TenantConfigStore, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(store, tenant)
-    with client(home) as browser:
+    with visiting(home) as browser:
         browser._transport.raise_server_exceptions = False  # ty: ignore[unresolved-attribute]
         monkeypatch.setattr("autoopt_pipeline.dashboard.tenant.read_programs", lambda *_: 1 / 0)
         page = browser.get(f"/tenants/{tenant}/modules/routing")
@@ -221,7 +221,7 @@ def test_what_a_tenant_wrote_is_text_and_never_markup(home: Path, store: TenantC
         score_before=0.1, score_after=0.2,
     )  # fmt: skip
     module = f"/tenants/{tenant}/modules/routing"
-    with client(home) as browser:
+    with visiting(home) as browser:
         for path in (
             "/", "/?text=" + HOSTILE, "/activity", "/why?tenant=" + HOSTILE, "/why?tenant=broken", "/tenants/broken",
             f"/tenants/{tenant}", module, f"{module}/versions/{version}", f"{module}/roll-back", f"{module}/live",
@@ -242,7 +242,7 @@ def test_the_activity_tells_failures_first_with_their_cause(home: Path, store: T
         failed_run(instance, tenant, ["modality"])
         event = {"event": "rolled_back", "reason": "clearly worse", "from": "v2", "to": "v1"}
         instance.report_runless_asset_event(dg.AssetObservation("routing", partition=tenant, metadata=event))
-    with client(home) as browser:
+    with visiting(home) as browser:
         page = text_of(browser.get("/activity"))
     failures, others = page.split("Everything else")
     assert f"run failed {tenant} modality" in failures

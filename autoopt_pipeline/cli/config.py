@@ -1,7 +1,6 @@
 """`autoopt config`: a tenant's configuration and its versions."""
 
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,10 +14,10 @@ from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.tenants.changes import changed_fields, in_effect
+from autoopt_pipeline.tenants.changes import changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, with_field
-from autoopt_pipeline.tenants.editing import as_text, from_text
-from autoopt_pipeline.tenants.store import StoredConfig, newest_version, read_config, stored_version, write_config
+from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
+from autoopt_pipeline.tenants.store import newest_version, read_config, stored_version, write_config
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)
 
@@ -115,7 +114,7 @@ def diff(
     """
     store = connections().configs
     after = newest_version(store, tenant) if version_b is None else stored_version(store, tenant, version_b)
-    before = _version_before(store.history(tenant), after) if version_a is None else version_a
+    before = version_before(store.history(tenant), after) if version_a is None else version_a
     found = changed_fields(in_effect(stored_version(store, tenant, before)), in_effect(after))
     if json:
         told = [{"field": change.field, "from": change.before, "to": change.after} for change in found]
@@ -132,18 +131,7 @@ def revert(
     """Save an earlier version again, as a new version. Refused where it is not valid any more."""
     store = connections().configs
     newest = newest_version(store, tenant)
-    config = stored_version(store, tenant, version).parse()
-    check_modules(config)
+    config = reverted_to(stored_version(store, tenant, version))
     written = write_config(store, config, expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}, the same as {version}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
-
-
-def _version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int:
-    """The newest saved version before another. Raises `InvalidConfig` where there is none."""
-    earlier = [each.version for each in versions if each.document is not None and each.version < after.version]
-    if not earlier:
-        raise InvalidConfig(
-            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "there is nothing to compare"
-        )
-    return earlier[-1]

@@ -15,10 +15,10 @@ from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
-from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig, InvalidExport
+from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect
-from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.export import export_rows
+from autoopt_pipeline.tenants.roster import add_tenant, new_tenant, what_stays
 from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
 from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, newest_version, write_config
 
@@ -36,13 +36,9 @@ def add(
     ] = None,
 ) -> None:
     """Give a new tenant a configuration, and make it a partition at once."""
-    agents = [dict(zip(("name", "description"), each.split("=", 1), strict=False)) for each in agent or []]
-    config = parse_config({"tenant_id": tenant, "agents": agents}, where="tenants add")
-    store = connections().configs
-    if tenant in store.current():
-        raise ConfigConflict(f"tenant {tenant} exists already", f"change it with 'autoopt config set {tenant} ...'")
+    config = new_tenant(tenant, agent or [], where="tenants add")
     with _partitions() as register:
-        version = write_config(store, config)
+        version = add_tenant(connections().configs, config)
         register(tenant)
     console.print(f"{tenant} added, configuration version {version}")
 
@@ -94,20 +90,14 @@ def remove(tenant: TenantId, yes: Annotated[bool, typer.Option("--yes", help="Do
         typer.confirm(f"Remove {tenant}? Its programs go on serving, and are not optimized any more", abort=True)
     store.write(tenant, None, expected_version=newest.version)
     if dagster_home():
-        from autoopt_pipeline.modules.registry import module_names
-        from autoopt_pipeline.orchestration.partitions import registered_tenants, unfinished_runs
+        from autoopt_pipeline.orchestration.partitions import withdraw_tenant
 
         with instance() as opened:
-            if tenant in unfinished_runs(opened, module_names()):
+            if not withdraw_tenant(opened, tenant):
                 console.print("a run is under way: the sensor removes the partition when it has ended")
-            elif tenant in registered_tenants(opened):
-                opened.delete_dynamic_partition("tenants", tenant)
     console.print(f"{tenant} removed. What stays:")
-    console.print(
-        f"- its programs, which go on serving; 'autoopt artifacts delete {tenant}' deletes them", soft_wrap=True
-    )
-    console.print(f"- earlier configurations; 'autoopt config history {tenant}' lists them", soft_wrap=True)
-    console.print("- runs and their reports in Dagster, traces in Phoenix", soft_wrap=True)
+    for left in what_stays(tenant):
+        console.print(f"- {left}", soft_wrap=True)
 
 
 @app.command("import")

@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from autoopt_pipeline.dashboard import actions, activity, board, signing_in, tenant
+from autoopt_pipeline.dashboard import actions, activity, board, configuration, configurations, signing_in, tenant
 from autoopt_pipeline.dashboard.guard import Guard, SecurityHeaders, Sessions, deciding
 from autoopt_pipeline.dashboard.rendering import STATIC, render
 from autoopt_pipeline.dashboard.state import Dashboard
@@ -29,6 +29,7 @@ from autoopt_pipeline.errors import (
     UnknownTenant,
 )
 
+_CONFIGURATION = "/tenants/{tenant}/configuration"
 _MODULE = "/tenants/{tenant}/modules/{module}"
 
 _STATUS: dict[type[AutooptError], HTTPStatus] = {
@@ -51,7 +52,22 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route("/board", board.overview_board),
             Route("/activity", activity.activity_page),
             Route("/why", tenant.why_page),
+            Route("/configuration", configurations.list_page),
+            Route("/configuration/add", configurations.add_page),
+            Route("/configuration/add", deciding(configurations.add), methods=["POST"]),
+            Route("/configuration/change", deciding(configurations.change_page), methods=["POST"]),
+            Route("/configuration/preview", deciding(configurations.preview), methods=["POST"]),
+            Route("/configuration/apply", deciding(configurations.apply), methods=["POST"]),
             Route("/tenants/{tenant}", tenant.tenant_page),
+            Route(_CONFIGURATION, configuration.form_page),
+            Route(_CONFIGURATION, deciding(configuration.save_form), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/text", configuration.text_page),
+            Route(f"{_CONFIGURATION}/text", deciding(configuration.save_text), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/history", configuration.history_page),
+            Route(f"{_CONFIGURATION}/revert", configuration.revert_page),
+            Route(f"{_CONFIGURATION}/revert", deciding(configuration.revert), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/remove", configuration.remove_page),
+            Route(f"{_CONFIGURATION}/remove", deciding(configuration.remove), methods=["POST"]),
             Route(_MODULE, tenant.module_page),
             Route(f"{_MODULE}/story", tenant.module_story_part),
             Route(f"{_MODULE}/live", tenant.live_part),

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import dagster as dg
 
-from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.modules.registry import module_names, modules
 
 tenants_partitions = dg.DynamicPartitionsDefinition(name="tenants")
 
@@ -26,6 +26,15 @@ def registered_tenants(instance: dg.DagsterInstance) -> set[str]:
 def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
     """Make the tenant a partition, so that it can be materialized at once."""
     instance.add_dynamic_partitions("tenants", [tenant_id])
+
+
+def withdraw_tenant(instance: dg.DagsterInstance, tenant_id: str) -> bool:
+    """Take away the partition of a removed tenant. False while a run is under way: the sensor does it afterwards."""
+    if tenant_id in unfinished_runs(instance, module_names()):
+        return False
+    if tenant_id in registered_tenants(instance):
+        instance.delete_dynamic_partition("tenants", tenant_id)
+    return True
 
 
 OPTIMIZE_JOB = "optimize"

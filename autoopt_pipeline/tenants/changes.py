@@ -1,11 +1,14 @@
 """How two versions of a configuration differ, field by field."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.errors import AutooptError, InvalidConfig
+from autoopt_pipeline.tenants.config import KEY_VARIABLE
 from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.wording import one_line
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,12 @@ class FieldChange:
     before: Any
     after: Any
 
+    def told(self, value: Any) -> str:
+        """One of the two values, for people."""
+        if self.field.endswith("api_key_env") and value is not None and not KEY_VARIABLE.fullmatch(str(value)):
+            return "no name of a variable"  # in a document that is not valid, it may be the key itself
+        return "none" if value is None else one_line(json.dumps(value, ensure_ascii=False))
+
 
 def in_effect(entry: StoredConfig) -> object | None:
     """All fields with what they come to, defaults included; the document as it stands where it is no configuration."""
@@ -23,6 +32,16 @@ def in_effect(entry: StoredConfig) -> object | None:
         return entry.parse().model_dump(mode="json")
     except AutooptError:
         return entry.document
+
+
+def version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int:
+    """The newest saved version before another. Raises `InvalidConfig` where there is none."""
+    earlier = [each.version for each in versions if each.document is not None and each.version < after.version]
+    if not earlier:
+        raise InvalidConfig(
+            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "there is nothing to compare"
+        )
+    return earlier[-1]
 
 
 def changed_fields(before: object, after: object) -> list[FieldChange]:

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, fiel
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
-from autoopt_pipeline.strict import Strict, first_error
+from autoopt_pipeline.strict import Strict, first_error, what_is_wrong
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
 
@@ -31,6 +31,9 @@ _TEN_YEARS = 10 * 365 * 24 * 3600
 
 _MOST = 10**12
 """Largest number of calls, tokens or traces: what is told of them has to be a number for every reader."""
+
+KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
+"""What the variables are called that may hold a language model's key."""
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -54,7 +57,7 @@ class LMSettings(Strict):
     api_key_env: str | None = Field(
         None,
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
-        pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$",
+        pattern=f"^{KEY_VARIABLE.pattern}$",
         description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
@@ -309,6 +312,16 @@ def parse_config(data: Any, *, where: str) -> RoutingConfigUnified:
         raise InvalidConfig(f"{where}: {_first_error(e)}", "correct the field and save again") from None
 
 
+def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
+    """What breaks a rule, by its place in a document; nothing where the document is a configuration."""
+    try:
+        RoutingConfigUnified.model_validate(data)
+    except ValidationError as e:
+        # Of several rules that a field breaks the first is the one to mend.
+        return {error["loc"]: _secretive(error["loc"], what_is_wrong(error)) for error in reversed(e.errors())}
+    return {}
+
+
 def check_modules(config: RoutingConfigUnified) -> None:
     """Raise `InvalidConfig` when the configuration names a module that is not installed.
 
@@ -376,6 +389,11 @@ _MAY_HOLD_SECRETS = {
 
 
 def _first_error(error: ValidationError) -> str:
-    place = error.errors()[0]["loc"]
-    remedy = _MAY_HOLD_SECRETS.get(str(place[-1])) if place else None
-    return f"{'.'.join(map(str, place))}: {remedy}" if remedy else first_error(error)
+    loc = error.errors()[0]["loc"]
+    secretive = _secretive(loc, "")
+    return f"{'.'.join(map(str, loc))}: {secretive}" if secretive else first_error(error)
+
+
+def _secretive(loc: tuple[int | str, ...], message: str) -> str:
+    """The message, but for a field where a secret may stand."""
+    return _MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message

@@ -21,8 +21,8 @@ def as_text(entry: StoredConfig) -> str:
         defaults = {name: value for name, value in defaults.items() if name not in stored}
     comments = "".join(f"# {name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in defaults.items())
     return (
-        f"# Configuration of tenant {entry.tenant_id}, version {entry.version}. It is checked and saved when you leave "
-        "the editor.\n"
+        f"# Configuration of tenant {entry.tenant_id}, version {entry.version}. A line that you take out follows "
+        "the default.\n"
         + _yaml(stored)
         + (f"\n# Not chosen, so the defaults hold, also those of later releases:\n{comments}" if comments else "")
     )
@@ -47,6 +47,13 @@ def from_text(text: str, tenant_id: str) -> RoutingConfigUnified:
     config = parse_config(data, where=where)
     if config.tenant_id != tenant_id:
         raise InvalidConfig(f"{where}: tenant_id cannot be changed", "add a tenant with the new id instead")
+    check_modules(config)
+    return config
+
+
+def reverted_to(entry: StoredConfig) -> RoutingConfigUnified:
+    """An earlier version, to be saved again. Raises `InvalidConfig` where it is not valid any more."""
+    config = entry.parse()
     check_modules(config)
     return config
 

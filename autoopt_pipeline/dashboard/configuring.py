@@ -1,0 +1,94 @@
+"""A tenant's configuration as a form, and one field of many tenants'. Pure, but for the modules that are installed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from autoopt_pipeline.dashboard.forms import Filled, Input, Shape, Texts, fill, form, inputs, shape_of
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.modules.registry import module_names
+from autoopt_pipeline.tenants.changes import FieldChange, changed_fields
+from autoopt_pipeline.tenants.config import (
+    KEY_VARIABLE,
+    RoutingConfigUnified,
+    check_modules,
+    chosen_fields,
+    parse_config,
+    wrong_fields,
+)
+from autoopt_pipeline.tenants.store import StoredConfig
+
+_ANY = {"tenant_id": "any"}
+
+
+def configuration_shapes() -> tuple[Shape, ...]:
+    """The fields of a configuration that can be changed."""
+    defaults = RoutingConfigUnified.model_validate(_ANY).model_dump(mode="json")
+    found = shape_of(RoutingConfigUnified, defaults, {"modules": module_names()})
+    return tuple(shape for shape in found if shape.key != "tenant_id")
+
+
+def checked(filled: Filled) -> tuple[RoutingConfigUnified | None, dict[str, str]]:
+    """The configuration that a filled-in form comes to; or none, and what is wrong by the inputs' names."""
+    if wrong := wrong_fields(filled.document):
+        return None, filled.errors(wrong)
+    config = parse_config(filled.document, where="configuration")
+    try:
+        check_modules(config)
+    except InvalidConfig as e:
+        return None, {"modules": str(e)}
+    return config, {}
+
+
+def without_secrets(texts: Texts) -> dict[str, tuple[str, ...]]:
+    """The same without what may be a key that was typed where the name of its variable belongs."""
+    return {
+        name: typed
+        for name, typed in texts.items()
+        if not name.endswith("api_key_env") or KEY_VARIABLE.fullmatch("".join(typed))
+    }
+
+
+def changeable(shapes: Iterable[Shape]) -> Mapping[str, Input]:
+    """The inputs that can be changed of many tenants at once, by name: all that hold a single value."""
+    return {each.name: each for each in inputs(form(tuple(shapes), {}, {}))}
+
+
+def wrong_value(shapes: tuple[Shape, ...], name: str, text: str) -> str:
+    """Why no configuration can have this value there; "" where some may."""
+    filled = fill(shapes, _ANY, {name: (text,)})
+    return filled.errors(wrong_fields(filled.document)).get(name, "")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What setting one field comes to for a tenant. `after` is None where nothing changes, and where it cannot be:
+    then `refused` says why."""
+
+    tenant_id: str
+    version: int
+    before: RoutingConfigUnified | None = None
+    after: RoutingConfigUnified | None = None
+    refused: str = ""
+
+    @property
+    def changes(self) -> list[FieldChange]:
+        """Which fields get another value; none where the same value is chosen now, or is not any more."""
+        if self.before is None or self.after is None:
+            return []
+        return changed_fields(self.before.model_dump(mode="json"), self.after.model_dump(mode="json"))
+
+
+def plan_change(shapes: Iterable[Shape], entry: StoredConfig, name: str, text: str) -> Planned:
+    """Set one field of a tenant's configuration, or let it follow the default where the text is empty."""
+    concerned = [shape for shape in shapes if shape.key == name.partition(".")[0]]
+    try:
+        before = entry.parse()
+        document = chosen_fields(before)
+        filled = fill(concerned, document, {name: (text,)})
+        if filled.document == document:
+            return Planned(entry.tenant_id, entry.version)
+        after = parse_config(filled.document, where=f"tenant {entry.tenant_id}")
+        check_modules(after)
+    except InvalidConfig as e:
+        return Planned(entry.tenant_id, entry.version, refused=str(e))
+    return Planned(entry.tenant_id, entry.version, before, after)

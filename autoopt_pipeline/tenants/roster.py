@@ -1,0 +1,37 @@
+"""Tenants come and go: what a new one begins with, and what stays of one that is removed."""
+
+from collections.abc import Iterable
+
+from autoopt_pipeline.errors import ConfigConflict
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+
+
+def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingConfigUnified:
+    """A configuration that chooses nothing but its agents, each `NAME` or `NAME=WHAT IT IS FOR`.
+
+    Raises `InvalidConfig`.
+    """
+    named = [dict(zip(("name", "description"), each.split("=", 1), strict=False)) for each in agents]
+    return parse_config({"tenant_id": tenant_id, "agents": named}, where=where)
+
+
+def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified) -> int:
+    """Write the first configuration of a tenant, or the first after it was removed; return its version.
+
+    Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment.
+    """
+    tenant = config.tenant_id
+    versions = store.history(tenant)
+    if versions and versions[-1].document is not None:
+        raise ConfigConflict(f"tenant {tenant} exists already", f"change it with 'autoopt config set {tenant} ...'")
+    return write_config(store, config, expected_version=versions[-1].version if versions else 0)
+
+
+def what_stays(tenant_id: str) -> tuple[str, ...]:
+    """What a removal leaves, for whoever removes the tenant."""
+    return (
+        f"its programs, which go on serving; 'autoopt artifacts delete {tenant_id}' deletes them",
+        f"earlier configurations; 'autoopt config history {tenant_id}' lists them",
+        "runs and their reports in Dagster, traces in Phoenix",
+    )
