@@ -12,7 +12,7 @@ export DAGSTER_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: install ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds
 	@.venv/bin/autoopt demo
@@ -22,6 +22,13 @@ up: install ## The same, running until Ctrl-C, with the Dagster and the Phoenix 
 
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+
+# AUTOOPT_E2E_IMAGE is an image that the cluster can pull or has, AUTOOPT_E2E_LOAD a command that puts it there, e.g.
+# make e2e-k8s AUTOOPT_E2E_IMAGE=autoopt:e2e AUTOOPT_E2E_LOAD='docker build -t autoopt:e2e . && kind load docker-image autoopt:e2e'
+e2e-k8s: install ## The chart on the cluster of KUBECONFIG: AUTOOPT_E2E_IMAGE=NAME:TAG [AUTOOPT_E2E_LOAD=COMMAND]
+	@test -n "$(AUTOOPT_E2E_IMAGE)" || { echo "error: no image -> set AUTOOPT_E2E_IMAGE to one that the cluster can pull" >&2; exit 2; }
+	@$(or $(AUTOOPT_E2E_LOAD),true)
+	@AUTOOPT_E2E_IMAGE=$(AUTOOPT_E2E_IMAGE) .venv/bin/pytest tests/e2e/test_on_kubernetes.py $(TESTS)
 
 check: install ## Formatting, linter, type checker
 	@.venv/bin/ruff format --check .
@@ -65,4 +72,4 @@ lock: ## Write the lock files anew (needs uv)
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test check format install lock clean
+.PHONY: help demo up test e2e-k8s check format install lock clean
