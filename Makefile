@@ -28,7 +28,7 @@ test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 e2e-k8s: install ## The chart on the cluster of KUBECONFIG: AUTOOPT_E2E_IMAGE=NAME:TAG [AUTOOPT_E2E_LOAD=COMMAND]
 	@test -n "$(AUTOOPT_E2E_IMAGE)" || { echo "error: no image -> set AUTOOPT_E2E_IMAGE to one that the cluster can pull" >&2; exit 2; }
 	@$(or $(AUTOOPT_E2E_LOAD),true)
-	@AUTOOPT_E2E_IMAGE=$(AUTOOPT_E2E_IMAGE) .venv/bin/pytest tests/e2e/test_on_kubernetes.py $(TESTS)
+	@.venv/bin/pytest tests/e2e
 
 check: install ## Formatting, linter, type checker
 	@.venv/bin/ruff format --check .

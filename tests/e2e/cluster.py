@@ -88,10 +88,12 @@ class Cluster:
         return {name for name in names if not name.startswith("default-token-")}
 
 
-def started_at(pod: V1Pod) -> float:
-    """When the pod's container started (Unix time, whole seconds)."""
-    state = pod.status.container_statuses[0].state
-    return (state.running or state.terminated).started_at.timestamp()
+def started_at(pod: V1Pod) -> float | None:
+    """When the pod's container started (Unix time, whole seconds), if it has."""
+    for container in pod.status.container_statuses or ():
+        if state := container.state.running or container.state.terminated:
+            return state.started_at.timestamp()
+    return None
 
 
 def is_ready(pod: V1Pod) -> bool:

@@ -25,7 +25,7 @@ from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import WatchSettings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, read_config, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
-from tests.e2e.cluster import Cluster, wait_until
+from tests.e2e.cluster import Cluster, started_at, wait_until
 from tests.e2e.servers import BUCKET, DATABASE_USER, Servers
 
 CHART = Path(__file__).parents[2] / "helm" / "autoopt-pipeline"
@@ -99,7 +99,7 @@ class Deployment:
         def look() -> V1Pod | None:
             for record in self.runs(tenant)[number:]:
                 for pod in self.cluster.pods(f"dagster/run-id={record.dagster_run.run_id}"):
-                    if pod.status.container_statuses and pod.status.container_statuses[0].started:
+                    if started_at(pod):
                         return pod
             return None
 
