@@ -13,7 +13,7 @@ export DAGSTER_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: install ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds
 	@.venv/bin/autoopt demo
@@ -29,6 +29,13 @@ fuzz: install ## Far more of the tests that try what others may have written; so
 
 chaos: install ## Real faults on real processes, some 15 minutes (CHAOS_ROUNDS=n of kills, CHAOS_SEED=n to repeat)
 	@.venv/bin/pytest -m 'chaos or not chaos' tests/chaos
+
+# AUTOOPT_E2E_IMAGE is an image that the cluster can pull or has, AUTOOPT_E2E_LOAD a command that puts it there, e.g.
+# make e2e-k8s AUTOOPT_E2E_IMAGE=autoopt:e2e AUTOOPT_E2E_LOAD='docker build -t autoopt:e2e . && kind load docker-image autoopt:e2e'
+e2e-k8s: install ## The chart on the cluster of KUBECONFIG: AUTOOPT_E2E_IMAGE=NAME:TAG [AUTOOPT_E2E_LOAD=COMMAND]
+	@test -n "$(AUTOOPT_E2E_IMAGE)" || { echo "error: no image -> set AUTOOPT_E2E_IMAGE to one that the cluster can pull" >&2; exit 2; }
+	@$(or $(AUTOOPT_E2E_LOAD),true)
+	@.venv/bin/pytest tests/e2e
 
 check: install audit ## Formatting, linter, type checker, known vulnerabilities
 	@.venv/bin/ruff format --check .
@@ -86,4 +93,4 @@ bench: install ## What many tenants cost, into bench/results/ (a quarter of an h
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
 
-.PHONY: help demo up test fuzz chaos check audit bench format install lock clean
+.PHONY: help demo up test e2e-k8s fuzz chaos check audit bench format install lock clean

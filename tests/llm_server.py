@@ -1,4 +1,4 @@
-"""A server on loopback that speaks OpenAI's chat protocol and answers with the stand-in, or with trouble."""
+"""A server that speaks OpenAI's chat protocol and answers with the stand-in, or with trouble."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ class LLMServer:
 
 
 @contextmanager
-def llm_server() -> Iterator[LLMServer]:
+def llm_server(host: str = "127.0.0.1") -> Iterator[LLMServer]:
     engine = StandInEngine()
 
     class Handler(BaseHTTPRequestHandler):
@@ -79,8 +79,8 @@ def llm_server() -> Iterator[LLMServer]:
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = LLMServer(f"http://127.0.0.1:{server.server_port}/v1")
+    server = ThreadingHTTPServer((host, 0), Handler)
+    state = LLMServer(f"http://{host}:{server.server_port}/v1")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -12,7 +12,6 @@ from autoopt_pipeline.local.processes import LOOPBACK, Processes
 PROJECT = Path(__file__).resolve().parents[2]
 
 _PHOENIX_ENV = {
-    "PHOENIX_HOST": LOOPBACK,
     "PHOENIX_DISCOVER_CONFIG": "false",
     "PHOENIX_TELEMETRY_ENABLED": "false",
     "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
@@ -46,18 +45,19 @@ class Stack:
         }
 
 
-def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int) -> str:
+def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int, *, host: str = LOOPBACK) -> str:
     """Start a Phoenix server that keeps its data in `folder`. Returns its endpoint at once; see `wait_for_phoenix`."""
     folder.mkdir(parents=True, exist_ok=True)
     env = {
         **_PHOENIX_ENV,
+        "PHOENIX_HOST": host,
         "PHOENIX_WORKING_DIR": str(folder),
         "PHOENIX_PORT": str(port),
         "PHOENIX_GRPC_PORT": str(grpc_port),
         "PYTHONWARNINGS": "ignore",
     }
     processes.start("phoenix", [_phoenix_command(), "serve"], env=env, cwd=folder)
-    return f"http://{LOOPBACK}:{port}"
+    return f"http://{host}:{port}"
 
 
 def wait_for_phoenix(processes: Processes, endpoint: str) -> None:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
 import dagster as dg
-from dagster._core.events import JobFailureData
 from pydantic import BaseModel, ConfigDict
 
 from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
+from autoopt_pipeline.orchestration.failures import FAILURES, causes_in
 from autoopt_pipeline.orchestration.history import ROLLED_BACK
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.ticks import finished_ticks, read_tick, sensor_states
@@ -126,22 +126,17 @@ class Source:
         modules = sorted(selected_modules(run).intersection(self.modules))
         if run.status is dg.DagsterRunStatus.SUCCESS:
             return [ModuleSucceeded(at, tenant, module) for module in modules]
-        kinds = {
-            dg.DagsterEventType.ASSET_MATERIALIZATION,
-            dg.DagsterEventType.STEP_FAILURE,
-            dg.DagsterEventType.RUN_FAILURE,
-        }
+        kinds = {dg.DagsterEventType.ASSET_MATERIALIZATION, *FAILURES}
         ended = [r.event_log_entry for r in self.instance.get_records_for_run(run.run_id, of_type=kinds).records]
         succeeded = {e.asset_materialization.label for e in ended if e.asset_materialization}
-        failed = {e.step_key: _cause(e) for e in ended if e.step_key and not e.asset_materialization}
-        of_run = next((_cause(e) for e in ended if not e.step_key), "the run failed without a word")
+        causes = causes_in(ended)
         # A module that was not begun, because another failed, has that cause.
-        cause = next(iter(failed.values()), of_run)
+        cause = next(iter(causes.values()), "the run failed without a word")
         return [
             ModuleSucceeded(at, tenant, module)
             if module in succeeded
             else ModuleFailed(
-                at, tenant, module, run.run_id, failed.get(module, cause), self._url(f"runs/{run.run_id}")
+                at, tenant, module, run.run_id, causes.get(module, cause), self._url(f"runs/{run.run_id}")
             )
             for module in modules
         ]
@@ -178,17 +173,3 @@ class Source:
 
     def _url(self, path: str) -> str | None:
         return f"{self.ui_url.rstrip('/')}/{path}" if self.ui_url else None
-
-
-def _cause(entry: dg.EventLogEntry) -> str:
-    """One line of what a failure says; an asset's own comes first, and then the error that it met."""
-    event = entry.get_dagster_event()
-    if event.is_step_failure:
-        failure = event.step_failure_data
-        if failure.user_failure_data and failure.user_failure_data.description:
-            return failure.user_failure_data.description
-        return failure.error.message if failure.error else entry.message
-    # A run that is failed from outside, because its process is gone, has no data.
-    failure = event.event_specific_data
-    error = failure.error if isinstance(failure, JobFailureData) else None
-    return error.message if error else event.message or entry.message
