@@ -14,6 +14,7 @@ import yaml
 from dagster._config import process_config
 from dagster_k8s.job import construct_dagster_k8s_job
 
+from autoopt_pipeline.dashboard.access import open_access
 from autoopt_pipeline.kubernetes.launcher import TenantRunLauncher
 from autoopt_pipeline.modules.declared import declared_modules
 from autoopt_pipeline.orchestration.running import CODE_LOCATION
@@ -75,11 +76,18 @@ EVERYTHING: dict[str, Any] = {
         "lm": {"env": {"OPENAI_API_KEY": "lm-s3cret"}},
         "artifacts": {"existingSecret": "bucket"},
         "alerts": {"env": {"AUTOOPT_ALERT_SLACK_URL": "https://hooks.example/slack-s3cret"}},
+        "dashboard": {"env": {"AUTOOPT_DASHBOARD_TOKEN": "dashboard-s3cret-of-some-length"}},
     },
     "dagsterWebserver": {**POD, "replicaCount": 2, "pathPrefix": "/dagster"},
     "dagsterDaemon": {**POD, "runRetries": {"enabled": True}},
     "codeServer": POD,
     "metrics": {**POD, "enabled": True, "serviceMonitor": {"enabled": True}},
+    "dashboard": {
+        **POD,
+        "enabled": True,
+        "access": {"users": [{"name": "marta", "role": "operator", "token_sha256": 64 * "0"}]},
+        "ingress": {"enabled": True, "host": "autoopt.example"},
+    },
     "runLauncher": {
         **POD,
         "sizeClasses": {"large": {"requests": {"memory": "8Gi"}, "limits": {"memory": "16Gi"}}},
@@ -140,13 +148,16 @@ def camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
+_SET_BY_THE_CHART = ("home", "modules", "config_store_url", "dashboard_access")
+
+
 def settings_schema() -> dict[str, Any]:
     """Schema of `settings`: all fields of the process that are no secrets, and that the chart does not set itself."""
     fields = Settings.model_json_schema(by_alias=False)["properties"]
     properties = {}
     for name, field in fields.items():
         given = next((kind for kind in field.get("anyOf", ()) if kind["type"] != "null"), field)
-        if given.get("writeOnly") or name in ("home", "modules", "config_store_url"):
+        if given.get("writeOnly") or name in _SET_BY_THE_CHART:
             continue
         kept = {key: value for key, value in given.items() if key not in ("default", "title", "description")}
         properties[camel(name)] = {"description": field["description"], **kept}
@@ -208,6 +219,7 @@ def test_names_are_unique_and_every_reference_leads_somewhere(
     for key in ("configMapRef", "secretKeyRef", "secretRef"):
         for reference in find(json.loads(text), key):
             assert reference["name"] in names | given
+    assert set(find(json.loads(text), "secretName")) <= names
     launcher = instance_config(manifests[name])["run_launcher"]["config"]
     assert {*launcher["env_config_maps"], *launcher["env_secrets"]} <= names | given
     assert launcher["service_account_name"] in names
@@ -265,16 +277,16 @@ def test_only_daemon_and_webserver_may_ask_kubernetes_and_only_the_daemon_launch
 
 def test_secrets_reach_only_those_who_use_them(manifests: dict[str, list[dict[str, Any]]]) -> None:
     everything = manifests["everything"]
-    users = {
-        secret: {name for name, pod in pods(everything).items() if f'"{secret}"' in json.dumps(pod)}
-        for secret in (
-            "rel-autoopt-pipeline-lm",
-            "rel-autoopt-pipeline-alerts",
-            "rel-autoopt-pipeline-phoenix",
-            "bucket",
-        )
+    expected = {
+        "rel-autoopt-pipeline-lm": {"code-server"},
+        "rel-autoopt-pipeline-alerts": {"code-server"},
+        "rel-autoopt-pipeline-phoenix": {"code-server", "dashboard"},
+        "bucket": {"code-server", "dashboard"},
+        "rel-autoopt-pipeline-dashboard": {"dashboard"},
+        "rel-autoopt-pipeline-dashboard-access": {"dashboard"},
     }
-    assert set.union(*users.values()) == {"code-server"}
+    for secret, users in expected.items():
+        assert users == {name for name, pod in pods(everything).items() if f'"{secret}"' in json.dumps(pod)}
     others = json.dumps([m for m in everything if m["kind"] != "Secret"])
     assert "s3cret" not in others
     assert "s3cret" in json.dumps(list(of_kind(everything, "Secret").values()))
@@ -291,6 +303,10 @@ def test_settings_are_read_as_they_were_given(
     assert settings.jitter == 0.25
     assert settings.alert_after_failures == 5
     assert settings.dagster_ui_url == "https://dagster.example/dagster"
+    assert settings.dagster_api_url == "http://rel-autoopt-pipeline-webserver.ns.svc:80/dagster"
+    access = of_kind(manifests["everything"], "Secret")["dashboard-access"]["stringData"]["access.yaml"]
+    (tmp_path / "access.yaml").write_text(access)
+    assert "marta" in open_access(Settings(dashboard_access=tmp_path / "access.yaml"), host="::", who="").users
     assert str(settings.modules) == "/etc/autoopt/modules.yaml"
     (tmp_path / "modules.yaml").write_text(config_maps["modules"]["data"]["modules.yaml"])
     [module] = declared_modules(tmp_path / "modules.yaml")
@@ -323,6 +339,9 @@ def test_every_setting_can_be_set_and_no_other() -> None:
         ({"postgresql": {"postgresqlHost": ""}}, "postgresql.postgresqlHost"),
         ({"global": {"postgresqlSecretName": ""}}, "global.postgresqlSecretName"),
         ({"settings": {"artifactsUrl": ""}}, "settings.artifactsUrl"),
+        ({"settings": {"dashboardAccess": "/a"}}, "dashboardAccess"),
+        ({"dashboard": {"enabled": True}}, "dashboard.access"),
+        ({"dashboard": {"enabled": True, "access": {"user": []}}}, "user"),
         ({"settings": {"phoenixEndpoint": ""}}, "settings.phoenixEndpoint"),
         ({"secrets": {"configStore": {"existingSecret": ""}}}, "secrets.configStore"),
     ],
