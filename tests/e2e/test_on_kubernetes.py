@@ -67,10 +67,8 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             patch.setenv(name, value)
         with deploy(cluster, servers, tmp_path_factory.mktemp("records"), IMAGE) as made:
             yield made
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    terminal.write_line("")
-    for what, value in made.measured.items():
-        terminal.write_line(f"{what:>45}  {value}")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(*(f"\n{what:>45}  {value}" for what, value in made.measured.items()))
 
 
 def test_every_tenant_gets_a_job_of_its_own_and_a_better_program(deployment: Deployment) -> None:
@@ -186,7 +184,7 @@ def test_no_secret_stands_anywhere_but_in_secrets(deployment: Deployment) -> Non
     cluster = deployment.cluster
     runs = [record.dagster_run for record in deployment.instance.get_run_records()]
     events = [str(entry) for run in runs for entry in deployment.instance.all_logs(run.run_id)]
-    logs = [cluster.logs(pod) for pod in cluster.pods()]
+    logs = [cluster.logs(pod) for pod in cluster.pods() if not pod.metadata.deletion_timestamp]
     text = json.dumps([[*cluster.objects().values()], [run.tags for run in runs], events, logs])
     assert f"{RELEASE}-lm" in text
     for secret in deployment.servers.secrets.all():
