@@ -35,10 +35,7 @@ from tests.e2e.servers import address_towards, serve
 IMAGE = os.environ.get("AUTOOPT_E2E_IMAGE", "")
 HOST = os.environ.get("AUTOOPT_E2E_HOST", "")
 
-pytestmark = [
-    pytest.mark.kubernetes,
-    pytest.mark.skipif(not IMAGE, reason="needs a cluster: make e2e-k8s AUTOOPT_E2E_IMAGE=..."),
-]
+pytestmark = pytest.mark.kubernetes
 
 
 def learning(tenant_id: str) -> SampleTenant:
@@ -61,6 +58,8 @@ OF_RUNS = "app.kubernetes.io/component=run_worker"
 @pytest.fixture(scope="module")
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The release in a namespace of its own, both gone afterwards. What was measured is printed at the end."""
+    if not IMAGE:
+        pytest.skip("needs a cluster: make e2e-k8s AUTOOPT_E2E_IMAGE=...")
     host = HOST or address_towards(node_address())
     with serve(host) as servers, new_namespace() as cluster, pytest.MonkeyPatch.context() as patch:
         for name, value in servers.bucket_env.items():
