@@ -23,7 +23,6 @@ ENV PATH=/opt/autoopt/bin:$PATH \
     DAGSTER_DISABLE_TELEMETRY=true \
     DO_NOT_TRACK=1 \
     HOME=/tmp \
-    MALLOC_ARENA_MAX=2 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --system --uid 10001 --home-dir /tmp --no-create-home autoopt \
