@@ -19,12 +19,14 @@ class KubeApi:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.job_status: dict[str, Any] = {}
         self.pods: list[dict[str, Any]] = []
+        self.out_of_order = False
 
     def get(self, path: str) -> dict[str, Any]:
-        *_, name, last = path.rsplit("/", 2)
+        """Raises KeyError where there is no such Job."""
+        last = path.removesuffix("/status").rpartition("/")[2]
         if last == "pods":
             return {"kind": "PodList", "apiVersion": "v1", "items": self.pods}
-        return {**self.jobs[name], "status": self.job_status}
+        return {**self.jobs[last], "status": self.job_status}
 
     def create(self, job: dict[str, Any]) -> dict[str, Any]:
         self.jobs[job["metadata"]["name"]] = job
@@ -57,7 +59,10 @@ def serve(api: KubeApi) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(api.get(self.path.partition("?")[0]))
+            try:
+                self._answer(api.get(self.path.partition("?")[0]), 500 if api.out_of_order else 200)
+            except KeyError:
+                self._answer({"kind": "Status", "apiVersion": "v1", "reason": "NotFound"}, 404)
 
         def do_POST(self) -> None:
             self._answer(api.create(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
@@ -65,9 +70,9 @@ def serve(api: KubeApi) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-        def _answer(self, document: dict[str, Any]) -> None:
+        def _answer(self, document: dict[str, Any], status: int = 200) -> None:
             body = json.dumps(document).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import kubernetes_validate
 import pytest
+from dagster import DagsterEventType
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.base import WorkerStatus
@@ -232,3 +233,27 @@ def test_a_run_that_goes_on_is_healthy(instance: dg.DagsterInstance, api: KubeAp
     api.jobs[f"dagster-run-{run.run_id}"] = {"kind": "Job", "metadata": {"name": f"dagster-run-{run.run_id}"}}
     api.pods, api.job_status = [], {"active": 1}
     assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+
+
+def test_a_run_of_a_command_has_no_job_and_goes_on(instance: dg.DagsterInstance, api: KubeApi) -> None:
+    run = run_of(instance, {"dagster/partition": "acme"}, dg.DagsterRunStatus.STARTED)
+    assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+
+
+def test_a_run_whose_job_was_deleted_has_failed(instance: dg.DagsterInstance, api: KubeApi) -> None:
+    run = run_of(instance, {"dagster/partition": "acme"}, dg.DagsterRunStatus.STARTED)
+    launch = dg.DagsterEvent(DagsterEventType.RUN_STARTING.value, run.job_name)
+    instance.report_dagster_event(launch, run.run_id)
+    health = instance.run_launcher.check_run_worker_health(run)
+    assert health.status is WorkerStatus.FAILED
+    assert "its Job is gone" in (health.msg or "")
+
+
+def test_a_cluster_that_does_not_answer_fails_no_run(instance: dg.DagsterInstance, api: KubeApi) -> None:
+    run = run_of(instance, {"dagster/partition": "acme"}, dg.DagsterRunStatus.STARTED)
+    api.jobs[f"dagster-run-{run.run_id}"] = {"kind": "Job", "metadata": {"name": f"dagster-run-{run.run_id}"}}
+    api.job_status, api.out_of_order = {"active": 1}, True
+    try:
+        assert instance.run_launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+    finally:
+        api.out_of_order = False

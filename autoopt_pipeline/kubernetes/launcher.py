@@ -5,9 +5,11 @@ What a Job needs is derived from the run's partition, for runs of the UI and of 
 
 from collections.abc import Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import dagster as dg
+from dagster import DagsterEventType
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, SENSOR_NAME_TAG
 from dagster._serdes import ConfigurableClassData
@@ -16,6 +18,7 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id, get_user_defined_k8s_config
 from kubernetes.client import V1JobStatus, V1Pod
 from kubernetes.client.rest import ApiException
+from urllib3.exceptions import HTTPError
 
 from autoopt_pipeline.errors import InvalidSettings, InvalidTenantId
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
@@ -87,12 +90,29 @@ class TenantRunLauncher(K8sRunLauncher):
         )
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """As Dagster finds it, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded."""
+        """As Dagster finds it, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded.
+
+        What is not known is no failure: a run is only failed where it died, or where its Job was deleted.
+        """
         found = super().check_run_worker_health(run)
+        if found.status is WorkerStatus.UNKNOWN:
+            return self._without_job(run)
         if found.status is not WorkerStatus.FAILED:
             return found
         reason = self._reason_of_death(run)
         return found._replace(msg=f"{reason}. {found.msg}") if reason else found
+
+    def _without_job(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Of a run whose Job Kubernetes does not show. A command's run has none, and Dagster would fail it for that."""
+        namespace = self.get_container_context_for_run(run).namespace
+        try:
+            self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
+        except ApiException as e:
+            if e.status == HTTPStatus.NOT_FOUND and self._instance.all_logs(run.run_id, DagsterEventType.RUN_STARTING):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
+        except HTTPError:
+            pass  # Kubernetes does not answer; it is asked again at the next look
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
 
     def _limits_of(self, run: dg.DagsterRun) -> K8sContainerContext:
         size = self._tenant_size_classes.get(run.tags.get(PARTITION_TAG, ""))
