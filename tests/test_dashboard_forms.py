@@ -259,9 +259,10 @@ def parts(document: dict) -> dict[str, Input | Group]:
 
 def test_an_input_knows_its_limits_its_default_and_whether_it_is_chosen() -> None:
     found = parts(chosen({"budget": {"max_lm_calls": 5}}))
-    least = found["min_samples_for_optimization"]
-    assert isinstance(least, Input)
-    assert (least.shape.limits, least.default, least.chosen) == ({"min": "1", "step": "1"}, "100", False)
+    demos = found["dspy_max_labeled_demos"]
+    assert isinstance(demos, Input)
+    assert (demos.default, demos.chosen) == ("50", False)
+    assert demos.shape.limits == {"min": "1", "max": "200", "step": "1"}
     assert found["budget.max_lm_calls"].chosen
     assert not found["budget.max_tokens"].chosen
     assert found["watch.holdback_share"].shape.in_words == "more than 0, up to 0.5"
