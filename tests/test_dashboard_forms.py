@@ -172,6 +172,23 @@ def test_rows_are_added_changed_and_taken_away() -> None:
     assert "agents" not in saved(chosen(AGENTS), {"agents.0:remove": ("1",), "agents.1:remove": ("1",)})
 
 
+def test_an_empty_row_is_none() -> None:
+    empty = {"agents.2.name": ("",), "agents.2.description": ("",)}
+    assert fill(SHAPES, chosen(AGENTS), empty).document == chosen(AGENTS)
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        ("2026-02-03T06:05:00+02:00", "2026-02-03T04:05"),
+        ("2026-02-03T04:05:06.789Z", "2026-02-03T04:05:06"),
+    ],
+)
+def test_a_moment_is_shown_as_browsers_show_and_send_it(moment: str, text: str) -> None:
+    document = chosen({"modules": {"routing": {"retrain_after": moment}}})
+    assert shown(SHAPES, document)["modules.routing.retrain_after"] == (text,)
+
+
 def test_what_is_wrong_is_told_at_the_input_also_behind_a_row_that_is_taken_away() -> None:
     posted = {"agents.0:remove": ("1",), "agents.1.name": ("not a name",), "agents.2.description": ("nameless",)}
     config, errors = checked(fill(SHAPES, chosen(AGENTS), posted))
@@ -259,9 +276,10 @@ def parts(document: dict) -> dict[str, Input | Group]:
 
 def test_an_input_knows_its_limits_its_default_and_whether_it_is_chosen() -> None:
     found = parts(chosen({"budget": {"max_lm_calls": 5}}))
-    least = found["min_samples_for_optimization"]
-    assert isinstance(least, Input)
-    assert (least.shape.limits, least.default, least.chosen) == ({"min": "1", "step": "1"}, "100", False)
+    demos = found["dspy_max_labeled_demos"]
+    assert isinstance(demos, Input)
+    assert (demos.default, demos.chosen) == ("50", False)
+    assert demos.shape.limits == {"min": "1", "max": "200", "step": "1"}
     assert found["budget.max_lm_calls"].chosen
     assert not found["budget.max_tokens"].chosen
     assert found["watch.holdback_share"].shape.in_words == "more than 0, up to 0.5"

@@ -4,14 +4,17 @@ import json
 import os
 import pty
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.export import export_rows
+from autoopt_pipeline.tenants.roster import add_tenant, new_tenant
 from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.store import NEVER, StoredConfig, TenantConfigStore, open_config_store
 from tests.test_cli import AGENTS, AUTOOPT, autoopt, partitions
@@ -100,6 +103,18 @@ def test_the_list_is_a_document_too(home: Path, store: TenantConfigStore) -> Non
     assert acme["config"]["min_samples_for_optimization"] == 100
     assert odd["config"] is None
     assert "promotion_mode" in odd["error"]
+
+
+def test_of_those_who_add_a_tenant_at_once_one_does(store: TenantConfigStore) -> None:
+    def add(n: int) -> bool:
+        try:
+            return add_tenant(store, new_tenant("acme", [f"agent{n}"], where="test")) == 1
+        except ConfigConflict:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(add, range(4))) == 1
+    assert len(store.history("acme")) == 1
 
 
 def test_what_stays_of_a_removed_tenant_is_said(home: Path) -> None:

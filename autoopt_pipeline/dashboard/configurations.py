@@ -182,18 +182,29 @@ def preview(request: Request, form: FormData) -> Response:
     if wrong := wrong_value(shapes, field.name, text):
         return _ask(request, selection, field, text, wrong)
     entries, strangers = selection.entries(dashboard.configs(person_of(request)))
-    plans = [plan_change(shapes, entry, field.name, text) for entry in entries]
-    refused = [*(Told(each.tenant_id, each.refused) for each in plans if each.refused), *_strange(strangers)]
-    changing = [each for each in plans if each.after]
-    versions = _versions({each.tenant_id: each.version for each in changing})
+    changing: dict[str, int] = {}
+    first: list[Planned] = []  # of many, what changes is not kept: the page shows it of some, and counts the others
+    unchanged: list[str] = []
+    refused = [*_strange(strangers)]
+    for entry in entries:
+        plan = plan_change(shapes, entry, field.name, text)
+        if plan.refused:
+            refused.append(Told(plan.tenant_id, plan.refused))
+        elif plan.after is None:
+            unchanged.append(plan.tenant_id)
+        else:
+            changing[plan.tenant_id] = plan.version
+            first += [plan] if len(first) < TOLD else []
+    versions = _versions(changing)
     return render(
         request,
         "configuration_preview.html",
         field=field,
         text=text,
         selection=selection,
-        changing=changing,
-        unchanged=[each for each in plans if not each.after and not each.refused],
+        changing=len(changing),
+        first=first,
+        unchanged=unchanged,
         refused=refused,
         versions=versions,
         too_many=len(quote_plus(versions)) > _FORM_CHARS,

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from autoopt_pipeline.dashboard.forms import Filled, Input, Shape, Texts, fill, form, inputs, shape_of
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.registry import module_names
-from autoopt_pipeline.tenants.changes import FieldChange, changed_fields
+from autoopt_pipeline.tenants.changes import FieldChange, changed_fields, may_be_secret
 from autoopt_pipeline.tenants.config import (
-    KEY_VARIABLE,
     RoutingConfigUnified,
     check_modules,
     chosen_fields,
@@ -40,12 +39,8 @@ def checked(filled: Filled) -> tuple[RoutingConfigUnified | None, dict[str, str]
 
 
 def without_secrets(texts: Texts) -> dict[str, tuple[str, ...]]:
-    """The same without what may be a key that was typed where the name of its variable belongs."""
-    return {
-        name: typed
-        for name, typed in texts.items()
-        if not name.endswith("api_key_env") or KEY_VARIABLE.fullmatch("".join(typed))
-    }
+    """The same without what may be a secret that was typed where none belongs."""
+    return {name: typed for name, typed in texts.items() if not may_be_secret(name, "".join(typed) or None)}
 
 
 def changeable(shapes: Iterable[Shape]) -> Mapping[str, Input]:

@@ -75,9 +75,9 @@ class Shape:
         """The limits, for people."""
         least, most, above = (self.schema.get(name) for name in ("minimum", "maximum", "exclusiveMinimum"))
         if above is not None:
-            return f"more than {above:g}" + (f", up to {most:g}" if most is not None else "")
+            return f"more than {above:,.15g}" + (f", up to {most:,.15g}" if most is not None else "")
         if least is not None:
-            return f"{least:g} to {most:g}" if most is not None else f"{least:g} or more"
+            return f"{least:,.15g} to {most:,.15g}" if most is not None else f"{least:,.15g} or more"
         return f"up to {self.schema['maxLength']} characters" if "maxLength" in self.schema else ""
 
 

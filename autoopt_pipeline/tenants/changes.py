@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
-from autoopt_pipeline.tenants.config import KEY_VARIABLE
+from autoopt_pipeline.tenants.config import wrong_fields
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.wording import one_line
+
+_MAY_HOLD_SECRETS = ("api_key_env", "api_base")
+
+
+def may_be_secret(field: str, value: object) -> bool:
+    """Whether a value may be a key, or hold a password, that somebody put where no configuration allows it."""
+    name = field.rpartition(".")[2]
+    if name not in _MAY_HOLD_SECRETS or value is None:
+        return False
+    return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any", name: value}}))
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,8 @@ class FieldChange:
 
     def told(self, value: Any) -> str:
         """One of the two values, for people."""
-        if self.field.endswith("api_key_env") and value is not None and not KEY_VARIABLE.fullmatch(str(value)):
-            return "no name of a variable"  # in a document that is not valid, it may be the key itself
+        if may_be_secret(self.field, value):
+            return "not shown, for it may hold a secret"
         return "none" if value is None else one_line(json.dumps(value, ensure_ascii=False))
 
 
