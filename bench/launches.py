@@ -104,10 +104,10 @@ def used(processes: list[psutil.Process]) -> dict[str, float]:
     spent = {"daemon_cpu": 0.0, "code_server_cpu": 0.0}
     for process in processes:
         try:
-            command, times = " ".join(process.cmdline()), process.cpu_times()
+            name, command, times = process.name(), " ".join(process.cmdline()), process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        if "postgres" not in command:
+        if name != "postgres":
             spent["code_server_cpu" if "grpc" in command else "daemon_cpu"] += times.user + times.system
     return spent
 
