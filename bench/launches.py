@@ -4,9 +4,9 @@
 
 A real daemon with its code server, and that many tenants that are to be retrained at once. Runs are queued and taken
 from the queue as always, on SQLite and on Postgres where that is installed, but the launcher does nothing, and as many
-runs may go at once as there are; so may steps of the pool `lm`, which else would let two runs go and no third.
-Sensors look every second, so that what is measured is not their interval. Writes
-bench/results/launches.json and launches.md; see bench/README.md.
+runs may go at once as there are; so may steps of the pool `lm`, which else would let two runs go and no third. Sensors
+look every second, so that what is measured is not their interval. Writes bench/results/launches.json and launches.md;
+see bench/README.md.
 """
 
 import argparse
@@ -104,10 +104,10 @@ def used(processes: list[psutil.Process]) -> dict[str, float]:
     spent = {"daemon_cpu": 0.0, "code_server_cpu": 0.0}
     for process in processes:
         try:
-            command, times = " ".join(process.cmdline()), process.cpu_times()
+            name, command, times = process.name(), " ".join(process.cmdline()), process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        if "postgres" not in command:
+        if name != "postgres":
             spent["code_server_cpu" if "grpc" in command else "daemon_cpu"] += times.user + times.system
     return spent
 

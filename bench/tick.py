@@ -54,7 +54,7 @@ SEEDS_MODULES = ("modality", "routing", "cross_modal")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tenants", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--tenants", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="two sizes at least")
     parser.add_argument("--seed-tenants", type=int, nargs="+", default=[10, 100], help="the same, of the first version")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--count", help=argparse.SUPPRESS)
@@ -240,9 +240,13 @@ def table(found: list[dict[str, Any]]) -> str:
     per_tenant = seeds(found)[-1]["cpu"] / seeds(found)[-1]["tenants"]
     for storage in dict.fromkeys(row["storage"] for row in found if row["storage"]):
         own = ours(found, storage, "quiet")
-        exponent = math.log(own[-1]["cpu"] / own[0]["cpu"]) / math.log(own[-1]["tenants"] / own[0]["tenants"])
-        ratio = per_tenant / (own[-1]["cpu"] / own[-1]["tenants"])
-        lines.append(f"\n{storage}: CPU grows with the power {exponent:.2f}; {ratio:,.0f} times less per tenant.")
+        smaller, largest = own[-2:]
+        exponent = math.log(largest["cpu"] / smaller["cpu"]) / math.log(largest["tenants"] / smaller["tenants"])
+        ratio = per_tenant / (largest["cpu"] / largest["tenants"])
+        lines.append(
+            f"\n{storage}: from {smaller['tenants']:,} to {largest['tenants']:,} tenants CPU grows with the power "
+            f"{exponent:.2f}; {ratio:,.0f} times less per tenant."
+        )
     return "\n".join(lines)
 
 
