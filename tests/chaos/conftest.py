@@ -18,8 +18,8 @@ def pytest_report_header() -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dice" in metafunc.fixturenames:
-        rounds = [f"{SEED}-{number}" for number in range(ROUNDS)]
-        metafunc.parametrize("dice", [random.Random(each) for each in rounds], ids=[f"seed-{each}" for each in rounds])
+        dice = [random.Random(f"{SEED}/{number}") for number in range(ROUNDS)]
+        metafunc.parametrize("dice", dice, ids=[f"round {number}" for number in range(ROUNDS)])
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ from tests.chaos.faults import Proxy, own_disk, proxy
 
 INTERVAL_SECONDS = 3
 MIN_SAMPLES = 40
-MAX_LM_CALLS = 700
-"""For a short search."""
+MAX_LM_CALLS = 3000
+"""For a short search, and for what is held out, which grows with every round."""
 
 FIRST_TRACES = 450
 """Enough for a first promotion."""
