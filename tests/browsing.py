@@ -56,6 +56,11 @@ def click(browser: webdriver.Chrome, xpath: str) -> None:
     WebDriverWait(browser, PATIENCE, ignored_exceptions=[WebDriverException]).until(clicked, xpath)
 
 
+def press(browser: webdriver.Chrome, xpath: str) -> None:
+    """Press a button once, where nothing draws the page anew: what it does must not be done twice."""
+    WebDriverWait(browser, PATIENCE).until(lambda driver: driver.find_elements(By.XPATH, xpath), xpath)[0].click()
+
+
 def wait_for_text(browser: webdriver.Chrome, text: str, *, seconds: float = PATIENCE) -> None:
     """Until a page that draws itself anew says so."""
 

@@ -120,7 +120,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["status", "nobody"], "tenant nobody has no configuration"),
         (["config", "history", "nobody"], "tenant nobody has no configuration"),
         (["versions", "nobody", "routing"], "tenant nobody has no configuration"),
-        (["up", "--phoenix-port", "6119", "--dagster-port", "6119"], "both ports are 6119"),
+        (["up", "--phoenix-port", "6119", "--dagster-port", "6119"], "two of the ports 6119, 6119"),
     ],
 )
 def test_bad_input_is_one_line_with_a_remedy_and_changes_nothing(home: Path, arguments: list[str], words: str) -> None:

@@ -28,7 +28,7 @@ from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
-from tests.browsing import chromium, click, wait_for_text
+from tests.browsing import chromium, click, press, wait_for_text
 
 RUN_ENDS = 300
 """Seconds in which a run has started and ended, on a machine that has other things to do."""
@@ -96,7 +96,7 @@ def said(browser: webdriver.Chrome) -> str:
 def decide(browser: webdriver.Chrome, button: str, why: str) -> None:
     click(browser, f"//a[starts-with(normalize-space(), '{button}')]")
     browser.find_element(By.NAME, "why").send_keys(why)
-    click(browser, f"//button[normalize-space()='{button}']")
+    press(browser, f"//button[normalize-space()='{button}']")
 
 
 def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webdriver.Chrome) -> None:
@@ -107,7 +107,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     wait_for_text(browser, "never optimized")
     click(browser, "//a[normalize-space()='Run now']")
     wait_for_text(browser, "enough new traces: yes")
-    click(browser, "//button[normalize-space()='Run now']")
+    press(browser, "//button[normalize-space()='Run now']")
     wait_for_text(browser, "is in Dagster's queue")
     # The story draws itself anew; nobody loads the page again.
     wait_for_text(browser, "awaiting_approval,", seconds=RUN_ENDS)

@@ -256,7 +256,7 @@ class TestSpans:
     ) -> None:
         code = f"""
 import os, sys
-import dspy
+import dspy, opentelemetry.trace
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 trace_to_phoenix()
@@ -265,6 +265,7 @@ def answer(who):
     decision = serving.decide({tenant!r}, "routing", agents={AGENTS!r}, query="asked in " + who)
     serving.feedback(decision, correct=True)
 answer("the parent")
+assert opentelemetry.trace.get_tracer_provider().force_flush()  # so that there is a connection to inherit
 children = []
 for number in range(2):
     child = os.fork()

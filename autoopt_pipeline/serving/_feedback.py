@@ -1,6 +1,7 @@
 """Feedback on decisions as Phoenix annotations: kept in memory until Phoenix has the span, and sent by one thread."""
 
 import atexit
+import encodings.idna  # noqa: F401 - else at the first connection, see `begin`
 import logging
 import threading
 import time
@@ -91,7 +92,8 @@ class Feedback:
         self._changed = threading.Condition()
         self._waiting: dict[tuple[str, str, str], _Waiting] = {}
         self._thread: threading.Thread | None = None
-        self._http: httpx.Client | None = None
+        # Not by the thread at its first use: what that imports meanwhile, a child forked then could never import.
+        self._http = httpx.Client(auth=self._login, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         self._problem: Problem | None = None
 
     @property
@@ -179,8 +181,6 @@ class Feedback:
             self._done(given_up)
 
     def _post(self, annotations: Sequence[Annotation]) -> None:
-        if self._http is None:
-            self._http = httpx.Client(auth=self._login, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         try:
             response = self._http.post(
                 f"{self._endpoint}/v1/span_annotations",

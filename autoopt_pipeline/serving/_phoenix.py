@@ -1,6 +1,6 @@
 """Spans of many tenants to Phoenix, each in its tenant's project, over one connection."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from autoopt_pipeline.contract import PROJECT_TEMPLATE, TENANT_ID
+from autoopt_pipeline.serving._fork import begin_in_every_process
 
 PROJECT = "openinference.project.name"
 """Resource attribute that names a span's Phoenix project."""
@@ -20,8 +21,8 @@ _TIMEOUT_SECONDS = 10
 class TenantSpans(SpanProcessor):
     """Marks what happens inside a decision as its tenant's too, and hands spans of tenants on, in batches."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._batches = BatchSpanProcessor(ByTenant(exporter))
+    def __init__(self, make_exporter: Callable[[], SpanExporter]) -> None:
+        self._batches = BatchSpanProcessor(ByTenant(make_exporter))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         parent = trace.get_current_span(parent_context)
@@ -45,11 +46,16 @@ class ByTenant(SpanExporter):
     """Gives every span the resource that names its tenant's project.
 
     OTLP groups the spans of one request by resource, and Phoenix reads the project of each group, so one request
-    carries the spans of any number of tenants.
+    carries the spans of any number of tenants. A forked child makes an exporter of its own: over the connection of its
+    parent's, the two would take each other's answers.
     """
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
+    def __init__(self, make_exporter: Callable[[], SpanExporter]) -> None:
+        self._make_exporter = make_exporter
+        begin_in_every_process(self)
+
+    def begin(self) -> None:
+        self._exporter = self._make_exporter()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         resources: dict[str, Resource] = {}
@@ -78,8 +84,10 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
             provider = TracerProvider()
             trace.set_tracer_provider(provider)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else None
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", headers=headers, timeout=_TIMEOUT_SECONDS)
-    provider.add_span_processor(TenantSpans(exporter))
+    address = f"{endpoint.rstrip('/')}/v1/traces"
+    provider.add_span_processor(
+        TenantSpans(lambda: OTLPSpanExporter(endpoint=address, headers=headers, timeout=_TIMEOUT_SECONDS))
+    )
     return provider
 
 
