@@ -29,6 +29,9 @@ from autoopt_pipeline.tenants.store import read_config
 
 _WHY_CHARS = 1000
 
+_STARTED_BY_TAG = "autoopt/started_by"
+"""Run tag: who asked for a run on the dashboard."""
+
 
 @dataclass(frozen=True)
 class Action:
@@ -136,9 +139,7 @@ def _conditions(dashboard: Dashboard, request: Request, module: str) -> dict[str
         {entry.tenant_id: entry}, dashboard.instance, parts.phoenix, now=now, settings=parts.settings, count_all=True
     )
     decision = plan.decisions.get((entry.tenant_id, module))
-    if decision is None:
-        return {"conditions": (), "launches": False}
-    return {"conditions": decision.conditions, "launches": decision.launch, "decision": decision}
+    return {"conditions": decision.conditions, "launches": decision.launch} if decision else {"launches": False}
 
 
 def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by: str) -> str:
@@ -162,10 +163,6 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by
     tags = run_tags(plan, tenant, [module]) | {_STARTED_BY_TAG: by}
     run_id = submit(dashboard.instance, parts.settings.resolved_dagster_api_url, tenant, [module], tags)
     return f"Run {run_id} is in Dagster's queue."
-
-
-_STARTED_BY_TAG = "autoopt/started_by"
-"""Run tag: who asked for a run on the dashboard."""
 
 
 def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
