@@ -85,10 +85,12 @@ lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
 
-bench: install ## What many tenants cost, into bench/results/ (a quarter of an hour)
+bench: install ## What many tenants cost, into bench/results/ (half an hour)
 	@.venv/bin/python bench/tick.py
 	@.venv/bin/python bench/reading.py
 	@.venv/bin/python bench/launches.py
+	@.venv/bin/python bench/overhead.py
+	@.venv/bin/python bench/throughput.py
 
 clean: ## Remove both environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .autoopt
