@@ -160,15 +160,17 @@ class World:
 
     def feed(self, name: str) -> None:
         """Send as many new traces as make every module of the tenant due."""
-        need = max((d.need or MIN_SAMPLES for (t, _), d in self.plan().decisions.items() if t == name), default=0)
+        decisions = self.plan(count_all=True).decisions
+        need = max((d.need or MIN_SAMPLES for (t, _), d in decisions.items() if t == name), default=0)
         now = datetime.now(UTC)
         self.send(name, need + 5, start=now - timedelta(seconds=1), end=now)
 
-    def plan(self) -> Plan:
+    def plan(self, *, count_all: bool = False) -> Plan:
         """What the sensor would decide now if nothing were wrong with its Phoenix."""
         settings = Settings(settling_seconds=0, jitter=0)
         now = datetime.now(UTC)
-        return plan_tenants(self.configs.current(), self.instance, self.phoenix, now=now, settings=settings)
+        stored = self.configs.current()
+        return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, count_all=count_all)
 
     def unsettled(self) -> dict[Key, Decision]:
         """What waits for a run or an outcome; tenants that are broken on purpose are left out."""
