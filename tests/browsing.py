@@ -61,6 +61,11 @@ def press(browser: webdriver.Chrome, xpath: str) -> None:
     WebDriverWait(browser, PATIENCE).until(lambda driver: driver.find_elements(By.XPATH, xpath), xpath)[0].click()
 
 
+def fill(browser: webdriver.Chrome, name: str, text: str) -> None:
+    """Write into an input, once it is there."""
+    WebDriverWait(browser, PATIENCE).until(lambda driver: driver.find_elements(By.NAME, name), name)[0].send_keys(text)
+
+
 def wait_for_text(browser: webdriver.Chrome, text: str, *, seconds: float = PATIENCE) -> None:
     """Until a page that draws itself anew says so."""
 

@@ -28,7 +28,7 @@ from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
-from tests.browsing import chromium, click, press, wait_for_text
+from tests.browsing import chromium, click, fill, press, wait_for_text
 
 RUN_ENDS = 300
 """Seconds in which a run has started and ended, on a machine that has other things to do."""
@@ -67,7 +67,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         store.write("broken", {"tenant_id": "broken", HOSTILE: HOSTILE})
         wait_for_phoenix(processes, endpoint)
         end = datetime.now(UTC) - timedelta(minutes=2)
-        send_sample_traffic(Phoenix(endpoint), acme, 300, start=end - timedelta(hours=2), end=end, seed=1)
+        send_sample_traffic(Phoenix(endpoint), acme, 450, start=end - timedelta(hours=2), end=end, seed=1)
         with open_instance(home) as instance:
             register_tenant(instance, "acme")
         stack.settings["AUTOOPT_DAGSTER_UI_URL"] = start_dagster_dev(processes, stack, free_port())
@@ -95,7 +95,7 @@ def said(browser: webdriver.Chrome) -> str:
 
 def decide(browser: webdriver.Chrome, button: str, why: str) -> None:
     click(browser, f"//a[starts-with(normalize-space(), '{button}')]")
-    browser.find_element(By.NAME, "why").send_keys(why)
+    fill(browser, "why", why)
     press(browser, f"//button[normalize-space()='{button}']")
 
 
@@ -148,7 +148,12 @@ def test_pages_fit_on_a_phone(site: Site, browser: webdriver.Chrome) -> None:
     try:
         for page in PAGES:
             browser.get(site.url + page)
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= 360, page
+            wide = browser.execute_script(
+                "return [...document.querySelectorAll('body *')]"
+                ".filter(e => e.getBoundingClientRect().right > 361 && !e.closest('.scroll, .chart, .markdown'))"
+                ".map(e => e.outerHTML.slice(0, 200))"
+            )
+            assert wide == [], page
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get_log("browser")
@@ -187,7 +192,7 @@ def test_phoenix_that_stops_is_told_and_its_return_too(site: Site, browser: webd
         browser.get(f"{site.url}/why?tenant=acme")
         wait_for_text(browser, "does not answer", seconds=120)
         browser.get(f"{site.url}/tenants/acme/modules/routing")
-        wait_for_text(browser, "people ask for the old answers")
+        wait_for_text(browser, "Who changed what serves")
     finally:
         with Processes(site.stack.home / "logs-again") as again:
             start_phoenix(again, site.stack.home / "phoenix", site.phoenix_port, free_port())
