@@ -1,6 +1,6 @@
 """The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
 
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.wording import one_line
 
 
 class AutooptError(Exception):
@@ -13,8 +13,8 @@ class AutooptError(Exception):
     transient = False
 
     def __init__(self, what: str, remedy: str) -> None:
-        self.what = printable(" ".join(what.split()))
-        self.remedy = printable(" ".join(remedy.split()))
+        self.what = one_line(what, full=True)
+        self.remedy = one_line(remedy, full=True)
         super().__init__(f"{self.what} -> {self.remedy}")
 
     def __reduce__(self) -> tuple[type["AutooptError"], tuple[str, str]]:

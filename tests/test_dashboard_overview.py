@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.dashboard.overview import _SORTED_BY, PAGE, Health, Query, health_of, select
+from autoopt_pipeline.dashboard.overview import _SORTED_BY, Health, Query, health_of, select
+from autoopt_pipeline.dashboard.paging import PAGE
 from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.plan import Attempts, Decision, Evidence, Outcome, Reason
 from autoopt_pipeline.orchestration.standing import Standing

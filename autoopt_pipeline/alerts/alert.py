@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.wording import one_line
 
 MAX_AFFECTED = 20
 """Modules that one alert lists; the others are in its count."""
@@ -71,15 +71,14 @@ def make_alert(
         id="",
         kind=kind,
         at=at,
-        summary=one_line(summary),
-        detail=one_line(detail),
+        summary=beginning_of(summary),
+        detail=beginning_of(detail),
         affected=listed,
         affected_total=len(affected) if total is None else total,
     )
     return alert.model_copy(update={"id": hashlib.sha256(alert.model_dump_json().encode()).hexdigest()[:16]})
 
 
-def one_line(text: str) -> str:
-    """The beginning of a text that anybody may have written."""
-    flat = printable(" ".join(text.split()))
-    return flat if len(flat) <= _MAX_CHARS else flat[: _MAX_CHARS - 1] + "…"
+def beginning_of(text: str) -> str:
+    """Of a text that anybody may have written, what fits in one line."""
+    return one_line(text, length=_MAX_CHARS)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from autoopt_pipeline.alerts.alert import MAX_AFFECTED, REPEAT_AFTER, Affected, Alert, Kind, make_alert, one_line
+from autoopt_pipeline.alerts.alert import MAX_AFFECTED, REPEAT_AFTER, Affected, Alert, Kind, beginning_of, make_alert
 from autoopt_pipeline.alerts.events import ModuleFailed, ModuleSucceeded
 
 GROUP_INTERVAL = timedelta(hours=1)
@@ -73,7 +73,8 @@ def tell_failures(
         taken_at = streak.taken_at if streak and streak.cause == cause else None
         if taken_at is None or event.at - taken_at >= REPEAT_AFTER:
             taken_at = event.at
-            causes[cause] = causes.get(cause, Cause(text=one_line(event.cause))).holding(_affected(event, event.cause))
+            failed = causes.get(cause, Cause(text=beginning_of(event.cause)))
+            causes[cause] = failed.holding(_affected(event, event.cause))
         failures = streak.failures + 1 if streak else 1
         told = streak.told if streak else False
         if failures >= after and not told:
@@ -105,7 +106,7 @@ def fingerprint(event: ModuleFailed) -> str:
 
 def _affected(event: ModuleFailed, detail: str) -> Affected:
     return Affected(
-        tenant=event.tenant, module=event.module, detail=one_line(detail), run_id=event.run_id, url=event.url
+        tenant=event.tenant, module=event.module, detail=beginning_of(detail), run_id=event.run_id, url=event.url
     )
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from autoopt_pipeline.alerts.alert import Affected, Alert, Kind, make_alert, one_line
+from autoopt_pipeline.alerts.alert import Affected, Alert, Kind, beginning_of, make_alert
 from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded, RolledBack, Ticked
 from autoopt_pipeline.alerts.failures import Failures, tell_failures
 from autoopt_pipeline.alerts.outages import Outages, tell_outages
@@ -40,7 +40,7 @@ def _tell_rollbacks(events: Sequence[RolledBack], now: datetime) -> list[Alert]:
     """One message per module: a language model that got worse moves many tenants back at once."""
     by_module: dict[str, list[Affected]] = {}
     for event in events:
-        back = Affected(tenant=event.tenant, module=event.module, detail=one_line(event.detail), url=event.url)
+        back = Affected(tenant=event.tenant, module=event.module, detail=beginning_of(event.detail), url=event.url)
         by_module.setdefault(event.module, []).append(back)
     return [
         make_alert(

@@ -11,9 +11,9 @@ from autoopt_pipeline.cli.programs import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, move_as_dict
 from autoopt_pipeline.contract import BASELINE
-from autoopt_pipeline.errors import InvalidArtifact, UnknownTenant
+from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.tenants.config import WatchSettings
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import watch_settings
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.by_hand import Moved
@@ -87,11 +87,7 @@ def decline(
 
 def _watch_settings(programs: Programs, canary: float | None, watch: bool | None) -> WatchSettings:
     """As the tenant has it, but for what was said on the command line. A canary is watched, or nothing would end it."""
-    try:
-        config, _ = read_config(connections().configs, programs.artifacts.tenant_id)
-        settings = config.watch
-    except UnknownTenant:
-        settings = WatchSettings(enabled=False)
+    settings = watch_settings(connections().configs, programs.artifacts.tenant_id)
     if canary and watch is False:
         raise InvalidArtifact("a canary that nobody watches would never end", "leave out --canary, or --no-watch")
     enabled = settings.enabled if watch is None and not canary else bool(watch or canary)

@@ -1,7 +1,6 @@
 """`autoopt watches`: how new versions do in production beside their predecessors."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,14 +61,11 @@ def _open(parts: Connections) -> Iterator[tuple[ModuleArtifacts, Watch]]:
 
 
 def _look(parts: Connections, artifacts: ModuleArtifacts, watch: Watch) -> "Look | AutooptError":
-    from autoopt_pipeline.modules.registry import get_module
-    from autoopt_pipeline.tenants.store import read_config
-    from autoopt_pipeline.traces.live import look_at
+    from autoopt_pipeline.traces.live import look_now
 
+    settling = parts.settings.settling_seconds
     try:
-        config, _ = read_config(parts.configs, artifacts.tenant_id)
-        until = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
-        return look_at(parts.phoenix, config, get_module(artifacts.module), watch, until=until)
+        return look_now(parts.phoenix, parts.configs, artifacts, watch, settling_seconds=settling)
     except AutooptError as e:
         return e
 

@@ -25,7 +25,7 @@ def why(
     Exit status 2 when the decision is an error.
     """
     from autoopt_pipeline.orchestration.sentences import sentences
-    from autoopt_pipeline.orchestration.standing import module_story
+    from autoopt_pipeline.orchestration.standing import module_stories
 
     get_module(module)
     parts = connections()
@@ -34,7 +34,7 @@ def why(
         raise unknown_tenant(tenant, stored)
     now = datetime.now(UTC)
     with instance() as opened:
-        story = module_story(stored[tenant], module, opened, parts, now=now)
+        (story,) = module_stories(stored[tenant], [module], opened, parts, now=now)
     if json:
         console.print_json(data={"now": now.isoformat(), **story.as_dict()})
     else:

@@ -18,14 +18,13 @@ from autoopt_pipeline.dashboard.guard import person_of, require_operator
 from autoopt_pipeline.dashboard.notices import say
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_tenant
-from autoopt_pipeline.errors import AutooptError, LaunchFailed, UnknownTenant
+from autoopt_pipeline.errors import AutooptError, LaunchFailed
 from autoopt_pipeline.optimization import by_hand
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planning import plan_tenants
 from autoopt_pipeline.orchestration.running import is_to_run, submit
 from autoopt_pipeline.orchestration.sensors import run_tags
-from autoopt_pipeline.tenants.config import WatchSettings
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import watch_settings
 
 _WHY_CHARS = 1000
 
@@ -166,10 +165,7 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by
 
 
 def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
-    try:
-        settings = read_config(dashboard.parts.configs, tenant)[0].watch
-    except UnknownTenant:
-        settings = WatchSettings(enabled=False)
+    settings = watch_settings(dashboard.parts.configs, tenant)
     programs = _programs(dashboard, tenant, module)
     shared = dashboard.parts.shared(module)
     moved = by_hand.promote(programs, version, by=by, why=why, settings=settings, shared=shared)

@@ -13,7 +13,7 @@ from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import dashboard_of
 from autoopt_pipeline.modules.registry import module_names
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.orchestration.history import ROLLED_BACK
+from autoopt_pipeline.orchestration.history import ROLLED_BACK, values_of
 from autoopt_pipeline.orchestration.news import ended_at
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
 from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, WATCH_SENSOR, finished_ticks, sensor_states
@@ -114,13 +114,13 @@ def _outcomes(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Itera
         for record in _records(instance.fetch_materializations, module, only):
             event = record.asset_materialization
             if event and event.partition:
-                said = {name: str(value.value) for name, value in event.metadata.items()}
+                said = values_of(event)
                 yield Happened(
                     datetime.fromtimestamp(record.timestamp, UTC),
-                    said.get("verdict", "reported by hand"),
+                    str(said.get("verdict", "reported by hand")),
                     event.partition,
                     module,
-                    said.get("reason", ""),
+                    str(said.get("reason", "")),
                     record.run_id,
                 )
 
@@ -129,12 +129,13 @@ def _observations(instance: dg.DagsterInstance, only: Sequence[str] | None) -> I
     for module in module_names():
         for record in _records(instance.fetch_observations, module, only):
             event = record.asset_observation
-            said = {name: str(value.value) for name, value in event.metadata.items()} if event else {}
+            said = values_of(event)
             if event and event.partition and "event" in said:
                 at = datetime.fromtimestamp(record.timestamp, UTC)
                 way = f"{said['from']} -> {said['to']}: " if {"from", "to"} <= said.keys() else ""
                 bad = said["event"] == ROLLED_BACK
-                yield Happened(at, said["event"], event.partition, module, way + said.get("reason", ""), bad=bad)
+                text = f"{way}{said.get('reason', '')}"
+                yield Happened(at, str(said["event"]), event.partition, module, text, bad=bad)
 
 
 def _configurations(stored: Collection[StoredConfig]) -> list[Happened]:

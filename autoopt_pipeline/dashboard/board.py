@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.guard import person_of
-from autoopt_pipeline.dashboard.overview import Health, Query, health_of, select
+from autoopt_pipeline.dashboard.overview import Query, health_of, select
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import dashboard_of
 from autoopt_pipeline.dashboard.trend import read_trends, sparkline
@@ -51,5 +51,4 @@ def _board(request: Request, template: str) -> Response:
         board=page,
         rows=[(row, health_of(row), sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,
-        Health=Health,
     )

@@ -23,6 +23,7 @@ from autoopt_pipeline.dashboard.configuring import (
 from autoopt_pipeline.dashboard.forms import Input
 from autoopt_pipeline.dashboard.guard import person_of, require_operator
 from autoopt_pipeline.dashboard.notices import say
+from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import Dashboard, dashboard_of
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable, InvalidConfig
@@ -30,9 +31,6 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.roster import add_tenant, new_tenant
 from autoopt_pipeline.tenants.store import StoredConfig, write_config
-
-PAGE = 50
-"""Rows of a page."""
 
 TOLD = 200
 """Tenants of each kind that a bulk change lists; all are counted."""
@@ -57,11 +55,11 @@ class Query:
     @classmethod
     def read(cls, params: Mapping[str, Any]) -> "Query":
         """From an address or a form. What means nothing is left out."""
-        page, state = str(params.get("page", "")), str(params.get("state", ""))
+        state = str(params.get("state", ""))
         return cls(
             text=str(params.get("text", "")).strip()[:200],
             state=state if state in STATES else "",
-            page=max(1, int(page)) if page.isascii() and page.isdecimal() and len(page) < 9 else 1,
+            page=page_number(str(params.get("page", ""))),
         )
 
     def encode(self, **changes: Any) -> str:
@@ -100,7 +98,7 @@ def list_page(request: Request) -> Response:
     dashboard, query = dashboard_of(request), Query.read(request.query_params)
     configs = dashboard.configs(person_of(request))
     entries = found(configs, query)
-    pages = max(1, -(-len(entries) // PAGE))
+    pages = pages_of(len(entries))
     query = replace(query, page=min(query.page, pages))
     first = (query.page - 1) * PAGE
     return render(

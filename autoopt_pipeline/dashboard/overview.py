@@ -8,11 +8,9 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode
 
+from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.standing import Standing
-
-PAGE = 50
-"""Rows of a page."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _LATER = datetime.max.replace(tzinfo=UTC)
@@ -82,7 +80,6 @@ class Query:
     def read(cls, params: Mapping[str, str]) -> "Query":
         """From an address. What means nothing is left out, for addresses are typed and sent around."""
         sort = params.get("sort", "")
-        page = params.get("page", "")
         return cls(
             text=params.get("text", "").strip()[:200],
             health=params.get("health", "") if params.get("health") in set(Health) else "",
@@ -91,7 +88,7 @@ class Query:
             decision=params.get("decision", "")[:200],
             sort=sort if sort in _SORTED_BY else "health",
             down=params.get("down") == "1",
-            page=max(1, int(page)) if page.isdecimal() and len(page) < 9 else 1,
+            page=page_number(params.get("page", "")),
         )
 
     def encode(self, **changes: Any) -> str:
@@ -120,7 +117,7 @@ class Page:
 
     @property
     def pages(self) -> int:
-        return max(1, -(-self.found // PAGE))
+        return pages_of(self.found)
 
     @property
     def first(self) -> int:
@@ -132,8 +129,7 @@ def select(standings: Iterable[Standing], query: Query) -> Page:
     seen = sorted(standings, key=lambda each: (each.tenant_id.lower(), each.module))
     found = [each for each in seen if _matches(each, query)]
     found.sort(key=_SORTED_BY[query.sort], reverse=query.down)
-    last = max(1, -(-len(found) // PAGE))
-    query = replace(query, page=min(query.page, last))
+    query = replace(query, page=min(query.page, pages_of(len(found))))
     counts = Counter(map(health_of, seen))
     return Page(
         rows=found[(query.page - 1) * PAGE : query.page * PAGE],

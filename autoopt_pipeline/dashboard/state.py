@@ -56,18 +56,23 @@ def dashboard_of(request: Request) -> Dashboard:
 
 def visible_tenant(request: Request) -> str:
     """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
-    tenant, person = request.path_params["tenant"], person_of(request)
-    dashboard = dashboard_of(request)
-    if person.sees(tenant) and dashboard.parts.configs.history(tenant):
-        return tenant
-    hint = did_you_mean(tenant, dashboard.configs(person))
-    raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")
+    return _visible_history(request)[-1].tenant_id
 
 
 def configured(request: Request) -> StoredConfig:
     """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
-    tenant = visible_tenant(request)
-    entry = dashboard_of(request).parts.configs.history(tenant)[-1]
+    entry = _visible_history(request)[-1]
     if entry.document is None:
-        raise UnknownTenant(f"tenant {tenant} was removed", "its programs and earlier configurations are still here")
+        raise UnknownTenant(
+            f"tenant {entry.tenant_id} was removed", "its programs and earlier configurations are still here"
+        )
     return entry
+
+
+def _visible_history(request: Request) -> list[StoredConfig]:
+    tenant, person = request.path_params["tenant"], person_of(request)
+    dashboard = dashboard_of(request)
+    if person.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
+        return history
+    hint = did_you_mean(tenant, dashboard.configs(person))
+    raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")

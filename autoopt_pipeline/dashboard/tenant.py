@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -28,12 +28,11 @@ from autoopt_pipeline.dashboard.overview import health_of
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import configured, dashboard_of, visible_tenant
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
-from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
+from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.sentences import sentences
-from autoopt_pipeline.orchestration.standing import module_story, tenant_standings
-from autoopt_pipeline.tenants.store import read_config
-from autoopt_pipeline.traces.live import look_at
+from autoopt_pipeline.orchestration.standing import module_stories, tenant_standings
+from autoopt_pipeline.traces.live import look_now
 from autoopt_pipeline.wording import did_you_mean
 
 _OUTCOMES_SHOWN = 50
@@ -71,9 +70,10 @@ def why_page(request: Request) -> Response:
     elif asked:
         now, entry = datetime.now(UTC), stored[asked]
         try:
-            for module in entry.parse().modules:
-                story = module_story(entry, module, dashboard.instance, dashboard.parts, now=now)
-                stories.append((module, health_of(story.standing), list(sentences(story, now))))
+            modules = entry.parse().modules
+            for story in module_stories(entry, modules, dashboard.instance, dashboard.parts, now=now):
+                standing = story.standing
+                stories.append((standing.module, health_of(standing), list(sentences(story, now))))
         except AutooptError as e:
             untold = str(e)
     return render(request, "why.html", asked=asked, tenants=sorted(stored), stories=stories, untold=untold)
@@ -106,14 +106,18 @@ def module_story_part(request: Request) -> Response:
 
 def live_part(request: Request) -> Response:
     """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
-    programs = read_programs(dashboard.parts.files, tenant, module)
+    parts, tenant, module = dashboard_of(request).parts, visible_tenant(request), request.path_params["module"]
+    programs = read_programs(parts.files, tenant, module)
     look, trouble = None, ""
     if programs.watch:
         try:
-            config, _ = read_config(dashboard.parts.configs, tenant)
-            until = datetime.now(UTC) - timedelta(seconds=dashboard.parts.settings.settling_seconds)
-            look = look_at(dashboard.parts.phoenix, config, get_module(module), programs.watch, until=until)
+            look = look_now(
+                parts.phoenix,
+                parts.configs,
+                programs.artifacts,
+                programs.watch,
+                settling_seconds=parts.settings.settling_seconds,
+            )
         except AutooptError as e:
             trouble = str(e)
     said = between(programs.watch) if programs.watch else ""
@@ -217,8 +221,7 @@ def _outcomes(instance: dg.DagsterInstance, tenant: str, module: str) -> Iterato
     """The last ones, newest first."""
     wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
     for record in instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
-        event = record.asset_materialization
-        said = {name: value.value for name, value in event.metadata.items()} if event else {}
+        said = values_of(record.asset_materialization)
         yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said)
 
 
@@ -259,7 +262,7 @@ def _story(request: Request) -> dict[str, Any]:
     told: dict[str, Any] = {"tenant": tenant, "module": module, "story": None, "told": [], "untold": ""}
     try:
         now = datetime.now(UTC)
-        story = module_story(configured(request), module, dashboard.instance, dashboard.parts, now=now)
+        (story,) = module_stories(configured(request), [module], dashboard.instance, dashboard.parts, now=now)
     except AutooptError as e:
         return told | {"untold": str(e)}
     return told | {"story": story, "told": list(sentences(story, now)), "health": health_of(story.standing)}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.orchestration.history import Key
+from autoopt_pipeline.orchestration.history import Key, values_of
 
 _OUTCOMES = 12
 """How many are shown of each module, at most."""
@@ -46,7 +46,7 @@ def read_trends(instance: dg.DagsterInstance, keys: Collection[Key]) -> Mapping[
 
 
 def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
-    said = {name: value.value for name, value in event.metadata.items()}
+    said = values_of(event)
     before, after = said.get("score_before"), said.get("score_after")
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return None

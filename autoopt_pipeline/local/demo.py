@@ -34,6 +34,7 @@ from autoopt_pipeline.local.stack import (
 )
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.failures import causes_of
+from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, register_tenant
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
@@ -271,7 +272,7 @@ class _Demo:
     def _metadata(self, asset: dg.AssetKey, run_id: str) -> dict[str, Any] | None:
         for record in self.instance.fetch_materializations(asset, limit=100).records:
             if record.run_id == run_id and record.asset_materialization:
-                return {name: value.value for name, value in record.asset_materialization.metadata.items()}
+                return values_of(record.asset_materialization)
         return None
 
 

@@ -8,7 +8,7 @@ from dagster._core.events import JobFailureData
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.executor.child_process_executor import ChildProcessCrashException
 
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.wording import one_line
 
 WHOLE_RUN = "run"
 """Stands for all modules of a run that failed before or beside them: its process died, or somebody ended it."""
@@ -59,7 +59,7 @@ def causes_in(entries: Iterable[dg.EventLogEntry]) -> dict[str, str]:
 
 def one_line_cause(text: str) -> str:
     """A message in one line, cut where it is very long."""
-    return printable(" ".join(text.split()))[:_MAX_CHARS]
+    return one_line(text, length=_MAX_CHARS)
 
 
 def _of_step(failure: StepFailureData) -> str:

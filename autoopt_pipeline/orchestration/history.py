@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 from dagster import DagsterEventType
@@ -90,6 +91,11 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]
                 _read[key] = (wanted[key], _outcome(record))
     found = {key: _read[key] for key in wanted if key in _read}
     return {key: outcome for key, (attempt, outcome) in found.items() if outcome and attempt == wanted[key]}
+
+
+def values_of(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
+    """What an event says, by name, without Dagster's types around it; nothing where there is none."""
+    return {name: value.value for name, value in event.metadata.items()} if event else {}
 
 
 def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment: datetime) -> str | None:

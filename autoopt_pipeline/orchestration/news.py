@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
 from autoopt_pipeline.orchestration.failures import FAILURES, causes_in
-from autoopt_pipeline.orchestration.history import ROLLED_BACK
+from autoopt_pipeline.orchestration.history import ROLLED_BACK, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.ticks import finished_ticks, read_tick, sensor_states
 
@@ -151,7 +151,7 @@ class Source:
                 observation = record.asset_observation
                 if observation is None or observation.partition is None:
                     continue
-                said = {name: str(value.value) for name, value in observation.metadata.items()}
+                said = values_of(observation)
                 if said.get("event") != ROLLED_BACK:
                     continue
                 detail = f"{said.get('from') or 'baseline'} -> {said.get('to') or 'baseline'}: {said.get('reason', '')}"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 import dagster as dg
 
+from autoopt_pipeline.orchestration.history import values_of
+
 _PAGE = 200
 
 
@@ -19,8 +21,8 @@ def runs_saying(
         while True:
             page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
             for record in page.records:
-                metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-                if any(said(html.unescape(str(value.value))) for value in metadata.values()):
+                values = values_of(record.asset_materialization).values()
+                if any(said(html.unescape(str(value))) for value in values):
                     found[record.run_id] = None
             cursor = page.cursor
             if not page.has_more:

@@ -16,6 +16,7 @@ from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
+from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
 
 CODE_LOCATION = "autoopt_pipeline"
@@ -167,8 +168,7 @@ def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
     for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
         materialization = entry.asset_materialization
         if materialization:
-            metadata = {name: value.value for name, value in materialization.metadata.items()}
-            outcomes[materialization.asset_key.to_user_string()] = metadata
+            outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
     return Ended(run_id, _run(instance, run_id).status, outcomes, causes_of(instance, run_id))
 
 

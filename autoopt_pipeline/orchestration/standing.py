@@ -3,7 +3,7 @@
 The commands read through this, and whatever else shows it should.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.plan import Attempts, Decision, Outcome, Reason
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.orchestration.history import Key, read_outcomes
+from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -256,20 +256,41 @@ class Story:
         }
 
 
-def module_story(
-    entry: StoredConfig, module: str, instance: dg.DagsterInstance, connections: Connections, *, now: datetime
+def module_stories(
+    entry: StoredConfig,
+    modules: Collection[str],
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    *,
+    now: datetime,
+) -> list[Story]:
+    """The stories of these modules of a tenant, in their order.
+
+    Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the stories.
+    """
+    config = entry.parse()
+    for module in modules:
+        get_module(module)
+    standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
+    by_module = {each.module: each for each in standings}
+    return [_story(by_module[module], config, entry.version, instance, connections, now) for module in modules]
+
+
+def _story(
+    standing: Standing,
+    config: RoutingConfigUnified,
+    config_version: int,
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    now: datetime,
 ) -> Story:
-    """Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the story."""
-    config, tenant = entry.parse(), entry.tenant_id
-    get_module(module)
-    standings = tenant_standings({tenant: entry}, instance, connections, now=now, count_all=True)
-    standing = next(each for each in standings if each.module == module)
+    tenant, module = standing.tenant_id, standing.module
     artifacts = connections.artifacts(tenant, module)
     moves = artifacts.moves()
     return Story(
         standing,
         config,
-        entry.version,
+        config_version,
         _last_outcome(instance, tenant, module),
         _failures(instance, standing),
         moves[-1] if moves else None,
@@ -282,7 +303,7 @@ def module_story(
 def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> LastOutcome | None:
     wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
     for record in instance.fetch_materializations(wanted, limit=1).records:
-        metadata = _values(record.asset_materialization)
+        metadata = values_of(record.asset_materialization)
         return LastOutcome(
             at=datetime.fromtimestamp(record.timestamp, UTC),
             run_id=record.run_id,
@@ -347,7 +368,7 @@ def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Eve
     wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
     found = []
     for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
-        details = _values(record.asset_observation)
+        details = values_of(record.asset_observation)
         if kind := details.pop("event", None):
             at = datetime.fromtimestamp(record.timestamp, UTC)
             found.append(Event(at, str(kind), str(details.pop("reason", "")), details))
@@ -364,10 +385,6 @@ def _traces_per_day(connections: Connections, tenant: str, module: str, now: dat
         return phoenix.count([wanted])[wanted]
     except AutooptError:
         return None  # the decision says what is wrong with Phoenix, or does not depend on it
-
-
-def _values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
-    return {name: value.value for name, value in event.metadata.items()} if event else {}
 
 
 def _plain(record: Any) -> dict[str, Any] | None:

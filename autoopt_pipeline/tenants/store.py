@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields, parse_config
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """When an entry was written that does not say when."""
@@ -89,6 +89,14 @@ def read_config(store: TenantConfigStore, tenant_id: str) -> tuple[RoutingConfig
     """A tenant's configuration and its version. Raises `UnknownTenant` or `InvalidConfig`."""
     newest = newest_version(store, tenant_id)
     return newest.parse(), newest.version
+
+
+def watch_settings(store: TenantConfigStore, tenant_id: str) -> WatchSettings:
+    """How the tenant has its new versions watched; a tenant that was removed has them not watched."""
+    try:
+        return read_config(store, tenant_id)[0].watch
+    except UnknownTenant:
+        return WatchSettings(enabled=False)
 
 
 def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:

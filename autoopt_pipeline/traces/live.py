@@ -1,17 +1,30 @@
 """What two versions that serve side by side decided, and what became of it."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from autoopt_pipeline.artifacts.moves import Watch
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.contract import ARM, BASELINE, CANARY, MODULE, PROGRAM_VERSION, project_name
 from autoopt_pipeline.modules.outcomes import live_outcome
+from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Decision, Label, ModuleSpec
 from autoopt_pipeline.optimization.watch import MAX_DECISIONS, Look, Side, judge_watch
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.tenants.store import TenantConfigStore, read_config
 from autoopt_pipeline.traces.collect import read_decisions
 from autoopt_pipeline.traces.phoenix import CountRequest, Phoenix
+
+
+def look_now(
+    phoenix: Phoenix, configs: TenantConfigStore, artifacts: ModuleArtifacts, watch: Watch, *, settling_seconds: float
+) -> Look:
+    """How an open watch stands, for who asks; nothing comes of it. Decisions that may still be on their way to Phoenix
+    do not count. Raises `UnknownTenant` or `InvalidConfig`, and what `Phoenix` raises."""
+    config, _ = read_config(configs, artifacts.tenant_id)
+    until = datetime.now(UTC) - timedelta(seconds=settling_seconds)
+    return look_at(phoenix, config, get_module(artifacts.module), watch, until=until)
 
 
 def look_at(phoenix: Phoenix, config: RoutingConfigUnified, spec: ModuleSpec, watch: Watch, *, until: datetime) -> Look:

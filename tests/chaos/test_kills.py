@@ -5,13 +5,14 @@ import time
 
 import pytest
 
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
 
 KILLED = ["dagster-daemon", "code server", "run worker", "step", "phoenix"]
 
 
-def test_the_first_run_and_the_daemon_are_killed_and_the_tenant_has_its_outcome_all_the_same(fresh: World) -> None:
+def test_the_first_run_and_the_daemon_are_killed_and_the_tenant_is_promoted_all_the_same(fresh: World) -> None:
     """The short version of the rounds below."""
     if "alpha" in fresh.tenants:
         fresh.settle()
@@ -24,6 +25,7 @@ def test_the_first_run_and_the_daemon_are_killed_and_the_tenant_has_its_outcome_
     assert fresh.kill("dagster-daemon")
     fresh.settle()
     assert any(run.run_id in trouble for trouble in fresh.troubles())
+    assert ModuleArtifacts(fresh.files, "alpha", "modality").active(), "nothing was promoted"
     assert len(outcomes(fresh, "alpha", "modality")) == before + 1
     check_all(fresh)
 

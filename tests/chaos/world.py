@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ class World:
     postgres: Postgres | None
     tenants: dict[str, SampleTenant] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    sent: Counter[str] = field(default_factory=Counter)
+    """How often traffic was sent by tenant: it is the same every day."""
 
     @property
     def artifacts_folder(self) -> Path:
@@ -148,7 +151,8 @@ class World:
     def send(self, name: str, traces: int, *, start: datetime, end: datetime, change: Change = iter) -> None:
         """Traffic whose every query names its tenant, so that it is known wherever it turns up."""
         tenant = self.tenants[name]
-        rng = random.Random(f"{name}/{start}")
+        rng = random.Random(f"{name}/{self.sent[name]}")
+        self.sent[name] += 1
         labels = get_module("modality").labels or ()
         choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
         truths = [
