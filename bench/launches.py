@@ -23,6 +23,7 @@ import dagster as dg
 import psutil
 import yaml
 from fleet import AGENTS, HOUR, make_home, names, own_database, postgres, write_history
+from writing import table, write_results
 
 from autoopt_pipeline.local.processes import Processes
 from autoopt_pipeline.local.stack import Stack, start_daemon
@@ -30,7 +31,6 @@ from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store
 
-RESULTS = Path(__file__).parent / "results"
 NOBODY = "http://127.0.0.1:9"
 """Where no Phoenix is. Nobody asks it, for whoever is to be retrained is due whatever is new."""
 
@@ -52,10 +52,7 @@ def main() -> None:
                 longest = timedelta(minutes=arguments.minutes)
                 found.append({"storage": storage} | launch(home, arguments.tenants, longest))
                 print(json.dumps(found[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "launches.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "launches.md").write_text(table(found) + "\n")
-    print(table(found))
+    write_results("launches", found, table([_line(row) for row in found]))
 
 
 def allow_everything(home: Path, tenants: int) -> None:
@@ -112,17 +109,16 @@ def used(processes: list[psutil.Process]) -> dict[str, float]:
     return spent
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| storage | due tenants | launched | seconds | a second | CPU s of the daemon | CPU s of the code server |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in found:
-        lines.append(
-            f"| {row['storage']} | {row['tenants']:,} | {row['launched']:,} | {row['seconds']:.0f} "
-            f"| {row['launched'] / row['seconds']:.2f} | {row['daemon_cpu']:.0f} | {row['code_server_cpu']:.0f} |"
-        )
-    return "\n".join(lines)
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "storage": row["storage"],
+        "due tenants": row["tenants"],
+        "launched": row["launched"],
+        "seconds": round(row["seconds"]),
+        "a second": round(row["launched"] / row["seconds"], 2),
+        "CPU s of the daemon": round(row["daemon_cpu"]),
+        "CPU s of the code server": round(row["code_server_cpu"]),
+    }
 
 
 if __name__ == "__main__":

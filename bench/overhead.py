@@ -10,7 +10,6 @@ processes. Writes bench/results/overhead.json and overhead.md; see bench/README.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import httpx
 import psutil
+from writing import table, write_results
 
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
@@ -33,7 +33,6 @@ from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 IMPORTS = {
     "Python": "pass",
     "Dagster": "import dagster",
@@ -51,9 +50,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     imports = [_import(what, code) for what, code in IMPORTS.items()]
     runs = _runs()
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "overhead.json").write_text(json.dumps({"imports": imports, "runs": runs}, indent=1) + "\n")
-    (RESULTS / "overhead.md").write_text(f"{_table(imports)}\n{_table(runs)}")
+    write_results("overhead", {"imports": imports, "runs": runs}, table(imports), table(runs))
 
 
 def _import(what: str, code: str) -> dict[str, Any]:
@@ -139,14 +136,6 @@ def _measured(command: list[str], env: dict[str, str], cwd: Path = HERE) -> tupl
             out.seek(0)
             raise SystemExit(out.read()[-3000:])
     return took, sum(used.values())
-
-
-def _table(found: list[dict[str, Any]]) -> str:
-    head = list(found[0])
-    words = sum(isinstance(value, str) for value in found[0].values())
-    lines = [head, [*["---"] * words, *["--:"] * (len(head) - words)]]
-    lines += [[str(value) for value in line.values()] for line in found]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 from fleet import HOUR, write_traces
+from writing import table, write_results
 
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.local.processes import Processes, free_port
@@ -32,7 +33,6 @@ from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.traces.collect import collect
 from autoopt_pipeline.traces.phoenix import Phoenix
 
-RESULTS = Path(__file__).parent / "results"
 WAYS = {"ours": "a run of `routing`", "frame": "data frame of everything"}
 
 
@@ -68,10 +68,7 @@ def run(sizes: list[int]) -> None:
                 row = json.loads(done.stdout.strip().splitlines()[-1])
                 found.append({"decisions": size, "way": way, "healthz_seconds": slowest[0], **row})
                 print(json.dumps(found[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "reading.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "reading.md").write_text(table(found) + "\n")
-    print(table(found))
+    write_results("reading", found, table([_line(row) for row in found]))
 
 
 def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
@@ -119,17 +116,16 @@ def health(endpoint: str) -> Iterator[list[float]]:
         thread.join()
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| decisions | way | rows | wall s | CPU s | MB more | slowest /healthz, s |",
-        "|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in found:
-        lines.append(
-            f"| {row['decisions']:,} | {WAYS[row['way']]} | {row['rows']:,} | {row['wall']:.2f} | {row['cpu']:.2f} "
-            f"| {row['memory_mb']:.0f} | {row['healthz_seconds']:.2f} |"
-        )
-    return "\n".join(lines)
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "decisions": row["decisions"],
+        "way": WAYS[row["way"]],
+        "rows": row["rows"],
+        "wall s": round(row["wall"], 2),
+        "CPU s": round(row["cpu"], 2),
+        "MB more": round(row["memory_mb"]),
+        "slowest /healthz, s": round(row["healthz_seconds"], 2),
+    }
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ fills the prompt with 20 examples, as promoted programs do. Writes bench/results
 """
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from writing import table, write_results
 
 from autoopt_pipeline.lm.meter import Meter
 from autoopt_pipeline.lm.models import metered_lm
@@ -28,7 +28,6 @@ from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example
 from autoopt_pipeline.tenants.config import LMSettings
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 ROUTING = get_module("routing")
 LABELS = (Label("search_agent"), Label("report_agent"))
 DEMOS = 20
@@ -66,9 +65,7 @@ def main() -> None:
                 }
                 print(line)
                 found.append(line)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "throughput.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "throughput.md").write_text(_table(found))
+    write_results("throughput", found, table(found))
 
 
 def _example(query: str) -> Example:
@@ -102,12 +99,6 @@ def plain(examples: list[Example], url: str, threads: int) -> None:
     with dspy.context(lm=lm):
         if evaluate(_program()).score < 100:
             raise SystemExit("the endpoint was not understood")
-
-
-def _table(found: list[dict[str, Any]]) -> str:
-    head = list(found[0])
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)], *([str(v) for v in line.values()] for line in found)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

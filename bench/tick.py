@@ -37,12 +37,12 @@ from fleet import (
     write_history,
     write_traces,
 )
+from writing import RESULTS, table, write_results
 
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.stack import Stack, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.orchestration.instance import open_instance
 
-RESULTS = Path(__file__).parent / "results"
 SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor", "run_retention_sensor")
 STATES = {
     "quiet": "1 % of tenants are due, the others' interval is not over",
@@ -101,10 +101,7 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
         for size in seed_sizes:
             found.append({"storage": "", "tenants": size, "state": "seed", "sensor": ""} | seed(tenants[:size], stack))
             print(json.dumps(found[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tick.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "tick.md").write_text(table(found) + "\n")
-    print(table(found))
+    write_results("tick", found, *tables(found))
     plot(found)
 
 
@@ -213,41 +210,55 @@ def count_as_the_seed(tenant: str) -> None:
         print(module, len(frame))
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| tenants x 5 | storage | state | CPU s | wall s | requests | KB | Phoenix CPU s | MB | runs | left |",
-        "|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in found:
-        if row["sensor"] == SENSORS[0]:
-            left = row["decisions"].get("left", 0) / 5
-            lines.append(
-                f"| {row['tenants']:,} | {row['storage']} | {row['state']} | {row['cpu']:.2f} | {row['wall']:.1f} "
-                f"| {row['requests']} | {(row['sent'] + row['received']) / 1000:.0f} | {row['phoenix_cpu']:.1f} "
-                f"| {row['memory_mb']:.0f} | {row['launched']} | {left:,.0f} |"
-            )
-    lines += ["", "| sensor | tenants | storage | CPU s | wall s |", "|---|--:|---|--:|--:|"]
-    for row in found:
-        if row["sensor"] in SENSORS[1:]:
-            lines.append(
-                f"| {row['sensor']} | {row['tenants']:,} | {row['storage']} | {row['cpu']:.2f} | {row['wall']:.1f} |"
-            )
-    lines += ["", "| a process per tenant | CPU s | wall s | CPU s per tenant |", "|--:|--:|--:|--:|"]
-    for row in seeds(found):
-        lines.append(
-            f"| {row['tenants']:,} | {row['cpu']:.0f} | {row['wall']:.0f} | {row['cpu'] / row['tenants']:.2f} |"
-        )
+def tables(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield table([_of_a_look(row) for row in found if row["sensor"] == SENSORS[0]])
+    yield table([_of_a_sensor(row) for row in found if row["sensor"] in SENSORS[1:]])
+    yield table([_of_the_seed(row) for row in seeds(found)])
     per_tenant = seeds(found)[-1]["cpu"] / seeds(found)[-1]["tenants"]
     for storage in dict.fromkeys(row["storage"] for row in found if row["storage"]):
         own = ours(found, storage, "quiet")
         smaller, largest = own[-2:]
         exponent = math.log(largest["cpu"] / smaller["cpu"]) / math.log(largest["tenants"] / smaller["tenants"])
         ratio = per_tenant / (largest["cpu"] / largest["tenants"])
-        lines.append(
-            f"\n{storage}: from {smaller['tenants']:,} to {largest['tenants']:,} tenants CPU grows with the power "
+        yield (
+            f"{storage}: from {smaller['tenants']:,} to {largest['tenants']:,} tenants CPU grows with the power "
             f"{exponent:.2f}; {ratio:,.0f} times less per tenant."
         )
-    return "\n".join(lines)
+
+
+def _of_a_look(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tenants x 5": row["tenants"],
+        "storage": row["storage"],
+        "state": row["state"],
+        "CPU s": round(row["cpu"], 2),
+        "wall s": round(row["wall"], 1),
+        "requests": row["requests"],
+        "KB": round((row["sent"] + row["received"]) / 1000),
+        "Phoenix CPU s": round(row["phoenix_cpu"], 1),
+        "MB": round(row["memory_mb"]),
+        "runs": row["launched"],
+        "left": row["decisions"].get("left", 0) // 5,
+    }
+
+
+def _of_a_sensor(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "sensor": row["sensor"],
+        "tenants": row["tenants"],
+        "storage": row["storage"],
+        "CPU s": round(row["cpu"], 2),
+        "wall s": round(row["wall"], 1),
+    }
+
+
+def _of_the_seed(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "a process per tenant": row["tenants"],
+        "CPU s": round(row["cpu"]),
+        "wall s": round(row["wall"]),
+        "CPU s per tenant": round(row["cpu"] / row["tenants"], 2),
+    }
 
 
 def seeds(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
