@@ -19,6 +19,7 @@ from kubernetes.client import V1Pod
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.local.sample_tenants import SampleTenant, sample_config, send_sample_traffic
 from autoopt_pipeline.orchestration.failures import causes_of
+from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, registered_tenants
 from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, sensor_states
 from autoopt_pipeline.settings import STAND_IN
@@ -86,8 +87,7 @@ class Deployment:
     def outcome(self, record: dg.RunRecord) -> dict[str, Any]:
         """What the materialization of a run says."""
         [entry] = self.instance.all_logs(record.dagster_run.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
-        assert entry.asset_materialization
-        return {name: value.value for name, value in entry.asset_materialization.metadata.items()}
+        return values_of(entry.asset_materialization)
 
     def cause(self, record: dg.RunRecord) -> str:
         """Why a run failed."""
@@ -191,6 +191,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
         "secrets": {
             "lm": {"env": {"HOOLI_API_KEY": servers.secrets.llm}},
             "artifacts": {"env": servers.bucket_env},
+            "dashboard": {"env": {"AUTOOPT_DASHBOARD_TOKEN": servers.secrets.dashboard}},
         },
         "global": {"postgresqlSecretName": "dagster-db"},
         "postgresql": {
@@ -204,6 +205,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
             "runMonitoring": {"pollIntervalSeconds": 5},
         },
         "metrics": {"enabled": True},
+        "dashboard": {"enabled": True},
         "networkPolicy": {"enabled": True},
         "runLauncher": {
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},

@@ -38,9 +38,10 @@ class Secrets:
     redis: str = field(default_factory=_secret)
     bucket: str = field(default_factory=_secret)
     llm: str = field(default_factory=_secret)
+    dashboard: str = field(default_factory=_secret)
 
     def all(self) -> tuple[str, ...]:
-        return self.postgres, self.redis, self.bucket, self.llm
+        return self.postgres, self.redis, self.bucket, self.llm, self.dashboard
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import dagster_postgres
@@ -51,7 +52,8 @@ HELD = learning("hooli")
 OVERSIZED = learning("oversized")
 """Its size class has less memory than a run needs."""
 
-COMPONENTS = ("code-server", "dagster-daemon", "dagster-webserver", "metrics")
+COMPONENTS = ("code-server", "dagster-daemon", "dagster-webserver", "metrics", "dashboard")
+PRESS_RUN_NOW = Path(__file__).parent / "press_run_now.py"
 OF_RUNS = "app.kubernetes.io/component=run_worker"
 
 
@@ -177,6 +179,18 @@ def test_an_upgrade_keeps_everything_and_migrates_the_database(deployment: Deplo
     assert deployment.schema() == newest
     deployment.tick(TickStatus.SKIPPED, after=time.time())
     assert deployment.standing() == before
+
+
+def test_the_dashboard_starts_a_run(deployment: Deployment) -> None:
+    cluster, tenant = deployment.cluster, THREE[0]
+    before = len(deployment.runs(tenant))
+    command = ("python", "-c", PRESS_RUN_NOW.read_text(), f"http://{RELEASE}-dashboard")
+    page = f"/tenants/{tenant.tenant_id}/modules/routing/run"
+    # From another pod: through the service and the network policy, as an ingress comes.
+    shown = cluster.run_in(cluster.pod_of("code-server"), *command, deployment.servers.secrets.dashboard, page)
+    record = deployment.ended(tenant, before)
+    assert record.dagster_run.run_id in shown
+    assert record.dagster_run.status is dg.DagsterRunStatus.SUCCESS, deployment.cause(record)
 
 
 def test_no_secret_stands_anywhere_but_in_secrets(deployment: Deployment) -> None:
