@@ -5,8 +5,8 @@
 A real daemon with its code server, and that many tenants that are to be retrained at once. Runs are queued and taken
 from the queue as always, on SQLite and on Postgres where that is installed, but the launcher does nothing, and as many
 runs may go at once as there are; so may steps of the pool `lm`, which else would let two runs go and no third. Sensors
-look every second, so that what is measured is not their interval. Writes bench/results/launches.json and launches.md;
-see bench/README.md.
+look every second, so that what is measured is not their interval. Runs are made one after another, and four at once
+(`sensors.num_submit_workers`). Writes bench/results/launches.json and launches.md; see bench/README.md.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,30 @@ NOBODY = "http://127.0.0.1:9"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tenants", type=int, default=1000)
-    parser.add_argument("--minutes", type=float, default=10, help="per storage, at most")
+    parser.add_argument("--minutes", type=float, default=10, help="per line of the table, at most")
     arguments = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)  # for the user that Postgres runs as
         with Processes(folder / "logs") as servers, postgres(servers, folder / "postgres") as url:
-            for storage in ("SQLite", "Postgres") if url else ("SQLite",):
-                home = folder / storage
-                make_home(home, own_database(url, "launches") if url and storage == "Postgres" else None)
-                allow_everything(home, arguments.tenants)
+            for storage, at_once in product(("SQLite", "Postgres") if url else ("SQLite",), (1, 4)):
+                home = folder / f"{storage}-{at_once}"
+                make_home(home, own_database(url, f"launches_{at_once}") if url and storage == "Postgres" else None)
+                allow_everything(home, arguments.tenants, at_once)
                 longest = timedelta(minutes=arguments.minutes)
-                found.append({"storage": storage} | launch(home, arguments.tenants, longest))
+                found.append({"storage": storage, "at_once": at_once} | launch(home, arguments.tenants, longest))
                 print(json.dumps(found[-1]), flush=True)
     write_results("launches", found, table([_line(row) for row in found]))
 
 
-def allow_everything(home: Path, tenants: int) -> None:
+def allow_everything(home: Path, tenants: int, at_once: int) -> None:
     path = home / "dagster.yaml"
     document = yaml.safe_load(path.read_text())
     document["run_launcher"] = {"module": "do_nothing", "class": "DoNothing"}
     document["concurrency"]["runs"]["max_concurrent_runs"] = tenants
     document["concurrency"]["pools"]["default_limit"] = 5 * tenants
+    document["sensors"]["num_submit_workers"] = at_once
     path.write_text(yaml.safe_dump(document))
 
 
@@ -112,6 +114,7 @@ def used(processes: list[psutil.Process]) -> dict[str, float]:
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "storage": row["storage"],
+        "made at once": row["at_once"],
         "due tenants": row["tenants"],
         "launched": row["launched"],
         "seconds": round(row["seconds"]),
