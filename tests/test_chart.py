@@ -17,6 +17,7 @@ from dagster_k8s.job import construct_dagster_k8s_job
 from autoopt_pipeline.dashboard.access import open_access
 from autoopt_pipeline.kubernetes.launcher import TenantRunLauncher
 from autoopt_pipeline.modules.declared import declared_modules
+from autoopt_pipeline.orchestration.assets import LM_POOL
 from autoopt_pipeline.orchestration.running import CODE_LOCATION
 from autoopt_pipeline.settings import Settings
 from tests.kube_api import as_sent, kubeconfig
@@ -258,6 +259,16 @@ def test_every_container_is_confined(manifests: dict[str, list[dict[str, Any]]],
                 "capabilities": {"drop": ["ALL"]},
             }
             assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_pool_of_language_models_is_set_before_the_daemon_starts(
+    manifests: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    config = instance_config(manifests[name])
+    commands = [container["command"] for container in pods(manifests[name])["daemon"]["initContainers"]]
+    limit = str(config["concurrency"]["pools"]["default_limit"])
+    assert ["dagster", "instance", "concurrency", "set", LM_POOL, limit] in commands
 
 
 def test_only_daemon_and_webserver_may_ask_kubernetes_and_only_the_daemon_launches(
