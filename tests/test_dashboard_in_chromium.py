@@ -156,6 +156,7 @@ def test_pages_fit_on_a_phone(site: Site, browser: webdriver.Chrome) -> None:
                 ".map(e => e.outerHTML.slice(0, 200))"
             )
             assert wide == [], page
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 360, page
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get_log("browser")
@@ -194,7 +195,7 @@ def test_phoenix_that_stops_is_told_and_its_return_too(site: Site, browser: webd
         browser.get(f"{site.url}/why?tenant=acme")
         wait_for_text(browser, "does not answer", seconds=120)
         browser.get(f"{site.url}/tenants/acme/modules/routing")
-        wait_for_text(browser, "Who changed what serves")
+        wait_for_text(browser, "people ask for the old answers")
     finally:
         with Processes(site.stack.home / "logs-again") as again:
             start_phoenix(again, site.stack.home / "phoenix", site.phoenix_port, free_port())
