@@ -188,20 +188,38 @@ def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant
     assert [decision.annotations[0].made_in_ui for decision in read] == [False, True]
 
 
-def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of requests to Phoenix from now on."""
+    paths: list[str] = []
+    original = httpx.Client.request
+
+    def noting(self: httpx.Client, method: str, url: str, **kwargs: object) -> httpx.Response:
+        paths.append(str(url))
+        return original(self, method, url, **kwargs)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(httpx.Client, "request", noting)
+    return paths
+
+
+def test_annotations_are_read_only_where_there_are_some(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
+    send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
+    window = {"start": NOW - timedelta(hours=2), "end": NOW}
+    first, second = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    assert not [path for path in asked if path.endswith("/span_annotations")]
+    phoenix.annotate([NewAnnotation(first.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
+    read = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    assert [path for path in asked if path.endswith("/span_annotations")]
+    assert {decision.span_id: len(decision.annotations) for decision in read} == {first.span_id: 1, second.span_id: 0}
+
+
+def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
     played = requests(20)
     send_traffic(phoenix, tenant, played)
     project = project_of(phoenix, tenant)
     windows = [CountRequest(project.id, ROUTING_SPAN, request.time, NOW) for request in played]
     many = [replace(window, end=NOW + timedelta(seconds=i)) for window in windows for i in range(6)]
-    asked: list[str] = []
-    original = httpx.Client.request
-
-    def counting(self: httpx.Client, method: str, url: str, **kwargs: object) -> httpx.Response:
-        asked.append(url)
-        return original(self, method, url, **kwargs)  # ty: ignore[invalid-argument-type]
-
-    monkeypatch.setattr(httpx.Client, "request", counting)
+    asked.clear()
     counts = phoenix.count([*many, *many])
     assert len(asked) == 3  # 120 different windows, 50 a document
     assert counts[many[0]] == 20
