@@ -85,7 +85,7 @@ lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
 
-bench: install ## What many tenants cost, into bench/results/ (half an hour)
+bench: install ## What many tenants cost, into bench/results/ (three quarters of an hour)
 	@.venv/bin/python bench/tick.py
 	@.venv/bin/python bench/reading.py
 	@.venv/bin/python bench/launches.py
