@@ -4,8 +4,8 @@
 
 reads projects of a thousand to a hundred thousand decisions, each a trace of three spans with 2 KB of attributes, as a
 run does: selected columns, page by page. Beside it, Phoenix's data frame of all spans with all attributes, which takes
-7 GB for the largest. Meanwhile the server's /healthz is asked 20 times a second. Writes bench/results/reading.json and
-reading.md; see bench/README.md.
+7 GB for the largest. Meanwhile the server's /healthz is asked 20 times a second. Writes bench/results/reading.json,
+reading.md and reading.svg; see bench/README.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 from fleet import HOUR, write_traces
-from writing import table, write_results
+from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.local.processes import Processes, free_port
@@ -70,6 +70,7 @@ def run(sizes: list[int]) -> None:
                 found.append({"decisions": size, "way": way, "healthz_seconds": slowest[0], **row})
                 print(json.dumps(found[-1]), flush=True)
     write_results("reading", found, table([_line(row) for row in found]))
+    plot(found)
 
 
 def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
@@ -115,6 +116,16 @@ def health(endpoint: str) -> Iterator[list[float]]:
     finally:
         done.set()
         thread.join()
+
+
+def plot(found: list[dict[str, Any]]) -> None:
+    measured = {"wall": "{}", "healthz_seconds": "slowest /healthz: {}"}
+    lines = [
+        Line(label.format(name), [(row["decisions"], row[column]) for row in found if row["way"] == way])
+        for column, label in measured.items()
+        for way, name in WAYS.items()
+    ]
+    write_plot("reading", lines, x="decisions", y="seconds")
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

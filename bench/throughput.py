@@ -1,10 +1,11 @@
 """How many calls a second reach a language model that takes 50 ms to answer?
 
-    python bench/throughput.py --concurrency 1 4 8 16 32
+    python bench/throughput.py
 
 Nearly all calls of an optimization ask a program many examples, so that is what is measured: ours (`answer_all`, with
 its meter, its budget and its retries) beside plain `dspy.Evaluate` with the same program, examples and threads. A demo
-fills the prompt with 20 examples, as promoted programs do. Writes bench/results/throughput.json and throughput.md.
+fills the prompt with 20 examples, as promoted programs do. Writes bench/results/throughput.json, throughput.md and
+throughput.svg; see bench/README.md.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from writing import table, write_results
+from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.lm.meter import Meter
 from autoopt_pipeline.lm.models import metered_lm
@@ -66,6 +67,15 @@ def main() -> None:
                 print(line)
                 found.append(line)
     write_results("throughput", found, table(found))
+    plot(found)
+
+
+def plot(found: list[dict[str, Any]]) -> None:
+    lines = [
+        Line(way, [(line["calls at once"], line["calls a second"]) for line in found if line["way"] == way])
+        for way in ("ours", "plain DSPy")
+    ]
+    write_plot("throughput", lines, x="calls at once", y="calls a second")
 
 
 def _example(query: str) -> Example:

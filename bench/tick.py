@@ -37,7 +37,7 @@ from fleet import (
     write_history,
     write_traces,
 )
-from writing import RESULTS, table, write_results
+from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.stack import Stack, start_phoenix, wait_for_phoenix
@@ -270,27 +270,16 @@ def ours(found: list[dict[str, Any]], storage: str, state: str) -> list[dict[str
 
 
 def plot(found: list[dict[str, Any]]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "autoopt"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.6))
-    for storage in dict.fromkeys(row["storage"] for row in found if row["storage"]):
-        for state in ("quiet", "idle"):
-            own = ours(found, storage, state)
-            axes.plot([r["tenants"] for r in own], [r["cpu"] for r in own], marker="o", label=f"{storage}, {state}")
-    own = seeds(found)
-    largest = max(row["tenants"] for row in found)
-    sizes = [*(row["tenants"] for row in own), largest]
-    times = [*(row["cpu"] for row in own), own[-1]["cpu"] / own[-1]["tenants"] * largest]
-    axes.plot(sizes, times, "--", marker="x", label="a process per tenant, extrapolated")
-    axes.axhline(60, color="grey", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="tenants", ylabel="CPU seconds of one look")
-    axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "tick.svg", metadata={"Date": None})
+    lines = [
+        Line(f"{storage}, {state}", [(row["tenants"], row["cpu"]) for row in ours(found, storage, state)])
+        for storage in dict.fromkeys(row["storage"] for row in found if row["storage"])
+        for state in ("quiet", "idle")
+    ]
+    measured = [(row["tenants"], row["cpu"]) for row in seeds(found)]
+    largest, (tenants, cpu) = max(row["tenants"] for row in found), measured[-1]
+    extrapolated = [*measured, (largest, cpu / tenants * largest)]
+    lines.append(Line("a process per tenant, extrapolated", extrapolated, guessed=True))
+    write_plot("tick", lines, x="tenants", y="CPU seconds of one look", limit=60)
 
 
 if __name__ == "__main__":
