@@ -24,7 +24,7 @@ up: install ## The same, running until Ctrl-C, with the dashboard and the UIs of
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
-fuzz: install ## Far more of the tests that try what others may have written; some twenty minutes
+fuzz: install ## Far more of the tests that try what others may have written; some three minutes
 	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
 
 chaos: install ## Real faults on real processes, some 15 minutes (CHAOS_ROUNDS=n of kills, CHAOS_SEED=n to repeat)
