@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -240,20 +241,25 @@ def test_runs_of_other_pipelines_are_none_of_ours(instance: dg.DagsterInstance, 
     assert read_attempts(instance, MODULES, failures_since=datetime.now(UTC) - HOUR) == {}
 
 
-def test_the_run_key_changes_with_every_attempt_and_with_nothing_else(
+def test_the_run_key_changes_with_every_attempt_and_every_hour_and_with_nothing_else(
     store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[[], Plan]
 ) -> None:
+    def key(minutes: int) -> str:
+        return replace(planned(), window_end=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)).run_key(
+            tenant
+        )
+
     configure(store, tenant)
     configure(store, f"{tenant}2")
-    keys = [planned().run_key(tenant), planned().run_key(tenant)]
-    assert keys[0] == keys[1]
+    first = key(0)
     materialize(instance, f"{tenant}2", "routing", traces=1, end=datetime.now(UTC))
-    assert planned().run_key(tenant) == keys[0]
+    assert key(59) == first
     failed_run(instance, tenant, MODULES)
-    keys.append(planned().run_key(tenant))
+    failed = key(0)
     materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
-    keys.append(planned().run_key(tenant))
-    assert len(set(keys)) == 3
+    promoted = key(0)
+    instance.wipe_assets([dg.AssetKey("routing")])
+    assert len({first, failed, promoted, key(0), key(60)}) == 4  # wiped, it is the failed one's again, for an hour
 
 
 def test_the_longest_waiting_tenant_comes_first(

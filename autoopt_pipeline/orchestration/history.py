@@ -283,6 +283,6 @@ def _utc(moment: float | datetime) -> datetime:
 def failure_horizon(longest_interval: timedelta, longest_backoff: timedelta) -> timedelta:
     """How far back failures are looked up: long enough for the longest wait to be reached, and never under a day.
 
-    Run keys hold the day, so a failure of the same day must always be seen.
+    Run keys hold the hour, so a failure of the same hour must always be seen.
     """
     return 12 * max(longest_interval, longest_backoff)

@@ -76,7 +76,7 @@ class Plan:
         """The same for the same attempt, another one for every new attempt.
 
         Dagster never launches a key twice, not even after a failure, so the key holds what changes with an
-        attempt, and the day, for failures are not looked up for ever.
+        attempt; and the hour, for failures are not looked up for ever, and somebody may wipe an outcome.
         """
         own = [
             [module, attempt.outcome_id, attempt.last_failed_run]
@@ -84,7 +84,7 @@ class Plan:
             if (attempt := self.attempts.get((tenant, module)))
         ]
         digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16]
-        return f"{tenant}/{digest}/{self.window_end:%Y-%m-%d}"
+        return f"{tenant}/{digest}/{self.window_end:%Y-%m-%dT%H}"
 
     def counts(self) -> dict[str, int]:
         """How many (tenant, module) have each reason."""
