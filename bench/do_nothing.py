@@ -8,7 +8,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 
 class DoNothing(RunLauncher, ConfigurableClass):
-    """Cancels every run; else all that were launched would have to be looked through for each next one."""
+    """Cancels every run, for Dagster reads all that are under way whenever it looks at its queue."""
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.contract import ROUTING, ROUTING_SPAN, project_name
+from autoopt_pipeline.contract import ROUTING_SPAN
 from autoopt_pipeline.errors import InvalidTenantId, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.traces.collect import collect
 from autoopt_pipeline.traces.experiments import (
     ComparedRow,
     ProgramAnswer,
@@ -148,7 +150,7 @@ def test_an_example_leads_to_its_trace(phoenix: Phoenix, tenant: str) -> None:
     span = PlayedSpan(ROUTING_SPAN, {"routing.query": "where?"})
     request = PlayedRequest(now - timedelta(minutes=5), 0.1, (span,))
     send_traffic(phoenix, tenant, [request])
-    (read,) = phoenix.decisions(project_name(tenant), ROUTING, start=now - timedelta(hours=1), end=now)
+    (read,) = collect(phoenix, tenant, get_module("routing"), start=now - timedelta(hours=1), end=now).decisions
     published = publish(phoenix, tenant, [replace(row(1), span_id=read.span_id, trace_id=read.trace_id)])
     assert [example["source"]["span_id"] for example in held(phoenix, published)] == [read.span_id]
 

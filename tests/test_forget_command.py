@@ -12,7 +12,6 @@ from dagster._core.test_utils import create_run_for_test
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedStore
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
 from autoopt_pipeline.modules.registry import get_module, modules
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
@@ -56,7 +55,7 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
         )
     (secret,) = [
         each
-        for each in phoenix.decisions(project_name(tenant), get_module("routing").contract, start=start, end=NOW)
+        for each in collect(phoenix, tenant, get_module("routing"), start=start, end=NOW).decisions
         if SECRET in str(each.attributes)
     ]
     rows = [

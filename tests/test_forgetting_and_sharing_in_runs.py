@@ -11,7 +11,6 @@ import pytest
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SharedInstructions, SharedStore
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.planning import plan_tenants
@@ -19,6 +18,7 @@ from autoopt_pipeline.orchestration.sensors import run_requests
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+from autoopt_pipeline.traces.collect import collect
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import Habits, Truth, play
@@ -78,9 +78,7 @@ def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
     assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 10
     assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
     now = datetime.now(UTC)
-    read = phoenix.decisions(
-        project_name(tenant), get_module("routing").contract, start=now - timedelta(hours=1), end=now
-    )
+    read = collect(phoenix, tenant, get_module("routing"), start=now - timedelta(hours=1), end=now).decisions
     configure(tenant, modules={"routing": {"retrain_after": now.isoformat()}}, forgotten_traces=[read[0].trace_id])
     assert decision(store, phoenix, instance, tenant).launch
     assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 9

@@ -54,7 +54,7 @@ def test_what_is_played_is_read_back(phoenix: Phoenix, tenant: str, openinferenc
     habits = replace(ALL_REVIEWED, openinference=openinference)
     played = requests(40, habits)
     send_traffic(phoenix, tenant, played)
-    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert [decision.time for decision in read] == [request.time for request in played]
     assert [decision.failed for decision in read] == [request.spans[0].failed for request in played]
     found = SPEC.build_examples([Label(name) for name in AGENTS], read)
@@ -113,7 +113,7 @@ def test_only_spans_of_the_contract_count_and_not_the_spans_inside_a_trace(phoen
     _wait_for_traces(phoenix, tenant, 6, until=later)
     evidence = gather_evidence(phoenix, [wanted(tenant, NOW - timedelta(hours=1))], until=later)
     assert evidence[tenant, "routing"].new_traces == 5
-    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=1), end=later)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=1), end=later)
     assert len(read) == 5
     assert not any(decision.failed for decision in read)  # their status is UNSET
 
@@ -125,7 +125,7 @@ def test_windows_include_their_start_and_not_their_end(phoenix: Phoenix, tenant:
     start, end = played[2].time, played[7].time
     request = CountRequest(project.id, ROUTING_SPAN, start, end)
     assert phoenix.count([request])[request] == 5
-    read = phoenix.decisions(project_name(tenant), ROUTING, start=start, end=end)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=start, end=end)
     assert [decision.time for decision in read] == [request.time for request in played[2:7]]
 
 
@@ -134,7 +134,7 @@ def test_no_limit_drops_spans_silently(phoenix: Phoenix, tenant: str, monkeypatc
     same_instant = [replace(request, time=played[40].time) for request in played[40:75]]
     send_traffic(phoenix, tenant, [*played[:40], *same_instant, *played[75:]])
     monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 20)
-    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert len({decision.span_id for decision in read}) == len(read) == 130
     assert sum(decision.time == played[40].time for decision in read) == 35
 
@@ -158,7 +158,7 @@ def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkey
     request = CountRequest(project_of(phoenix, tenant).id, ROUTING_SPAN, NOW - timedelta(hours=2), NOW)
     _wait_for(lambda i: phoenix.count([replace(request, end=NOW + timedelta(microseconds=i))]), 200)
     monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 30)
-    read = phoenix.decisions(project_name(tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert len({decision.span_id for decision in read}) == len(read) == 200
     assert [decision.time for decision in read] == sorted(decision.time for decision in read)
 
@@ -166,7 +166,7 @@ def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkey
 def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant: str) -> None:
     send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
-    by_api, by_hand = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    by_api, by_hand = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     phoenix.annotate([NewAnnotation(by_api.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
     query = f"""query {{ getProjectByName(name: "{project_name(tenant)}") {{
         spans(first: 10) {{ edges {{ node {{ id spanId }} }} }} }} }}"""
@@ -184,7 +184,7 @@ def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant
     }
     done = httpx.post(f"{phoenix.endpoint}/graphql", json={"query": mutation, "variables": {"input": [made]}}).json()
     assert "errors" not in done, done
-    read = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     assert [decision.annotations[0].made_in_ui for decision in read] == [False, True]
 
 
@@ -205,10 +205,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_annotations_are_read_only_where_there_are_some(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
     send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
-    first, second = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    first, second = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     assert not [path for path in asked if path.endswith("/span_annotations")]
     phoenix.annotate([NewAnnotation(first.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
-    read = phoenix.decisions(project_name(tenant), ROUTING, **window)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     assert [path for path in asked if path.endswith("/span_annotations")]
     assert {decision.span_id: len(decision.annotations) for decision in read} == {first.span_id: 1, second.span_id: 0}
 

@@ -69,10 +69,8 @@ def read(phoenix: Phoenix, tenant: str, module: str, count: int) -> list[Read]:
     while True:
         now = datetime.now(UTC)
         window = {"start": now - timedelta(hours=1), "end": now + timedelta(minutes=1)}
-        try:
-            found = phoenix.decisions(project_name(tenant), get_module(module).contract, **window)
-        except PhoenixRefused:  # the project comes with its first span
-            found = []
+        project = phoenix.project(project_name(tenant), until=now)  # comes with its first span
+        found = phoenix.decisions(project, get_module(module).contract, **window) if project else []
         if len(found) >= count:
             return found
         assert time.monotonic() < deadline, f"{len(found)} of {count} spans arrived"

@@ -7,7 +7,7 @@ from datetime import datetime
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.modules.spec import Decision, ModuleSpec
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.phoenix import Phoenix, Project
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
         )
     # The totals were read first: what is annotated while this window is read counts as new next time.
     annotation_total = None if project.annotations is None else annotations_of(spec, project.annotations)
-    decisions = read_decisions(phoenix, name, spec, start=start, end=end)
+    decisions = read_decisions(phoenix, project, spec, start=start, end=end)
     return Collected(project.id, tuple(decisions), project.traces, annotation_total)
 
 
 def read_decisions(
-    phoenix: Phoenix, project: str, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
+    phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
 ) -> list[Decision]:
     """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'."""
     decisions = phoenix.decisions(project, spec.contract, start=start, end=end, also=also)

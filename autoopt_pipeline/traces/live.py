@@ -50,7 +50,7 @@ def read_sides(
         2 * MAX_DECISIONS
     ):
         end = start + (end - start) / 2
-    found = read_decisions(phoenix, project.name, spec, start=start, end=end, also=(MODULE, PROGRAM_VERSION, ARM))
+    found = read_decisions(phoenix, project, spec, start=start, end=end, also=(MODULE, PROGRAM_VERSION, ARM))
     found = [decision for decision in found if decision.attributes[MODULE] == spec.name]
     return (
         _side(spec, labels, found, watch.version, as_canary=watch.is_canary),

@@ -201,17 +201,17 @@ class Phoenix:
         return {request.span_name: count for request, count in counts.items()}
 
     def decisions(
-        self, project: str, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
+        self, project: Project, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
     ) -> list[Decision]:
         """All decisions of a project that started in [start, end), oldest first, with their annotations.
 
         Only the contract's columns, and the attributes in `also`, are read, page by page, so the server stays
-        responsive; nothing is cut off. Raises `PhoenixRefused` when the project does not exist.
+        responsive; nothing is cut off. Annotations are read where the project's totals know any of that name.
         """
         columns = (*contract.columns, *also)
-        with self._errors(f"project {project}"):
+        with self._errors(f"project {project.name}"):
             rows = self._read_rows(project, contract, columns, start, end)
-            annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows], until=end)
+            annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows])
         return [_decision(row, columns, annotations.get(row["span_id"], ())) for row in rows]
 
     def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
@@ -260,7 +260,7 @@ class Phoenix:
             self._http.delete(f"/v1/datasets/{dataset_id}").raise_for_status()
 
     def _read_rows(
-        self, project: str, contract: SpanContract, columns: Sequence[str], start: datetime, end: datetime
+        self, project: Project, contract: SpanContract, columns: Sequence[str], start: datetime, end: datetime
     ) -> list[dict[str, Any]]:
         from phoenix.client.types.spans import SpanQuery
 
@@ -269,10 +269,8 @@ class Phoenix:
             .select("context.span_id", "context.trace_id", "start_time", "status_code", *columns)
             .where(contract.filter)
         )
-        # Also because a data frame of no project is empty, without an error.
-        project_id = self._client().projects.get(project_name=project)["id"]
-        window = CountRequest(project_id, contract.span_name, start, end)
-        rows = self._read_window(query, project, window, SPANS_PER_READ, *self._expected([window]))
+        window = CountRequest(project.id, contract.span_name, start, end)
+        rows = self._read_window(query, project.name, window, SPANS_PER_READ, *self._expected([window]))
         return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
 
     def _read_window(
@@ -327,17 +325,15 @@ class Phoenix:
             return [0] * len(windows)
 
     def _read_annotations(
-        self, project: str, contract: SpanContract, span_ids: Sequence[str], *, until: datetime
+        self, project: Project, contract: SpanContract, span_ids: Sequence[str]
     ) -> dict[str, tuple[Annotation, ...]]:
-        if not span_ids:
-            return {}
-        # They take a request for every hundred spans, the slowest where there are none, so their number is asked first.
-        totals = self.project(project, until=until)
-        if totals and totals.annotations is not None and contract.annotation not in totals.annotations:
+        # They take a request for every hundred spans, and the slowest where there are none.
+        none = project.annotations is not None and contract.annotation not in project.annotations
+        if none or not span_ids:
             return {}
         found: dict[str, list[Annotation]] = {}
         for item in self._client().spans.get_span_annotations(
-            project_identifier=project,
+            project_identifier=project.name,
             span_ids=span_ids,
             include_annotation_names=[contract.annotation],
             timeout=int(max(self._timeout, 60)),

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from autoopt_pipeline.contract import ROUTING, project_name
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
 from autoopt_pipeline.modules.registry import get_module
@@ -59,7 +58,7 @@ def test_an_answer_without_its_rows_is_an_error(before: Proxy, end: datetime) ->
         return Answer(200, {"content-type": "application/json"}, b'{"data": []}')
 
     with before.failing(emptied, path="/spans"), pytest.raises(PhoenixUnavailable, match="300 spans are counted and 0"):
-        Phoenix(before.url).decisions(project_name("faulty"), ROUTING, start=end - WINDOW, end=end)
+        collect(Phoenix(before.url), "faulty", get_module("routing"), start=end - WINDOW, end=end)
 
 
 @pytest.mark.chaos
