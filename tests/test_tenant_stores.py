@@ -124,9 +124,15 @@ def test_a_store_that_fails_is_an_error_that_names_it_without_its_password(
     assert "hun" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["postgres://u:hunter2@h/db", "nonsense", "mysql:x"])
-def test_an_unknown_kind_of_store_is_refused(url: str) -> None:
-    with pytest.raises(InvalidSettings) as error:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgres://u:hunter2@h/db", "nonsense", "mysql:x"),
+        *("sqlite:x", "sqlite://x", "sqlite:///", "sqlite:///:memory:"),
+    ],
+)
+def test_a_url_that_is_no_store_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSettings, match="set AUTOOPT_CONFIG_STORE_URL to sqlite:///") as error:
         open_config_store(url)
     assert "hunter2" not in str(error.value)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -259,6 +260,20 @@ def test_a_damaged_manifest_is_named_and_the_others_are_listed(
     assert f"{three[1]}/manifest.json" in autoopt("show", "acme", "routing", three[1], status=2)
     autoopt("rollback", "acme", "routing", "--to", three[0])
     assert active(artifacts) == three[0]
+
+
+def test_an_active_version_that_somebody_deleted_is_told_as_missing(
+    artifacts: ModuleArtifacts, home: Path, three: list[str]
+) -> None:
+    (folder,) = (path for path in home.rglob(three[2]) if path.is_dir())
+    shutil.rmtree(folder)
+    said = autoopt("versions", "acme", "routing")
+    assert re.search(rf"{three[2]} *active *damaged", said)
+    assert f"version {three[2]} should serve and is missing" in said
+    assert "is missing" in autoopt("show", "acme", "routing", three[2], status=2)
+    autoopt("rollback", "acme", "routing")
+    assert active(artifacts) == three[1]
+    assert three[2] not in autoopt("versions", "acme", "routing")
 
 
 def test_a_manifest_of_another_version_is_damage(artifacts: ModuleArtifacts, home: Path, three: list[str]) -> None:

@@ -141,6 +141,11 @@ class Move(_Stored):
     judged: bool = True
     canary: dict[VersionName, float] | None = None
 
+    @property
+    def serving(self) -> set[str]:
+        """The versions that serve as long as this is the last move."""
+        return {version for version in (self.to, *(self.canary or ())) if version and version != BASELINE}
+
 
 class Active(_Stored):
     """The version that serves, by the move of this sequence."""

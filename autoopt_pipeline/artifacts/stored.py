@@ -29,7 +29,10 @@ PROPOSED = "awaiting_approval"
 
 @dataclass(frozen=True)
 class Programs:
-    """One tenant's module as it was stored at one moment. `damaged` are versions whose manifests cannot be read."""
+    """One tenant's module as it was stored at one moment.
+
+    `damaged` are versions whose manifests cannot be read, and those that should serve and are not there.
+    """
 
     artifacts: ModuleArtifacts
     manifests: Sequence[Manifest]
@@ -68,7 +71,7 @@ class Programs:
         where it was only that, and `stale` where its promotion came too late."""
         verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
         if verdict == PROPOSED:
-            if any(manifest.version in (move.to, *(move.canary or ())) for move in self.moves):
+            if any(manifest.version in move.serving for move in self.moves):
                 return "approved"
             return "declined" if self.declined(manifest.version) else PROPOSED
         # The verdict is written before the move, which another run may have made impossible.
@@ -133,7 +136,14 @@ def read_programs(files: Files, tenant: str, module: str) -> Programs:
         get_module(module)
     artifacts = ModuleArtifacts(files, tenant, module)
     manifests, damaged = artifacts.survey()
-    return Programs(artifacts, manifests, damaged, artifacts.moves())
+    moves = artifacts.moves()
+    there = {manifest.version for manifest in manifests} | damaged.keys()
+    for version in sorted(moves[-1].serving - there) if moves else ():
+        damaged[version] = InvalidArtifact(
+            f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
+            "restore it from a backup, or activate another",
+        )
+    return Programs(artifacts, manifests, damaged, moves)
 
 
 def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:

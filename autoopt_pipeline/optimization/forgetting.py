@@ -83,8 +83,7 @@ def forget_in_programs(artifacts: ModuleArtifacts, text: ForgottenText, *, who: 
     for _ in range(_TRIES):
         holding = versions_with(artifacts, text, demos=demos)
         last = artifacts.last_move()
-        serving = {last.to, *(last.canary or {})} if last else set()
-        in_service = [version for version in holding if version in serving]
+        in_service = [version for version in holding if version in last.serving] if last else []
         if last is None or not in_service:
             break
         successor = last.to

@@ -159,7 +159,7 @@ def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[K
             continue
         artifacts = connections.artifacts(*key)
         try:
-            tried = any(outcome.version in (move.to, *(move.canary or ())) for move in artifacts.moves())
+            tried = any(outcome.version in move.serving for move in artifacts.moves())
             if tried or artifacts.declined(outcome.version):
                 settled.add(key)
         except AutooptError:

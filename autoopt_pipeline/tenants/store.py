@@ -69,9 +69,12 @@ class TenantConfigStore(Protocol):
 
 
 def open_config_store(url: str) -> TenantConfigStore:
-    """Open the store behind a URL: `sqlite:///path` or `redis://[user:password@]host:port/db` (`rediss://`)."""
+    """Open the store behind a URL: `sqlite:///path` or `redis://[user:password@]host:port/db` (`rediss://`).
+
+    Raises `InvalidSettings` for any other, and for a SQLite database in memory, which would keep nothing.
+    """
     scheme = url.partition(":")[0]
-    if scheme == "sqlite":
+    if url.startswith("sqlite:///") and url not in {"sqlite:///", "sqlite:///:memory:"}:
         from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
 
         return SqliteConfigStore(url.removeprefix("sqlite:///"))
@@ -80,7 +83,7 @@ def open_config_store(url: str) -> TenantConfigStore:
 
         return RedisConfigStore(url)
     raise InvalidSettings(
-        f"configuration store {scheme + ':...' if ':' in url else url[:60]!r} is of no known kind",
+        f"configuration store {scheme + ':...' if ':' in url else url[:60]!r} is none that can be opened",
         "set AUTOOPT_CONFIG_STORE_URL to sqlite:///path/to/config.db or redis://host:6379/0",
     )
 
