@@ -139,10 +139,11 @@ def read_programs(files: Files, tenant: str, module: str) -> Programs:
     moves = artifacts.moves()
     there = {manifest.version for manifest in manifests} | damaged.keys()
     for version in sorted(moves[-1].serving - there) if moves else ():
-        damaged[version] = InvalidArtifact(
-            f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
-            "restore it from a backup, or activate another",
-        )
+        if artifacts.manifest(version) is None:  # else it was stored since the survey
+            damaged[version] = InvalidArtifact(
+                f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
+                "restore it from a backup, or activate another",
+            )
     return Programs(artifacts, manifests, damaged, moves)
 
 
