@@ -1,8 +1,10 @@
 """Tenants as dynamic partitions."""
 
 from collections.abc import Collection
+from contextlib import suppress
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from autoopt_pipeline.modules.registry import module_names, modules
 
@@ -25,7 +27,9 @@ def registered_tenants(instance: dg.DagsterInstance) -> set[str]:
 
 def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
     """Make the tenant a partition, so that it can be materialized at once."""
-    instance.add_dynamic_partitions("tenants", [tenant_id])
+    # Dagster looks first and writes then; in between the sensor, or somebody else, may have made it one.
+    with suppress(IntegrityError):
+        instance.add_dynamic_partitions("tenants", [tenant_id])
 
 
 def withdraw_tenant(instance: dg.DagsterInstance, tenant_id: str) -> bool:
