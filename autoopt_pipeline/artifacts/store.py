@@ -144,7 +144,7 @@ class Move(_Stored):
     @property
     def serving(self) -> set[str]:
         """The versions that serve as long as this is the last move."""
-        return {version for version in (self.to, *(self.canary or ())) if version and version != BASELINE}
+        return _serving(self.to, self.canary)
 
 
 class Active(_Stored):
@@ -364,8 +364,8 @@ class ModuleArtifacts:
         Raises `StaleIncumbent` when the active one is no longer `expected`, or `after` is given and no longer the last
         move, and `InvalidArtifact` as `load`.
         """
-        for version in {to, *(canary or {})} - {None, BASELINE}:
-            self.load(str(version))
+        for version in _serving(to, canary):
+            self.load(version)
         if canary:
             # Before the move, so that whoever dies in between leaves nothing that nobody watches.
             enter_watched(self._files, self.tenant_id, self.module)
@@ -521,6 +521,11 @@ def read_manifests(
     }
     found = files.read_many(list(path_of.values()))
     return {place: _manifest(*place, versions[place], found[path]) for place, path in path_of.items()}
+
+
+def _serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
+    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
+    return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
 def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:
