@@ -78,6 +78,12 @@ class Program(_Stored):
     answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
 
+    @property
+    def answer_format(self) -> str:
+        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
+        formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
+        return formats.pop() if len(formats) == 1 else "mixed"
+
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
 
@@ -123,6 +129,7 @@ class Manifest(_Stored):
     seed: int
     lm: str
     lm_settings: dict[str, float | int | str] = {}
+    answer_format: str = "chat"
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int

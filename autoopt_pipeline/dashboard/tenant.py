@@ -16,6 +16,7 @@ from autoopt_pipeline.artifacts.store import Manifest, Move
 from autoopt_pipeline.artifacts.stored import (
     Programs,
     between,
+    cost_of,
     how_it_ended,
     lm_of,
     path_of,
@@ -33,7 +34,7 @@ from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.sentences import sentences
 from autoopt_pipeline.orchestration.standing import module_stories, tenant_standings
 from autoopt_pipeline.traces.live import look_now
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.wording import did_you_mean, listed_unread
 
 _OUTCOMES_SHOWN = 50
 _MOVES_SHOWN = 100
@@ -150,6 +151,8 @@ def version_page(request: Request) -> Response:
         programs=programs,
         manifest=manifest,
         lm=lm_of(manifest),
+        cost=cost_of(manifest),
+        unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
         state=programs.state(manifest.version),
         declined=programs.declined(manifest.version),

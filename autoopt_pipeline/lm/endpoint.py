@@ -11,7 +11,7 @@ from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFeatureError
 
 from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting
+from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
 from autoopt_pipeline.tenants.config import LMSettings
 
 SEED = 9
@@ -80,6 +80,7 @@ class EndpointEngine:
     def complete(self, request: Request) -> Response:
         """Answer. Raises `RequestRefused` where the endpoint refuses this one request, `LMNotConfigured` where it
         does not take a setting that somebody chose, and otherwise what the client raised last."""
+        request = self.configure(request)
         retries = 0
         while True:
             self._wait()
@@ -157,7 +158,7 @@ class EndpointEngine:
 
     def _pause(self, e: Exception, retries: int) -> None:
         """Have the next tries of all threads wait: as long as the endpoint says, else longer with every try."""
-        asked = getattr(e, "retry_after", None)
+        asked = retry_after(e)
         if asked is not None and asked > _LONGEST_WAIT:
             raise e
         if asked is not None:

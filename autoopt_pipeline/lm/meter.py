@@ -1,6 +1,7 @@
 """Counting and bounding what a run spends on its language models."""
 
 import hashlib
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -124,6 +125,14 @@ def listening() -> Generator[list[Response], None, None]:
         yield heard
     finally:
         _listeners.reset(token)
+
+
+def answer_text(response: Response) -> str:
+    """What a model answered. DSPy's client hands an answer by a schema over as data."""
+    parts = [
+        json.dumps(part.value) if part.type == "data" else getattr(part, "text", "") for part in response.message.parts
+    ]
+    return response.text or "".join(parts)
 
 
 class MeteredEngine:

@@ -156,7 +156,12 @@ class _Optimization:
             try_schema=self._schema_may_pay(incumbent),
         )
         self.notes += searched.notes
-        self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
+        self.draft = replace(
+            self.draft,
+            tried=searched.tried,
+            incumbent_dev_score=searched.incumbent_dev_score,
+            unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+        )
         if searched.finalist is None:
             return self._report(
                 Verdict.REJECTED,
@@ -473,6 +478,7 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
+            answer_format=finalist.stored.answer_format,
             lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,

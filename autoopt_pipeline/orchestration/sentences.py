@@ -8,7 +8,7 @@ from autoopt_pipeline.artifacts.stored import between
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.standing import Story
-from autoopt_pipeline.wording import ago, duration, percent
+from autoopt_pipeline.wording import ago, duration, listed_unread, percent
 
 
 def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
@@ -62,6 +62,8 @@ def _last(story: Story, now: datetime) -> str:
         told += f"; score {percent(last.score_before)} -> {percent(last.score_after)} %"
     if last.version:
         told += f"; version {last.version}"
+    if last.unread_answers:
+        told += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
     if last.lm_calls is not None:
         told += f"; {last.lm_calls} LM calls"
     told += f"; run {last.run_id}" if last.run_id else ""

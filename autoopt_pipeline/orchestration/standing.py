@@ -169,7 +169,10 @@ def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[K
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1."""
+    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+
+    `unread_answers` counts those that could not be graded, by program and by why.
+    """
 
     at: datetime
     run_id: str
@@ -180,6 +183,7 @@ class LastOutcome:
     score_after: float | None
     lm_calls: int | None
     lm_tokens: int | None
+    unread_answers: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,7 @@ def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> Las
             score_after=metadata.get("score_after"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
+            unread_answers=metadata.get("unread_answers") or {},
         )
     return None
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
     from opentelemetry.trace import TracerProvider
 
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
+
 _ASYNC_THREADS = 64
 """Decisions under way at once in one process, for programs that have no `aforward` of their own. They mostly wait."""
 
@@ -35,7 +37,9 @@ class Serving:
 
     Make one per process, or one before a fork; it is safe in threads and in asyncio. `artifacts_url` is any fsspec
     URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the language model; by default what
-    `dspy.configure` or `dspy.context` say. `review_share` (0 to 1) of the decisions are drawn at random for review.
+    `dspy.configure` or `dspy.context` say; `language_model` makes one that is asked as runs ask it. A version is asked
+    in the format that it was proven in, and a baseline in `baseline_format`: what `lm.answer_format` of the tenants
+    says, if that is not `auto`. `review_share` (0 to 1) of the decisions are drawn at random for review.
 
     `refresh_seconds` is how soon a promotion serves, `max_loaded` how many tenants' modules are kept, and
     `load_seconds` how long the first request of one may wait for the store. `own_traces` begins a new trace for every
@@ -47,6 +51,7 @@ class Serving:
         artifacts_url: str | None = None,
         *,
         lm: "dspy.BaseLM | None" = None,
+        baseline_format: "AnswerFormat" = "chat",
         review_share: float = 0.0,
         refresh_seconds: float = 30.0,
         max_loaded: int = 1000,
@@ -58,6 +63,8 @@ class Serving:
     ) -> None:
         if not 0 <= review_share <= 1:
             raise InvalidRequest(f"review_share is {review_share}", "use a share from 0 to 1")
+        if baseline_format not in {"chat", "json_schema"}:
+            raise InvalidRequest(f"baseline_format is {baseline_format!r}", "use 'chat' or 'json_schema'")
         settings = load_settings()
         self._lm = lm
         self._review_share = review_share
@@ -66,6 +73,7 @@ class Serving:
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,
             load_seconds=load_seconds,
+            baseline_format=baseline_format,
         )
         self._tracing = Tracing(tracer_provider, own_traces=own_traces)
         self._feedback = Feedback(*phoenix_address(settings, phoenix_endpoint, phoenix_api_key))
@@ -246,6 +254,32 @@ def _decision(
         recording.sampled and bool(recording.spans),
         recording.trace_id,
         recording.spans,
+    )
+
+
+def language_model(
+    model: str,
+    *,
+    api_base: str | None = None,
+    api_key_env: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout_seconds: float = 60,
+) -> "dspy.LM":
+    """A language model that is asked as runs ask it, so that a decision is what the gate saw: the same request.
+
+    The arguments are the fields of a tenant's `lm`. It answers blocking calls only; `Serving.adecide` makes these in
+    threads. Raises `LMNotConfigured`, and `InvalidConfig` for a value that no tenant's configuration may have.
+    """
+    from autoopt_pipeline.lm.models import plain_lm
+
+    return plain_lm(
+        model=model,
+        api_base=api_base,
+        api_key_env=api_key_env,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        timeout_seconds=timeout_seconds,
     )
 
 
