@@ -8,6 +8,7 @@
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
     {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
     {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
+    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.kept_answers
 
 Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
@@ -466,6 +467,23 @@ class ModuleArtifacts:
         """Enter a step of a trial. False when another run took the same place."""
         path = f"{self._folder}/trials/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
+
+    def keep_answers(self, name: str, answers: bytes) -> None:
+        """Keep answers of language models, as `optimization.kept_answers` writes them."""
+        self._files.create(f"{self._folder}/answers/{name}.json", answers)
+
+    def kept_answers(self) -> Iterator[bytes]:
+        """What was kept and not dropped since."""
+        paths = [f"{self._folder}/answers/{name}" for name in self._files.names(f"{self._folder}/answers")]
+        for content in self._files.read_many(paths).values():
+            if isinstance(content, bytes):
+                yield content
+
+    def drop_kept_answers(self) -> None:
+        folder = f"{self._folder}/answers"
+        for name in self._files.all_names(folder):
+            self._files.delete(f"{folder}/{name}")
+        self._files.delete_empty(folder)
 
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
-from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.meter import Answers, Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
 from autoopt_pipeline.settings import STAND_IN, Settings
@@ -68,14 +68,19 @@ def resolve_teacher(configured: LMSettings | None, settings: Settings, answering
     return answering
 
 
-def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) -> MeteredLM:
-    """Make the language model. Raises `LMNotConfigured` when its key is missing, or a setting cannot be used."""
+def metered_lm(
+    settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS, answers: Answers | None = None
+) -> MeteredLM:
+    """Make the language model. What it answers is remembered in `answers`, by default as long as it lives.
+
+    Raises `LMNotConfigured` when its key is missing, or a setting cannot be used.
+    """
     if settings.model == STAND_IN:
         stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
         # The stand-in only computes, so threads would fight for the interpreter lock.
         return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
     endpoint = _endpoint(settings, role)
-    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure)
+    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
     return MeteredLM(
         _dspy_lm(settings.model, engine),
         meter,
