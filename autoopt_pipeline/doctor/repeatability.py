@@ -46,7 +46,7 @@ def repeatability(
     labels = labels_of(spec, config)
     lm = resolve_lm(config.lm, parts.settings)
     budget = _budget(parts, instance, config)
-    program, name = _serving(parts, tenant_id, spec, labels)
+    program, name = _serving(parts, tenant_id, spec, labels, lm)
     calls_a_trace = 2 * len(program.predictors())
     most = min(MAX_TRACES, (budget.max_lm_calls - _SPARE_CALLS) // calls_a_trace)
     if most < 1:
@@ -102,10 +102,11 @@ def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: R
 
 
 def _serving(
-    parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...]
+    parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
 ) -> "tuple[dspy.Module, str]":
     """The program that serves and its name. Raises `InvalidArtifact` where what is active cannot serve."""
     from autoopt_pipeline.artifacts.programs import compose, unpack
+    from autoopt_pipeline.modules.answer_format import CHAT
 
     artifacts = parts.artifacts(tenant_id, spec.name)
     if active := artifacts.active():
@@ -115,7 +116,8 @@ def _serving(
     def refuse(part: ModuleSpec, why: InvalidArtifact) -> None:
         refused[part.name] = why
 
-    program = compose(spec, labels, parts.active_parts(tenant_id, spec, refuse), refuse)
+    answer_format = CHAT if lm.answer_format == "auto" else lm.answer_format
+    program = compose(spec, labels, parts.active_parts(tenant_id, spec, refuse), refuse, answer_format)
     left_out = f" (without the active version of {', '.join(refused)}, which cannot serve)" if refused else ""
     return program, f"the baseline{left_out}"
 
