@@ -161,7 +161,7 @@ def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str,
 
     if instance and meter.calls:
         spent = Spending(meter.calls, meter.tokens)
-        report_spent(instance, tenant_id, module, spent, run_id="", reason="autoopt doctor --aa")
+        report_spent(instance, tenant_id, module, spent, reason="autoopt doctor --aa")
 
 
 def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
