@@ -215,7 +215,7 @@ class LedgerEntry(_Stored):
     """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
 
     A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
     """
 
     sequence: int

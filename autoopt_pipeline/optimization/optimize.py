@@ -16,7 +16,7 @@ import dspy
 
 from autoopt_pipeline.artifacts.moves import Watch, watch_since, why_unwanted
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
-from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
@@ -27,7 +27,7 @@ from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
 from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
 from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages, unread_counts
-from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, GateDecision, Verdict, judge
+from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, Verdict, judge
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
@@ -58,6 +58,8 @@ MIN_QUOTED_WORDS = 5
 """Held-out queries of so many words are looked for in instructions; shorter ones stand in many by chance."""
 
 _LEDGER_TRIES = 20
+
+_MANUAL = "promotion_mode is manual; "
 
 
 @dataclass(frozen=True)
@@ -193,19 +195,24 @@ class _Optimization:
         split = self._without_quoted(split, incumbent, finalist.program)
         if lacking := _lacking(split):
             return self._report(*lacking)
-        alpha = self._charge("look", finalist.stored, split)
-        judged = [*split.holdout, *split.guard]
-        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
-        rows = self._compare(incumbent, finalist.program, judged)
-        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
-        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
-        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
-        verdict, reason = self._awaiting_approval(decision)
+        look, repeated = self._charge("look", finalist.stored, split)
         version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
-        manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
-        self.artifacts.save(finalist.stored, manifest)
+        manifest = self.artifacts.manifest(version) if repeated else None
+        if manifest and manifest.gate.get("alpha") == look.alpha:
+            # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
+            self.notes.append(f"run {manifest.run_id} judged this candidate on these traces, and that stands")
+            decision = self._decision_in(manifest)
+            self.draft = replace(self.draft, gate=decision)
+            verdict, reason = self._awaiting_approval(decision)
+        else:
+            decision = self._look(finalist, incumbent, split, look.alpha)
+            verdict, reason = self._awaiting_approval(decision)
+            manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+            self.artifacts.save(finalist.stored, manifest)
+        if verdict is Verdict.WAITING and any(step.version == version for step in self.artifacts.trial_steps()):
+            verdict, reason = Verdict.REJECTED, f"{version} was tried on new traces already, and that trial has ended"
         if verdict is Verdict.WAITING:
-            alpha = self._charge("trial", finalist.stored, split)
+            alpha = self._charge("trial", finalist.stored, split)[0].alpha
             begin(
                 self.artifacts,
                 version,
@@ -217,6 +224,42 @@ class _Optimization:
             )
             reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
         return self._conclude(manifest, finalist.program, verdict, reason)
+
+    def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
+        """Ask both programs the holdout, and judge."""
+        judged = [*split.holdout, *split.guard]
+        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
+        rows = self._compare(incumbent, finalist.program, judged)
+        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
+        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
+        return decision
+
+    def _decision_in(self, manifest: Manifest) -> GateDecision:
+        """What the gate said of a version when it was made. Raises `InvalidArtifact` when its manifest is damaged."""
+        gate = manifest.gate
+        try:
+            verdict = Verdict(manifest.verdict)
+            return GateDecision(
+                Verdict.PROMOTED if verdict is Verdict.AWAITING_APPROVAL else verdict,
+                manifest.reason.removeprefix(_MANUAL),
+                gate["alpha"],
+                Comparison(
+                    cases=int(gate["cases"]),
+                    incumbent_score=manifest.incumbent_score or 0.0,
+                    candidate_score=manifest.candidate_score or 0.0,
+                    fixed=int(gate["fixed"]),
+                    broken=int(gate["broken"]),
+                    p_value=gate["p_value"],
+                ),
+                Calibration(gate["incumbent_brier"], gate["candidate_brier"]),
+                None,
+            )
+        except (KeyError, ValueError):
+            raise InvalidArtifact(
+                f"{self.artifacts.tenant_id}/{self.spec.name}: the manifest of {manifest.version} is damaged",
+                "restore it from a backup",
+            ) from None
 
     def _follow(self, trial: Trial, waiting: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
         """Try the waiting candidate on what came since; no other one is searched for meanwhile."""
@@ -257,7 +300,7 @@ class _Optimization:
 
     def _awaiting_approval(self, decision: GateDecision) -> tuple[Verdict, str]:
         if decision.verdict is Verdict.PROMOTED and self.config.promotion_mode == "manual":
-            return Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {decision.reason}"
+            return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
         return decision.verdict, decision.reason
 
     def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
@@ -408,23 +451,23 @@ class _Optimization:
             self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
         return fit
 
-    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> float:
-        """Enter a risk in the ledger, before it is taken, and return its alpha."""
+    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> tuple[LedgerEntry, bool]:
+        """Enter a risk in the ledger, before it is taken, and say whether an earlier try of this run had entered it."""
         holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
         for _ in range(_LEDGER_TRIES):
             entries = self.artifacts.ledger()
             charge = next_charge(
                 entries,
                 kind=kind,
-                attempt=self.job.attempt or self.job.run_id,
+                attempt=f"{self.job.attempt or self.job.run_id} {self.lm.name}",
                 epoch=self.epoch,
                 at=self.job.window_end,
                 candidate_digest=candidate.digest,
                 holdout_digest=holdout_digest,
                 incumbent=self.terms.incumbent,
             )
-            if charge in entries or self.artifacts.charge(charge):
-                return charge.alpha
+            if (repeated := charge in entries) or self.artifacts.charge(charge):
+                return charge, repeated
         raise StaleIncumbent(
             f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
             "let them finish first",

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
@@ -149,7 +148,11 @@ def _optimize(
             material.end,
             context.run.run_id,
             redact=load_redaction(settings.redaction),
-            parts=_active_parts(context, connections, spec),
+            parts=connections.active_parts(
+                config.tenant_id,
+                spec,
+                lambda part, why: context.log.warning(f"{part.name} starts from its baseline: {why}"),
+            ),
             attempt=context.run.root_run_id or context.run.run_id,
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
@@ -200,19 +203,6 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
     except AutooptError as e:
         context.log.warning(f"the comparison is not shown in Phoenix: {e}")
         return None
-
-
-def _active_parts(context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec) -> dict[str, Program]:
-    """The active programs of a composed module's parts; a part whose program is damaged starts from its baseline."""
-    found = {}
-    for part in spec.parts:
-        artifacts = connections.artifacts(context.partition_key, part.name)
-        if active := artifacts.active():
-            try:
-                found[part.name] = artifacts.load(active.version)
-            except InvalidArtifact as e:
-                context.log.warning(f"{part.name} starts from its baseline: {e}")
-    return found
 
 
 def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":

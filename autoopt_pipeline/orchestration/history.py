@@ -21,8 +21,8 @@ from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_mo
 Key = tuple[str, str]
 
 ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
-"""Kinds of observations: the watch moved a tenant back, or ended without; an attempt failed after it had asked a
-language model."""
+"""Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
+without an outcome, by an attempt that failed or by a person."""
 
 _CHUNK = 1000
 
@@ -108,16 +108,11 @@ def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment
 
 
 def report_spent(
-    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, run_id: str, reason: str
+    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, reason: str, run_id: str | None = None
 ) -> None:
-    """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
-    metadata = {
-        "event": SPENT,
-        "reason": reason,
-        "lm_calls": spent.lm_calls,
-        "lm_tokens": spent.lm_tokens,
-        "run_id": run_id,
-    }
+    """Enter what a run or a person spent without an outcome. It belongs to no run, so none takes it along."""
+    metadata = {"event": SPENT, "reason": reason, "lm_calls": spent.lm_calls, "lm_tokens": spent.lm_tokens}
+    metadata |= {"run_id": run_id} if run_id else {}
     instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
 
 
