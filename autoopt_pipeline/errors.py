@@ -103,6 +103,10 @@ class LMUnavailable(AutooptError):
     transient = True
 
 
+class AnswersUnreadable(AutooptError):
+    """Hardly any answer of the language model can be read, so nothing can be learnt from them."""
+
+
 class InvalidArtifact(AutooptError):
     """A stored program is missing, damaged, foreign, or made for another signature."""
 

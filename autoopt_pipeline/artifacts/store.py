@@ -65,13 +65,17 @@ class PredictorState(_Stored):
 
 
 class Program(_Stored):
-    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes."""
+    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
+
+    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
+    """
 
     format: Literal[1] = 1
     tenant_id: str
     module: str
     fingerprint: str
     labels: list[str]
+    answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
 
     def encode(self) -> bytes:
@@ -92,7 +96,11 @@ class Program(_Stored):
 
 
 class Manifest(_Stored):
-    """How a version came to be, and what was measured of it; scores are None where nothing was."""
+    """How a version came to be, and what was measured of it; scores are None where nothing was.
+
+    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
+    could not be graded, of the incumbent and of the candidate, by why.
+    """
 
     version: VersionName
     program_sha256: str
@@ -114,10 +122,15 @@ class Manifest(_Stored):
     tried: list[dict[str, Any]] = []
     seed: int
     lm: str
+    lm_settings: dict[str, float | int | str] = {}
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
     lm_tokens: int
+    lm_input_tokens: int = 0
+    lm_output_tokens: int = 0
+    lm_cached_tokens: int = 0
+    unread: dict[str, dict[str, int]] = {}
     packages: dict[str, str]
 
 

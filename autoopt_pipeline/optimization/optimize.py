@@ -20,11 +20,13 @@ from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.probe import enforces_schema
+from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
 from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
-from autoopt_pipeline.optimization.evaluation import answer_all, grade
+from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, GateDecision, Verdict, judge
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
@@ -32,6 +34,7 @@ from autoopt_pipeline.optimization.prior import Pool, share_instructions, sharea
 from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
+    INCUMBENT,
     MIN_DEV,
     Finalist,
     budget_too_small,
@@ -118,8 +121,10 @@ class _Optimization:
     def run(self) -> Report:
         found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
         self.seen = [text for example in found.examples for text in example.inputs.values()]
-        self.start = start = compose(self.spec, self.labels, self.job.parts, self._note_refused)
-        incumbent = self._incumbent(start)
+        chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
+        served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        incumbent = self._incumbent(served)
+        self.start = start = in_format(served, chosen) if chosen else served
         trial, waiting = self._waiting()
         split = split_examples(
             found.examples,
@@ -148,6 +153,7 @@ class _Optimization:
             self.teacher,
             self.say,
             only=self.job.only,
+            try_schema=self._schema_may_pay(incumbent),
         )
         self.notes += searched.notes
         self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
@@ -160,6 +166,18 @@ class _Optimization:
         if refused := why_unwanted(self.artifacts, searched.finalist.stored.digest):
             return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
         return self._judge(searched.finalist, incumbent, split)
+
+    def _schema_may_pay(self, incumbent: dspy.Module) -> bool:
+        """Whether it is left to us how answers are asked for, and the endpoint enforces a schema, which none is yet."""
+        if self.lm.answer_format != "auto" or all(
+            answer_format(predictor.signature) == JSON_SCHEMA for predictor in incumbent.predictors()
+        ):
+            return False
+        with raising_outages():
+            enforced = enforces_schema(self.lm.lm)
+        if not enforced:
+            self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
+        return enforced
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Let the finalist look at the holdout, once."""
@@ -223,10 +241,12 @@ class _Optimization:
     def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
         examples = [each.example for each in judged]
         try:
-            before = answer_all(self.spec, incumbent, examples, self.lm)
+            before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True)
             after = answer_all(self.spec, candidate, examples, self.lm)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
+        counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
+        self.draft = replace(self.draft, unread={program: count for program, count in counts.items() if count})
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
@@ -286,6 +306,9 @@ class _Optimization:
             teacher_calls=self.lm.meter.calls_by_role[Role.TEACHER],
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
             seconds=round(time.monotonic() - self.started, 2),
         )
 
@@ -450,10 +473,15 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
+            lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
+            unread={program: dict(counts) for program, counts in self.draft.unread.items()},
             packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
 

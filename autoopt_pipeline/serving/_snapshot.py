@@ -9,7 +9,7 @@ from autoopt_pipeline.artifacts.programs import compose, unpack
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, Program
 from autoopt_pipeline.contract import BASELINE, CANARY
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.lm.adapter import AnswerAdapter
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.serving._answers import Arm, Loaded
 
@@ -79,7 +79,7 @@ class Snapshot:
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
                 program = compose(self._spec, labels, {name: self.programs[name, part] for name, part in parts.items()})
-            built = Loaded(program, version, arm, parts, DemoCachingAdapter())
+            built = Loaded(program, version, arm, parts, AnswerAdapter())
             # A new dict, because others may be reading this one. Building the same twice at once does no harm.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
         return built

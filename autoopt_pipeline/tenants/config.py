@@ -16,6 +16,7 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
 
 PromotionMode = Literal["auto", "manual"]
+AnswerFormatChoice = Literal["auto", "chat", "json_schema"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -62,6 +63,11 @@ class LMSettings(Strict):
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
     max_tokens: int | None = Field(None, ge=16, le=_MOST, description="By default 512, where the model allows it.")
+    answer_format: AnswerFormatChoice = Field(
+        "auto",
+        description="chat: DSPy's sections; json_schema: a short prompt, with a schema that the endpoint enforces; "
+        "auto: json_schema where the endpoint enforces it and answers get no worse.",
+    )
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
 
