@@ -14,7 +14,7 @@ from autoopt_pipeline.optimization.plan import Attempts, Decision, Evidence, Out
 from autoopt_pipeline.orchestration.standing import Standing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PROPOSED = Outcome(NOW, None, None, verdict=Verdict.AWAITING_APPROVAL)
+PROPOSED = Outcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
@@ -94,7 +94,7 @@ standings = st.builds(
         st.none() | st.datetimes(timezones=st.just(UTC)),
     ),
     st.builds(Attempts, st.none() | st.datetimes(timezones=st.just(UTC)), failures=st.integers(0, 2)),
-    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.none(), st.sampled_from(["promoted", "rejected"])),
+    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
     active_score=st.none() | st.floats(0, 1),
 )
 

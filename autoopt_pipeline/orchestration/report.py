@@ -9,6 +9,7 @@ import dagster as dg
 from autoopt_pipeline.optimization.calibration import Bin
 from autoopt_pipeline.optimization.gate import GateDecision, Verdict
 from autoopt_pipeline.optimization.report import Change, Compared, Report
+from autoopt_pipeline.orchestration.history import ANNOTATION_MARKS, ANNOTATION_TOTAL
 from autoopt_pipeline.traces.collect import Collected
 from autoopt_pipeline.wording import listed_counts, listed_unread
 
@@ -52,8 +53,6 @@ def report_metadata(
     }
     if report.teacher_lm:
         numbers["lm_calls_of_teacher"] = report.teacher_calls
-    totals = {"trace_total": collected.trace_total, "annotation_total": collected.annotation_total}
-    numbers |= {name: total for name, total in totals.items() if total is not None}
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
@@ -82,6 +81,9 @@ def report_metadata(
         metadata["unread_answers"] = dg.MetadataValue.json({name: dict(each) for name, each in report.unread.items()})
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
+    if seen := collected.annotations:
+        metadata[ANNOTATION_TOTAL] = _number(seen.total)
+        metadata[ANNOTATION_MARKS] = dg.MetadataValue.json(list(seen.marks))
     return metadata | {
         "incumbent": dg.MetadataValue.text(report.incumbent_version or "baseline"),
         "active_version": dg.MetadataValue.text(report.active_version or "baseline"),

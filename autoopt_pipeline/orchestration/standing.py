@@ -383,7 +383,7 @@ def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Eve
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
     phoenix = connections.phoenix
     try:
-        project = phoenix.project(project_name(tenant), until=now)
+        project = phoenix.project(project_name(tenant))
         if project is None:
             return None
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)

@@ -40,21 +40,23 @@ SPANS_PER_READ = 5000
 
 _ATTEMPTS = 3
 _NAMES = 10
-_TOTALS = "id name traceCount(timeRange:$until) spanAnnotationNameCounts{name count}"
+_TOTALS = "id name startTime endTime spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Phoenix project with its number of traces, and of span annotations by name.
+    """A Phoenix project with its number of span annotations by name.
 
-    Both are None where only REST answers, which has no totals.
+    `oldest` and `newest` bound the starts of its traces, to the minute: none is before the one, or as late as the
+    other; None where there are no traces. All are None where only REST answers, which has none of them.
     """
 
     id: str
     name: str
-    traces: int | None
+    oldest: datetime | None
+    newest: datetime | None
     annotations: Mapping[str, int] | None
 
 
@@ -126,7 +128,7 @@ class Phoenix:
             asked_at = datetime.now(UTC)
             projects, not_understood = response.json()["data"], None
             try:
-                self._graphql_projects([project["name"] for project in projects] or [""], asked_at)
+                self._graphql_projects([project["name"] for project in projects] or [""])
                 for project in projects:
                     self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
             except _NotUnderstood as e:
@@ -139,8 +141,8 @@ class Phoenix:
                 not_understood,
             )
 
-    def projects(self, names: Sequence[str], *, until: datetime) -> dict[str, Project]:
-        """Those of these projects that exist, by name; of their traces those count that started before `until`.
+    def projects(self, names: Sequence[str]) -> dict[str, Project]:
+        """Those of these projects that exist, by name.
 
         Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
         """
@@ -149,16 +151,16 @@ class Phoenix:
         with self._errors("projects"):
             try:
                 for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
-                    found |= self._graphql_projects(batch, until)
+                    found |= self._graphql_projects(batch)
             except _NotUnderstood as e:
                 logger.warning("Phoenix %s: counting over REST, which is slow: %s", self.endpoint, e)
                 listed = [item for item in self._rest_pages("/v1/projects", {}) if item["name"] in wanted]
-                return {item["name"]: Project(item["id"], item["name"], None, None) for item in listed}
+                return {item["name"]: Project(item["id"], item["name"], None, None, None) for item in listed}
         return found
 
-    def project(self, name: str, *, until: datetime) -> Project | None:
+    def project(self, name: str) -> Project | None:
         """One project, as `projects` gives it; None when it does not exist."""
-        return self.projects([name], until=until).get(name)
+        return self.projects([name]).get(name)
 
     def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
         """Count spans for each request; equal requests are asked once, fifty in one document."""
@@ -351,19 +353,17 @@ class Phoenix:
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
 
-    def _graphql_projects(self, batch: Sequence[str], until: datetime) -> dict[str, Project]:
+    def _graphql_projects(self, batch: Sequence[str]) -> dict[str, Project]:
         declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
         fields = " ".join(f"p{i}:getProjectByName(name:$n{i}){{{_TOTALS}}}" for i in range(len(batch)))
-        variables: dict[str, Any] = {f"n{i}": name for i, name in enumerate(batch)}
-        data = self._graphql(
-            f"query($until:TimeRange,{declared}){{{fields}}}", {**variables, "until": {"end": until.isoformat()}}
-        )
+        data = self._graphql(f"query({declared}){{{fields}}}", {f"n{i}": name for i, name in enumerate(batch)})
         nodes = [node for i in range(len(batch)) if (node := data[f"p{i}"])]
         return {
             node["name"]: Project(
                 node["id"],
                 node["name"],
-                node["traceCount"],
+                _moment(node["startTime"]),
+                _moment(node["endTime"]),
                 {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]},
             )
             for node in nodes
@@ -483,6 +483,10 @@ def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[An
         attributes={name: row.get(name) for name in columns},
         annotations=annotations,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _result(annotation: NewAnnotation) -> "AnnotationResult":
