@@ -27,6 +27,7 @@ from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, Truth, play, sample_truths_for
 from tests.examples import as_read
 
+ON_POSTGRES_TOO = True
 NOW = datetime.now(UTC).replace(microsecond=0)
 AGENTS = ["search_agent", "report_agent"]
 SPEC = get_module("routing")
