@@ -19,6 +19,7 @@ import dagster as dg
 import psutil
 import pytest
 import redis
+import yaml
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from autoopt_pipeline.artifacts.files import Files
@@ -53,11 +54,7 @@ FIRST_TRACES = 450
 SETTLED_SECONDS = 400.0
 """Longest wait for everything due to have its outcome: a few attempts on a machine that has other work."""
 
-_QUICK = {
-    "start_timeout_seconds: 180": "start_timeout_seconds: 90",
-    "poll_interval_seconds: 30": "poll_interval_seconds: 2",
-}
-_ON_SQLITE = "  sqlite:\n    base_dir: .autoopt/dagster\n"
+_QUICK = {"start_timeout_seconds": 90, "poll_interval_seconds": 2}
 _AT_REST = {Reason.TOO_FEW_TRACES, Reason.DISABLED}
 
 
@@ -327,14 +324,11 @@ def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
 
 def _write_instance(home: Path, database: Postgres | None) -> None:
     copy_instance(home)
-    config = (home / "dagster.yaml").read_text()
-    quick = dict(_QUICK)
+    config = yaml.safe_load((home / "dagster.yaml").read_text())
+    config["run_monitoring"] |= _QUICK
     if database:
-        quick[_ON_SQLITE] = f"  postgres:\n    postgres_url: {database.url}\n"
-    for slow, instead in quick.items():
-        assert slow in config
-        config = config.replace(slow, instead)
-    (home / "dagster.yaml").write_text(config)
+        config["storage"] = {"postgres": {"postgres_url": database.url}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
 def _start_redis(processes: Processes, home: Path, port: int) -> None:
