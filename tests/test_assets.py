@@ -176,7 +176,11 @@ def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, in
     assert counts[0] == counts[1] == pytest.approx(ACME.traces / 2, rel=0.05)
 
 
-def test_the_readmes_materialize_command_works(configured: Path, acme: datetime) -> None:
+def test_the_readmes_materialize_command_works_from_any_folder(
+    configured: Path, acme: datetime, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
     command = Path(sys.executable).parent / "dagster"
     arguments = ["asset", "materialize", "--select", "routing", "--partition", "acme"]
     arguments += ["-m", "autoopt_pipeline.definitions"]
@@ -190,6 +194,7 @@ def test_the_readmes_materialize_command_works(configured: Path, acme: datetime)
     (pointer,) = (configured / ".autoopt" / "artifacts" / "acme" / "routing").glob("active.json")
     assert json.loads(pointer.read_text())["sequence"] == 1
     # The embedded instance keeps no state outside .autoopt/.
+    assert list(elsewhere.iterdir()) == []
     assert {path.name for path in configured.iterdir()} == {"dagster.yaml", "workspace.yaml", ".autoopt"}
 
 

@@ -9,10 +9,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import fsspec
-import httpx
 import pytest
 import redis
 from dagster._core.scheduler.instigation import InstigatorStatus
@@ -263,21 +261,6 @@ def test_phoenix_is_known_by_its_version(home: Path, phoenix: Phoenix) -> None:
     findings = found(lambda: servers.phoenix(Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))))
     assert [finding.status for finding in findings] == [Status.OK, Status.OK]
     assert findings[0].what.startswith("Phoenix 20.")
-
-
-def test_a_phoenix_that_counts_otherwise_is_warned_of(
-    home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = httpx.Client.request
-
-    def newer(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
-        if "json" in kwargs and url == "/graphql":
-            kwargs["json"]["query"] = kwargs["json"]["query"].replace("recordCount", "recordCountInTheFuture")
-        return original(self, method, url, **kwargs)
-
-    monkeypatch.setattr(httpx.Client, "request", newer)
-    parts = Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))
-    assert "recordCountInTheFuture" in only(found(lambda: servers.phoenix(parts)), Status.WARN).what
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from autoopt_pipeline.traces.collect import join_parts
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.stored import made_program, store
 
+ON_POSTGRES_TOO = True
 PROJECT = Path(__file__).parents[1]
 AGENTS = ["search_agent", "report_agent"]
 LABELS = tuple(Label(name) for name in AGENTS)

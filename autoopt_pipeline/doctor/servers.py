@@ -31,12 +31,7 @@ def phoenix(parts: Connections) -> Iterator[Finding]:
     server = parts.phoenix.about()
     key = "the key is accepted" if parts.settings.phoenix_api_key else "no key is needed"
     told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
-    if server.not_understood:
-        yield warn(
-            f"{told}; it does not understand how traces are counted ({server.not_understood})",
-            f"use Phoenix {_KNOWN_PHOENIX}x; until then counting is slow, and annotations are not counted",
-        )
-    elif not (server.version or "").startswith(_KNOWN_PHOENIX):
+    if not (server.version or "").startswith(_KNOWN_PHOENIX):
         yield warn(f"{told}; tested is {_KNOWN_PHOENIX}x", "watch the first runs, or use that version")
     else:
         yield ok(told)

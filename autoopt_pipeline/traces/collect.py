@@ -40,9 +40,7 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
 
 def _annotations_seen(
     project: Project, spec: ModuleSpec, decisions: Sequence[Decision], start: datetime
-) -> AnnotationsSeen | None:
-    if project.annotations is None:
-        return None
+) -> AnnotationsSeen:
     # The total was read before the decisions: what is annotated meanwhile counts as new next time.
     total = annotations_of(spec, project.annotations)
     judged = [part for decision in decisions for part in (decision.parts.values() if spec.parts else (decision,))]

@@ -48,7 +48,7 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
             continue
         new_traces = counts[to_count[key]] if key in to_count else 0
         new_annotations = 0
-        if w.outcome and w.outcome.annotations and project.annotations is not None:
+        if w.outcome and w.outcome.annotations:
             total = annotations_of(w.spec, project.annotations)
             new_annotations = w.outcome.annotations.new(total, oldest=project.oldest)
         evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
@@ -56,8 +56,6 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
 
 
 def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:
-    if project.annotations is None:  # only REST answers
-        return True
     return project.newest is not None and project.newest > wanted.since
 
 
