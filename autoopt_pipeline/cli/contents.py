@@ -62,7 +62,8 @@ def show(
     table.add_column(overflow="fold")
     for what, told in _told(programs, manifest, full):
         table.add_row(what, escape(told))
-    console.print(f"{programs.name}  {name}  {programs.state(name)}".rstrip(), soft_wrap=True)
+    last = programs.last_event(name)
+    console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip(), soft_wrap=True)
     console.print(table)
     if manifest.tried:
         console.print(_candidates(manifest))

@@ -14,7 +14,8 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import Watch, watch_since, why_unwanted
+from autoopt_pipeline.artifacts.comeback import why_unwanted
+from autoopt_pipeline.artifacts.moves import Watch, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent

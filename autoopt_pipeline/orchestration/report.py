@@ -81,9 +81,8 @@ def report_metadata(
         metadata["unread_answers"] = dg.MetadataValue.json({name: dict(each) for name, each in report.unread.items()})
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
-    if seen := collected.annotations:
-        metadata[ANNOTATION_TOTAL] = _number(seen.total)
-        metadata[ANNOTATION_MARKS] = dg.MetadataValue.json(list(seen.marks))
+    metadata[ANNOTATION_TOTAL] = _number(collected.annotations.total)
+    metadata[ANNOTATION_MARKS] = dg.MetadataValue.json(list(collected.annotations.marks))
     return metadata | {
         "incumbent": dg.MetadataValue.text(report.incumbent_version or "baseline"),
         "active_version": dg.MetadataValue.text(report.active_version or "baseline"),

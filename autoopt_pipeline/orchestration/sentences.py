@@ -23,6 +23,8 @@ def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
         yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
+    if back := standing.rolled_back:
+        yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.by}: {back.why}"
     if watch := watch_since(story.moved):
         yield "watched", f"{between(watch)}; 'autoopt watches {standing.tenant_id} {standing.module}' says how they do"
     if trial := story.trial:
@@ -55,7 +57,7 @@ def _last(story: Story, now: datetime) -> str:
     standing, last = story.standing, story.last
     if last is None:
         return "never optimized"
-    told = f"{last.verdict or 'reported by hand'}, {ago(last.at, now)}"
+    told = f"{standing.verdict or last.verdict or 'reported by hand'}, {ago(last.at, now)}"
     if last.reason:
         told += f": {last.reason}"
     if last.score_before is not None:

@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Pointer, read_pointers
+from autoopt_pipeline.artifacts.moves import Pointer
+from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name

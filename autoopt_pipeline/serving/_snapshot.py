@@ -5,8 +5,9 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 
 from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.moves import Pointer
 from autoopt_pipeline.artifacts.programs import compose, unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, Program
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Program
 from autoopt_pipeline.contract import BASELINE, CANARY
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.lm.adapter import AnswerAdapter

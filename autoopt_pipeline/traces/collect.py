@@ -17,7 +17,7 @@ class Collected:
 
     project_id: str
     decisions: tuple[Decision, ...]
-    annotations: AnnotationsSeen | None
+    annotations: AnnotationsSeen
 
     def without(self, trace_ids: Collection[str]) -> "Collected":
         """The same without the decisions of these traces. The annotations stay: they are compared with Phoenix's."""
