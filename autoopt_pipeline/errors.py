@@ -60,6 +60,12 @@ class ConfigStoreUnavailable(AutooptError):
     transient = True
 
 
+class ConfigStoreRefused(ConfigStoreUnavailable):
+    """The configuration store's address is wrong, or its server does not take what is asked of it."""
+
+    transient = False
+
+
 class TenantsLost(AutooptError):
     """Tenants that nobody removed are no longer in the configuration store."""
 

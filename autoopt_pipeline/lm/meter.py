@@ -12,6 +12,8 @@ from typing import Protocol
 from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import LMInvalidRequestError, LMUnsupportedModelError
 
+from autoopt_pipeline.secrets import scrub, scrub_error
+
 
 class BudgetExhausted(BaseException):
     """The budget is spent. A BaseException, because DSPy's optimizers take an Exception for a wrong answer."""
@@ -107,14 +109,11 @@ class MeteredEngine:
     or the model's own (`samples`), is asked anew, because then another answer is wanted.
     """
 
-    def __init__(
-        self, engine: Engine, name: str, meter: Meter, role: Role, secret: str | None = None, samples: bool = False
-    ) -> None:
+    def __init__(self, engine: Engine, name: str, meter: Meter, role: Role, samples: bool = False) -> None:
         self._engine = engine
         self._name = name
         self._meter = meter
         self._role = role
-        self._secret = secret
         self._samples = samples
         self._answers: dict[bytes, Response] = {}
 
@@ -132,16 +131,12 @@ class MeteredEngine:
         try:
             response = self._engine.complete(request)
         except Exception as e:
-            said = self._cleaned(str(e))
+            said = scrub(str(e))  # servers quote the key that they refuse, and this ends in notes and reports
             message = f"{type(e).__name__}: {said}"
             if isinstance(e, LMInvalidRequestError) and not isinstance(e, LMUnsupportedModelError):
                 self._meter.add_refusal(message)
-                e.args, e.message = (said,), self._cleaned(e.message)
-                raise e from None  # what caused it quotes the key too
+                scrub_error(e)
+                raise e from None
             raise self._meter.add_outage(f"{self._name}: {message[:200]}") from None
         self._meter.add_tokens(self._role, (response.usage.total_tokens or 0) if response.usage else 0)
         return response
-
-    def _cleaned(self, text: str) -> str:
-        """Servers like to quote the key that they refuse, and what is raised here ends in notes and reports."""
-        return text.replace(self._secret, "***") if self._secret else text

@@ -11,7 +11,7 @@ from dspy.utils.exceptions import LMConfigurationError, LMError
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
 from autoopt_pipeline.tenants.config import LMSettings
 
 _NATIVE_PROVIDERS = frozenset(
@@ -83,7 +83,7 @@ def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) ->
         endpoint = _EndpointEngine(settings, key, _MAX_TOKENS[role])
     except (LMError, ValueError) as e:
         raise LMNotConfigured(f"language model {settings.model}: {e}", "correct the model's settings") from None
-    engine = MeteredEngine(endpoint, settings.model, meter, role, secret=key, samples=bool(settings.temperature))
+    engine = MeteredEngine(endpoint, settings.model, meter, role, samples=bool(settings.temperature))
     return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
 
 
@@ -135,7 +135,7 @@ def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
 
 def _key(settings: LMSettings) -> str | None:
     if settings.api_key_env:
-        key = os.environ.get(settings.api_key_env)
+        key = read_secret(settings.api_key_env)
         if not key:
             raise LMNotConfigured(
                 f"language model {settings.model}: environment variable {settings.api_key_env} is not set",
