@@ -8,12 +8,13 @@ import base64
 import html
 import logging
 import operator
+import os
 import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
@@ -140,6 +141,18 @@ def scrub_error(error: BaseException) -> BaseException:
     return _scrubbed(error, set()) if _forms else error
 
 
+@contextmanager
+def scrubbing_errors() -> Generator[None, None, None]:
+    """Take secrets out of what is raised here, with all that led to it, because whoever catches it may store it."""
+    try:
+        yield
+    except BaseException as e:
+        clean = scrub_error(e)
+        if clean is e:
+            raise
+        raise clean from clean.__cause__
+
+
 def scrub_record(record: logging.LogRecord) -> bool:
     """Take secrets out of a log record and its error. Always true, to be a filter of a logger."""
     if not _forms:
@@ -169,6 +182,7 @@ def scrub_logs_of(*loggers: str) -> None:
 def guard_process() -> None:
     """Take secrets out of all that this process logs, and of errors that nobody catches. For processes of our own."""
     global _guarded
+    protect_environment(os.environ)
     with _lock:
         if _guarded:
             return
