@@ -16,12 +16,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidSettings
+from autoopt_pipeline.secrets import protect_address
 
 
 class Files:
     """Whole files under a root: any fsspec URL, or a local folder."""
 
     def __init__(self, root_url: str) -> None:
+        protect_address(root_url)
         try:
             # Others write there too, so what was listed once says nothing of now.
             self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)

@@ -12,6 +12,7 @@ from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFe
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
+from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
 SEED = 9
@@ -88,7 +89,7 @@ class EndpointEngine:
             try:
                 response = self._client(self._on_the_wire(request))
             except Exception as e:
-                self._clean(e)
+                scrub_error(e)
                 if self._adapted(e, revision):
                     continue
                 if refused := refused_request(e, answered=self._answered or self._may_be_filter(e)):
@@ -169,13 +170,6 @@ class EndpointEngine:
     def _wait(self) -> None:
         while (seconds := self._resume_at - time.monotonic()) > 0:
             time.sleep(seconds)
-
-    def _clean(self, e: Exception) -> None:
-        """Servers like to quote the key that they refuse, and what is raised here ends in notes and reports."""
-        if key := self._connection.get("api_key"):
-            e.args = tuple(arg.replace(key, "***") if isinstance(arg, str) else arg for arg in e.args)
-            if isinstance(e, LMError):
-                e.message = e.message.replace(key, "***")
 
     def _choose_client(self) -> dspy.LM:
         """DSPy's own client where it speaks to the endpoint; else LiteLLM, at three times the CPU per call."""

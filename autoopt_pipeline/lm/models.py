@@ -17,7 +17,7 @@ from autoopt_pipeline.lm.failures import as_error
 from autoopt_pipeline.lm.meter import Answers, Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
-from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
 from autoopt_pipeline.strict import first_error
 from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 
@@ -118,7 +118,7 @@ def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
 
 def _key(settings: LMSettings) -> str | None:
     if settings.api_key_env:
-        key = os.environ.get(settings.api_key_env)
+        key = read_secret(settings.api_key_env)
         if not key:
             raise LMNotConfigured(
                 f"language model {settings.model}: environment variable {settings.api_key_env} is not set",

@@ -10,6 +10,7 @@ from autoopt_pipeline.optimization.calibration import Bin
 from autoopt_pipeline.optimization.gate import GateDecision, Verdict
 from autoopt_pipeline.optimization.report import Change, Compared, Report
 from autoopt_pipeline.orchestration.history import ANNOTATION_MARKS, ANNOTATION_TOTAL
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.traces.collect import Collected
 from autoopt_pipeline.wording import listed_counts, listed_unread
 
@@ -56,7 +57,7 @@ def report_metadata(
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
-        "reason": dg.MetadataValue.text(report.reason),
+        "reason": dg.MetadataValue.text(scrub(report.reason)),
         "report": dg.MetadataValue.md(_markdown(report, project_url)),
     }
     if report.gate:
@@ -152,7 +153,7 @@ def _markdown(report: Report, project_url: str) -> str:
         if rows
     ]
     parts += [f"- {_escaped(note)}" for note in report.notes]
-    return "\n\n".join(parts)
+    return scrub("\n\n".join(parts))  # its notes quote errors
 
 
 def _gate(report: Report, gate: GateDecision) -> str:

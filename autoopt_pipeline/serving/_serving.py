@@ -13,13 +13,14 @@ from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.secrets import protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
 from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import Programs
 from autoopt_pipeline.serving._tracing import Recording, Tracing
-from autoopt_pipeline.settings import Settings, load_settings
+from autoopt_pipeline.settings import Settings, load_settings, sendable_key
 
 if TYPE_CHECKING:
     import dspy
@@ -297,7 +298,13 @@ def trace_to_phoenix(
 
 
 def phoenix_address(settings: Settings, endpoint: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only."""
+    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only.
+
+    Raises `InvalidSettings` for a key that cannot be sent over HTTP.
+    """
+    protect_address(endpoint or settings.phoenix_endpoint)
+    if api_key:
+        api_key = sendable_key(api_key, "the key given for Phoenix")
     if endpoint:
         return endpoint, api_key
     key = settings.phoenix_api_key

@@ -21,6 +21,7 @@ from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.spec import Annotation, Decision
+from autoopt_pipeline.secrets import protect, protect_address, scrub
 
 if TYPE_CHECKING:
     from phoenix.client import Client
@@ -105,7 +106,8 @@ class Phoenix:
         self.base_url = endpoint.rstrip("/")
         self.endpoint = without_secrets(self.base_url)
         self._timeout = timeout_seconds
-        self._api_key = api_key
+        protect(api_key)
+        protect_address(endpoint)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             address, login = without_login(self.base_url)
@@ -229,9 +231,7 @@ class Phoenix:
             except (DatasetUploadError, PhoenixException) as e:
                 if isinstance(e.__cause__, httpx.HTTPStatusError):
                     raise e.__cause__ from None
-                raise PhoenixRefused(
-                    f"Phoenix {self.endpoint}: {what}: {self._cleaned(str(e))}", "check Phoenix's version"
-                ) from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
 
     def dataset_id(self, name: str) -> str | None:
         """The id of the dataset of exactly that name; None when there is none."""
@@ -363,7 +363,7 @@ class Phoenix:
     def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
         if errors := answer.get("errors"):
-            message = self._cleaned(str(errors[0].get("message")))[:300]
+            message = scrub(str(errors[0].get("message")))[:300]
             raise PhoenixRefused(
                 f"Phoenix {self.endpoint}: {message}", f"see the server's log, and use {SUPPORTED_PHOENIX}"
             )
@@ -447,13 +447,9 @@ class Phoenix:
         if status >= 500 or status == 429:
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         return PhoenixRefused(
-            f"Phoenix {self.endpoint}: {what}: HTTP {status} {self._cleaned(error.response.text)[:200]}",
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
         )
-
-    def _cleaned(self, text: str) -> str:
-        """What a server said, without the key, should it quote that."""
-        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _is_transient(error: BaseException) -> bool:
