@@ -81,7 +81,7 @@ hostile = st.text(st.sampled_from("\\`*_~[]()!<>&|#x: \n") | st.characters(), ma
 
 
 def markdown(report: Report) -> str:
-    collected = Collected("p", (), None)
+    collected = Collected("p", (), AnnotationsSeen(0))
     metadata = report_metadata(
         report,
         collected,

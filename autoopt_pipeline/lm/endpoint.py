@@ -89,7 +89,7 @@ class EndpointEngine:
             try:
                 response = self._client(self._on_the_wire(request))
             except Exception as e:
-                scrub_error(e)
+                scrub_error(e)  # servers like to quote the key that they refuse
                 if self._adapted(e, revision):
                     continue
                 if refused := refused_request(e, answered=self._answered or self._may_be_filter(e)):
