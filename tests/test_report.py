@@ -12,6 +12,7 @@ from markdown_it.token import Token
 
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
 from autoopt_pipeline.optimization.gate import Verdict
