@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +42,15 @@ def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
     return dspy.Example(**example.inputs, **answers, **assumed).with_inputs(*example.inputs)
 
 
-def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Example], lm: MeteredLM) -> list[Answer]:
-    """Ask every example, in order.
+def answer_all(
+    spec: ModuleSpec,
+    program: dspy.Module,
+    examples: Sequence[Example],
+    lm: MeteredLM,
+    *,
+    answered: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Ask every example, in order. `answered` is called after each, in whatever thread asked it.
 
     An answer that cannot be parsed, and a request that the model refuses, are wrong answers. A call that failed
     even after retries is not: raises `LMUnavailable`, because nothing is known of the program then, and so does
@@ -52,6 +59,13 @@ def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Exampl
     if not examples:
         return []
     refused_before = lm.meter.refused_calls
+
+    def counted(**inputs: Any) -> dspy.Prediction:
+        try:
+            return program(**inputs)
+        finally:
+            answered()  # also where the answer cannot be read: DSPy calls no metric then
+
     evaluate = dspy.Evaluate(
         devset=[dspy_example(spec, example) for example in examples],
         metric=lambda example, prediction, trace=None: 0.0,
@@ -61,7 +75,7 @@ def answer_all(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Exampl
         provide_traceback=False,
     )
     with raising_outages(), using(lm):
-        results = evaluate(program).results
+        results = evaluate(counted).results
     if (refused := lm.meter.refused_calls - refused_before) > max(1, MAX_REFUSED * len(examples)):
         last = lm.meter.last_refusal[:200]
         raise _unavailable(f"{lm.name}: {refused} of {len(examples)} requests were refused, the last with {last}")

@@ -21,6 +21,7 @@ from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.phoenix import CountRequest
@@ -36,7 +37,8 @@ class Standing:
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `settled` is true where a person has
-    decided about the version of the last outcome.
+    decided about the version of the last outcome. `progress` is how far the run that is under way is, where it is in a
+    long phase.
     """
 
     tenant_id: str
@@ -48,6 +50,7 @@ class Standing:
     active_score: float | None = None
     trouble: str | None = None
     settled: bool = False
+    progress: RunProgress | None = None
 
     @property
     def enabled(self) -> bool:
@@ -71,7 +74,7 @@ class Standing:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts = self.decision, self.decision.evidence, self.attempts
+        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -87,6 +90,7 @@ class Standing:
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
+            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
@@ -136,6 +140,7 @@ def tenant_standings(
         else:
             scores[key] = manifest.candidate_score
     settled = _settled(connections, outcomes)
+    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         Standing(
             *key,
@@ -146,6 +151,7 @@ def tenant_standings(
             scores.get(key),
             troubles.get(key),
             key in settled,
+            progress.get(key),
         )
         for key, decision in plan.decisions.items()
     ]
