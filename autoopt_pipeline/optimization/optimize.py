@@ -32,6 +32,7 @@ from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Calibration, Compari
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
+from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
@@ -92,24 +93,32 @@ def optimize(
     *,
     teacher: MeteredLM | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: ProgressCallback | None = None,
 ) -> Report:
     """Search for a better program and promote it when it is proven better. Nothing is changed otherwise.
 
     While a candidate waits for proof, it is tried on what is new instead. `teacher` writes instructions and demos;
-    by default the model does that itself. Raises `LMUnavailable` when a model fails, and whatever the artifact
-    store raises.
+    by default the model does that itself. `say` gets a line for each step, `on_progress` how far a long one is. Raises
+    `LMUnavailable` when a model fails, and whatever the artifact store raises.
     """
-    return _Optimization(job, lm, teacher or lm, artifacts, say).run()
+    with tracking(lm.meter, on_progress) as tracker:
+        return _Optimization(job, lm, teacher or lm, artifacts, say, tracker).run()
 
 
 class _Optimization:
     """The state of one optimization, so that every step can say how far it got."""
 
     def __init__(
-        self, job: Job, lm: MeteredLM, teacher: MeteredLM, artifacts: ModuleArtifacts, say: Callable[[str], None]
+        self,
+        job: Job,
+        lm: MeteredLM,
+        teacher: MeteredLM,
+        artifacts: ModuleArtifacts,
+        say: Callable[[str], None],
+        tracker: PhaseTracker,
     ) -> None:
         self.job, self.spec, self.config = job, job.spec, job.config
-        self.lm, self.teacher, self.artifacts, self.say = lm, teacher, artifacts, say
+        self.lm, self.teacher, self.artifacts, self.say, self.tracker = lm, teacher, artifacts, say, tracker
         self.started = time.monotonic()
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
@@ -155,6 +164,7 @@ class _Optimization:
             self.lm,
             self.teacher,
             self.say,
+            self.tracker,
             only=self.job.only,
             try_schema=self._schema_may_pay(incumbent),
         )
@@ -290,8 +300,10 @@ class _Optimization:
     def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
         examples = [each.example for each in judged]
         try:
-            before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True)
-            after = answer_all(self.spec, candidate, examples, self.lm)
+            with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
+                before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True, answered=answered)
+            with self.tracker.phase("candidate on the holdout", len(examples)) as answered:
+                after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
         counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}

@@ -15,6 +15,7 @@ from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
+from autoopt_pipeline.orchestration.progress import StepProgress
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
 from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, refuse_overlap, refuse_repetition
@@ -157,7 +158,9 @@ def _optimize(
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
-        report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+        report = optimize(
+            job, lm, artifacts, teacher=teacher, say=context.log.info, on_progress=StepProgress(context, spec.name)
+        )
         kept.drop()
         labels = [label.name for label in labels_of(spec, config)]
         metadata = report_metadata(

@@ -10,11 +10,16 @@ from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.standing import Story
 from autoopt_pipeline.wording import ago, duration, listed_unread, percent
 
+DOING = "doing"
+"""What says how far a run is stands under this word."""
+
 
 def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
     """What to know of a module: each sentence with the word that it stands under, empty where that goes on."""
     standing, decision = story.standing, story.standing.decision
     yield "now", f"{decision.reason.value}: {decision.detail}"
+    if standing.progress:
+        yield DOING, standing.progress.told(now)
     yield "configured", _configured(story)
     yield "last", _last(story, now)
     if standing.attempts.failures:

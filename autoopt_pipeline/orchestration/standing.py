@@ -24,6 +24,7 @@ from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.phoenix import CountRequest
@@ -53,7 +54,8 @@ class Standing:
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
-    it serve, where one did. `decided` is what a person decided about the version of the last outcome.
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
+    far the run that is under way is, where it is in a long phase.
     """
 
     tenant_id: str
@@ -66,6 +68,7 @@ class Standing:
     trouble: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
+    progress: RunProgress | None = None
 
     @property
     def enabled(self) -> bool:
@@ -109,7 +112,7 @@ class Standing:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts = self.decision, self.decision.evidence, self.attempts
+        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -126,6 +129,7 @@ class Standing:
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
+            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
@@ -179,6 +183,7 @@ def tenant_standings(
         else:
             scores[key] = manifest.candidate_score
     decided = _decided(connections, outcomes)
+    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         Standing(
             *key,
@@ -190,6 +195,7 @@ def tenant_standings(
             troubles.get(key),
             rollbacks.get(key),
             decided.get(key),
+            progress.get(key),
         )
         for key, decision in plan.decisions.items()
     ]
