@@ -150,6 +150,10 @@ class AlertNotDelivered(AutooptError):
     transient = True
 
 
+class InvalidHome(AutooptError):
+    """A folder cannot become the home of an instance, or is not one that a stack on this machine may use."""
+
+
 class StackFailed(AutooptError):
     """A process of the local stack could not start, or stopped by itself."""
 
