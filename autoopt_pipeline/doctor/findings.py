@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.secrets import scrub
 
 
 class Status(StrEnum):
@@ -24,15 +25,15 @@ class Finding:
 
 
 def ok(what: str) -> Finding:
-    return Finding(Status.OK, what)
+    return Finding(Status.OK, scrub(what))
 
 
 def warn(what: str, remedy: str) -> Finding:
-    return Finding(Status.WARN, what, remedy)
+    return Finding(Status.WARN, scrub(what), scrub(remedy))
 
 
 def fail(what: str, remedy: str) -> Finding:
-    return Finding(Status.FAIL, what, remedy)
+    return Finding(Status.FAIL, scrub(what), scrub(remedy))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFeatureError
 
 from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting
+from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
+from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
 SEED = 9
@@ -80,6 +81,7 @@ class EndpointEngine:
     def complete(self, request: Request) -> Response:
         """Answer. Raises `RequestRefused` where the endpoint refuses this one request, `LMNotConfigured` where it
         does not take a setting that somebody chose, and otherwise what the client raised last."""
+        request = self.configure(request)
         retries = 0
         while True:
             self._wait()
@@ -87,7 +89,7 @@ class EndpointEngine:
             try:
                 response = self._client(self._on_the_wire(request))
             except Exception as e:
-                self._clean(e)
+                scrub_error(e)  # servers like to quote the key that they refuse
                 if self._adapted(e, revision):
                     continue
                 if refused := refused_request(e, answered=self._answered or self._may_be_filter(e)):
@@ -157,7 +159,7 @@ class EndpointEngine:
 
     def _pause(self, e: Exception, retries: int) -> None:
         """Have the next tries of all threads wait: as long as the endpoint says, else longer with every try."""
-        asked = getattr(e, "retry_after", None)
+        asked = retry_after(e)
         if asked is not None and asked > _LONGEST_WAIT:
             raise e
         if asked is not None:
@@ -168,13 +170,6 @@ class EndpointEngine:
     def _wait(self) -> None:
         while (seconds := self._resume_at - time.monotonic()) > 0:
             time.sleep(seconds)
-
-    def _clean(self, e: Exception) -> None:
-        """Servers like to quote the key that they refuse, and what is raised here ends in notes and reports."""
-        if key := self._connection.get("api_key"):
-            e.args = tuple(arg.replace(key, "***") if isinstance(arg, str) else arg for arg in e.args)
-            if isinstance(e, LMError):
-                e.message = e.message.replace(key, "***")
 
     def _choose_client(self) -> dspy.LM:
         """DSPy's own client where it speaks to the endpoint; else LiteLLM, at three times the CPU per call."""

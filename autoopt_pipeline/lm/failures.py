@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
@@ -45,6 +48,27 @@ def may_pass(e: Exception) -> bool:
     return is_retryable_lm_error(e) or garbled
 
 
+def retry_after(e: BaseException) -> float | None:
+    """Seconds that the endpoint asks to wait, None where it does not say. LiteLLM leaves the header with what it
+    raised."""
+    if isinstance(seconds := getattr(e, "retry_after", None), int | float):
+        return float(seconds)
+    headers = getattr(e, "litellm_response_headers", None) or {}
+    if said := headers.get("retry-after"):
+        return _seconds(said)
+    cause = e.__cause__ or e.__context__
+    return retry_after(cause) if cause else None
+
+
+def _seconds(said: str) -> float | None:
+    """Of a Retry-After header: a number of seconds, or a date."""
+    with suppress(ValueError):
+        return max(0.0, float(said))
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    return None
+
+
 def refused_request(e: Exception, *, answered: bool) -> RequestRefused | None:
     """The refusal, where an error concerns one request only; `answered` says whether others were answered before.
 
@@ -67,7 +91,9 @@ def refused_setting(e: Exception, names: Sequence[str]) -> str | None:
     message = str(e)
     if not _UNSUPPORTED.search(message):
         return None
-    return next((name for name in names if re.search(rf"(?<![a-z]){name}(?![a-z_])", message)), None)
+    # The first one named: "'max_tokens' is not supported, use 'max_completion_tokens' instead".
+    found = re.search(rf"(?<![a-z_])({'|'.join(names)})(?![a-z_])", message)
+    return found[1] if found else None
 
 
 def as_error(name: str, e: Exception) -> AutooptError:

@@ -1,6 +1,7 @@
 """Counting and bounding what a run spends on its language models."""
 
 import hashlib
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -126,12 +127,42 @@ def listening() -> Generator[list[Response], None, None]:
         _listeners.reset(token)
 
 
+def answer_text(response: Response) -> str:
+    """What a model answered. DSPy's client hands an answer by a schema over as data."""
+    parts = [
+        json.dumps(part.value) if part.type == "data" else getattr(part, "text", "") for part in response.message.parts
+    ]
+    return response.text or "".join(parts)
+
+
+class Answers(Protocol):
+    """Where answers are remembered, by a digest of the request and of who was asked."""
+
+    def get(self, key: bytes) -> Response | None: ...
+
+    def put(self, key: bytes, response: Response) -> None: ...
+
+
+class InMemory:
+    """Answers remembered as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._answers: dict[bytes, Response] = {}
+
+    def get(self, key: bytes) -> Response | None:
+        return self._answers.get(key)
+
+    def put(self, key: bytes, response: Response) -> None:
+        self._answers[key] = response
+
+
 class MeteredEngine:
     """Passes requests on to another engine and counts them. `configure` fills in what a request leaves open.
 
     The same request is asked once: a search evaluates the same program on the same examples more than once, and
     of a program of several predictors mostly one is changed at a time. What is asked at a temperature is asked anew,
-    because then another answer is wanted, each time with another seed, so that a run can be repeated.
+    because then another answer is wanted, each time with another seed, so that a run can be repeated. Answers are
+    remembered in `answers`; there `asked_at` tells endpoints of models of the same name apart.
     """
 
     def __init__(
@@ -141,29 +172,36 @@ class MeteredEngine:
         meter: Meter,
         role: Role,
         configure: Callable[[Request], Request] = lambda request: request,
+        answers: Answers | None = None,
+        asked_at: str = "",
     ) -> None:
         self._engine = engine
         self._name = name
         self._meter = meter
         self._role = role
         self._configure = configure
-        self._answers: dict[bytes, Response] = {}
+        self._answers: Answers = answers or InMemory()
+        self._who = f"{name}\0{asked_at}\0".encode()
         self._sampled: Counter[bytes] = Counter()
 
     def complete(self, request: Request) -> Response:
         """Answer, or raise `BudgetExhausted`, `Outage`, or `RequestRefused` where it refuses this one request."""
         request = self._configure(request)
-        key = hashlib.sha256(repr(request).encode()).digest()
+        key = self._key(request)
         if request.config.temperature:
             self._sampled[key] += 1
-            response = self._ask(_seeded(request, key, self._sampled[key]))
-        else:
-            if key not in self._answers:
-                self._answers[key] = self._ask(request)
-            response = self._answers[key]
+            request = _seeded(request, key, self._sampled[key])
+            key = self._key(request)
+        response = self._answers.get(key)
+        if response is None:
+            response = self._ask(request)
+            self._answers.put(key, response)
         for heard in _listeners.get():
             heard.append(response)
         return response
+
+    def _key(self, request: Request) -> bytes:
+        return hashlib.sha256(self._who + repr(request).encode()).digest()
 
     def _ask(self, request: Request) -> Response:
         self._meter.admit(self._role)

@@ -2,20 +2,23 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 # Before anything imports LiteLLM, which else fetches its price list from the internet.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 from dspy.utils.exceptions import LMError
+from pydantic import ValidationError
 
-from autoopt_pipeline.errors import LMNotConfigured
+from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
-from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.meter import Answers, Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
-from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
+from autoopt_pipeline.strict import first_error
 from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
@@ -65,18 +68,19 @@ def resolve_teacher(configured: LMSettings | None, settings: Settings, answering
     return answering
 
 
-def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) -> MeteredLM:
-    """Make the language model. Raises `LMNotConfigured` when its key is missing, or a setting cannot be used."""
+def metered_lm(
+    settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS, answers: Answers | None = None
+) -> MeteredLM:
+    """Make the language model. What it answers is remembered in `answers`, by default as long as it lives.
+
+    Raises `LMNotConfigured` when its key is missing, or a setting cannot be used.
+    """
     if settings.model == STAND_IN:
         stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
         # The stand-in only computes, so threads would fight for the interpreter lock.
         return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
-    key = _key(settings)
-    try:
-        endpoint = EndpointEngine(settings, key, _MAX_TOKENS[role])
-    except (LMError, ValueError) as e:
-        raise as_error(settings.model, e) from None
-    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure)
+    endpoint = _endpoint(settings, role)
+    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
     return MeteredLM(
         _dspy_lm(settings.model, engine),
         meter,
@@ -88,13 +92,33 @@ def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) ->
     )
 
 
+def plain_lm(**fields: Any) -> dspy.LM:
+    """A model that nothing counts, asked as runs ask it; `fields` are those of `LMSettings`.
+
+    Raises `InvalidConfig` for a field that is wrong, and `LMNotConfigured` as `metered_lm`.
+    """
+    try:
+        settings = LMSettings(**fields)
+    except ValidationError as e:
+        raise InvalidConfig(f"language model {fields.get('model')}: {first_error(e)}", "correct it") from None
+    return _dspy_lm(settings.model, _endpoint(settings, Role.ANSWERS))
+
+
+def _endpoint(settings: LMSettings, role: Role) -> EndpointEngine:
+    key = _key(settings)
+    try:
+        return EndpointEngine(settings, key, _MAX_TOKENS[role])
+    except (LMError, ValueError) as e:
+        raise as_error(settings.model, e) from None
+
+
 def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
     return dspy.LM(model, engine=engine, cache=False, num_retries=0)
 
 
 def _key(settings: LMSettings) -> str | None:
     if settings.api_key_env:
-        key = os.environ.get(settings.api_key_env)
+        key = read_secret(settings.api_key_env)
         if not key:
             raise LMNotConfigured(
                 f"language model {settings.model}: environment variable {settings.api_key_env} is not set",

@@ -9,7 +9,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from autoopt_pipeline.lm.adapter import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
-from autoopt_pipeline.lm.meter import listening
+from autoopt_pipeline.lm.meter import answer_text, listening
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, set_answer_format
 
 _COLOURS = ("red", "green", "blue")
@@ -35,7 +35,7 @@ def enforces_schema(lm: dspy.LM) -> bool:
     with listening() as heard, quiet, suppress(AdapterParseError, RequestRefused):
         predictor(question="Which colour is a ripe banana? Answer: yellow.")
     try:
-        answer = json.loads((heard[-1].text or "") if heard else "")
+        answer = json.loads(answer_text(heard[-1]) if heard else "")
     except ValueError:
         return False
     return isinstance(answer, dict) and list(answer) == ["colour"] and answer["colour"] in _COLOURS

@@ -133,9 +133,9 @@ def _sections(text: str, *, at_line_start: bool) -> dict[str, str]:
         for header in _HEADER.finditer(text)
         if not at_line_start or not text[: header.start()].rpartition("\n")[2].strip(_MARKUP + "#")
     ]
-    for header, following in zip(headers, [*headers[1:], None], strict=True):
-        body = text[header.end() : following.start() if following else len(text)]
-        sections.setdefault(header[1], body.strip())
+    ends = [*(header.start() for header in headers[1:]), len(text)]
+    for header, end in zip(headers, ends, strict=False):
+        sections.setdefault(header[1], text[header.end() : end].strip())
     return sections
 
 

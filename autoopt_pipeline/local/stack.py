@@ -45,8 +45,19 @@ class Stack:
         }
 
 
-def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int, *, host: str = LOOPBACK) -> str:
-    """Start a Phoenix server that keeps its data in `folder`. Returns its endpoint at once; see `wait_for_phoenix`."""
+def start_phoenix(
+    processes: Processes,
+    folder: Path,
+    port: int,
+    grpc_port: int,
+    *,
+    host: str = LOOPBACK,
+    database_url: str | None = None,
+) -> str:
+    """Start a Phoenix server that keeps its data in `folder`, or in the database `database_url`.
+
+    Returns its endpoint at once; see `wait_for_phoenix`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     env = {
         **_PHOENIX_ENV,
@@ -55,6 +66,7 @@ def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int,
         "PHOENIX_PORT": str(port),
         "PHOENIX_GRPC_PORT": str(grpc_port),
         "PYTHONWARNINGS": "ignore",
+        **({"PHOENIX_SQL_DATABASE_URL": database_url} if database_url else {}),
     }
     processes.start("phoenix", [_phoenix_command(), "serve"], env=env, cwd=folder)
     return f"http://{host}:{port}"

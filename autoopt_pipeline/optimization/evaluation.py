@@ -17,7 +17,7 @@ from dspy.lm15 import Response
 from autoopt_pipeline.errors import AnswersUnreadable, LMUnavailable
 from autoopt_pipeline.lm.adapter import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
-from autoopt_pipeline.lm.meter import Outage, listening
+from autoopt_pipeline.lm.meter import Outage, answer_text, listening
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
@@ -142,11 +142,11 @@ def _why_unread(heard: Sequence[Response]) -> Unread:
         return Unread.TRUNCATED
     if heard and heard[-1].finish_reason == "content_filter":
         return Unread.REFUSED
-    return Unread.EMPTY if heard and not (heard[-1].text or "").strip() else Unread.UNREADABLE
+    return Unread.EMPTY if heard and not answer_text(heard[-1]).strip() else Unread.UNREADABLE
 
 
 def _last_words(heard: Sequence[Response]) -> str:
-    said = (heard[-1].text or "").strip() if heard else ""
+    said = answer_text(heard[-1]).strip() if heard else ""
     return f"it began with {one_line(said, length=80)!r}" if said else ""
 
 
@@ -177,7 +177,7 @@ def _remedy(cause: Unread, program: dspy.Module, lm: MeteredLM) -> str:
         return "see why the endpoint refuses what is asked"
     if any(answer_format(predictor.signature) == CHAT for predictor in program.predictors()):
         return (
-            "set lm.answer_format=json_schema, and Serving(answer_format='json_schema') in the application, "
+            "set lm.answer_format=json_schema, and Serving(baseline_format='json_schema') in the application, "
             "or use a model that follows DSPy's chat format"
         )
     return "use a model that follows a JSON schema"

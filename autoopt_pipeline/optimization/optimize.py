@@ -14,7 +14,8 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import Watch, watch_since, why_unwanted
+from autoopt_pipeline.artifacts.comeback import why_unwanted
+from autoopt_pipeline.artifacts.moves import Watch, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
@@ -158,7 +159,12 @@ class _Optimization:
             try_schema=self._schema_may_pay(incumbent),
         )
         self.notes += searched.notes
-        self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
+        self.draft = replace(
+            self.draft,
+            tried=searched.tried,
+            incumbent_dev_score=searched.incumbent_dev_score,
+            unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+        )
         if searched.finalist is None:
             return self._report(
                 Verdict.REJECTED,
@@ -516,6 +522,7 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
+            answer_format=finalist.stored.answer_format,
             lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,

@@ -74,7 +74,8 @@ class Report:
     """Everything a person wants to know of one optimization.
 
     `unusable` counts decisions by why they teach nothing, and `malformed` those of them that could not be read.
-    `unread` counts the answers on the holdout that could not be graded, by program and by why.
+    `unread` counts the answers that could not be graded, by program and by why: on the holdout, or where that was not
+    touched, on the dev examples.
     """
 
     tenant_id: str

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -51,6 +51,7 @@ class Search:
     finalist: Finalist | None
     tried: tuple[Tried, ...]
     incumbent_dev_score: float
+    incumbent_unread: Mapping[str, int]
     notes: tuple[str, ...]
 
 
@@ -119,6 +120,7 @@ def search(
         finalist=None if best is race.incumbent else course.finalist(best.entrant),
         tried=tuple(course.tried(standing, won=standing is best) for standing in race.standings),
         incumbent_dev_score=race.incumbent.mean(),
+        incumbent_unread=course.unread_of(race.incumbent),
         notes=tuple(course.notes),
     )
 
@@ -201,8 +203,11 @@ class _Course:
             making_calls=standing.entrant.cost,
             judging_calls=self.judging_calls[standing.entrant.key],
             dropped_after=None if won else len(standing.scores),
-            unread=dict(self.unread.get(standing.entrant.key, {})),
+            unread=self.unread_of(standing),
         )
+
+    def unread_of(self, standing: Standing[dspy.Module]) -> dict[str, int]:
+        return dict(sorted(self.unread.get(standing.entrant.key, {}).items()))
 
     def _stored(self, program: dspy.Module) -> Program:
         return pack(self.spec, self.tenant_id, self.labels, program)

@@ -118,6 +118,7 @@ def _optimize(
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.meter import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
+    from autoopt_pipeline.optimization.kept_answers import KeptAnswers
     from autoopt_pipeline.optimization.optimize import Job, optimize
     from autoopt_pipeline.orchestration.report import data_check, report_metadata
 
@@ -131,8 +132,12 @@ def _optimize(
         blaming_the_day(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
-        lm = metered_lm(answering, meter)
-        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
+        artifacts = connections.artifacts(config.tenant_id, spec.name)
+        kept = KeptAnswers(artifacts)
+        if kept.found:
+            context.log.info(f"{kept.found} answers of a try that came to no outcome are not asked for again")
+        lm = metered_lm(answering, meter, answers=kept)
+        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = Job(
@@ -152,8 +157,8 @@ def _optimize(
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
-        artifacts = connections.artifacts(config.tenant_id, spec.name)
         report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+        kept.drop()
         labels = [label.name for label in labels_of(spec, config)]
         metadata = report_metadata(
             report,

@@ -6,11 +6,14 @@ The commands read through this, and whatever else shows it should.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import dagster as dg
 
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Move, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.artifacts.moves import Move, Rollback
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.artifacts.stored import PROPOSED, decided_about
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import AutooptError
@@ -30,13 +33,27 @@ _EVENTS_TOLD = 20
 _RATE_WINDOW = timedelta(days=1)
 
 
+class Health(StrEnum):
+    """How a module is, worst first."""
+
+    ERROR = "error"
+    FAILING = "failing"
+    PROPOSED = "waits for you"
+    RUNNING = "running"
+    DUE = "due"
+    ROLLED_BACK = "rolled back"
+    WELL = "well"
+    NEW = "not optimized yet"
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class Standing:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `settled` is true where a person has
-    decided about the version of the last outcome.
+    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome.
     """
 
     tenant_id: str
@@ -47,7 +64,8 @@ class Standing:
     active: str | None = None
     active_score: float | None = None
     trouble: str | None = None
-    settled: bool = False
+    rolled_back: Rollback | None = None
+    decided: str | None = None
 
     @property
     def enabled(self) -> bool:
@@ -62,12 +80,32 @@ class Standing:
     @property
     def proposed(self) -> bool:
         """Whether the version of the last outcome waits for a person."""
-        return self.verdict == Verdict.AWAITING_APPROVAL and not self.settled
+        return self.verdict == PROPOSED
 
     @property
     def verdict(self) -> str:
-        """That of the last outcome; empty where there was none."""
-        return self.outcome.verdict if self.outcome else ""
+        """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        return self.decided or (self.outcome.verdict if self.outcome else "")
+
+    @property
+    def health(self) -> Health:
+        """The first that holds."""
+        reason = self.decision.reason
+        if reason is Reason.ERROR or self.trouble:
+            return Health.ERROR
+        if reason is Reason.DISABLED:
+            return Health.OFF
+        if self.attempts.failures:
+            return Health.FAILING
+        if self.proposed:
+            return Health.PROPOSED
+        if reason is Reason.IN_PROGRESS:
+            return Health.RUNNING
+        if reason is Reason.DUE:
+            return Health.DUE
+        if self.rolled_back:
+            return Health.ROLLED_BACK
+        return Health.WELL if self.attempts.outcome_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
@@ -76,6 +114,7 @@ class Standing:
             "tenant": self.tenant_id,
             "module": self.module,
             "enabled": self.enabled,
+            "health": self.health.value,
             "decision": decision.reason.value,
             "reason": decision.detail,
             "conditions": [
@@ -96,6 +135,7 @@ class Standing:
             "last_outcome_at": _iso(attempts.outcome_at),
             "active_version": self.active,
             "active_score": self.active_score,
+            "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
             "trouble": self.trouble,
         }
 
@@ -123,19 +163,22 @@ def tenant_standings(
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
     pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
-    versions, troubles = dict[Key, str](), dict[Key, str]()
+    versions, troubles, rollbacks = dict[Key, str](), dict[Key, str](), dict[Key, Rollback]()
     for key, pointer in pointers.items():
         if isinstance(pointer, AutooptError):
             troubles[key] = str(pointer)
-        elif pointer and pointer.version:
+            continue
+        if pointer and pointer.version:
             versions[key] = pointer.version
+        if pointer and pointer.rolled_back:
+            rollbacks[key] = pointer.rolled_back
     scores = dict[Key, float | None]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
         else:
             scores[key] = manifest.candidate_score
-    settled = _settled(connections, outcomes)
+    decided = _decided(connections, outcomes)
     return [
         Standing(
             *key,
@@ -145,31 +188,34 @@ def tenant_standings(
             versions.get(key),
             scores.get(key),
             troubles.get(key),
-            key in settled,
+            rollbacks.get(key),
+            decided.get(key),
         )
         for key, decision in plan.decisions.items()
     ]
 
 
-def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[Key]:
-    """Where a version was proposed and a person has approved or declined it since. A file or two for each proposed."""
-    settled = set()
+def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[Key, str]:
+    """What people have decided about versions that were proposed to them. A file or two for each proposed."""
+    decided = {}
     for key, outcome in outcomes.items():
-        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
+        if outcome.verdict != PROPOSED or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
-            tried = any(outcome.version in move.serving for move in artifacts.moves())
-            if tried or artifacts.declined(outcome.version):
-                settled.add(key)
+            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
+                decided[key] = word
         except AutooptError:
             continue  # what is wrong with the store is told with the active version
-    return settled
+    return decided
 
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1."""
+    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+
+    `unread_answers` counts those that could not be graded, by program and by why.
+    """
 
     at: datetime
     run_id: str
@@ -180,6 +226,7 @@ class LastOutcome:
     score_after: float | None
     lm_calls: int | None
     lm_tokens: int | None
+    unread_answers: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -314,6 +361,7 @@ def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> Las
             score_after=metadata.get("score_after"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
+            unread_answers=metadata.get("unread_answers") or {},
         )
     return None
 
@@ -378,7 +426,7 @@ def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Eve
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
     phoenix = connections.phoenix
     try:
-        project = phoenix.project(project_name(tenant), until=now)
+        project = phoenix.project(project_name(tenant))
         if project is None:
             return None
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)

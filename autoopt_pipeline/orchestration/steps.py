@@ -16,6 +16,7 @@ from autoopt_pipeline.errors import AutooptError, RunInProgress, RunOvertaken
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 
 if TYPE_CHECKING:
@@ -29,17 +30,19 @@ def failing_the_step(
     """Turn errors into failures, or have the step tried again.
 
     Only what may pass by itself is tried again, and only while the meter counts nothing: a search costs money, so
-    what fails in the middle of one waits until the tenant is due again.
+    what fails in the middle of one waits until the tenant is due again. Dagster stores a failure with all that caused
+    it, so no secret may be left in any of that.
     """
     try:
-        yield
+        with scrubbing_errors():
+            yield
     except AutooptError as e:
         if e.transient and not (meter and meter.calls) and context.retry_number < retry.max_retries:
             context.log.warning(f"to be tried again: {e}")
             raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
         raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
     except Exception as e:
-        raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
+        raise dg.Failure(scrub(f"unexpected {type(e).__name__}: {e}"), allow_retries=False) from e
 
 
 def _delay(retry: Retry, attempt: int) -> float:
