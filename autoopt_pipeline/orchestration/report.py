@@ -159,7 +159,9 @@ def _gate(report: Report, gate: GateDecision) -> str:
     judged_by: dict[str, int] = {}
     for row in report.compared:
         judged_by[row.example.provenance.value] = judged_by.get(row.example.provenance.value, 0) + 1
-    lines = [f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}"]
+    lines = []
+    if judged_by:
+        lines.append(f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}")
     if gate.power:
         lines.append(str(gate.power))
     return table + "\n\n" + "\n".join(f"- {line}" for line in lines)

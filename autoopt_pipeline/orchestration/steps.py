@@ -16,6 +16,7 @@ from autoopt_pipeline.errors import AutooptError, RunInProgress, RunOvertaken
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.orchestration.tags import FAILED_TAG
 from autoopt_pipeline.tenants.config import Retry
 
 if TYPE_CHECKING:
@@ -37,9 +38,25 @@ def failing_the_step(
         if e.transient and not (meter and meter.calls) and context.retry_number < retry.max_retries:
             context.log.warning(f"to be tried again: {e}")
             raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
+        _say_that_it_failed(context)
         raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
     except Exception as e:
+        _say_that_it_failed(context)
         raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
+    except dg.DagsterExecutionInterruptedError:
+        # A person ended the run, or it took too long. Where nobody did, its pod or machine is being taken away.
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run and run.status is dg.DagsterRunStatus.CANCELING:
+            _say_that_it_failed(context)
+        raise
+
+
+def _say_that_it_failed(context: dg.AssetExecutionContext) -> None:
+    """Tell this run from one that is killed. Never fails, for the error that is under way says more."""
+    try:
+        context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: "yes"})
+    except Exception as e:  # noqa: BLE001 - each database has errors of its own
+        context.log.warning(f"the run is not marked as failed by itself: {e}")
 
 
 def _delay(retry: Retry, attempt: int) -> float:
