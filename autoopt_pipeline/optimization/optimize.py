@@ -15,7 +15,7 @@ from typing import Literal
 import dspy
 
 from autoopt_pipeline.artifacts.comeback import why_unwanted
-from autoopt_pipeline.artifacts.moves import Watch, watch_since
+from autoopt_pipeline.artifacts.moves import Move, Watch, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
@@ -33,7 +33,7 @@ from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
-from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, decision_of, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
@@ -70,7 +70,8 @@ class Job:
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
     programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared. With `only`, one of `OPTIMIZERS`, no others race.
+    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
+    this one. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -83,6 +84,7 @@ class Job:
     parts: Mapping[str, Program] = field(default_factory=dict)
     pool: Pool | None = None
     attempt: str = ""
+    lost_runs: frozenset[str] = frozenset()
     only: str | None = None
 
 
@@ -125,6 +127,7 @@ class _Optimization:
         self.incumbent_version = active.version if active else None
         moves = artifacts.moves()
         self.epoch = sum(move.judged for move in moves)
+        self.moves = moves
         self.watch = watch_since(moves[-1] if moves else None)
         self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
@@ -147,6 +150,8 @@ class _Optimization:
         )
         self.draft = self._draft(found, split)
         self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if move := self._moved_before():
+            return self._report(*self._as_it_was(move))
         if trying := self._canary():
             return self._report(Verdict.CANARY, trying)
         if trial and waiting:
@@ -196,6 +201,29 @@ class _Optimization:
         if not enforced:
             self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
         return enforced
+
+    def _moved_before(self) -> Move | None:
+        """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
+        last = self.moves[-1] if self.moves else None
+        proven = last is not None and (last.judged or last.canary is not None)
+        return last if last and proven and last.by in map(_mover, self.job.lost_runs) else None
+
+    def _as_it_was(self, move: Move) -> tuple[Verdict, str]:
+        """The verdict of a promotion that was made before, with what its version says of it."""
+        watch = watch_since(move)
+        trying = watch if watch and watch.is_canary else None
+        manifest = self.artifacts.manifest(str(trying.version if trying else move.to))
+        self.notes.append(f"{move.by} had come to this before it was lost, so nothing was searched for again")
+        if manifest:
+            self.draft = replace(
+                self.draft,
+                version=manifest.version,
+                active_version=move.to,
+                incumbent_version=move.expected,
+                optimizer=manifest.optimizer,
+                gate=decision_of(manifest),
+            )
+        return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Let the finalist look at the holdout, once."""
@@ -327,7 +355,7 @@ class _Optimization:
                     self.artifacts,
                     manifest.version,
                     expected=self.incumbent_version,
-                    by=f"run {self.job.run_id}",
+                    by=_mover(self.job.run_id),
                     why=reason,
                     settings=self.config.watch,
                 )
@@ -546,6 +574,11 @@ class _Optimization:
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
             packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
+
+
+def _mover(run_id: str) -> str:
+    """Who makes a move, where a run does."""
+    return f"run {run_id}"
 
 
 def _trying(watch: Watch) -> str:

@@ -74,6 +74,8 @@ def _last(story: Story, now: datetime) -> str:
     if last.lm_calls is not None:
         told += f"; {last.lm_calls} LM calls"
     told += f"; run {last.run_id}" if last.run_id else ""
+    if standing.unreported:
+        told += ", of which no report is left"
     if standing.proposed and last.version:
         told += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
     return told
