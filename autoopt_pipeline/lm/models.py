@@ -1,6 +1,5 @@
 """From settings to a language model: any that DSPy speaks to, or the stand-in."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,8 +92,6 @@ class _EndpointEngine:
     def __init__(self, settings: LMSettings, key: str | None, max_tokens: int) -> None:
         provider = settings.model.partition("/")[0]
         native = provider in _NATIVE_PROVIDERS
-        if not native:
-            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches prices at import
         self._settings = settings
         self._connection: dict[str, Any] = {
             name: value for name, value in {"api_base": settings.api_base, "api_key": key}.items() if value
