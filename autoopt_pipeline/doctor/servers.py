@@ -19,7 +19,7 @@ _KNOWN_PHOENIX = "20."
 
 def phoenix(parts: Connections) -> Iterator[Finding]:
     server = parts.phoenix.about()
-    key = "the key is accepted" if parts.settings.phoenix_api_key else "no key is needed"
+    key = "the key may read and write" if parts.settings.phoenix_api_key else "no key is needed"
     told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
     if server.not_understood:
         yield warn(
@@ -79,7 +79,7 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
         )
     try:
         made = metered_lm(lm, Meter(max_calls=1, max_tokens=100_000))
-    except LMNotConfigured as e:
+    except AutooptError as e:
         return fail(e.what, e.remedy)
     told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
     if not call:

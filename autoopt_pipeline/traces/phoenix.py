@@ -122,7 +122,10 @@ class Phoenix:
             ) from None
 
     def about(self) -> Server:
-        """Which server this is. Raises as all do, `PhoenixRefused` for one when the key is not accepted."""
+        """Which server this is. Tries all that runs need rights for, and changes nothing.
+
+        Raises as all do, `PhoenixRefused` for one when the key is not accepted, or may not read spans or write.
+        """
         with self._errors("its projects"):
             response = self._response("GET", "/v1/projects", params={"limit": 1})
             asked_at = datetime.now(UTC)
@@ -133,6 +136,10 @@ class Phoenix:
                     self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
             except _NotUnderstood as e:
                 not_understood = str(e)
+            for project in projects:  # of spans from now on there are none
+                query = {"queries": [{"select": {}}], "start_time": asked_at.isoformat(), "limit": 1}
+                self._response("POST", "/v1/spans", params={"project_name": project["name"]}, json=query)
+            self._response("POST", "/v1/span_annotations", json={"data": []})
             date = response.headers.get("date")
             return Server(
                 response.headers.get("x-phoenix-server-version"),
@@ -451,9 +458,7 @@ class Phoenix:
     def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
         status = error.response.status_code
         if status in {401, 403}:
-            return PhoenixRefused(
-                f"Phoenix {self.endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY"
-            )
+            return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
         if status == 404:
             return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
         if status >= 500 or status == 429:
