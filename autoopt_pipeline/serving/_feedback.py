@@ -15,11 +15,12 @@ import httpx
 
 from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.secrets import scrub
+from autoopt_pipeline.secrets import scrub, scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 Kind = Literal["HUMAN", "LLM", "CODE"]
 
@@ -197,7 +198,7 @@ class Feedback:
         if status in {408, 429} or status >= 500:
             raise PhoenixUnavailable(f"Phoenix {self._shown} takes no feedback: HTTP {status}", "see its log")
         if status in {401, 403}:
-            raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
+            raise PhoenixRefused.of_key(self._shown, status, response.text)
         if status != 200 or "json" not in response.headers.get("content-type", ""):
             said = scrub(response.text)
             raise PhoenixRefused(

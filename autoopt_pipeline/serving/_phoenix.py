@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import requests
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -9,13 +10,23 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.contract import PROJECT_TEMPLATE, TENANT_ID
+from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._fork import begin_in_every_process
+from autoopt_pipeline.serving._tracing import SpanRefusals
 
 PROJECT = "openinference.project.name"
 """Resource attribute that names a span's Phoenix project."""
 
 _TIMEOUT_SECONDS = 10
+
+_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
+)
+"""Where OpenTelemetry says why spans could not be sent, and quotes what a server answered."""
 
 
 class TenantSpans(SpanProcessor):
@@ -85,9 +96,15 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
             trace.set_tracer_provider(provider)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else None
     address = f"{endpoint.rstrip('/')}/v1/traces"
-    provider.add_span_processor(
-        TenantSpans(lambda: OTLPSpanExporter(endpoint=address, headers=headers, timeout=_TIMEOUT_SECONDS))
-    )
+    refusals = SpanRefusals(without_secrets(endpoint.rstrip("/")))
+    scrub_logs_of(*_LOGGERS)
+
+    def make_exporter() -> SpanExporter:
+        session = requests.Session()
+        session.hooks["response"].append(lambda response, **_: refusals.note(response.status_code, response.text))
+        return OTLPSpanExporter(endpoint=address, headers=headers, timeout=_TIMEOUT_SECONDS, session=session)
+
+    provider.add_span_processor(TenantSpans(make_exporter))
     return provider
 
 

@@ -22,6 +22,7 @@ from autoopt_pipeline.artifacts.moves import Pointer
 from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from autoopt_pipeline.serving._snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 IDLE_REFRESHES = 20
 """Refreshes that a module stays loaded without being asked. Then it is dropped, and is loaded anew when it is used."""

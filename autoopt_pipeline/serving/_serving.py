@@ -13,13 +13,13 @@ from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.secrets import protect_address
+from autoopt_pipeline.secrets import protect, protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
 from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import Programs
-from autoopt_pipeline.serving._tracing import Recording, Tracing
+from autoopt_pipeline.serving._tracing import Recording, Tracing, refused_spans
 from autoopt_pipeline.settings import Settings, load_settings, sendable_key
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Serving:
         if baseline_format not in {"chat", "json_schema"}:
             raise InvalidRequest(f"baseline_format is {baseline_format!r}", "use 'chat' or 'json_schema'")
         settings = load_settings()
+        key = getattr(lm, "kwargs", {}).get("api_key")
+        protect(key if isinstance(key, str) else None)
         self._lm = lm
         self._review_share = review_share
         self._programs = Programs(
@@ -190,9 +192,10 @@ class Serving:
                 self._feedback.put(annotation)
 
     def problems(self) -> list[Problem]:
-        """What is wrong now: programs that are refused or cannot be read, and feedback that cannot be sent."""
+        """What is wrong now: programs that are refused or cannot be read, feedback that cannot be sent, and spans of
+        this process that Phoenix refuses for good."""
         feedback = self._feedback.problem
-        return [*self._programs.problems(), *([feedback] if feedback else [])]
+        return [*self._programs.problems(), *([feedback] if feedback else []), *refused_spans()]
 
     def status(self) -> list[Status]:
         """What is in service, for every tenant's module that is loaded."""

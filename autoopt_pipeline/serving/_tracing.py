@@ -4,19 +4,64 @@ Tracing never reaches into a request: what a provider or processor raises is log
 """
 
 import logging
+import weakref
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from opentelemetry import context, trace
 from opentelemetry.trace import INVALID_SPAN, Link, Span, Status, StatusCode, TracerProvider
 
 from autoopt_pipeline.contract import ARM, MODULE, PROGRAM_VERSION, REQUEST_ID, TENANT_ID
+from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.serving._answers import Loaded, version_name
+from autoopt_pipeline.secrets import scrub, scrub_error, scrub_logs_of
+from autoopt_pipeline.serving._answers import Loaded, Problem, version_name
 from autoopt_pipeline.serving._forms import Attributes, span_attributes
+from autoopt_pipeline.wording import one_line
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
+
+
+class SpanRefusals:
+    """Whether one Phoenix refuses spans for good: these are lost, and no later try would be better."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self.problem: Problem | None = None
+        _all_refusals.add(self)
+
+    def note(self, status: int, said: str) -> None:
+        """What Phoenix answered to a batch of spans."""
+        if status < HTTPStatus.BAD_REQUEST:
+            self.problem = None
+        elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            self._tell(PhoenixRefused.of_key(self._endpoint, status, said))
+        elif status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING:
+            self._tell(
+                PhoenixRefused(
+                    f"Phoenix {self._endpoint} refuses spans: HTTP {status} {one_line(scrub(said), length=100)}",
+                    "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
+                )
+            )
+
+    def _tell(self, error: PhoenixRefused) -> None:
+        if self.problem is None or self.problem.what != error.what:
+            logger.warning("spans are lost: %s", error)
+            self.problem = Problem("spans", error.what, error.remedy, datetime.now(UTC))
+
+
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+
+_all_refusals: "weakref.WeakSet[SpanRefusals]" = weakref.WeakSet()
+
+
+def refused_spans() -> list[Problem]:
+    """What Phoenix servers refuse of the spans of this process, whichever `Serving` they are of."""
+    return [refusals.problem for refusals in list(_all_refusals) if refusals.problem]
 
 
 class Recording:
@@ -67,9 +112,10 @@ class Recording:
         """Write what was asked, and why there is no answer."""
         with self._tracing.never_raising():
             self._main.set_attributes(span_attributes(self._spec.contract, self._inputs, {}, None))
-            if isinstance(error, Exception):
-                self._main.record_exception(error)
-            self._main.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+            clean = scrub_error(error)
+            if isinstance(clean, Exception):
+                self._main.record_exception(clean)
+            self._main.set_status(Status(StatusCode.ERROR, scrub(f"{type(error).__name__}: {error}")))
 
 
 class Tracing:
