@@ -1,5 +1,6 @@
 """The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
 
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.wording import one_line
 
 
@@ -7,14 +8,14 @@ class AutooptError(Exception):
     """Base of every error that is meant for a person.
 
     `transient` errors may go away by themselves (a server is down), so they are worth another try;
-    the others stay until somebody changes something.
+    the others stay until somebody changes something. No secret that this process knows is in it (`secrets.protect`).
     """
 
     transient = False
 
     def __init__(self, what: str, remedy: str) -> None:
-        self.what = one_line(what, full=True)
-        self.remedy = one_line(remedy, full=True)
+        self.what = one_line(scrub(what), full=True)
+        self.remedy = one_line(scrub(remedy), full=True)
         super().__init__(f"{self.what} -> {self.remedy}")
 
     def __reduce__(self) -> tuple[type["AutooptError"], tuple[str, str]]:
@@ -59,6 +60,12 @@ class ConfigStoreUnavailable(AutooptError):
     transient = True
 
 
+class ConfigStoreRefused(ConfigStoreUnavailable):
+    """The configuration store's address is wrong, or its server does not take what is asked of it."""
+
+    transient = False
+
+
 class TenantsLost(AutooptError):
     """Tenants that nobody removed are no longer in the configuration store."""
 
@@ -101,6 +108,10 @@ class LMUnavailable(AutooptError):
     """The language model's endpoint failed even after retries."""
 
     transient = True
+
+
+class AnswersUnreadable(AutooptError):
+    """Hardly any answer of the language model can be read, so nothing can be learnt from them."""
 
 
 class InvalidArtifact(AutooptError):

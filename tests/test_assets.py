@@ -72,7 +72,7 @@ def metadata_of(result: dg.ExecuteInProcessResult, module: str) -> dict:
 
 
 def project_of(phoenix: Phoenix, tenant: str) -> Project:
-    project = phoenix.project(project_name(tenant), until=datetime.now(UTC))
+    project = phoenix.project(project_name(tenant))
     assert project is not None
     return project
 
@@ -111,10 +111,11 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     attempts = read_attempts(instance, ["routing"], failures_since=acme)
     outcome = read_outcomes(instance, attempts)["acme", "routing"]
     assert outcome.window_end == acme
-    assert outcome.trace_total == ACME.traces
     assert outcome.labels == set(SAMPLE_AGENTS)
     assert outcome.decisions == metadata["decisions_read"] == ACME.traces
-    assert outcome.annotation_total > 0
+    assert outcome.annotations
+    assert outcome.annotations.total == metadata["annotation_total"] > 0
+    assert outcome.annotations.new(outcome.annotations.total, oldest=project_of(phoenix, "acme").oldest) == 0
 
 
 def test_all_five_modules_run_together_and_unified_after_its_parts(

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +18,7 @@ from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.test_artifacts import save
+from tests.test_phoenix_contract import trace_count
 
 AUTOOPT = Path(sys.executable).parent / "autoopt"
 AGENTS = [
@@ -197,10 +197,7 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     assert "--query-field" in wrong
     Path("queries.jsonl").write_text(json.dumps({"query": "x", "agent": "moon"}))
     assert "'moon' is no agent" in autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
-    end = datetime.now(UTC)
-    project = phoenix.project(f"{tenant}-cogniverse-routing", until=end)
-    assert project is not None
-    assert project.traces == 20
+    assert trace_count(phoenix, tenant) == 20
 
 
 @pytest.mark.parametrize("taken", ["dagster.yaml", "workspace.yaml", "autoopt.env"])

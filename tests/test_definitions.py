@@ -130,7 +130,7 @@ def test_imports_run_one_way(room: str) -> None:
         "alerts": {"alerts"},
         "modules": {"modules"},
         "tenants": {"tenants", "modules"},
-        "lm": {"lm", "tenants"},
+        "lm": {"lm", "tenants", "modules"},
         "serving": {"serving", "artifacts", "modules", "lm"},
         "traces": {"traces", "modules", "optimization", "artifacts", "tenants"},
         "optimization": {"optimization", "modules", "artifacts", "tenants", "lm"},

@@ -70,7 +70,7 @@ def read(phoenix: Phoenix, tenant: str, module: str, count: int) -> list[Read]:
     while True:
         now = datetime.now(UTC)
         window = {"start": now - timedelta(hours=1), "end": now + timedelta(minutes=1)}
-        project = phoenix.project(project_name(tenant), until=now)  # comes with its first span
+        project = phoenix.project(project_name(tenant))  # comes with its first span
         found = phoenix.decisions(project, get_module(module).contract, **window) if project else []
         if len(found) >= count:
             return found

@@ -26,6 +26,7 @@ from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.cli.watches import watches
 from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.secrets import guard_process, scrub
 from autoopt_pipeline.wording import printable
 
 app = typer.Typer(
@@ -107,6 +108,7 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def run() -> None:
     """The entry point. An error that is meant for a person is one line and exit status 2."""
+    guard_process()
     # SIGINT too: a shell that is not interactive starts background commands with it ignored.
     for number in _ENDING_SIGNALS:
         signal.signal(number, _interrupt)
@@ -116,7 +118,7 @@ def run() -> None:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except Exception:  # noqa: BLE001 - Python's own status would be 1, which means "skipped"
-        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        print(printable(scrub(traceback.format_exc())), end="", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -127,7 +127,7 @@ def sample(
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
     """Spans that no installed module reads; None where Phoenix has no such project."""
     phoenix = reader.parts.phoenix
-    project = phoenix.project(project_name(reader.config.tenant_id), until=reader.end)
+    project = phoenix.project(project_name(reader.config.tenant_id))
     if project is None:
         return None
     known = {spec.contract.span_name for spec in modules().values()}

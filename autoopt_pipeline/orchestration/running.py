@@ -17,7 +17,8 @@ from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.history import values_of
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
+from autoopt_pipeline.orchestration.progress import LOGGED_AS, ShowProgress, listening, read_progress
 
 CODE_LOCATION = "autoopt_pipeline"
 """Name of the code location, as `workspace.yaml` has it."""
@@ -52,11 +53,17 @@ def is_to_run(decision: Decision, *, force: bool) -> bool:
 
 
 def run_here(
-    instance: dg.DagsterInstance, tenant: str, modules: Sequence[str], tags: Mapping[str, str], say: Say
+    instance: dg.DagsterInstance,
+    tenant: str,
+    modules: Sequence[str],
+    tags: Mapping[str, str],
+    say: Say,
+    show: ShowProgress | None = None,
 ) -> Ended:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
-    `say` gets the lines that the run tells of its progress. Ctrl-C cancels the run.
+    `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
+    cancels the run.
     """
     from autoopt_pipeline.definitions import defs
 
@@ -71,18 +78,19 @@ def run_here(
             interrupted = True
             instance.report_run_canceling(_run(instance, run_id))
             raise KeyboardInterrupt
-        _tell(entry, say)
+        _tell(entry, say, show)
 
     instance.add_event_listener(run_id, listen)
-    defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        instance=instance,
-        run_id=run_id,
-        partition_key=tenant,
-        asset_selection=[dg.AssetKey(module) for module in modules],
-        tags=dict(tags),
-        raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )
+    with listening(run_id, show):
+        defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            partition_key=tenant,
+            asset_selection=[dg.AssetKey(module) for module in modules],
+            tags=dict(tags),
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
     if interrupted:
         raise KeyboardInterrupt
     return _ended(instance, run_id)
@@ -122,8 +130,8 @@ def submit(
     return run_id
 
 
-def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
-    """Tell of a run that others execute, until it has ended."""
+def follow(instance: dg.DagsterInstance, run_id: str, say: Say, show: ShowProgress | None = None) -> Ended:
+    """Tell of a run that others execute, as `run_here` does, until it has ended."""
     cursor, last = None, None
     while True:
         run = _run(instance, run_id)
@@ -133,8 +141,13 @@ def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
         # Read after the status: what was said before the end is then never missed.
         page = instance.get_records_for_run(run_id, cursor)
         for record in page.records:
-            _tell(record.event_log_entry, say)
+            _tell(record.event_log_entry, say, show)
         cursor = page.cursor
+        if show:
+            running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
+            progress = read_progress(instance, running)
+            for key in running:
+                show(key[1], progress[key].progress if key in progress else None)
         if run.status not in UNFINISHED:
             return _ended(instance, run_id)
         time.sleep(_POLL_SECONDS)
@@ -146,10 +159,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _tell(entry: dg.EventLogEntry, say: Say) -> None:
-    """What a module says of its progress, and why a part of it is tried again. Dagster's own events are left out."""
+def _tell(entry: dg.EventLogEntry, say: Say, show: ShowProgress | None) -> None:
+    """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
     if entry.dagster_event is None and int(entry.level) >= logging.INFO:
-        say(f"{entry.step_key}: {entry.user_message}")
+        if show is None or not entry.user_message.startswith(LOGGED_AS):
+            say(f"{entry.step_key}: {entry.user_message}")
     elif cause := _retry_cause(entry):
         say(f"{entry.step_key}: to be tried again: {one_line_cause(cause.message)}")
 

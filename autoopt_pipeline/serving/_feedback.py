@@ -15,6 +15,7 @@ import httpx
 
 from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
 
@@ -82,7 +83,6 @@ class Feedback:
     def __init__(self, endpoint: str, api_key: str | None) -> None:
         self._endpoint, self._login = without_login(endpoint.rstrip("/"))
         self._shown = without_secrets(endpoint.rstrip("/"))
-        self._api_key = api_key
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         begin_in_every_process(self)
         atexit.register(_flush_at_exit, weakref.ref(self))
@@ -199,8 +199,7 @@ class Feedback:
         if status in {401, 403}:
             raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
-            # What a server says may quote the key.
-            said = response.text.replace(self._api_key, "***") if self._api_key else response.text
+            said = scrub(response.text)
             raise PhoenixRefused(
                 f"Phoenix {self._shown} refuses feedback: HTTP {status} {said[:200]}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",

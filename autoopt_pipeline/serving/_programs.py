@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Pointer, read_pointers
+from autoopt_pipeline.artifacts.moves import Pointer
+from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
@@ -26,6 +27,7 @@ from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
 if TYPE_CHECKING:
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
     from autoopt_pipeline.serving._snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -75,8 +77,17 @@ class _Entry:
 class Programs:
     """The programs of one artifact store. Safe to use from threads, from asyncio, and on both sides of a fork."""
 
-    def __init__(self, root_url: str, *, refresh_seconds: float, max_loaded: int, load_seconds: float) -> None:
+    def __init__(
+        self,
+        root_url: str,
+        *,
+        refresh_seconds: float,
+        max_loaded: int,
+        load_seconds: float,
+        baseline_format: "AnswerFormat",
+    ) -> None:
         self._root_url = root_url
+        self._baseline_format: AnswerFormat = baseline_format
         self._refresh_seconds = refresh_seconds
         self._max_loaded = max_loaded
         self._load_seconds = load_seconds
@@ -195,7 +206,7 @@ class Programs:
                 self._failed(
                     entry, ArtifactStoreUnavailable(f"{entry.name}: not loaded in time", "check AUTOOPT_ARTIFACTS_URL")
                 )
-            entry.snapshot = Snapshot(entry.spec, {}, {})
+            entry.snapshot = Snapshot(entry.spec, {}, {}, self._baseline_format)
         return entry.snapshot
 
     def _follow(
@@ -223,7 +234,13 @@ class Programs:
 
             label_sets = entry.snapshot.label_sets if entry.snapshot else []
             taken, refused = take_snapshot(
-                self._files, entry.tenant_id, entry.spec, pointers, [labels] if labels else label_sets, entry.snapshot
+                self._files,
+                entry.tenant_id,
+                entry.spec,
+                pointers,
+                [labels] if labels else label_sets,
+                entry.snapshot,
+                self._baseline_format,
             )
         except AutooptError as e:
             self._failed(entry, e, pointers)

@@ -13,18 +13,21 @@ from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.secrets import protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
 from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import Programs
 from autoopt_pipeline.serving._tracing import Recording, Tracing
-from autoopt_pipeline.settings import Settings, load_settings
+from autoopt_pipeline.settings import Settings, load_settings, sendable_key
 
 if TYPE_CHECKING:
     import dspy
     from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
     from opentelemetry.trace import TracerProvider
+
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
 
 _ASYNC_THREADS = 64
 """Decisions under way at once in one process, for programs that have no `aforward` of their own. They mostly wait."""
@@ -35,7 +38,9 @@ class Serving:
 
     Make one per process, or one before a fork; it is safe in threads and in asyncio. `artifacts_url` is any fsspec
     URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the language model; by default what
-    `dspy.configure` or `dspy.context` say. `review_share` (0 to 1) of the decisions are drawn at random for review.
+    `dspy.configure` or `dspy.context` say; `language_model` makes one that is asked as runs ask it. A version is asked
+    in the format that it was proven in, and a baseline in `baseline_format`: what `lm.answer_format` of the tenants
+    says, if that is not `auto`. `review_share` (0 to 1) of the decisions are drawn at random for review.
 
     `refresh_seconds` is how soon a promotion serves, `max_loaded` how many tenants' modules are kept, and
     `load_seconds` how long the first request of one may wait for the store. `own_traces` begins a new trace for every
@@ -47,6 +52,7 @@ class Serving:
         artifacts_url: str | None = None,
         *,
         lm: "dspy.BaseLM | None" = None,
+        baseline_format: "AnswerFormat" = "chat",
         review_share: float = 0.0,
         refresh_seconds: float = 30.0,
         max_loaded: int = 1000,
@@ -58,6 +64,8 @@ class Serving:
     ) -> None:
         if not 0 <= review_share <= 1:
             raise InvalidRequest(f"review_share is {review_share}", "use a share from 0 to 1")
+        if baseline_format not in {"chat", "json_schema"}:
+            raise InvalidRequest(f"baseline_format is {baseline_format!r}", "use 'chat' or 'json_schema'")
         settings = load_settings()
         self._lm = lm
         self._review_share = review_share
@@ -66,6 +74,7 @@ class Serving:
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,
             load_seconds=load_seconds,
+            baseline_format=baseline_format,
         )
         self._tracing = Tracing(tracer_provider, own_traces=own_traces)
         self._feedback = Feedback(*phoenix_address(settings, phoenix_endpoint, phoenix_api_key))
@@ -249,6 +258,32 @@ def _decision(
     )
 
 
+def language_model(
+    model: str,
+    *,
+    api_base: str | None = None,
+    api_key_env: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout_seconds: float = 60,
+) -> "dspy.LM":
+    """A language model that is asked as runs ask it, so that a decision is what the gate saw: the same request.
+
+    The arguments are the fields of a tenant's `lm`. It answers blocking calls only; `Serving.adecide` makes these in
+    threads. Raises `LMNotConfigured`, and `InvalidConfig` for a value that no tenant's configuration may have.
+    """
+    from autoopt_pipeline.lm.models import plain_lm
+
+    return plain_lm(
+        model=model,
+        api_base=api_base,
+        api_key_env=api_key_env,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        timeout_seconds=timeout_seconds,
+    )
+
+
 def trace_to_phoenix(
     endpoint: str | None = None, api_key: str | None = None, *, tracer_provider: "SDKTracerProvider | None" = None
 ) -> "SDKTracerProvider":
@@ -263,7 +298,13 @@ def trace_to_phoenix(
 
 
 def phoenix_address(settings: Settings, endpoint: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only."""
+    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only.
+
+    Raises `InvalidSettings` for a key that cannot be sent over HTTP.
+    """
+    protect_address(endpoint or settings.phoenix_endpoint)
+    if api_key:
+        api_key = sendable_key(api_key, "the key given for Phoenix")
     if endpoint:
         return endpoint, api_key
     key = settings.phoenix_api_key

@@ -21,6 +21,7 @@ from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.spec import Annotation, Decision
+from autoopt_pipeline.secrets import protect, protect_address, scrub
 
 if TYPE_CHECKING:
     from phoenix.client import Client
@@ -44,18 +45,23 @@ SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
 _VERSION_HEADER = "x-phoenix-server-version"
 _ATTEMPTS = 3
 _NAMES = 10
-_TOTALS = "id name traceCount(timeRange:$until) spanAnnotationNameCounts{name count}"
+_TOTALS = "id name startTime endTime spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Phoenix project with its number of traces, and of span annotations by name."""
+    """A Phoenix project with its number of span annotations by name.
+
+    `oldest` and `newest` bound the starts of its traces, to the minute: none is before the one, or as late as the
+    other; None where there are no traces.
+    """
 
     id: str
     name: str
-    traces: int
+    oldest: datetime | None
+    newest: datetime | None
     annotations: Mapping[str, int]
 
 
@@ -100,7 +106,8 @@ class Phoenix:
         self.base_url = endpoint.rstrip("/")
         self.endpoint = without_secrets(self.base_url)
         self._timeout = timeout_seconds
-        self._api_key = api_key
+        protect(api_key)
+        protect_address(endpoint)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             address, login = without_login(self.base_url)
@@ -124,7 +131,7 @@ class Phoenix:
             response = self._response("GET", "/v1/projects", params={"limit": 1})
             asked_at = datetime.now(UTC)
             projects = self._data(response)["data"]
-            self._graphql_projects([project["name"] for project in projects] or [""], asked_at)
+            self._graphql_projects([project["name"] for project in projects] or [""])
             for project in projects:
                 self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
             date = response.headers.get("date")
@@ -132,8 +139,8 @@ class Phoenix:
                 response.headers.get(_VERSION_HEADER), parsedate_to_datetime(date) if date else None, asked_at
             )
 
-    def projects(self, names: Sequence[str], *, until: datetime) -> dict[str, Project]:
-        """Those of these projects that exist, by name; of their traces those count that started before `until`.
+    def projects(self, names: Sequence[str]) -> dict[str, Project]:
+        """Those of these projects that exist, by name.
 
         Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
         """
@@ -141,12 +148,12 @@ class Phoenix:
         found: dict[str, Project] = {}
         with self._errors("projects"):
             for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
-                found |= self._graphql_projects(batch, until)
+                found |= self._graphql_projects(batch)
         return found
 
-    def project(self, name: str, *, until: datetime) -> Project | None:
+    def project(self, name: str) -> Project | None:
         """One project, as `projects` gives it; None when it does not exist."""
-        return self.projects([name], until=until).get(name)
+        return self.projects([name]).get(name)
 
     def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
         """Count spans for each request; equal requests are asked once, fifty in one document."""
@@ -224,9 +231,7 @@ class Phoenix:
             except (DatasetUploadError, PhoenixException) as e:
                 if isinstance(e.__cause__, httpx.HTTPStatusError):
                     raise e.__cause__ from None
-                raise PhoenixRefused(
-                    f"Phoenix {self.endpoint}: {what}: {self._cleaned(str(e))}", "check Phoenix's version"
-                ) from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
 
     def dataset_id(self, name: str) -> str | None:
         """The id of the dataset of exactly that name; None when there is none."""
@@ -323,19 +328,17 @@ class Phoenix:
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
 
-    def _graphql_projects(self, batch: Sequence[str], until: datetime) -> dict[str, Project]:
+    def _graphql_projects(self, batch: Sequence[str]) -> dict[str, Project]:
         declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
         fields = " ".join(f"p{i}:getProjectByName(name:$n{i}){{{_TOTALS}}}" for i in range(len(batch)))
-        variables: dict[str, Any] = {f"n{i}": name for i, name in enumerate(batch)}
-        data = self._graphql(
-            f"query($until:TimeRange,{declared}){{{fields}}}", {**variables, "until": {"end": until.isoformat()}}
-        )
+        data = self._graphql(f"query({declared}){{{fields}}}", {f"n{i}": name for i, name in enumerate(batch)})
         nodes = [node for i in range(len(batch)) if (node := data[f"p{i}"])]
         return {
             node["name"]: Project(
                 node["id"],
                 node["name"],
-                node["traceCount"],
+                _moment(node["startTime"]),
+                _moment(node["endTime"]),
                 {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]},
             )
             for node in nodes
@@ -360,7 +363,7 @@ class Phoenix:
     def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
         if errors := answer.get("errors"):
-            message = self._cleaned(str(errors[0].get("message")))[:300]
+            message = scrub(str(errors[0].get("message")))[:300]
             raise PhoenixRefused(
                 f"Phoenix {self.endpoint}: {message}", f"see the server's log, and use {SUPPORTED_PHOENIX}"
             )
@@ -444,13 +447,9 @@ class Phoenix:
         if status >= 500 or status == 429:
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         return PhoenixRefused(
-            f"Phoenix {self.endpoint}: {what}: HTTP {status} {self._cleaned(error.response.text)[:200]}",
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
         )
-
-    def _cleaned(self, text: str) -> str:
-        """What a server said, without the key, should it quote that."""
-        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -468,6 +467,10 @@ def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[An
         attributes={name: row.get(name) for name in columns},
         annotations=annotations,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _result(annotation: NewAnnotation) -> "AnnotationResult":
