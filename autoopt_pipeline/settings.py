@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.tls import trusted_authorities
 
 STAND_IN = "stand-in"
 """Name of the offline model that answers from the nearest demo. Never a real language model's name."""
@@ -119,6 +120,7 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Read the environment. Raises `InvalidSettings` naming the variable."""
+    trusted_authorities()  # else the first connection fails, wherever that is
     try:
         return Settings()
     except ValidationError as e:
