@@ -200,6 +200,19 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     assert trace_count(phoenix, tenant) == 20
 
 
+@pytest.mark.parametrize("taken", ["dagster.yaml", "workspace.yaml", "autoopt.env"])
+def test_init_overwrites_nothing(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).write_text("mine")
+    assert f"{tmp_path / taken} exists already -> name a new folder" in autoopt("init", str(tmp_path), status=2)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(taken, "mine")]
+
+
+def test_init_leaves_nothing_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: Not a directory" in autoopt("init", str(tmp_path / "file" / "home"), status=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_demo_empties_no_folder_of_yours(home: Path) -> None:
     assert "is not empty" in autoopt("demo", "--home", str(home), status=2)
     assert (home / "dagster.yaml").exists()

@@ -27,6 +27,7 @@ from autoopt_pipeline.optimization.optimizers import (
     pick_coverage,
     scorer,
 )
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import Search, check_budget, comparison_calls, search
 from autoopt_pipeline.optimization.split import Judged, Split, split_examples
 from autoopt_pipeline.settings import Settings
@@ -87,7 +88,9 @@ def searched(
     say: Callable[[str], None] = lambda line: None,
 ) -> Search:
     start = spec.build_program(LABELS)
-    return search(spec, config, LABELS, split, incumbent or start, start, lm, teacher or lm, say)
+    return search(
+        spec, config, LABELS, split, incumbent or start, start, lm, teacher or lm, say, PhaseTracker(lm.meter)
+    )
 
 
 def share_right(spec: ModuleSpec, program: dspy.Module, asked: tuple[Example, ...]) -> float:

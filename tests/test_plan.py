@@ -11,13 +11,21 @@ from autoopt_pipeline.optimization.plan import (
     Attempts,
     Decision,
     Evidence,
+    LostRun,
     NeedsEvidence,
     Outcome,
     Reason,
     count_from,
     decide,
 )
-from autoopt_pipeline.tenants.config import Agent, DailyBudget, ModuleSettings, QuietHours, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import (
+    Agent,
+    DailyBudget,
+    ModuleSettings,
+    QuietHours,
+    Retry,
+    RoutingConfigUnified,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 AGENTS = [Agent(name="search_agent"), Agent(name="report_agent")]
@@ -30,6 +38,7 @@ attempts = st.builds(
     outcome_at=st.none() | moments,
     failures=st.integers(0, 60),
     last_failure_at=st.none() | moments,
+    lost=st.none() | st.builds(LostRun, st.integers(1, 5), st.just("run-1"), st.none()),
     running=st.none() | st.just("run-1"),
 )
 configs = st.builds(
@@ -122,6 +131,21 @@ def test_backoff_doubles_and_is_capped() -> None:
     hour = timedelta(hours=1)
     assert [wait(k) for k in (1, 2, 3)] == [hour, 2 * hour, 4 * hour]
     assert wait(4) == wait(50) == MAX_BACKOFF
+
+
+def test_a_lost_run_is_tried_again_by_the_policy_and_counts_as_one_failure_with_its_tries() -> None:
+    def wait(failures: int, lost: int, **retry: object) -> float:
+        config = CONFIG.model_copy(update={"retry": Retry.model_validate(retry)})
+        tried = Attempts(failures=failures, last_failure_at=NOW, lost=LostRun(lost, "run-1", None))
+        decision = decided(config, tried, None)
+        assert decision.reason is Reason.BACKING_OFF
+        assert decision.until
+        return (decision.until - NOW).total_seconds()
+
+    assert [wait(n, n, max_retries=2, delay_seconds=5) for n in (1, 2, 3, 4)] == [5, 15, 3600, 7200]
+    assert [wait(n, n, max_retries=2, delay_seconds=5, backoff="constant") for n in (1, 2)] == [5, 5]
+    assert wait(1, 1, max_retries=0) == 3600
+    assert wait(4, 1, max_retries=1, delay_seconds=9) == 9  # others had failed before, and this one was killed
 
 
 def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that_is_longest() -> None:

@@ -17,6 +17,7 @@ from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.optimization.evaluation import answer_all, using
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import search
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings
@@ -188,7 +189,7 @@ def test_the_teacher_has_settings_of_its_own(server: LLMServer) -> None:
     teacher = metered_lm(settings_for("openai/teacher", server, max_tokens=700, temperature=1.0), meter, Role.TEACHER)
     split = split_of(ROUTING, train=60, dev=30)
     start = ROUTING.build_program(LABELS)
-    search(ROUTING, CONFIG, LABELS, split, start, start, lm, teacher, lambda line: None)
+    search(ROUTING, CONFIG, LABELS, split, start, start, lm, teacher, lambda line: None, PhaseTracker(meter))
     told = {(s.body["model"], s.body.get("max_tokens"), s.body.get("temperature")) for s in server.sent}
     assert ("answers", 60, 0) in told
     assert ("teacher", 700, 1) in told

@@ -23,7 +23,7 @@ _SORTED_BY: Mapping[str, _Key] = {
     "new": lambda each: -_share_of_needed(each),
     "score": lambda each: -1.0 if each.active_score is None else each.active_score,
     "verdict": lambda each: each.verdict,
-    "last": lambda each: each.attempts.outcome_at or _NEVER,
+    "last": lambda each: each.last_at or _NEVER,
     "next": lambda each: each.decision.until or (_NEVER if each.decision.launch else _LATER),
 }
 

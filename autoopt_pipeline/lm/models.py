@@ -1,11 +1,7 @@
 """From settings to a language model: any that DSPy speaks to, or the stand-in."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
-
-# Before anything imports LiteLLM, which else fetches its price list from the internet.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 from dspy.utils.exceptions import LMError

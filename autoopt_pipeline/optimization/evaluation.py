@@ -3,7 +3,7 @@
 import io
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import copy_context
@@ -81,8 +81,9 @@ def answer_all(
     lm: MeteredLM,
     *,
     must_be_readable: bool = False,
+    answered: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Ask every example, in order.
+    """Ask every example, in order. `answered` is called after each, in whatever thread asked it.
 
     An answer that cannot be read, and a request that the model refuses, are wrong answers. A call that failed
     even after retries is not: raises `LMUnavailable` or `LMNotConfigured`, because nothing is known of the program
@@ -92,12 +93,10 @@ def answer_all(
     """
     answers: list[Answer] = []
     with raising_outages(), using(lm):
-        for first, stop in (
-            [(0, FIRST_ASKED), (FIRST_ASKED, len(examples))] if must_be_readable else [(0, len(examples))]
-        ):
-            answers += _ask(spec, program, examples[first:stop], lm)
-            if must_be_readable:
-                _check_readable(answers, program, lm)
+        if must_be_readable:
+            answers = _ask(spec, program, examples[:FIRST_ASKED], lm, answered)
+            _check_readable(answers, program, lm)
+        answers += _ask(spec, program, examples[len(answers) :], lm, answered)
     refused = [answer for answer in answers if answer.unread is Unread.REFUSED]
     if len(refused) > max(1, MAX_REFUSED * len(examples)):
         raise LMUnavailable(
@@ -113,12 +112,24 @@ def unread_counts(answers: Iterable[Answer]) -> dict[str, int]:
     return dict(sorted(Counter(answer.unread.value for answer in answers if answer.unread).items()))
 
 
-def _ask(spec: ModuleSpec, program: dspy.Module, examples: Sequence[Example], lm: MeteredLM) -> list[Answer]:
+def _ask(
+    spec: ModuleSpec,
+    program: dspy.Module,
+    examples: Sequence[Example],
+    lm: MeteredLM,
+    answered: Callable[[], None],
+) -> list[Answer]:
+    def ask(example: Example) -> Answer:
+        try:
+            return _ask_one(spec, program, example)
+        finally:
+            answered()
+
     if lm.threads == 1:
-        return [_ask_one(spec, program, example) for example in examples]
+        return [ask(example) for example in examples]
     with ThreadPoolExecutor(lm.threads, thread_name_prefix="autoopt-ask") as pool:
         # Each with a copy of the context: DSPy's settings are in it.
-        asked = [pool.submit(copy_context().run, _ask_one, spec, program, example) for example in examples]
+        asked = [pool.submit(copy_context().run, ask, example) for example in examples]
         try:
             return [future.result() for future in asked]
         except BaseException:

@@ -15,7 +15,7 @@ from typing import Literal
 import dspy
 
 from autoopt_pipeline.artifacts.comeback import why_unwanted
-from autoopt_pipeline.artifacts.moves import Watch, watch_since
+from autoopt_pipeline.artifacts.moves import Move, Watch, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
 from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
@@ -32,7 +32,8 @@ from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Calibration, Compari
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
-from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
+from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, decision_of, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
@@ -69,7 +70,8 @@ class Job:
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
     programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared. With `only`, one of `OPTIMIZERS`, no others race.
+    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
+    this one. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -82,6 +84,7 @@ class Job:
     parts: Mapping[str, Program] = field(default_factory=dict)
     pool: Pool | None = None
     attempt: str = ""
+    lost_runs: frozenset[str] = frozenset()
     only: str | None = None
 
 
@@ -92,30 +95,39 @@ def optimize(
     *,
     teacher: MeteredLM | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: ProgressCallback | None = None,
 ) -> Report:
     """Search for a better program and promote it when it is proven better. Nothing is changed otherwise.
 
     While a candidate waits for proof, it is tried on what is new instead. `teacher` writes instructions and demos;
-    by default the model does that itself. Raises `LMUnavailable` when a model fails, and whatever the artifact
-    store raises.
+    by default the model does that itself. `say` gets a line for each step, `on_progress` how far a long one is. Raises
+    `LMUnavailable` when a model fails, and whatever the artifact store raises.
     """
-    return _Optimization(job, lm, teacher or lm, artifacts, say).run()
+    with tracking(lm.meter, on_progress) as tracker:
+        return _Optimization(job, lm, teacher or lm, artifacts, say, tracker).run()
 
 
 class _Optimization:
     """The state of one optimization, so that every step can say how far it got."""
 
     def __init__(
-        self, job: Job, lm: MeteredLM, teacher: MeteredLM, artifacts: ModuleArtifacts, say: Callable[[str], None]
+        self,
+        job: Job,
+        lm: MeteredLM,
+        teacher: MeteredLM,
+        artifacts: ModuleArtifacts,
+        say: Callable[[str], None],
+        tracker: PhaseTracker,
     ) -> None:
         self.job, self.spec, self.config = job, job.spec, job.config
-        self.lm, self.teacher, self.artifacts, self.say = lm, teacher, artifacts, say
+        self.lm, self.teacher, self.artifacts, self.say, self.tracker = lm, teacher, artifacts, say, tracker
         self.started = time.monotonic()
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
         moves = artifacts.moves()
         self.epoch = sum(move.judged for move in moves)
+        self.moves = moves
         self.watch = watch_since(moves[-1] if moves else None)
         self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
@@ -138,6 +150,8 @@ class _Optimization:
         )
         self.draft = self._draft(found, split)
         self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if move := self._moved_before():
+            return self._report(*self._as_it_was(move))
         if trying := self._canary():
             return self._report(Verdict.CANARY, trying)
         if trial and waiting:
@@ -155,6 +169,7 @@ class _Optimization:
             self.lm,
             self.teacher,
             self.say,
+            self.tracker,
             only=self.job.only,
             try_schema=self._schema_may_pay(incumbent),
         )
@@ -186,6 +201,29 @@ class _Optimization:
         if not enforced:
             self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
         return enforced
+
+    def _moved_before(self) -> Move | None:
+        """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
+        last = self.moves[-1] if self.moves else None
+        proven = last is not None and (last.judged or last.canary is not None)
+        return last if last and proven and last.by in map(_mover, self.job.lost_runs) else None
+
+    def _as_it_was(self, move: Move) -> tuple[Verdict, str]:
+        """The verdict of a promotion that was made before, with what its version says of it."""
+        watch = watch_since(move)
+        trying = watch if watch and watch.is_canary else None
+        manifest = self.artifacts.manifest(str(trying.version if trying else move.to))
+        self.notes.append(f"{move.by} had come to this before it was lost, so nothing was searched for again")
+        if manifest:
+            self.draft = replace(
+                self.draft,
+                version=manifest.version,
+                active_version=move.to,
+                incumbent_version=move.expected,
+                optimizer=manifest.optimizer,
+                gate=decision_of(manifest),
+            )
+        return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Let the finalist look at the holdout, once."""
@@ -290,8 +328,10 @@ class _Optimization:
     def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
         examples = [each.example for each in judged]
         try:
-            before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True)
-            after = answer_all(self.spec, candidate, examples, self.lm)
+            with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
+                before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True, answered=answered)
+            with self.tracker.phase("candidate on the holdout", len(examples)) as answered:
+                after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
         counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
@@ -315,7 +355,7 @@ class _Optimization:
                     self.artifacts,
                     manifest.version,
                     expected=self.incumbent_version,
-                    by=f"run {self.job.run_id}",
+                    by=_mover(self.job.run_id),
                     why=reason,
                     settings=self.config.watch,
                 )
@@ -534,6 +574,11 @@ class _Optimization:
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
             packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
+
+
+def _mover(run_id: str) -> str:
+    """Who makes a move, where a run does."""
+    return f"run {run_id}"
 
 
 def _trying(watch: Watch) -> str:

@@ -24,6 +24,7 @@ from autoopt_pipeline.optimization.optimizers import (
     demo_pickers,
     improvers,
 )
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.race import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
 from autoopt_pipeline.optimization.split import Split
@@ -65,6 +66,7 @@ def search(
     lm: MeteredLM,
     teacher: MeteredLM,
     say: Callable[[str], None],
+    tracker: PhaseTracker,
     only: str | None = None,
     try_schema: bool = False,
 ) -> Search:
@@ -79,12 +81,13 @@ def search(
     With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
     calls do, it depends on how many calls were under way.
     """
-    course = _Course(spec, config.tenant_id, labels, balanced(choosing_examples(split), lambda e: e.label), lm, say)
+    dev = balanced(choosing_examples(split), lambda e: e.label)
+    course = _Course(spec, config.tenant_id, labels, dev, lm, say, tracker)
     shop = Workshop(
         spec=spec,
         start=start,
         train=split.train,
-        dev=course.dev,
+        dev=dev,
         lm=lm,
         teacher=teacher,
         max_labeled_demos=config.dspy_max_labeled_demos,
@@ -95,7 +98,7 @@ def search(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
             "choose another one, or none to try all",
         )
-    race = Race(len(course.dev), course.score, course.entrant(INCUMBENT, incumbent))
+    race = Race(len(dev), course.score, course.entrant(INCUMBENT, incumbent))
     # What the search must leave over for the comparison on the holdout.
     with lm.meter.holding_back(comparison_calls(split, start)):
         try:
@@ -154,6 +157,7 @@ class _Course:
     dev: Sequence[Example]
     lm: MeteredLM
     say: Callable[[str], None]
+    tracker: PhaseTracker
     judging_calls: Counter[str] = field(default_factory=Counter)
     unread: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -167,7 +171,7 @@ class _Course:
         for optimizer in optimizers:
             before = self.lm.meter.calls
             try:
-                with raising_outages():
+                with raising_outages(), self.tracker.phase(f"making {optimizer.name}"):
                     program = optimizer.compile()
             except AutooptError:
                 raise
@@ -184,7 +188,15 @@ class _Course:
     def score(self, entrant: Entrant[dspy.Module], first: int, stop: int) -> list[float]:
         asked, before = self.dev[first:stop], self.lm.meter.calls
         try:
-            answers = answer_all(self.spec, entrant.program, asked, self.lm, must_be_readable=entrant.name == INCUMBENT)
+            with self.tracker.phase(f"{entrant.name} on dev", len(asked)) as answered:
+                answers = answer_all(
+                    self.spec,
+                    entrant.program,
+                    asked,
+                    self.lm,
+                    must_be_readable=entrant.name == INCUMBENT,
+                    answered=answered,
+                )
         finally:
             self.judging_calls[entrant.key] += self.lm.meter.calls - before
         self.unread.setdefault(entrant.key, Counter()).update(unread_counts(answers))

@@ -7,17 +7,21 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
+from autoopt_pipeline.orchestration.progress import StepProgress
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
 from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, refuse_overlap, refuse_repetition
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, WINDOW_END_TAG
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
@@ -27,8 +31,7 @@ if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Report
     from autoopt_pipeline.traces.collect import Collected
 
-WINDOW_END_TAG = "autoopt/window_end"
-"""Run tag: traces before this moment (UTC) are read, so that a retried run sees the same."""
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 LM_POOL = "lm"
 """Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
@@ -127,7 +130,7 @@ def _optimize(
         budget = budget_today(context, config, settings, force=overrides.force)
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
-        failing_the_step(context, config.retry, meter),
+        failing_the_step(context, config.retry),
         accounted(context, spec.name, meter),
         blaming_the_day(config, budget),
     ):
@@ -153,11 +156,14 @@ def _optimize(
                 spec,
                 lambda part, why: context.log.warning(f"{part.name} starts from its baseline: {why}"),
             ),
-            attempt=context.run.root_run_id or context.run.run_id,
+            attempt=_attempt(context),
+            lost_runs=_lost_runs(context, spec.name),
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
-        report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+        report = optimize(
+            job, lm, artifacts, teacher=teacher, say=context.log.info, on_progress=StepProgress(context, spec.name)
+        )
         kept.drop()
         labels = [label.name for label in labels_of(spec, config)]
         metadata = report_metadata(
@@ -213,6 +219,26 @@ def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSp
     if not config.share_instructions:
         shared.withdraw(config.tenant_id)
     return Pool(shared, connections.configs)
+
+
+def _attempt(context: dg.AssetExecutionContext) -> str:
+    """The run that began what this one does: another one where this is tried again."""
+    return context.run.tags.get(ATTEMPT_TAG) or context.run.root_run_id or context.run.run_id
+
+
+def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]:
+    """The runs of the same attempt before this one, where none of them came to report an outcome of the module."""
+    attempt = _attempt(context)
+    if attempt == context.run.run_id:
+        return frozenset()
+    tried = [
+        run.run_id
+        for tag in (ATTEMPT_TAG, ROOT_RUN_ID_TAG)
+        for run in context.instance.get_runs(dg.RunsFilter(tags={tag: attempt}))
+    ]
+    earlier = frozenset({attempt, *tried} - {context.run.run_id})
+    last = outcome_since(context.instance, context.partition_key, module, _EVER)
+    return frozenset() if last in earlier else earlier
 
 
 def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> datetime:

@@ -7,6 +7,7 @@ that Dagster does not declare public are needed; they stand in this file only, u
 import threading
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +18,9 @@ from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
 from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Spending
-from autoopt_pipeline.optimization.plan import Attempts, Outcome, believable
+from autoopt_pipeline.optimization.plan import Attempts, LostRun, Outcome, believable
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 
 Key = tuple[str, str]
 
@@ -272,8 +274,23 @@ def _add_failures(
             if known.outcome_at and known.outcome_at >= began:
                 continue
             attempts[tenant, module] = replace(
-                known, failures=known.failures + 1, last_failure_at=_believed(ended), last_failed_run=run.run_id
+                known,
+                failures=known.failures + 1,
+                last_failure_at=_believed(ended),
+                last_failed_run=run.run_id,
+                lost=_lost(run, known.lost),
             )
+
+
+def _lost(run: dg.DagsterRun, before: LostRun | None) -> LostRun | None:
+    """The failed run as a lost one, after `before`; None where it says itself that it failed, or was cancelled."""
+    if run.status is not dg.DagsterRunStatus.FAILURE or FAILED_TAG in run.tags:
+        return None
+    attempt = run.tags.get(ATTEMPT_TAG) or run.root_run_id or run.run_id
+    window_end = None
+    with suppress(KeyError, ValueError):  # whoever launches a run may write what they like
+        window_end = datetime.fromisoformat(run.tags[WINDOW_END_TAG]).astimezone(UTC)
+    return LostRun(before.times + 1 if before else 1, attempt, window_end)
 
 
 def _believed(moment: datetime) -> datetime | None:

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from autoopt_pipeline.artifacts.moves import Move, Rollback
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, TrialStep, read_manifests, read_pointers
 from autoopt_pipeline.artifacts.stored import PROPOSED, decided_about
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
@@ -24,6 +24,7 @@ from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.phoenix import CountRequest
@@ -53,7 +54,9 @@ class Standing:
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
-    it serve, where one did. `decided` is what a person decided about the version of the last outcome.
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
+    far the run that is under way is, where it is in a long phase. `unreported`
+    says how the active version came to be, where its run was lost before it could report that, or its report is gone.
     """
 
     tenant_id: str
@@ -66,6 +69,13 @@ class Standing:
     trouble: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
+    progress: RunProgress | None = None
+    unreported: Manifest | None = None
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When something came of a run last; None where the module was never optimized."""
+        return self.unreported.created_at if self.unreported else self.attempts.outcome_at
 
     @property
     def enabled(self) -> bool:
@@ -85,6 +95,8 @@ class Standing:
     @property
     def verdict(self) -> str:
         """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        if self.unreported:
+            return _word_on_active(self.unreported)
         return self.decided or (self.outcome.verdict if self.outcome else "")
 
     @property
@@ -105,11 +117,11 @@ class Standing:
             return Health.DUE
         if self.rolled_back:
             return Health.ROLLED_BACK
-        return Health.WELL if self.attempts.outcome_at else Health.NEW
+        return Health.WELL if self.last_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts = self.decision, self.decision.evidence, self.attempts
+        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -126,13 +138,14 @@ class Standing:
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
+            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
             "waits_for_approval": self.proposed,
-            "last_outcome_at": _iso(attempts.outcome_at),
+            "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
@@ -172,13 +185,17 @@ def tenant_standings(
             versions[key] = pointer.version
         if pointer and pointer.rolled_back:
             rollbacks[key] = pointer.rolled_back
-    scores = dict[Key, float | None]()
+    scores, unreported = dict[Key, float | None](), dict[Key, Manifest]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
-        else:
-            scores[key] = manifest.candidate_score
+            continue
+        scores[key] = manifest.candidate_score
+        reported_at = attempts.get(key, Attempts()).outcome_at
+        if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
+            unreported[key] = manifest
     decided = _decided(connections, outcomes)
+    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         Standing(
             *key,
@@ -190,6 +207,8 @@ def tenant_standings(
             troubles.get(key),
             rollbacks.get(key),
             decided.get(key),
+            progress.get(key),
+            unreported.get(key),
         )
         for key, decision in plan.decisions.items()
     ]
@@ -338,7 +357,7 @@ def _story(
         standing,
         config,
         config_version,
-        _last_outcome(instance, tenant, module),
+        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, tenant, module),
         _failures(instance, standing),
         moves[-1] if moves else None,
         _open_trial(artifacts, moves[-1] if moves else None),
@@ -364,6 +383,27 @@ def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> Las
             unread_answers=metadata.get("unread_answers") or {},
         )
     return None
+
+
+def _as_made(manifest: Manifest) -> LastOutcome:
+    """What a version says of the run that made it."""
+    return LastOutcome(
+        at=manifest.created_at,
+        run_id=manifest.run_id,
+        verdict=_word_on_active(manifest),
+        reason=manifest.reason,
+        version=manifest.version,
+        score_before=manifest.incumbent_score,
+        score_after=manifest.candidate_score,
+        lm_calls=manifest.lm_calls,
+        lm_tokens=manifest.lm_tokens,
+        unread_answers=manifest.unread,
+    )
+
+
+def _word_on_active(manifest: Manifest) -> str:
+    """The verdict on a version that is active: what waited for a person or a proof has got it."""
+    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
 
 
 def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedRun, ...]:

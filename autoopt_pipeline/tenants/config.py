@@ -140,13 +140,21 @@ class DailyBudget(Strict):
 
 
 class Retry(Strict):
-    """How a step that fails before it has spent anything, because something does not answer, is tried again."""
+    """How what may pass by itself is tried again.
+
+    A step that fails before it has spent anything, because something does not answer, is tried again in the same run.
+    What was under way in a run that was killed is tried again in another one.
+    """
 
     max_retries: int = Field(2, ge=0, le=10)
     delay_seconds: int = Field(5, ge=0, le=3600, description="Before the first try again, give or take as much.")
     backoff: Literal["constant", "exponential"] = Field(
         "exponential", description="exponential: once the delay, then 3, 7, 15 times; constant: once each time."
     )
+
+    def delay(self, attempt: int) -> int:
+        """Seconds before a try again; `attempt` counts from 1."""
+        return self.delay_seconds * (2**attempt - 1 if self.backoff == "exponential" else 1)
 
 
 class QuietHours(Strict):
@@ -238,7 +246,10 @@ class RoutingConfigUnified(Strict):
     quiet_hours: list[QuietHours] = Field(
         default_factory=list, max_length=20, description="When nothing is launched by itself."
     )
-    retry: Retry = Field(Retry(), description="Trying again in the same run what may pass by itself.")
+    retry: Retry = Field(
+        Retry(),
+        description="Trying again in the same run what may pass by itself, and soon in another one after a kill.",
+    )
     max_run_seconds: int | None = Field(
         None,
         ge=60,
