@@ -176,7 +176,4 @@ def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
 def _remedy(lm: LMSettings) -> str:
     if lm.temperature:
         return f"set lm.temperature to 0 or leave it out: at {lm.temperature:g} answers are drawn by chance"
-    return (
-        "it was asked at temperature 0: serve it so that it repeats itself, as docs/choose-a-language-model.md says, "
-        "or review more traces"
-    )
+    return "serve it so that it repeats itself, as docs/choose-a-language-model.md says, or review more traces"
