@@ -18,6 +18,7 @@ from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
+from autoopt_pipeline.orchestration.tags import SKIPPED_TAG
 
 CODE_LOCATION = "autoopt_pipeline"
 """Name of the code location, as `workspace.yaml` has it."""
@@ -37,12 +38,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed."""
+    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+
+    `skipped` says why modules were left to another run, where they were.
+    """
 
     run_id: str
     status: dg.DagsterRunStatus
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
+    skipped: str | None = None
 
 
 def is_to_run(decision: Decision, *, force: bool) -> bool:
@@ -169,7 +174,8 @@ def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
         materialization = entry.asset_materialization
         if materialization:
             outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
-    return Ended(run_id, _run(instance, run_id).status, outcomes, causes_of(instance, run_id))
+    run = _run(instance, run_id)
+    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
