@@ -1,5 +1,7 @@
 """The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
 
+from http import HTTPStatus
+
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.wording import one_line
 
@@ -90,6 +92,19 @@ class PhoenixUnavailable(AutooptError):
 
 class PhoenixRefused(AutooptError):
     """Phoenix answered, but refused or did not understand what was asked."""
+
+    @classmethod
+    def of_key(cls, endpoint: str, status: int, said: str) -> "PhoenixRefused":
+        """For the HTTP statuses 401 and 403: the key is none of this server's, or its user may not do what was asked.
+
+        `said` is what the server answered.
+        """
+        if status == HTTPStatus.FORBIDDEN:
+            return cls(
+                f"Phoenix {endpoint}: its key may not do this ({status}: {one_line(scrub(said), length=100)})",
+                "set AUTOOPT_PHOENIX_API_KEY to a system key, or to a key of a user who is MEMBER or ADMIN",
+            )
+        return cls(f"Phoenix {endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY")
 
 
 class UnknownTrace(AutooptError):

@@ -57,6 +57,8 @@ def provider(phoenix: Phoenix) -> Iterator[TracerProvider]:
 
 @pytest.fixture
 def serve(tmp_path: Path, lm: dspy.LM, phoenix: Phoenix, provider: TracerProvider) -> Callable[..., Serving]:
+    (tmp_path / "another-tenant").mkdir()
+
     def make(**more: Any) -> Serving:
         given = {"lm": lm, "tracer_provider": provider, "phoenix_endpoint": phoenix.endpoint, "refresh_seconds": 3600}
         return Serving(str(tmp_path), **(given | more))

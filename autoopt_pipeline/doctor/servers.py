@@ -29,7 +29,7 @@ _KNOWN_PHOENIX = "20."
 
 def phoenix(parts: Connections) -> Iterator[Finding]:
     server = parts.phoenix.about()
-    key = "the key is accepted" if parts.settings.phoenix_api_key else "no key is needed"
+    key = "the key may read and write" if parts.settings.phoenix_api_key else "no key is needed"
     told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
     if not (server.version or "").startswith(_KNOWN_PHOENIX):
         yield warn(f"{told}; tested is {_KNOWN_PHOENIX}x", "watch the first runs, or use that version")
@@ -81,7 +81,7 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
         )
     try:
         made = metered_lm(lm, Meter(max_calls=_CALLS, max_tokens=100_000))
-    except LMNotConfigured as e:
+    except AutooptError as e:
         return fail(e.what, e.remedy)
     told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
     return _called(made, told) if call else ok(told)

@@ -11,17 +11,19 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.moves import Pointer
 from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from autoopt_pipeline.serving._snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 IDLE_REFRESHES = 20
 """Refreshes that a module stays loaded without being asked. Then it is dropped, and is loaded anew when it is used."""
@@ -99,6 +102,8 @@ class Programs:
         self._files = Files(self._root_url)
         self._lock = threading.Lock()
         self._outage = False
+        self._nothing: Problem | None = None
+        self._something = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="autoopt-load")
@@ -120,7 +125,8 @@ class Programs:
 
     def problems(self) -> list[Problem]:
         with self._lock:
-            return [entry.problem for entry in self._entries.values() if entry.problem]
+            own = [entry.problem for entry in self._entries.values() if entry.problem]
+        return [*own, *([self._nothing] if self._nothing else [])]
 
     def status(self) -> list[Status]:
         with self._lock:
@@ -158,6 +164,7 @@ class Programs:
             pointers = dict.fromkeys(places, down)
         for entry in due:
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules})
+        self._look_for_anything(pointers.values())
 
     def close(self) -> None:
         """End the thread. Programs that are loaded stay usable."""
@@ -191,11 +198,33 @@ class Programs:
             places = [(entry.tenant_id, module) for module in entry.modules]
             pointers = read_pointers(self._files, places)
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules}, labels)
+            self._look_for_anything(pointers.values())
         except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
             self._failed(entry, ArtifactStoreUnavailable(f"{entry.name}: {e}", "check AUTOOPT_ARTIFACTS_URL"))
         finally:
             self._snapshot(entry)
             entry.first_load.set_result(None)
+
+    def _look_for_anything(self, found: Collection[Pointer | AutooptError | None]) -> None:
+        """Say so, once, where the root holds nothing at all: then it is hardly the one that the pipeline writes to."""
+        if self._something:
+            return
+        if any(isinstance(pointer, AutooptError) for pointer in found):
+            return  # which is a problem of its own
+        try:
+            self._something = any(found) or bool(self._files.names(""))
+        except AutooptError:
+            return
+        with self._lock:
+            if self._something:
+                self._nothing = None
+            elif self._nothing is None:
+                what = f"artifact root {without_secrets(self._root_url)} holds nothing, so only baselines serve"
+                remedy = (
+                    "set AUTOOPT_ARTIFACTS_URL to the root of the pipeline; if that is it, wait for its first program"
+                )
+                logger.warning("%s -> %s", what, remedy)
+                self._nothing = Problem("artifacts", what, remedy, datetime.now(UTC))
 
     def _snapshot(self, entry: _Entry) -> "Snapshot":
         """What serves now: the module's baseline where nothing could be loaded, or not in time."""

@@ -126,7 +126,10 @@ class Phoenix:
             ) from None
 
     def about(self) -> Server:
-        """Which server this is. Raises as all do, `PhoenixRefused` for one when the key is not accepted."""
+        """Which server this is. Tries all that runs need rights for, and changes nothing.
+
+        Raises as all do, `PhoenixRefused` for one when the key is not accepted, or may not read spans or write.
+        """
         with self._errors("its projects"):
             response = self._response("GET", "/v1/projects", params={"limit": 1})
             asked_at = datetime.now(UTC)
@@ -134,6 +137,10 @@ class Phoenix:
             self._graphql_projects([project["name"] for project in projects] or [""])
             for project in projects:
                 self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
+            for project in projects:  # of spans from now on there are none
+                query = {"queries": [{"select": {}}], "start_time": asked_at.isoformat(), "limit": 1}
+                self._response("POST", "/v1/spans", params={"project_name": project["name"]}, json=query)
+            self._response("POST", "/v1/span_annotations", json={"data": []})
             date = response.headers.get("date")
             return Server(
                 response.headers.get(_VERSION_HEADER), parsedate_to_datetime(date) if date else None, asked_at
@@ -437,9 +444,7 @@ class Phoenix:
     def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
         status = error.response.status_code
         if status in {401, 403}:
-            return PhoenixRefused(
-                f"Phoenix {self.endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY"
-            )
+            return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
         if status in {404, 405, 415} and _VERSION_HEADER not in error.response.headers:
             return self._no_phoenix()
         if status == 404:
