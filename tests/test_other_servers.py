@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.test_cli import AGENTS, autoopt
 
-NOW = datetime.now(UTC)
 PROJECT = {"id": "UHJvamVjdDox", "name": "default", "description": ""}
 
 
@@ -110,13 +108,13 @@ def test_the_sensor_says_it_too(home: Path, old: Server, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("version", ["17.16.0", "17.9.1", "4.0.0rc1"])
 def test_below_the_least_version_nothing_is_read(version: str) -> None:
     with answering(b'{"data": {"p0": null}}', version=version) as server, pytest.raises(PhoenixRefused, match=version):
-        Phoenix(server.url).projects(["any"], until=NOW)
+        Phoenix(server.url).projects(["any"])
 
 
 @pytest.mark.parametrize("version", ["17.17.0", "18.0.0", "20.26.1", "21.0.0", "a-fork", None])
 def test_from_there_on_and_where_a_proxy_hides_the_version_it_is_read(version: str | None) -> None:
     with answering(b'{"data": {"p0": null}}', version=version) as server:
-        assert Phoenix(server.url).projects(["any"], until=NOW) == {}
+        assert Phoenix(server.url).projects(["any"]) == {}
         assert server.asked == ["POST /graphql"]
 
 
@@ -142,6 +140,6 @@ def test_a_server_that_is_not_phoenix_is_told_as_that(home: Path, status: int, b
 def test_what_a_later_phoenix_does_not_understand_is_told_with_the_versions_that_do() -> None:
     unknown = b'{"data": null, "errors": [{"message": "Cannot query field \'traceCount\' on type \'Project\'."}]}'
     with answering(unknown, version="31.0.0") as server, pytest.raises(PhoenixRefused) as error:
-        Phoenix(server.url).projects(["any"], until=NOW)
+        Phoenix(server.url).projects(["any"])
     assert "Cannot query field 'traceCount'" in error.value.what
     assert "use Phoenix 17.17 to 20" in error.value.remedy
