@@ -57,17 +57,18 @@ class SpanContract:
 
     `inputs` maps each input field of the program to its attribute paths; the fields in `required` must be
     there, the others are empty where the span lacks them. `answers` does the same for the output fields: what
-    the application decided. `success` is what came of it (absent: not known to have failed), `quality` how good
-    the outcome was, from 0 to 1. `annotation` is the name of the Phoenix span annotations that judge this
-    module's answer.
+    the application decided. `annotation` is the name of the Phoenix span annotations that judge this module's
+    answer. `confidence` is how sure the application was, from 0 to 1, `success` what came of the decision (absent:
+    not known to have failed), and `quality` how good the outcome was, from 0 to 1. Without `confidence`, only what
+    `success` says was good, or somebody reviewed, is learnt from.
     """
 
     span_name: str
     inputs: dict[str, tuple[str, ...]]
     required: tuple[str, ...]
     answers: dict[str, tuple[str, ...]]
-    confidence: tuple[str, ...]
     annotation: str
+    confidence: tuple[str, ...] = ()
     success: tuple[str, ...] = ()
     quality: tuple[str, ...] = ()
     review_sample: tuple[str, ...] = field(default=(REVIEW_SAMPLE,))

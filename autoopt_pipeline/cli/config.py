@@ -15,9 +15,15 @@ from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect, version_before
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, with_field
+from autoopt_pipeline.tenants.config import (
+    RoutingConfigUnified,
+    check_modules,
+    chosen_fields,
+    with_field,
+    without_field,
+)
 from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
-from autoopt_pipeline.tenants.store import newest_version, read_config, stored_version, write_config
+from autoopt_pipeline.tenants.store import StoredConfig, newest_version, read_config, stored_version, write_config
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)
 
@@ -38,14 +44,31 @@ def set_fields(
     """Change fields; the others stay as they are."""
     store = connections().configs
     config, version = read_config(store, tenant)
+    before = chosen_fields(config)
     for change in changes:
         path, separator, value = change.partition("=")
         if not separator:
             raise InvalidConfig(f"{change[:60]!r} is no FIELD=VALUE", "e.g. enable_auto_optimization=false")
         config = with_field(config, path.strip(), value)
-    check_modules(config)
+    check_modules(config, before)
     written = write_config(store, config, expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
+
+
+@app.command("unset")
+def unset_fields(
+    tenant: TenantId,
+    fields: Annotated[list[str], typer.Argument(help="e.g. budget.max_lm_calls, or modules.NAME to take it out.")],
+) -> None:
+    """Let fields follow their defaults again, or take a module out; the others stay as they are."""
+    store = connections().configs
+    config, version = read_config(store, tenant)
+    before = in_effect(newest_version(store, tenant))
+    for field in fields:
+        config = without_field(config, field.strip())
+    written = write_config(store, config, expected_version=version)
+    console.print(f"{tenant}: configuration version {written}")
+    print_changes(changed_fields(before, config.model_dump(mode="json")))
 
 
 @app.command()
@@ -58,7 +81,7 @@ def edit(tenant: TenantId) -> None:
     store = connections().configs
     newest = newest_version(store, tenant)
     with edited_file(as_text(newest), suffix=".yaml") as file:
-        config = _edited(file, tenant)
+        config = _edited(file, newest)
         if config is None:
             console.print(f"{tenant}: nothing was changed")
             return
@@ -67,14 +90,14 @@ def edit(tenant: TenantId) -> None:
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
 
 
-def _edited(file: EditedFile, tenant: str) -> RoutingConfigUnified | None:
+def _edited(file: EditedFile, newest: StoredConfig) -> RoutingConfigUnified | None:
     """What the person made of a file; None where they changed nothing. On a terminal they can correct mistakes."""
     while True:
         file.edit()
         if not file.changed:
             return None
         try:
-            return from_text(file.text, tenant)
+            return from_text(file.text, newest)
         except InvalidConfig as e:
             if not sys.stdin.isatty():
                 raise
@@ -131,7 +154,7 @@ def revert(
     """Save an earlier version again, as a new version. Refused where it is not valid any more."""
     store = connections().configs
     newest = newest_version(store, tenant)
-    config = reverted_to(stored_version(store, tenant, version))
+    config = reverted_to(stored_version(store, tenant, version), newest)
     written = write_config(store, config, expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}, the same as {version}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))

@@ -9,7 +9,6 @@ from rich.markup import escape
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
 from autoopt_pipeline.cli.programs import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Reason
 
 
@@ -27,7 +26,6 @@ def why(
     from autoopt_pipeline.orchestration.sentences import sentences
     from autoopt_pipeline.orchestration.standing import module_stories
 
-    get_module(module)
     parts = connections()
     stored = parts.configs.current()
     if tenant not in stored:

@@ -43,7 +43,7 @@ def save_form(request: Request, posted: FormData) -> Response:
     shapes = configuration_shapes()
     typed = rebased(shapes, before, now, _texts(posted))
     filled = fill(shapes, now, shown(shapes, now) | typed)
-    config, errors = checked(filled)
+    config, errors = checked(filled, now)
     if filled.document == now or (config and chosen_fields(config) == now):
         return _back(request, "Nothing was changed.")
     if base.version != newest.version:
@@ -75,7 +75,7 @@ def save_text(request: Request, form: FormData) -> Response:
     if base.version != newest.version:
         return _show_text(request, newest, text, status=HTTPStatus.CONFLICT, **_meanwhile(base, newest))
     try:
-        return _save(dashboard, request, newest, from_text(text, newest.tenant_id))
+        return _save(dashboard, request, newest, from_text(text, newest))
     except InvalidConfig as e:
         return _show_text(request, newest, text, wrong=str(e), status=HTTPStatus.BAD_REQUEST)
     except ConfigConflict:  # within this very moment
@@ -122,7 +122,7 @@ def revert(request: Request, form: FormData) -> Response:
     dashboard, newest, version = dashboard_of(request), configured(request), str(form.get("version", ""))
     entry = _version(dashboard, newest.tenant_id, version)
     try:
-        config = reverted_to(entry)
+        config = reverted_to(entry, newest)
         written = write_config(dashboard.parts.configs, config, expected_version=_number(form.get("newest")))
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
@@ -209,7 +209,7 @@ def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Respon
     entry = _version(dashboard, newest.tenant_id, version)
     possible = True
     try:
-        config = reverted_to(entry)
+        config = reverted_to(entry, newest)
         changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
     except InvalidConfig as e:
         changes, possible, wrong = [], False, str(e)

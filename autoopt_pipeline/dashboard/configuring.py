@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autoopt_pipeline.dashboard.forms import Filled, Input, Shape, Texts, fill, form, inputs, shape_of
 from autoopt_pipeline.errors import InvalidConfig
@@ -26,13 +27,14 @@ def configuration_shapes() -> tuple[Shape, ...]:
     return tuple(shape for shape in found if shape.key != "tenant_id")
 
 
-def checked(filled: Filled) -> tuple[RoutingConfigUnified | None, dict[str, str]]:
-    """The configuration that a filled-in form comes to; or none, and what is wrong by the inputs' names."""
+def checked(filled: Filled, before: Any = None) -> tuple[RoutingConfigUnified | None, dict[str, str]]:
+    """The configuration that a filled-in form comes to after what was stored `before`; or none, and what is wrong by
+    the inputs' names."""
     if wrong := wrong_fields(filled.document):
         return None, filled.errors(wrong)
     config = parse_config(filled.document, where="configuration")
     try:
-        check_modules(config)
+        check_modules(config, before)
     except InvalidConfig as e:
         return None, {"modules": str(e)}
     return config, {}
@@ -83,7 +85,7 @@ def plan_change(shapes: Iterable[Shape], entry: StoredConfig, name: str, text: s
         if filled.document == document:
             return Planned(entry.tenant_id, entry.version)
         after = parse_config(filled.document, where=f"tenant {entry.tenant_id}")
-        check_modules(after)
+        check_modules(after, document)
     except InvalidConfig as e:
         return Planned(entry.tenant_id, entry.version, refused=str(e))
     return Planned(entry.tenant_id, entry.version, before, after)

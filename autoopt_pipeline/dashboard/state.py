@@ -12,6 +12,7 @@ from autoopt_pipeline.dashboard.access import Access, Person
 from autoopt_pipeline.dashboard.guard import person_of
 from autoopt_pipeline.dashboard.looking import Looking
 from autoopt_pipeline.errors import UnknownTenant
+from autoopt_pipeline.modules.registry import read_modules_again
 from autoopt_pipeline.orchestration.standing import Standing, tenant_standings
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.wording import did_you_mean
@@ -38,6 +39,7 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
     """Nothing is looked at before somebody watches."""
 
     def look() -> list[Standing]:
+        read_modules_again()
         stored = parts.configs.current()
         count_all = len(stored) <= _COUNTED_TENANTS
         return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)

@@ -71,6 +71,8 @@ def _daemons(instance: "dg.DagsterInstance") -> Finding:
 
 def _sensor(instance: "dg.DagsterInstance", name: str) -> Finding:
     """The newest of the states that the daemon has kept of a sensor; older ones are of places it was loaded from."""
+    from autoopt_pipeline.orchestration.ticks import report_of
+
     states = [state for state in instance.all_instigator_state() if state.instigator_name == name]
     ticks = [
         (tick, state)
@@ -86,6 +88,14 @@ def _sensor(instance: "dg.DagsterInstance", name: str) -> Finding:
         return fail(
             f"{name} failed {_utc(tick.timestamp)}: {_first_cause(tick.error)}",
             "see the tick in Dagster, under Automation",
+        )
+    report = report_of(tick)
+    if report and report.missing:
+        named = ", ".join(f"{module[:60]!r} ({count} tenants)" for module, count in report.missing.items())
+        return fail(
+            f"{name} does not know module {named}",
+            "install it where the code location runs and reload that, or take it out: 'autoopt config unset TENANT "
+            "modules.NAME'",
         )
     return ok(f"{name} ran last {_utc(tick.timestamp)}, from {state.origin.repository_origin.get_label()}")
 

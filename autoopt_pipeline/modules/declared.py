@@ -86,7 +86,7 @@ class DeclaredModule(Strict):
     labels: dict[LabelName, str] = Field(
         min_length=2, max_length=MAX_LABELS, description="The possible answers, and what each stands for."
     )
-    confidence: Paths
+    confidence: Paths | None = Field(None, description="Where it stands how sure the application was, from 0 to 1.")
     success: Paths | None = Field(None, description="Where it stands whether the decision turned out well.")
     annotation: Text = Field(description="Name of the annotations that judge the answer.")
     scheduled_by_default: bool = True
@@ -114,7 +114,7 @@ class DeclaredModule(Strict):
                 inputs=self.inputs,
                 required=self.required or tuple(self.inputs),
                 answers=self.output,
-                confidence=self.confidence,
+                confidence=self.confidence or (),
                 success=self.success or (),
                 annotation=self.annotation,
             ),

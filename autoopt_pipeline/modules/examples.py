@@ -192,9 +192,15 @@ def read_verdict(
 
 
 def check_outcome(spec: ModuleSpec, decision: Decision) -> None:
-    """Raise `Unusable` unless the decision went well and was sure of itself."""
-    if decision.failed or boolean(read_attribute(decision.attributes, spec.contract.success)) is False:
+    """Raise `Unusable` unless the decision went well and was sure of itself, or where nobody says how sure it was, is
+    known to have gone well."""
+    success = boolean(read_attribute(decision.attributes, spec.contract.success))
+    if decision.failed or success is False:
         raise Unusable("the request failed and nobody reviewed it")
+    if not spec.contract.confidence:
+        if success is None:
+            raise Unusable("not known to have gone well, and nobody reviewed it")
+        return
     confidence = number(read_attribute(decision.attributes, spec.contract.confidence))
     if confidence is None:
         raise Unusable("no confidence, and nobody reviewed it", malformed=True)

@@ -2,14 +2,19 @@
 
 A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`;
 the file is the one that the setting `AUTOOPT_MODULES` names.
+
+A process knows the modules that were there when it first asked. The code location has an asset for each, so it learns
+of others when Dagster loads it anew; whatever else runs for long may `read_modules_again`.
 """
 
+import importlib
+import logging
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 
-from autoopt_pipeline.errors import UnknownModule
+from autoopt_pipeline.errors import AutooptError, UnknownModule
 from autoopt_pipeline.modules.cross_modal import CROSS_MODAL
 from autoopt_pipeline.modules.declared import declared_modules
 from autoopt_pipeline.modules.modality import MODALITY
@@ -19,6 +24,8 @@ from autoopt_pipeline.modules.unified import UNIFIED
 from autoopt_pipeline.modules.workflow import WORKFLOW
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.wording import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
 _BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
@@ -44,6 +51,22 @@ def modules() -> dict[str, ModuleSpec]:
     Raises `UnknownModule` when a plug-in cannot be loaded or a name is unfit or taken, and `InvalidSettings` when
     the file of declared modules is wrong.
     """
+    return _read_modules()
+
+
+def read_modules_again() -> None:
+    """Learn of modules that have come or gone. Where they cannot be read, those that are known stay."""
+    importlib.invalidate_caches()
+    try:
+        changed = _read_modules() != modules()
+    except AutooptError as e:
+        logger.warning("modules cannot be read again: %s", e)
+        return
+    if changed:
+        modules.cache_clear()
+
+
+def _read_modules() -> dict[str, ModuleSpec]:
     found = {spec.name: spec for spec in _BUILT_IN}
     for where, spec in (*_plugged_in(), *_declared()):
         if not _NAME.fullmatch(spec.name):
@@ -92,3 +115,23 @@ def get_module(name: str) -> ModuleSpec:
     if spec is None:
         raise UnknownModule(f"unknown module {name[:60]!r}", did_you_mean(name, modules(), "installed modules"))
     return spec
+
+
+def missing_module(name: str) -> UnknownModule:
+    """Why this process does not know a module that a configuration names, and what to do about it."""
+    importlib.invalidate_caches()
+    try:
+        come = any(entry.name == name for entry in entry_points(group=ENTRY_POINT_GROUP)) or any(
+            spec.name == name for _, spec in _declared()
+        )
+    except AutooptError:  # of the file, whose error is told where it is read
+        come = False
+    if come:
+        return UnknownModule(
+            f"module {name[:60]!r} was installed after this process began", "reload the code location, or restart it"
+        )
+    return UnknownModule(
+        f"unknown module {name[:60]!r}: it is not installed here",
+        f"{did_you_mean(name, modules())}install it and reload the code location, or take it out "
+        f"('autoopt config unset TENANT modules.{name[:60]}')",
+    )

@@ -300,13 +300,18 @@ def _retrained_as_of(moment: datetime) -> str:
     return f"to be retrained, as of {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
+def why_off(config: RoutingConfigUnified, module: str) -> str | None:
+    """Which setting turns a module off, None where it is on."""
     if not config.enable_auto_optimization:
         return "enable_auto_optimization is false"
-    if spec.name not in config.modules:
+    if module not in config.modules:
         return "not among the tenant's modules"
-    if not config.modules[spec.name].enabled:
-        return f"modules.{spec.name}.enabled is false"
+    return None if config.modules[module].enabled else f"modules.{module}.enabled is false"
+
+
+def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
+    if off := why_off(config, spec.name):
+        return off
     if spec.labels is None and len(config.agents) < MIN_LABELS:
         return f"the tenant lists {len(config.agents)} agents; {spec.name} needs at least {MIN_LABELS} to choose from"
     return None

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 
 import dagster as dg
 
-from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable, UnknownModule
-from autoopt_pipeline.modules.registry import get_module, modules
+from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.registry import get_module, missing_module, modules
 from autoopt_pipeline.optimization.plan import (
     MAX_BACKOFF,
     Attempts,
@@ -24,6 +25,7 @@ from autoopt_pipeline.optimization.plan import (
     Reason,
     count_from,
     decide,
+    why_off,
 )
 from autoopt_pipeline.orchestration.history import Key, failure_horizon, read_attempts, read_outcomes
 from autoopt_pipeline.orchestration.spending import allowances
@@ -48,7 +50,8 @@ Turn = tuple[float, str]
 class Plan:
     """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
 
-    `reached` is the last tenant that Phoenix was asked about where there was no time for all.
+    `reached` is the last tenant that Phoenix was asked about where there was no time for all. `missing` are modules
+    that a configuration names and this process does not know.
     """
 
     window_end: datetime
@@ -58,6 +61,7 @@ class Plan:
     phoenix_asked: bool = False
     phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
     reached: Turn | None = None
+    missing: frozenset[Key] = frozenset()
 
     def due(self) -> dict[str, list[str]]:
         """Due modules by tenant, the longest waiting tenant first."""
@@ -147,6 +151,8 @@ def plan_tenants(
             allowances=limits.get(key[0], ()),
         )
 
+    missing: set[Key] = set()
+    why_missing = cache(missing_module)
     pending: dict[str, list[str]] = {}
     since: dict[str, float] = {}
     for tenant, config in configs.items():
@@ -154,11 +160,15 @@ def plan_tenants(
             if only_modules is not None and module not in only_modules:
                 continue
             key = (tenant, module)
-            try:
-                answer = ask(key, None)
-            except UnknownModule as e:
-                decisions[key] = Decision(Reason.ERROR, str(e))
+            if module not in modules():
+                off = why_off(config, module)
+                decisions[key] = (
+                    Decision(Reason.DISABLED, off) if off else Decision(Reason.ERROR, str(why_missing(module)))
+                )
+                if not off:
+                    missing.add(key)
                 continue
+            answer = ask(key, None)
             if isinstance(answer, Decision):
                 decisions[key] = answer
             if isinstance(answer, NeedsEvidence) or (count_all and answer.reason is not Reason.DISABLED):
@@ -189,6 +199,7 @@ def plan_tenants(
         bool(pending),
         phoenix_error,
         reached if left else None,
+        frozenset(missing),
     )
 
 

@@ -336,7 +336,8 @@ def module_stories(
     """
     config = entry.parse()
     for module in modules:
-        get_module(module)
+        if module not in config.modules:
+            get_module(module)
     standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
     by_module = {each.module: each for each in standings}
     return [_story(by_module[module], config, entry.version, instance, connections, now) for module in modules]

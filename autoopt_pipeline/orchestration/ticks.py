@@ -3,6 +3,7 @@
 A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Self
@@ -62,7 +63,8 @@ class _Report(BaseModel):
 class TickReport(_Report):
     """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
 
-    `reached` is where the next look goes on asking Phoenix; None: there was time for all.
+    `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` are modules that
+    the code location does not know, with how many tenants name each.
     """
 
     decisions: dict[str, int]
@@ -70,6 +72,7 @@ class TickReport(_Report):
     phoenix_asked: bool
     phoenix_error: str | None
     reached: Turn | None = None
+    missing: dict[str, int] = {}
 
 
 class WatchReport(_Report):
@@ -87,6 +90,7 @@ def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
         phoenix_asked=plan.phoenix_asked,
         phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
         reached=reached,
+        missing=dict(sorted(Counter(module for _, module in plan.missing).items())),
     )
 
 

@@ -12,7 +12,7 @@ from autoopt_pipeline.artifacts.watches import Watched, all_watched, drop_watche
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownTenant
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.registry import get_module, missing_module, modules
 from autoopt_pipeline.optimization.rollout import end_watch, stop_sharing
 from autoopt_pipeline.optimization.watch import Look, WatchVerdict
 from autoopt_pipeline.orchestration.history import ROLLED_BACK, WATCH_ENDED
@@ -43,9 +43,14 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
         # In no order, so that those which fail hold up no others for ever.
         random.shuffle(due)
         lines: list[str] = []
+        missing = 0
         errors: list[tuple[str, AutooptError]] = []
         while due and time.monotonic() - began < _SECONDS_PER_TICK:
             each = due.pop()
+            if each.module not in modules():
+                context.log.error(f"{each.tenant_id}/{each.module}: {missing_module(each.module)}")
+                missing += 1
+                continue
             try:
                 line = look_once(context.instance, connections, each, now=now)
             except AutooptError as e:
@@ -62,7 +67,8 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
             ) from first
         context.update_cursor(WatchReport(watched=len(watched), left=len(due)).model_dump_json())
         left = f", {len(due)} left for the next tick" if due else ""
-        return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{left}")
+        gone = f", {missing} of modules that are not installed" if missing else ""
+        return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{gone}{left}")
 
     return promotion_watch_sensor
 

@@ -63,6 +63,8 @@ def span_attributes(
     objects["output.value"] |= answered
     paths = {**contract.inputs, **contract.answers, "confidence": contract.confidence}
     for name, value in {**asked, **answered}.items():
+        if not paths[name]:  # the application's own spans do not say how sure it is
+            continue
         attribute, _, key = paths[name][0].partition(":")
         if key:
             objects[attribute][key] = value

@@ -348,15 +348,17 @@ def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
     return {}
 
 
-def check_modules(config: RoutingConfigUnified) -> None:
-    """Raise `InvalidConfig` when the configuration names a module that is not installed.
+def check_modules(config: RoutingConfigUnified, before: Any = None) -> None:
+    """Raise `InvalidConfig` when the configuration names a module that is not installed, and the document that was
+    stored `before` did not.
 
     Checked when a configuration is written. One that is read may name a module whose package is gone; that
-    is then an error of that module alone.
+    is then an error of that module alone, and must not be in the way of other changes.
     """
     known = module_names()
+    named = before.get("modules") if isinstance(before, dict) else None
     for name in config.modules:
-        if name not in known:
+        if name not in known and not (isinstance(named, dict) and name in named):
             raise InvalidConfig(
                 f"tenant {config.tenant_id}: unknown module {name[:60]!r}",
                 did_you_mean(name, known, "installed modules"),
@@ -396,6 +398,24 @@ def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingCo
     target[last] = json_or_text(value)
     if path == "tenant_id":
         raise InvalidConfig("tenant_id cannot be changed", "add a tenant with the new id instead")
+    return parse_config(data, where=f"tenant {config.tenant_id}")
+
+
+def without_field(config: RoutingConfigUnified, path: str) -> RoutingConfigUnified:
+    """The configuration in which a field that was chosen follows its default again; of `modules.NAME`, without it.
+
+    Raises `InvalidConfig` where the field was not chosen, or has no default.
+    """
+    *parents, last = path.split(".")
+    data = chosen_fields(config)
+    target: Any = data
+    for name in parents:
+        target = target.get(name) if isinstance(target, dict) else None
+    if not isinstance(target, dict) or last not in target or path == "tenant_id":
+        raise InvalidConfig(
+            f"tenant {config.tenant_id}: {path[:100]!r} is no field that was chosen", "'autoopt config get' shows those"
+        )
+    del target[last]
     return parse_config(data, where=f"tenant {config.tenant_id}")
 
 

@@ -34,8 +34,10 @@ def _yaml(stored: object) -> str:
     return text if yaml.safe_load(text) == stored else yaml.safe_dump(stored, sort_keys=False, width=120)
 
 
-def from_text(text: str, tenant_id: str) -> RoutingConfigUnified:
-    """The configuration in a text. Raises `InvalidConfig` with one line that names the place."""
+def from_text(text: str, newest: StoredConfig) -> RoutingConfigUnified:
+    """The configuration in a text that is to follow the newest one. Raises `InvalidConfig` with one line that names
+    the place."""
+    tenant_id = newest.tenant_id
     where = f"tenant {tenant_id}"
     try:
         data: Any = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
@@ -47,14 +49,14 @@ def from_text(text: str, tenant_id: str) -> RoutingConfigUnified:
     config = parse_config(data, where=where)
     if config.tenant_id != tenant_id:
         raise InvalidConfig(f"{where}: tenant_id cannot be changed", "add a tenant with the new id instead")
-    check_modules(config)
+    check_modules(config, newest.document)
     return config
 
 
-def reverted_to(entry: StoredConfig) -> RoutingConfigUnified:
+def reverted_to(entry: StoredConfig, newest: StoredConfig) -> RoutingConfigUnified:
     """An earlier version, to be saved again. Raises `InvalidConfig` where it is not valid any more."""
     config = entry.parse()
-    check_modules(config)
+    check_modules(config, newest.document)
     return config
 
 
