@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -176,20 +178,26 @@ def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, in
     assert counts[0] == counts[1] == pytest.approx(ACME.traces / 2, rel=0.05)
 
 
-def test_the_readmes_materialize_command_works_from_any_folder(
-    configured: Path, acme: datetime, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["dagster asset materialize", "dg launch"])
+def test_the_readmes_commands_that_launch_work_from_any_folder(
+    configured: Path,
+    acme: datetime,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
-    command = Path(sys.executable).parent / "dagster"
-    arguments = ["asset", "materialize", "--select", "routing", "--partition", "acme"]
-    arguments += ["-m", "autoopt_pipeline.definitions"]
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (line,) = re.findall(rf"^{command} .*$", readme, re.MULTILINE)
+    program, *arguments = shlex.split(line.replace("hooli", "acme"))
+    run = [Path(sys.executable).parent / program, *arguments]
     env = dict(os.environ)
-    before = subprocess.run([command, *arguments], env=env, capture_output=True, text=True, check=False)
+    before = subprocess.run(run, env=env, capture_output=True, text=True, check=False)
     assert before.returncode != 0  # the tenant is no partition yet
     with dg.DagsterInstance.from_config(str(configured)) as instance:
         register_tenant(instance, "acme")
-    done = subprocess.run([command, *arguments], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(run, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (pointer,) = (configured / ".autoopt" / "artifacts" / "acme" / "routing").glob("active.json")
     assert json.loads(pointer.read_text())["sequence"] == 1
