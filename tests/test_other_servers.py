@@ -120,7 +120,9 @@ def test_from_there_on_and_where_a_proxy_hides_the_version_it_is_read(version: s
 
 STRANGERS = {
     "a page": (200, b"<html>welcome</html>"),
-    "Dagster's GraphQL": (200, b'{"errors": [{"message": "Cannot query field \'getProjectByName\'"}]}'),
+    # As Dagster's webserver answered.
+    "Dagster's GraphQL": (400, b'{"data":null,"errors":[{"message":"Cannot query field \'getProjectByName\'"}]}'),
+    "another GraphQL": (200, b'{"errors": [{"message": "Cannot query field \'getProjectByName\'"}]}'),
     "a list": (200, b"[]"),
     "nothing": (200, b""),
     "an unknown path": (404, b"not found"),

@@ -445,12 +445,12 @@ class Phoenix:
         status = error.response.status_code
         if status in {401, 403}:
             return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
-        if status in {404, 405, 415} and _VERSION_HEADER not in error.response.headers:
+        if status >= 500 or status == 429:
+            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+        if _VERSION_HEADER not in error.response.headers:
             return self._no_phoenix()
         if status == 404:
             return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
-        if status >= 500 or status == 429:
-            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         return PhoenixRefused(
             f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
