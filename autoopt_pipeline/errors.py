@@ -44,14 +44,6 @@ class DailyBudgetSpent(AutooptError):
     """The day's budget for language models leaves nothing, or too little to decide anything."""
 
 
-class RunInProgress(AutooptError):
-    """Another run of the same tenant began earlier and has not ended."""
-
-
-class RunOvertaken(AutooptError):
-    """Another run of the same tenant had its outcome after this one was launched, and before it began."""
-
-
 class ConfigConflict(AutooptError):
     """Somebody else wrote a newer version of the configuration in the meantime."""
 
@@ -125,6 +117,10 @@ class LMUnavailable(AutooptError):
     transient = True
 
 
+class AnswersUnreadable(AutooptError):
+    """Hardly any answer of the language model can be read, so nothing can be learnt from them."""
+
+
 class InvalidArtifact(AutooptError):
     """A stored program is missing, damaged, foreign, or made for another signature."""
 
@@ -159,6 +155,10 @@ class AlertNotDelivered(AutooptError):
     """A receiver of alerts does not take them."""
 
     transient = True
+
+
+class InvalidHome(AutooptError):
+    """A folder cannot become the home of an instance, or is not one that a stack on this machine may use."""
 
 
 class StackFailed(AutooptError):

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.secrets import protect, protect_address, protect_environment
+from autoopt_pipeline.tls import trusted_authorities
 
 STAND_IN = "stand-in"
 """Name of the offline model that answers from the nearest demo. Never a real language model's name."""
@@ -135,6 +136,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the environment, and register the secrets in it. Raises `InvalidSettings` naming the variable."""
     protect_environment(os.environ)
+    trusted_authorities()  # else the first connection fails, wherever that is
     try:
         settings = Settings()
     except ValidationError as e:

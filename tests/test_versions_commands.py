@@ -58,7 +58,7 @@ def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: Modul
     assert "nothing comes before it" in autoopt("rollback", "acme", "routing", status=2)
     assert [(move.expected, move.to) for move in artifacts.moves()[3:]] == [(three_, two), (two, one), (one, None)]
     assert artifacts.moves()[3].why == "slow"
-    assert autoopt("versions", "acme", "routing").count("rolled back") == 3
+    assert autoopt("versions", "acme", "routing").count("rolled back 20") == 3
 
 
 def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_again(

@@ -56,6 +56,8 @@ def forget(
     # What was shared goes before the tenant's own programs, for those tell that there was something to share.
     _forget_where_shared(parts, tenant, programs, text)
     _forget_in_programs(programs, text)
+    for module in programs:
+        module.drop_kept_answers()
     console.print("no program and no dataset of the tenant holds the text any more")
     _say_what_is_left(parts, trace_ids, _runs_saying(tenant, text, trace_ids))
     if running:

@@ -16,6 +16,7 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.dashboard import dashboard
 from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
+from autoopt_pipeline.cli.init import init
 from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.moving import decline, promote, rollback
 from autoopt_pipeline.cli.status import status
@@ -40,6 +41,7 @@ app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(alerts.app, name="alerts")
 for command in (
+    init,
     trigger,
     status,
     why,
@@ -81,12 +83,12 @@ def autoopt(
 
 @app.command()
 def demo(
-    home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo].")] = None,
+    home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo here].")] = None,
 ) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
-    from autoopt_pipeline.local.demo import DEMO_HOME, run_demo
+    from autoopt_pipeline.local.demo import run_demo
 
-    run_demo(console, home.absolute() if home else DEMO_HOME)
+    run_demo(console, home)
 
 
 @app.command()
@@ -95,10 +97,10 @@ def up(
     dagster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the dashboard.")] = 8080,
 ) -> None:
-    """Run Phoenix, Dagster and the dashboard here with sample tenants until Ctrl-C."""
+    """Run Phoenix, Dagster and the dashboard on this folder's instance, with sample tenants, until Ctrl-C."""
     from autoopt_pipeline.local.up import run_up
 
-    run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port, dashboard_port=dashboard_port)
+    run_up(console, Path.cwd(), phoenix_port=phoenix_port, dagster_port=dagster_port, dashboard_port=dashboard_port)
 
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -23,7 +23,6 @@ from autoopt_pipeline.errors import (
     ConfigConflict,
     InvalidArtifact,
     InvalidTenantId,
-    RunInProgress,
     StaleIncumbent,
     UnknownModule,
     UnknownTenant,
@@ -38,7 +37,6 @@ _STATUS: dict[type[AutooptError], HTTPStatus] = {
     InvalidTenantId: HTTPStatus.NOT_FOUND,
     InvalidArtifact: HTTPStatus.NOT_FOUND,
     ConfigConflict: HTTPStatus.CONFLICT,
-    RunInProgress: HTTPStatus.CONFLICT,
     StaleIncumbent: HTTPStatus.CONFLICT,
 }
 
@@ -70,6 +68,7 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route(f"{_CONFIGURATION}/remove", deciding(configuration.remove), methods=["POST"]),
             Route(_MODULE, tenant.module_page),
             Route(f"{_MODULE}/story", tenant.module_story_part),
+            Route(f"{_MODULE}/progress", tenant.progress_part),
             Route(f"{_MODULE}/live", tenant.live_part),
             Route(f"{_MODULE}/versions/{{version}}", tenant.version_page),
             Route(f"{_MODULE}/outcomes/{{run}}", tenant.outcome_page),

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.guard import person_of
-from autoopt_pipeline.dashboard.overview import Query, health_of, select
+from autoopt_pipeline.dashboard.overview import Query, select
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import dashboard_of
 from autoopt_pipeline.dashboard.trend import read_trends, sparkline
@@ -49,6 +49,6 @@ def _board(request: Request, template: str) -> Response:
         trouble=trouble,
         untold=untold,
         board=page,
-        rows=[(row, health_of(row), sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
+        rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,
     )

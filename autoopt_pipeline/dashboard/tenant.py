@@ -11,11 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from autoopt_pipeline.artifacts.moves import Move
 from autoopt_pipeline.artifacts.moves import standing as stands
-from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.artifacts.store import Manifest
 from autoopt_pipeline.artifacts.stored import (
+    PROPOSED,
     Programs,
+    VersionEvent,
     between,
+    cost_of,
+    decided_about,
     how_it_ended,
     lm_of,
     path_of,
@@ -24,16 +29,16 @@ from autoopt_pipeline.artifacts.stored import (
 )
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.dashboard.guard import person_of
-from autoopt_pipeline.dashboard.overview import health_of
 from autoopt_pipeline.dashboard.rendering import render
-from autoopt_pipeline.dashboard.state import configured, dashboard_of, visible_tenant
+from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_tenant
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.orchestration.history import values_of
-from autoopt_pipeline.orchestration.sentences import sentences
+from autoopt_pipeline.orchestration.progress import read_module_progress
+from autoopt_pipeline.orchestration.sentences import DOING, sentences
 from autoopt_pipeline.orchestration.standing import module_stories, tenant_standings
 from autoopt_pipeline.traces.live import look_now
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.wording import did_you_mean, listed_unread
 
 _OUTCOMES_SHOWN = 50
 _MOVES_SHOWN = 100
@@ -55,7 +60,7 @@ def tenant_page(request: Request) -> Response:
         entry=entry,
         config=config,
         wrong=wrong,
-        rows=[(each, health_of(each)) for each in standings],
+        rows=standings,
     )
 
 
@@ -72,8 +77,7 @@ def why_page(request: Request) -> Response:
         try:
             modules = entry.parse().modules
             for story in module_stories(entry, modules, dashboard.instance, dashboard.parts, now=now):
-                standing = story.standing
-                stories.append((standing.module, health_of(standing), list(sentences(story, now))))
+                stories.append((story.standing, list(sentences(story, now))))
         except AutooptError as e:
             untold = str(e)
     return render(request, "why.html", asked=asked, tenants=sorted(stored), stories=stories, untold=untold)
@@ -83,7 +87,7 @@ def module_page(request: Request) -> Response:
     """Everything about one module of one tenant."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     programs = read_programs(dashboard.parts.files, tenant, module)
-    outcomes = list(_outcomes(dashboard.instance, tenant, module))
+    outcomes = list(_outcomes(dashboard, tenant, module))
     return render(
         request,
         "module.html",
@@ -102,6 +106,13 @@ def module_page(request: Request) -> Response:
 def module_story_part(request: Request) -> Response:
     """The part of a module's page that changes by itself: its story."""
     return render(request, "module_story.html", **_story(request))
+
+
+def progress_part(request: Request) -> Response:
+    """How far the run that is under way is. One row is read, so that this can be asked for every other second."""
+    tenant, module = visible_tenant(request), request.path_params["module"]
+    progress = read_module_progress(dashboard_of(request).instance, tenant, module)
+    return render(request, "module_progress.html", tenant=tenant, module=module, progress=progress)
 
 
 def live_part(request: Request) -> Response:
@@ -141,7 +152,7 @@ def version_page(request: Request) -> Response:
         changes = changes_of_versions(programs, programs.named(against), manifest.version)
     except AutooptError as e:
         incomparable = str(e)
-    outcome = next((each for each in _outcomes(dashboard.instance, tenant, module) if _made(each, manifest)), None)
+    outcome = next((each for each in _outcomes(dashboard, tenant, module) if _made(each, manifest)), None)
     return render(
         request,
         "version.html",
@@ -150,8 +161,10 @@ def version_page(request: Request) -> Response:
         programs=programs,
         manifest=manifest,
         lm=lm_of(manifest),
+        cost=cost_of(manifest),
+        unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
-        state=programs.state(manifest.version),
+        last=programs.last_event(manifest.version),
         declined=programs.declined(manifest.version),
         left=programs.rolled_back.get(manifest.version),
         withdrawn=programs.withdrawal(manifest.version),
@@ -170,7 +183,7 @@ def outcome_page(request: Request) -> Response:
     """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     run_id = request.path_params["run"]
-    for outcome in _outcomes(dashboard.instance, tenant, module):
+    for outcome in _outcomes(dashboard, tenant, module):
         if outcome.run_id == run_id:
             return render(
                 request,
@@ -184,15 +197,19 @@ def outcome_page(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1."""
+    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1.
+
+    `decided` is what a person decided about the version that it proposed.
+    """
 
     at: datetime
     run_id: str
     said: dict[str, Any]
+    decided: str | None = None
 
     @property
     def verdict(self) -> str:
-        return str(self.said.get("verdict", "")) or "reported by hand"
+        return self.decided or str(self.said.get("verdict", "")) or "reported by hand"
 
     @property
     def reason(self) -> str:
@@ -201,7 +218,8 @@ class Outcome:
     @property
     def report(self) -> str:
         """Markdown, everything of the tenant's in it escaped."""
-        return str(self.said.get("report", ""))
+        report = str(self.said.get("report", ""))
+        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
     def score_before(self) -> float | None:
@@ -217,12 +235,17 @@ class Outcome:
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
 
 
-def _outcomes(instance: dg.DagsterInstance, tenant: str, module: str) -> Iterator[Outcome]:
+def _outcomes(dashboard: Dashboard, tenant: str, module: str) -> Iterator[Outcome]:
     """The last ones, newest first."""
+    artifacts = dashboard.parts.artifacts(tenant, module)
     wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
-    for record in instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
-        said = values_of(record.asset_materialization)
-        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said)
+    moves: list[Move] | None = None
+    for record in dashboard.instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
+        said, decided = values_of(record.asset_materialization), None
+        if said.get("verdict") == PROPOSED and "version" in said:
+            moves = artifacts.moves() if moves is None else moves
+            decided = decided_about(artifacts, str(said["version"]), moves)
+        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
 
 
 def _made(outcome: Outcome, manifest: Manifest) -> bool:
@@ -235,34 +258,45 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Version:
-    """A line of the list of versions; `manifest` is None where it cannot be read, and `state` says why."""
+    """A line of the list of versions; `manifest` is None where it cannot be read, and `wrong` says why."""
 
     name: str
-    state: str
     verdict: str
     manifest: Manifest | None
-    last: Move | None
+    last: VersionEvent | None
+    wrong: str = ""
 
 
 def _versions(programs: Programs) -> list[Version]:
     """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
-    last = {move.to: move for move in programs.moves if move.to}
     found = [
-        Version(each.version, programs.state(each.version), programs.verdict(each), each, last.get(each.version))
+        Version(each.version, programs.verdict(each), each, programs.last_event(each.version))
         for each in reversed(programs.manifests)
     ]
     return found + [
-        Version(name, str(error), "damaged", None, last.get(name)) for name, error in programs.damaged.items()
+        Version(name, "damaged", None, programs.last_event(name), str(error))
+        for name, error in programs.damaged.items()
     ]
 
 
 def _story(request: Request) -> dict[str, Any]:
     """The decision in sentences, as `autoopt why` tells it; or why there is none."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
-    told: dict[str, Any] = {"tenant": tenant, "module": module, "story": None, "told": [], "untold": ""}
+    told: dict[str, Any] = {
+        "tenant": tenant,
+        "module": module,
+        "story": None,
+        "told": [],
+        "untold": "",
+        "progress": None,
+    }
     try:
         now = datetime.now(UTC)
         (story,) = module_stories(configured(request), [module], dashboard.instance, dashboard.parts, now=now)
     except AutooptError as e:
         return told | {"untold": str(e)}
-    return told | {"story": story, "told": list(sentences(story, now)), "health": health_of(story.standing)}
+    return told | {
+        "story": story,
+        "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
+        "progress": story.standing.progress,
+    }

@@ -25,7 +25,6 @@ from autoopt_pipeline.local.sample_tenants import (
     send_sample_traffic,
 )
 from autoopt_pipeline.local.stack import (
-    PROJECT,
     Stack,
     copy_instance,
     start_daemon,
@@ -69,15 +68,17 @@ class DemoOutcome:
     lm_calls: int = 0
 
 
-DEMO_HOME = PROJECT / ".autoopt" / "demo"
+def run_demo(console: Console, home: Path | None = None) -> None:
+    """Run the demo to its end in a new folder, by default in place of this folder's last one.
 
-
-def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
-    """Run the demo to its end, in the place of the last one. Raises `StackFailed` when a part fails."""
+    Raises `StackFailed` when a part fails.
+    """
     started = time.monotonic()
-    if home == DEMO_HOME:
+    if home is None:
+        home = Path.cwd() / ".autoopt" / "demo"
         shutil.rmtree(home, ignore_errors=True)
-    elif home.exists() and any(home.iterdir()):
+    home = home.absolute()
+    if home.exists() and any(home.iterdir()):
         raise StackFailed(f"{home} is not empty", "name a new folder")
     copy_instance(home)
 
@@ -110,7 +111,7 @@ def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
         "Answers came from the offline [bold]stand-in[/bold], which is no language model: the loop is real, "
         "the scores say nothing of one."
     )
-    shown = home.relative_to(PROJECT) if home.is_relative_to(PROJECT) else home
+    shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     say(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
 
 

@@ -13,9 +13,8 @@ from autoopt_pipeline.errors import StackFailed
 from autoopt_pipeline.local.processes import Processes, free_port, require_free
 from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.local.stack import (
-    PROJECT,
     Stack,
-    copy_instance,
+    require_home,
     start_dagster_dev,
     start_dashboard,
     start_phoenix,
@@ -28,23 +27,26 @@ from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
-def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_port: int) -> None:
-    """Start everything, say where it is, and wait. Raises `StackFailed` when a port is taken or a part dies."""
+def run_up(console: Console, home: Path, *, phoenix_port: int, dagster_port: int, dashboard_port: int) -> None:
+    """Start everything in a folder that has an instance, say where it is, and wait.
+
+    Raises `InvalidHome` for a folder without one, and `StackFailed` when a port is taken or a part dies.
+    """
     if len({phoenix_port, dagster_port, dashboard_port}) < 3:
         raise StackFailed(
             f"two of the ports {phoenix_port}, {dagster_port} and {dashboard_port} are the same",
-            "choose three with PHOENIX_PORT=..., DAGSTER_PORT=... and DASHBOARD_PORT=...",
+            "choose three with --phoenix-port, --dagster-port and --dashboard-port (make up PHOENIX_PORT=...)",
         )
-    require_free(phoenix_port, "Phoenix", "PHOENIX_PORT=...")
-    require_free(dagster_port, "Dagster", "DAGSTER_PORT=...")
-    require_free(dashboard_port, "the dashboard", "DASHBOARD_PORT=...")
-    copy_instance(PROJECT)
-    local = PROJECT / ".autoopt"
+    require_home(home)
+    require_free(phoenix_port, "Phoenix", "--phoenix-port (make up PHOENIX_PORT=...)")
+    require_free(dagster_port, "Dagster", "--dagster-port (make up DAGSTER_PORT=...)")
+    require_free(dashboard_port, "the dashboard", "--dashboard-port (make up DASHBOARD_PORT=...)")
+    local = home / ".autoopt"
     modules = load_settings().modules
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
-            PROJECT,
+            home,
             endpoint,
             {
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
@@ -67,7 +69,7 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_
             "AUTOOPT_DAGSTER_UI_URL",
         ):
             console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
-        _add_sample_tenants(console, Phoenix(endpoint))
+        _add_sample_tenants(console, home, Phoenix(endpoint))
         console.print("answers come from the offline [bold]stand-in[/bold], which is no language model")
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
         try:
@@ -86,12 +88,12 @@ def _alone(local: Path) -> Generator[None, None, None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StackFailed(f"a stack of {local.parent} runs already", "stop it, or use a second checkout") from None
+            raise StackFailed(f"a stack of {local.parent} runs already", "stop it, or use another folder") from None
         yield
 
 
-def _add_sample_tenants(console: Console, phoenix: Phoenix) -> None:
-    configs = open_config_store(f"sqlite:///{PROJECT / '.autoopt' / 'config.db'}")
+def _add_sample_tenants(console: Console, home: Path, phoenix: Phoenix) -> None:
+    configs = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     known = configs.current()
     end = datetime.now(UTC)
     for tenant in SAMPLE_TENANTS:
@@ -100,7 +102,7 @@ def _add_sample_tenants(console: Console, phoenix: Phoenix) -> None:
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
         write_config(configs, sample_config(tenant))
-        with open_instance(PROJECT) as instance:
+        with open_instance(home) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")
     if known:

@@ -5,10 +5,10 @@ The commands and the dashboard both do it through these.
 
 from dataclasses import dataclass
 
-from autoopt_pipeline.artifacts.moves import standing
+from autoopt_pipeline.artifacts.moves import Move, standing
 from autoopt_pipeline.artifacts.programs import built
 from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.artifacts.store import Manifest
 from autoopt_pipeline.artifacts.stored import PROPOSED, Programs
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, NotProven
@@ -76,9 +76,10 @@ def decline(programs: Programs, version: str, *, by: str, why: str) -> None:
     """
     verdict = programs.verdict(programs.manifest(version))
     if verdict != PROPOSED:
-        state = programs.state(version) or verdict.replace("_", " ")
+        last = programs.last_event(version)
+        what = last.what if last and last.what != "made" else verdict.replace("_", " ")
         raise InvalidArtifact(
-            f"{programs.name}: {version} does not wait for approval: it is {state}",
+            f"{programs.name}: {version} does not wait for approval: it is {what}",
             "to go back from an active version, use 'autoopt rollback'",
         )
     programs.artifacts.decline(version, by=by, why=why)

@@ -18,6 +18,7 @@ from autoopt_pipeline.optimization.plan import (
     Attempts,
     Decision,
     Evidence,
+    LostRun,
     NeedsEvidence,
     Outcome,
     Reason,
@@ -71,6 +72,11 @@ class Plan:
             return min(moment.timestamp() if moment else 0.0 for moment in since)
 
         return {tenant: sorted(tenants[tenant]) for tenant in sorted(tenants, key=lambda t: (waiting_since(t), t))}
+
+    def retried(self, tenant: str, module: str) -> LostRun | None:
+        """The run that was lost, where the module is tried again soon for that."""
+        lost = self.attempts.get((tenant, module), Attempts()).lost
+        return lost if lost and lost.times <= self.configs[tenant].retry.max_retries else None
 
     def run_key(self, tenant: str) -> str:
         """The same for the same attempt, another one for every new attempt.
