@@ -44,14 +44,6 @@ class DailyBudgetSpent(AutooptError):
     """The day's budget for language models leaves nothing, or too little to decide anything."""
 
 
-class RunInProgress(AutooptError):
-    """Another run of the same tenant began earlier and has not ended."""
-
-
-class RunOvertaken(AutooptError):
-    """Another run of the same tenant had its outcome after this one was launched, and before it began."""
-
-
 class ConfigConflict(AutooptError):
     """Somebody else wrote a newer version of the configuration in the meantime."""
 

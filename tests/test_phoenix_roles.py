@@ -18,7 +18,7 @@ from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import PROJECT, start_phoenix, wait_for_phoenix
+from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.failures import causes_of
 from autoopt_pipeline.orchestration.instance import open_instance
@@ -31,6 +31,7 @@ from tests.test_cli import AGENTS, autoopt
 
 ADMIN = "1a-secret-of-the-administrator-of-the-tests"
 REMEDY = "set AUTOOPT_PHOENIX_API_KEY to a system key, or to a key of a user who is MEMBER or ADMIN"
+PROJECT = Path(__file__).parents[1]
 MAY_NOT = "its key may not do this (403: Viewers cannot perform this action.)"
 
 

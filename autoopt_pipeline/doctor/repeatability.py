@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 MAX_TRACES = 100
 """Newest traces that are asked, twice each: where none of them differs, at most 4 % of all do."""
 
-_SPARE_CALLS = 10
-"""For what DSPy asks again when it is slow."""
-
 
 def repeatability(
     parts: Connections, instance: "dg.DagsterInstance | None", tenant_id: str, module: str
@@ -48,7 +45,7 @@ def repeatability(
     budget = _budget(parts, instance, config)
     program, name = _serving(parts, tenant_id, spec, labels, lm)
     calls_a_trace = 2 * len(program.predictors())
-    most = min(MAX_TRACES, (budget.max_lm_calls - _SPARE_CALLS) // calls_a_trace)
+    most = min(MAX_TRACES, budget.max_lm_calls // calls_a_trace)
     if most < 1:
         raise BudgetTooSmall(
             f"tenant {tenant_id}: {budget.max_lm_calls} LM calls do not pay for asking one trace twice",
@@ -65,7 +62,7 @@ def repeatability(
     yield ok(
         f"{tenant_id}/{spec.name}: {name} is asked the newest {len(asked)} traces twice by {lm.model}, {calls} LM calls"
     )
-    meter = Meter(max_calls=calls + _SPARE_CALLS, max_tokens=budget.max_tokens)
+    meter = Meter(max_calls=calls, max_tokens=budget.max_tokens)
     try:
         found = _ask_twice(spec, program, asked, lm, meter)
     finally:
@@ -176,7 +173,4 @@ def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
 def _remedy(lm: LMSettings) -> str:
     if lm.temperature:
         return f"set lm.temperature to 0 or leave it out: at {lm.temperature:g} answers are drawn by chance"
-    return (
-        "it was asked at temperature 0: serve it so that it repeats itself, as docs/choose-a-language-model.md says, "
-        "or review more traces"
-    )
+    return "serve it so that it repeats itself, as docs/choose-a-language-model.md says, or review more traces"

@@ -1,7 +1,7 @@
 """One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.progress import StepProgress
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
-from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, refuse_overlap, refuse_repetition
+from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, skipping
 from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, WINDOW_END_TAG
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -42,29 +42,30 @@ def build_module_assets() -> Sequence[dg.AssetsDefinition]:
 
 
 def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        name=spec.name,
+    asset = dg.AssetSpec(
+        spec.name,
         description=spec.description,
         partitions_def=tenants_partitions,
         group_name="modules",
         kinds={"dspy"},
         # A composed module starts from what its parts have learnt, so in one run it comes after them.
         deps=[part.name for part in spec.parts],
-        check_specs=[_data_check(spec)],
-        pool=LM_POOL,
     )
+
+    # Neither an outcome nor its check comes of a module that is left to another run, so both are optional.
+    @dg.multi_asset(name=spec.name, specs=[asset], check_specs=[_data_check(spec)], can_subset=True, pool=LM_POOL)
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult]:
         end_with_the_run()
         with failing_the_step(context, Retry()):
-            refuse_overlap(context)
-            refuse_repetition(context, spec.name)
+            if skipping(context, spec.name):
+                return
             connections = services.connect()
             tenant, version = read_config(connections.configs, context.partition_key)
         with failing_the_step(context, tenant.retry):
             material = _gather(context, connections, spec, config.applied_to(tenant), version)
-        return _optimize(context, connections, spec, material, config)
+        yield _optimize(context, connections, spec, material, config)
 
     return module_asset
 

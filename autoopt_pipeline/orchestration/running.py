@@ -19,6 +19,7 @@ from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
 from autoopt_pipeline.orchestration.progress import LOGGED_AS, ShowProgress, listening, read_progress
+from autoopt_pipeline.orchestration.tags import SKIPPED_TAG
 from autoopt_pipeline.tls import trusted_authorities
 
 CODE_LOCATION = "autoopt_pipeline"
@@ -40,12 +41,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed."""
+    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+
+    `skipped` says why modules were left to another run, where they were.
+    """
 
     run_id: str
     status: dg.DagsterRunStatus
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
+    skipped: str | None = None
 
 
 def is_to_run(decision: Decision, *, force: bool) -> bool:
@@ -191,7 +196,8 @@ def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
         materialization = entry.asset_materialization
         if materialization:
             outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
-    return Ended(run_id, _run(instance, run_id).status, outcomes, causes_of(instance, run_id))
+    run = _run(instance, run_id)
+    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:

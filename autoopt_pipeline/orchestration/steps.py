@@ -1,4 +1,4 @@
-"""How a step ends that cannot go on: with one line for a person, and another try where that may help."""
+"""How a step ends that cannot go on, or need not: with one line for a person, and another try where that may help."""
 
 import multiprocessing
 import os
@@ -11,11 +11,11 @@ from datetime import UTC
 import dagster as dg
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
-from autoopt_pipeline.errors import AutooptError, RunInProgress, RunOvertaken
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
-from autoopt_pipeline.orchestration.tags import FAILED_TAG
+from autoopt_pipeline.orchestration.tags import FAILED_TAG, SKIPPED_TAG
 from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 
@@ -81,8 +81,18 @@ def end_with_the_run() -> None:
     threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
 
 
-def refuse_overlap(context: dg.AssetExecutionContext) -> None:
-    """Raise `RunInProgress` where another run of the tenant began earlier and has not ended.
+def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
+    """Whether to leave a module to another run of the tenant. Says so in a line, for that is no failure."""
+    why = _overlap(context) or _repetition(context, module)
+    if why is None:
+        return False
+    context.log.warning(f"skipped: {why}")
+    context.instance.add_run_tags(context.run.run_id, {SKIPPED_TAG: why})
+    return True
+
+
+def _overlap(context: dg.AssetExecutionContext) -> str | None:
+    """That another run of the tenant began earlier and has not ended.
 
     Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
     one that began earlier goes on, whichever looks first: when a run began is written once, and before its steps run.
@@ -98,23 +108,25 @@ def refuse_overlap(context: dg.AssetExecutionContext) -> None:
     }
     own = began.pop(context.run.run_id, None)
     if own and began and (first := min(began.values())) < own:
-        raise RunInProgress(
-            f"tenant {context.partition_key}: run {first[1]} began earlier and has not ended",
-            "wait for it; where its process is gone, the Dagster daemon fails it within a minute",
+        return (
+            f"run {first[1]} of tenant {context.partition_key} began earlier and has not ended; wait for it, and where "
+            "its process is gone, for the Dagster daemon, which fails it within a minute"
         )
+    return None
 
 
-def refuse_repetition(context: dg.AssetExecutionContext, module: str) -> None:
-    """Raise `RunOvertaken` where another run came to this module's outcome after the sensor had launched this one.
+def _repetition(context: dg.AssetExecutionContext, module: str) -> str | None:
+    """That another run came to this module's outcome after the sensor had launched this one.
 
     That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.
     """
     record = context.instance.get_run_record_by_id(context.run.run_id)
     if record is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
-        return
+        return None
     launched = record.create_timestamp.astimezone(UTC)
     if other := outcome_since(context.instance, context.partition_key, module, launched):
-        raise RunOvertaken(
-            f"tenant {context.partition_key}: run {other} has learnt from these traces after this one was launched",
-            "nothing is to be done; where it happens often, see that only one Dagster daemon runs",
+        return (
+            f"run {other} of tenant {context.partition_key} has learnt from these traces after this one was launched; "
+            "where that happens often, see that only one Dagster daemon runs"
         )
+    return None

@@ -9,6 +9,9 @@ NEW_EVIDENCE_TAG = "autoopt/new_evidence"
 ATTEMPT_TAG = "autoopt/attempt"
 """The run whose work this one takes up, because that run was lost."""
 
+SKIPPED_TAG = "autoopt/skipped"
+"""Why a module of the run was left to another run, in words. Such a run succeeds, and has no outcome of the module."""
+
 FAILED_TAG = "autoopt/failed"
 """That a step of the run failed with an error of its own. A run that failed without it was lost: its process, or a
 step's, was killed, or it never began. The same for all steps, for of two that are added at once one may be lost."""

@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.contract import SpanContract, project_name
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.modules.spec import Decision, ModuleSpec
 from autoopt_pipeline.optimization.annotated import AnnotationsSeen
+from autoopt_pipeline.traces.cut import mark_cut
 from autoopt_pipeline.traces.phoenix import Phoenix, Project
 
 
@@ -51,9 +52,16 @@ def _annotations_seen(
 def read_decisions(
     phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
 ) -> list[Decision]:
-    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'."""
-    decisions = phoenix.decisions(project, spec.contract, start=start, end=end, also=also)
-    parts = {part.name: phoenix.decisions(project, part.contract, start=start, end=end) for part in spec.parts}
+    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'.
+
+    What was cut off before it came to Phoenix is marked.
+    """
+
+    def read(contract: SpanContract, also: Sequence[str] = ()) -> list[Decision]:
+        return mark_cut(phoenix.decisions(project, contract, start=start, end=end, also=also), contract)
+
+    decisions = read(spec.contract, also)
+    parts = {part.name: read(part.contract) for part in spec.parts}
     return join_parts(decisions, parts) if parts else decisions
 
 
