@@ -184,7 +184,7 @@ def test_one_piece_that_a_server_fails_over_is_soon_sent_alone_and_given_up_alon
     monkeypatch.setattr(sending, "_RETRY_SECONDS", (0.05, 0.2))
     for each in made:
         serving.feedback(each, correct=True, by=SECRET)
-    assert not serving.flush(5)
+    assert not serving.flush(20)
     found = annotated(phoenix, made)
     assert [span for span, notes in found.items() if not notes] == [made[7].span_id]
     assert handler.sizes[0] > 1

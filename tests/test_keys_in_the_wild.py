@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
@@ -124,7 +123,7 @@ def prepared(store: TenantConfigStore, home: Path, phoenix: Phoenix) -> str:
     tenant = "keys-in-the-wild"
     autoopt("tenants", "add", tenant, *AGENTS)
     autoopt("config", "set", tenant, "budget.max_lm_calls=500", 'retry={"max_retries": 0}')
-    if phoenix.project(project_name(tenant), until=datetime.now(UTC)) is None:
+    if phoenix.project(project_name(tenant)) is None:
         autoopt("traffic", tenant, "--traces", "500")
     return tenant
 

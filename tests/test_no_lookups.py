@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_doctor_and_a_run_look_up_the_endpoint_of_the_model_and_nothing_else(
     tenant = "no-lookups"  # its traffic is the same each time
     autoopt("tenants", "add", tenant, *AGENTS)
     autoopt("config", "set", tenant, "budget.max_lm_calls=500", 'retry={"max_retries": 0}')
-    if phoenix.project(project_name(tenant), until=datetime.now(UTC)) is None:
+    if phoenix.project(project_name(tenant)) is None:
         autoopt("traffic", tenant, "--traces", "500")
     env = {
         **recorded.env,
@@ -127,7 +126,7 @@ decision = serving.decide({tenant!r}, "routing", agents=["search_agent", "report
 provider.force_flush()
 serving.feedback(decision, correct=True)
 serving.flush()
-print(decision.values["agent"], serving.problems())
+print(decision.values["agent"], [problem for problem in serving.problems() if problem.where != "artifacts"])
 """
     assert python(code, **recorded.env).split()[1:] == ["[]"]
     assert lm.calls == 1
