@@ -106,7 +106,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
         start_daemon(processes, stack)
         say("starting Phoenix and the Dagster daemon")
         wait_for_phoenix(processes, endpoint)
-        say(f"Phoenix answers at {endpoint}")
+        say(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
         with open_instance(home) as instance:
             outcomes = _Demo(processes, instance, Phoenix(endpoint), home, say, configured_samples(lm)).play()
     summary = home / "summary.json"

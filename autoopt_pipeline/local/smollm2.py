@@ -12,7 +12,7 @@ from autoopt_pipeline.local.processes import LOOPBACK, Processes
 from autoopt_pipeline.local.sample_tenants import REAL_MODEL_TENANT
 from autoopt_pipeline.tenants.config import LMSettings
 
-NAME = smollm2_server.MODEL
+NAME = smollm2_server.NAME
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-lm"
 """Of a checkout."""
 
@@ -45,15 +45,7 @@ def start_smollm2(processes: Processes, folder: Path, port: int, *, context: int
 
 def smollm2_settings(address: str) -> LMSettings:
     """How a tenant's configuration names it."""
-    return LMSettings(
-        model=f"openai/{NAME}",
-        api_base=f"{address}/v1",
-        answer_format="json_schema",  # of answers in DSPy's chat format it gets none into a form that can be read
-        # On two cores it reads some 450 tokens a second and writes 50, for one question after the other.
-        concurrency=1,
-        max_tokens=200,
-        timeout_seconds=300,
-    )
+    return LMSettings.model_validate({"api_base": f"{address}/v1", **smollm2_server.SETTINGS})
 
 
 def who_answers(lm: LMSettings | None) -> str:

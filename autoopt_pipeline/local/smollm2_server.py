@@ -7,14 +7,25 @@ of ours either.
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-MODEL = "smollm2"
-"""What the server calls the model; a configuration names it openai/smollm2."""
+NAME = "smollm2"
+
+SETTINGS = {
+    "model": f"openai/{NAME}",
+    # Hardly any of its answers in DSPy's chat format can be read.
+    "answer_format": "json_schema",
+    # It reads some 200 tokens a second and writes 50, for one question after the other.
+    "concurrency": 1,
+    "max_tokens": 200,
+    "timeout_seconds": 300,
+}
+"""How a tenant's configuration names it, beside its `api_base`."""
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Of SmolLM2-135M-Instruct.Q4_1.gguf: numbers that were measured, and programs, belong to this file."""
@@ -32,8 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a stack
     server = serve(_model_file(), arguments.port, arguments.context)
-    print(f"{MODEL} answers at {server.listening_address}, until Ctrl-C; to let it answer for everybody:")
-    print(f"  export AUTOOPT_LM=openai/{MODEL}\n  export AUTOOPT_LM_API_BASE={server.listening_address}/v1", flush=True)
+    address = server.listening_address
+    settings = json.dumps({"api_base": f"{address}/v1", **SETTINGS})
+    print(f"{NAME} answers at {address} until Ctrl-C; so that a tenant asks it:", flush=True)
+    print(f"  autoopt config set TENANT 'lm={settings}'", flush=True)
     signal.pause()
 
 
@@ -43,7 +56,7 @@ def serve(file: Path, port: int, context: int) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
-    params.model_alias = {MODEL}
+    params.model_alias = {NAME}
     params.hostnames = [LOOPBACK]
     params.port = port
     params.n_ctx = context
