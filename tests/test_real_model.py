@@ -41,8 +41,8 @@ from tests.test_cli import autoopt
 MODALITY = get_module("modality")
 KINDS = ("video", "text")
 """The labels that occur."""
-SIZES = {"train": 24, "dev": 10, "holdout": 32}
-MAX_CALLS = 120
+SIZES = {"train": 24, "dev": 10, "holdout": 24}
+MAX_CALLS = 100
 REVIEWED = Habits(reviewed=1.0, malformed=0.0)
 
 
@@ -109,7 +109,7 @@ def traffic(phoenix: Phoenix) -> str:
 @pytest.fixture
 def place(traffic: str, store: TenantConfigStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # Of the usual 100 each costs two calls, and a call takes half a second.
-    monkeypatch.setattr("autoopt_pipeline.optimization.optimize.MIN_HOLDOUT", 30)
+    monkeypatch.setattr("autoopt_pipeline.optimization.optimize.MIN_HOLDOUT", 22)
     return Place(home, traffic)
 
 

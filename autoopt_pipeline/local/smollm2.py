@@ -58,6 +58,6 @@ def who_answers(lm: LMSettings | None) -> str:
     return (
         f"[bold]{REAL_MODEL_TENANT.tenant_id}/{', '.join(REAL_MODEL_TENANT.modules)}[/bold] is answered by "
         f"[bold]{NAME}[/bold], a real language model of 135 million parameters: near chance at this, so its score says "
-        "nothing of quality. It shows real tokens, unreadable answers and waiting. All else is answered by the offline "
+        "nothing of quality. It shows real tokens and real waiting. All else is answered by the offline "
         "[bold]stand-in[/bold], which is no language model."
     )
