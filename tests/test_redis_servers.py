@@ -163,11 +163,12 @@ def test_what_is_no_redis_url_is_told_before_anything_is_asked(url: str) -> None
 
 
 def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_path: Path) -> None:
-    options = ("--cluster-enabled", "yes", "--save", "")
-    with server(tmp_path, *options) as first, server(tmp_path, *options) as second:
+    options = ("--cluster-enabled", "yes", "--save", "", "--cluster-port")
+    bus = str(free_port()), str(free_port())  # the usual one, 10000 above the other, may be beyond all ports
+    with server(tmp_path, *options, bus[0]) as first, server(tmp_path, *options, bus[1]) as second:
         joined = client(first)
         joined.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        joined.execute_command("CLUSTER", "MEET", LOOPBACK, second)
+        joined.execute_command("CLUSTER", "MEET", LOOPBACK, second, bus[1])
         other = client(second)
         for _ in range(100):
             if "cluster_state:ok" in str(other.execute_command("CLUSTER", "INFO")):
