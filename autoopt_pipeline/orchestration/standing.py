@@ -55,8 +55,8 @@ class Standing:
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
     it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
-    far the run that is under way is, where it is in a long phase. `unreported`
-    says how the active version came to be, where its run was lost before it could report that, or its report is gone.
+    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
+    where its run was lost before it could report that, or its report is gone.
     """
 
     tenant_id: str
