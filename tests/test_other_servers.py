@@ -136,7 +136,7 @@ def test_a_server_that_is_not_phoenix_is_told_as_that(home: Path, status: int, b
     with answering(body, status=status) as server:
         for command in (["traces", "stats", "acme"], ["doctor"]):
             said = " ".join(autoopt(*command, status=2, AUTOOPT_PHOENIX_ENDPOINT=server.url).split())
-            assert f"{server.url} answers, and is not Phoenix -> set AUTOOPT_PHOENIX_ENDPOINT" in said
+            assert f"{server.url} answers HTTP {status}, and is not Phoenix -> set AUTOOPT_PHOENIX_ENDPOINT" in said
 
 
 def test_what_a_later_phoenix_does_not_understand_is_told_with_the_versions_that_do() -> None:
