@@ -64,7 +64,7 @@ def test_a_tenant_is_added_listed_and_removed(home: Path) -> None:
     assert "acme added, configuration version 1" in autoopt("tenants", "add", "acme", *AGENTS)
     assert partitions(home) == {"acme"}
     assert "acme" in autoopt("tenants", "list")
-    assert "acme removed" in autoopt("tenants", "remove", "acme")
+    assert "acme removed" in autoopt("tenants", "remove", "acme", "--yes")
     assert partitions(home) == set()
     assert "acme" not in autoopt("tenants", "list")
 

@@ -134,7 +134,7 @@ class _Demo:
     def play(self) -> list[DemoOutcome]:
         self._send_first_traffic()
         for tenant in SAMPLE_TENANTS:
-            write_config(self.configs, sample_config(tenant))
+            write_config(self.configs, sample_config(tenant), by="autoopt demo")
             register_tenant(self.instance, tenant.tenant_id)
         self.say(f"round 1: {len(SAMPLE_TENANTS)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())

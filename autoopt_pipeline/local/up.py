@@ -99,7 +99,7 @@ def _add_sample_tenants(console: Console, phoenix: Phoenix) -> None:
             continue  # it was added before, and perhaps removed since
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
-        write_config(configs, sample_config(tenant))
+        write_config(configs, sample_config(tenant), by="autoopt up")
         with open_instance(PROJECT) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")
