@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +18,7 @@ from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.test_artifacts import save
+from tests.test_phoenix_contract import trace_count
 
 AUTOOPT = Path(sys.executable).parent / "autoopt"
 AGENTS = [
@@ -197,10 +197,20 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     assert "--query-field" in wrong
     Path("queries.jsonl").write_text(json.dumps({"query": "x", "agent": "moon"}))
     assert "'moon' is no agent" in autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
-    end = datetime.now(UTC)
-    project = phoenix.project(f"{tenant}-cogniverse-routing", until=end)
-    assert project is not None
-    assert project.traces == 20
+    assert trace_count(phoenix, tenant) == 20
+
+
+@pytest.mark.parametrize("taken", ["dagster.yaml", "workspace.yaml", "autoopt.env"])
+def test_init_overwrites_nothing(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).write_text("mine")
+    assert f"{tmp_path / taken} exists already -> name a new folder" in autoopt("init", str(tmp_path), status=2)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(taken, "mine")]
+
+
+def test_init_leaves_nothing_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: Not a directory" in autoopt("init", str(tmp_path / "file" / "home"), status=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_demo_empties_no_folder_of_yours(home: Path) -> None:

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+import dagster as dg
 import psutil
 import pytest
 from axe_core_python.selenium import Axe
+from dagster._core.test_utils import create_run_for_test
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
@@ -24,14 +27,18 @@ from autoopt_pipeline.local.stack import (
     start_phoenix,
     wait_for_phoenix,
 )
+from autoopt_pipeline.optimization.progress import Progress
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
+from autoopt_pipeline.orchestration.progress import RunProgress
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.browsing import chromium, click, fill, press, wait_for_text
 
 RUN_ENDS = 300
 """Seconds in which a run has started and ended, on a machine that has other things to do."""
+
+BUSY_RUN = "4d1b9b1c-5d0e-4a55-8f0e-0d6f0c9a8b7e"
 
 HOSTILE = "<script>alert('x')</script><b>\"bold\"</b>"
 
@@ -50,6 +57,13 @@ class Site:
         return ModuleArtifacts(Files(str(self.stack.home / ".autoopt" / "artifacts")), "acme", "routing")
 
 
+def tell_progress(instance: dg.DagsterInstance, done: int) -> None:
+    """As the run of the tenant `busy` would, which nobody executes."""
+    progress = Progress(phase="incumbent on dev", done=done, total=73, calls=96, tokens=12345, seconds=40)
+    row = RunProgress(run_id=BUSY_RUN, at=datetime.now(UTC), progress=progress)
+    instance.daemon_cursor_storage.set_cursor_values({"autoopt/progress/busy/routing": row.model_dump_json()})
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
@@ -65,12 +79,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         manual = sample_config(acme).model_copy(update=by_hand)
         write_config(store, manual)
         write_config(store, manual.model_copy(update={"tenant_id": "hostile"}))
+        write_config(store, manual.model_copy(update={"tenant_id": "busy"}))
         store.write("broken", {"tenant_id": "broken", HOSTILE: HOSTILE})
         wait_for_phoenix(processes, endpoint)
         end = datetime.now(UTC) - timedelta(minutes=2)
         send_sample_traffic(Phoenix(endpoint), acme, 450, start=end - timedelta(hours=2), end=end, seed=1)
         with open_instance(home) as instance:
             register_tenant(instance, "acme")
+            create_run_for_test(
+                instance,
+                run_id=BUSY_RUN,
+                tags={"dagster/partition": "busy"},
+                status=dg.DagsterRunStatus.STARTED,
+                asset_selection=frozenset({dg.AssetKey("routing")}),
+            )
+            tell_progress(instance, 23)
         stack.settings["AUTOOPT_DAGSTER_UI_URL"] = start_dagster_dev(processes, stack, free_port())
         yield Site(start_dashboard(processes, stack, free_port()), stack, processes, port)
 
@@ -129,7 +152,8 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
 
 
 PAGES = ["/", "/?health=error", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
-         "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken", "/nowhere"]  # fmt: skip
+         "/tenants/busy/modules/routing", "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken",
+         "/nowhere"]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -160,6 +184,19 @@ def test_pages_fit_on_a_phone(site: Site, browser: webdriver.Chrome) -> None:
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get_log("browser")
+
+
+def test_a_page_shows_how_far_a_run_is_while_it_goes_on(site: Site, browser: webdriver.Chrome) -> None:
+    browser.get(f"{site.url}/tenants/busy/modules/routing")
+    wait_for_text(browser, "23 of 73 Time left 87 s Elapsed 40 s Rate 34.5 a minute Calls of the run 96")
+    bar = browser.find_element(By.CSS_SELECTOR, "#progress progress")
+    assert (bar.get_attribute("value"), bar.get_attribute("max")) == ("23", "73")
+    with open_instance(site.stack.home) as instance:
+        tell_progress(instance, 24)
+        wait_for_text(browser, "24 of 73")
+        instance.daemon_cursor_storage.set_cursor_values({"autoopt/progress/busy/routing": ""})
+        WebDriverWait(browser, 30).until_not(lambda driver: driver.find_elements(By.ID, "progress"))
+        tell_progress(instance, 23)
 
 
 def test_everything_is_reached_by_keyboard_and_typing_keeps_its_place(site: Site, browser: webdriver.Chrome) -> None:

@@ -16,7 +16,7 @@ from autoopt_pipeline.orchestration.standing import Health, Standing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACK = Rollback(versions=("v2",), at=NOW, by="watch", why="errors rose")
-PROPOSED = Outcome(NOW, None, None, verdict=Verdict.AWAITING_APPROVAL)
+PROPOSED = Outcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
@@ -99,7 +99,7 @@ standings = st.builds(
         st.none() | st.datetimes(timezones=st.just(UTC)),
     ),
     st.builds(Attempts, st.none() | st.datetimes(timezones=st.just(UTC)), failures=st.integers(0, 2)),
-    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.none(), st.sampled_from(["promoted", "rejected"])),
+    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
     active_score=st.none() | st.floats(0, 1),
 )
 

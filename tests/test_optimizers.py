@@ -12,7 +12,7 @@ import dspy
 import pytest
 
 from autoopt_pipeline.artifacts.programs import pack, queries_shown, unpack
-from autoopt_pipeline.errors import InvalidConfig, LMUnavailable
+from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.meter import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
 from autoopt_pipeline.modules.registry import get_module
@@ -27,6 +27,7 @@ from autoopt_pipeline.optimization.optimizers import (
     pick_coverage,
     scorer,
 )
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import Search, check_budget, comparison_calls, search
 from autoopt_pipeline.optimization.split import Judged, Split, split_examples
 from autoopt_pipeline.settings import Settings
@@ -87,7 +88,9 @@ def searched(
     say: Callable[[str], None] = lambda line: None,
 ) -> Search:
     start = spec.build_program(LABELS)
-    return search(spec, config, LABELS, split, incumbent or start, start, lm, teacher or lm, say)
+    return search(
+        spec, config, LABELS, split, incumbent or start, start, lm, teacher or lm, say, PhaseTracker(lm.meter)
+    )
 
 
 def share_right(spec: ModuleSpec, program: dspy.Module, asked: tuple[Example, ...]) -> float:
@@ -461,7 +464,7 @@ def test_a_teacher_that_fails_in_a_search_for_instructions_is_an_error_and_not_a
             teaching_server.always = 401
             failed_at.append(teaching_server.calls)
 
-    with pytest.raises(LMUnavailable, match="openai/teacher"):
+    with pytest.raises(LMNotConfigured, match="openai/teacher"):
         searched(split, lm, teacher, say=say)
     assert teaching_server.calls == failed_at[0] + 1
 
@@ -486,7 +489,7 @@ def test_after_an_outage_nothing_more_is_asked(server: LLMServer) -> None:
     lm = over_http(server, Meter(1000, 10**9))
     asked = examples(ROUTING, 80)
     server.always = 401
-    with pytest.raises(LMUnavailable):
+    with pytest.raises(LMNotConfigured):
         answer_all(ROUTING, ROUTING.build_program(LABELS), asked, lm)
     assert server.calls <= lm.threads
 

@@ -155,17 +155,17 @@ def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that
 
 
 def test_new_traces_count_from_what_was_last_learnt_from_within_the_lookback() -> None:
-    outcome = Outcome(NOW - timedelta(hours=2), trace_total=5, annotation_total=0)
+    outcome = Outcome(NOW - timedelta(hours=2), annotations=None)
     assert count_from(CONFIG, outcome, now=NOW) == outcome.window_end
-    old = Outcome(NOW - timedelta(days=400), trace_total=5, annotation_total=0)
+    old = Outcome(NOW - timedelta(days=400), annotations=None)
     assert count_from(CONFIG, old, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
     assert count_from(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
 
 
 def test_an_outcome_of_a_clock_that_ran_ahead_does_not_hide_the_traces_of_today() -> None:
-    ahead = Outcome(NOW + timedelta(days=2), trace_total=5, annotation_total=0)
+    ahead = Outcome(NOW + timedelta(days=2), annotations=None)
     assert count_from(CONFIG, ahead, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
-    hardly = Outcome(NOW + timedelta(seconds=20), trace_total=5, annotation_total=0)
+    hardly = Outcome(NOW + timedelta(seconds=20), annotations=None)
     assert count_from(CONFIG, hardly, now=NOW) == hardly.window_end
 
 
@@ -186,7 +186,7 @@ def test_each_way_to_turn_a_module_off_says_which() -> None:
 
 
 def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> Outcome:
-    return Outcome(NOW - timedelta(days=1), 1000, 0, verdict, decisions, labels)
+    return Outcome(NOW - timedelta(days=1), None, verdict, decisions, labels)
 
 
 def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
@@ -203,7 +203,7 @@ def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
 
 def test_what_is_older_than_the_lookback_asks_for_nothing_more() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=40))
-    before = Outcome(NOW - timedelta(days=30), 40_000, 0, "rejected", 40_000)
+    before = Outcome(NOW - timedelta(days=30), None, "rejected", 40_000)
     answer = decide(CONFIG, ROUTING, tried, Evidence(9900), before, now=NOW)
     assert isinstance(answer, Decision)
     assert answer.launch

@@ -73,7 +73,7 @@ def reasons(plan: Plan) -> dict[tuple[str, str], Reason]:
 def materialize(instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime) -> None:
     metadata = {
         "window_end": dg.MetadataValue.timestamp(end),
-        "trace_total": traces,
+        "decisions_read": traces,
         "annotation_total": 0,
     }
     instance.report_runless_asset_event(dg.AssetMaterialization(module, partition=tenant, metadata=metadata))
@@ -154,9 +154,9 @@ def test_an_outcome_is_read_back_from_the_event_log(instance: dg.DagsterInstance
     materialize(instance, f"{tenant}2", "routing", traces=1, end=end)
     attempts = read_attempts(instance, MODULES, failures_since=end)
     outcomes = read_outcomes(instance, attempts)
-    assert outcomes[tenant, "routing"].trace_total == 9
+    assert outcomes[tenant, "routing"].decisions == 9
     assert outcomes[tenant, "routing"].window_end == end
-    assert outcomes[f"{tenant}2", "routing"].trace_total == 1
+    assert outcomes[f"{tenant}2", "routing"].decisions == 1
     written = attempts[tenant, "routing"].outcome_at
     assert written is not None
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)

@@ -8,6 +8,7 @@
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
     {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
     {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
+    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.kept_answers
 
 Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
@@ -63,14 +64,24 @@ class PredictorState(_Stored):
 
 
 class Program(_Stored):
-    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes."""
+    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
+
+    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
+    """
 
     format: Literal[1] = 1
     tenant_id: str
     module: str
     fingerprint: str
     labels: list[str]
+    answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
+
+    @property
+    def answer_format(self) -> str:
+        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
+        formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
+        return formats.pop() if len(formats) == 1 else "mixed"
 
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
@@ -90,7 +101,11 @@ class Program(_Stored):
 
 
 class Manifest(_Stored):
-    """How a version came to be, and what was measured of it; scores are None where nothing was."""
+    """How a version came to be, and what was measured of it; scores are None where nothing was.
+
+    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
+    could not be graded, of the incumbent and of the candidate, by why.
+    """
 
     version: VersionName
     program_sha256: str
@@ -112,10 +127,16 @@ class Manifest(_Stored):
     tried: list[dict[str, Any]] = []
     seed: int
     lm: str
+    lm_settings: dict[str, float | int | str] = {}
+    answer_format: str = "chat"
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
     lm_tokens: int
+    lm_input_tokens: int = 0
+    lm_output_tokens: int = 0
+    lm_cached_tokens: int = 0
+    unread: dict[str, dict[str, int]] = {}
     packages: dict[str, str]
 
 
@@ -139,7 +160,7 @@ class LedgerEntry(_Stored):
     """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
 
     A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
     """
 
     sequence: int
@@ -395,6 +416,23 @@ class ModuleArtifacts:
         """Enter a step of a trial. False when another run took the same place."""
         path = f"{self._folder}/trials/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
+
+    def keep_answers(self, name: str, answers: bytes) -> None:
+        """Keep answers of language models, as `optimization.kept_answers` writes them."""
+        self._files.create(f"{self._folder}/answers/{name}.json", answers)
+
+    def kept_answers(self) -> Iterator[bytes]:
+        """What was kept and not dropped since."""
+        paths = [f"{self._folder}/answers/{name}" for name in self._files.names(f"{self._folder}/answers")]
+        for content in self._files.read_many(paths).values():
+            if isinstance(content, bytes):
+                yield content
+
+    def drop_kept_answers(self) -> None:
+        folder = f"{self._folder}/answers"
+        for name in self._files.all_names(folder):
+            self._files.delete(f"{folder}/{name}")
+        self._files.delete_empty(folder)
 
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"

@@ -190,6 +190,12 @@ def lm_of(manifest: Manifest) -> str:
     return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
 
 
+def cost_of(manifest: Manifest) -> str:
+    """What the run that made a version spent on language models."""
+    read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
+    return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
+
+
 def path_of(move: Move) -> str:
     """From what to what a move leads, and who else serves since."""
     path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"

@@ -57,6 +57,8 @@ def forget(
     # What was shared goes before the tenant's own programs, for those tell that there was something to share.
     _forget_where_shared(parts, tenant, programs, text)
     _forget_in_programs(programs, text)
+    for module in programs:
+        module.drop_kept_answers()
     told = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
     enter_act(parts.files, by=who(), what="erased", tenant_id=tenant, module="", text=told)
     console.print("no program and no dataset of the tenant holds the text any more")

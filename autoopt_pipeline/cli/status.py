@@ -95,6 +95,8 @@ def _table(standings: Sequence["Standing"], now: datetime) -> Table:
 
 def _told(standing: "Standing", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
+    if standing.progress:
+        lines.append(escape(standing.progress.told(now)))
     evidence, need = standing.decision.evidence, standing.decision.need
     if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
         lines.append(f"{evidence.total} of {need} new traces and annotations")

@@ -127,9 +127,9 @@ def sample(
 
 
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
-    """Spans that no installed module reads; None where Phoenix cannot say, or has no such project."""
+    """Spans that no installed module reads; None where Phoenix has no such project."""
     phoenix = reader.parts.phoenix
-    project = phoenix.project(project_name(reader.config.tenant_id), until=reader.end)
+    project = phoenix.project(project_name(reader.config.tenant_id))
     if project is None:
         return None
     known = {spec.contract.span_name for spec in modules().values()}
@@ -159,7 +159,7 @@ def _print_stats(
     for name, error in errors.items():
         console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
     if others is None:
-        console.print("Phoenix cannot say which other spans there are")
+        console.print(f"Phoenix has no project {project}", soft_wrap=True)
     elif others:
         console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Condition, Decision, Reason
@@ -133,18 +134,19 @@ def _run(
     from autoopt_pipeline.orchestration.sensors import run_tags
 
     started = time.monotonic()
-
-    def say(line: str) -> None:
-        text = escape(one_line(line, full=False, length=400))
-        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}", soft_wrap=True)
-
     register_tenant(opened, tenant)  # as it may have been added a second ago
     tags = run_tags(plan, tenant, modules)
-    if not launch:
-        return run_here(opened, tenant, modules, tags, say)
-    run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
-    with _left_running(run_id, tenant):
-        return follow(opened, run_id, say)
+    with viewing() as view:
+
+        def say(line: str) -> None:
+            text = escape(one_line(line, full=False, length=400))
+            view.lines.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}", soft_wrap=True)
+
+        if not launch:
+            return run_here(opened, tenant, modules, tags, say, view.show)
+        run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
+        with _left_running(run_id, tenant):
+            return follow(opened, run_id, say, view.show)
 
 
 @contextmanager

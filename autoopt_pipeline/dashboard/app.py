@@ -68,6 +68,7 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route(f"{_CONFIGURATION}/remove", deciding(configuration.remove), methods=["POST"]),
             Route(_MODULE, tenant.module_page),
             Route(f"{_MODULE}/story", tenant.module_story_part),
+            Route(f"{_MODULE}/progress", tenant.progress_part),
             Route(f"{_MODULE}/live", tenant.live_part),
             Route(f"{_MODULE}/versions/{{version}}", tenant.version_page),
             Route(f"{_MODULE}/outcomes/{{run}}", tenant.outcome_page),

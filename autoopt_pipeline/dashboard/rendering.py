@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from autoopt_pipeline.dashboard.notices import take
-from autoopt_pipeline.wording import ago, one_line, percent
+from autoopt_pipeline.wording import ago, duration, one_line, percent
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -31,6 +31,10 @@ def _markdown_filter(text: str) -> Markup:
 
 def _utc(moment: datetime | None) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
+
+
+def _span(seconds: float | None) -> str:
+    return "not known" if seconds is None else duration(timedelta(seconds=seconds))
 
 
 def _part(text: str) -> str:
@@ -54,6 +58,7 @@ def _environment() -> jinja2.Environment:
         "part": _part,
         "markdown": _markdown_filter,
         "static": _static,
+        "span": _span,
         "words": lambda text: str(text).replace("_", " "),
     }
     return environment

@@ -18,6 +18,7 @@ from autoopt_pipeline.artifacts.stored import (
     Programs,
     VersionEvent,
     between,
+    cost_of,
     decided_about,
     how_it_ended,
     lm_of,
@@ -32,11 +33,12 @@ from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.orchestration.history import values_of
-from autoopt_pipeline.orchestration.sentences import sentences
+from autoopt_pipeline.orchestration.progress import read_module_progress
+from autoopt_pipeline.orchestration.sentences import DOING, sentences
 from autoopt_pipeline.orchestration.standing import events_of, module_stories, tenant_standings
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.live import look_now
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.wording import did_you_mean, listed_unread
 
 _OUTCOMES_SHOWN = 50
 _MOVES_SHOWN = 100
@@ -107,6 +109,13 @@ def module_story_part(request: Request) -> Response:
     return render(request, "module_story.html", **_story(request))
 
 
+def progress_part(request: Request) -> Response:
+    """How far the run that is under way is. One row is read, so that this can be asked for every other second."""
+    tenant, module = visible_tenant(request), request.path_params["module"]
+    progress = read_module_progress(dashboard_of(request).instance, tenant, module)
+    return render(request, "module_progress.html", tenant=tenant, module=module, progress=progress)
+
+
 def live_part(request: Request) -> Response:
     """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
     parts, tenant, module = dashboard_of(request).parts, visible_tenant(request), request.path_params["module"]
@@ -154,6 +163,8 @@ def version_page(request: Request) -> Response:
         programs=programs,
         manifest=manifest,
         lm=lm_of(manifest),
+        cost=cost_of(manifest),
+        unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
         last=programs.last_event(manifest.version),
         declined=programs.declined(manifest.version),
@@ -273,10 +284,21 @@ def _versions(programs: Programs) -> list[Version]:
 def _story(request: Request) -> dict[str, Any]:
     """The decision in sentences, as `autoopt why` tells it; or why there is none."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
-    told: dict[str, Any] = {"tenant": tenant, "module": module, "story": None, "told": [], "untold": ""}
+    told: dict[str, Any] = {
+        "tenant": tenant,
+        "module": module,
+        "story": None,
+        "told": [],
+        "untold": "",
+        "progress": None,
+    }
     try:
         now = datetime.now(UTC)
         (story,) = module_stories(configured(request), [module], dashboard.instance, dashboard.parts, now=now)
     except AutooptError as e:
         return told | {"untold": str(e)}
-    return told | {"story": story, "told": list(sentences(story, now))}
+    return told | {
+        "story": story,
+        "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
+        "progress": story.standing.progress,
+    }

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Allowance, midnight, quiet_until, spread
 from autoopt_pipeline.optimization.retry import needed_evidence
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -65,14 +66,13 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known.
+    """What the last optimization saw: traces before `window_end` (UTC), and annotations, where known.
 
     `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
     """
 
     window_end: datetime
-    trace_total: int | None
-    annotation_total: int | None
+    annotations: AnnotationsSeen | None
     verdict: str = ""
     decisions: int = 0
     labels: frozenset[str] | None = None

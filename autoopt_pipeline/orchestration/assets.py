@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
@@ -19,6 +18,7 @@ from autoopt_pipeline.optimization.plan import learnt_from
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
+from autoopt_pipeline.orchestration.progress import StepProgress
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
 from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, skipping
@@ -124,6 +124,7 @@ def _optimize(
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.meter import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
+    from autoopt_pipeline.optimization.kept_answers import KeptAnswers
     from autoopt_pipeline.optimization.optimize import Job, optimize
     from autoopt_pipeline.orchestration.report import data_check, report_metadata
 
@@ -132,13 +133,17 @@ def _optimize(
         budget = budget_today(context, config, settings, force=overrides.force)
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
-        failing_the_step(context, config.retry, meter),
+        failing_the_step(context, config.retry),
         accounted(context, spec.name, meter),
         blaming_the_day(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
-        lm = metered_lm(answering, meter)
-        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
+        artifacts = connections.artifacts(config.tenant_id, spec.name)
+        kept = KeptAnswers(artifacts)
+        if kept.found:
+            context.log.info(f"{kept.found} answers of a try that came to no outcome are not asked for again")
+        lm = metered_lm(answering, meter, answers=kept)
+        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = Job(
@@ -149,14 +154,20 @@ def _optimize(
             material.end,
             context.run.run_id,
             redact=load_redaction(settings.redaction),
-            parts=_active_parts(context, connections, spec),
+            parts=connections.active_parts(
+                config.tenant_id,
+                spec,
+                lambda part, why: context.log.warning(f"{part.name} starts from its baseline: {why}"),
+            ),
             attempt=_attempt(context),
             lost_runs=_lost_runs(context, spec.name),
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
-        artifacts = connections.artifacts(config.tenant_id, spec.name)
-        report = optimize(job, lm, artifacts, teacher=teacher, say=context.log.info)
+        report = optimize(
+            job, lm, artifacts, teacher=teacher, say=context.log.info, on_progress=StepProgress(context, spec.name)
+        )
+        kept.drop()
         labels = [label.name for label in labels_of(spec, config)]
         metadata = report_metadata(
             report,
@@ -201,19 +212,6 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
     except AutooptError as e:
         context.log.warning(f"the comparison is not shown in Phoenix: {e}")
         return None
-
-
-def _active_parts(context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec) -> dict[str, Program]:
-    """The active programs of a composed module's parts; a part whose program is damaged starts from its baseline."""
-    found = {}
-    for part in spec.parts:
-        artifacts = connections.artifacts(context.partition_key, part.name)
-        if active := artifacts.active():
-            try:
-                found[part.name] = artifacts.load(active.version)
-            except InvalidArtifact as e:
-                context.log.warning(f"{part.name} starts from its baseline: {e}")
-    return found
 
 
 def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":

@@ -5,6 +5,7 @@ that Dagster does not declare public are needed; they stand in this file only, u
 """
 
 import threading
+from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Spending
 from autoopt_pipeline.optimization.plan import Attempts, LostRun, Outcome, believable
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
@@ -23,8 +25,11 @@ from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, FAILED_TAG, WINDOW_
 Key = tuple[str, str]
 
 ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
-"""Kinds of observations: the watch moved a tenant back, or ended without; an attempt failed after it had asked a
-language model."""
+"""Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
+without an outcome, by an attempt that failed or by a person."""
+
+ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
+"""Metadata of a materialization that hold its `AnnotationsSeen`."""
 
 _CHUNK = 1000
 
@@ -112,16 +117,11 @@ def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment
 
 
 def report_spent(
-    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, run_id: str, reason: str
+    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, reason: str, run_id: str | None = None
 ) -> None:
-    """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
-    metadata = {
-        "event": SPENT,
-        "reason": reason,
-        "lm_calls": spent.lm_calls,
-        "lm_tokens": spent.lm_tokens,
-        "run_id": run_id,
-    }
+    """Enter what a run or a person spent without an outcome. It belongs to no run, so none takes it along."""
+    metadata = {"event": SPENT, "reason": reason, "lm_calls": spent.lm_calls, "lm_tokens": spent.lm_tokens}
+    metadata |= {"run_id": run_id} if run_id else {}
     instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
 
 
@@ -224,13 +224,19 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
 
     return Outcome(
         window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
-        trace_total=total("trace_total"),
-        annotation_total=total("annotation_total"),
+        annotations=_annotations_seen(total(ANNOTATION_TOTAL), metadata.get(ANNOTATION_MARKS)),
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
         decisions=total("decisions_read") or 0,
         labels=_labels(metadata.get("labels")),
         version=str(metadata["version"].value) if "version" in metadata else None,
     )
+
+
+def _annotations_seen(total: int | None, marks: dg.MetadataValue | None) -> AnnotationsSeen | None:
+    if total is None:
+        return None
+    times = marks.value if isinstance(marks, dg.JsonMetadataValue) and isinstance(marks.value, list) else []
+    return AnnotationsSeen(total, array("q", (int(str(time)) for time in times)))
 
 
 def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:

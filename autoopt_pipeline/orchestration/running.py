@@ -12,13 +12,15 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._utils.error import SerializableErrorInfo
 
-from autoopt_pipeline.addresses import without_secrets
+from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.history import values_of
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
+from autoopt_pipeline.orchestration.progress import LOGGED_AS, ShowProgress, listening, read_progress
 from autoopt_pipeline.orchestration.tags import SKIPPED_TAG
+from autoopt_pipeline.tls import trusted_authorities
 
 CODE_LOCATION = "autoopt_pipeline"
 """Name of the code location, as `workspace.yaml` has it."""
@@ -30,6 +32,7 @@ _FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
 """What a person need not wait for."""
 
 _POLL_SECONDS = 1.0
+_DAGSTER_SECONDS = 300
 
 _INTERRUPTIONS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 
@@ -57,11 +60,17 @@ def is_to_run(decision: Decision, *, force: bool) -> bool:
 
 
 def run_here(
-    instance: dg.DagsterInstance, tenant: str, modules: Sequence[str], tags: Mapping[str, str], say: Say
+    instance: dg.DagsterInstance,
+    tenant: str,
+    modules: Sequence[str],
+    tags: Mapping[str, str],
+    say: Say,
+    show: ShowProgress | None = None,
 ) -> Ended:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
-    `say` gets the lines that the run tells of its progress. Ctrl-C cancels the run.
+    `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
+    cancels the run.
     """
     from autoopt_pipeline.definitions import defs
 
@@ -76,18 +85,19 @@ def run_here(
             interrupted = True
             instance.report_run_canceling(_run(instance, run_id))
             raise KeyboardInterrupt
-        _tell(entry, say)
+        _tell(entry, say, show)
 
     instance.add_event_listener(run_id, listen)
-    defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        instance=instance,
-        run_id=run_id,
-        partition_key=tenant,
-        asset_selection=[dg.AssetKey(module) for module in modules],
-        tags=dict(tags),
-        raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )
+    with listening(run_id, show):
+        defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            partition_key=tenant,
+            asset_selection=[dg.AssetKey(module) for module in modules],
+            tags=dict(tags),
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
     if interrupted:
         raise KeyboardInterrupt
     return _ended(instance, run_id)
@@ -101,12 +111,18 @@ def submit(
     Raises `LaunchFailed` when the webserver does not answer, refuses, or works with another instance than this.
     """
     from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+    from gql.transport.requests import RequestsHTTPTransport
 
     url, shown = urlsplit(dagster_ui), without_secrets(dagster_ui)
     remedy = "set AUTOOPT_DAGSTER_UI_URL to the address of this instance's Dagster UI, or run without --launch"
     try:
         client = DagsterGraphQLClient(
-            url.hostname or "", url.port, use_https=url.scheme == "https", path_prefix=url.path.rstrip("/")
+            url.hostname or "",
+            transport=RequestsHTTPTransport(
+                f"{without_login(dagster_ui)[0]}/graphql",
+                timeout=_DAGSTER_SECONDS,
+                verify=trusted_authorities() or True,
+            ),
         )
         run_id = client.submit_job_execution(
             _ASSET_JOB,
@@ -127,8 +143,8 @@ def submit(
     return run_id
 
 
-def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
-    """Tell of a run that others execute, until it has ended."""
+def follow(instance: dg.DagsterInstance, run_id: str, say: Say, show: ShowProgress | None = None) -> Ended:
+    """Tell of a run that others execute, as `run_here` does, until it has ended."""
     cursor, last = None, None
     while True:
         run = _run(instance, run_id)
@@ -138,8 +154,13 @@ def follow(instance: dg.DagsterInstance, run_id: str, say: Say) -> Ended:
         # Read after the status: what was said before the end is then never missed.
         page = instance.get_records_for_run(run_id, cursor)
         for record in page.records:
-            _tell(record.event_log_entry, say)
+            _tell(record.event_log_entry, say, show)
         cursor = page.cursor
+        if show:
+            running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
+            progress = read_progress(instance, running)
+            for key in running:
+                show(key[1], progress[key].progress if key in progress else None)
         if run.status not in UNFINISHED:
             return _ended(instance, run_id)
         time.sleep(_POLL_SECONDS)
@@ -151,10 +172,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _tell(entry: dg.EventLogEntry, say: Say) -> None:
-    """What a module says of its progress, and why a part of it is tried again. Dagster's own events are left out."""
+def _tell(entry: dg.EventLogEntry, say: Say, show: ShowProgress | None) -> None:
+    """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
     if entry.dagster_event is None and int(entry.level) >= logging.INFO:
-        say(f"{entry.step_key}: {entry.user_message}")
+        if show is None or not entry.user_message.startswith(LOGGED_AS):
+            say(f"{entry.step_key}: {entry.user_message}")
     elif cause := _retry_cause(entry):
         say(f"{entry.step_key}: to be tried again: {one_line_cause(cause.message)}")
 

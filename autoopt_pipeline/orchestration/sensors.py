@@ -14,6 +14,7 @@ from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, NEW_EVIDENCE_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, TickReport, tick_report
 from autoopt_pipeline.orchestration.watching import watch_sensor
+from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.store import TenantConfigStore
@@ -43,6 +44,7 @@ def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def tenant_partitions_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:
@@ -110,6 +112,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def auto_optimization_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:

@@ -8,13 +8,18 @@ from autoopt_pipeline.artifacts.stored import between
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.standing import Story
-from autoopt_pipeline.wording import ago, duration, percent
+from autoopt_pipeline.wording import ago, duration, listed_unread, percent
+
+DOING = "doing"
+"""What says how far a run is stands under this word."""
 
 
 def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
     """What to know of a module: each sentence with the word that it stands under, empty where that goes on."""
     standing, decision = story.standing, story.standing.decision
     yield "now", f"{decision.reason.value}: {decision.detail}"
+    if standing.progress:
+        yield DOING, standing.progress.told(now)
     yield "configured", _configured(story)
     yield "last", _last(story, now)
     if standing.attempts.failures:
@@ -64,6 +69,8 @@ def _last(story: Story, now: datetime) -> str:
         told += f"; score {percent(last.score_before)} -> {percent(last.score_after)} %"
     if last.version:
         told += f"; version {last.version}"
+    if last.unread_answers:
+        told += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
     if last.lm_calls is not None:
         told += f"; {last.lm_calls} LM calls"
     told += f"; run {last.run_id}" if last.run_id else ""

@@ -24,6 +24,7 @@ from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.phoenix import CountRequest
@@ -53,9 +54,10 @@ class Standing:
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
-    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `unreported` says
-    how the active version came to be, where its run was lost before it could report that, or its report is gone. What
-    happened before `begins` was an earlier tenant's of that name.
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
+    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
+    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
+    earlier tenant's of that name.
     """
 
     tenant_id: str
@@ -68,6 +70,7 @@ class Standing:
     trouble: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
+    progress: RunProgress | None = None
     unreported: Manifest | None = None
     begins: datetime | None = None
 
@@ -120,7 +123,7 @@ class Standing:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts = self.decision, self.decision.evidence, self.attempts
+        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -137,6 +140,7 @@ class Standing:
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
+            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
@@ -193,6 +197,7 @@ def tenant_standings(
         if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
             unreported[key] = manifest
     decided = _decided(connections, outcomes)
+    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         Standing(
             *key,
@@ -204,6 +209,7 @@ def tenant_standings(
             troubles.get(key),
             rollbacks.get(key),
             decided.get(key),
+            progress.get(key),
             unreported.get(key),
             stored[key[0]].since,
         )
@@ -228,7 +234,10 @@ def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1."""
+    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+
+    `unread_answers` counts those that could not be graded, by program and by why.
+    """
 
     at: datetime
     run_id: str
@@ -239,6 +248,7 @@ class LastOutcome:
     score_after: float | None
     lm_calls: int | None
     lm_tokens: int | None
+    unread_answers: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -379,6 +389,7 @@ def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str
             score_after=metadata.get("score_after"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
+            unread_answers=metadata.get("unread_answers") or {},
         )
     return None
 
@@ -395,6 +406,7 @@ def _as_made(manifest: Manifest) -> LastOutcome:
         score_after=manifest.candidate_score,
         lm_calls=manifest.lm_calls,
         lm_tokens=manifest.lm_tokens,
+        unread_answers=manifest.unread,
     )
 
 
@@ -463,7 +475,7 @@ def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> t
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
     phoenix = connections.phoenix
     try:
-        project = phoenix.project(project_name(tenant), until=now)
+        project = phoenix.project(project_name(tenant))
         if project is None:
             return None
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)

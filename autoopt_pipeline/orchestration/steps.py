@@ -7,7 +7,6 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.storage.tags import SENSOR_NAME_TAG
@@ -17,32 +16,29 @@ from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
 from autoopt_pipeline.orchestration.tags import FAILED_TAG, SKIPPED_TAG
+from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
-
-if TYPE_CHECKING:
-    from autoopt_pipeline.lm.meter import Meter
 
 
 @contextmanager
-def failing_the_step(
-    context: dg.AssetExecutionContext, retry: Retry, meter: "Meter | None" = None
-) -> Generator[None, None, None]:
+def failing_the_step(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
     """Turn errors into failures, or have the step tried again.
 
-    Only what may pass by itself is tried again, and only while the meter counts nothing: a search costs money, so
-    what fails in the middle of one waits until the tenant is due again.
+    Only what may pass by itself is tried again. Answers are kept meanwhile, so a search goes on where it stopped.
+    Dagster stores a failure with all that caused it, so no secret may be left in any of that.
     """
     try:
-        yield
+        with scrubbing_errors():
+            yield
     except AutooptError as e:
-        if e.transient and not (meter and meter.calls) and context.retry_number < retry.max_retries:
+        if e.transient and context.retry_number < retry.max_retries:
             context.log.warning(f"to be tried again: {e}")
             raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
         _say_that_it_failed(context)
         raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
     except Exception as e:
         _say_that_it_failed(context)
-        raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
+        raise dg.Failure(scrub(f"unexpected {type(e).__name__}: {e}"), allow_retries=False) from e
     except dg.DagsterExecutionInterruptedError:
         # A person ended the run, or it took too long. Where nobody did, its pod or machine is being taken away.
         run = context.instance.get_run_by_id(context.run.run_id)

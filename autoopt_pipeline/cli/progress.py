@@ -1,0 +1,71 @@
+"""How far a run is, on a terminal: a bar for each module that is in a long phase, below the lines of its log."""
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from autoopt_pipeline.cli.context import Screen
+from autoopt_pipeline.optimization.progress import Progress
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.orchestration.progress import ShowProgress
+
+_BAR_WIDTH = 20
+
+
+@dataclass(frozen=True)
+class View:
+    """Where lines are printed, and what shows bars; without `show` there are none, and lines have to say it all."""
+
+    lines: Console
+    show: "ShowProgress | None" = None
+
+
+@contextmanager
+def viewing() -> Generator[View, None, None]:
+    """Bars are drawn where stderr is a terminal, and only there."""
+    lines = Screen(file=sys.stdout)  # as it is now: while DSPy's optimizers work, it is turned away
+    if not sys.stderr.isatty():
+        yield View(lines)
+        return
+    # While a step is executed in this process, Dagster has what is written to stderr go to the step's log.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding) as terminal:
+        screen = Screen(file=terminal)
+        if not screen.is_interactive:
+            yield View(lines)
+            return
+        bars = Bars(
+            BarColumn(_BAR_WIDTH),
+            TextColumn("{task.description}", markup=False),
+            console=screen,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with bars:
+            # On one terminal, whatever else is printed has to make room for the bars.
+            yield View(screen if sys.stdout.isatty() else lines, _shown_by(bars))
+
+
+def _shown_by(bars: Bars) -> "ShowProgress":
+    tasks: dict[str, TaskID] = {}
+
+    def show(module: str, progress: Progress | None) -> None:
+        if progress is None:
+            if module in tasks:
+                bars.remove_task(tasks.pop(module))
+            return
+        told = f"{module}: {progress.phase}, {progress.count}\n{progress.cost}"
+        if module not in tasks:
+            tasks[module] = bars.add_task(told)
+        bars.update(tasks[module], description=told, completed=progress.done, total=progress.total)
+
+    return show
