@@ -142,6 +142,7 @@ class RedisConfigStore:
             pipe.hset(_CURRENT, _PROBE, "")
             pipe.hdel(_CURRENT, _PROBE)
             pipe.lpop(_history_key(_PROBE))
+            pipe.zadd(_CHANGES, {_PROBE: 0}, xx=True)  # changes what is there, and adds nothing
             pipe.execute()
 
     def risks(self) -> list[Risk]:
