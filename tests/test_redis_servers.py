@@ -77,7 +77,8 @@ def findings(url: str) -> list[tuple[Status, str]]:
 
 def failures(store: TenantConfigStore) -> list[tuple[Status, str]]:
     found = []
-    for use in (partial(store.write, "acme", {}), partial(store.history, "acme"), store.check_writable):
+    changes = partial(store.changes, None, 1)
+    for use in (partial(store.write, "acme", {}), partial(store.history, "acme"), changes, store.check_writable):
         try:
             use()
         except ConfigStoreUnavailable as e:
@@ -102,6 +103,7 @@ def test_a_user_with_the_documented_rights_can_do_all_that_is_done(with_users: t
     assert store.current()["acme"].version == 1
     assert store.write("acme", None, expected_version=1) == 2
     assert [entry.version for entry in store.history("acme")] == [1, 2]
+    assert [change.what for change in store.changes(None, 9)] == ["tenant_removed", "tenant_added"]
     assert findings(url) == [(Status.OK, "0 tenants; it can be written")]
     assert client(int(url.rpartition(":")[2].partition("/")[0]), PASSWORD).keys("*_doctor*") == []
 
@@ -110,7 +112,7 @@ def test_every_documented_right_is_needed(with_users: tuple[redis.Redis, str]) -
     """But UNWATCH, without which a connection is closed instead."""
     admin, url = with_users
     rights = [word[1:] for word in rights_in_the_documents() if word.startswith("+")]
-    assert len(rights) == 15
+    assert len(rights) == 17
     for right in rights:
         admin.execute_command("ACL", "SETUSER", "autoopt", f"-{right}")
         try:

@@ -142,7 +142,7 @@ class _Demo:
     def play(self) -> list[DemoOutcome]:
         self._send_first_traffic()
         for config in self.chosen.values():
-            write_config(self.configs, config)
+            write_config(self.configs, config, by="autoopt demo")
             register_tenant(self.instance, config.tenant_id)
         self.say(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())

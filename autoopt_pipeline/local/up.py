@@ -121,7 +121,7 @@ def _add_sample_tenants(console: Console, home: Path, phoenix: Phoenix, lm: LMSe
             continue  # it was added before, and perhaps removed since
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
-        write_config(configs, config)
+        write_config(configs, config, by="autoopt up")
         with open_instance(home) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")
