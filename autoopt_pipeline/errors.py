@@ -44,6 +44,10 @@ class DailyBudgetSpent(AutooptError):
     """The day's budget for language models leaves nothing, or too little to decide anything."""
 
 
+class NotConfirmed(AutooptError):
+    """Nobody could be asked whether something should really be taken away."""
+
+
 class ConfigConflict(AutooptError):
     """Somebody else wrote a newer version of the configuration in the meantime."""
 

@@ -34,6 +34,7 @@ from autoopt_pipeline.modules.spec import Example, Label, Provenance
 from autoopt_pipeline.optimization import search as searching
 from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example, grade, using
 from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, demo_pickers, feedback_metric, scorer
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.split import Split
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
@@ -120,7 +121,16 @@ def race(task: Task, calls: int) -> dspy.Module:
     )
     split = Split(tuple(task.train), tuple(task.dev), (), (), 0, 0, 0, 0)
     found = searching.search(
-        ROUTING, config, task.labels, split, task.start, task.start, task.lm, task.lm, lambda line: None
+        ROUTING,
+        config,
+        task.labels,
+        split,
+        task.start,
+        task.start,
+        task.lm,
+        task.lm,
+        lambda line: None,
+        PhaseTracker(task.lm.meter),
     )
     return found.finalist.program if found.finalist else task.start
 

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.smollm2 import is_installed, start_smollm2
 from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
@@ -85,6 +86,14 @@ def phoenix_server(request: pytest.FixtureRequest) -> PhoenixServer:
 @pytest.fixture(scope="session")
 def phoenix(phoenix_server: PhoenixServer) -> Phoenix:
     return Phoenix(phoenix_server.endpoint)
+
+
+@pytest.fixture(scope="session")
+def smollm2(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a small real language model, served on this machine."""
+    if not is_installed():
+        pytest.skip("SmolLM2 is not installed (make .venv-lm/.installed)")
+    return start_smollm2(processes, tmp_path_factory.mktemp("smollm2"), free_port())
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_a_tenant_is_added_listed_and_removed(home: Path) -> None:
     assert "acme added, configuration version 1" in autoopt("tenants", "add", "acme", *AGENTS)
     assert partitions(home) == {"acme"}
     assert "acme" in autoopt("tenants", "list")
-    assert "acme removed" in autoopt("tenants", "remove", "acme")
+    assert "acme removed" in autoopt("tenants", "remove", "acme", "--yes")
     assert partitions(home) == set()
     assert "acme" not in autoopt("tenants", "list")
 
@@ -92,7 +92,8 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
     assert len(config["agents"]) == 4
     first = json.loads(autoopt("config", "get", "acme", "--version", "1"))
     assert first["min_samples_for_optimization"] == 100
-    assert autoopt("config", "history", "acme").count("saved") == 2
+    told = autoopt("config", "history", "acme")
+    assert (told.count("tenant added"), told.count("configuration saved")) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_bad_input_is_one_line_with_a_remedy_and_changes_nothing(home: Path, arg
     assert " -> " in error
     assert error.count("\n") == 1
     assert partitions(home) == {"acme"}
-    assert autoopt("config", "history", "acme").count("saved") == 1
+    assert "configuration saved" not in autoopt("config", "history", "acme")
 
 
 def test_commands_that_need_no_instance_do_not_wait_for_dagster() -> None:

@@ -120,7 +120,9 @@ def test_from_there_on_and_where_a_proxy_hides_the_version_it_is_read(version: s
 
 STRANGERS = {
     "a page": (200, b"<html>welcome</html>"),
-    "Dagster's GraphQL": (200, b'{"errors": [{"message": "Cannot query field \'getProjectByName\'"}]}'),
+    # As Dagster's webserver answered.
+    "Dagster's GraphQL": (400, b'{"data":null,"errors":[{"message":"Cannot query field \'getProjectByName\'"}]}'),
+    "another GraphQL": (200, b'{"errors": [{"message": "Cannot query field \'getProjectByName\'"}]}'),
     "a list": (200, b"[]"),
     "nothing": (200, b""),
     "an unknown path": (404, b"not found"),
@@ -134,7 +136,7 @@ def test_a_server_that_is_not_phoenix_is_told_as_that(home: Path, status: int, b
     with answering(body, status=status) as server:
         for command in (["traces", "stats", "acme"], ["doctor"]):
             said = " ".join(autoopt(*command, status=2, AUTOOPT_PHOENIX_ENDPOINT=server.url).split())
-            assert f"{server.url} answers, and is not Phoenix -> set AUTOOPT_PHOENIX_ENDPOINT" in said
+            assert f"{server.url} answers HTTP {status}, and is not Phoenix -> set AUTOOPT_PHOENIX_ENDPOINT" in said
 
 
 def test_what_a_later_phoenix_does_not_understand_is_told_with_the_versions_that_do() -> None:

@@ -620,7 +620,7 @@ def test_the_partition_sensor_adds_and_removes(
     configure(store, "gone")
     store.write("gone", None)
     with sqlite3.connect(tmp_path / "config.db") as db:  # an id that only somebody else could have written
-        db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}')")
+        db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}', 'ada', NULL)")
     register_tenant(instance, "gone")
     result = tick(sensors["tenant_partitions_sensor"], instance)
     assert isinstance(result, dg.SensorResult)

@@ -77,7 +77,8 @@ def findings(url: str) -> list[tuple[Status, str]]:
 
 def failures(store: TenantConfigStore) -> list[tuple[Status, str]]:
     found = []
-    for use in (partial(store.write, "acme", {}), partial(store.history, "acme"), store.check_writable):
+    changes = partial(store.changes, None, 1)
+    for use in (partial(store.write, "acme", {}), partial(store.history, "acme"), changes, store.check_writable):
         try:
             use()
         except ConfigStoreUnavailable as e:
@@ -102,6 +103,7 @@ def test_a_user_with_the_documented_rights_can_do_all_that_is_done(with_users: t
     assert store.current()["acme"].version == 1
     assert store.write("acme", None, expected_version=1) == 2
     assert [entry.version for entry in store.history("acme")] == [1, 2]
+    assert [change.what for change in store.changes(None, 9)] == ["tenant_removed", "tenant_added"]
     assert findings(url) == [(Status.OK, "0 tenants; it can be written")]
     assert client(int(url.rpartition(":")[2].partition("/")[0]), PASSWORD).keys("*_doctor*") == []
 
@@ -110,7 +112,7 @@ def test_every_documented_right_is_needed(with_users: tuple[redis.Redis, str]) -
     """But UNWATCH, without which a connection is closed instead."""
     admin, url = with_users
     rights = [word[1:] for word in rights_in_the_documents() if word.startswith("+")]
-    assert len(rights) == 15
+    assert len(rights) == 17
     for right in rights:
         admin.execute_command("ACL", "SETUSER", "autoopt", f"-{right}")
         try:
@@ -163,11 +165,12 @@ def test_what_is_no_redis_url_is_told_before_anything_is_asked(url: str) -> None
 
 
 def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_path: Path) -> None:
-    options = ("--cluster-enabled", "yes", "--save", "")
-    with server(tmp_path, *options) as first, server(tmp_path, *options) as second:
+    options = ("--cluster-enabled", "yes", "--save", "", "--cluster-port")
+    bus = str(free_port()), str(free_port())  # the usual one, 10000 above the other, may be beyond all ports
+    with server(tmp_path, *options, bus[0]) as first, server(tmp_path, *options, bus[1]) as second:
         joined = client(first)
         joined.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        joined.execute_command("CLUSTER", "MEET", LOOPBACK, second)
+        joined.execute_command("CLUSTER", "MEET", LOOPBACK, second, bus[1])
         other = client(second)
         for _ in range(100):
             if "cluster_state:ok" in str(other.execute_command("CLUSTER", "INFO")):

@@ -123,11 +123,11 @@ class Files:
             return True
 
     def create_twice(self, path: str) -> bool:
-        """Whether the store lets two writers create the same file, in which case the second would win unseen."""
+        """Whether the store lets two writers create the same new file, in which case the second would win unseen."""
         with self._errors(path):
             first, second = b"first", b"second"
-            self._create_in_store(path, first)
             try:
+                self._create_in_store(path, first)  # refused where the driver asked again, for its answer was lost
                 self._create_in_store(path, second)
             except FileExistsError:
                 return False

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.moves import Active, Move, Pointer, VersionName, pointer_after, serving
 from autoopt_pipeline.artifacts.watches import WatchResult, enter_watched
@@ -364,6 +365,10 @@ class ModuleArtifacts:
         """The move that says what serves now; None before the first one."""
         names = self._numbered("moves")
         return self._read_numbered("moves", names[-1], Move) if names else None
+
+    def enter_act(self, what: str, *, by: str, text: str) -> None:
+        """Enter what a person has done to this module, for those who read what happened."""
+        enter_act(self._files, by=by, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
 
     def keep_watched(self, since: datetime) -> None:
         """Make sure that the watch which began then is found. Costs nothing where it is."""

@@ -3,6 +3,7 @@
 import signal
 import sys
 import traceback
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -81,14 +82,24 @@ def autoopt(
     pass
 
 
+class LocalModel(StrEnum):
+    """Real language models that can run on this machine."""
+
+    SMOLLM2 = "smollm2"
+
+
+_LM = typer.Option(help="Add a tenant for which this real language model answers ('make lm' installs it).")
+
+
 @app.command()
 def demo(
     home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo here].")] = None,
+    lm: Annotated[LocalModel | None, _LM] = None,
 ) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
     from autoopt_pipeline.local.demo import run_demo
 
-    run_demo(console, home)
+    run_demo(console, home, smollm2=lm is LocalModel.SMOLLM2)
 
 
 @app.command()
@@ -96,11 +107,20 @@ def up(
     phoenix_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Phoenix UI.")] = 6006,
     dagster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the dashboard.")] = 8080,
+    lm: Annotated[LocalModel | None, _LM] = None,
+    lm_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the real language model.")] = 8081,
 ) -> None:
     """Run Phoenix, Dagster and the dashboard on this folder's instance, with sample tenants, until Ctrl-C."""
     from autoopt_pipeline.local.up import run_up
 
-    run_up(console, Path.cwd(), phoenix_port=phoenix_port, dagster_port=dagster_port, dashboard_port=dashboard_port)
+    run_up(
+        console,
+        Path.cwd(),
+        phoenix_port=phoenix_port,
+        dagster_port=dagster_port,
+        dashboard_port=dashboard_port,
+        smollm2_port=lm_port if lm is LocalModel.SMOLLM2 else None,
+    )
 
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

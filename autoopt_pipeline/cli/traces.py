@@ -19,9 +19,10 @@ from autoopt_pipeline.errors import AutooptError, InvalidConfig, UnknownModule
 from autoopt_pipeline.modules.redaction import Redact, load_redaction
 from autoopt_pipeline.modules.registry import get_module, modules
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.optimization.plan import learnt_from
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import newest_version
 from autoopt_pipeline.traces.survey import AsRead, Survey, as_read, survey
 from autoopt_pipeline.wording import one_line
 
@@ -55,9 +56,10 @@ class _Reader:
 
 def _reader(tenant: str) -> _Reader:
     parts = connections()
-    config, _ = read_config(parts.configs, tenant)
+    entry = newest_version(parts.configs, tenant)
+    config = entry.parse()
     end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
-    start = end - timedelta(seconds=config.lookback_seconds)
+    start = learnt_from(config, until=end, begins=entry.since)
     return _Reader(parts, config, load_redaction(parts.settings.redaction), start, end)
 
 

@@ -39,7 +39,8 @@ def _board(request: Request, template: str) -> Response:
     )
     trends, untold = {}, ""
     try:
-        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows])
+        begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
+        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows], begins)
     except dg.DagsterError as e:
         untold = str(e)
     return render(

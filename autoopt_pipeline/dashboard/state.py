@@ -58,12 +58,17 @@ def dashboard_of(request: Request) -> Dashboard:
 
 def visible_tenant(request: Request) -> str:
     """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
-    return _visible_history(request)[-1].tenant_id
+    return visible_entry(request).tenant_id
+
+
+def visible_entry(request: Request) -> StoredConfig:
+    """The newest version of the tenant that the address names, removed or not. Raises as `visible_tenant`."""
+    return _visible_history(request)[-1]
 
 
 def configured(request: Request) -> StoredConfig:
     """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
-    entry = _visible_history(request)[-1]
+    entry = visible_entry(request)
     if entry.document is None:
         raise UnknownTenant(
             f"tenant {entry.tenant_id} was removed", "its programs and earlier configurations are still here"

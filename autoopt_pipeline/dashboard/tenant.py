@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-import dagster as dg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,13 +29,14 @@ from autoopt_pipeline.artifacts.stored import (
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.dashboard.guard import person_of
 from autoopt_pipeline.dashboard.rendering import render
-from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_tenant
+from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.progress import read_module_progress
 from autoopt_pipeline.orchestration.sentences import DOING, sentences
-from autoopt_pipeline.orchestration.standing import module_stories, tenant_standings
+from autoopt_pipeline.orchestration.standing import events_of, module_stories, tenant_standings
+from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.live import look_now
 from autoopt_pipeline.wording import did_you_mean, listed_unread
 
@@ -85,9 +85,10 @@ def why_page(request: Request) -> Response:
 
 def module_page(request: Request) -> Response:
     """Everything about one module of one tenant."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
-    outcomes = list(_outcomes(dashboard, tenant, module))
+    outcomes = list(_outcomes(dashboard, entry, module))
     return render(
         request,
         "module.html",
@@ -137,7 +138,8 @@ def live_part(request: Request) -> Response:
 
 def version_page(request: Request) -> Response:
     """How a version came to be, what it shows the model, and how it differs from another one."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
     manifest = programs.manifest(request.path_params["version"])
     against = request.query_params.get("against") or manifest.parent or BASELINE
@@ -152,7 +154,7 @@ def version_page(request: Request) -> Response:
         changes = changes_of_versions(programs, programs.named(against), manifest.version)
     except AutooptError as e:
         incomparable = str(e)
-    outcome = next((each for each in _outcomes(dashboard, tenant, module) if _made(each, manifest)), None)
+    outcome = next((each for each in _outcomes(dashboard, entry, module) if _made(each, manifest)), None)
     return render(
         request,
         "version.html",
@@ -181,9 +183,10 @@ def version_page(request: Request) -> Response:
 
 def outcome_page(request: Request) -> Response:
     """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     run_id = request.path_params["run"]
-    for outcome in _outcomes(dashboard, tenant, module):
+    for outcome in _outcomes(dashboard, entry, module):
         if outcome.run_id == run_id:
             return render(
                 request,
@@ -235,12 +238,11 @@ class Outcome:
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
 
 
-def _outcomes(dashboard: Dashboard, tenant: str, module: str) -> Iterator[Outcome]:
+def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[Outcome]:
     """The last ones, newest first."""
-    artifacts = dashboard.parts.artifacts(tenant, module)
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+    artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
     moves: list[Move] | None = None
-    for record in dashboard.instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
+    for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
         said, decided = values_of(record.asset_materialization), None
         if said.get("verdict") == PROPOSED and "version" in said:
             moves = artifacts.moves() if moves is None else moves

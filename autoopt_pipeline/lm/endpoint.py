@@ -123,9 +123,7 @@ class EndpointEngine:
                 return True  # another thread adapted meanwhile
             if self._answered:
                 return False
-            if name := refused_setting(
-                e, ["max_completion_tokens", "max_tokens", "temperature", "random_seed", "seed"]
-            ):
+            if name := refused_setting(e, _WIRE_NAMES):
                 self._drop(name, e)
             elif self._client.engine == "lm15" and isinstance(e, LMUnsupportedFeatureError | LMConfigurationError):
                 self._client = self._make("litellm")

@@ -33,7 +33,7 @@ from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
-from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, decision_of, sizes
+from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
@@ -125,10 +125,9 @@ class _Optimization:
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
-        moves = artifacts.moves()
-        self.epoch = sum(move.judged for move in moves)
-        self.moves = moves
-        self.watch = watch_since(moves[-1] if moves else None)
+        self.moves = artifacts.moves()
+        self.epoch = sum(move.judged for move in self.moves)
+        self.watch = watch_since(self.moves[-1] if self.moves else None)
         self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
         self.notes: list[str] = []
@@ -221,7 +220,8 @@ class _Optimization:
                 active_version=move.to,
                 incumbent_version=move.expected,
                 optimizer=manifest.optimizer,
-                gate=decision_of(manifest),
+                # A trial decides later than its manifest is written.
+                gate=self._decision_in(manifest) if manifest.gate and manifest.verdict != Verdict.WAITING else None,
             )
         return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
 

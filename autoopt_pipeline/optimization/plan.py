@@ -172,10 +172,18 @@ def decide(
     return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
 
 
-def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime) -> datetime:
-    """From when on traces are new: the end of what was last learnt from, within the lookback."""
-    earliest = now - timedelta(seconds=config.lookback_seconds)
+def count_from(
+    config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime, begins: datetime | None = None
+) -> datetime:
+    """From when on traces are new: the end of what was last learnt from, within what is learnt from."""
+    earliest = learnt_from(config, until=now, begins=begins)
     return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
+
+
+def learnt_from(config: RoutingConfigUnified, *, until: datetime, begins: datetime | None) -> datetime:
+    """Where the traces begin that a run learns from: those of the lookback, and none of an earlier tenant's."""
+    earliest = until - timedelta(seconds=config.lookback_seconds)
+    return min(max(earliest, begins), until) if begins else earliest
 
 
 def believable(moment: datetime, now: datetime) -> bool:

@@ -10,31 +10,15 @@ from typing import Any
 import dspy
 
 from autoopt_pipeline.artifacts.programs import built, told
-from autoopt_pipeline.artifacts.store import Manifest
 from autoopt_pipeline.artifacts.stored import Programs
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.optimization.calibration import Bin, reliability
 from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
-from autoopt_pipeline.optimization.gate import Calibration, Comparison, GateDecision, Verdict
+from autoopt_pipeline.optimization.gate import GateDecision, Verdict
 from autoopt_pipeline.optimization.split import Split
 
 NO_ANSWER = "(no valid answer)"
-
-
-def decision_of(manifest: Manifest) -> GateDecision | None:
-    """What decided on a version, as its manifest says; None where nothing was compared, or a trial decided later."""
-    gate, before, after = manifest.gate, manifest.incumbent_score, manifest.candidate_score
-    if not gate or before is None or after is None or manifest.verdict == Verdict.WAITING:
-        return None
-    return GateDecision(
-        Verdict(manifest.verdict),
-        manifest.reason,
-        gate["alpha"],
-        Comparison(int(gate["cases"]), before, after, int(gate["fixed"]), int(gate["broken"]), gate["p_value"]),
-        Calibration(gate["incumbent_brier"], gate["candidate_brier"]),
-        None,
-    )
 
 
 @dataclass(frozen=True)

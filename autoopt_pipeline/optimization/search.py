@@ -75,9 +75,9 @@ def search(
     First come programs that cost nothing to make, then bootstrapped ones, then searches for better instructions
     from the leader, so that a spent budget leaves the work of the cheap ones. Where `try_schema` is true, the incumbent
     asked by a JSON schema races before all others, and unless that is clearly worse, these are asked so too. `lm` and
-    `teacher` share a meter. With
-    `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model fails, `BudgetTooSmall` when the
-    budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be tried here.
+    `teacher` share a meter. With `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model
+    fails, `BudgetTooSmall` when the budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be
+    tried here.
     With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
     calls do, it depends on how many calls were under way.
     """

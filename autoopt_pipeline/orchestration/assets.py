@@ -14,6 +14,7 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.plan import learnt_from
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
@@ -24,7 +25,7 @@ from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_s
 from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, WINDOW_END_TAG
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import StoredConfig, newest_version
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.prior import Pool
@@ -62,9 +63,10 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
             if skipping(context, spec.name):
                 return
             connections = services.connect()
-            tenant, version = read_config(connections.configs, context.partition_key)
+            entry = newest_version(connections.configs, context.partition_key)
+            tenant = entry.parse()
         with failing_the_step(context, tenant.retry):
-            material = _gather(context, connections, spec, config.applied_to(tenant), version)
+            material = _gather(context, connections, spec, config.applied_to(tenant), entry)
         yield _optimize(context, connections, spec, material, config)
 
     return module_asset
@@ -98,7 +100,7 @@ def _gather(
     connections: Connections,
     spec: ModuleSpec,
     config: RoutingConfigUnified,
-    config_version: int,
+    entry: StoredConfig,
 ) -> _Material:
     # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
     from autoopt_pipeline.traces.collect import collect
@@ -106,11 +108,11 @@ def _gather(
     tenant = config.tenant_id
     labels_of(spec, config)
     end = _window_end(context, connections)
-    start = end - timedelta(seconds=config.lookback_seconds)
+    start = learnt_from(config, until=end, begins=entry.since)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
     collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
     learnable = collected.without(frozenset(config.forgotten_traces))
-    return _Material(config, config_version, start, end, learnable)
+    return _Material(config, entry.version, start, end, learnable)
 
 
 def _optimize(

@@ -44,9 +44,10 @@ def read_attempts(
     *,
     failures_since: datetime,
     tenants: Collection[str] | None = None,
+    begins: Mapping[str, datetime] | None = None,
 ) -> dict[Key, Attempts]:
     """What became of the runs of every (tenant, module) that had any, without moments that are still to come; with few
-    `tenants`, only theirs are read."""
+    `tenants`, only theirs are read. Of a tenant that `begins` at a moment, what ended before that does not count."""
     attempts: dict[Key, Attempts] = {}
     only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
     for module in modules:
@@ -57,8 +58,9 @@ def read_attempts(
             for record in _summaries(instance, asset, list(latest.values()))
         }
         for tenant, storage_id in latest.items():
-            attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
-    _add_failures(instance, attempts, modules, failures_since)
+            if not _is_over(finished_at[storage_id], tenant, begins):
+                attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
+    _add_failures(instance, attempts, modules, failures_since, begins)
     for tenant, run_id in unfinished_runs(instance, modules).items():
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
@@ -252,8 +254,17 @@ def _summaries(
         )
 
 
+def _is_over(moment: datetime, tenant: str, begins: Mapping[str, datetime] | None) -> bool:
+    """Whether something belongs to an earlier tenant of that name."""
+    return bool(begins and tenant in begins and moment < begins[tenant])
+
+
 def _add_failures(
-    instance: dg.DagsterInstance, attempts: dict[Key, Attempts], modules: Collection[str], since: datetime
+    instance: dg.DagsterInstance,
+    attempts: dict[Key, Attempts],
+    modules: Collection[str],
+    since: datetime,
+    begins: Mapping[str, datetime] | None,
 ) -> None:
     """Count failed and cancelled runs after each module's last outcome. One query."""
     records = instance.get_run_records(
@@ -267,6 +278,8 @@ def _add_failures(
             continue
         selected = selected_modules(run)
         ended = _utc(record.end_time or record.update_timestamp)
+        if _is_over(ended, tenant, begins):
+            continue
         began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
         for module in selected.intersection(modules):
             known = attempts.get((tenant, module), Attempts())

@@ -136,7 +136,8 @@ def plan_tenants(
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
     failures_since = failures_count_since(configs.values(), now=now)
-    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs)
+    begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}
+    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins)
     limits = allowances(instance, configs.values(), settings, now=now)
 
     def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
@@ -183,7 +184,7 @@ def plan_tenants(
         reached = some[-1]
         asked = {(tenant, module): configs[tenant] for _, tenant in some for module in pending[tenant]}
         try:
-            decisions |= _decide_by_evidence(ask, asked, attempts, instance, phoenix, now=now, until=window_end)
+            decisions |= _decide_by_evidence(ask, asked, attempts, begins, instance, phoenix, now=now, until=window_end)
         except (PhoenixUnavailable, PhoenixRefused) as e:
             phoenix_error = e
             left = [*some, *left]
@@ -217,6 +218,7 @@ def _decide_by_evidence(
     ask: Callable[[Key, Evidence, Outcome | None], Decision | NeedsEvidence],
     pending: Mapping[Key, RoutingConfigUnified],
     attempts: Mapping[Key, Attempts],
+    begins: Mapping[str, datetime],
     instance: dg.DagsterInstance,
     phoenix: Phoenix,
     *,
@@ -228,7 +230,7 @@ def _decide_by_evidence(
         Wanted(
             tenant,
             get_module(module),
-            count_from(config, outcomes.get((tenant, module)), now=now),
+            count_from(config, outcomes.get((tenant, module)), now=now, begins=begins.get(tenant)),
             outcomes.get((tenant, module)),
         )
         for (tenant, module), config in pending.items()

@@ -55,8 +55,9 @@ class Standing:
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
     it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
-    far the run that is under way is, where it is in a long phase. `unreported`
-    says how the active version came to be, where its run was lost before it could report that, or its report is gone.
+    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
+    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
+    earlier tenant's of that name.
     """
 
     tenant_id: str
@@ -71,6 +72,7 @@ class Standing:
     decided: str | None = None
     progress: RunProgress | None = None
     unreported: Manifest | None = None
+    begins: datetime | None = None
 
     @property
     def last_at(self) -> datetime | None:
@@ -209,6 +211,7 @@ def tenant_standings(
             decided.get(key),
             progress.get(key),
             unreported.get(key),
+            stored[key[0]].since,
         )
         for key, decision in plan.decisions.items()
     ]
@@ -340,13 +343,13 @@ def module_stories(
             get_module(module)
     standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
     by_module = {each.module: each for each in standings}
-    return [_story(by_module[module], config, entry.version, instance, connections, now) for module in modules]
+    return [_story(by_module[module], config, entry, instance, connections, now) for module in modules]
 
 
 def _story(
     standing: Standing,
     config: RoutingConfigUnified,
-    config_version: int,
+    entry: StoredConfig,
     instance: dg.DagsterInstance,
     connections: Connections,
     now: datetime,
@@ -357,18 +360,24 @@ def _story(
     return Story(
         standing,
         config,
-        config_version,
-        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, tenant, module),
+        entry.version,
+        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
         _failures(instance, standing),
         moves[-1] if moves else None,
         _open_trial(artifacts, moves[-1] if moves else None),
-        _events(instance, tenant, module),
+        _events(instance, entry, module),
         _traces_per_day(connections, tenant, module, now),
     )
 
 
-def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> LastOutcome | None:
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
+    """What Dagster's event log has of a tenant's module, without what an earlier tenant of that name left there."""
+    since = entry.since.timestamp() if entry.since else None
+    return dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[entry.tenant_id], after_timestamp=since)
+
+
+def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
+    wanted = events_of(entry, module)
     for record in instance.fetch_materializations(wanted, limit=1).records:
         metadata = values_of(record.asset_materialization)
         return LastOutcome(
@@ -453,8 +462,8 @@ def _trial_of(steps: list[TrialStep]) -> OpenTrial:
     )
 
 
-def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Event, ...]:
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
+    wanted = events_of(entry, module)
     found = []
     for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
         details = values_of(record.asset_observation)

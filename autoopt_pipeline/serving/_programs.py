@@ -279,11 +279,11 @@ class Programs:
             return
         if entry.seen is not None and taken.pointer != (entry.snapshot.pointer if entry.snapshot else None):
             logger.info("%s: %s serves", entry.name, version_name(taken.version))
-        entry.snapshot = taken
         if refused:
             self._failed(entry, refused, pointers)
-            return
-        self._well(entry, pointers)
+        else:
+            self._well(entry, pointers)
+        entry.snapshot = taken  # last: whoever is answered by it finds its problem told
 
     def _well(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
         if entry.problem:

@@ -18,7 +18,7 @@ def may_be_secret(field: str, value: object) -> bool:
     name = field.rpartition(".")[2]
     if name not in _MAY_HOLD_SECRETS or value is None:
         return False
-    return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any/any", name: value}}))
+    return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any", name: value}}))
 
 
 @dataclass(frozen=True)

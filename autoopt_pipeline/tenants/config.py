@@ -11,7 +11,6 @@ from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, fiel
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
-from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.strict import Strict, first_error, what_is_wrong
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
@@ -71,14 +70,6 @@ class LMSettings(Strict):
     )
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
-
-    @field_validator("model")
-    @classmethod
-    def _names_its_provider(cls, model: str) -> str:
-        provider, _, name = model.partition("/")
-        if model != STAND_IN and not (provider and name):
-            raise ValueError(f"{model[:60]!r} names no provider: write e.g. openai/gpt-4o-mini, or {STAND_IN}")
-        return model
 
     @field_validator("api_base")
     @classmethod

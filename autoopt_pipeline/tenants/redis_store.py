@@ -1,13 +1,15 @@
 """Tenants' configurations in Redis.
 
-`autoopt:configs` is a hash of every tenant's newest version, so that thousands are read in one request, and
-`autoopt:config-history:{tenant}` is a list of all versions. Both change in one transaction.
+`autoopt:configs` is a hash of every tenant's newest version, so that thousands are read in one request,
+`autoopt:config-history:{tenant}` is a list of all versions, and `autoopt:config-changes` has what each version did, in
+the order of time, without the configurations themselves. All three change in one transaction.
 """
 
 import json
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -19,10 +21,11 @@ from redis.retry import Retry
 from autoopt_pipeline.errors import ConfigStoreRefused, ConfigStoreUnavailable
 from autoopt_pipeline.secrets import protect_address
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.sqlite_store import check_version, decode_document
-from autoopt_pipeline.tenants.store import NEVER, Risk, StoredConfig
+from autoopt_pipeline.tenants.sqlite_store import check_version, decode_document, moment_of
+from autoopt_pipeline.tenants.store import NEVER, ConfigChange, Risk, StoredConfig, change_between
 
 _CURRENT = "autoopt:configs"
+_CHANGES = "autoopt:config-changes"
 _PROBE = "_doctor"  # no tenant can be called so
 
 _NEEDS_QUOTING = re.compile(r"[/?#\[\]@]|%(?![0-9A-Fa-f]{2})")
@@ -91,7 +94,21 @@ class RedisConfigStore:
         # A server that evicts keys may have dropped the history alone.
         return [*versions, newest] if newest and not versions else versions
 
-    def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
+    def changes(self, before: datetime | None, limit: int) -> list[ConfigChange]:
+        latest = f"({before.timestamp()!r}" if before else "+inf"
+        with self._errors():
+            entries = list(self._redis.zrevrangebyscore(_CHANGES, latest, "-inf", start=0, num=limit))
+        return [change for entry in entries if (change := _change(str(entry)))]
+
+    def write(
+        self,
+        tenant_id: str,
+        document: object | None,
+        *,
+        by: str = "",
+        expected_version: int | None = None,
+        since: datetime | None = None,
+    ) -> int:
         validate_tenant_id(tenant_id)
         key = _history_key(tenant_id)
         with self._errors(), self._redis.pipeline() as pipe:
@@ -99,20 +116,22 @@ class RedisConfigStore:
                 try:
                     pipe.watch(key)
                     last = pipe.lindex(key, -1) or pipe.hget(_CURRENT, tenant_id)
-                    newest = _stored(tenant_id, str(last)).version if last else 0
-                    check_version(tenant_id, newest, expected_version)
-                    text = None if document is None else json.dumps(document, sort_keys=True)
-                    entry = json.dumps(
-                        {"version": newest + 1, "written_at": datetime.now(UTC).isoformat(), "document": text}
-                    )
+                    newest = _stored(tenant_id, str(last)) if last else None
+                    version = newest.version + 1 if newest else 1
+                    check_version(tenant_id, version - 1, expected_version)
+                    begins = since or (newest.since if newest else None)
+                    written = StoredConfig(tenant_id, version, datetime.now(UTC), document, by, begins)
+                    change = change_between(newest, written)
+                    entry = _entry(written)
                     pipe.multi()
                     pipe.rpush(key, entry)
+                    pipe.zadd(_CHANGES, {_told(change): change.at.timestamp()})
                     if document is None:
                         pipe.hdel(_CURRENT, tenant_id)
                     else:
                         pipe.hset(_CURRENT, tenant_id, entry)
                     pipe.execute()
-                    return newest + 1
+                    return version
                 except redis.WatchError:
                     continue  # somebody else wrote in between: look again, and let expected_version decide
 
@@ -123,6 +142,7 @@ class RedisConfigStore:
             pipe.hset(_CURRENT, _PROBE, "")
             pipe.hdel(_CURRENT, _PROBE)
             pipe.lpop(_history_key(_PROBE))
+            pipe.zadd(_CHANGES, {_PROBE: 0}, xx=True)  # changes what is there, and adds nothing
             pipe.execute()
 
     def risks(self) -> list[Risk]:
@@ -190,10 +210,43 @@ def _history_key(tenant_id: str) -> str:
     return f"autoopt:config-history:{tenant_id}"
 
 
+def _entry(config: StoredConfig) -> str:
+    return json.dumps(
+        {
+            "version": config.version,
+            "written_at": config.written_at.isoformat(),
+            "document": None if config.document is None else json.dumps(config.document, sort_keys=True),
+            "by": config.by,
+            "since": config.since.isoformat() if config.since else None,
+        }
+    )
+
+
+def _told(change: ConfigChange) -> str:
+    return json.dumps(asdict(change) | {"at": change.at.isoformat()})
+
+
+def _change(entry: str) -> ConfigChange | None:
+    """None where somebody else wrote the entry."""
+    try:
+        fields = json.loads(entry)
+        at = datetime.fromisoformat(fields["at"])
+        texts = (str(fields[name]) for name in ("by", "what"))
+        return ConfigChange(str(fields["tenant_id"]), int(fields["version"]), at, *texts)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
     try:
         fields = json.loads(entry)
-        written_at = datetime.fromisoformat(fields["written_at"])
-        return StoredConfig(str(tenant_id), int(fields["version"]), written_at, decode_document(fields["document"]))
+        return StoredConfig(
+            str(tenant_id),
+            int(fields["version"]),
+            datetime.fromisoformat(fields["written_at"]),
+            decode_document(fields["document"]),
+            str(fields.get("by", "")),
+            moment_of(fields.get("since")),
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return StoredConfig(str(tenant_id), 0, NEVER, f"not written by this system: {str(entry)[:80]}")

@@ -385,16 +385,17 @@ class Phoenix:
         try:
             answer = response.json()
             if answer.get("data") is None and _VERSION_HEADER not in response.headers:
-                raise self._no_phoenix()
+                raise self._no_phoenix(response)
         except (ValueError, AttributeError):
             if _VERSION_HEADER not in response.headers:
-                raise self._no_phoenix() from None
+                raise self._no_phoenix(response) from None
             raise
         return answer
 
-    def _no_phoenix(self) -> PhoenixRefused:
+    def _no_phoenix(self, response: httpx.Response) -> PhoenixRefused:
         return PhoenixRefused(
-            f"{self.endpoint} answers, and is not Phoenix", "set AUTOOPT_PHOENIX_ENDPOINT to Phoenix's own address"
+            f"{self.endpoint} answers HTTP {response.status_code}, and is not Phoenix",
+            "set AUTOOPT_PHOENIX_ENDPOINT to Phoenix's own address",
         )
 
     def _refuse_old(self, response: httpx.Response) -> None:
@@ -445,12 +446,12 @@ class Phoenix:
         status = error.response.status_code
         if status in {401, 403}:
             return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
-        if status in {404, 405, 415} and _VERSION_HEADER not in error.response.headers:
-            return self._no_phoenix()
-        if status == 404:
-            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
         if status >= 500 or status == 429:
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+        if _VERSION_HEADER not in error.response.headers:
+            return self._no_phoenix(error.response)
+        if status == 404:
+            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
         return PhoenixRefused(
             f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
