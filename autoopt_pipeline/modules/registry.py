@@ -119,19 +119,22 @@ def get_module(name: str) -> ModuleSpec:
 
 def missing_module(name: str) -> UnknownModule:
     """Why this process does not know a module that a configuration names, and what to do about it."""
-    importlib.invalidate_caches()
-    try:
-        come = any(entry.name == name for entry in entry_points(group=ENTRY_POINT_GROUP)) or any(
-            spec.name == name for _, spec in _declared()
-        )
-    except AutooptError:  # of the file, whose error is told where it is read
-        come = False
-    if come:
+    if name in _names_installed_now():
         return UnknownModule(
             f"module {name[:60]!r} was installed after this process began", "reload the code location, or restart it"
         )
     return UnknownModule(
-        f"unknown module {name[:60]!r}: it is not installed here",
-        f"{did_you_mean(name, modules())}install it and reload the code location, or take it out "
-        f"('autoopt config unset TENANT modules.{name[:60]}')",
+        f"module {name[:60]!r} is not installed here",
+        f"{did_you_mean(name, modules())}install it and reload the code location, or take it out with "
+        f"'autoopt config unset TENANT modules.{name[:60]}'",
     )
+
+
+def _names_installed_now() -> set[str]:
+    """Without loading anything: what was installed while this process ran may not be loadable in it."""
+    importlib.invalidate_caches()
+    names = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    try:
+        return names | {spec.name for _, spec in _declared()}
+    except AutooptError:  # what is wrong with the file is told by those who load it
+        return names

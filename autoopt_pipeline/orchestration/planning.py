@@ -50,8 +50,7 @@ Turn = tuple[float, str]
 class Plan:
     """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
 
-    `reached` is the last tenant that Phoenix was asked about where there was no time for all. `missing` are modules
-    that a configuration names and this process does not know.
+    `reached` is the last tenant that Phoenix was asked about where there was no time for all.
     """
 
     window_end: datetime
@@ -61,7 +60,6 @@ class Plan:
     phoenix_asked: bool = False
     phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
     reached: Turn | None = None
-    missing: frozenset[Key] = frozenset()
 
     def due(self) -> dict[str, list[str]]:
         """Due modules by tenant, the longest waiting tenant first."""
@@ -102,6 +100,10 @@ class Plan:
 
     def errors(self) -> dict[Key, Decision]:
         return {key: d for key, d in self.decisions.items() if d.reason is Reason.ERROR}
+
+    def missing(self) -> set[Key]:
+        """The errors that are about a module which a configuration names and this process does not know."""
+        return {key for key in self.errors() if key[1] != WHOLE_TENANT and key[1] not in modules()}
 
 
 def plan_tenants(
@@ -152,8 +154,7 @@ def plan_tenants(
             allowances=limits.get(key[0], ()),
         )
 
-    missing: set[Key] = set()
-    why_missing = cache(missing_module)
+    why_missing = cache(lambda module: str(missing_module(module)))
     pending: dict[str, list[str]] = {}
     since: dict[str, float] = {}
     for tenant, config in configs.items():
@@ -163,11 +164,7 @@ def plan_tenants(
             key = (tenant, module)
             if module not in modules():
                 off = why_off(config, module)
-                decisions[key] = (
-                    Decision(Reason.DISABLED, off) if off else Decision(Reason.ERROR, str(why_missing(module)))
-                )
-                if not off:
-                    missing.add(key)
+                decisions[key] = Decision(Reason.DISABLED, off) if off else Decision(Reason.ERROR, why_missing(module))
                 continue
             answer = ask(key, None)
             if isinstance(answer, Decision):
@@ -200,7 +197,6 @@ def plan_tenants(
         bool(pending),
         phoenix_error,
         reached if left else None,
-        frozenset(missing),
     )
 
 

@@ -146,8 +146,9 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         requests = run_requests(plan, launched)
         if requests:
             return dg.SensorResult(run_requests=requests)
-        # A module that is not there is an error for its tenant; the sensor has decided all that it can.
-        if errors := {key: error for key, error in plan.errors().items() if key not in plan.missing}:
+        # A module that is not there is its tenants' error. A tick that failed for it would fail until somebody acts.
+        missing = plan.missing()
+        if errors := {key: error for key, error in plan.errors().items() if key not in missing}:
             (tenant, module), first = next(iter(errors.items()))
             raise TenantsUndecided(
                 f"{len(errors)} of {len(plan.decisions)} could not be decided, first {tenant}/{module}: {first.detail}",

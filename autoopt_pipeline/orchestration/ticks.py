@@ -90,7 +90,7 @@ def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
         phoenix_asked=plan.phoenix_asked,
         phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
         reached=reached,
-        missing=dict(sorted(Counter(module for _, module in plan.missing).items())),
+        missing=dict(sorted(Counter(module for _, module in plan.missing()).items())),
     )
 
 

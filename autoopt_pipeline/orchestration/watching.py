@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -11,7 +12,7 @@ from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.artifacts.watches import Watched, all_watched, drop_watched, note_look
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import BASELINE
-from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownTenant
+from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownModule, UnknownTenant
 from autoopt_pipeline.modules.registry import get_module, missing_module, modules
 from autoopt_pipeline.optimization.rollout import end_watch, stop_sharing
 from autoopt_pipeline.optimization.watch import Look, WatchVerdict
@@ -42,17 +43,18 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
         due = [each for each in watched if each.is_due(now)]
         # In no order, so that those which fail hold up no others for ever.
         random.shuffle(due)
+        # Popped from the end: watches of modules that are gone are looked at last, for little can be done about them.
+        due.sort(key=lambda each: each.module in modules())
         lines: list[str] = []
-        missing = 0
+        gone: Counter[str] = Counter()
         errors: list[tuple[str, AutooptError]] = []
         while due and time.monotonic() - began < _SECONDS_PER_TICK:
             each = due.pop()
-            if each.module not in modules():
-                context.log.error(f"{each.tenant_id}/{each.module}: {missing_module(each.module)}")
-                missing += 1
-                continue
             try:
                 line = look_once(context.instance, connections, each, now=now)
+            except UnknownModule:
+                gone[each.module] += 1
+                continue
             except AutooptError as e:
                 errors.append((f"{each.tenant_id}/{each.module}", e))
                 context.log.error(f"{each.tenant_id}/{each.module}: {e}")
@@ -60,6 +62,8 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
             if line:
                 lines.append(line)
                 context.log.info(line)
+        for module, count in gone.items():
+            context.log.error(f"{count} watches cannot go on: {missing_module(module)}")
         if errors:
             name, first = errors[0]
             raise dg.DagsterError(
@@ -67,8 +71,8 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
             ) from first
         context.update_cursor(WatchReport(watched=len(watched), left=len(due)).model_dump_json())
         left = f", {len(due)} left for the next tick" if due else ""
-        gone = f", {missing} of modules that are not installed" if missing else ""
-        return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{gone}{left}")
+        stuck = f", errors: {gone.total()} of modules that are not known here ({', '.join(sorted(gone))})" if gone else ""
+        return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{stuck}{left}")
 
     return promotion_watch_sensor
 
