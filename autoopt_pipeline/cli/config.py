@@ -70,7 +70,7 @@ def unset_fields(
     """Let fields follow their defaults again, or take a module out; the others stay as they are."""
     store = connections().configs
     config, version = read_config(store, tenant)
-    before = in_effect(newest_version(store, tenant))
+    before = config.model_dump(mode="json")
     for field in fields:
         config = without_field(config, field.strip())
     written = write_config(store, config, by=who(), expected_version=version)

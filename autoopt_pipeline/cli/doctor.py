@@ -13,7 +13,7 @@ from autoopt_pipeline.cli.context import connections, console, dagster_home
 from autoopt_pipeline.cli.context import instance as opened_instance
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.doctor import instance, process, servers, stores
+from autoopt_pipeline.doctor import instance, process, servers, stores, verdicts, versions
 from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, findings_of
 from autoopt_pipeline.doctor.repeatability import repeatability
 from autoopt_pipeline.errors import InvalidSettings
@@ -92,6 +92,12 @@ def _checks(parts: Connections, call_lm: bool) -> list[Check]:
         Check("modules", partial(process.installed_modules, parts.settings)),
         Check("config store", partial(stores.config_store, parts), "check AUTOOPT_CONFIG_STORE_URL and the way there"),
         Check("artifacts", partial(stores.artifact_store, parts), "check AUTOOPT_ARTIFACTS_URL and the way there"),
+        Check(
+            "versions",
+            partial(versions.active_versions, parts),
+            "check AUTOOPT_ARTIFACTS_URL and the way there",
+            versions.SECONDS + Check.seconds,
+        ),
         Check("phoenix", partial(servers.phoenix, parts), "check AUTOOPT_PHOENIX_ENDPOINT and the way there"),
         Check(
             "lm",
@@ -102,6 +108,12 @@ def _checks(parts: Connections, call_lm: bool) -> list[Check]:
         Check("code location", instance.code_location),
         # Last, because opening an instance changes the current folder meanwhile.
         Check("dagster", lambda: instance.dagster_instance(dagster_home()), "check the storage in dagster.yaml"),
+        Check(
+            "verdicts",
+            lambda: verdicts.last_verdicts(parts, dagster_home()),
+            "check the storage in dagster.yaml",
+            verdicts.SECONDS + Check.seconds,
+        ),
     ]
 
 

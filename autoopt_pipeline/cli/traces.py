@@ -105,18 +105,39 @@ def sample(
     full: Full = False,
     json: Json = False,
 ) -> None:
-    """Show the newest decisions as they are read: inputs, what was answered, what is right and who says so."""
+    """Show the newest decisions as they are read: inputs, what was answered, what is right and who says so.
+
+    Exit status 2 when a module's spans could not be read.
+    """
     reader = _reader(tenant)
     shown: dict[str, list[AsRead]] = {}
+    errors: dict[str, AutooptError] = {}
     for name in [module] if module else reader.config.modules:
-        spec, labels, collected = reader.read(name)
+        try:
+            spec, labels, collected = reader.read(name)
+        except (UnknownModule, InvalidConfig) as e:
+            if module:
+                raise
+            errors[name] = e
+            continue
         shown[name] = as_read(spec, labels, collected.decisions, reader.redact, newest=number)
     if json:
-        told = {name: [_decision_as_dict(each) for each in decisions] for name, decisions in shown.items()}
         console.print_json(
-            data={"tenant": tenant, "project": project_name(tenant), "window": reader.window(), "modules": told}
+            data={
+                "tenant": tenant,
+                "project": project_name(tenant),
+                "window": reader.window(),
+                "modules": {name: [_decision_as_dict(each) for each in decisions] for name, decisions in shown.items()},
+                "errors": {name: str(error) for name, error in errors.items()},
+            }
         )
-        return
+    else:
+        _print_sample(shown, errors, full=full)
+    if errors:
+        raise typer.Exit(2)
+
+
+def _print_sample(shown: Mapping[str, list[AsRead]], errors: Mapping[str, AutooptError], *, full: bool) -> None:
     for name, decisions in shown.items():
         console.print(f"[bold]{escape(name)}[/bold]" + ("" if decisions else ": no decision in the lookback"))
         for each in decisions:
@@ -124,6 +145,12 @@ def sample(
             console.print(f"  {context.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(context.trace_id)}", soft_wrap=True)
             for what, text in _told(each):
                 console.print(f"    {what}: {escape(one_line(text, full=full))}", soft_wrap=True)
+    _print_errors(errors)
+
+
+def _print_errors(errors: Mapping[str, AutooptError]) -> None:
+    for name, error in errors.items():
+        console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
 
 
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
@@ -156,8 +183,7 @@ def _print_stats(
         console.print(f"[bold]{escape(name)}[/bold]")
         for what, text in _details(found):
             console.print(f"  {what}: {escape(one_line(text, full=True))}", soft_wrap=True)
-    for name, error in errors.items():
-        console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
+    _print_errors(errors)
     if others is None:
         console.print(f"Phoenix has no project {project}", soft_wrap=True)
     elif others:

@@ -12,9 +12,7 @@ from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 
 if TYPE_CHECKING:
     import dagster as dg
-    from dagster._utils.error import SerializableErrorInfo
-
-SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor")
+    from dagster._core.scheduler.instigation import InstigatorState
 
 
 def code_location() -> Iterator[Finding]:
@@ -26,19 +24,28 @@ def code_location() -> Iterator[Finding]:
     yield ok(f"autoopt_pipeline.definitions loads with Dagster {dg.__version__}")
 
 
+def sensor_names() -> list[str]:
+    """Those that the settings here ask for; a code location with others may have more or fewer."""
+    from autoopt_pipeline.definitions import defs
+
+    return [sensor.name for sensor in defs.sensors or ()]
+
+
 def dagster_instance(home: Path | None) -> Iterator[Finding]:
     if home is None:
         yield warn("there is no Dagster instance here", "set DAGSTER_HOME, or go to the folder with dagster.yaml")
         return
     from autoopt_pipeline.orchestration.instance import open_instance
+    from autoopt_pipeline.orchestration.ticks import sensor_states
 
     with open_instance(home) as instance:
         storage = type(instance.run_storage).__name__.removesuffix("RunStorage")
         yield ok(f"DAGSTER_HOME is {home}; {storage} storage with {instance.get_runs_count()} runs")
         yield _one_run_per_tenant(instance)
         yield _daemons(instance)
-        for name in SENSORS:
-            yield _sensor(instance, name)
+        states = sensor_states(instance)
+        for name in sensor_names():
+            yield from _sensor(instance, name, states.get(name))
 
 
 def _one_run_per_tenant(instance: "dg.DagsterInstance") -> Finding:
@@ -69,42 +76,27 @@ def _daemons(instance: "dg.DagsterInstance") -> Finding:
     )
 
 
-def _sensor(instance: "dg.DagsterInstance", name: str) -> Finding:
-    """The newest of the states that the daemon has kept of a sensor; older ones are of places it was loaded from."""
-    from autoopt_pipeline.orchestration.ticks import report_of
+def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState | None") -> Iterator[Finding]:
+    from autoopt_pipeline.orchestration.ticks import causes, finished_ticks, report_of
 
-    states = [state for state in instance.all_instigator_state() if state.instigator_name == name]
-    ticks = [
-        (tick, state)
-        for state in states
-        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-    ]
-    if not ticks:
-        return warn(f"{name} never ran", "start the daemon; if it runs, see whether the code location loads there")
-    tick, state = max(ticks, key=lambda each: each[0].timestamp)
+    ticks = finished_ticks(instance, state, limit=1) if state else ()
+    if not state or not ticks:
+        yield warn(f"{name} never ran", "start the daemon; if it runs, see whether the code location loads there")
+        return
+    (tick,) = ticks
     if not state.is_running:
-        return fail(f"{name} is stopped: nothing is launched by itself", "turn it on in Dagster, under Automation")
+        yield fail(f"{name} is stopped: nothing is done by itself", "turn it on in Dagster, under Automation")
+        return
     if tick.is_failure:
-        return fail(
-            f"{name} failed {_utc(tick.timestamp)}: {_first_cause(tick.error)}",
-            "see the tick in Dagster, under Automation",
-        )
+        # Dagster wraps what went wrong in our own code into an error of its own.
+        cause = " ".join(causes(tick)[-1].message.split()) if tick.error else "no reason given"
+        yield fail(f"{name} failed {_utc(tick.timestamp)}: {cause}", "see the tick in Dagster, under Automation")
+        return
     report = report_of(tick)
-    if report and report.missing:
-        named = ", ".join(f"{module[:60]!r} ({count} tenants)" for module, count in report.missing.items())
-        return fail(
-            f"{name} does not know module {named}",
-            "install it where the code location runs and reload that, or take it out: 'autoopt config unset TENANT "
-            "modules.NAME'",
-        )
-    return ok(f"{name} ran last {_utc(tick.timestamp)}, from {state.origin.repository_origin.get_label()}")
-
-
-def _first_cause(error: "SerializableErrorInfo | None") -> str:
-    """What went wrong in our own code, which Dagster wraps into an error of its own."""
-    while error and error.cause:
-        error = error.cause
-    return " ".join(error.message.split()) if error else "no reason given"
+    for error in report.missing if report else ():
+        what, _, remedy = error.partition(" -> ")
+        yield fail(f"{name} cannot decide for a module of {what}", remedy)
+    yield ok(f"{name} ran last {_utc(tick.timestamp)}, from {state.origin.repository_origin.get_label()}")
 
 
 def _utc(timestamp: float) -> str:

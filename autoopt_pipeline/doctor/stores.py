@@ -9,7 +9,8 @@ from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.tenants.config import check_modules
+from autoopt_pipeline.modules.registry import missing_module, modules
+from autoopt_pipeline.optimization.plan import why_off
 
 _SHOWN = 5
 
@@ -21,15 +22,26 @@ def config_store(parts: Connections) -> Iterator[Finding]:
     for risk in parts.configs.risks():
         yield warn(risk.what, risk.remedy)
     wrong: list[AutooptError] = []
-    for entry in stored.values():
+    named: dict[str, list[str]] = {}
+    for tenant, entry in stored.items():
         try:
-            check_modules(entry.parse())
+            config = entry.parse()
         except AutooptError as e:
             wrong.append(e)
+            continue
+        for module in config.modules.keys() - modules().keys():
+            if not why_off(config, module):
+                named.setdefault(module, []).append(tenant)
     for error in wrong[:_SHOWN]:
         yield fail(error.what, error.remedy)
     if len(wrong) > _SHOWN:
         yield fail(f"{len(wrong) - _SHOWN} more configurations are not valid", "'autoopt tenants list' shows them")
+    for module in sorted(named, key=lambda name: -len(named[name]))[:_SHOWN]:
+        error, tenants = missing_module(module), sorted(named[module])
+        more = f" and {len(tenants) - 1} more" if tenants[1:] else ""
+        yield fail(f"{error.what}, and {tenants[0]}{more} have it on", error.remedy)
+    if len(named) > _SHOWN:
+        yield fail(f"{len(named) - _SHOWN} more modules are not installed here", "'autoopt status' shows them")
 
 
 def artifact_store(parts: Connections) -> Iterator[Finding]:

@@ -44,7 +44,7 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.optimization.split import Judged, Split, split_examples
+from autoopt_pipeline.optimization.split import HOLDOUT_SHARE, Judged, Split, split_examples
 from autoopt_pipeline.optimization.trial import follow_up
 from autoopt_pipeline.optimization.waiting import Terms, Trial, begin, go_on, new_cases, open_trial
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -600,10 +600,13 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
         return None
     if in_holdout < MIN_HOLDOUT:
         return Verdict.NOT_ENOUGH_DATA, f"{in_holdout} of {MIN_HOLDOUT} holdout examples"
+    # Of traces that are drawn at random, so many fall into the holdout.
+    more = round((MIN_HOLDOUT - len(split.holdout)) / HOLDOUT_SHARE)
     return (
         Verdict.NO_INDEPENDENT_LABELS,
-        f"{len(split.holdout)} of {in_holdout} holdout examples have a human or judge label of a trace drawn at "
-        f"random, and {MIN_HOLDOUT} are needed; the application's own answers cannot prove a gain",
+        f"needs about {more} more reviews: {len(split.holdout)} of {in_holdout} holdout examples have a human or judge "
+        f"label of a trace drawn at random, and {MIN_HOLDOUT} are needed; the application's own answers cannot prove a "
+        "gain",
     )
 
 

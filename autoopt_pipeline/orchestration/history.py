@@ -102,6 +102,13 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]
     return {key: outcome for key, (attempt, outcome) in found.items() if outcome and attempt == wanted[key]}
 
 
+def reason_of(instance: dg.DagsterInstance, module: str, outcome_id: int) -> str:
+    """Why an outcome is what it is, in words; "" where it does not say."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=[outcome_id])
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return str(values_of(records[0].asset_materialization).get("reason", "")) if records else ""
+
+
 def values_of(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
     """What an event says, by name, without Dagster's types around it; nothing where there is none."""
     return {name: value.value for name, value in event.metadata.items()} if event else {}

@@ -43,6 +43,8 @@ _SERVICES = {
 _BEFORE_PHOENIX = frozenset({CONFIG_STORE})
 """What has answered by the time that Phoenix is asked."""
 
+_MISSING_TOLD = 20
+
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
@@ -63,8 +65,8 @@ class _Report(BaseModel):
 class TickReport(_Report):
     """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
 
-    `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` are modules that
-    the code location does not know, with how many tenants name each.
+    `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` says of modules
+    that the code location does not know, those that most tenants name, what is wrong and what to do.
     """
 
     decisions: dict[str, int]
@@ -72,7 +74,7 @@ class TickReport(_Report):
     phoenix_asked: bool
     phoenix_error: str | None
     reached: Turn | None = None
-    missing: dict[str, int] = {}
+    missing: tuple[str, ...] = ()
 
 
 class WatchReport(_Report):
@@ -90,8 +92,15 @@ def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
         phoenix_asked=plan.phoenix_asked,
         phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
         reached=reached,
-        missing=dict(sorted(Counter(module for _, module in plan.missing()).items())),
+        missing=tuple(
+            f"{_count_tenants(count)}: {error}"
+            for error, count in Counter(plan.decisions[key].detail for key in plan.missing()).most_common(_MISSING_TOLD)
+        ),
     )
+
+
+def _count_tenants(count: int) -> str:
+    return "1 tenant" if count == 1 else f"{count} tenants"
 
 
 def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
@@ -132,6 +141,9 @@ def read_tick(tick: InstigatorTick) -> Ticked:
             return Ticked(at, sensor)
         if report.phoenix_error:
             return Ticked(at, sensor, PHOENIX, report.phoenix_error, _BEFORE_PHOENIX)
+        answered = _BEFORE_PHOENIX | {PHOENIX} if report.phoenix_asked else _BEFORE_PHOENIX
+        if report.missing:
+            return Ticked(at, sensor, f"sensor {sensor}", report.missing[0], answered)
         return Ticked(at, sensor, works=None if report.phoenix_asked else _BEFORE_PHOENIX)
     errors = causes(tick)
     for error in errors:

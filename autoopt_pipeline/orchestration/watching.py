@@ -71,7 +71,9 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
             ) from first
         context.update_cursor(WatchReport(watched=len(watched), left=len(due)).model_dump_json())
         left = f", {len(due)} left for the next tick" if due else ""
-        stuck = f", errors: {gone.total()} of modules that are not known here ({', '.join(sorted(gone))})" if gone else ""
+        stuck = (
+            f", errors: {gone.total()} of modules that are not known here ({', '.join(sorted(gone))})" if gone else ""
+        )
         return dg.SkipReason(f"{len(watched)} watched, {len(lines)} looked at{stuck}{left}")
 
     return promotion_watch_sensor

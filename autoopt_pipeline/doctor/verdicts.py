@@ -1,0 +1,74 @@
+"""What came of each tenant's modules last, and what is lacking where that decides nothing."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.doctor.findings import Finding, ok, warn
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.optimization.gate import Verdict
+from autoopt_pipeline.optimization.plan import Outcome, why_off
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.wording import listed_counts
+
+SECONDS = 10.0
+"""How long outcomes are read. Dagster takes 0.3 ms for one."""
+
+_AT_ONCE = 1000
+_SHOWN = 5
+
+_REMEDIES = {
+    Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
+    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces, or start from what others share (docs/add-a-tenant.md)",
+}
+"""What to do, by verdicts that something is lacking."""
+
+
+def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SECONDS) -> Iterator[Finding]:
+    """Count the last verdicts on all modules that are on, and tell what is lacking. The newest are read first, as far
+    as the time goes."""
+    if home is None:
+        yield warn("no verdict is known without a Dagster instance", "set DAGSTER_HOME")
+        return
+    from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes, reason_of
+    from autoopt_pipeline.orchestration.instance import open_instance
+
+    deadline = time.monotonic() + seconds
+    stored = parts.configs.current()
+    on = _modules_that_are_on(stored)
+    begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}
+    with open_instance(home) as instance:
+        # Verdicts only: runs that failed are told by 'autoopt status' and by alerts.
+        attempts = read_attempts(instance, modules(), failures_since=datetime.now(UTC), tenants=stored, begins=begins)
+        ids = {key: attempt.outcome_id for key, attempt in attempts.items() if key in on and attempt.outcome_id}
+        left = sorted(ids, key=lambda key: -ids[key])
+        outcomes: dict[tuple[str, str], Outcome] = {}
+        while left and time.monotonic() < deadline:
+            some, left = left[:_AT_ONCE], left[_AT_ONCE:]
+            outcomes |= read_outcomes(instance, {key: attempts[key] for key in some})
+        lacking = sorted(key for key, outcome in outcomes.items() if outcome.verdict in _REMEDIES)
+        for tenant, module in lacking[:_SHOWN]:
+            verdict, reason = outcomes[tenant, module].verdict, reason_of(instance, module, ids[tenant, module])
+            yield warn(f"{tenant}/{module}: {verdict}, {reason}", _REMEDIES[verdict])
+    if len(lacking) > _SHOWN:
+        yield warn(f"{len(lacking) - _SHOWN} more modules lack traces or reviews", "'autoopt status' shows them")
+    counts = Counter(outcome.verdict or "without a verdict" for outcome in outcomes.values())
+    told = [f"looked at the last verdicts on {len(outcomes)} of the {len(on)} modules that tenants have on"]
+    told += [listed_counts(dict(counts.most_common()))] if counts else []
+    told += [f"there was no time for {len(left)} older ones"] if left else []
+    yield ok("; ".join(told))
+
+
+def _modules_that_are_on(stored: Mapping[str, StoredConfig]) -> set[tuple[str, str]]:
+    found = set()
+    for tenant, entry in stored.items():
+        try:
+            config = entry.parse()
+        except AutooptError:
+            continue  # it is a finding of the configuration store
+        found |= {(tenant, module) for module in config.modules if not why_off(config, module)}
+    return found

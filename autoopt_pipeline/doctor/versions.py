@@ -1,0 +1,79 @@
+"""The programs that serve: whether each can be read, and is the tenant's own."""
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from autoopt_pipeline.artifacts.store import read_pointers
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.contract import BASELINE
+from autoopt_pipeline.doctor.findings import Finding, fail, ok
+from autoopt_pipeline.errors import AutooptError, InvalidTenantId
+from autoopt_pipeline.modules.registry import module_names
+from autoopt_pipeline.tenant_id import safe_name
+from autoopt_pipeline.tenants.store import StoredConfig
+
+SECONDS = 15.0
+"""How long versions are looked at. Each takes three reads, and an object store takes 30 ms for one."""
+
+_TENANTS_AT_ONCE = 100
+_THREADS = 16
+_SHOWN = 5
+
+
+def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator[Finding]:
+    """Load every version that serves, canaries too, as far as the time goes; in no order, so that the next call sees
+    others."""
+    deadline = time.monotonic() + seconds
+    stored = parts.configs.current()
+    left = tenants = _with_programs(parts, stored)
+    random.shuffle(left)
+    found, damaged = 0, list[AutooptError]()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while left and time.monotonic() < deadline:
+            some, left = left[:_TENANTS_AT_ONCE], left[_TENANTS_AT_ONCE:]
+            serving = list[tuple[str, str, str]]()
+            pointers = read_pointers(parts.files, [(tenant, module) for tenant in some for module in module_names()])
+            for (tenant, module), pointer in pointers.items():
+                if isinstance(pointer, AutooptError):
+                    damaged.append(pointer)
+                elif pointer:
+                    names = {pointer.version, *(pointer.canary or ())} - {None, BASELINE}
+                    serving += [(tenant, module, name) for name in sorted(filter(None, names))]
+            found += len(serving)
+            damaged += filter(None, pool.map(partial(_damage, parts), serving))
+    for error in sorted(damaged, key=str)[:_SHOWN]:
+        yield fail(error.what, error.remedy)
+    if len(damaged) > _SHOWN:
+        yield fail(
+            f"{len(damaged) - _SHOWN} more versions that serve are damaged", "'autoopt status' shows their tenants"
+        )
+    told = (
+        f"looked at the {found} versions that serve {len(tenants) - len(left)} tenants; "
+        f"{len(stored) - len(tenants)} tenants have no program yet"
+    )
+    yield ok(f"{told}, and for {len(left)} there was no time" if left else told)
+
+
+def _with_programs(parts: Connections, stored: Mapping[str, StoredConfig]) -> list[str]:
+    """Tenants for which anything was ever stored, by one listing."""
+    there = set(parts.files.names(""))
+    found = []
+    for tenant in stored:
+        try:
+            if safe_name(tenant) in there:
+                found.append(tenant)
+        except InvalidTenantId:
+            continue  # it is a finding of the configuration store
+    return found
+
+
+def _damage(parts: Connections, version: tuple[str, str, str]) -> AutooptError | None:
+    tenant, module, name = version
+    try:
+        parts.artifacts(tenant, module).load(name)
+    except AutooptError as e:
+        return e
+    return None
