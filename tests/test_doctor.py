@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dagster as dg
 import fsspec
 import pytest
 import redis
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.doctor import instance, process, servers, stores
+from autoopt_pipeline.doctor import instance, process, servers, stores, verdicts, versions
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, ok
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
@@ -31,6 +32,8 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.llm_server import Answered, LLMServer, llm_server
+from tests.stored import made_program
+from tests.stored import store as save_version
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -64,15 +67,15 @@ def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoe
     ]
     assert [each["check"] for each in told["findings"] if each["status"] == "warn"] == [
         "lm",
-        *("dagster" for _ in instance.SENSORS),
+        *("dagster" for _ in instance.sensor_names()),
     ]
     assert all(each["remedy"] for each in told["findings"] if each["status"] != "ok")
-    assert (told["failed"], told["warnings"]) == (1, 1 + len(instance.SENSORS))
+    assert (told["failed"], told["warnings"]) == (1, 1 + len(instance.sensor_names()))
     documented = re.findall(r"^\| `([a-z ]+)` \|", (PROJECT / "docs" / "doctor.md").read_text(), re.MULTILINE)
     assert list(dict.fromkeys(each["check"] for each in told["findings"])) == documented
     printed = autoopt("doctor", status=2, **here)
     assert "fail  dagster        no heartbeat" in printed
-    assert printed.endswith(f"1 failed, {1 + len(instance.SENSORS)} warnings\n")
+    assert printed.endswith(f"1 failed, {1 + len(instance.sensor_names())} warnings\n")
     after = sorted(path for path in home.rglob("*") if path.is_file() and ".autoopt/dagster" not in str(path))
     assert [path for path in before if ".autoopt/dagster" not in str(path)] == after
 
@@ -121,11 +124,82 @@ def test_packages_outside_their_ranges_fail() -> None:
 def test_a_configuration_that_is_not_valid_fails_and_the_others_are_counted(parts: Connections) -> None:
     write_config(parts.configs, RoutingConfigUnified(tenant_id="acme"))
     for number in range(7):
-        parts.configs.write(f"odd{number}", {"tenant_id": f"odd{number}", "modules": {"gone": {}}})
+        parts.configs.write(f"odd{number}", {"tenant_id": f"odd{number}", "modules": 7})
     findings = found(lambda: stores.config_store(parts))
     assert findings[0] == ok("8 tenants; it can be written")
-    assert "unknown module 'gone'" in findings[1].what
+    assert findings[1].what.startswith("tenant odd0, configuration version 1: modules: ")
     assert findings[-1].what == "2 more configurations are not valid"
+
+
+def test_a_module_that_is_gone_fails_once_with_who_has_it_on(parts: Connections) -> None:
+    for number, enabled in enumerate([True, True, False]):
+        document = {"tenant_id": f"t{number}", "modules": {"gone": {"enabled": enabled}, "routing": {}}}
+        parts.configs.write(f"t{number}", document)
+    failed = only(found(lambda: stores.config_store(parts)), Status.FAIL)
+    assert failed.what == "module 'gone' is not installed here, and t0 and 1 more have it on"
+    assert "'autoopt config unset TENANT modules.gone'" in failed.remedy
+
+
+def test_every_version_that_serves_is_read_and_damaged_ones_fail(parts: Connections) -> None:
+    for tenant in ("sound", "cut", "lost", "odd", "new"):
+        write_config(parts.configs, RoutingConfigUnified(tenant_id=tenant))
+    folder = Path(parts.settings.resolved_artifacts_url)
+    version = {}
+    for tenant in ("sound", "cut", "lost", "odd"):
+        artifacts = parts.artifacts(tenant, "routing")
+        before = save_version(artifacts, made_program(tenant, demos=["one"]), 1, active=True)
+        version[tenant] = save_version(artifacts, made_program(tenant, demos=["two"]), 2)
+        artifacts.move(before, expected=before, by="t", why="", canary={version[tenant]: 0.1})
+    assert [finding.status for finding in found(lambda: versions.active_versions(parts))] == [Status.OK]
+    (folder / "cut" / "routing" / "versions" / version["cut"] / "program.json").write_text("{")
+    shutil.rmtree(folder / "lost" / "routing" / "versions" / version["lost"])
+    (folder / "odd" / "routing" / "active.json").write_text("[")
+    *failed, looked = found(lambda: versions.active_versions(parts))
+    assert [(each.status, each.what) for each in failed] == [
+        (Status.FAIL, f"cut/routing: version {version['cut']} is damaged"),
+        (Status.FAIL, f"lost/routing: version {version['lost']} does not exist"),
+        (Status.FAIL, "odd/routing: active.json is damaged"),
+    ]
+    assert looked == ok("looked at the 6 versions that serve 4 tenants; 1 tenants have no program yet")
+    (hurried,) = found(lambda: versions.active_versions(parts, seconds=0))
+    assert hurried.what.endswith("and for 4 there was no time")
+
+
+def test_more_damaged_versions_than_are_shown_are_counted(parts: Connections) -> None:
+    for number in range(7):
+        tenant = f"t{number}"
+        write_config(parts.configs, RoutingConfigUnified(tenant_id=tenant))
+        save_version(parts.artifacts(tenant, "routing"), made_program(tenant, demos=["one"]), active=True)
+        (Path(parts.settings.resolved_artifacts_url) / tenant / "routing" / "active.json").write_text("")
+    *_, more, looked = found(lambda: versions.active_versions(parts))
+    assert (more.status, more.what) == (Status.FAIL, "2 more versions that serve are damaged")
+    assert looked.status is Status.OK
+
+
+def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home: Path) -> None:
+    for tenant in ("acme", "beta", "off", "removed"):
+        write_config(parts.configs, RoutingConfigUnified(tenant_id=tenant, enable_auto_optimization=tenant != "off"))
+    parts.configs.write("removed", None)
+    with open_instance(home) as opened:
+        for tenant, verdict, reason in (
+            ("acme", "promoted", "proven better"),
+            ("acme", "no_independent_labels", "needs about 117 more reviews: 53 of 200"),
+            ("beta", "rejected", "not better"),
+            ("off", "not_enough_data", "12 of 20"),
+            ("removed", "not_enough_data", "12 of 20"),
+        ):
+            said = {"window_end": dg.MetadataValue.timestamp(0.0), "verdict": verdict, "reason": reason}
+            opened.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=said))
+    lacks, looked = found(lambda: verdicts.last_verdicts(parts, home))
+    assert lacks.status is Status.WARN
+    assert lacks.what == "acme/routing: no_independent_labels, needs about 117 more reviews: 53 of 200"
+    assert "drawn at random" in lacks.remedy
+    assert looked == ok(
+        "looked at the last verdicts on 2 of the 6 modules that tenants have on: 1 no independent labels, 1 rejected"
+    )
+    (hurried,) = found(lambda: verdicts.last_verdicts(parts, home, seconds=0))
+    assert hurried.what.endswith("; there was no time for 2 older ones")
+    assert only(found(lambda: verdicts.last_verdicts(parts, None)), Status.WARN).remedy == "set DAGSTER_HOME"
 
 
 def test_a_file_where_a_folder_should_be_fails(home: Path) -> None:
@@ -365,12 +439,13 @@ def test_daemons_and_sensors_are_known_by_what_they_did_last(home: Path, phoenix
 
     def look() -> dict[str, Finding]:
         told = found(lambda: instance.dagster_instance(home))
-        return {name: finding for finding in told for name in ("daemon", *instance.SENSORS) if name in finding.what}
+        worst_last = sorted(told, key=lambda finding: finding.status is Status.FAIL)
+        return {name: each for each in worst_last for name in ("daemon", *instance.sensor_names()) if name in each.what}
 
     def until(holds: Callable[[dict[str, Finding]], bool]) -> dict[str, Finding]:
         for _ in range(120):
             told = look()
-            if len(told) == 1 + len(instance.SENSORS) and holds(told):
+            if len(told) == 1 + len(instance.sensor_names()) and holds(told):
                 return told
             threading.Event().wait(0.5)
         raise AssertionError(told)
@@ -380,6 +455,14 @@ def test_daemons_and_sensors_are_known_by_what_they_did_last(home: Path, phoenix
         start_daemon(group, stack)
         sound = until(lambda told: all(finding.status is Status.OK for finding in told.values()))
         assert "from __repository__@autoopt_pipeline" in sound["auto_optimization_sensor"].what
+        open_config_store(store).write("acme", {"tenant_id": "acme", "modules": {"gone": {}}})
+        without = until(lambda told: told["auto_optimization_sensor"].status is Status.FAIL)
+        assert without["auto_optimization_sensor"] == fail(
+            "auto_optimization_sensor cannot decide for a module of 1 tenant: module 'gone' is not installed here",
+            "install it and reload the code location, or take it out with 'autoopt config unset TENANT modules.gone'",
+        )
+        open_config_store(store).write("acme", {"tenant_id": "acme"})
+        until(lambda told: told["auto_optimization_sensor"].status is Status.OK)
         (home / ".autoopt" / "config.db").unlink()
         (home / ".autoopt" / "config.db").mkdir()
         broken = until(lambda told: told["auto_optimization_sensor"].status is Status.FAIL)

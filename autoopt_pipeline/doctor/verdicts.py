@@ -57,10 +57,9 @@ def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SEC
     if len(lacking) > _SHOWN:
         yield warn(f"{len(lacking) - _SHOWN} more modules lack traces or reviews", "'autoopt status' shows them")
     counts = Counter(outcome.verdict or "without a verdict" for outcome in outcomes.values())
-    told = [f"looked at the last verdicts on {len(outcomes)} of the {len(on)} modules that tenants have on"]
-    told += [listed_counts(dict(counts.most_common()))] if counts else []
-    told += [f"there was no time for {len(left)} older ones"] if left else []
-    yield ok("; ".join(told))
+    told = f"looked at the last verdicts on {len(outcomes)} of the {len(on)} modules that tenants have on"
+    told += f": {listed_counts(dict(sorted(counts.items())))}" if counts else ""
+    yield ok(f"{told}; there was no time for {len(left)} older ones" if left else told)
 
 
 def _modules_that_are_on(stored: Mapping[str, StoredConfig]) -> set[tuple[str, str]]:
