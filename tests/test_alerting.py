@@ -20,7 +20,7 @@ from autoopt_pipeline.alerts.outbox import Outbox
 from autoopt_pipeline.orchestration import news
 from autoopt_pipeline.orchestration.alerting import ALERT_SENSOR, State, build_alerting
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
-from autoopt_pipeline.orchestration.ticks import causes, finished_ticks, sensor_states
+from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, causes, finished_ticks, sensor_states
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from tests.alert_receiver import Receiver, alert_receiver
@@ -252,6 +252,34 @@ def test_the_daemons_ticks_tell_of_outages_and_of_alerts_that_nobody_took(
         tick_until(lambda: not last_look(instance).is_failure)
         assert state_of(last_look(instance).cursor).outboxes["webhook"].waiting == ()
         assert len(receiver.alerts) == 3
+
+
+def test_a_module_that_is_gone_is_told_though_no_tick_fails(
+    home: Path, receiver: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "HOME": str(home / ".autoopt"),
+        "SENSOR_INTERVAL_SECONDS": "1",
+        "ALERT_AFTER_FAILURES": "2",
+        "ALERT_WEBHOOK_URL": receiver.url,
+    }.items():
+        monkeypatch.setenv(f"AUTOOPT_{name}", value)
+    store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
+    configure(store, "acme", modules={"gone": {}})
+    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        for alerts in (1, 2):
+            for _ in range(15):
+                list(execute_sensor_iteration(workspace, logging.getLogger(__name__), None, None))
+                if len(receiver.alerts) == alerts:
+                    break
+                time.sleep(1)  # the sensors' least interval
+            state = sensor_states(instance)[OPTIMIZATION_SENSOR]
+            assert not any(tick.is_failure for tick in finished_ticks(instance, state, limit=50))
+            store.write("acme", {"tenant_id": "acme", "modules": {}})
+    gone, well = receiver.alerts
+    assert (gone["kind"], well["kind"]) == ("unreachable", "reachable")
+    assert gone["detail"].startswith("1 tenant: module 'gone' is not installed here -> ")
 
 
 def leave_an_old_alert(instance: dg.DagsterInstance) -> None:

@@ -22,6 +22,7 @@ from autoopt_pipeline.modules.declared import KEPT_FIELD_NAMES, PROGRAM, declare
 from autoopt_pipeline.modules.registry import KEPT_NAMES
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.optimization.evaluation import Answer, answer_all
+from autoopt_pipeline.serving._forms import span_attributes
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.examples import annotation, decision
 
@@ -114,6 +115,33 @@ def test_decisions_become_examples_and_the_program_answers_with_a_label(tmp_path
     (answer,) = ask(spec, [example])
     assert answer.values is not None
     assert answer.values["urgency"] in {"now", "later"}
+
+
+def test_without_a_confidence_only_what_went_well_or_was_reviewed_is_learnt_from(tmp_path: Path) -> None:
+    (spec,) = declared(tmp_path, with_module(confidence=None))
+    assert spec.contract.confidence == ()
+    read = {"triage.urgency": "now"}
+    found = spec.build_examples(
+        spec.labels or (),
+        [
+            decision({"triage.text": "it went well", **read, "triage.solved": True}),
+            decision({"triage.text": "it did not", **read, "triage.solved": False}),
+            decision({"triage.text": "nobody knows", **read}),
+            decision({"triage.text": "somebody looked", **read}, annotation("correct")),
+        ],
+    )
+    assert {example.inputs["text"] for example in found.examples} == {"it went well", "somebody looked"}
+    assert found.unusable == {
+        "the request failed and nobody reviewed it": 1,
+        "not known to have gone well, and nobody reviewed it": 1,
+    }
+
+
+def test_what_serving_writes_of_a_module_without_a_confidence_is_read_again(tmp_path: Path) -> None:
+    (spec,) = declared(tmp_path, with_module(confidence=None))
+    written = span_attributes(spec.contract, {"text": "all is down"}, {"urgency": "now"}, 0.9)
+    (example,) = spec.build_examples(spec.labels or (), [decision({**written}, annotation("correct"))]).examples
+    assert (example.inputs["text"], example.right) == ("all is down", {"urgency": "now"})
 
 
 def ask(spec: ModuleSpec, examples: list) -> list[Answer]:
