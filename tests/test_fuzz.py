@@ -36,6 +36,7 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields,
 from autoopt_pipeline.tenants.editing import from_text
 from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.sqlite_store import decode_document
+from autoopt_pipeline.tenants.store import NEVER, StoredConfig
 from autoopt_pipeline.wording import printable
 from tests.stored import LABELS, made_program, manifest_of, shared_of
 from tests.test_malformed_spans import values
@@ -88,7 +89,7 @@ def test_any_json_is_a_configuration_to_plan_by_or_one_line(data: object) -> Non
 @given(texts)
 def test_any_text_in_the_editor_is_a_configuration_or_one_line(text: str) -> None:
     try:
-        sound(from_text(text, "acme"))
+        sound(from_text(text, StoredConfig("acme", 1, NEVER, None)))
     except InvalidConfig as e:
         one_line(e)
 

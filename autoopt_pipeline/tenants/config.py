@@ -404,7 +404,8 @@ def without_field(config: RoutingConfigUnified, path: str) -> RoutingConfigUnifi
         target = target.get(name) if isinstance(target, dict) else None
     if not isinstance(target, dict) or last not in target or path == "tenant_id":
         raise InvalidConfig(
-            f"tenant {config.tenant_id}: {path[:100]!r} is no field that was chosen", "'autoopt config get' shows those"
+            f"tenant {config.tenant_id}: {path[:100]!r} is no field that was chosen",
+            f"'autoopt config edit {config.tenant_id}' lists those",
         )
     del target[last]
     return parse_config(data, where=f"tenant {config.tenant_id}")
