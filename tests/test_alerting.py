@@ -278,7 +278,9 @@ def test_a_module_that_is_gone_is_told_though_no_tick_fails(
             assert not any(tick.is_failure for tick in finished_ticks(instance, state, limit=50))
             store.write("acme", {"tenant_id": "acme", "modules": {}})
     gone, well = receiver.alerts
-    assert (gone["kind"], well["kind"]) == ("unreachable", "reachable")
+    assert gone["kind"] == "unreachable"
+    assert gone["summary"].startswith("finding the tenants' modules failed 2 looks in a row")
+    assert (well["kind"], well["summary"]) == ("reachable", "finding the tenants' modules works again")
     assert gone["detail"].startswith("1 tenant: module 'gone' is not installed here -> ")
 
 

@@ -172,7 +172,7 @@ def test_without_reviews_there_is_no_verdict_on_gain(artifacts: ModuleArtifacts)
     lm = stand_in()
     report = optimize(job(decisions(600, Habits(reviewed=0, complains=0))), lm, artifacts)
     assert report.verdict is Verdict.NO_INDEPENDENT_LABELS
-    assert report.reason.startswith("0 of ")
+    assert report.reason.startswith("needs about 250 more reviews: 0 of ")
     assert "100 are needed" in report.reason
     assert lm.meter.calls == 0
 

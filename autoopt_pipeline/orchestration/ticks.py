@@ -31,6 +31,8 @@ PHOENIX = "Phoenix"
 
 CONFIG_STORE = "the configuration store"
 
+_MODULES = "finding the tenants' modules"
+
 _SERVICES = {
     PhoenixUnavailable.__name__: PHOENIX,
     PhoenixRefused.__name__: PHOENIX,
@@ -141,10 +143,10 @@ def read_tick(tick: InstigatorTick) -> Ticked:
             return Ticked(at, sensor)
         if report.phoenix_error:
             return Ticked(at, sensor, PHOENIX, report.phoenix_error, _BEFORE_PHOENIX)
-        answered = _BEFORE_PHOENIX | {PHOENIX} if report.phoenix_asked else _BEFORE_PHOENIX
+        answered = _BEFORE_PHOENIX | {f"sensor {sensor}"} | ({PHOENIX} if report.phoenix_asked else set())
         if report.missing:
-            return Ticked(at, sensor, f"sensor {sensor}", report.missing[0], answered)
-        return Ticked(at, sensor, works=None if report.phoenix_asked else _BEFORE_PHOENIX)
+            return Ticked(at, sensor, _MODULES, report.missing[0], answered)
+        return Ticked(at, sensor, works=None if report.phoenix_asked else answered | {_MODULES})
     errors = causes(tick)
     for error in errors:
         if service := _SERVICES.get(error.cls_name or ""):
