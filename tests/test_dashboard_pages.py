@@ -9,6 +9,7 @@ import pytest
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.dashboard.counts import Counts
 from autoopt_pipeline.dashboard.looking import Looking
 from autoopt_pipeline.dashboard.trend import read_trends, sparkline
 from autoopt_pipeline.errors import ConfigStoreUnavailable
@@ -270,7 +271,7 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
             raise answer
         return answer
 
-    looking = Looking(look, lambda _: [])
+    looking = Looking(look, lambda _: [], Counts())
     looking._take()
     first, trouble = looking.latest()
     assert (first is not None, trouble) == (True, None)

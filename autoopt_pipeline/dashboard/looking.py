@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from autoopt_pipeline.dashboard.counts import Counts, Trouble
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.standing import Standing
 
@@ -22,8 +23,11 @@ _UNWATCHED_SECONDS = 120.0
 _FRESH_SECONDS = 60.0
 """A look as old as this is not shown before a new one has been tried."""
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 1.0
 """How long a page waits for that."""
+
+_FIRST_SECONDS = 5.0
+"""How long a page waits where there is nothing to show yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,24 +40,21 @@ class Look:
     standings: tuple[Standing, ...]
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Why nothing could be looked at, and since when (UTC)."""
-
-    since: datetime
-    what: str
-
-
 class Looking:
-    """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given."""
+    """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given.
+
+    What Phoenix did not count is as `counts` knows it.
+    """
 
     def __init__(
         self,
         look: Callable[[], Sequence[Standing]],
         look_at: Callable[[str], Sequence[Standing]],
+        counts: Counts,
     ) -> None:
         self._look = look
         self._look_at = look_at
+        self._counts = counts
         self._changed = threading.Condition()
         self._latest: Look | None = None
         self._trouble: Trouble | None = None
@@ -78,13 +79,14 @@ class Looking:
             stale = self._latest is None or (datetime.now(UTC) - self._latest.at).total_seconds() > _FRESH_SECONDS
             if stale and self._trouble is None:
                 rounds = self._rounds
-                self._changed.wait_for(lambda: self._rounds > rounds or self._stopping, _PATIENCE_SECONDS)
+                patience = _PATIENCE_SECONDS if self._latest else _FIRST_SECONDS
+                self._changed.wait_for(lambda: self._rounds > rounds or self._stopping, patience)
             return self._latest, self._trouble
 
     def look_again_at(self, tenant: str) -> None:
         """See one tenant anew, after something was changed. Never fails, for the change is made."""
         try:
-            anew = tuple(self._look_at(tenant))
+            anew = self._counts.completed(self._look_at(tenant))
         except AutooptError as e:
             _log.warning("%s", e)
             return
@@ -112,7 +114,7 @@ class Looking:
     def _take(self) -> None:
         at = datetime.now(UTC)
         try:
-            look, what = Look(at, tuple(self._look())), ""
+            look, what = Look(at, self._counts.completed(self._look(), of_all=True)), ""
         except AutooptError as e:
             look, what = None, str(e)
         except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next look may well succeed

@@ -20,7 +20,7 @@ from autoopt_pipeline.optimization.plan import Attempts, Decision, Outcome, Reas
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
-from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
@@ -38,7 +38,7 @@ class Standing:
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
     traces (0 to 1) before it was promoted. `trouble` says why neither is known. `settled` is true where a person has
     decided about the version of the last outcome. `progress` is how far the run that is under way is, where it is in a
-    long phase.
+    long phase. `uncounted` says why Phoenix could not tell what is new, where it was asked.
     """
 
     tenant_id: str
@@ -51,6 +51,7 @@ class Standing:
     trouble: str | None = None
     settled: bool = False
     progress: RunProgress | None = None
+    uncounted: str = ""
 
     @property
     def enabled(self) -> bool:
@@ -152,9 +153,17 @@ def tenant_standings(
             troubles.get(key),
             key in settled,
             progress.get(key),
+            _uncounted(plan, decision, count_all=count_all),
         )
         for key, decision in plan.decisions.items()
     ]
+
+
+def _uncounted(plan: Plan, decision: Decision, *, count_all: bool) -> str:
+    error = str(plan.phoenix_error or "")
+    if decision.evidence or decision.reason is Reason.DISABLED:
+        return ""
+    return error if decision.detail == error or (count_all and decision.reason is not Reason.ERROR) else ""
 
 
 def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[Key]:
