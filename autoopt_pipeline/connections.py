@@ -1,11 +1,14 @@
 """The stores and servers that the process settings name, each opened when it is first used."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Program
+from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.patience import AS_CONFIGURED, Patience
@@ -42,3 +45,17 @@ class Connections:
 
     def artifacts(self, tenant_id: str, module: str) -> ModuleArtifacts:
         return ModuleArtifacts(self.files, tenant_id, module)
+
+    def active_parts(
+        self, tenant_id: str, spec: ModuleSpec, refused: Callable[[ModuleSpec, InvalidArtifact], None]
+    ) -> dict[str, Program]:
+        """The active programs of a composed module's parts; `refused` is told of one that is damaged, and left out."""
+        found = {}
+        for part in spec.parts:
+            artifacts = self.artifacts(tenant_id, part.name)
+            if active := artifacts.active():
+                try:
+                    found[part.name] = artifacts.load(active.version)
+                except InvalidArtifact as e:
+                    refused(part, e)
+        return found

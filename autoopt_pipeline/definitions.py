@@ -13,7 +13,11 @@ from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB
 from autoopt_pipeline.orchestration.retention import build_retention_sensor
 from autoopt_pipeline.orchestration.sensors import build_sensors
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.secrets import guard_process
 from autoopt_pipeline.settings import load_settings
+
+# What runs and sensors log is kept by Dagster. Of this process and all that execute what is defined here.
+guard_process()
 
 
 def _definitions() -> dg.Definitions:

@@ -1,5 +1,8 @@
 """The errors a user can meet. Each says in one line what is wrong, where, and what to do about it."""
 
+from http import HTTPStatus
+
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.wording import one_line
 
 
@@ -7,14 +10,14 @@ class AutooptError(Exception):
     """Base of every error that is meant for a person.
 
     `transient` errors may go away by themselves (a server is down), so they are worth another try;
-    the others stay until somebody changes something.
+    the others stay until somebody changes something. No secret that this process knows is in it (`secrets.protect`).
     """
 
     transient = False
 
     def __init__(self, what: str, remedy: str) -> None:
-        self.what = one_line(what, full=True)
-        self.remedy = one_line(remedy, full=True)
+        self.what = one_line(scrub(what), full=True)
+        self.remedy = one_line(scrub(remedy), full=True)
         super().__init__(f"{self.what} -> {self.remedy}")
 
     def __reduce__(self) -> tuple[type["AutooptError"], tuple[str, str]]:
@@ -41,12 +44,8 @@ class DailyBudgetSpent(AutooptError):
     """The day's budget for language models leaves nothing, or too little to decide anything."""
 
 
-class RunInProgress(AutooptError):
-    """Another run of the same tenant began earlier and has not ended."""
-
-
-class RunOvertaken(AutooptError):
-    """Another run of the same tenant had its outcome after this one was launched, and before it began."""
+class NotConfirmed(AutooptError):
+    """Nobody could be asked whether something should really be taken away."""
 
 
 class ConfigConflict(AutooptError):
@@ -57,6 +56,12 @@ class ConfigStoreUnavailable(AutooptError):
     """The configuration store does not answer."""
 
     transient = True
+
+
+class ConfigStoreRefused(ConfigStoreUnavailable):
+    """The configuration store's address is wrong, or its server does not take what is asked of it."""
+
+    transient = False
 
 
 class TenantsLost(AutooptError):
@@ -84,6 +89,19 @@ class PhoenixUnavailable(AutooptError):
 class PhoenixRefused(AutooptError):
     """Phoenix answered, but refused or did not understand what was asked."""
 
+    @classmethod
+    def of_key(cls, endpoint: str, status: int, said: str) -> "PhoenixRefused":
+        """For the HTTP statuses 401 and 403: the key is none of this server's, or its user may not do what was asked.
+
+        `said` is what the server answered.
+        """
+        if status == HTTPStatus.FORBIDDEN:
+            return cls(
+                f"Phoenix {endpoint}: its key may not do this ({status}: {one_line(scrub(said), length=100)})",
+                "set AUTOOPT_PHOENIX_API_KEY to a system key, or to a key of a user who is MEMBER or ADMIN",
+            )
+        return cls(f"Phoenix {endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY")
+
 
 class UnknownTrace(AutooptError):
     """The text is no trace id, or Phoenix does not have the trace."""
@@ -101,6 +119,10 @@ class LMUnavailable(AutooptError):
     """The language model's endpoint failed even after retries."""
 
     transient = True
+
+
+class AnswersUnreadable(AutooptError):
+    """Hardly any answer of the language model can be read, so nothing can be learnt from them."""
 
 
 class InvalidArtifact(AutooptError):
@@ -137,6 +159,10 @@ class AlertNotDelivered(AutooptError):
     """A receiver of alerts does not take them."""
 
     transient = True
+
+
+class InvalidHome(AutooptError):
+    """A folder cannot become the home of an instance, or is not one that a stack on this machine may use."""
 
 
 class StackFailed(AutooptError):

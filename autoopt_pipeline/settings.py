@@ -1,12 +1,15 @@
 """Process settings, read from the environment (`AUTOOPT_*`). Tenants' own settings are in `tenants.config`."""
 
 import os
+import unicodedata
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.secrets import protect, protect_address, protect_environment
+from autoopt_pipeline.tls import trusted_authorities
 
 STAND_IN = "stand-in"
 """Name of the offline model that answers from the nearest demo. Never a real language model's name."""
@@ -16,7 +19,13 @@ class Settings(BaseSettings):
     """Where the parts of the system are. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AUTOOPT_", extra="ignore", env_ignore_empty=True, frozen=True, populate_by_name=True
+        env_prefix="AUTOOPT_",
+        extra="ignore",
+        env_ignore_empty=True,
+        frozen=True,
+        populate_by_name=True,
+        # Secrets are often made with a line break at their end, keys and addresses with a password alike.
+        str_strip_whitespace=True,
     )
 
     home: Path = Field(
@@ -96,6 +105,13 @@ class Settings(BaseSettings):
         None, description="YAML file that says who may see and do what in the dashboard (docs/dashboard.md)."
     )
 
+    @field_validator("phoenix_api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and (why_not := _not_sendable(key.get_secret_value())):
+            raise ValueError(why_not)
+        return key
+
     @property
     def resolved_config_store_url(self) -> str:
         return self.config_store_url or f"sqlite:///{self.home / 'config.db'}"
@@ -120,15 +136,52 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment. Raises `InvalidSettings` naming the variable."""
+    """Read the environment, and register the secrets in it. Raises `InvalidSettings` naming the variable."""
+    protect_environment(os.environ)
+    trusted_authorities()  # else the first connection fails, wherever that is
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as e:
         first = e.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        name = name if name.startswith(("AUTOOPT_", "PHOENIX_", "CONFIG_")) else f"AUTOOPT_{name}"
+        name = name if name.startswith("AUTOOPT_") else f"AUTOOPT_{name}"
+        if name not in os.environ and (other := name.removeprefix("AUTOOPT_")) in os.environ:
+            name = other
         # Where the name of a key's variable belongs, somebody may have put the key.
-        shown = "" if name.endswith("_API_KEY_ENV") else f" (got {str(first['input'])[:60]!r})"
+        shown = "" if name.endswith(("_API_KEY_ENV", "_API_KEY")) else f" (got {str(first['input'])[:60]!r})"
         raise InvalidSettings(
-            f"environment variable {name}: {first['msg']}{shown}", f"correct or unset {name}"
+            f"environment variable {name}: {first['msg'].removeprefix('Value error, ')}{shown}",
+            f"correct or unset {name}",
         ) from None
+    for address in (settings.alert_webhook_url, settings.alert_slack_url):
+        if address:
+            protect_address(address.get_secret_value(), path=True)
+    return settings
+
+
+def read_secret(variable: str) -> str | None:
+    """The key that an environment variable holds, without space around it; None where it holds none.
+
+    It is registered as a secret. Raises `InvalidSettings` where it cannot be sent over HTTP.
+    """
+    key = os.environ.get(variable, "").strip()
+    return sendable_key(key, f"environment variable {variable}") if key else None
+
+
+def sendable_key(key: str, where: str) -> str:
+    """The key without space around it, registered as a secret. Raises `InvalidSettings` where HTTP cannot carry it."""
+    key = key.strip()
+    protect(key)
+    if why_not := _not_sendable(key):
+        raise InvalidSettings(f"{where}: {why_not}", "copy the key again, without what is invisible in it")
+    return key
+
+
+def _not_sendable(key: str) -> str:
+    """What in a key a header of HTTP cannot carry, e.g. an invisible character that was copied with it."""
+    for place, character in enumerate(key, 1):
+        if not " " <= character <= "~":
+            code = f"U+{ord(character):04X}"
+            name = unicodedata.name(character, "")
+            return f"character {place} of {len(key)} is {f'{name} ({code})' if name else code}, which HTTP cannot carry"
+    return ""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
@@ -43,6 +43,16 @@ def one_line(text: str, *, full: bool = False, length: int = 160) -> str:
     """Text of a user or a model, kept to its line, and to a length unless it is wanted in full."""
     line = printable(" ".join(text.split()))
     return line if full or len(line) <= length else f"{line[: length - 1]}…"
+
+
+def listed_counts(counts: Mapping[str, int]) -> str:
+    """`3 too long, 1 empty`; "" where there is nothing."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+
+
+def listed_unread(unread: Mapping[str, Mapping[str, int]]) -> str:
+    """Answers that could not be graded, by program: `incumbent 3 truncated, 1 empty; candidate 2 refused`."""
+    return "; ".join(f"{program} {listed_counts(counts)}" for program, counts in unread.items() if counts)
 
 
 def did_you_mean(text: str, known: Iterable[str], listed_as: str = "") -> str:

@@ -21,7 +21,7 @@ from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
 from dagster._serdes import serialize_value
-from sqlalchemy import insert
+from sqlalchemy import create_engine, insert, text
 
 from autoopt_pipeline.contract import CROSS_MODAL_SPAN, ORCHESTRATION_SPAN, ROUTING_SPAN, project_name
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
@@ -104,8 +104,8 @@ def _materialization(module: str, tenant: str, ended: datetime) -> dg.AssetMater
             "window_start": dg.MetadataValue.timestamp(ended - timedelta(days=30)),
             "window_end": dg.MetadataValue.timestamp(ended),
             "decisions_read": TRACES_BEFORE,
-            "trace_total": TRACES_BEFORE,
             "annotation_total": 1,
+            "annotation_marks": dg.MetadataValue.json([int((ended - HOUR).timestamp())]),
             "lm_calls": 900,
             "lm_tokens": 400_000,
             "provenance": dg.MetadataValue.json({"human": 1, "judge": 0, "outcome": 19}),
@@ -188,7 +188,7 @@ def _write_runs(
 
 
 def write_traces(
-    database: Path, tenants: Sequence[str], *, first: datetime, last: datetime, count: int, size: int = 0
+    database_url: str, tenants: Sequence[str], *, first: datetime, last: datetime, count: int, size: int = 0
 ) -> None:
     """Give each tenant's project so many traces more, evenly spread, and one annotation each time.
 
@@ -201,50 +201,73 @@ def write_traces(
             "input": {"value": "x" * size},
         }
     )
-    with closing(sqlite3.connect(database, timeout=60)) as db:
-        db.execute("PRAGMA synchronous = OFF")
-        highest = {
-            table: db.execute(f"SELECT COALESCE(MAX(id), 0) FROM {table}").fetchone()[0]  # noqa: S608
+    on_sqlite = database_url.startswith("sqlite:")
+    engine = create_engine(database_url, connect_args={"timeout": 60} if on_sqlite else {"options": "-c timezone=UTC"})
+    with engine.connect() as db:
+        if on_sqlite:
+            db.execute(text("PRAGMA synchronous = OFF"))
+        trace_id, span_id = (
+            db.scalar(text(f"SELECT COALESCE(MAX(id), 0) FROM {table}"))  # noqa: S608
             for table in ("traces", "spans")
-        }
-        trace_id, span_id = highest["traces"], highest["spans"]
+        )
+        db.commit()
         for some in _chunks(tenants, max(1, 10_000 // count)):
-            projects = [(project_name(tenant), "#5bdbff", "#1c76fc") for tenant in some]
+            projects = [{"name": project_name(tenant), "begin": "#5bdbff", "end": "#1c76fc"} for tenant in some]
             traces, spans, annotations = [], [], []
-            with db:
-                db.executemany(
-                    "INSERT INTO projects (name, gradient_start_color, gradient_end_color) VALUES (?, ?, ?) "
-                    "ON CONFLICT DO NOTHING",
-                    projects,
-                )
-                for name, *_ in projects:
-                    (project,) = db.execute("SELECT id FROM projects WHERE name = ?", (name,)).fetchone()
-                    for number in range(count):
-                        trace_id += 1
-                        began = first + number * step
-                        start, end = _stored(began), _stored(began + timedelta(seconds=1))
-                        traces.append((trace_id, project, f"{trace_id:032x}", start, end))
-                        for place, kind in enumerate(_SPANS):
-                            span_id += 1
-                            parent = f"{span_id - place:016x}" if place else None
-                            spans.append((span_id, trace_id, f"{span_id:016x}", parent, kind, start, end, attributes))
-                    annotations.append((span_id,))
-                db.executemany(
-                    "INSERT INTO traces (id, project_rowid, trace_id, start_time, end_time) VALUES (?, ?, ?, ?, ?)",
-                    traces,
-                )
-                db.executemany(
+            db.execute(
+                text(
+                    "INSERT INTO projects (name, gradient_start_color, gradient_end_color) "
+                    "VALUES (:name, :begin, :end) ON CONFLICT DO NOTHING"
+                ),
+                projects,
+            )
+            for named in projects:
+                project = db.scalar(text("SELECT id FROM projects WHERE name = :name"), named)
+                for number in range(count):
+                    trace_id += 1
+                    began = first + number * step
+                    times = {"start": _stored(began), "end": _stored(began + timedelta(seconds=1))}
+                    traces.append({"id": trace_id, "project": project, "trace": f"{trace_id:032x}", **times})
+                    for place, kind in enumerate(_SPANS):
+                        span_id += 1
+                        spans.append(
+                            {
+                                "id": span_id,
+                                "trace": trace_id,
+                                "span": f"{span_id:016x}",
+                                "parent": f"{span_id - place:016x}" if place else None,
+                                "name": kind,
+                                "attributes": attributes,
+                                **times,
+                            }
+                        )
+                annotations.append({"span": span_id})
+            db.execute(
+                text(
+                    "INSERT INTO traces (id, project_rowid, trace_id, start_time, end_time) "
+                    "VALUES (:id, :project, :trace, :start, :end)"
+                ),
+                traces,
+            )
+            db.execute(
+                text(
                     "INSERT INTO spans (id, trace_rowid, span_id, parent_id, name, span_kind, start_time, end_time, "
                     "attributes, events, status_code, status_message, cumulative_error_count, "
                     "cumulative_llm_token_count_prompt, cumulative_llm_token_count_completion) "
-                    "VALUES (?, ?, ?, ?, ?, 'CHAIN', ?, ?, ?, '[]', 'UNSET', '', 0, 0, 0)",
-                    spans,
-                )
-                db.executemany(
+                    "VALUES (:id, :trace, :span, :parent, :name, 'CHAIN', :start, :end, "
+                    ":attributes, '[]', 'UNSET', '', 0, 0, 0)"
+                ),
+                spans,
+            )
+            db.execute(
+                text(
                     "INSERT INTO span_annotations (span_rowid, name, label, metadata, annotator_kind, source) "
-                    "VALUES (?, 'modality_review', 'text', '{}', 'HUMAN', 'API')",
-                    annotations,
-                )
+                    "VALUES (:span, 'modality_review', 'text', '{}', 'HUMAN', 'API')"
+                ),
+                annotations,
+            )
+            db.commit()
+    engine.dispose()
 
 
 def _stored(moment: datetime) -> str:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal
 
 from autoopt_pipeline.artifacts.store import LedgerEntry
@@ -30,16 +31,40 @@ CLASSES = {"a": 0.3, "b": 0.25, "c": 0.2, "d": 0.15, "e": 0.1}
 INCUMBENT_SCORE = 0.7
 CHURN = (0.02, 0.10)
 """Share of all traces that a candidate changes for the worse (for the better, where it is worse): anything between."""
+ASKINGS = 5
+"""How often the rule that asks until it likes the answer repeats a look."""
+
+
+@dataclass(frozen=True)
+class Flips:
+    """A model that does not repeat itself: `share` of its answers name another class than they otherwise would.
+
+    Which ones is drawn anew at each asking; where it is `sticky`, once for a request, whenever and however often that
+    is asked. Different requests are drawn independently.
+    """
+
+    share: float = 0.0
+    sticky: bool = False
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:.0f} % of answers flip, {'once for a request' if self.sticky else 'at each asking'}"
+
+
+NO_FLIPS = Flips()
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """All candidates are equal to the incumbent for `equal_nights`, from then on better by `gain`; `nights` in all."""
+    """All candidates are equal to the incumbent for `equal_nights`, from then on better by `gain`; `nights` in all.
+
+    `gain` is what a model that repeats itself would show; `flips` take from it, and take as much from every candidate.
+    """
 
     name: str
     gain: float
     nights: int = 30
     equal_nights: int = 0
+    flips: Flips = NO_FLIPS
 
     def better(self, night: int) -> bool:
         return self.gain > 0 and night > self.equal_nights
@@ -61,6 +86,13 @@ SCENARIOS = (
     Scenario("15 points better", 0.15),
     Scenario("equal for 30 nights, then 8 points better for 30", 0.08, nights=60, equal_nights=30),
 )
+UNSTEADY = tuple(
+    Scenario(f"{what}; {flips}", gain, flips=flips)
+    for what, gain, shares in (("equal", 0.0, (0.05, 0.20)), ("5 points better", 0.05, (0.05, 0.20)))
+    for share in shares
+    for flips in (Flips(share), Flips(share, sticky=True))
+)
+"""The same with a model that does not repeat itself."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +102,31 @@ class Truth:
     fixes: float
     breaks: float
 
+    def seen_through(self, flips: Flips) -> "Truth":
+        """The shares of traces on which it comes out better and worse, where answers of both programs flip."""
+        stays_right, becomes_right = 1 - flips.share, flips.share * RIGHT_BY_FLIPPING
+        chance = {True: stays_right, False: becomes_right}
+        shares = {
+            (True, True): INCUMBENT_SCORE - self.breaks,
+            (True, False): self.breaks,
+            (False, True): self.fixes,
+            (False, False): 1 - INCUMBENT_SCORE - self.fixes,
+        }
+        return Truth(
+            fixes=sum(share * (1 - chance[old]) * chance[new] for (old, new), share in shares.items()),
+            breaks=sum(share * chance[old] * (1 - chance[new]) for (old, new), share in shares.items()),
+        )
+
 
 @dataclass(frozen=True)
 class Trace:
-    """One reviewed trace of the holdout: the class of its right answer, and what the incumbent says."""
+    """One reviewed trace of the holdout: the class of its right answer, and what the incumbent says.
+
+    `right` is whether that is right unless it flips; `incumbent` holds the flips that are drawn once for a request.
+    """
 
     label: str
+    right: bool
     incumbent: Graded
 
 
@@ -98,7 +149,7 @@ class Tenant:
         holdout_share = 1 - TRAIN_SHARE - DEV_SHARE
         sides = self.rng.choices(["train", "dev", "holdout"], [TRAIN_SHARE, DEV_SHARE, holdout_share], k=self.reviewed)
         labels = self.rng.choices(list(CLASSES), list(CLASSES.values()), k=sides.count("holdout"))
-        new = [Trace(label, self._answer(label, self.rng.random() < INCUMBENT_SCORE)) for label in labels]
+        new = [self._trace(label, self.rng.random() < INCUMBENT_SCORE) for label in labels]
         self.dev = min(self.dev + sides.count("dev"), MAX_DEV)
         self.holdout = [*self.holdout, *new][-MAX_HOLDOUT:]
         return new
@@ -110,34 +161,66 @@ class Tenant:
     def search(self, night: int) -> Truth | None:
         """The best of several candidates on dev, if it beats the incumbent there."""
         truth = self.truth(night)
-        weights = [truth.fixes, truth.breaks, 1 - truth.fixes - truth.breaks]
+        seen = truth.seen_through(self.scenario.flips)
+        weights = [seen.fixes, seen.breaks, 1 - seen.fixes - seen.breaks]
         wins = (sum(self.rng.choices([1, -1, 0], weights, k=self.dev)) > 0 for _ in range(CANDIDATES))
         return truth if self.dev >= MIN_DEV and any(wins) else None
 
     def ask(self, traces: Sequence[Trace], truth: Truth) -> list[Case]:
         """A candidate's answers beside the incumbent's."""
+        return self.compare(traces, self.answers(traces, truth))
+
+    def answers(self, traces: Sequence[Trace], truth: Truth) -> list[Graded]:
+        """What a candidate says to traces, without the flips of an asking."""
         stays_right = 1 - truth.breaks / INCUMBENT_SCORE
         gets_right = truth.fixes / (1 - INCUMBENT_SCORE)
-        chances = [stays_right if trace.incumbent.score else gets_right for trace in traces]
+        chances = [stays_right if trace.right else gets_right for trace in traces]
         return [
-            Case(trace.label, trace.incumbent, self._answer(trace.label, self.rng.random() < chance))
+            self._request(trace.label, self.rng.random() < chance)
             for trace, chance in zip(traces, chances, strict=True)
         ]
 
-    def ask_unreviewed(self, truth: Truth) -> list[Case]:
-        """The same on unreviewed traces, whose labels are the incumbent's own answers."""
+    def compare(self, traces: Sequence[Trace], candidate: Sequence[Graded]) -> list[Case]:
+        """Ask both programs, each trace once."""
         return [
-            Case(
-                case.incumbent.label,
-                Graded(1.0, case.incumbent.label, case.incumbent.confidence),
-                Graded(float(case.candidate.label == case.incumbent.label), case.candidate.label, None),
-            )
-            for case in self.ask(self.holdout, truth)
-            if case.incumbent.label is not None
+            Case(trace.label, self._asking(trace.label, trace.incumbent), self._asking(trace.label, answer))
+            for trace, answer in zip(traces, candidate, strict=True)
         ]
 
-    def _answer(self, label: str, right: bool) -> Graded:
-        return self.rng.choice(ANSWERS[label, right])
+    def ask_unreviewed(self, truth: Truth) -> list[Case]:
+        """The same on unreviewed traces, whose labels are what the incumbent answered when it served them."""
+        served = [self._asking(trace.label, trace.incumbent).label for trace in self.holdout]
+        return [
+            Case(label, _agreeing(case.incumbent, label), _agreeing(case.candidate, label))
+            for case, label in zip(self.ask(self.holdout, truth), served, strict=True)
+            if label is not None
+        ]
+
+    def _trace(self, label: str, right: bool) -> Trace:
+        return Trace(label, right, self._request(label, right))
+
+    def _request(self, label: str, right: bool) -> Graded:
+        """What a program's request for a trace comes to, with the flips that are drawn once for it."""
+        answer = self.rng.choice(ANSWERS[label, right])
+        return self._flipped(label, answer) if self.scenario.flips.sticky else answer
+
+    def _asking(self, label: str, answer: Graded) -> Graded:
+        """What comes of asking once, with the flips that are drawn at each asking."""
+        return answer if self.scenario.flips.sticky else self._flipped(label, answer)
+
+    def _flipped(self, label: str, answer: Graded) -> Graded:
+        share = self.scenario.flips.share
+        if not share or self.rng.random() >= share:
+            return answer
+        return _naming(self.rng.choice(OTHERS[answer.label]), label, self.rng.choice(CONFIDENCES))
+
+
+def _agreeing(answer: Graded, label: str) -> Graded:
+    return Graded(float(answer.label == label), answer.label, answer.confidence)
+
+
+def _naming(named: str, label: str, confidence: float) -> Graded:
+    return Graded(float(named == label), named, confidence)
 
 
 def _answers() -> dict[tuple[str, bool], list[Graded]]:
@@ -152,13 +235,20 @@ def _answers() -> dict[tuple[str, bool], list[Graded]]:
 
 
 ANSWERS = _answers()
+CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+OTHERS = {answer: [label for label in CLASSES if label != answer] for answer in (*CLASSES, None)}
+RIGHT_BY_FLIPPING = 8 / 9 / 4 + 1 / 9 / 5
+"""Chance that a wrong answer which flips becomes right."""
 
 Rule = Callable[[Tenant], int | None]
 """Plays a tenant's nights up to the first promotion. Returns its night, from 1, or None."""
 
 
-def our_gate(tenant: Tenant) -> int | None:
-    """A look at the holdout when enough evidence has come, a trial where that says so, and all of it charged."""
+def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
+    """A look at the holdout when enough evidence has come, a trial where that says so, and all of it charged.
+
+    With more `askings` a look that does not promote is repeated, at the same charge.
+    """
     ledger: list[LedgerEntry] = []
     verdict, window, evidence = "", 0, 0
     waiting: Truth | None = None
@@ -192,8 +282,12 @@ def our_gate(tenant: Tenant) -> int | None:
         if waiting:
             verdict = follow_up(in_trial, alpha=alpha).verdict if in_trial else Verdict.WAITING
         elif finalist := tenant.search(night):
-            cases, guard = tenant.ask(tenant.holdout, finalist), tenant.ask_unreviewed(finalist)
-            verdict = judge(cases, guard, alpha=charge("look")).verdict
+            answers, guard = tenant.answers(tenant.holdout, finalist), tenant.ask_unreviewed(finalist)
+            allowed = charge("look")
+            for _ in range(askings):
+                verdict = judge(tenant.compare(tenant.holdout, answers), guard, alpha=allowed).verdict
+                if verdict is Verdict.PROMOTED:
+                    break
             if verdict is Verdict.WAITING:
                 waiting, alpha, in_trial = finalist, charge("trial"), []
         else:
@@ -227,6 +321,12 @@ RULES: dict[str, Rule] = {
 }
 
 
+MORE_RULES: dict[str, Rule] = RULES | {
+    f"our gate, each look repeated {ASKINGS} times": partial(our_gate, askings=ASKINGS)
+}
+"""And what comes of asking until the answer is liked, which costs nothing where a model repeats itself."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Shares of histories by their first promotion: of a candidate that was no better, or of one that was.
@@ -258,15 +358,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--reviewed", type=int, default=100, help="reviewed traces a night")
     args = parser.parse_args()
-    print("| candidates | rule | promoted falsely | promoted rightly | in night, on average |")
-    print("|---|---|--:|--:|--:|")
-    for scenario in SCENARIOS:
-        for name, rule in RULES.items():
-            result = play(rule, scenario, histories=args.histories, seed=args.seed, reviewed=args.reviewed)
-            falsely = f"{100 * result.falsely:.1f} %" if scenario.any_useless else ""
-            rightly = f"{100 * result.rightly:.1f} %" if scenario.any_better else ""
-            night = f"{result.mean_night:.1f}" if result.mean_night is not None else ""
-            print(f"| {scenario.name} | {name} | {falsely} | {rightly} | {night} |", flush=True)
+    for scenarios, rules in ((SCENARIOS, RULES), (UNSTEADY, MORE_RULES)):
+        print("\n| candidates | rule | promoted falsely | promoted rightly | in night, on average |")
+        print("|---|---|--:|--:|--:|")
+        for scenario in scenarios:
+            for name, rule in rules.items():
+                result = play(rule, scenario, histories=args.histories, seed=args.seed, reviewed=args.reviewed)
+                print(_row(scenario, name, result), flush=True)
+
+
+def _row(scenario: Scenario, rule: str, result: Outcome) -> str:
+    falsely = f"{100 * result.falsely:.1f} %" if scenario.any_useless else ""
+    rightly = f"{100 * result.rightly:.1f} %" if scenario.any_better else ""
+    night = f"{result.mean_night:.1f}" if result.mean_night is not None else ""
+    return f"| {scenario.name} | {rule} | {falsely} | {rightly} | {night} |"
 
 
 if __name__ == "__main__":

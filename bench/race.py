@@ -1,10 +1,12 @@
-"""What does the race find, and for how many calls, beside DSPy's optimizers on their own?
+"""What does the race find, and for how many calls and tokens, beside DSPy's optimizers on their own?
 
-    python bench/race.py --seeds 5 --clinc routing.jsonl
+    python bench/race.py --seeds 5 --clinc routing.jsonl --tokenizer http://127.0.0.1:8081
 
-prints accuracy on held-out queries, calls and CPU seconds, each optimizer at its own default cost and then at about
-the calls that the race took. The model is the stand-in, so nothing here says what an optimizer does for a language
-model; see bench/README.md. `--clinc` is a file of JSON lines with `query` and `agent`, here made of CLINC150.
+prints accuracy on held-out queries, calls, tokens and CPU seconds, each optimizer at its own default cost, then at
+about the calls that the race took, and then at about its tokens. The model is the stand-in, so nothing here says what
+an optimizer does for a language model; see bench/README.md. `--clinc` is a file of JSON lines with `query` and `agent`,
+here made of CLINC150. `--tokenizer` is a server of llama.cpp (`make lm`), whose model's tokens are counted; without it
+four characters are taken for a token.
 """
 
 import argparse
@@ -14,15 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import dspy
-from dspy.lm15 import Request, Response
+import httpx
+from dspy.lm15 import Request, Response, Usage
 
-from autoopt_pipeline.lm.meter import Meter, Role
-from autoopt_pipeline.lm.models import MeteredLM, metered_lm
+from autoopt_pipeline.lm.meter import Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.stand_in import StandInEngine
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
@@ -30,12 +34,16 @@ from autoopt_pipeline.modules.spec import Example, Label, Provenance
 from autoopt_pipeline.optimization import search as searching
 from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example, grade, using
 from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, demo_pickers, feedback_metric, scorer
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.split import Split
-from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
+from autoopt_pipeline.settings import STAND_IN
+from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, sample_truths
 
 TRAIN, DEV, HELD_OUT = 200, 100, 300
 LABELED, BOOTSTRAPPED = 50, 10
+CLOSE, TRIES = 0.06, 3
+"""An optimizer is to end within this share of the race's tokens, and is run so often at most for that."""
 CLINC_AGENTS = (
     "auto_and_commute_agent",
     "banking_agent",
@@ -82,7 +90,13 @@ class Result:
 
     accuracy: float
     calls: int
+    prompt_tokens: int
+    answer_tokens: int
     cpu_seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
 
 
 Method = Callable[[Task, int], dspy.Module]
@@ -107,7 +121,16 @@ def race(task: Task, calls: int) -> dspy.Module:
     )
     split = Split(tuple(task.train), tuple(task.dev), (), (), 0, 0, 0, 0)
     found = searching.search(
-        ROUTING, config, task.labels, split, task.start, task.start, task.lm, task.lm, lambda line: None
+        ROUTING,
+        config,
+        task.labels,
+        split,
+        task.start,
+        task.start,
+        task.lm,
+        task.lm,
+        lambda line: None,
+        PhaseTracker(task.lm.meter),
     )
     return found.finalist.program if found.finalist else task.start
 
@@ -126,7 +149,7 @@ def random_search(task: Task, calls: int) -> dspy.Module:
 
 def random_search_within(task: Task, calls: int) -> dspy.Module:
     """Besides its candidates it judges three programs, and bootstrapping takes about ten calls each."""
-    return _random_search(task, max(1, (calls - 3 * DEV) // (DEV + 10)))
+    return _random_search(task, max(1, round((calls - 3 * DEV) / (DEV + 10))))
 
 
 def _random_search(task: Task, candidates: int) -> dspy.Module:
@@ -183,45 +206,79 @@ def gepa_within(task: Task, calls: int) -> dspy.Module:
     )
 
 
+RACE = "race"
 OWN_COST: dict[str, Method] = {
     "start, zero-shot": start,
     "coverage picker alone": coverage,
-    "race": race,
+    RACE: race,
     "race without coverage": race_without_coverage,
     "BootstrapFewShotWithRandomSearch": random_search,
     'MIPROv2 auto="light"': mipro,
     'GEPA auto="light"': gepa,
 }
-SAME_COST: dict[str, Method] = {
-    "BootstrapFewShotWithRandomSearch, calls of the race": random_search_within,
-    "MIPROv2, calls of the race": mipro_within,
-    "GEPA, calls of the race": gepa_within,
+WITHIN: dict[str, Method] = {
+    "BootstrapFewShotWithRandomSearch": random_search_within,
+    'MIPROv2 auto="light"': mipro_within,
+    'GEPA auto="light"': gepa_within,
 }
+"""The same optimizers, told how many calls they may take."""
+
+
+CountTokens = Callable[[str], int]
+
+
+def four_characters(text: str) -> int:
+    return len(text) // 4
+
+
+def tokenizer_of(address: str) -> CountTokens:
+    """Tokens of the model that a server of llama.cpp serves. Texts come again and again, so each is sent once."""
+    client = httpx.Client(base_url=address, timeout=60)
+
+    @cache
+    def count(text: str) -> int:
+        return len(client.post("/tokenize", json={"content": text}).raise_for_status().json()["tokens"])
+
+    return count
+
+
+class CountedStandIn:
+    """The stand-in, with tokens as a model would count them: of all texts of a prompt, without what a chat adds."""
+
+    def __init__(self, count: CountTokens) -> None:
+        self._engine, self._count = StandInEngine(), count
+
+    def complete(self, request: Request) -> Response:
+        response = self._engine.complete(request)
+        texts = [request.system if isinstance(request.system, str) else "", *(m.text or "" for m in request.messages)]
+        read, written = sum(map(self._count, texts)), self._count(response.message.text or "")
+        return replace(response, usage=Usage(input_tokens=read, output_tokens=written, total_tokens=read + written))
 
 
 class Forgetful:
     """Counts every call, also of what was asked before: DSPy's optimizers by themselves remember no answers."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._engine, self._meter = StandInEngine(), meter
+    def __init__(self, engine: CountedStandIn, meter: Meter) -> None:
+        self._engine, self._meter = engine, meter
 
     def complete(self, request: Request) -> Response:
         self._meter.admit(Role.ANSWERS)
-        return self._engine.complete(request)
+        response = self._engine.complete(request)
+        self._meter.add_tokens(Role.ANSWERS, response)
+        return response
 
 
-def measure(method: Method, queries: Queries, labels: Sequence[Label], calls: int) -> Result:
+def measure(method: Method, queries: Queries, labels: Sequence[Label], count: CountTokens, calls: int = 0) -> Result:
     examples = [_example(number, query, agent) for number, (query, agent) in enumerate(queries)]
     parts = examples[:TRAIN], examples[TRAIN : TRAIN + DEV], examples[TRAIN + DEV : TRAIN + DEV + HELD_OUT]
-    lm = _lm()
-    if method not in (race, race_without_coverage):
-        lm = replace(lm, lm=dspy.LM("stand-in/forgetful", engine=Forgetful(lm.meter), cache=False))
+    lm = _lm(count, forgetful=method not in (race, race_without_coverage))
     task = Task(labels, *parts, lm)
     began = time.process_time()
     program = method(task, calls)
     seconds = time.process_time() - began
-    graded = grade(ROUTING, task.held_out, answer_all(ROUTING, program, task.held_out, _lm()))
-    return Result(sum(answer.score for answer in graded) / HELD_OUT, task.lm.meter.calls, seconds)
+    graded = grade(ROUTING, task.held_out, answer_all(ROUTING, program, task.held_out, _lm(four_characters)))
+    accuracy = sum(answer.score for answer in graded) / HELD_OUT
+    return Result(accuracy, lm.meter.calls, lm.meter.input_tokens, lm.meter.output_tokens, seconds)
 
 
 def generated(seed: int) -> Queries:
@@ -251,8 +308,12 @@ def _example(number: int, query: str, agent: str) -> Example:
     )
 
 
-def _lm() -> MeteredLM:
-    return metered_lm(LMSettings(model="stand-in"), Meter(max_calls=10**6, max_tokens=10**12))
+def _lm(count: CountTokens, *, forgetful: bool = False) -> MeteredLM:
+    meter = Meter(max_calls=10**6, max_tokens=10**12)
+    engine = CountedStandIn(count)
+    asked = Forgetful(engine, meter) if forgetful else MeteredEngine(engine, STAND_IN, meter, Role.ANSWERS)
+    lm = dspy.LM(f"{STAND_IN}/nearest-demo", engine=asked, cache=False, num_retries=0)
+    return MeteredLM(lm, meter, STAND_IN, threads=1, is_stand_in=True)
 
 
 def _workshop(task: Task) -> Workshop:
@@ -262,10 +323,16 @@ def _workshop(task: Task) -> Workshop:
 def _row(name: str, results: Sequence[Result]) -> str:
     accuracies = [100 * result.accuracy for result in results]
     calls = [result.calls for result in results]
-    mean, seconds = sum(accuracies) / len(results), sum(result.cpu_seconds for result in results) / len(results)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
     return (
-        f"| {name} | {mean:.1f} ({min(accuracies):.1f}-{max(accuracies):.1f}) "
-        f"| {sum(calls) / len(calls):.0f} ({min(calls)}-{max(calls)}) | {seconds:.1f} |"
+        f"| {name} | {mean(accuracies):.1f} ({min(accuracies):.1f}-{max(accuracies):.1f}) "
+        f"| {mean(calls):.0f} ({min(calls)}-{max(calls)}) "
+        f"| {mean([result.prompt_tokens for result in results]) / 1000:,.0f} "
+        f"| {mean([result.answer_tokens for result in results]) / 1000:,.0f} "
+        f"| {mean([result.cpu_seconds for result in results]):.1f} |"
     )
 
 
@@ -273,21 +340,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--clinc", type=Path, help="queries of people, as JSON lines")
+    parser.add_argument("--tokenizer", help="address of a server of llama.cpp, as 'make lm' prints it")
     args = parser.parse_args()
+    count = tokenizer_of(args.tokenizer) if args.tokenizer else four_characters
+    tokens = "tokens" if args.tokenizer else "tokens (4 characters each)"
     sources = {"generated traffic": (generated, [Label(name, text) for name, text in SAMPLE_AGENTS.items()])}
     if args.clinc:
         sources["CLINC150, 8 domains"] = (clinc(args.clinc), [Label(name) for name in CLINC_AGENTS])
     for source, (draw, labels) in sources.items():
-        print(f"\n{source}\n\n| optimizer | held-out accuracy, % | LM calls | CPU seconds |\n|---|--:|--:|--:|")
-        seeds = range(1, args.seeds + 1)
-        raced: list[int] = []
-        for name, method in (OWN_COST | SAME_COST).items():
-            results = [
-                measure(method, draw(seed), labels, raced[number] if raced else 0) for number, seed in enumerate(seeds)
-            ]
-            if method is race:
-                raced = [result.calls for result in results]
-            print(_row(name, results), flush=True)
+        print(f"\n{source}\n\n| optimizer | held-out accuracy, % | LM calls | thousand prompt {tokens} ", end="")
+        print(f"| thousand answer {tokens} | CPU seconds |\n|---|--:|--:|--:|--:|--:|")
+        drawn = [draw(seed) for seed in range(1, args.seeds + 1)]
+        found: dict[str, list[Result]] = {}
+        for name, method in OWN_COST.items():
+            found[name] = [measure(method, queries, labels, count) for queries in drawn]
+            print(_row(name, found[name]), flush=True)
+        for what, within in (("calls", _within_calls), ("tokens", _within_tokens)):
+            for name, method in WITHIN.items():
+                results = [
+                    within(partial(measure, method, queries, labels, count), raced, own)
+                    for queries, raced, own in zip(drawn, found[RACE], found[name], strict=True)
+                ]
+                print(_row(f"{name.split()[0]}, {what} of the race", results), flush=True)
+
+
+def _within_calls(run: Callable[[int], Result], raced: Result, own: Result) -> Result:
+    return run(raced.calls)
+
+
+def _within_tokens(run: Callable[[int], Result], raced: Result, own: Result) -> Result:
+    """The nearest of a few tries, the first by what a call takes at the optimizer's own cost."""
+    tries = [own]
+    while len(tries) <= TRIES and _off(tries[-1], raced) > CLOSE:
+        last = tries[-1]
+        tries.append(run(round(last.calls * raced.tokens / last.tokens)))
+    return min(tries, key=lambda each: _off(each, raced))
+
+
+def _off(result: Result, raced: Result) -> float:
+    return abs(result.tokens / raced.tokens - 1)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 reads projects of a thousand to a hundred thousand decisions, each a trace of three spans with 2 KB of attributes, as a
 run does: selected columns, page by page. Beside it, Phoenix's data frame of all spans with all attributes, which takes
-7 GB for the largest. Meanwhile the server's /healthz is asked 20 times a second. Writes bench/results/reading.json,
-reading.md and reading.svg; see bench/README.md.
+7 GB for the largest. Ten thousand are read of a Phoenix on Postgres too, where that is installed. Meanwhile /healthz is
+asked 20 times a second. Writes bench/results/reading.json, reading.md and reading.svg; see bench/README.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fleet import HOUR, write_traces
+from fleet import HOUR, own_database, postgres, write_traces
 from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.contract import project_name
@@ -33,6 +33,9 @@ from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.traces.collect import collect
 from autoopt_pipeline.traces.phoenix import Phoenix
+
+ON_POSTGRES = 10_000
+"""Decisions that are read from Postgres too."""
 
 WAYS = {"ours": "a run of `routing`", "frame": "data frame of everything"}
 
@@ -51,26 +54,40 @@ def main() -> None:
 def run(sizes: list[int]) -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary, Processes(Path(temporary) / "logs") as processes:
-        folder = Path(temporary) / "phoenix"
-        endpoint = start_phoenix(processes, folder, free_port(), free_port())
-        wait_for_phoenix(processes, endpoint)
-        for size in sizes:
-            now, tenant = datetime.now(UTC), f"tenant-{size}"
-            write_traces(folder / "phoenix.db", [tenant], first=now - 20 * HOUR, last=now, count=size, size=2000)
-            for way in WAYS:
-                with health(endpoint) as slowest:
-                    done = subprocess.run(  # noqa: S603
-                        [sys.executable, __file__, "--read", endpoint, tenant, way],
-                        env={**os.environ, "PHOENIX_DISCOVER_CONFIG": "false"},
-                        stdout=subprocess.PIPE,
-                        text=True,
-                        check=True,
-                    )
-                row = json.loads(done.stdout.strip().splitlines()[-1])
-                found.append({"decisions": size, "way": way, "healthz_seconds": slowest[0], **row})
-                print(json.dumps(found[-1]), flush=True)
+        folder = Path(temporary)
+        folder.chmod(0o755)  # for the user that Postgres runs as
+        found += measure(processes, "SQLite", folder / "phoenix", None, sizes)
+        with postgres(processes, folder / "postgres") as url:
+            if url:
+                own = own_database(url, "phoenix")
+                found += measure(processes, "Postgres", folder / "phoenix-on-postgres", own, [ON_POSTGRES])
     write_results("reading", found, table([_line(row) for row in found]))
-    plot(found)
+    plot([row for row in found if row["database"] == "SQLite"])
+
+
+def measure(
+    processes: Processes, database: str, folder: Path, url: str | None, sizes: list[int]
+) -> Iterator[dict[str, Any]]:
+    """What each way of reading costs, from a Phoenix of its own."""
+    endpoint = start_phoenix(processes, folder, free_port(), free_port(), database_url=url)
+    wait_for_phoenix(processes, endpoint)
+    url = url or f"sqlite:///{folder / 'phoenix.db'}"
+    for size in sizes:
+        now, tenant = datetime.now(UTC), f"tenant-{size}"
+        write_traces(url, [tenant], first=now - 20 * HOUR, last=now, count=size, size=2000)
+        for way in WAYS:
+            with health(endpoint) as slowest:
+                done = subprocess.run(  # noqa: S603
+                    [sys.executable, __file__, "--read", endpoint, tenant, way],
+                    env={**os.environ, "PHOENIX_DISCOVER_CONFIG": "false"},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+            row = json.loads(done.stdout.strip().splitlines()[-1])
+            row = {"database": database, "decisions": size, "way": way, "healthz_seconds": slowest[0], **row}
+            print(json.dumps(row), flush=True)
+            yield row
 
 
 def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
@@ -130,6 +147,7 @@ def plot(found: list[dict[str, Any]]) -> None:
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {
+        "database": row["database"],
         "decisions": row["decisions"],
         "way": WAYS[row["way"]],
         "rows": row["rows"],

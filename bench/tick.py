@@ -77,7 +77,7 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
         server = phoenix_process(folder / "phoenix")
         tenants, now = names(max(*sizes, *seed_sizes)), datetime.now(UTC)
         outcome = now - 2 * HOUR
-        database = folder / "phoenix" / "phoenix.db"
+        database = f"sqlite:///{folder / 'phoenix' / 'phoenix.db'}"
         write_traces(database, tenants, first=outcome - 20 * HOUR, last=outcome - HOUR, count=TRACES_BEFORE)
         write_traces(database, tenants[::100], first=outcome + timedelta(minutes=1), last=now, count=120)
         with postgres(processes, folder / "postgres") as url:

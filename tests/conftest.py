@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -11,9 +12,11 @@ import hypothesis
 import pytest
 
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.local.smollm2 import is_installed, start_smollm2
 from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from autoopt_pipeline.traces.phoenix import Phoenix
+from tests.postgres import new_postgres
 
 # How long an example takes is the machine's affair. `make fuzz` takes the other profile.
 hypothesis.settings.register_profile("quick", deadline=None)
@@ -23,10 +26,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("quick")
 
 
+PHOENIX_COMMAND = "AUTOOPT_PHOENIX_COMMAND"
+"""Tries the tests with a Phoenix server of another version."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_user() -> None:
     """Tests must not meet the developer's own Phoenix, store or Dagster instance."""
-    for name in [*os.environ]:
+    for name in {*os.environ} - {PHOENIX_COMMAND}:
         if name.startswith(("AUTOOPT_", "PHOENIX_", "DAGSTER_HOME", "CONFIG_STORE_URL", "OPENAI_")):
             del os.environ[name]
     os.environ["PHOENIX_DISCOVER_CONFIG"] = "false"
@@ -38,12 +45,55 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
         yield group
 
 
+@dataclass(frozen=True)
+class PhoenixServer:
+    """A real Phoenix server, and the database that it keeps everything in."""
+
+    endpoint: str
+    database_url: str
+
+
 @pytest.fixture(scope="session")
-def phoenix(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Phoenix:
-    """A real Phoenix server, shared by all tests: each uses projects of its own."""
-    endpoint = start_phoenix(processes, tmp_path_factory.mktemp("phoenix"), free_port(), free_port())
+def phoenix_on_sqlite(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> PhoenixServer:
+    folder = tmp_path_factory.mktemp("phoenix")
+    endpoint = start_phoenix(processes, folder, free_port(), free_port())
     wait_for_phoenix(processes, endpoint)
-    return Phoenix(endpoint)
+    return PhoenixServer(endpoint, f"sqlite:///{folder / 'phoenix.db'}")
+
+
+@pytest.fixture(scope="session")
+def phoenix_on_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PhoenixServer]:
+    folder = tmp_path_factory.mktemp("phoenix-on-postgres")
+    with new_postgres() as database, Processes(folder / "logs") as group:
+        database.start(group)
+        endpoint = start_phoenix(group, folder, free_port(), free_port(), database_url=database.url)
+        wait_for_phoenix(group, endpoint)
+        yield PhoenixServer(endpoint, database.url)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module of tests that says `ON_POSTGRES_TOO = True` meets Phoenix on both databases, as production has it."""
+    if "phoenix_server" in metafunc.fixturenames and getattr(metafunc.module, "ON_POSTGRES_TOO", False):
+        metafunc.parametrize("phoenix_server", ["sqlite", "postgres"], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def phoenix_server(request: pytest.FixtureRequest) -> PhoenixServer:
+    """A real Phoenix server, shared by all tests: each uses projects of its own."""
+    return request.getfixturevalue(f"phoenix_on_{getattr(request, 'param', 'sqlite')}")
+
+
+@pytest.fixture(scope="session")
+def phoenix(phoenix_server: PhoenixServer) -> Phoenix:
+    return Phoenix(phoenix_server.endpoint)
+
+
+@pytest.fixture(scope="session")
+def smollm2(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a small real language model, served on this machine."""
+    if not is_installed():
+        pytest.skip("SmolLM2 is not installed (make .venv-lm/.installed)")
+    return start_smollm2(processes, tmp_path_factory.mktemp("smollm2"), free_port())
 
 
 @pytest.fixture(scope="session")

@@ -107,8 +107,9 @@ def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: ModuleArtifa
     artifacts.move(one, expected=None, by="run 1", why="proven better")
     before = (folder(tmp_path) / "active.json").read_bytes()
     artifacts.move(None, expected=one, by="marta", why="it annoys people")
-    told = {"version": None, "sequence": 2, "canary": None}
-    assert json.loads((folder(tmp_path) / "active.json").read_text()) == told
+    told = json.loads((folder(tmp_path) / "active.json").read_text())
+    assert (told["version"], told["sequence"], told["canary"]) == (None, 2, None)
+    assert (told["rolled_back"]["versions"], told["rolled_back"]["by"]) == ([one], "marta")
     (folder(tmp_path) / "active.json").write_bytes(before)  # the writer died before it
     assert artifacts.active() is None
     assert json.loads((folder(tmp_path) / "active.json").read_text()) == told

@@ -127,7 +127,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     browser.get(site.url)
     search = browser.find_element(By.ID, "text")
     search.send_keys("acm")
-    click(browser, "//td/a[normalize-space()='routing']")
+    click(browser, "//td/a[contains(@href, '/tenants/acme/') and normalize-space()='routing']")
     wait_for_text(browser, "never optimized")
     click(browser, "//a[normalize-space()='Run now']")
     wait_for_text(browser, "enough new traces: no")

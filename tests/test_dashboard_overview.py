@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.dashboard.overview import _SORTED_BY, Health, Query, health_of, select
+from autoopt_pipeline.artifacts.moves import Rollback
+from autoopt_pipeline.dashboard.overview import _SORTED_BY, Query, select
 from autoopt_pipeline.dashboard.paging import PAGE
 from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.plan import Attempts, Decision, Evidence, Outcome, Reason
-from autoopt_pipeline.orchestration.standing import Standing
+from autoopt_pipeline.orchestration.standing import Health, Standing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PROPOSED = Outcome(NOW, None, None, verdict=Verdict.AWAITING_APPROVAL)
+BACK = Rollback(versions=("v2",), at=NOW, by="watch", why="errors rose")
+PROPOSED = Outcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
@@ -32,7 +34,10 @@ def standing(
         (standing(reason=Reason.DISABLED, attempts=Attempts(failures=1)), Health.OFF),
         (standing(reason=Reason.BACKING_OFF, attempts=Attempts(failures=2)), Health.FAILING),
         (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.PROPOSED),
-        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, settled=True), Health.WELL),
+        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.WELL),
+        (standing(rolled_back=BACK), Health.ROLLED_BACK),
+        (standing(reason=Reason.DUE, rolled_back=BACK), Health.DUE),
+        (standing(outcome=PROPOSED, rolled_back=BACK), Health.PROPOSED),
         (standing(reason=Reason.IN_PROGRESS), Health.RUNNING),
         (standing(reason=Reason.DUE), Health.DUE),
         (standing(), Health.WELL),
@@ -40,7 +45,7 @@ def standing(
     ],
 )
 def test_health_is_the_worst_that_can_be_said(found: Standing, health: Health) -> None:
-    assert health_of(found) is health
+    assert found.health is health
 
 
 def test_what_is_turned_off_is_shown_to_who_looks_for_it() -> None:
@@ -94,7 +99,7 @@ standings = st.builds(
         st.none() | st.datetimes(timezones=st.just(UTC)),
     ),
     st.builds(Attempts, st.none() | st.datetimes(timezones=st.just(UTC)), failures=st.integers(0, 2)),
-    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.none(), st.sampled_from(["promoted", "rejected"])),
+    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
     active_score=st.none() | st.floats(0, 1),
 )
 

@@ -1,5 +1,7 @@
 """The dashboard's pages on a real instance, real stores and a real Phoenix."""
 
+import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ import pytest
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.dashboard.counts import Counts
 from autoopt_pipeline.dashboard.looking import Looking
 from autoopt_pipeline.dashboard.trend import read_trends, sparkline
 from autoopt_pipeline.errors import ConfigStoreUnavailable
@@ -135,6 +136,63 @@ def test_a_persons_decisions_are_recorded_with_their_reason(home: Path, store: T
     declined = programs.declined(two)
     assert declined is not None
     assert (declined.by, declined.why) == ("tester", "too long")
+
+
+def row_of(page: str, version: str) -> str:
+    """A version's row of the table of versions, as a reader sees it."""
+    table = page[page.index('<h2 id="versions">') :]
+    cells = table[table.index(f"/versions/{version}") :].partition("</tr>")[0]
+    told = " ".join(re.sub(r"<[^>]+>", " ", cells.partition(">")[2]).split())
+    return re.sub(r"\d+ s ago", "N s ago", told)
+
+
+@pytest.mark.parametrize("by", ["watch", "marta"])
+def test_versions_name_who_did_what_happened_last_to_each(
+    home: Path, store: TenantConfigStore, tenant: str, by: str
+) -> None:
+    configure(store, tenant)
+    programs = artifacts(home, tenant)
+    one, two, three = (
+        stored_program(programs, made_program(tenant, demos=[demo]), number)
+        for number, demo in enumerate(["a", "b", "c"], start=1)
+    )
+    programs.move(one, expected=None, by="root", why="better")
+    programs.move(two, expected=one, by="run r2", why="better still", canary={one: 0.1})
+    programs.move(one, expected=two, by=by, why="errors rose")
+    outcome(home, tenant, verdict="promoted", version=two)
+    with visiting(home) as browser:
+        page = browser.get(f"/tenants/{tenant}/modules/routing").text
+        version = text_of(browser.get(f"/tenants/{tenant}/modules/routing/versions/{two}"))
+        board = text_of(browser.get(f"/?text={tenant}"))
+        asked = text_of(browser.get(f"/why?tenant={tenant}"))
+    assert row_of(page, two).startswith(f"{two} rolled back N s ago by {by} ")
+    assert row_of(page, one).startswith(f"{one} active N s ago by {by} ")
+    assert row_of(page, three).startswith(f"{three} made ")
+    assert f"by {by}: errors rose" in version
+    assert f"rolled back {tenant} routing" in board
+    assert "routing rolled back now not_due" in asked
+    said = json.loads(autoopt("versions", tenant, "routing", "--json"))
+    assert [(each["last_event"]["what"], each["last_event"]["by"]) for each in said["versions"]] == [
+        ("active", by),
+        ("rolled back", by),
+        ("made", "run r"),
+    ]
+
+
+def test_an_approved_version_is_nowhere_said_to_wait(home: Path, store: TenantConfigStore, tenant: str) -> None:
+    configure(store, tenant, watch={"enabled": False})
+    programs = artifacts(home, tenant)
+    version = stored_program(programs, made_program(tenant), changes={"verdict": "awaiting_approval"})
+    outcome(home, tenant, verdict="awaiting_approval", version=version, report="**awaiting_approval**: it is better")
+    module = f"/tenants/{tenant}/modules/routing"
+    pages = ["/", f"/tenants/{tenant}", module, f"{module}/versions/{version}", f"/why?tenant={tenant}"]
+    with visiting(home) as browser:
+        assert "awaiting" in browser.get(module).text
+        assert send(browser, f"{module}/approve?version={version}", version=version, why="good").status_code == 303
+        for path in pages:
+            page = browser.get(path).text
+            assert "approved" in page, path
+            assert "awaiting" not in page, path
 
 
 def test_a_decision_that_somebody_overtook_changes_nothing(home: Path, store: TenantConfigStore, tenant: str) -> None:
@@ -271,7 +329,7 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
             raise answer
         return answer
 
-    looking = Looking(look, lambda _: [], Counts())
+    looking = Looking(look, lambda _: [])
     looking._take()
     first, trouble = looking.latest()
     assert (first is not None, trouble) == (True, None)

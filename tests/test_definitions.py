@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
+from dagster._cli.utils import get_possibly_temporary_instance_for_cli
 
 PROJECT = Path(__file__).parents[1]
 HEAVY = ("dspy", "litellm", "kubernetes", "pandas", "phoenix", "optuna", "redis", "opentelemetry.sdk")
@@ -104,6 +105,22 @@ def test_the_local_instance_keeps_everything_under_dot_autoopt(home: Path) -> No
     assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", ".autoopt"}
 
 
+def test_the_local_instance_is_the_same_one_from_every_folder(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions("tenants", ["acme"])
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    code = "import dagster as dg; print(dg.DagsterInstance.get().get_dynamic_partitions('tenants'))"
+    seen = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "['acme']"
+    assert list(elsewhere.iterdir()) == []
+    # As `dagster dev` in the folder itself, which needs no DAGSTER_HOME.
+    monkeypatch.delenv("DAGSTER_HOME")
+    with get_possibly_temporary_instance_for_cli() as instance:
+        assert instance.get_dynamic_partitions("tenants") == ["acme"]
+
+
 @pytest.mark.parametrize(
     "room", ["optimization", "modules", "artifacts", "tenants", "traces", "lm", "serving", "alerts"]
 )
@@ -113,7 +130,7 @@ def test_imports_run_one_way(room: str) -> None:
         "alerts": {"alerts"},
         "modules": {"modules"},
         "tenants": {"tenants", "modules"},
-        "lm": {"lm", "tenants"},
+        "lm": {"lm", "tenants", "modules"},
         "serving": {"serving", "artifacts", "modules", "lm"},
         "traces": {"traces", "modules", "optimization", "artifacts", "tenants"},
         "optimization": {"optimization", "modules", "artifacts", "tenants", "lm"},

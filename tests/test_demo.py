@@ -25,6 +25,8 @@ FIELDS = {
     "version",
     "run_id",
     "lm_calls",
+    "lm_tokens",
+    "language_model",
 }
 
 
@@ -56,6 +58,10 @@ def of(outcomes: list[dict], number: int, tenant: str) -> dict[str, dict]:
 
 def test_every_outcome_has_the_same_fields(outcomes: list[dict]) -> None:
     assert all(set(outcome) == FIELDS for outcome in outcomes)
+
+
+def test_every_outcome_of_a_run_says_who_answered(outcomes: list[dict]) -> None:
+    assert {o["language_model"] for o in outcomes if o["run_id"]} == {"stand-in (not a language model)"}
 
 
 @pytest.mark.parametrize("tenant", ["acme", "globex:support"])

@@ -9,10 +9,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import fsspec
-import httpx
 import pytest
 import redis
 from dagster._core.scheduler.instigation import InstigatorStatus
@@ -32,7 +30,7 @@ from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
-from tests.llm_server import LLMServer, llm_server
+from tests.llm_server import Answered, LLMServer, llm_server
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -265,21 +263,6 @@ def test_phoenix_is_known_by_its_version(home: Path, phoenix: Phoenix) -> None:
     assert findings[0].what.startswith("Phoenix 20.")
 
 
-def test_a_phoenix_that_counts_otherwise_is_warned_of(
-    home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = httpx.Client.request
-
-    def newer(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
-        if "json" in kwargs and url == "/graphql":
-            kwargs["json"]["query"] = kwargs["json"]["query"].replace("recordCount", "recordCountInTheFuture")
-        return original(self, method, url, **kwargs)
-
-    monkeypatch.setattr(httpx.Client, "request", newer)
-    parts = Connections(Settings(home=home, phoenix_endpoint=phoenix.endpoint))
-    assert "recordCountInTheFuture" in only(found(lambda: servers.phoenix(parts)), Status.WARN).what
-
-
 @pytest.fixture
 def llm() -> Iterator[LLMServer]:
     with llm_server() as server:
@@ -300,8 +283,36 @@ def test_a_model_is_called_only_when_that_is_wanted(
     assert (told.status, llm.calls) == (Status.OK, 0)
     assert "DOCTOR_API_KEY is set here" in told.what
     (told,) = found(lambda: servers.language_models(parts, call=True))
-    assert (told.status, llm.calls) == (Status.OK, 1)
+    assert (told.status, llm.calls) == (Status.OK, 2)
     assert "it answered within" in told.what
+    assert "answers are asked for in DSPy's chat format" in told.what
+    llm.enforces_schema = True
+    (told,) = found(lambda: servers.language_models(parts, call=True))
+    assert "a JSON schema is enforced" in told.what
+
+
+@pytest.mark.parametrize(
+    ("answered", "said"),
+    [(Answered("", "length"), "its answer is empty"), (Answered("I would say th", "length"), "was cut off")],
+)
+def test_a_model_that_answers_nothing_or_not_to_the_end_fails(
+    home: Path, llm: LLMServer, monkeypatch: pytest.MonkeyPatch, answered: Answered, said: str
+) -> None:
+    monkeypatch.setenv("DOCTOR_API_KEY", "sk-doctor")
+    llm.answer = lambda sent: answered
+    failed = only(found(lambda: servers.language_models(models(home, llm), call=True)), Status.FAIL)
+    assert said in failed.what
+    assert "lm.max_tokens is 512: raise it" in failed.remedy
+
+
+def test_a_schema_that_was_chosen_and_is_not_enforced_fails(
+    home: Path, llm: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = models(home, llm)
+    lm = {"model": "openai/x", "api_base": llm.url, "answer_format": "json_schema"}
+    write_config(parts.configs, RoutingConfigUnified.model_validate({"tenant_id": "a", "lm": lm}))
+    failed = only(found(lambda: servers.language_models(parts, call=True)), Status.FAIL)
+    assert "enforces no JSON schema" in failed.what
 
 
 def test_a_model_without_its_key_or_that_refuses_it_fails_without_repeating_it(

@@ -5,20 +5,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.local.stack import copy_instance
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.phoenix import OLDEST_PHOENIX, SUPPORTED_PHOENIX, Phoenix
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -134,7 +138,8 @@ def test_without_dagsters_storage_programs_serve_and_all_is_due_again(place: Pla
     assert autoopt("history", place.tenant, "routing") == before
     said = autoopt("why", place.tenant, "routing")
     assert "due: 400 new traces" in said
-    assert "never optimized" in said
+    assert "never optimized" not in said
+    assert re.search(r"last  promoted, .* of which no report is left", said)
     assert "moved by run" in said
 
 
@@ -213,6 +218,36 @@ def test_the_instance_of_the_install_page_is_one_that_dagster_reads(
     assert read["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_POSTGRES_URL"}
     (server,) = [each["grpc_server"] for each in files["workspace.yaml"]["load_from"]]
     assert f"-p {server['port']}" in (DOCS / "install.md").read_text()
+
+
+def test_the_settings_of_the_install_page_are_those_that_a_new_deployment_gets() -> None:
+    (shown,) = (text for _, _, name, text in BLOCK.findall((DOCS / "install.md").read_text()) if name == "autoopt.env")
+    made = (PROJECT / "autoopt_pipeline" / "local" / "instance" / "autoopt.env").read_text()
+    assignment = re.compile(r"^#?([A-Z_]+)=(.*)$", re.MULTILINE)
+    assert dict(assignment.findall(shown)) | {"DAGSTER_HOME": "FOLDER"} == dict(assignment.findall(made))
+
+
+def test_supported_versions_are_those_of_the_packages_and_the_tests() -> None:
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", _section("install.md", "Supported versions"), re.MULTILINE))
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert SpecifierSet(project["requires-python"]) == SpecifierSet(">=3.11,<3.14")
+    assert rows["Python"] == "3.11, 3.12, 3.13"
+    ranges = {
+        requirement.name: requirement.specifier
+        for text in (*project["dependencies"], *project["optional-dependencies"]["pipeline"])
+        if (requirement := Requirement(text))
+    }
+    assert {*rows["Dagster"].split(" to ")} <= {*ranges["dagster"].filter(["1.13.26", "1.13.27", "1.13.29", "1.14.0"])}
+    assert rows["Dagster"].startswith(version("dagster"))
+    assert rows["DSPy"] == version("dspy")
+    assert f"Phoenix {rows['Phoenix']}" == SUPPORTED_PHOENIX
+    assert rows["Phoenix"].startswith(".".join(map(str, OLDEST_PHOENIX)))
+    for name in re.findall(r"`((?:chaos/)?test_\w+)`", _section("install.md", "Supported versions")):
+        assert (PROJECT / "tests" / f"{name}.py").exists(), name
+
+
+def _section(page: str, heading: str) -> str:
+    return (DOCS / page).read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
 
 
 def test_settings_that_pages_name_exist() -> None:

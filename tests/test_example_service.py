@@ -96,7 +96,7 @@ def _wait_until_stored(phoenix: Phoenix, tenant: str, began: datetime) -> None:
     """Until every decision and all feedback are in Phoenix. Each try asks for another window, for counts are kept."""
     for i in range(400):
         end = datetime.now(UTC) + timedelta(minutes=1, microseconds=i)
-        project = phoenix.project(project_name(tenant), until=end)
+        project = phoenix.project(project_name(tenant))
         if project:
             asked = CountRequest(project.id, ROUTING_SPAN, began, end)
             reviews = (project.annotations or {}).get("routing_annotation", 0)
@@ -113,4 +113,5 @@ def test_wrong_input_gets_one_clear_line(service: TestClient, tenant: str) -> No
     url = f"/{tenant}/feedback/{decision['decision']}"
     assert "is no agent" in service.post(url, params={"correction": "nobody"}).text
     assert service.post(f"/acme/feedback/{decision['decision']}").status_code == 404
-    assert service.get("/status").json()["problems"] == []
+    # Nothing is promoted yet, and serving says so.
+    assert [problem for problem in service.get("/status").json()["problems"] if "artifacts" not in problem] == []

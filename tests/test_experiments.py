@@ -1,6 +1,5 @@
 """Comparisons as they stand in a real Phoenix."""
 
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import pytest
+import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +30,9 @@ from autoopt_pipeline.traces.experiments import (
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import PlayedRequest, PlayedSpan
+from tests.conftest import PhoenixServer
 
+ON_POSTGRES_TOO = True
 RIGHT = ProgramAnswer({"agent": "search_agent"}, 1.0, 0.9)
 PARTLY = ProgramAnswer({"agent": "search_agent", "entities": ["x"]}, 0.5, 0.7)
 WRONG = ProgramAnswer({"agent": "report_agent"}, 0.0, 0.4)
@@ -267,19 +269,18 @@ def test_nothing_is_printed(phoenix: Phoenix, tenant: str, capfd: pytest.Capture
 
 @pytest.mark.parametrize("by", ["span", "query"])
 def test_what_is_forgotten_is_gone_from_all_of_phoenix(
-    phoenix: Phoenix, tenant: str, tmp_path_factory: pytest.TempPathFactory, by: str
+    phoenix: Phoenix, phoenix_server: PhoenixServer, tenant: str, by: str
 ) -> None:
     secret = f"the secret of {tenant}"
     answer = ProgramAnswer({"agent": secret}, 1.0)
     old = publish(phoenix, tenant, [row(1, candidate=answer, query=secret), row(2)])
     new = publish(phoenix, tenant, [row(2), row(3)], run_id="run-2")
     assert secret not in str(held(phoenix, new))  # it stands in an old version only
-    database = next(tmp_path_factory.getbasetemp().glob("phoenix*/phoenix.db"))
-    assert tables_with(database.as_uri(), secret) >= {"dataset_example_revisions", "experiment_runs"}
+    assert tables_with(phoenix_server.database_url, secret) >= {"dataset_example_revisions", "experiment_runs"}
 
     what = {"span_ids": [row(1).span_id]} if by == "span" else {"queries": [secret]}
     assert forget_in_datasets(phoenix, tenant, "routing", **what) == 1
-    assert tables_with(database.as_uri(), secret) == set()
+    assert tables_with(phoenix_server.database_url, secret) == set()
     assert get(phoenix, "datasets", name=dataset_name(tenant, "routing"))["data"] == []
     for path in (f"datasets/{old.dataset_id}/examples", *(f"experiments/{one}/json" for one in compared_ids(old))):
         assert httpx.get(f"{phoenix.endpoint}/v1/{path}").status_code == 404
@@ -342,13 +343,12 @@ def test_no_two_modules_of_any_tenants_share_a_dataset(one: tuple[str, str], oth
     assert quote(dataset_name(*one), safe="") == dataset_name(*one)
 
 
-def tables_with(database: str, text: str) -> set[str]:
+def tables_with(database_url: str, text: str) -> set[str]:
     """The tables of Phoenix's database in which a text stands, whatever they are."""
-    found = set()
-    connection = sqlite3.connect(f"{database}?mode=ro", uri=True)
-    for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-        rows = connection.execute(f'SELECT * FROM "{table}"')  # noqa: S608
-        if any(text in str(value) for values in rows for value in values):
-            found.add(table)
-    connection.close()
-    return found
+    engine = sqlalchemy.create_engine(database_url)
+    with engine.connect() as connection:
+        tables = sqlalchemy.inspect(connection).get_table_names()
+        assert "dataset_example_revisions" in tables
+        rows = {table: connection.execute(sqlalchemy.text(f'SELECT * FROM "{table}"')).all() for table in tables}  # noqa: S608
+    engine.dispose()
+    return {table for table, found in rows.items() if any(text in str(value) for values in found for value in values)}

@@ -150,7 +150,7 @@ def test_what_phoenix_does_not_have_any_more_is_forgotten_by_its_text(
 
 
 def test_a_removed_tenants_programs_can_be_cleaned_too(tenant: str, home: Path, trace_id: str) -> None:
-    autoopt("tenants", "remove", tenant)
+    autoopt("tenants", "remove", tenant, "--yes")
     assert "is removed" in autoopt("forget", tenant, trace_id)
     assert holding(home) == []
 

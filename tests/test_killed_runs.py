@@ -1,10 +1,12 @@
 """Runs whose process is gone, and runs that come too late."""
 
+import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -15,12 +17,24 @@ from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.local.launcher import LocalRunLauncher
+from autoopt_pipeline.optimization.plan import LostRun
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
+from autoopt_pipeline.orchestration.history import read_attempts, values_of
 from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.steps import failing_the_step, refuse_repetition
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, register_tenant
+from autoopt_pipeline.orchestration.steps import failing_the_step, skipping
+from autoopt_pipeline.orchestration.tags import FAILED_TAG, SKIPPED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import Retry
+from tests.test_assets import acme, configured
+from tests.test_cli import autoopt
+
+__all__ = ["acme", "configured"]  # fixtures
+
+ROUTING = dg.AssetKey("routing")
 
 STEP_AND_RUN = """
 import multiprocessing, os, time
@@ -99,19 +113,103 @@ def test_a_step_ends_when_its_run_is_killed(tmp_path: Path) -> None:
     assert psutil.wait_procs([step], timeout=20)[1] == []
 
 
-@dg.asset(name="routing", partitions_def=dg.DynamicPartitionsDefinition(name="tenants"))
-def learnt(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+PROMOTE_AND_DIE = """
+import os, signal, sys
+from autoopt_pipeline.cli.main import run
+from autoopt_pipeline.traces import experiments
+
+def die(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+experiments.publish_comparison = die
+sys.argv = ["autoopt", "trigger", "--tenant-id", "acme", "--module", "routing"]
+run()
+"""
+
+
+def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched_for_again(
+    configured: Path, acme: datetime
+) -> None:
+    """It is killed between the promotion and the report, while it shows the comparison in Phoenix."""
+    done = subprocess.run([sys.executable, "-c", PROMOTE_AND_DIE], cwd=configured, check=False)
+    assert done.returncode == -signal.SIGKILL
+    programs = Connections(load_settings()).artifacts("acme", "routing")
+    version = programs.active()
+    assert version
+    with open_instance(configured) as opened:
+        (run,) = opened.get_runs()
+        opened.report_run_failed(run, "its process is gone")  # as the daemon does once it has looked
+
+        said = autoopt("status", "acme"), autoopt("why", "acme", "routing")
+        for told in said:
+            assert version.version in told
+            assert "last promoted" in " ".join(told.split())
+            assert "the last was lost with its process; next attempt in" in " ".join(told.split())
+            assert "never optimized" not in told
+        facts = json.loads(autoopt("why", "acme", "routing", "--json"))
+        assert (facts["last"]["verdict"], facts["last"]["version"]) == ("promoted", version.version)
+        assert datetime.fromisoformat(facts["next_due"]) - datetime.now(UTC) < timedelta(seconds=10)
+        score = facts["active_score"]
+
+        time.sleep(6)
+        say = autoopt("trigger", "--tenant-id", "acme", "--module", "routing")
+        assert "routing: promoted, proven better" in say
+        (outcome,) = opened.fetch_materializations(dg.AssetKey("routing"), limit=9).records
+        metadata = values_of(outcome.asset_materialization)
+        assert (metadata["version"], metadata["active_version"]) == (version.version, version.version)
+        assert metadata["score_after"] == pytest.approx(score, rel=1e-3)
+        assert metadata["lm_calls"] == 0
+        assert metadata["window_end"] == datetime.fromisoformat(run.tags[WINDOW_END_TAG]).timestamp()
+        assert f"run {run.run_id} had come to this before it was lost" in metadata["report"]
+    assert len(programs.moves()) == len(programs.versions()) == 1
+    assert json.loads(autoopt("status", "acme", "--json"))["modules"][2]["failures"] == 0
+
+
+def test_a_step_that_fails_says_so_and_one_that_is_killed_cannot(instance: dg.DagsterInstance) -> None:
+    failed = learn(instance, fail="yes").dagster_run
+    killed = create_run_for_test(instance, tags={PARTITION_TAG: "acme"}, asset_selection=frozenset([ROUTING]))
+    instance.report_run_failed(killed, "its process is gone")
+    runs = {run.run_id: run for run in instance.get_runs()}
+    assert runs[failed.run_id].tags[FAILED_TAG] == "yes"
+    assert FAILED_TAG not in runs[killed.run_id].tags
+    attempts = read_attempts(instance, ["routing"], failures_since=datetime.now(UTC) - timedelta(hours=1))
+    assert attempts["acme", "routing"].failures == 2
+    lost = attempts["acme", "routing"].lost
+    assert lost == LostRun(1, killed.run_id, None)
+
+
+def test_a_run_that_is_ended_because_somebody_wants_it_is_not_taken_for_lost(instance: dg.DagsterInstance) -> None:
+    ended = learn(instance, interrupted="on purpose").dagster_run
+    taken = learn(instance, interrupted="by the machine").dagster_run
+    runs = {run.run_id: run for run in instance.get_runs()}
+    assert FAILED_TAG in runs[ended.run_id].tags
+    assert FAILED_TAG not in runs[taken.run_id].tags
+
+
+@dg.asset(name="routing", partitions_def=dg.DynamicPartitionsDefinition(name="tenants"), output_required=False)
+def learnt(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    if "fail" in context.run.tags:
+        with failing_the_step(context, Retry()):
+            raise PhoenixRefused("Phoenix is something else", "see what it is")
+    if purpose := context.run.tags.get("interrupted"):
+        if purpose == "on purpose":
+            context.instance.report_run_canceling(context.run)
+        with failing_the_step(context, Retry()):
+            raise dg.DagsterExecutionInterruptedError
     if "late" in context.run.tags:
         learn(context.instance)  # another run comes first
         with failing_the_step(context, Retry()):
-            refuse_repetition(context, "routing")
-    return dg.MaterializeResult(metadata={"window_end": dg.MetadataValue.timestamp(datetime.now(UTC))})
+            if skipping(context, "routing"):
+                return
+    yield dg.MaterializeResult(metadata={"window_end": dg.MetadataValue.timestamp(datetime.now(UTC))})
 
 
 def learn(instance: dg.DagsterInstance, **tags: str) -> dg.ExecuteInProcessResult:
     register_tenant(instance, "acme")
     job = dg.Definitions(assets=[learnt]).resolve_implicit_global_asset_job_def()
-    return job.execute_in_process(partition_key="acme", instance=instance, tags=tags, raise_on_error=False)
+    return job.execute_in_process(
+        partition_key="acme", instance=instance, tags=tags, asset_selection=[ROUTING], raise_on_error=False
+    )
 
 
 def test_a_run_of_the_sensor_that_another_run_overtook_does_not_learn_the_same_again(
@@ -119,6 +217,9 @@ def test_a_run_of_the_sensor_that_another_run_overtook_does_not_learn_the_same_a
 ) -> None:
     assert learn(instance).success
     late = learn(instance, late="yes", **{SENSOR_NAME_TAG: "auto_optimization_sensor"})
-    assert not late.success
-    assert "has learnt from these traces after this one was launched" in causes_of(instance, late.run_id)["routing"]
+    assert late.success
+    assert late.asset_materializations_for_node("routing") == []
+    run = instance.get_run_by_id(late.run_id)
+    assert run
+    assert "has learnt from these traces after this one was launched" in run.tags[SKIPPED_TAG]
     assert learn(instance, late="yes").success  # a person asked for it

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.artifacts.comeback import comeback
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import comeback, rolled_back, standing
-from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Move
+from autoopt_pipeline.artifacts.moves import Move, pointer_after, rolled_back, standing
+from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts
 from tests.test_artifacts import program, save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,6 +52,20 @@ def test_going_back_leaves_behind_what_came_after(
 ) -> None:
     assert list(standing(moved(*path))) == stands
     assert set(rolled_back(moved(*path))) == left
+
+
+def test_the_pointer_says_whether_the_last_move_went_back_and_from_what() -> None:
+    back = pointer_after(moved("a", "b", "c", "a"))
+    assert (back.version, back.sequence) == ("a", 4)
+    assert back.rolled_back
+    assert set(back.rolled_back.versions) == {"b", "c"}
+    assert (back.rolled_back.at, back.rolled_back.by, back.rolled_back.why) == (
+        AT + timedelta(days=3),
+        "marta",
+        "it annoys people",
+    )
+    assert pointer_after(moved("a", "b", "a", "c")).rolled_back is None  # what serves now was not gone back to
+    assert pointer_after(moved("a", "b")).rolled_back is None
 
 
 @given(histories)

@@ -16,13 +16,13 @@ DOCS = PROJECT / "docs"
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def run_commands(name: str, tenant: str) -> str:
-    """What the document's `autoopt` commands print, each as it stands but for the tenant."""
+def run_commands(name: str, shown: str, tenant: str) -> str:
+    """What the document's `autoopt` commands print, each as it stands but for the tenant that it shows."""
     said = ""
     for kind, _, text in BLOCK.findall((DOCS / name).read_text()):
         if kind == "sh":
             for line in text.splitlines():
-                command = shlex.split(line.replace("acme", tenant), comments=True)
+                command = shlex.split(re.sub(rf"\b{shown}\b", tenant, line), comments=True)
                 assert command[0] == "autoopt"
                 said += autoopt(*command[1:])
     return said
@@ -34,11 +34,11 @@ def test_every_field_and_variable_is_documented_as_it_is() -> None:
 
 
 def test_the_commands_on_configuring_run(home: Path) -> None:
-    autoopt("tenants", "add", "acme", *AGENTS)
-    said = run_commands("configure.md", "acme")
+    autoopt("tenants", "add", "hooli", *AGENTS)
+    said = run_commands("configure.md", "hooli", "hooli")
     assert "min_samples_for_optimization: 100 -> 200" in said
     assert "min_samples_for_optimization: 200 -> 100" in said
-    assert "acme would be saved, with 0 fields changed" in said
+    assert "hooli would be saved, with 0 fields changed" in said
 
 
 def test_the_commands_on_adding_a_tenant_run(
@@ -46,7 +46,7 @@ def test_the_commands_on_adding_a_tenant_run(
 ) -> None:
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
     monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    said = run_commands("add-a-tenant.md", tenant)
+    said = run_commands("add-a-tenant.md", "vandelay", tenant)
     assert "right answers" in said
     assert "new traces, 100 needed" in said
 
@@ -59,7 +59,7 @@ def stored(tenant: str) -> str:
 def test_spans_of_an_own_layout_are_read_as_the_document_says(home: Path, phoenix: Phoenix, tenant: str) -> None:
     wait = f"for _ in {{1..60}}; do {stored(tenant)} && break; sleep 0.5; done"
     blocks = [
-        (kind, file, text.replace("acme", tenant).replace("sleep 3", wait))
+        (kind, file, re.sub(r"^sleep .*", lambda line: f"{line[0]}\n{wait}", text.replace("wonka", tenant), flags=re.M))
         for kind, file, text in BLOCK.findall((DOCS / "use-your-own-span-layout.md").read_text())
     ]
     env = environment(home / "installed", AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)

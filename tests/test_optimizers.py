@@ -12,7 +12,7 @@ import dspy
 import pytest
 
 from autoopt_pipeline.artifacts.programs import pack, queries_shown, unpack
-from autoopt_pipeline.errors import InvalidConfig, LMUnavailable
+from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.meter import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
 from autoopt_pipeline.modules.registry import get_module
@@ -464,7 +464,7 @@ def test_a_teacher_that_fails_in_a_search_for_instructions_is_an_error_and_not_a
             teaching_server.always = 401
             failed_at.append(teaching_server.calls)
 
-    with pytest.raises(LMUnavailable, match="openai/teacher"):
+    with pytest.raises(LMNotConfigured, match="openai/teacher"):
         searched(split, lm, teacher, say=say)
     assert teaching_server.calls == failed_at[0] + 1
 
@@ -489,7 +489,7 @@ def test_after_an_outage_nothing_more_is_asked(server: LLMServer) -> None:
     lm = over_http(server, Meter(1000, 10**9))
     asked = examples(ROUTING, 80)
     server.always = 401
-    with pytest.raises(LMUnavailable):
+    with pytest.raises(LMNotConfigured):
         answer_all(ROUTING, ROUTING.build_program(LABELS), asked, lm)
     assert server.calls <= lm.threads
 

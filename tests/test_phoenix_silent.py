@@ -22,10 +22,10 @@ from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.dashboard.app import create_app
 from autoopt_pipeline.dashboard.counts import Counts
 from autoopt_pipeline.dashboard.state import open_dashboard
-from autoopt_pipeline.errors import PhoenixUnavailable
+from autoopt_pipeline.errors import AutooptError, PhoenixUnavailable
 from autoopt_pipeline.local.processes import Processes, free_port
 from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
-from autoopt_pipeline.optimization.plan import Condition, Decision, Evidence, Reason
+from autoopt_pipeline.optimization.plan import Attempts, Condition, Decision, Evidence, Reason
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.standing import Standing
 from autoopt_pipeline.settings import load_settings
@@ -38,6 +38,7 @@ from tests.dashboards import everybody, text_of
 from tests.stored import made_program
 from tests.stored import store as stored_program
 from tests.test_cli import AUTOOPT
+from tests.test_other_servers import MASKED, answering
 from tests.test_phoenix_contract import requests
 from tests.test_planning import configure
 
@@ -169,7 +170,7 @@ def test_versions_side_by_side_keep_their_numbers_too(home: Path, server: Server
         assert seconds_of(lambda: browser.get(part)) < NOTICED
         shown = text_of(browser.get(part))
     assert f"{version} 0 0" in shown
-    assert "As of" in shown
+    assert "What follows is how it was at" in shown
     assert shown.count("does not answer") == 1
 
 
@@ -203,11 +204,13 @@ def test_a_command_says_what_it_waits_for_and_gives_up(server: Server, acme: Non
 def counted(**decision: Any) -> Standing:
     enough = Condition("enough new traces", False, "37 new traces, 100 needed", Reason.TOO_FEW_TRACES, need=100)
     known = {"evidence": Evidence(37), "need": 100, "conditions": (enough,)}
-    return Standing("acme", "routing", Decision(**{"reason": Reason.TOO_FEW_TRACES, "detail": "", **known, **decision}))
+    told = Decision(**{"reason": Reason.TOO_FEW_TRACES, "detail": "", **known, **decision})
+    return Standing("acme", "routing", told, Attempts())
 
 
-def uncounted(reason: Reason, detail: str) -> Standing:
-    return Standing("acme", "routing", Decision(reason, detail), uncounted="Phoenix is gone")
+def uncounted(reason: Reason, detail: str, *, outcome_id: int | None = None) -> Standing:
+    attempts = Attempts(outcome_id=outcome_id)
+    return Standing("acme", "routing", Decision(reason, detail), attempts, uncounted="Phoenix is gone")
 
 
 def test_what_was_counted_decides_as_long_as_nothing_newer_is_known() -> None:
@@ -228,6 +231,15 @@ def test_what_was_counted_decides_as_long_as_nothing_newer_is_known() -> None:
     assert later.since > trouble.since
 
 
+def test_what_a_run_has_learnt_from_since_is_not_new_any_more() -> None:
+    counts = Counts()
+    counts.completed([counted()])
+    (unknown,) = counts.completed([uncounted(Reason.ERROR, "Phoenix is gone", outcome_id=7)])
+    assert (unknown.decision.detail, unknown.decision.evidence) == ("what is new is not known", None)
+    (waiting,) = counts.completed([uncounted(Reason.NOT_DUE, "due in 5 min", outcome_id=7)])
+    assert (waiting.decision.detail, waiting.decision.evidence) == ("due in 5 min", None)
+
+
 def test_a_tenant_that_is_gone_is_forgotten() -> None:
     counts = Counts()
     counts.completed([counted()])
@@ -238,11 +250,11 @@ def test_a_tenant_that_is_gone_is_forgotten() -> None:
 
 def test_who_asks_a_silent_server_again_is_told_at_once_until_it_answers(server: Server) -> None:
     phoenix = Phoenix(server.endpoint, patience=Patience(PEOPLE_SECONDS))
-    now, name = datetime.now(UTC), project_name("acme")
+    name = project_name("acme")
 
     def ask() -> None:
         with pytest.raises(PhoenixUnavailable, match="does not answer: ReadTimeout"):
-            phoenix.project(name, until=now)
+            phoenix.project(name)
 
     with server.hanging():
         assert PEOPLE_SECONDS <= seconds_of(ask) < NOTICED
@@ -251,7 +263,7 @@ def test_who_asks_a_silent_server_again_is_told_at_once_until_it_answers(server:
 
     def answers() -> bool:
         try:
-            return phoenix.project(name, until=now) is not None
+            return phoenix.project(name) is not None
         except PhoenixUnavailable:
             return False
 
@@ -259,8 +271,24 @@ def test_who_asks_a_silent_server_again_is_told_at_once_until_it_answers(server:
     until(lambda: "silent-phoenix" not in [each.name for each in threading.enumerate()])
 
 
+def test_a_server_that_is_no_good_but_answers_is_not_silent() -> None:
+    with answering(MASKED, version="15.12.0") as server:
+        endpoint = server.url
+    phoenix = Phoenix(endpoint, patience=Patience(PEOPLE_SECONDS))
+    with pytest.raises(PhoenixUnavailable, match="ConnectError"):
+        phoenix.project("acme")
+    with answering(MASKED, version="15.12.0", port=int(endpoint.rpartition(":")[2])):
+
+        def told() -> str:
+            with pytest.raises(AutooptError) as error:
+                phoenix.project("acme")
+            return str(error.value)
+
+        until(lambda: "too old" in told())
+
+
 def test_a_run_waits_as_long_as_the_settings_say(server: Server) -> None:
     phoenix = Phoenix(server.endpoint, timeout_seconds=PEOPLE_SECONDS + 2)
     with server.hanging():
         threading.Timer(PEOPLE_SECONDS + 1, server.process.resume).start()
-        assert phoenix.project(project_name("acme"), until=datetime.now(UTC)) is not None
+        assert phoenix.project(project_name("acme")) is not None

@@ -11,13 +11,21 @@ from autoopt_pipeline.optimization.plan import (
     Attempts,
     Decision,
     Evidence,
+    LostRun,
     NeedsEvidence,
     Outcome,
     Reason,
     count_from,
     decide,
 )
-from autoopt_pipeline.tenants.config import Agent, DailyBudget, ModuleSettings, QuietHours, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import (
+    Agent,
+    DailyBudget,
+    ModuleSettings,
+    QuietHours,
+    Retry,
+    RoutingConfigUnified,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 AGENTS = [Agent(name="search_agent"), Agent(name="report_agent")]
@@ -30,6 +38,7 @@ attempts = st.builds(
     outcome_at=st.none() | moments,
     failures=st.integers(0, 60),
     last_failure_at=st.none() | moments,
+    lost=st.none() | st.builds(LostRun, st.integers(1, 5), st.just("run-1"), st.none()),
     running=st.none() | st.just("run-1"),
 )
 configs = st.builds(
@@ -124,6 +133,21 @@ def test_backoff_doubles_and_is_capped() -> None:
     assert wait(4) == wait(50) == MAX_BACKOFF
 
 
+def test_a_lost_run_is_tried_again_by_the_policy_and_counts_as_one_failure_with_its_tries() -> None:
+    def wait(failures: int, lost: int, **retry: object) -> float:
+        config = CONFIG.model_copy(update={"retry": Retry.model_validate(retry)})
+        tried = Attempts(failures=failures, last_failure_at=NOW, lost=LostRun(lost, "run-1", None))
+        decision = decided(config, tried, None)
+        assert decision.reason is Reason.BACKING_OFF
+        assert decision.until
+        return (decision.until - NOW).total_seconds()
+
+    assert [wait(n, n, max_retries=2, delay_seconds=5) for n in (1, 2, 3, 4)] == [5, 15, 3600, 7200]
+    assert [wait(n, n, max_retries=2, delay_seconds=5, backoff="constant") for n in (1, 2)] == [5, 5]
+    assert wait(1, 1, max_retries=0) == 3600
+    assert wait(4, 1, max_retries=1, delay_seconds=9) == 9  # others had failed before, and this one was killed
+
+
 def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that_is_longest() -> None:
     config = RoutingConfigUnified(tenant_id="a", agents=AGENTS, optimization_interval_seconds=86400)
     decision = decided(config, Attempts(failures=9, last_failure_at=NOW), None)
@@ -131,17 +155,17 @@ def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that
 
 
 def test_new_traces_count_from_what_was_last_learnt_from_within_the_lookback() -> None:
-    outcome = Outcome(NOW - timedelta(hours=2), trace_total=5, annotation_total=0)
+    outcome = Outcome(NOW - timedelta(hours=2), annotations=None)
     assert count_from(CONFIG, outcome, now=NOW) == outcome.window_end
-    old = Outcome(NOW - timedelta(days=400), trace_total=5, annotation_total=0)
+    old = Outcome(NOW - timedelta(days=400), annotations=None)
     assert count_from(CONFIG, old, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
     assert count_from(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
 
 
 def test_an_outcome_of_a_clock_that_ran_ahead_does_not_hide_the_traces_of_today() -> None:
-    ahead = Outcome(NOW + timedelta(days=2), trace_total=5, annotation_total=0)
+    ahead = Outcome(NOW + timedelta(days=2), annotations=None)
     assert count_from(CONFIG, ahead, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
-    hardly = Outcome(NOW + timedelta(seconds=20), trace_total=5, annotation_total=0)
+    hardly = Outcome(NOW + timedelta(seconds=20), annotations=None)
     assert count_from(CONFIG, hardly, now=NOW) == hardly.window_end
 
 
@@ -162,7 +186,7 @@ def test_each_way_to_turn_a_module_off_says_which() -> None:
 
 
 def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> Outcome:
-    return Outcome(NOW - timedelta(days=1), 1000, 0, verdict, decisions, labels)
+    return Outcome(NOW - timedelta(days=1), None, verdict, decisions, labels)
 
 
 def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
@@ -179,7 +203,7 @@ def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
 
 def test_what_is_older_than_the_lookback_asks_for_nothing_more() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=40))
-    before = Outcome(NOW - timedelta(days=30), 40_000, 0, "rejected", 40_000)
+    before = Outcome(NOW - timedelta(days=30), None, "rejected", 40_000)
     answer = decide(CONFIG, ROUTING, tried, Evidence(9900), before, now=NOW)
     assert isinstance(answer, Decision)
     assert answer.launch

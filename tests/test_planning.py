@@ -31,6 +31,7 @@ from autoopt_pipeline.orchestration.partitions import register_tenant, registere
 from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.sensors import partition_changes, run_requests, summary
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
@@ -72,16 +73,22 @@ def reasons(plan: Plan) -> dict[tuple[str, str], Reason]:
 def materialize(instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime) -> None:
     metadata = {
         "window_end": dg.MetadataValue.timestamp(end),
-        "trace_total": traces,
+        "decisions_read": traces,
         "annotation_total": 0,
     }
     instance.report_runless_asset_event(dg.AssetMaterialization(module, partition=tenant, metadata=metadata))
 
 
-def failed_run(instance: dg.DagsterInstance, tenant: str, modules: list[str]) -> str:
+def failed_run(instance: dg.DagsterInstance, tenant: str, modules: list[str], **tags: str) -> str:
+    """A run that failed and says so itself, as its steps do."""
+    return lost_run(instance, tenant, modules, {FAILED_TAG: "yes", **tags})
+
+
+def lost_run(instance: dg.DagsterInstance, tenant: str, modules: list[str], tags: dict[str, str] | None = None) -> str:
+    """A run that failed without a word, as one does whose process is killed."""
     run = create_run_for_test(
         instance,
-        tags={"dagster/partition": tenant},
+        tags={"dagster/partition": tenant, **(tags or {})},
         asset_selection=frozenset(dg.AssetKey(module) for module in modules),
     )
     instance.report_run_failed(run)
@@ -147,9 +154,9 @@ def test_an_outcome_is_read_back_from_the_event_log(instance: dg.DagsterInstance
     materialize(instance, f"{tenant}2", "routing", traces=1, end=end)
     attempts = read_attempts(instance, MODULES, failures_since=end)
     outcomes = read_outcomes(instance, attempts)
-    assert outcomes[tenant, "routing"].trace_total == 9
+    assert outcomes[tenant, "routing"].decisions == 9
     assert outcomes[tenant, "routing"].window_end == end
-    assert outcomes[f"{tenant}2", "routing"].trace_total == 1
+    assert outcomes[f"{tenant}2", "routing"].decisions == 1
     written = attempts[tenant, "routing"].outcome_at
     assert written is not None
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
@@ -176,6 +183,44 @@ def test_failures_back_off_and_a_later_outcome_ends_that(
     assert plan.decisions[tenant, "routing"].detail.startswith("2 failed in a row")
     materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
     assert reasons(planned())[tenant, "routing"] is Reason.NOT_DUE
+
+
+def test_a_run_that_is_killed_is_tried_again_as_the_retry_policy_says_and_reads_the_same_traces(
+    store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix, tenant: str, planned: Callable[..., Plan]
+) -> None:
+    retry = {"max_retries": 2, "delay_seconds": 20}
+    configure(store, tenant, min_samples_for_optimization=5, retry=retry)
+    send_traffic(phoenix, tenant, requests(10, Habits(reviewed=0)))
+    read = datetime.now(UTC).replace(microsecond=0)
+    waits, first, runs = [], "", set()
+    for _ in range(3):
+        tags = {WINDOW_END_TAG: read.isoformat()} | ({ATTEMPT_TAG: first} if first else {})
+        run_id = lost_run(instance, tenant, MODULES, tags)
+        first = first or run_id
+        decision = planned().decisions[tenant, "routing"]
+        assert decision.reason is Reason.BACKING_OFF
+        assert "the last was lost with its process" in decision.detail
+        assert decision.until
+        failed_at = planned().attempts[tenant, "routing"].last_failure_at
+        assert failed_at
+        waits.append(round((decision.until - failed_at).total_seconds()))
+        due = planned(decision.until)
+        (request,) = run_requests(due, list(due.due()))
+        again = len(waits) <= 2
+        assert (request.tags[WINDOW_END_TAG] == read.isoformat()) is again
+        assert request.tags.get(ATTEMPT_TAG) == (first if again else None)
+        runs.add(request.run_key)
+    assert waits[:2] == [20, 60]
+    assert 3600 <= waits[2] <= 3960  # the interval and its jitter, as after any failure
+    assert len(runs) == 3
+
+
+def test_a_tag_that_means_nothing_is_no_reason_to_decide_nothing(
+    store: TenantConfigStore, instance: dg.DagsterInstance, tenant: str, planned: Callable[..., Plan]
+) -> None:
+    configure(store, tenant)
+    lost_run(instance, tenant, MODULES, {WINDOW_END_TAG: "tomorrow"})
+    assert reasons(planned()) == {(tenant, module): Reason.BACKING_OFF for module in MODULES}
 
 
 def test_a_module_that_succeeded_in_a_failed_run_does_not_back_off(instance: dg.DagsterInstance, tenant: str) -> None:
@@ -575,7 +620,7 @@ def test_the_partition_sensor_adds_and_removes(
     configure(store, "gone")
     store.write("gone", None)
     with sqlite3.connect(tmp_path / "config.db") as db:  # an id that only somebody else could have written
-        db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}')")
+        db.execute("INSERT INTO tenant_configs VALUES ('a,b', 1, 'yesterday', '{}', 'ada', NULL)")
     register_tenant(instance, "gone")
     result = tick(sensors["tenant_partitions_sensor"], instance)
     assert isinstance(result, dg.SensorResult)

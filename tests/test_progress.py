@@ -208,7 +208,7 @@ def test_what_was_not_heard_of_for_a_while_says_so() -> None:
 def slow(store: TenantConfigStore, phoenix: Phoenix, server: LLMServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tenant whose model takes its time."""
     end = datetime.now(UTC)
-    if phoenix.project("slow-cogniverse-routing", until=end) is None:
+    if phoenix.project("slow-cogniverse-routing") is None:
         send_sample_traffic(phoenix, SLOW, SLOW.traces, start=end - timedelta(hours=3), end=end, seed=1)
     lm = LMSettings(model="openai/slow", api_base=server.url, concurrency=2)
     write_config(store, sample_config(SLOW).model_copy(update={"lm": lm}))

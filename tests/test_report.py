@@ -12,6 +12,7 @@ from markdown_it.token import Token
 
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.cases import Case, Graded
 from autoopt_pipeline.optimization.evaluation import Answer
 from autoopt_pipeline.optimization.gate import Verdict
@@ -81,7 +82,7 @@ hostile = st.text(st.sampled_from("\\`*_~[]()!<>&|#x: \n") | st.characters(), ma
 
 
 def markdown(report: Report) -> str:
-    collected = Collected("p", (), None, None)
+    collected = Collected("p", (), AnnotationsSeen(0))
     metadata = report_metadata(
         report,
         collected,

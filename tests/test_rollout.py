@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.artifacts.archive import delete
+from autoopt_pipeline.artifacts.comeback import comeback
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import comeback, rolled_back, standing, watch_since
+from autoopt_pipeline.artifacts.moves import rolled_back, standing, watch_since
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.artifacts.watches import Watched, all_watched, drop_watched, enter_watched, note_look
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent

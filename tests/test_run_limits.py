@@ -187,8 +187,9 @@ def test_a_second_run_of_a_tenant_is_refused_and_a_stopped_one_leaves_nothing_ha
                 time.sleep(0.2)
             (running,) = instance.get_run_ids()
             second = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert second.returncode != 0
-            assert f"tenant bound: run {running} began earlier and has not ended" in second.stderr
+            assert second.returncode == 0  # it leaves the module to the other, and has not failed
+            (other,) = set(instance.get_run_ids()) - {running}
+            assert "began earlier and has not ended" in str(instance.all_logs(other))  # test_overlaps.py reads the line
             assert first.poll() is None
         finally:
             first.terminate()
@@ -198,7 +199,9 @@ def test_a_second_run_of_a_tenant_is_refused_and_a_stopped_one_leaves_nothing_ha
         assert spent["lm_calls"] >= 70
         assert "its process was told to stop" in causes_of(instance, running)["routing"]
         assert instance.event_log_storage.get_concurrency_info("lm").claimed_slots == []
-    assert not [path for path in (configured / ".autoopt").glob("artifacts/**/*") if path.is_file()]
+    # Nothing but the answers that the next try is given.
+    left = [path for path in (configured / ".autoopt").glob("artifacts/**/*") if path.is_file()]
+    assert {path.parent.name for path in left} == {"answers"}
 
 
 @dg.asset(name="routing", partitions_def=dg.DynamicPartitionsDefinition(name="tenants"))

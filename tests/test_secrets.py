@@ -151,9 +151,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Place]:
 
 
 def _phoenix() -> str:
-    from autoopt_pipeline.local.stack import PROJECT
-
-    return str(PROJECT / ".venv-phoenix" / "bin" / "phoenix")
+    return str(Path(__file__).parents[1] / ".venv-phoenix" / "bin" / "phoenix")
 
 
 def test_nothing_that_is_left_behind_holds_a_secret(place: Place) -> None:

@@ -45,10 +45,10 @@ def test_its_blocks_run_and_its_decisions_and_feedback_arrive(phoenix: Phoenix, 
             timeout=180,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert llm.calls == len(read(phoenix, tenant, "routing", 2)) + 3  # one plan, one of globex, one by hand
+        assert llm.calls == len(read(phoenix, tenant, "routing", 3)) + 3  # one plan, one of globex, one by hand
     assert version in done.stdout
     # The other decision nobody reviewed, and it was unsure.
-    (first,) = examples("routing", read(phoenix, tenant, "routing", 2)).examples
+    (first,) = examples("routing", read(phoenix, tenant, "routing", 3)).examples
     assert (first.query, first.right) == ("where is the report?", {"agent": "report_agent"})
     assert len(read(phoenix, tenant, "workflow", 1)) == 1
 

@@ -74,7 +74,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 class TestWhatIsAnswered:
-    def test_the_baseline_serves_where_nothing_was_promoted(self, serving: Serving) -> None:
+    def test_the_baseline_serves_where_nothing_was_promoted(self, serving: Serving, tmp_path: Path) -> None:
+        (tmp_path / "another-tenant").mkdir()
         decision = serving.decide("acme", "routing", agents=AGENTS, query=QUERY)
         assert (decision.version, decision.arm) == (None, "baseline")
         assert decision.values["agent"] in AGENTS

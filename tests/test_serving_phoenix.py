@@ -35,6 +35,7 @@ from autoopt_pipeline.traces.collect import join_parts
 from autoopt_pipeline.traces.phoenix import Phoenix
 from tests.stored import made_program, store
 
+ON_POSTGRES_TOO = True
 PROJECT = Path(__file__).parents[1]
 AGENTS = ["search_agent", "report_agent"]
 LABELS = tuple(Label(name) for name in AGENTS)
@@ -56,6 +57,8 @@ def provider(phoenix: Phoenix) -> Iterator[TracerProvider]:
 
 @pytest.fixture
 def serve(tmp_path: Path, lm: dspy.LM, phoenix: Phoenix, provider: TracerProvider) -> Callable[..., Serving]:
+    (tmp_path / "another-tenant").mkdir()
+
     def make(**more: Any) -> Serving:
         given = {"lm": lm, "tracer_provider": provider, "phoenix_endpoint": phoenix.endpoint, "refresh_seconds": 3600}
         return Serving(str(tmp_path), **(given | more))
@@ -69,7 +72,7 @@ def read(phoenix: Phoenix, tenant: str, module: str, count: int) -> list[Read]:
     while True:
         now = datetime.now(UTC)
         window = {"start": now - timedelta(hours=1), "end": now + timedelta(minutes=1)}
-        project = phoenix.project(project_name(tenant), until=now)  # comes with its first span
+        project = phoenix.project(project_name(tenant))  # comes with its first span
         found = phoenix.decisions(project, get_module(module).contract, **window) if project else []
         if len(found) >= count:
             return found

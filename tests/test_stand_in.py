@@ -2,7 +2,7 @@ import dspy
 import pytest
 
 from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.lm.adapter import AnswerAdapter
 from autoopt_pipeline.lm.meter import BudgetExhausted, Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_lm
 from autoopt_pipeline.modules.registry import get_module
@@ -33,7 +33,7 @@ def routing(demos: list[tuple[str, str]]) -> dspy.Module:
 
 
 def ask(program: dspy.Module, query: str, lm: MeteredLM | None = None) -> dspy.Prediction:
-    with dspy.context(lm=(lm or stand_in()).lm, adapter=DemoCachingAdapter(), disable_history=True, trace=None):
+    with dspy.context(lm=(lm or stand_in()).lm, adapter=AnswerAdapter(), disable_history=True, trace=None):
         return program(query=query)
 
 
@@ -97,7 +97,7 @@ def test_the_caching_adapter_formats_like_dspys_own() -> None:
     program = routing(DEMOS)
     signature = program.predictors()[0].signature
     demos = program.predictors()[0].demos
-    ours, theirs = DemoCachingAdapter(), dspy.ChatAdapter()
+    ours, theirs = AnswerAdapter(), dspy.ChatAdapter()
     for _ in range(2):
         assert ours.format(signature, demos, {"query": "x"}) == theirs.format(signature, demos, {"query": "x"})
     other = demos[:2]

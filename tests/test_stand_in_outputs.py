@@ -9,7 +9,7 @@ from dspy.signatures.signature import make_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.lm.adapter import AnswerAdapter
 from autoopt_pipeline.lm.meter import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.tenants.config import LMSettings
@@ -55,7 +55,7 @@ def ask(
     predict = dspy.Predict(make_signature(dict(fields), instructions))
     predict.demos = [dspy.Example(**demo) for demo in demos]
     lm = metered_lm(LMSettings(model="stand-in"), Meter(10, 10**9)).lm
-    with dspy.context(lm=lm, adapter=adapter or DemoCachingAdapter(), disable_history=True, trace=None):
+    with dspy.context(lm=lm, adapter=adapter or AnswerAdapter(), disable_history=True, trace=None):
         return predict(**inputs)
 
 

@@ -1,6 +1,7 @@
 """`autoopt status`, against a real Phoenix and a real instance."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -155,4 +156,34 @@ def test_what_a_person_has_decided_about_needs_no_attention_any_more(
         programs.move(version, expected=None, by="marta", why="good")
     else:
         programs.decline(version, by="marta", why="bad")
-    assert not told(tenant)[tenant, "routing"]["waits_for_approval"]
+    routing = told(tenant)[tenant, "routing"]
+    assert (routing["waits_for_approval"], routing["last_verdict"], routing["health"]) == (False, decided, "well")
+    for said in (autoopt("status", tenant), autoopt("why", tenant, "routing")):
+        assert decided in said
+        assert "awaiting" not in said
+
+
+@pytest.mark.parametrize("by", ["watch", "marta"])
+def test_a_rollback_is_a_state_of_its_own_until_the_next_move(
+    home: Path, store: TenantConfigStore, tenant: str, by: str
+) -> None:
+    configure(store, tenant)
+    programs = artifacts(home, tenant)
+    one = stored_program(programs, made_program(tenant, demos=["a"]), 1, active=True)
+    two = stored_program(programs, made_program(tenant, demos=["b"]), 2, active=True)
+    with open_instance(home) as instance:
+        materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
+    before = told(tenant)[tenant, "routing"]
+    assert (before["health"], before["rolled_back"]) == ("well", None)
+    programs.move(one, expected=two, by=by, why="errors rose")
+    routing = told(tenant)[tenant, "routing"]
+    assert (routing["health"], routing["active_version"]) == ("rolled back", one)
+    assert {name: routing["rolled_back"][name] for name in ("versions", "by", "why")} == {
+        "versions": [two],
+        "by": by,
+        "why": "errors rose",
+    }
+    assert re.search(rf"rolled back \d s ago by {by}: {two}", " ".join(autoopt("status", tenant).split()))
+    assert re.search(rf"rolled back  {two}, \d s ago, by {by}: errors rose", autoopt("why", tenant, "routing"))
+    programs.move(two, expected=one, by="marta", why="it was not that")
+    assert told(tenant)[tenant, "routing"]["health"] == "well"

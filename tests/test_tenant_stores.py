@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from autoopt_pipeline.errors import (
     UnknownTenant,
 )
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, with_field
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, read_config, write_config
+from autoopt_pipeline.tenants.store import TenantConfigStore, changes_in, open_config_store, read_config, write_config
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -50,6 +51,39 @@ def test_a_removed_tenant_keeps_its_history(store: TenantConfigStore, tenant: st
         read_config(store, tenant)
     assert write_config(store, RoutingConfigUnified(tenant_id=tenant)) == 3
     assert tenant in store.current()
+
+
+def test_what_every_version_did_is_told_across_tenants_newest_first_with_who_wrote_it(
+    store: TenantConfigStore, tenant: str
+) -> None:
+    config, other = RoutingConfigUnified(tenant_id=tenant), RoutingConfigUnified(tenant_id=f"{tenant}:b")
+    write_config(store, config, by="ada")
+    write_config(store, other, by="import by grace")
+    write_config(store, config, by="marta")
+    store.write(tenant, None, by="ada")
+    gone = datetime.now(UTC)
+    store.write(tenant, None, by="ada", since=gone)
+    write_config(store, config, by="grace")
+    write_config(store, config, by="grace")
+    told = [(each.tenant_id, each.version, each.by, each.what) for each in store.changes(None, 100)]
+    assert told == [
+        (tenant, 6, "grace", "configuration_saved"),
+        (tenant, 5, "grace", "tenant_added"),
+        (tenant, 4, "ada", "artifacts_deleted"),
+        (tenant, 3, "ada", "tenant_removed"),
+        (tenant, 2, "marta", "configuration_saved"),
+        (f"{tenant}:b", 1, "import by grace", "tenant_added"),
+        (tenant, 1, "ada", "tenant_added"),
+    ]
+    pages, before = [], None
+    while page := store.changes(before, 3):
+        pages += page
+        before = page[-1].at
+    assert pages == store.changes(None, 100)
+    history = store.history(tenant)
+    assert changes_in(history) == [each for each in reversed(pages) if each.tenant_id == tenant]
+    assert [entry.since for entry in history] == [None] * 3 + [gone] * 3  # later versions carry it on
+    assert (store.current()[tenant].by, store.current()[tenant].since) == ("grace", gone)
 
 
 def test_a_stale_write_is_refused(store: TenantConfigStore, tenant: str) -> None:

@@ -64,7 +64,7 @@ def test_an_export_is_a_new_file_or_goes_to_stdout(home: Path, store: TenantConf
     assert "2 configurations exported" in autoopt("tenants", "export", "all.jsonl")
     assert autoopt("tenants", "export") == Path("all.jsonl").read_text()
     assert "name a new file" in autoopt("tenants", "export", "all.jsonl", status=2)
-    autoopt("tenants", "remove", "acme")
+    autoopt("tenants", "remove", "acme", "--yes")
     autoopt("tenants", "import", "all.jsonl")
     assert store.current()["acme"].document == store.history("acme")[0].document
 
@@ -119,7 +119,7 @@ def test_of_those_who_add_a_tenant_at_once_one_does(store: TenantConfigStore) ->
 
 def test_what_stays_of_a_removed_tenant_is_said(home: Path) -> None:
     autoopt("tenants", "add", "acme")
-    said = autoopt("tenants", "remove", "acme")
+    said = autoopt("tenants", "remove", "acme", "--yes")
     assert "autoopt artifacts delete acme" in said
     assert "traces in Phoenix" in said
 
@@ -135,6 +135,6 @@ def test_a_person_at_a_terminal_is_asked_before_a_tenant_is_removed(
     done = subprocess.run(command, stdin=terminal, capture_output=True, text=True, check=False)
     os.close(master)
     os.close(terminal)
-    assert ("Remove acme?" in done.stdout + done.stderr) is not bool(option)
+    assert ("Remove acme, whose programs" in done.stdout + done.stderr) is not bool(option)
     assert (done.returncode != 0) is left
     assert ("acme" in store.current()) is left

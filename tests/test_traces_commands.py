@@ -22,6 +22,7 @@ from autoopt_pipeline.modules.spec import Annotation, Decision, Label
 from autoopt_pipeline.traces.phoenix import NewAnnotation, Phoenix
 from autoopt_pipeline.traces.survey import as_read, survey
 from tests.test_cli import AGENTS, autoopt
+from tests.test_phoenix_contract import trace_count
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))
@@ -123,10 +124,9 @@ def spans(home: Path, phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyP
 
 
 def wait_for(phoenix: Phoenix, tenant: str, traces: int) -> None:
-    """Wait until Phoenix has stored so many traces. Each try asks for another window, for Phoenix keeps counts."""
-    for i in range(200):
-        project = phoenix.project(project_name(tenant), until=datetime.now(UTC) + timedelta(microseconds=i))
-        if project and project.traces == traces:
+    """Wait until Phoenix has stored so many traces."""
+    for _ in range(200):
+        if trace_count(phoenix, tenant) == traces:
             return
         threading.Event().wait(0.1)
     raise AssertionError("the spans were not stored")

@@ -58,7 +58,7 @@ def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: Modul
     assert "nothing comes before it" in autoopt("rollback", "acme", "routing", status=2)
     assert [(move.expected, move.to) for move in artifacts.moves()[3:]] == [(three_, two), (two, one), (one, None)]
     assert artifacts.moves()[3].why == "slow"
-    assert autoopt("versions", "acme", "routing").count("rolled back") == 3
+    assert autoopt("versions", "acme", "routing").count("rolled back 20") == 3
 
 
 def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_again(
@@ -372,21 +372,21 @@ def test_removed_tenants_are_exported_and_deleted(artifacts: ModuleArtifacts, ho
     kept = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme:eu", "routing")
     store(kept, made_program("acme:eu"), active=True)
     assert "still has a configuration" in autoopt("artifacts", "delete", "acme", status=2)
-    autoopt("tenants", "remove", "acme")
+    autoopt("tenants", "remove", "acme", "--yes")
     said = autoopt("artifacts", "export", "acme", "acme.zip")
     assert "acme: 10 files exported to acme.zip" in said
     assert "exists already" in autoopt("artifacts", "export", "acme", "acme.zip", status=2)
-    said = autoopt("artifacts", "delete", "acme")
+    said = autoopt("artifacts", "delete", "acme", "--yes")
     assert "acme: 10 files deleted" in said
     assert f"routing versions/{three[0]}: 2" in said
     assert "routing moves: 3" in said
     assert artifacts.versions() == []
-    assert "nothing is left to delete" in autoopt("artifacts", "delete", "acme")
+    assert "nothing is left to delete" in autoopt("artifacts", "delete", "acme", "--yes")
     assert active(kept) is not None
 
 
 def test_nothing_is_deleted_while_a_run_is_under_way(artifacts: ModuleArtifacts, home: Path, three: list[str]) -> None:
-    autoopt("tenants", "remove", "acme")
+    autoopt("tenants", "remove", "acme", "--yes")
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run = create_run_for_test(
             instance,
@@ -411,7 +411,7 @@ def test_where_the_system_has_no_name_for_the_user_the_number_is_recorded(
 def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(
     artifacts: ModuleArtifacts, three: list[str]
 ) -> None:
-    told = json.loads(autoopt("artifacts", "delete", "acme", "--even-if-configured", "--json"))
+    told = json.loads(autoopt("artifacts", "delete", "acme", "--even-if-configured", "--yes", "--json"))
     assert told["tenant"] == "acme"
     assert len(told["deleted"]) == 10
     assert artifacts.moves() == []

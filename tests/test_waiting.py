@@ -19,6 +19,7 @@ from autoopt_pipeline.modules.spec import Decision
 from autoopt_pipeline.optimization.evaluation import dspy_example
 from autoopt_pipeline.optimization.gate import Verdict
 from autoopt_pipeline.optimization.optimize import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, _Optimization, optimize
+from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.optimization.split import Judged, split_examples
 from autoopt_pipeline.optimization.waiting import Terms, begin, new_cases, open_trial
@@ -207,7 +208,7 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
 
     def opponent(parts: dict[str, Program]) -> str | None:
         job = Job(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
-        return _Optimization(job, lm, lm, artifacts, print).terms.incumbent
+        return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).terms.incumbent
 
     routing = program(traffic(60, day=0))
     other = routing.model_copy(update={"labels": ["x"]})

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.wording import one_line
 
 MAX_AFFECTED = 20
@@ -81,4 +82,4 @@ def make_alert(
 
 def beginning_of(text: str) -> str:
     """Of a text that anybody may have written, what fits in one line."""
-    return one_line(text, length=_MAX_CHARS)
+    return one_line(scrub(text), length=_MAX_CHARS)

@@ -1,7 +1,11 @@
 """The few file operations that versions and moves need, atomic on every store that is supported."""
 
+import errno
 import os
+import random
 import tempfile
+import time
+import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,12 +16,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidSettings
+from autoopt_pipeline.secrets import protect_address
 
 
 class Files:
     """Whole files under a root: any fsspec URL, or a local folder."""
 
     def __init__(self, root_url: str) -> None:
+        protect_address(root_url)
         try:
             # Others write there too, so what was listed once says nothing of now.
             self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)
@@ -31,6 +37,7 @@ class Files:
                 f"artifact root {without_secrets(root_url)!r}: {e}", "check AUTOOPT_ARTIFACTS_URL"
             ) from None
         self._root = root.rstrip("/")
+        self._shown = without_secrets(root_url)
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def read(self, path: str) -> bytes | None:
@@ -98,18 +105,33 @@ class Files:
                     Path(path).rmdir()
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new file whole. False when it exists already with other content, which is then left as it is."""
+        """Write a new file whole. False when it exists already with other content, which is then left as it is.
+
+        Raises `InvalidSettings` where the store cannot do this safely: a promotion rests on it.
+        """
+        if not self._local:
+            self._check_exclusive()
         with self._errors(path):
             try:
                 if self._local:
-                    with self._temporary(path, content) as temporary:
-                        os.link(temporary, self._at(path))  # fails when the name is taken, and is never half done
+                    self._link(path, content)
                 else:
-                    self._fs.pipe_file(self._at(path), content, mode="create")
+                    self._create_in_store(path, content)
             except FileExistsError:
                 # It may be ours: S3's driver asks again where the server stored it and its answer was lost.
                 return self._fs.cat_file(self._at(path)) == content
             return True
+
+    def create_twice(self, path: str) -> bool:
+        """Whether the store lets two writers create the same new file, in which case the second would win unseen."""
+        with self._errors(path):
+            first, second = b"first", b"second"
+            try:
+                self._create_in_store(path, first)  # refused where the driver asked again, for its answer was lost
+                self._create_in_store(path, second)
+            except FileExistsError:
+                return False
+            return self._fs.cat_file(self._at(path)) == second
 
     def replace(self, path: str, content: bytes) -> None:
         """Write a file whole, in place of what is there."""
@@ -128,6 +150,46 @@ class Files:
             except FileNotFoundError:
                 return False
             return True
+
+    def _link(self, path: str, content: bytes) -> None:
+        with self._temporary(path, content) as temporary:
+            try:
+                os.link(temporary, self._at(path))  # fails when the name is taken, and is never half done
+            except OSError as e:
+                if e.errno not in _NO_HARD_LINKS:
+                    raise
+                raise InvalidSettings(
+                    f"artifact root {self._shown}: its volume has no hard links ({e.strerror}), as of SMB, "
+                    "blobfuse or exFAT, and without them two writers could create the same file",
+                    "use a local or an NFS volume, or an object store (docs/kubernetes.md)",
+                ) from None
+
+    def _create_in_store(self, path: str, content: bytes) -> None:
+        """Raises FileExistsError when the name is taken. S3 answers 409 where two writers meet, and wants the request
+        again."""
+        for attempt in range(_CONFLICTS + 1):
+            try:
+                self._fs.pipe_file(self._at(path), content, mode="create")
+            except FileExistsError:
+                raise
+            except Exception as e:
+                if attempt == _CONFLICTS or not _is_conflict(e):
+                    raise
+                time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            else:
+                return
+
+    def _check_exclusive(self) -> None:
+        """Once in a process and root: try what every promotion rests on, before anything rests on it."""
+        if self._root in _exclusive:
+            return
+        path = f"{CHECK_FOLDER}/{uuid.uuid4().hex}"
+        try:
+            if self.create_twice(path):
+                raise not_exclusive(self._shown)
+        finally:
+            self.delete(path)
+        _exclusive.add(self._root)
 
     def _read_or_error(self, path: str) -> bytes | Exception:
         try:
@@ -156,7 +218,7 @@ class Files:
     def _errors(self, path: str) -> Generator[None, None, None]:
         try:
             yield
-        except FileExistsError:
+        except (FileExistsError, InvalidSettings):
             raise
         except Exception as e:  # drivers have errors of their own: S3's for a server that is down is no OSError
             # Of some stores the root is an address with a password, which drivers quote.
@@ -171,3 +233,31 @@ class Files:
 
 
 _TEMPORARY = ".writing-"
+
+CHECK_FOLDER = "_doctor"
+"""Where it is tried whether a store can be written. No tenant's folder can be called so."""
+
+_CONFLICTS = 5
+"""Further tries after S3's 409. The conflict is over once the other writer is done."""
+
+_NO_HARD_LINKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMLINK})
+"""What file systems without hard links answer; Linux says EPERM for FAT. A folder's permissions are EACCES."""
+
+_exclusive: set[str] = set()
+"""Roots that were seen to create a file only once."""
+
+
+def not_exclusive(root: str) -> InvalidSettings:
+    """The error for a store that ignores conditional writes."""
+    return InvalidSettings(
+        f"artifact root {root}: two writers can create the same file, so a promotion could be lost",
+        "use a store with conditional writes (If-None-Match): S3, GCS, Azure Blob, MinIO, or a local folder",
+    )
+
+
+def _is_conflict(e: BaseException | None) -> bool:
+    while e is not None:
+        if "ConditionalRequestConflict" in str(e):
+            return True
+        e = e.__cause__ or e.__context__
+    return False

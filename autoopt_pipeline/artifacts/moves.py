@@ -1,10 +1,101 @@
-"""What a module's moves say: what a rollback goes back to, what somebody went back from, and what is watched. Pure."""
+"""Moves of the active version, and what they say: what a rollback goes back to, what somebody went back from, and what
+is watched. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
 
-from autoopt_pipeline.artifacts.store import Declined, Manifest, ModuleArtifacts, Move
+from pydantic import BaseModel, ConfigDict, Field
+
 from autoopt_pipeline.contract import BASELINE
+
+VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Move(_Stored):
+    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
+
+    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
+    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
+    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
+
+    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
+    move, both serve, and the watch compares them.
+    """
+
+    sequence: int
+    at: datetime
+    by: str
+    why: str
+    expected: VersionName | None
+    to: VersionName | None
+    judged: bool = True
+    canary: dict[VersionName, float] | None = None
+
+    @property
+    def serving(self) -> set[str]:
+        """The versions that serve as long as this is the last move."""
+        return serving(self.to, self.canary)
+
+
+class Active(_Stored):
+    """The version that serves, by the move of this sequence."""
+
+    version: VersionName
+    sequence: int
+
+
+class Rollback(_Stored):
+    """The versions that a move went back from, when (UTC), who made it, and why."""
+
+    versions: tuple[VersionName, ...]
+    at: datetime
+    by: str
+    why: str
+
+
+class Pointer(_Stored):
+    """The content of `active.json`, derived from the moves; before the first one there is no such file.
+
+    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
+    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
+    last move's, and `rolled_back` is None where that move went back from nothing.
+    """
+
+    version: VersionName | None
+    sequence: int
+    canary: dict[VersionName, float] | None = None
+    rolled_back: Rollback | None = None
+
+    @property
+    def active(self) -> Active | None:
+        """What it names; None where the baseline serves."""
+        if self.version is None:
+            return None
+        return Active(version=self.version, sequence=self.sequence)
+
+
+def pointer_after(moves: Sequence[Move]) -> Pointer:
+    """What `active.json` says after these moves, of which there is at least one."""
+    last = moves[-1]
+    left = tuple(version for version, move in rolled_back(moves).items() if move is last)
+    return Pointer(
+        version=last.to,
+        sequence=last.sequence,
+        canary=last.canary,
+        rolled_back=Rollback(versions=left, at=last.at, by=last.by, why=last.why) if left else None,
+    )
+
+
+def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
+    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
+    return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
 @dataclass(frozen=True)
@@ -50,38 +141,6 @@ def rolled_back(moves: Iterable[Move]) -> dict[str, Move]:
     came after that one. A canary that ends without becoming active was gone back from, too.
     """
     return _follow(moves)[1]
-
-
-def why_unwanted(artifacts: ModuleArtifacts, digest: str) -> str | None:
-    """Why a program with this digest must not be promoted by itself, as far as people or a watch have decided."""
-    manifests, _ = artifacts.survey()
-    found = {each.version: artifacts.declined(each.version) for each in manifests if each.program_sha256 == digest}
-    declined = {version: said for version, said in found.items() if said}
-    return comeback(digest, manifests, artifacts.moves(), declined)
-
-
-def comeback(
-    digest: str, manifests: Iterable[Manifest], moves: Sequence[Move], declined: Mapping[str, Declined] | None = None
-) -> str | None:
-    """Why a program with this digest must not be promoted by itself: a version that is the same was declined by a
-    person, or was rolled back, and nobody has made one of them active since."""
-    same = {manifest.version for manifest in manifests if manifest.program_sha256 == digest}
-    for version, said in (declined or {}).items():
-        if version in same and not any(move.to in same and move.at > said.at for move in moves):
-            return (
-                f"the same program was declined: {version}, on {said.at:%Y-%m-%d} by {said.by} ({said.why}); "
-                "only a person can promote it"
-            )
-    left = {version: move for version, move in rolled_back(moves).items() if version in same}
-    if not left:
-        return None
-    version, last = max(left.items(), key=lambda item: item[1].sequence)
-    if any(move.to in same and move.sequence > last.sequence for move in moves):
-        return None
-    return (
-        f"the same program was rolled back: {version}, on {last.at:%Y-%m-%d} by {last.by} ({last.why}); "
-        "only a person can promote it again"
-    )
 
 
 def _follow(moves: Iterable[Move]) -> tuple[tuple[str | None, ...], dict[str, Move]]:

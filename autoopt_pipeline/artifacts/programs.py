@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 
@@ -38,6 +39,11 @@ def pack(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dsp
         module=spec.name,
         fingerprint=fingerprint(spec, labels, program),
         labels=[label.name for label in labels],
+        answer_formats={
+            name: wanted
+            for name, predictor in program.named_predictors()
+            if (wanted := answer_format(predictor.signature)) != CHAT
+        },
         state=program.dump_state(),
     )
 
@@ -69,6 +75,7 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
         # The fields' descriptions name the labels: those of today, not those of the day it was stored.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
         predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
+        set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
     return program
 
 
@@ -87,13 +94,15 @@ def compose(
     labels: Sequence[Label],
     parts: Mapping[str, Program],
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
+    baseline_format: AnswerFormat = CHAT,
 ) -> dspy.Module:
     """The program that serves where a module has no active version of its own.
 
     The baseline, with the stored programs of those parts that have one. `refused` is told of a part whose program
-    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `unpack`.
+    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `unpack`. Baselines
+    are asked in `baseline_format`.
     """
-    program = spec.build_program(labels)
+    program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue

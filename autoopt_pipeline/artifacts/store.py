@@ -8,6 +8,7 @@
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
     {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
     {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
+    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.kept_answers
 
 Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
@@ -18,21 +19,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.moves import Active, Move, Pointer, VersionName, pointer_after, serving
 from autoopt_pipeline.artifacts.watches import WatchResult, enter_watched
-from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.tenant_id import safe_name
 
 Record = TypeVar("Record", bound=BaseModel)
-Numbered = TypeVar("Numbered", "Move", "LedgerEntry", "TrialStep", WatchResult)
-
-VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
+Numbered = TypeVar("Numbered", Move, "LedgerEntry", "TrialStep", WatchResult)
 
 _NUMBERED = re.compile(r"[0-9]{8}\.json")
 
@@ -65,14 +64,24 @@ class PredictorState(_Stored):
 
 
 class Program(_Stored):
-    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes."""
+    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
+
+    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
+    """
 
     format: Literal[1] = 1
     tenant_id: str
     module: str
     fingerprint: str
     labels: list[str]
+    answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
+
+    @property
+    def answer_format(self) -> str:
+        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
+        formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
+        return formats.pop() if len(formats) == 1 else "mixed"
 
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
@@ -92,7 +101,11 @@ class Program(_Stored):
 
 
 class Manifest(_Stored):
-    """How a version came to be, and what was measured of it; scores are None where nothing was."""
+    """How a version came to be, and what was measured of it; scores are None where nothing was.
+
+    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
+    could not be graded, of the incumbent and of the candidate, by why.
+    """
 
     version: VersionName
     program_sha256: str
@@ -114,64 +127,17 @@ class Manifest(_Stored):
     tried: list[dict[str, Any]] = []
     seed: int
     lm: str
+    lm_settings: dict[str, float | int | str] = {}
+    answer_format: str = "chat"
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
     lm_tokens: int
+    lm_input_tokens: int = 0
+    lm_output_tokens: int = 0
+    lm_cached_tokens: int = 0
+    unread: dict[str, dict[str, int]] = {}
     packages: dict[str, str]
-
-
-class Move(_Stored):
-    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
-
-    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
-    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
-
-    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
-    move, both serve, and the watch compares them.
-    """
-
-    sequence: int
-    at: datetime
-    by: str
-    why: str
-    expected: VersionName | None
-    to: VersionName | None
-    judged: bool = True
-    canary: dict[VersionName, float] | None = None
-
-    @property
-    def serving(self) -> set[str]:
-        """The versions that serve as long as this is the last move."""
-        return _serving(self.to, self.canary)
-
-
-class Active(_Stored):
-    """The version that serves, by the move of this sequence."""
-
-    version: VersionName
-    sequence: int
-
-
-class Pointer(_Stored):
-    """The content of `active.json`, derived from the last move; before the first one there is no such file.
-
-    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
-    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
-    move's.
-    """
-
-    version: VersionName | None
-    sequence: int
-    canary: dict[VersionName, float] | None = None
-
-    @property
-    def active(self) -> Active | None:
-        """What it names; None where the baseline serves."""
-        if self.version is None:
-            return None
-        return Active(version=self.version, sequence=self.sequence)
 
 
 class Withdrawal(_Stored):
@@ -194,7 +160,7 @@ class LedgerEntry(_Stored):
     """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
 
     A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
     """
 
     sequence: int
@@ -364,7 +330,7 @@ class ModuleArtifacts:
         Raises `StaleIncumbent` when the active one is no longer `expected`, or `after` is given and no longer the last
         move, and `InvalidArtifact` as `load`.
         """
-        for version in _serving(to, canary):
+        for version in serving(to, canary):
             self.load(version)
         if canary:
             # Before the move, so that whoever dies in between leaves nothing that nobody watches.
@@ -399,6 +365,10 @@ class ModuleArtifacts:
         """The move that says what serves now; None before the first one."""
         names = self._numbered("moves")
         return self._read_numbered("moves", names[-1], Move) if names else None
+
+    def enter_act(self, what: str, *, by: str, text: str) -> None:
+        """Enter what a person has done to this module, for those who read what happened."""
+        enter_act(self._files, by=by, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
 
     def keep_watched(self, since: datetime) -> None:
         """Make sure that the watch which began then is found. Costs nothing where it is."""
@@ -447,6 +417,23 @@ class ModuleArtifacts:
         path = f"{self._folder}/trials/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
 
+    def keep_answers(self, name: str, answers: bytes) -> None:
+        """Keep answers of language models, as `optimization.kept_answers` writes them."""
+        self._files.create(f"{self._folder}/answers/{name}.json", answers)
+
+    def kept_answers(self) -> Iterator[bytes]:
+        """What was kept and not dropped since."""
+        paths = [f"{self._folder}/answers/{name}" for name in self._files.names(f"{self._folder}/answers")]
+        for content in self._files.read_many(paths).values():
+            if isinstance(content, bytes):
+                yield content
+
+    def drop_kept_answers(self) -> None:
+        folder = f"{self._folder}/answers"
+        for name in self._files.all_names(folder):
+            self._files.delete(f"{folder}/{name}")
+        self._files.delete_empty(folder)
+
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"
         names = self._files.all_names(folder)
@@ -459,8 +446,12 @@ class ModuleArtifacts:
                 "use another one; 'autoopt versions' lists them",
             )
 
-    def _point_to(self, move: Move) -> Pointer:
-        pointer = Pointer(version=move.to, sequence=move.sequence, canary=move.canary)
+    def _point_to(self, last: Move) -> Pointer:
+        try:
+            moves = self.moves()
+        except InvalidArtifact:
+            moves = [last]  # a record that was damaged long ago must not hide what serves now
+        pointer = pointer_after(moves)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
         return pointer
 
@@ -521,11 +512,6 @@ def read_manifests(
     }
     found = files.read_many(list(path_of.values()))
     return {place: _manifest(*place, versions[place], found[path]) for place, path in path_of.items()}
-
-
-def _serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
-    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
-    return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
 def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:

@@ -2,20 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import Watch, rolled_back, standing, watch_since
-from autoopt_pipeline.artifacts.store import (
-    Declined,
-    Manifest,
-    ModuleArtifacts,
-    Move,
-    Program,
-    Withdrawal,
-    modules_of,
-)
+from autoopt_pipeline.artifacts.moves import Move, Watch, rolled_back, standing, watch_since
+from autoopt_pipeline.artifacts.store import Declined, Manifest, ModuleArtifacts, Program, Withdrawal, modules_of
 from autoopt_pipeline.artifacts.watches import WatchResult
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidArtifact
@@ -25,6 +18,16 @@ from autoopt_pipeline.wording import did_you_mean
 
 PROPOSED = "awaiting_approval"
 """The verdict on a version that waits for a person."""
+
+
+@dataclass(frozen=True)
+class VersionEvent:
+    """What happened last to a version, in a word or two, when (UTC), who did it, and why."""
+
+    what: str
+    at: datetime
+    by: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,7 @@ class Programs:
         where it was only that, and `stale` where its promotion came too late."""
         verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
         if verdict == PROPOSED:
-            if any(manifest.version in move.serving for move in self.moves):
-                return "approved"
-            return "declined" if self.declined(manifest.version) else PROPOSED
+            return decided_about(self.artifacts, manifest.version, self.moves) or PROPOSED
         # The verdict is written before the move, which another run may have made impossible.
         if verdict != "promoted" or self.was_active(manifest.version):
             return verdict
@@ -82,13 +83,29 @@ class Programs:
     def was_active(self, version: str) -> bool:
         return any(move.to == version for move in self.moves)
 
-    def state(self, version: str) -> str:
-        """`active`, the share of requests that it has, `rolled back`, or nothing."""
-        if version == self.active:
-            return "active"
-        if self.moves and version in (canary := self.moves[-1].canary or {}):
-            return f"{100 * canary[version]:.4g} % of requests"
-        return "rolled back" if version in self.rolled_back else ""
+    def last_event(self, version: str) -> VersionEvent | None:
+        """What happened last to a version: it was made, became active, got a share of the requests, was replaced,
+        rolled back, declined or withdrawn. None where nobody can say, as of a damaged one that never served."""
+        if withdrawn := self.withdrawal(version):
+            return VersionEvent("withdrawn", withdrawn.at, withdrawn.by, withdrawn.why)
+        if move := self._last_moves.get(version):
+            role = "rolled back" if self.rolled_back.get(version) is move else _roles(move).get(version, "replaced")
+            return VersionEvent(role, move.at, move.by, move.why)
+        if declined := self.declined(version):
+            return VersionEvent("declined", declined.at, declined.by, declined.why)
+        made = next((each for each in self.manifests if each.version == version), None)
+        return VersionEvent("made", made.created_at, f"run {made.run_id}", made.reason) if made else None
+
+    @cached_property
+    def _last_moves(self) -> dict[str, Move]:
+        """The move by which each version last began or ceased to serve, or got another share."""
+        found: dict[str, Move] = {}
+        before: dict[str, str] = {}
+        for move in self.moves:
+            roles = _roles(move)
+            found |= {name: move for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
+            before = roles
+        return found | self.rolled_back
 
     def previous(self) -> str | None:
         """What was active before: the newest version that was not withdrawn, or the baseline. Of a canary, what is.
@@ -127,6 +144,13 @@ class Programs:
         return None if text == BASELINE else self.manifest(text).version
 
 
+def decided_about(artifacts: ModuleArtifacts, version: str, moves: Sequence[Move]) -> str | None:
+    """What became of a version that waited for a person: `approved`, `declined`, or nothing yet (None)."""
+    if any(version in move.serving for move in moves):
+        return "approved"
+    return "declined" if artifacts.declined(version) else None
+
+
 def read_programs(files: Files, tenant: str, module: str) -> Programs:
     """What is stored of a tenant's module, be it installed or not. Raises `InvalidTenantId`, or `UnknownModule` where
     nobody knows it."""
@@ -155,9 +179,21 @@ def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
     }
 
 
+def _roles(move: Move) -> dict[str, str]:
+    """What each version does as long as this is the last move."""
+    canary = {name: f"{100 * share:.4g} % of requests" for name, share in (move.canary or {}).items()}
+    return {name: canary.get(name, "active") for name in move.serving}
+
+
 def lm_of(manifest: Manifest) -> str:
     """The language model that made a version, and that it is none where it is not."""
     return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+
+
+def cost_of(manifest: Manifest) -> str:
+    """What the run that made a version spent on language models."""
+    read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
+    return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
 
 
 def path_of(move: Move) -> str:

@@ -2,21 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.archive import delete, export, stored_files
 from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
 from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant
+from autoopt_pipeline.cli.asking import Yes, ask
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.tenants.roster import start_anew
+from autoopt_pipeline.tenants.store import changes_in
 
 app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
 
@@ -39,13 +44,15 @@ def export_artifacts(
 def delete_artifacts(
     tenant: TenantId,
     even_if_configured: Annotated[
-        bool, typer.Option("--even-if-configured", help="Also of a tenant that was not removed: it starts anew.")
+        bool, typer.Option("--even-if-configured", help="Also of a tenant that was not removed.")
     ] = False,
+    yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
     """Delete a removed tenant's versions, moves, ledger and trials, and what it shares, for good.
 
-    It can be repeated, and finishes what was left undone.
+    Should it be added again, it starts anew: earlier outcomes and traces do not count. Asks first; without a terminal
+    it wants --yes. It can be repeated, and finishes what was left undone.
     """
     parts = connections()
     files = parts.files
@@ -56,13 +63,30 @@ def delete_artifacts(
             f"'autoopt tenants remove {tenant}' first, or say --even-if-configured",
         )
     _check_no_run(tenant)
+    stored = stored_files(files, tenant)
+    ask(f"Delete {len(stored)} files of {tenant} for good", yes=yes)
+    _enter(parts, tenant, anything=bool(stored))
     deleted = delete(files, tenant)
     if json:
         console.print_json(data={"tenant": tenant, "deleted": deleted})
         return
     console.print(f"{tenant}: {len(deleted)} files deleted" if deleted else f"{tenant}: nothing is left to delete")
     _print_counts(deleted)
-    console.print("not deleted: earlier configurations, runs and their reports in Dagster, traces in Phoenix")
+    console.print(
+        "not deleted: earlier configurations, what people did (the dashboard's Activity), runs and their reports in "
+        "Dagster, traces in Phoenix",
+        soft_wrap=True,
+    )
+
+
+def _enter(parts: Connections, tenant: str, *, anything: bool) -> None:
+    """Say that it is deleted, and by whom: of a removed tenant in its history, which is what it would start from."""
+    history = parts.configs.history(tenant)
+    if history and history[-1].document is None:
+        if anything or changes_in(history)[-1].what != "artifacts_deleted":
+            start_anew(parts.configs, history[-1], by=who(), now=datetime.now(UTC))
+    elif anything:
+        enter_act(parts.files, by=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
 
 
 def _check_known(parts: Connections, files: Files, tenant: str) -> None:

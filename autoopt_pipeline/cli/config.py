@@ -8,16 +8,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, unknown_tenant, who
 from autoopt_pipeline.cli.editor import EditedFile, edited_file
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
-from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.cli.tenants import TenantId, partitions
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, with_field
 from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
-from autoopt_pipeline.tenants.store import newest_version, read_config, stored_version, write_config
+from autoopt_pipeline.tenants.store import changes_in, newest_version, read_config, stored_version, write_config
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def set_fields(
             raise InvalidConfig(f"{change[:60]!r} is no FIELD=VALUE", "e.g. enable_auto_optimization=false")
         config = with_field(config, path.strip(), value)
     check_modules(config)
-    written = write_config(store, config, expected_version=version)
+    written = write_config(store, config, by=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
 
 
@@ -62,7 +62,7 @@ def edit(tenant: TenantId) -> None:
         if config is None:
             console.print(f"{tenant}: nothing was changed")
             return
-        written = write_config(store, config, expected_version=newest.version)
+        written = write_config(store, config, by=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
 
@@ -90,14 +90,24 @@ def history(tenant: TenantId, json: Json = False) -> None:
     versions = store.history(tenant)
     if not versions:
         raise unknown_tenant(tenant, store.current())
-    rows = [(entry.version, entry.written_at, "removed" if entry.document is None else "saved") for entry in versions]
+    changes = changes_in(versions)
     if json:
-        told = [{"version": n, "written_at": at.isoformat(), "state": state} for n, at, state in rows]
+        told = [
+            {
+                "version": entry.version,
+                "written_at": entry.written_at.isoformat(),
+                "by": entry.by,
+                "state": "removed" if entry.document is None else "saved",
+                "what": change.what,
+            }
+            for entry, change in zip(versions, changes, strict=True)
+        ]
         console.print_json(data={"tenant": tenant, "versions": told})
         return
-    table = Table("version", "written (UTC)", "state", box=box.SIMPLE_HEAD)
-    for number, at, state in rows:
-        table.add_row(str(number), f"{at:%Y-%m-%d %H:%M:%S}", state)
+    table = Table("version", "written (UTC)", "by", "what", box=box.SIMPLE_HEAD)
+    for each in changes:
+        what = each.what.replace("_", " ")
+        table.add_row(str(each.version), f"{each.at:%Y-%m-%d %H:%M:%S}", escape(each.by or "?"), what)
     console.print(table)
 
 
@@ -128,10 +138,22 @@ def diff(
 def revert(
     tenant: TenantId, version: Annotated[int, typer.Argument(help="As 'autoopt config history' lists it.")]
 ) -> None:
-    """Save an earlier version again, as a new version. Refused where it is not valid any more."""
+    """Save an earlier version again, as a new version; a tenant that was removed is back then.
+
+    Refused where the version is not valid any more.
+    """
     store = connections().configs
-    newest = newest_version(store, tenant)
+    history = store.history(tenant)
+    if not history:
+        raise unknown_tenant(tenant, store.current())
+    newest = history[-1]
     config = reverted_to(stored_version(store, tenant, version))
-    written = write_config(store, config, expected_version=newest.version)
+    if newest.document is None:
+        with partitions() as register:
+            written = write_config(store, config, by=who(), expected_version=newest.version)
+            register(tenant)
+        console.print(f"{tenant} is back: configuration version {written}, the same as {version}")
+        return
+    written = write_config(store, config, by=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}, the same as {version}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))

@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.artifacts.store import Manifest
-from autoopt_pipeline.artifacts.stored import Programs, how_it_ended, lm_of, predictors_of
+from autoopt_pipeline.artifacts.stored import Programs, cost_of, how_it_ended, lm_of, predictors_of
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.programs import Full, Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.wording import one_line, percent
+from autoopt_pipeline.wording import listed_counts, listed_unread, one_line, percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Change
@@ -62,7 +62,8 @@ def show(
     table.add_column(overflow="fold")
     for what, told in _told(programs, manifest, full):
         table.add_row(what, escape(told))
-    console.print(f"{programs.name}  {name}  {programs.state(name)}".rstrip(), soft_wrap=True)
+    last = programs.last_event(name)
+    console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip(), soft_wrap=True)
     console.print(table)
     if manifest.tried:
         console.print(_candidates(manifest))
@@ -131,20 +132,21 @@ def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[
     yield "compared with", manifest.parent or BASELINE
     if manifest.gate:
         yield "gate", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in manifest.gate.items())
-    yield "labels that decided", _counts(manifest.judged_by)
+    yield "labels that decided", listed_counts(manifest.judged_by) or "none"
     yield "window", f"{manifest.window_start:%Y-%m-%d %H:%M:%S} to {manifest.window_end:%Y-%m-%d %H:%M:%S} UTC"
-    yield "examples", _counts(manifest.examples)
-    yield "their labels", _counts(manifest.provenance)
+    yield "examples", listed_counts(manifest.examples) or "none"
+    yield "their labels", listed_counts(manifest.provenance) or "none"
     yield "made", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC by run {manifest.run_id}"
     yield "optimizer", f"{manifest.optimizer}, seed {manifest.seed}"
     teacher = f", taught by {manifest.teacher_lm}" if manifest.teacher_lm else ""
     yield "language model", f"{lm_of(manifest)}{teacher}"
-    yield "cost of the run", f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens"
+    if manifest.lm_settings:
+        yield "its settings", ", ".join(f"{name} {value}" for name, value in manifest.lm_settings.items())
+    yield "answer format", manifest.answer_format
+    if manifest.unread:
+        yield "answers not read", listed_unread(manifest.unread)
+    yield "cost of the run", cost_of(manifest)
     yield "packages", ", ".join(f"{name} {version}" for name, version in manifest.packages.items()) or "?"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) or "none"
 
 
 def _candidates(manifest: Manifest) -> Table:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
 
@@ -9,10 +10,12 @@ import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, dagster_home
+from autoopt_pipeline.cli.context import instance as opened_instance
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor import instance, process, servers, stores
-from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail
+from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, findings_of
+from autoopt_pipeline.doctor.repeatability import repeatability
 from autoopt_pipeline.errors import InvalidSettings
 
 _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
@@ -27,14 +30,23 @@ def doctor(
     call_lm: Annotated[
         bool, typer.Option("--call-lm", help="Also ask each language model for one word, which may cost something.")
     ] = False,
+    aa: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--aa",
+            metavar="TENANT MODULE",
+            help="Instead, ask the tenant's active program the same recent traces twice, and say what differs.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look at every setting, store, server and version, and say how to mend what is wrong. Changes nothing.
 
+    What --aa asks, within the tenant's budgets, counts in them.
     Exit status 2 when something fails; warnings alone are 0. Looks from here: a variable may be missing in a run's pod.
     """
     found: list[tuple[str, Finding]] = []
-    for check, finding in _examined(call_lm):
+    for check, finding in _asked_twice(*aa) if aa else _examined(call_lm):
         found.append((check, finding))
         if not json:
             _print(check, finding)
@@ -64,6 +76,14 @@ def _examined(call_lm: bool) -> Iterator[tuple[str, Finding]]:
     hurried = min(parts.settings.phoenix_timeout_seconds, _PHOENIX_SECONDS)
     parts = Connections(parts.settings.model_copy(update={"phoenix_timeout_seconds": hurried}))
     yield from examine(_checks(parts, call_lm))
+
+
+def _asked_twice(tenant: str, module: str) -> Iterator[tuple[str, Finding]]:
+    """Takes as long as the model does, so in this thread, where Ctrl-C ends it."""
+    parts, home = connections(), dagster_home()
+    with opened_instance() if home else nullcontext() as opened:
+        for finding in findings_of(partial(repeatability, parts, opened, tenant, module)):
+            yield "repeatability", finding
 
 
 def _checks(parts: Connections, call_lm: bool) -> list[Check]:

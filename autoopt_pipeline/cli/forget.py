@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, modules_of
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
 from autoopt_pipeline.cli.tenants import TenantId
@@ -56,6 +57,10 @@ def forget(
     # What was shared goes before the tenant's own programs, for those tell that there was something to share.
     _forget_where_shared(parts, tenant, programs, text)
     _forget_in_programs(programs, text)
+    for module in programs:
+        module.drop_kept_answers()
+    told = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
+    enter_act(parts.files, by=who(), what="erased", tenant_id=tenant, module="", text=told)
     console.print("no program and no dataset of the tenant holds the text any more")
     _say_what_is_left(parts, trace_ids, _runs_saying(tenant, text, trace_ids))
     if running:
@@ -108,7 +113,7 @@ def _never_learn_again(
         active = each.active()
         if active and active.version in versions_with(each, text):
             retrain.append(each.module)
-    version = never_learn_again(parts.configs, tenant, trace_ids, retrain, now=datetime.now(UTC))
+    version = never_learn_again(parts.configs, tenant, trace_ids, retrain, now=datetime.now(UTC), who=who())
     written = f"configuration version {version}" if version else "the configuration says so already"
     console.print(f"{tenant}: never learnt from again: {', '.join(trace_ids)}; {written}")
 

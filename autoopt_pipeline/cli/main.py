@@ -3,6 +3,7 @@
 import signal
 import sys
 import traceback
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.dashboard import dashboard
 from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
+from autoopt_pipeline.cli.init import init
 from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.moving import decline, promote, rollback
 from autoopt_pipeline.cli.status import status
@@ -25,6 +27,7 @@ from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.cli.watches import watches
 from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.secrets import guard_process, scrub
 from autoopt_pipeline.wording import printable
 
 app = typer.Typer(
@@ -39,6 +42,7 @@ app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(alerts.app, name="alerts")
 for command in (
+    init,
     trigger,
     status,
     why,
@@ -78,14 +82,24 @@ def autoopt(
     pass
 
 
+class LocalModel(StrEnum):
+    """Real language models that can run on this machine."""
+
+    SMOLLM2 = "smollm2"
+
+
+_LM = typer.Option(help="Add a tenant for which this real language model answers ('make lm' installs it).")
+
+
 @app.command()
 def demo(
-    home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo].")] = None,
+    home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo here].")] = None,
+    lm: Annotated[LocalModel | None, _LM] = None,
 ) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
-    from autoopt_pipeline.local.demo import DEMO_HOME, run_demo
+    from autoopt_pipeline.local.demo import run_demo
 
-    run_demo(console, home.absolute() if home else DEMO_HOME)
+    run_demo(console, home, smollm2=lm is LocalModel.SMOLLM2)
 
 
 @app.command()
@@ -93,11 +107,20 @@ def up(
     phoenix_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Phoenix UI.")] = 6006,
     dagster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the dashboard.")] = 8080,
+    lm: Annotated[LocalModel | None, _LM] = None,
+    lm_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the real language model.")] = 8081,
 ) -> None:
-    """Run Phoenix, Dagster and the dashboard here with sample tenants until Ctrl-C."""
+    """Run Phoenix, Dagster and the dashboard on this folder's instance, with sample tenants, until Ctrl-C."""
     from autoopt_pipeline.local.up import run_up
 
-    run_up(console, phoenix_port=phoenix_port, dagster_port=dagster_port, dashboard_port=dashboard_port)
+    run_up(
+        console,
+        Path.cwd(),
+        phoenix_port=phoenix_port,
+        dagster_port=dagster_port,
+        dashboard_port=dashboard_port,
+        smollm2_port=lm_port if lm is LocalModel.SMOLLM2 else None,
+    )
 
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -105,6 +128,7 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def run() -> None:
     """The entry point. An error that is meant for a person is one line and exit status 2."""
+    guard_process()
     # SIGINT too: a shell that is not interactive starts background commands with it ignored.
     for number in _ENDING_SIGNALS:
         signal.signal(number, _interrupt)
@@ -114,7 +138,7 @@ def run() -> None:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except Exception:  # noqa: BLE001 - Python's own status would be 1, which means "skipped"
-        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        print(printable(scrub(traceback.format_exc())), end="", file=sys.stderr)
         sys.exit(ERROR_STATUS)
     except KeyboardInterrupt:
         sys.exit(130)

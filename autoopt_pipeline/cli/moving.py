@@ -76,13 +76,15 @@ def decline(
     from autoopt_pipeline.optimization import by_hand
 
     programs = open_programs(tenant, module)
-    by_hand.decline(programs, version, by=who(), why=why)
+    notes = by_hand.decline(programs, version, by=who(), why=why)
     if json:
         declined = programs.declined(version)
         told = declined.model_dump(mode="json") if declined else {}
         console.print_json(data={**header(programs), "version": version, **told})
         return
     console.print(f"{programs.name}: {version} is declined, and serves nobody", soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
 
 
 def _watch_settings(programs: Programs, canary: float | None, watch: bool | None) -> WatchSettings:

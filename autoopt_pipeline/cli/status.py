@@ -61,7 +61,10 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
         console.print(_table(first, now))
         return
     counts = Counter(each.decision.reason.value for each in standings)
-    console.print(f"{tenants} tenants: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))
+    told = [f"{count} {reason}" for reason, count in sorted(counts.items())]
+    if back := sum(each.rolled_back is not None for each in standings):
+        told.append(f"{back} rolled back")
+    console.print(f"{tenants} tenants: {', '.join(told)}")
     shown = sorted(attention)[:_TENANTS_SHOWN]
     if shown:
         console.print(_table([each for each in first if each.tenant_id in shown and each.needs_attention], now))
@@ -97,12 +100,14 @@ def _told(standing: "Standing", now: datetime) -> str:
     evidence, need = standing.decision.evidence, standing.decision.need
     if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
         lines.append(f"{evidence.total} of {need} new traces and annotations")
-    if standing.attempts.outcome_at:
-        lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.attempts.outcome_at, now)}")
+    if standing.last_at:
+        lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.last_at, now)}")
     if standing.active:
         lines.append(f"serves {standing.active}, {percent(standing.active_score)} %")
-    elif standing.attempts.outcome_at and standing.trouble is None:
+    elif standing.last_at and standing.trouble is None:
         lines.append(f"serves {BASELINE}")
+    if back := standing.rolled_back:
+        lines.append(f"rolled back {ago(back.at, now)} by {escape(back.by)}: {escape(', '.join(back.versions))}")
     if standing.trouble:
         lines.append(f"[red]{escape(standing.trouble)}[/]")
     return "\n".join([lines[0], *(f"[dim]{line}[/]" for line in lines[1:])])

@@ -11,8 +11,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from autoopt_pipeline.cli.asking import Yes, ask
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
@@ -37,8 +38,8 @@ def add(
 ) -> None:
     """Give a new tenant a configuration, and make it a partition at once."""
     config = new_tenant(tenant, agent or [], where="tenants add")
-    with _partitions() as register:
-        version = add_tenant(connections().configs, config)
+    with partitions() as register:
+        version = add_tenant(connections().configs, config, by=who())
         register(tenant)
     console.print(f"{tenant} added, configuration version {version}")
 
@@ -82,13 +83,15 @@ def _as_dict(entry: StoredConfig) -> dict[str, Any]:
 
 
 @app.command()
-def remove(tenant: TenantId, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
-    """Remove a tenant: nothing is optimized for it any more. Its programs, its history and its traces stay."""
+def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
+    """Remove a tenant: nothing is optimized for it any more. Its programs, its history and its traces stay.
+
+    Asks first; without a terminal it wants --yes.
+    """
     store = connections().configs
     newest = newest_version(store, tenant)
-    if sys.stdin.isatty() and not yes:
-        typer.confirm(f"Remove {tenant}? Its programs go on serving, and are not optimized any more", abort=True)
-    store.write(tenant, None, expected_version=newest.version)
+    ask(f"Remove {tenant}, whose programs go on serving and are not optimized any more", yes=yes)
+    store.write(tenant, None, by=who(), expected_version=newest.version)
     if dagster_home():
         from autoopt_pipeline.orchestration.partitions import withdraw_tenant
 
@@ -96,7 +99,7 @@ def remove(tenant: TenantId, yes: Annotated[bool, typer.Option("--yes", help="Do
             if not withdraw_tenant(opened, tenant):
                 console.print("a run is under way: the sensor removes the partition when it has ended")
     console.print(f"{tenant} removed. What stays:")
-    for left in what_stays(tenant):
+    for left in what_stays(newest):
         console.print(f"- {left}", soft_wrap=True)
 
 
@@ -120,9 +123,9 @@ def import_tenants(
     if dry_run:
         _say_what_would_change(store, imported)
     else:
-        with _partitions() as register:
+        with partitions() as register:
             for one in imported:
-                version = write_config(store, one.config)
+                version = write_config(store, one.config, by=f"import by {who()}")
                 register(one.config.tenant_id)
                 console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
     for row in refused:
@@ -176,7 +179,7 @@ def _ignored(one: ImportedConfig) -> str:
 
 
 @contextmanager
-def _partitions() -> Generator[Callable[[str], None], None, None]:
+def partitions() -> Generator[Callable[[str], None], None, None]:
     """A function that makes a tenant a partition. Opens the instance first, so nothing is written when it fails."""
     if dagster_home() is None:
         yield lambda tenant: console.print(f"no Dagster instance here: the sensor will make {tenant} a partition")

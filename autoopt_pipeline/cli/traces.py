@@ -19,9 +19,10 @@ from autoopt_pipeline.errors import AutooptError, InvalidConfig, UnknownModule
 from autoopt_pipeline.modules.redaction import Redact, load_redaction
 from autoopt_pipeline.modules.registry import get_module, modules
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.optimization.plan import learnt_from
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import newest_version
 from autoopt_pipeline.traces.survey import AsRead, Survey, as_read, survey
 from autoopt_pipeline.wording import one_line
 
@@ -55,9 +56,10 @@ class _Reader:
 
 def _reader(tenant: str) -> _Reader:
     parts = connections()
-    config, _ = read_config(parts.configs, tenant)
+    entry = newest_version(parts.configs, tenant)
+    config = entry.parse()
     end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
-    start = end - timedelta(seconds=config.lookback_seconds)
+    start = learnt_from(config, until=end, begins=entry.since)
     return _Reader(parts, config, load_redaction(parts.settings.redaction), start, end)
 
 
@@ -125,9 +127,9 @@ def sample(
 
 
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
-    """Spans that no installed module reads; None where Phoenix cannot say, or has no such project."""
+    """Spans that no installed module reads; None where Phoenix has no such project."""
     phoenix = reader.parts.phoenix
-    project = phoenix.project(project_name(reader.config.tenant_id), until=reader.end)
+    project = phoenix.project(project_name(reader.config.tenant_id))
     if project is None:
         return None
     known = {spec.contract.span_name for spec in modules().values()}
@@ -157,7 +159,7 @@ def _print_stats(
     for name, error in errors.items():
         console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
     if others is None:
-        console.print("Phoenix cannot say which other spans there are")
+        console.print(f"Phoenix has no project {project}", soft_wrap=True)
     elif others:
         console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}", soft_wrap=True)
 

@@ -159,10 +159,13 @@ def _left_running(run_id: str, tenant: str) -> "Generator[None, None, None]":
 
 
 def _print_end(ended: "Ended", tenant: str, modules: Sequence[str]) -> None:
-    """What came of each module. Raises `RunFailed` where one of them has no outcome."""
+    """What came of each module. Raises `RunFailed` where one of them has no outcome, unless another run has it."""
     for module, metadata in sorted(ended.outcomes.items()):
         console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}", soft_wrap=True)
     missing = [module for module in modules if module not in ended.outcomes]
+    if missing and ended.skipped and not ended.causes:
+        console.print(f"{tenant}/{','.join(missing)}: [yellow]skipped[/]: {escape(ended.skipped)}", soft_wrap=True)
+        raise typer.Exit(SKIPPED_STATUS)
     if missing:
         causes = "; ".join(f"{step}: {cause}" for step, cause in ended.causes.items()) or ended.status.value.lower()
         raise RunFailed(

@@ -6,7 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.artifacts.store import Move
+from autoopt_pipeline.artifacts.moves import Move
 from autoopt_pipeline.artifacts.stored import Programs, lm_of, path_of
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.programs import Json, ModuleName, open_programs
@@ -25,20 +25,24 @@ def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
     table.add_column("", no_wrap=True)
     for column in ("verdict", "score", "optimizer"):
         table.add_column(column, overflow="fold")
+    events = {name: programs.last_event(name) for name in (*(m.version for m in programs.manifests), *programs.damaged)}
     for manifest in programs.manifests:
-        withdrawn = programs.withdrawal(manifest.version)
+        event = events[manifest.version]
         table.add_row(
             manifest.version,
-            programs.state(manifest.version),
-            "withdrawn" if withdrawn else programs.verdict(manifest),
+            event.what if event else "",
+            programs.verdict(manifest),
             f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %",
             escape(manifest.optimizer),
         )
     for version in programs.damaged:
-        table.add_row(escape(version), programs.state(version), "[red]damaged[/red]", "", "")
+        event = events[version]
+        table.add_row(escape(version), event.what if event else "", "[red]damaged[/red]", "", "")
     console.print(table)
     for manifest in programs.manifests:
         console.print(f"{manifest.version}  by {escape(lm_of(manifest))}; {escape(manifest.reason)}")
+        if (event := events[manifest.version]) and event.what != "made":
+            console.print(f"  {event.what} {event.at:%Y-%m-%d %H:%M:%S} UTC by {escape(event.by)}: {escape(event.why)}")
     for error in programs.damaged.values():
         console.print(f"[red]damaged[/red] {escape(str(error))}")
     if programs.active is None:
@@ -73,11 +77,15 @@ def move_as_dict(move: Move) -> dict[str, Any]:
 
 
 def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:
-    """Whether a version is active, and when it was withdrawn, declined or rolled back, by whom and why."""
+    """Whether a version is active, what happened last to it, and when it was withdrawn, declined or rolled back."""
+    event = programs.last_event(version)
     withdrawn, left = programs.withdrawal(version), programs.rolled_back.get(version)
     declined = programs.declined(version)
     return {
         "active": version == programs.active,
+        "last_event": {"what": event.what, "at": event.at.isoformat(), "by": event.by, "why": event.why}
+        if event
+        else None,
         "declined": declined.model_dump(mode="json") if declined else None,
         "withdrawn": withdrawn.model_dump(mode="json") if withdrawn else None,
         "rolled_back": move_as_dict(left) if left else None,

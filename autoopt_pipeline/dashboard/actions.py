@@ -75,8 +75,8 @@ def decide(request: Request, form: FormData) -> Response:
             case "approve":
                 done = _approve(dashboard, tenant, module, version, by=person.name, why=why)
             case "decline":
-                by_hand.decline(_programs(dashboard, tenant, module), version, by=person.name, why=why)
-                done = f"{version} is declined, and serves nobody."
+                notes = by_hand.decline(_programs(dashboard, tenant, module), version, by=person.name, why=why)
+                done = ". ".join((f"{version} is declined, and serves nobody", *notes)) + "."
             case _:
                 done = _roll_back(dashboard, tenant, module, version, by=person.name, why=why)
     except AutooptError as e:

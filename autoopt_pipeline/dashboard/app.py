@@ -23,7 +23,6 @@ from autoopt_pipeline.errors import (
     ConfigConflict,
     InvalidArtifact,
     InvalidTenantId,
-    RunInProgress,
     StaleIncumbent,
     UnknownModule,
     UnknownTenant,
@@ -38,7 +37,6 @@ _STATUS: dict[type[AutooptError], HTTPStatus] = {
     InvalidTenantId: HTTPStatus.NOT_FOUND,
     InvalidArtifact: HTTPStatus.NOT_FOUND,
     ConfigConflict: HTTPStatus.CONFLICT,
-    RunInProgress: HTTPStatus.CONFLICT,
     StaleIncumbent: HTTPStatus.CONFLICT,
 }
 

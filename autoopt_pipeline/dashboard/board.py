@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.guard import person_of
-from autoopt_pipeline.dashboard.overview import Query, health_of, select
+from autoopt_pipeline.dashboard.overview import Query, select
 from autoopt_pipeline.dashboard.rendering import render
 from autoopt_pipeline.dashboard.state import dashboard_of
 from autoopt_pipeline.dashboard.trend import read_trends, sparkline
@@ -39,7 +39,8 @@ def _board(request: Request, template: str) -> Response:
     )
     trends, untold = {}, ""
     try:
-        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows])
+        begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
+        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows], begins)
     except dg.DagsterError as e:
         untold = str(e)
     return render(
@@ -50,6 +51,6 @@ def _board(request: Request, template: str) -> Response:
         silent=dashboard.counts.trouble,
         untold=untold,
         board=page,
-        rows=[(row, health_of(row), sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
+        rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,
     )

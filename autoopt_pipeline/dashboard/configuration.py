@@ -12,17 +12,17 @@ from starlette.responses import RedirectResponse, Response
 
 from autoopt_pipeline.dashboard.configuring import checked, configuration_shapes, without_secrets
 from autoopt_pipeline.dashboard.forms import Document, Texts, fill, form, rebased, shown, wrong_names
-from autoopt_pipeline.dashboard.guard import require_operator
+from autoopt_pipeline.dashboard.guard import person_of, require_operator
 from autoopt_pipeline.dashboard.notices import say
 from autoopt_pipeline.dashboard.rendering import render
-from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_tenant
+from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
-from autoopt_pipeline.orchestration.partitions import withdraw_tenant
+from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_tenant
 from autoopt_pipeline.tenants.changes import FieldChange, changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
 from autoopt_pipeline.tenants.roster import what_stays
-from autoopt_pipeline.tenants.store import StoredConfig, stored_version, write_config
+from autoopt_pipeline.tenants.store import StoredConfig, changes_in, stored_version, write_config
 
 
 def form_page(request: Request) -> Response:
@@ -102,7 +102,7 @@ def history_page(request: Request) -> Response:
         request,
         "configuration_history.html",
         tenant=tenant,
-        versions=versions[::-1],
+        versions=[*zip(versions, changes_in(versions), strict=True)][::-1],
         saved=saved[::-1],
         newest=versions[-1],
         before=before,
@@ -118,14 +118,16 @@ def revert_page(request: Request) -> Response:
 
 
 def revert(request: Request, form: FormData) -> Response:
-    """Save an earlier version again, as a new version."""
-    dashboard, newest, version = dashboard_of(request), configured(request), str(form.get("version", ""))
+    """Save an earlier version again, as a new version; a tenant that was removed is back then."""
+    dashboard, newest, version = dashboard_of(request), visible_entry(request), str(form.get("version", ""))
     entry = _version(dashboard, newest.tenant_id, version)
     try:
         config = reverted_to(entry)
-        written = write_config(dashboard.parts.configs, config, expected_version=_number(form.get("newest")))
+        by, expected = person_of(request).name, _number(form.get("newest"))
+        written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
+    register_tenant(dashboard.instance, newest.tenant_id)  # as it may have been removed
     dashboard.looking.look_again_at(newest.tenant_id)
     return _back(request, f"{newest.tenant_id}: configuration version {written}, the same as {version}.")
 
@@ -139,7 +141,8 @@ def remove(request: Request, form: FormData) -> Response:
     """Remove the tenant, and its partition unless a run is under way."""
     dashboard, tenant = dashboard_of(request), configured(request).tenant_id
     try:
-        dashboard.parts.configs.write(tenant, None, expected_version=_number(form.get("newest")))
+        by, expected = person_of(request).name, _number(form.get("newest"))
+        dashboard.parts.configs.write(tenant, None, by=by, expected_version=expected)
     except ConfigConflict as e:
         return _ask_to_remove(request, wrong=str(e))
     withdrawn = withdraw_tenant(dashboard.instance, tenant)
@@ -197,7 +200,8 @@ def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldCh
 
 
 def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
-    written = write_config(dashboard.parts.configs, config, expected_version=newest.version)
+    by = person_of(request).name
+    written = write_config(dashboard.parts.configs, config, by=by, expected_version=newest.version)
     dashboard.looking.look_again_at(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
     said = "; ".join(f"{each.field}: {each.told(each.before)} → {each.told(each.after)}" for each in changes)
@@ -205,12 +209,13 @@ def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: 
 
 
 def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Response:
-    dashboard, newest = dashboard_of(request), configured(request)
+    dashboard, newest = dashboard_of(request), visible_entry(request)
     entry = _version(dashboard, newest.tenant_id, version)
     possible = True
     try:
         config = reverted_to(entry)
-        changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
+        there = newest.document is not None
+        changes = changed_fields(in_effect(newest), config.model_dump(mode="json")) if there else []
     except InvalidConfig as e:
         changes, possible, wrong = [], False, str(e)
     return render(
@@ -229,7 +234,7 @@ def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Respon
 def _ask_to_remove(request: Request, *, wrong: str = "") -> Response:
     entry = configured(request)
     status = HTTPStatus.CONFLICT if wrong else HTTPStatus.OK
-    stays = what_stays(entry.tenant_id)
+    stays = what_stays(entry)
     return render(
         request,
         "configuration_remove.html",

@@ -129,7 +129,7 @@ def add(request: Request, form: FormData) -> Response:
         config = new_tenant(tenant, lines, where="new tenant")
         if not person.sees(tenant):
             raise InvalidConfig(f"{tenant} is none of the tenants that you may see", "; ".join(person.tenants))
-        add_tenant(dashboard.parts.configs, config)
+        add_tenant(dashboard.parts.configs, config, by=person.name)
     except (InvalidConfig, ConfigConflict) as e:
         status = HTTPStatus.CONFLICT if isinstance(e, ConfigConflict) else HTTPStatus.BAD_REQUEST
         return render(request, "configuration_add.html", status=status, tenant=tenant, agents=agents, wrong=str(e))
@@ -216,7 +216,8 @@ def apply(request: Request, form: FormData) -> Response:
     What a store that fails, or the time, does not allow is left, and can be gone on with.
     """
     dashboard, field, text = dashboard_of(request), _field(form), str(form.get("value", ""))
-    configs, shapes = dashboard.configs(person_of(request)), configuration_shapes()
+    person = person_of(request)
+    configs, shapes = dashboard.configs(person), configuration_shapes()
     expected, strangers = _expected(str(form.get("versions", "")))
     strangers += [tenant for tenant in expected if tenant not in configs]
     results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers))}
@@ -226,7 +227,8 @@ def apply(request: Request, form: FormData) -> Response:
         if time.monotonic() > until:
             break
         try:
-            state, what = _write(dashboard, plan_change(shapes, configs[tenant], field.name, text), version)
+            plan = plan_change(shapes, configs[tenant], field.name, text)
+            state, what = _write(dashboard, plan, version, person.name)
         except ConfigStoreUnavailable as e:
             stopped = str(e)
             break
@@ -246,14 +248,14 @@ def apply(request: Request, form: FormData) -> Response:
     )
 
 
-def _write(dashboard: Dashboard, plan: Planned, expected: int) -> tuple[str, str]:
+def _write(dashboard: Dashboard, plan: Planned, expected: int, by: str) -> tuple[str, str]:
     """What became of a planned change, and how that is told. Raises `ConfigStoreUnavailable`."""
     if plan.version != expected:
         return "conflict", f"somebody saved version {plan.version} meanwhile, upon {expected}"
     if plan.after is None:
         return "refused", plan.refused or "nothing changes"
     try:
-        written = write_config(dashboard.parts.configs, plan.after, expected_version=expected)
+        written = write_config(dashboard.parts.configs, plan.after, by=by, expected_version=expected)
     except ConfigConflict as e:
         return "conflict", e.what
     return "saved", f"version {written}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from autoopt_pipeline.dashboard.counts import Counts, Trouble
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.standing import Standing
 
@@ -27,7 +26,7 @@ _PATIENCE_SECONDS = 1.0
 """How long a page waits for that."""
 
 _FIRST_SECONDS = 5.0
-"""How long a page waits where there is nothing to show yet."""
+"""How long a page waits where there is nothing to show yet: a little longer than for a Phoenix that does not answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,21 +39,24 @@ class Look:
     standings: tuple[Standing, ...]
 
 
-class Looking:
-    """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given.
+@dataclass(frozen=True)
+class Trouble:
+    """Why something cannot be known, and since when (UTC)."""
 
-    What Phoenix did not count is as `counts` knows it.
-    """
+    since: datetime
+    what: str
+
+
+class Looking:
+    """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given."""
 
     def __init__(
         self,
         look: Callable[[], Sequence[Standing]],
         look_at: Callable[[str], Sequence[Standing]],
-        counts: Counts,
     ) -> None:
         self._look = look
         self._look_at = look_at
-        self._counts = counts
         self._changed = threading.Condition()
         self._latest: Look | None = None
         self._trouble: Trouble | None = None
@@ -86,7 +88,7 @@ class Looking:
     def look_again_at(self, tenant: str) -> None:
         """See one tenant anew, after something was changed. Never fails, for the change is made."""
         try:
-            anew = self._counts.completed(self._look_at(tenant))
+            anew = tuple(self._look_at(tenant))
         except AutooptError as e:
             _log.warning("%s", e)
             return
@@ -114,7 +116,7 @@ class Looking:
     def _take(self) -> None:
         at = datetime.now(UTC)
         try:
-            look, what = Look(at, self._counts.completed(self._look(), of_all=True)), ""
+            look, what = Look(at, tuple(self._look())), ""
         except AutooptError as e:
             look, what = None, str(e)
         except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next look may well succeed

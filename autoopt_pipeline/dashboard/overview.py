@@ -4,58 +4,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode
 
 from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
-from autoopt_pipeline.optimization.plan import Reason
-from autoopt_pipeline.orchestration.standing import Standing
+from autoopt_pipeline.orchestration.standing import Health, Standing
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _LATER = datetime.max.replace(tzinfo=UTC)
 
 
-class Health(StrEnum):
-    """How a module is, worst first."""
-
-    ERROR = "error"
-    FAILING = "failing"
-    PROPOSED = "waits for you"
-    RUNNING = "running"
-    DUE = "due"
-    WELL = "well"
-    NEW = "not optimized yet"
-    OFF = "off"
-
-
-def health_of(standing: Standing) -> Health:
-    reason = standing.decision.reason
-    if reason is Reason.ERROR or standing.trouble:
-        return Health.ERROR
-    if reason is Reason.DISABLED:
-        return Health.OFF
-    if standing.attempts.failures:
-        return Health.FAILING
-    if standing.proposed:
-        return Health.PROPOSED
-    if reason is Reason.IN_PROGRESS:
-        return Health.RUNNING
-    if reason is Reason.DUE:
-        return Health.DUE
-    return Health.WELL if standing.attempts.outcome_at else Health.NEW
-
-
 _Key = Callable[[Standing], Any]
 
 _SORTED_BY: Mapping[str, _Key] = {
-    "health": lambda each: list(Health).index(health_of(each)),
+    "health": lambda each: list(Health).index(each.health),
     "tenant": lambda each: each.tenant_id.lower(),
     "module": lambda each: each.module,
     "new": lambda each: -_share_of_needed(each),
     "score": lambda each: -1.0 if each.active_score is None else each.active_score,
     "verdict": lambda each: each.verdict,
-    "last": lambda each: each.attempts.outcome_at or _NEVER,
+    "last": lambda each: each.last_at or _NEVER,
     "next": lambda each: each.decision.until or (_NEVER if each.decision.launch else _LATER),
 }
 
@@ -130,7 +98,7 @@ def select(standings: Iterable[Standing], query: Query) -> Page:
     found = [each for each in seen if _matches(each, query)]
     found.sort(key=_SORTED_BY[query.sort], reverse=query.down)
     query = replace(query, page=min(query.page, pages_of(len(found))))
-    counts = Counter(map(health_of, seen))
+    counts = Counter(each.health for each in seen)
     return Page(
         rows=found[(query.page - 1) * PAGE : query.page * PAGE],
         found=len(found),
@@ -144,7 +112,7 @@ def select(standings: Iterable[Standing], query: Query) -> Page:
 
 
 def _matches(standing: Standing, query: Query) -> bool:
-    health = health_of(standing)
+    health = standing.health
     # Whoever looks for a tenant wants to find it, also where it is turned off.
     hidden = health is Health.OFF and not (query.text or query.health or query.decision)
     return (

@@ -31,14 +31,13 @@ class Dashboard:
     looking: Looking
     counts: Counts
 
-    def standings(self, entry: StoredConfig) -> tuple[Standing, ...]:
-        """How a tenant's modules stand now."""
-        now = datetime.now(UTC)
-        stored = {entry.tenant_id: entry}
+    def standings(self, entry: StoredConfig) -> list[Standing]:
+        """How a tenant's modules stand now, with what was counted last where Phoenix does not answer."""
+        now, stored = datetime.now(UTC), {entry.tenant_id: entry}
         return self.counts.completed(tenant_standings(stored, self.instance, self.parts, now=now, count_all=True))
 
     def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[Story]:
-        """The stories of these modules of a tenant. Raises what `module_stories` does."""
+        """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
         return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
 
     def configs(self, person: Person) -> Mapping[str, StoredConfig]:
@@ -48,19 +47,20 @@ class Dashboard:
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
     """Nothing is looked at before somebody watches."""
+    counts = Counts()
 
     def look() -> list[Standing]:
         stored = parts.configs.current()
         count_all = len(stored) <= _COUNTED_TENANTS
-        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        return counts.completed(standings, of_all=True)
 
     def look_at(tenant: str) -> list[Standing]:
         history = parts.configs.history(tenant)
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
-        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True)
+        return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    counts = Counts()
-    return Dashboard(parts, instance, access, Looking(look, look_at, counts), counts)
+    return Dashboard(parts, instance, access, Looking(look, look_at), counts)
 
 
 def dashboard_of(request: Request) -> Dashboard:
@@ -69,12 +69,17 @@ def dashboard_of(request: Request) -> Dashboard:
 
 def visible_tenant(request: Request) -> str:
     """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
-    return _visible_history(request)[-1].tenant_id
+    return visible_entry(request).tenant_id
+
+
+def visible_entry(request: Request) -> StoredConfig:
+    """The newest version of the tenant that the address names, removed or not. Raises as `visible_tenant`."""
+    return _visible_history(request)[-1]
 
 
 def configured(request: Request) -> StoredConfig:
     """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
-    entry = _visible_history(request)[-1]
+    entry = visible_entry(request)
     if entry.document is None:
         raise UnknownTenant(
             f"tenant {entry.tenant_id} was removed", "its programs and earlier configurations are still here"

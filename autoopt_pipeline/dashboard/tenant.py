@@ -6,16 +6,20 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-import dagster as dg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from autoopt_pipeline.artifacts.moves import Move
 from autoopt_pipeline.artifacts.moves import standing as stands
-from autoopt_pipeline.artifacts.store import Manifest, Move
+from autoopt_pipeline.artifacts.store import Manifest
 from autoopt_pipeline.artifacts.stored import (
+    PROPOSED,
     Programs,
+    VersionEvent,
     between,
+    cost_of,
+    decided_about,
     how_it_ended,
     lm_of,
     path_of,
@@ -24,16 +28,17 @@ from autoopt_pipeline.artifacts.stored import (
 )
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.dashboard.guard import person_of
-from autoopt_pipeline.dashboard.overview import health_of
 from autoopt_pipeline.dashboard.rendering import render
-from autoopt_pipeline.dashboard.state import configured, dashboard_of, visible_tenant
+from autoopt_pipeline.dashboard.state import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.progress import read_module_progress
 from autoopt_pipeline.orchestration.sentences import DOING, sentences
+from autoopt_pipeline.orchestration.standing import events_of
+from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.live import look_now
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.wording import did_you_mean, listed_unread
 
 _OUTCOMES_SHOWN = 50
 _MOVES_SHOWN = 100
@@ -41,7 +46,7 @@ _MOVES_SHOWN = 100
 
 def tenant_page(request: Request) -> Response:
     dashboard, entry = dashboard_of(request), configured(request)
-    rows = [(each, health_of(each)) for each in dashboard.standings(entry)]
+    standings = dashboard.standings(entry)
     try:
         config, wrong = entry.parse(), ""
     except InvalidConfig as e:
@@ -53,7 +58,7 @@ def tenant_page(request: Request) -> Response:
         entry=entry,
         config=config,
         wrong=wrong,
-        rows=rows,
+        rows=standings,
         silent=dashboard.counts.trouble,
     )
 
@@ -71,8 +76,7 @@ def why_page(request: Request) -> Response:
         try:
             modules = entry.parse().modules
             for story in dashboard.stories(entry, modules, now=now):
-                standing = story.standing
-                stories.append((standing.module, health_of(standing), list(sentences(story, now))))
+                stories.append((story.standing, list(sentences(story, now))))
         except AutooptError as e:
             untold = str(e)
     return render(
@@ -82,15 +86,16 @@ def why_page(request: Request) -> Response:
         tenants=sorted(stored),
         stories=stories,
         untold=untold,
-        silent=dashboard.counts.trouble if stories else None,
+        silent=dashboard.counts.trouble,
     )
 
 
 def module_page(request: Request) -> Response:
     """Everything about one module of one tenant."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
-    outcomes = list(_outcomes(dashboard.instance, tenant, module))
+    outcomes = list(_outcomes(dashboard, entry, module))
     return render(
         request,
         "module.html",
@@ -121,26 +126,23 @@ def progress_part(request: Request) -> Response:
 def live_part(request: Request) -> Response:
     """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
-    parts, key = dashboard.parts, (tenant, module)
+    parts, counts = dashboard.parts, dashboard.counts
     programs = read_programs(parts.files, tenant, module)
-    look, at, trouble = None, None, ""
+    known, trouble, said = None, "", ""
     if watch := programs.watch:
-        settling = parts.settings.settling_seconds
+        said, settling = between(watch), parts.settings.settling_seconds
         try:
             look = look_now(parts.phoenix, parts.configs, programs.artifacts, watch, settling_seconds=settling)
-            dashboard.counts.keep_look(key, watch, look)
+            known = counts.keep_look((tenant, module), watch, look)
         except AutooptError as e:
-            trouble = str(e)
-            look, at = dashboard.counts.last_look(key, watch)
-    said = between(watch) if watch else ""
-    return render(
-        request, "live.html", programs=programs, said=said, look=look, at=at, trouble=trouble, BASELINE=BASELINE
-    )
+            known, trouble = counts.last_look((tenant, module), watch), str(e)
+    return render(request, "live.html", programs=programs, said=said, known=known, trouble=trouble, BASELINE=BASELINE)
 
 
 def version_page(request: Request) -> Response:
     """How a version came to be, what it shows the model, and how it differs from another one."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
     manifest = programs.manifest(request.path_params["version"])
     against = request.query_params.get("against") or manifest.parent or BASELINE
@@ -155,7 +157,7 @@ def version_page(request: Request) -> Response:
         changes = changes_of_versions(programs, programs.named(against), manifest.version)
     except AutooptError as e:
         incomparable = str(e)
-    outcome = next((each for each in _outcomes(dashboard.instance, tenant, module) if _made(each, manifest)), None)
+    outcome = next((each for each in _outcomes(dashboard, entry, module) if _made(each, manifest)), None)
     return render(
         request,
         "version.html",
@@ -164,8 +166,10 @@ def version_page(request: Request) -> Response:
         programs=programs,
         manifest=manifest,
         lm=lm_of(manifest),
+        cost=cost_of(manifest),
+        unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
-        state=programs.state(manifest.version),
+        last=programs.last_event(manifest.version),
         declined=programs.declined(manifest.version),
         left=programs.rolled_back.get(manifest.version),
         withdrawn=programs.withdrawal(manifest.version),
@@ -182,9 +186,10 @@ def version_page(request: Request) -> Response:
 
 def outcome_page(request: Request) -> Response:
     """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
-    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
     run_id = request.path_params["run"]
-    for outcome in _outcomes(dashboard.instance, tenant, module):
+    for outcome in _outcomes(dashboard, entry, module):
         if outcome.run_id == run_id:
             return render(
                 request,
@@ -198,15 +203,19 @@ def outcome_page(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1."""
+    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1.
+
+    `decided` is what a person decided about the version that it proposed.
+    """
 
     at: datetime
     run_id: str
     said: dict[str, Any]
+    decided: str | None = None
 
     @property
     def verdict(self) -> str:
-        return str(self.said.get("verdict", "")) or "reported by hand"
+        return self.decided or str(self.said.get("verdict", "")) or "reported by hand"
 
     @property
     def reason(self) -> str:
@@ -215,7 +224,8 @@ class Outcome:
     @property
     def report(self) -> str:
         """Markdown, everything of the tenant's in it escaped."""
-        return str(self.said.get("report", ""))
+        report = str(self.said.get("report", ""))
+        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
     def score_before(self) -> float | None:
@@ -231,12 +241,16 @@ class Outcome:
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
 
 
-def _outcomes(instance: dg.DagsterInstance, tenant: str, module: str) -> Iterator[Outcome]:
+def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[Outcome]:
     """The last ones, newest first."""
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
-    for record in instance.fetch_materializations(wanted, limit=_OUTCOMES_SHOWN).records:
-        said = values_of(record.asset_materialization)
-        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said)
+    artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
+    moves: list[Move] | None = None
+    for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
+        said, decided = values_of(record.asset_materialization), None
+        if said.get("verdict") == PROPOSED and "version" in said:
+            moves = artifacts.moves() if moves is None else moves
+            decided = decided_about(artifacts, str(said["version"]), moves)
+        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
 
 
 def _made(outcome: Outcome, manifest: Manifest) -> bool:
@@ -249,24 +263,24 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Version:
-    """A line of the list of versions; `manifest` is None where it cannot be read, and `state` says why."""
+    """A line of the list of versions; `manifest` is None where it cannot be read, and `wrong` says why."""
 
     name: str
-    state: str
     verdict: str
     manifest: Manifest | None
-    last: Move | None
+    last: VersionEvent | None
+    wrong: str = ""
 
 
 def _versions(programs: Programs) -> list[Version]:
     """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
-    last = {move.to: move for move in programs.moves if move.to}
     found = [
-        Version(each.version, programs.state(each.version), programs.verdict(each), each, last.get(each.version))
+        Version(each.version, programs.verdict(each), each, programs.last_event(each.version))
         for each in reversed(programs.manifests)
     ]
     return found + [
-        Version(name, str(error), "damaged", None, last.get(name)) for name, error in programs.damaged.items()
+        Version(name, "damaged", None, programs.last_event(name), str(error))
+        for name, error in programs.damaged.items()
     ]
 
 
@@ -290,7 +304,6 @@ def _story(request: Request) -> dict[str, Any]:
     return told | {
         "story": story,
         "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
-        "health": health_of(story.standing),
         "progress": story.standing.progress,
         "silent": dashboard.counts.trouble,
     }

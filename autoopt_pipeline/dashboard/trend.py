@@ -28,9 +28,13 @@ class Point:
         return self.after if self.verdict == Verdict.PROMOTED else self.before
 
 
-def read_trends(instance: dg.DagsterInstance, keys: Collection[Key]) -> Mapping[Key, Sequence[Point]]:
-    """The last outcomes with scores, oldest first. One query for each module; of a module that has many outcomes
-    lately the others' older ones may be missing."""
+def read_trends(
+    instance: dg.DagsterInstance, keys: Collection[Key], begins: Mapping[str, datetime] | None = None
+) -> Mapping[Key, Sequence[Point]]:
+    """The last outcomes with scores, oldest first; of tenants that begin at a moment, only those since then.
+
+    One query for each module; of a module that has many outcomes lately the others' older ones may be missing.
+    """
     tenants: dict[str, list[str]] = {}
     for tenant, module in keys:
         tenants.setdefault(module, []).append(tenant)
@@ -40,7 +44,12 @@ def read_trends(instance: dg.DagsterInstance, keys: Collection[Key]) -> Mapping[
         for record in instance.fetch_materializations(wanted, limit=_OUTCOMES * len(partitions)).records:
             event = record.asset_materialization
             point = _point(record.timestamp, event) if event else None
-            if event and event.partition and point:
+            if (
+                event
+                and event.partition
+                and point
+                and not (begins and point.at < begins.get(event.partition, point.at))
+            ):
                 found.setdefault((event.partition, module), []).append(point)
     return {key: points[:_OUTCOMES][::-1] for key, points in found.items()}
 

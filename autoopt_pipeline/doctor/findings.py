@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.secrets import scrub
 
 
 class Status(StrEnum):
@@ -24,15 +25,15 @@ class Finding:
 
 
 def ok(what: str) -> Finding:
-    return Finding(Status.OK, what)
+    return Finding(Status.OK, scrub(what))
 
 
 def warn(what: str, remedy: str) -> Finding:
-    return Finding(Status.WARN, what, remedy)
+    return Finding(Status.WARN, scrub(what), scrub(remedy))
 
 
 def fail(what: str, remedy: str) -> Finding:
-    return Finding(Status.FAIL, what, remedy)
+    return Finding(Status.FAIL, scrub(what), scrub(remedy))
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,26 @@ def examine(checks: Iterable[Check]) -> Iterator[tuple[str, Finding]]:
             yield check.name, finding
 
 
+def findings_of(look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What a look finds, and as the last finding what it raised."""
+    try:
+        yield from look()
+    except AutooptError as e:
+        yield fail(e.what, e.remedy)
+    except Exception as e:  # noqa: BLE001 - what a driver raises must not hide the checks that follow
+        first_line = (str(e).splitlines() or [""])[0]
+        yield fail(
+            f"unexpected {type(e).__name__}: {first_line}",
+            "see what it names; if nothing is wrong there, report it with this line",
+        )
+
+
 def _examine(check: Check) -> list[Finding]:
     found: list[Finding] = []
 
     def look() -> None:
-        try:
-            for finding in check.look():
-                found.append(finding)  # one by one: what was found stays when the next step fails or hangs
-        except AutooptError as e:
-            found.append(fail(e.what, e.remedy))
-        except Exception as e:  # noqa: BLE001 - what a driver raises must not hide the checks that follow
-            first_line = (str(e).splitlines() or [""])[0]
-            found.append(
-                fail(
-                    f"unexpected {type(e).__name__}: {first_line}",
-                    "see what it names; if nothing is wrong there, report it with this line",
-                )
-            )
+        for finding in findings_of(check.look):
+            found.append(finding)  # one by one: what was found stays when the next step hangs
 
     # A daemon thread: one that never ends does not keep the process.
     thread = threading.Thread(target=look, name=check.name, daemon=True)

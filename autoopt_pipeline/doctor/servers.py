@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
@@ -12,6 +13,15 @@ from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError, LMNotConfigured
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import LMSettings
+from autoopt_pipeline.wording import one_line
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.lm.models import MeteredLM
+
+_CALLS = 2
+"""Of a model that doctor calls: a question, and what shows whether a schema is enforced."""
+
+_WHY = "for what a model thinks is counted too"
 
 _KNOWN_PHOENIX = "20."
 """The servers that the contract tests run against (requirements/phoenix.in)."""
@@ -19,14 +29,9 @@ _KNOWN_PHOENIX = "20."
 
 def phoenix(parts: Connections) -> Iterator[Finding]:
     server = parts.phoenix.about()
-    key = "the key is accepted" if parts.settings.phoenix_api_key else "no key is needed"
+    key = "the key may read and write" if parts.settings.phoenix_api_key else "no key is needed"
     told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
-    if server.not_understood:
-        yield warn(
-            f"{told}; it does not understand how traces are counted ({server.not_understood})",
-            f"use Phoenix {_KNOWN_PHOENIX}x; until then counting is slow, and annotations are not counted",
-        )
-    elif not (server.version or "").startswith(_KNOWN_PHOENIX):
+    if not (server.version or "").startswith(_KNOWN_PHOENIX):
         yield warn(f"{told}; tested is {_KNOWN_PHOENIX}x", "watch the first runs, or use that version")
     else:
         yield ok(told)
@@ -67,10 +72,7 @@ def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings 
 
 
 def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
-    from dspy.lm15 import Message, Request, TextPart
-    from dspy.utils.exceptions import LMError
-
-    from autoopt_pipeline.lm.meter import Meter, Outage
+    from autoopt_pipeline.lm.meter import Meter
     from autoopt_pipeline.lm.models import metered_lm
 
     if lm.model == STAND_IN:
@@ -78,15 +80,38 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
             f"{whose}: the offline stand-in, which is no language model", "set AUTOOPT_LM, e.g. openai/gpt-4o-mini"
         )
     try:
-        made = metered_lm(lm, Meter(max_calls=1, max_tokens=100_000))
-    except LMNotConfigured as e:
+        made = metered_lm(lm, Meter(max_calls=_CALLS, max_tokens=100_000))
+    except AutooptError as e:
         return fail(e.what, e.remedy)
     told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
-    if not call:
-        return ok(told)
+    return _called(made, told) if call else ok(told)
+
+
+def _called(made: "MeteredLM", told: str) -> Finding:
+    """What the model says to a short question, and how answers can be asked for."""
+    from dspy.lm15 import Message, Request, TextPart
+    from dspy.utils.exceptions import LMError
+
+    from autoopt_pipeline.lm.meter import Outage, answer_text
+    from autoopt_pipeline.lm.probe import enforces_schema
+
     began = time.perf_counter()
+    question = Request(model=made.lm.model, system="Answer briefly.", messages=(Message.user([TextPart("Say: ok")]),))
     try:
-        made.lm(Request(model=lm.model, system="Answer briefly.", messages=(Message.user([TextPart("Say: ok")]),)))
-    except (Outage, LMError) as e:
-        return fail(f"{told}; it does not answer: {' '.join(str(e).split())[:200]}", "check its name, endpoint and key")
-    return ok(f"{told}; it answered within {time.perf_counter() - began:.1f} s")
+        answer = made.lm(question)
+        seconds = time.perf_counter() - began
+        enforced = made.answer_format != "chat" and enforces_schema(made.lm)
+    except Outage as e:
+        return fail(f"{told}; it does not answer: {e.error.what}", e.error.remedy)
+    except LMError as e:
+        return fail(f"{told}; it does not answer: {one_line(str(e))}", "check its name, endpoint and key")
+    longest = made.endpoint.values.get("max_tokens") if made.endpoint else None
+    now = f"lm.max_tokens is {longest}" if longest else "lm.max_tokens is not set"
+    if not answer_text(answer).strip():
+        return fail(f"{told}; its answer is empty (it ended with {answer.finish_reason})", f"{now}: raise it, {_WHY}")
+    if answer.finish_reason == "length":
+        return fail(f"{told}; its answer to 'Say: ok' was cut off", f"{now}: raise it, {_WHY}")
+    if made.answer_format == "json_schema" and not enforced:
+        return fail(f"{told}; its endpoint enforces no JSON schema", "set lm.answer_format to auto or chat")
+    formats = "a JSON schema is enforced" if enforced else "answers are asked for in DSPy's chat format"
+    return ok(f"{told}; it answered within {seconds:.1f} s; {formats}")

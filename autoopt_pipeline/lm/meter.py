@@ -1,16 +1,20 @@
 """Counting and bounding what a run spends on its language models."""
 
 import hashlib
+import json
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 from dspy.lm15 import Request, Response
-from dspy.utils.exceptions import LMInvalidRequestError, LMUnsupportedModelError
+
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.lm.failures import RequestRefused, as_error
 
 
 class BudgetExhausted(BaseException):
@@ -18,7 +22,12 @@ class BudgetExhausted(BaseException):
 
 
 class Outage(BaseException):
-    """An endpoint failed even after retries. A BaseException for the same reason, so that nothing goes on asking."""
+    """No request can be answered, for the reason that `error` gives. A BaseException as above, so that nothing goes on
+    asking."""
+
+    def __init__(self, error: AutooptError) -> None:
+        self.error = error
+        super().__init__(str(error))
 
 
 class Role(StrEnum):
@@ -37,17 +46,19 @@ class Meter:
     """Calls and tokens so far, calls also by role, and their limits. Safe to share between threads.
 
     DSPy's own `track_usage` loses what threads did, so counting happens here, where every call passes. One meter
-    counts all models of a run, so that one budget bounds them.
+    counts all models of a run, so that one budget bounds them. `cached_tokens` are those of the `input_tokens` that a
+    provider had read before.
     """
 
     max_calls: int
     max_tokens: int
     calls: int = 0
     tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
     calls_by_role: Counter[Role] = field(default_factory=Counter)
-    refused_calls: int = 0
-    last_refusal: str = ""
-    _outage: str = ""
+    _outage: Outage | None = None
     _largest_answer: int = 0
     _held_back: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -64,30 +75,33 @@ class Meter:
         """
         with self._lock:
             if self._outage:
-                raise Outage(self._outage)
+                raise Outage(self._outage.error)
             held_tokens = self._held_back * self._largest_answer
             if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens - held_tokens:
                 raise BudgetExhausted(f"{self.calls} calls and {self.tokens} tokens are spent")
             self.calls += 1
             self.calls_by_role[role] += 1
 
-    def add_tokens(self, role: Role, tokens: int) -> None:
+    def add_tokens(self, role: Role, response: Response) -> None:
+        """Count what an answer took, as the endpoint says; nothing where it says nothing."""
+        usage = response.usage
+        if usage is None:
+            return
+        read, written = usage.input_tokens or 0, usage.output_tokens or 0
+        tokens = usage.total_tokens or read + written
         with self._lock:
             self.tokens += tokens
+            self.input_tokens += read
+            self.output_tokens += written
+            self.cached_tokens += usage.cache_read_tokens or 0
             if role is Role.ANSWERS:
                 self._largest_answer = max(self._largest_answer, tokens)
 
-    def add_refusal(self, message: str) -> None:
-        """The model will not answer this request: it is too long, or against its rules."""
+    def add_outage(self, error: AutooptError) -> Outage:
+        """No request can be answered: nothing is known of the answers that are missing."""
         with self._lock:
-            self.refused_calls += 1
-            self.last_refusal = message
-
-    def add_outage(self, message: str) -> Outage:
-        """The endpoint failed, even after retries: nothing is known of the answer."""
-        with self._lock:
-            self._outage = message
-        return Outage(message)
+            self._outage = self._outage or Outage(error)
+        return Outage(error)
 
     @contextmanager
     def holding_back(self, calls: int) -> Generator[None, None, None]:
@@ -99,49 +113,109 @@ class Meter:
             self._held_back -= calls
 
 
+_listeners: ContextVar[tuple[list[Response], ...]] = ContextVar("_listeners", default=())
+
+
+@contextmanager
+def listening() -> Generator[list[Response], None, None]:
+    """The model's answers to what is asked inside, in this thread or task, in their order; remembered ones too."""
+    heard: list[Response] = []
+    token = _listeners.set((*_listeners.get(), heard))
+    try:
+        yield heard
+    finally:
+        _listeners.reset(token)
+
+
+def answer_text(response: Response) -> str:
+    """What a model answered. DSPy's client hands an answer by a schema over as data."""
+    parts = [
+        json.dumps(part.value) if part.type == "data" else getattr(part, "text", "") for part in response.message.parts
+    ]
+    return response.text or "".join(parts)
+
+
+class Answers(Protocol):
+    """Where answers are remembered, by a digest of the request and of who was asked."""
+
+    def get(self, key: bytes) -> Response | None: ...
+
+    def put(self, key: bytes, response: Response) -> None: ...
+
+
+class InMemory:
+    """Answers remembered as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._answers: dict[bytes, Response] = {}
+
+    def get(self, key: bytes) -> Response | None:
+        return self._answers.get(key)
+
+    def put(self, key: bytes, response: Response) -> None:
+        self._answers[key] = response
+
+
 class MeteredEngine:
-    """Passes requests on to another engine and counts them.
+    """Passes requests on to another engine and counts them. `configure` fills in what a request leaves open.
 
     The same request is asked once: a search evaluates the same program on the same examples more than once, and
-    of a program of several predictors mostly one is changed at a time. What is asked at a temperature, the request's
-    or the model's own (`samples`), is asked anew, because then another answer is wanted.
+    of a program of several predictors mostly one is changed at a time. What is asked at a temperature is asked anew,
+    because then another answer is wanted, each time with another seed, so that a run can be repeated. Answers are
+    remembered in `answers`; there `asked_at` tells endpoints of models of the same name apart.
     """
 
     def __init__(
-        self, engine: Engine, name: str, meter: Meter, role: Role, secret: str | None = None, samples: bool = False
+        self,
+        engine: Engine,
+        name: str,
+        meter: Meter,
+        role: Role,
+        configure: Callable[[Request], Request] = lambda request: request,
+        answers: Answers | None = None,
+        asked_at: str = "",
     ) -> None:
         self._engine = engine
         self._name = name
         self._meter = meter
         self._role = role
-        self._secret = secret
-        self._samples = samples
-        self._answers: dict[bytes, Response] = {}
+        self._configure = configure
+        self._answers: Answers = answers or InMemory()
+        self._who = f"{name}\0{asked_at}\0".encode()
+        self._sampled: Counter[bytes] = Counter()
 
     def complete(self, request: Request) -> Response:
-        """Answer, or raise `BudgetExhausted`, `Outage`, or the engine's own error where it refuses the request."""
-        if self._samples or request.config.temperature:
-            return self._ask(request)
-        key = hashlib.sha256(repr(request).encode()).digest()
-        if key not in self._answers:
-            self._answers[key] = self._ask(request)
-        return self._answers[key]
+        """Answer, or raise `BudgetExhausted`, `Outage`, or `RequestRefused` where it refuses this one request."""
+        request = self._configure(request)
+        key = self._key(request)
+        if request.config.temperature:
+            self._sampled[key] += 1
+            request = _seeded(request, key, self._sampled[key])
+            key = self._key(request)
+        response = self._answers.get(key)
+        if response is None:
+            response = self._ask(request)
+            self._answers.put(key, response)
+        for heard in _listeners.get():
+            heard.append(response)
+        return response
+
+    def _key(self, request: Request) -> bytes:
+        return hashlib.sha256(self._who + repr(request).encode()).digest()
 
     def _ask(self, request: Request) -> Response:
         self._meter.admit(self._role)
         try:
             response = self._engine.complete(request)
-        except Exception as e:
-            said = self._cleaned(str(e))
-            message = f"{type(e).__name__}: {said}"
-            if isinstance(e, LMInvalidRequestError) and not isinstance(e, LMUnsupportedModelError):
-                self._meter.add_refusal(message)
-                e.args, e.message = (said,), self._cleaned(e.message)
-                raise e from None  # what caused it quotes the key too
-            raise self._meter.add_outage(f"{self._name}: {message[:200]}") from None
-        self._meter.add_tokens(self._role, (response.usage.total_tokens or 0) if response.usage else 0)
+        except RequestRefused:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever the client and its packages raise
+            # What caused it may quote the key.
+            raise self._meter.add_outage(as_error(self._name, e)) from None
+        self._meter.add_tokens(self._role, response)
         return response
 
-    def _cleaned(self, text: str) -> str:
-        """Servers like to quote the key that they refuse, and what is raised here ends in notes and reports."""
-        return text.replace(self._secret, "***") if self._secret else text
+
+def _seeded(request: Request, key: bytes, times: int) -> Request:
+    digest = hashlib.sha256(key + times.to_bytes(4)).digest()
+    return replace(request, config=replace(request.config, seed=int.from_bytes(digest[:4]) >> 1))

@@ -1,26 +1,21 @@
 """From settings to a language model: any that DSPy speaks to, or the stand-in."""
 
-import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import dspy
-from dspy.lm15 import Request, Response
-from dspy.utils.exceptions import LMConfigurationError, LMError
+from dspy.utils.exceptions import LMError
+from pydantic import ValidationError
 
-from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.meter import Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
+from autoopt_pipeline.lm.endpoint import EndpointEngine
+from autoopt_pipeline.lm.failures import as_error
+from autoopt_pipeline.lm.meter import Answers, Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.settings import STAND_IN, Settings
-from autoopt_pipeline.tenants.config import LMSettings
-
-_NATIVE_PROVIDERS = frozenset(
-    {"openai", "anthropic", "azure", "gemini", "groq", "openrouter", "deepseek", "hosted_vllm", "ollama_chat"}
-)
-"""Providers that DSPy's own client speaks to. For the others DSPy uses LiteLLM, three times the CPU per call."""
-
-_RETRIES = 3
-"""Tries after a 429, a 5xx or a transport error, with DSPy's exponential waits."""
+from autoopt_pipeline.modules.answer_format import CHAT
+from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
+from autoopt_pipeline.strict import first_error
+from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
 """Longest output where the settings do not say: an answer is a few short fields, an instruction a page."""
@@ -28,13 +23,15 @@ _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
 
 @dataclass(frozen=True)
 class MeteredLM:
-    """A language model whose every call is counted."""
+    """A language model whose every call is counted. The stand-in has no `endpoint`."""
 
     lm: dspy.LM
     meter: Meter
     name: str
     threads: int
     is_stand_in: bool
+    answer_format: AnswerFormatChoice = CHAT
+    endpoint: EndpointEngine | None = None
 
 
 def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
@@ -67,66 +64,48 @@ def resolve_teacher(configured: LMSettings | None, settings: Settings, answering
     return answering
 
 
-def metered_lm(settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS) -> MeteredLM:
-    """Make the language model. Raises `LMNotConfigured` when its key is missing."""
+def metered_lm(
+    settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS, answers: Answers | None = None
+) -> MeteredLM:
+    """Make the language model. What it answers is remembered in `answers`, by default as long as it lives.
+
+    Raises `LMNotConfigured` when its key is missing, or a setting cannot be used.
+    """
     if settings.model == STAND_IN:
+        stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
         # The stand-in only computes, so threads would fight for the interpreter lock.
-        return MeteredLM(
-            _dspy_lm(f"{STAND_IN}/nearest-demo", MeteredEngine(StandInEngine(), STAND_IN, meter, role)),
-            meter,
-            STAND_IN,
-            1,
-            True,
-        )
+        return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
+    endpoint = _endpoint(settings, role)
+    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
+    return MeteredLM(
+        _dspy_lm(settings.model, engine),
+        meter,
+        settings.model,
+        settings.concurrency,
+        is_stand_in=False,
+        answer_format=settings.answer_format,
+        endpoint=endpoint,
+    )
+
+
+def plain_lm(**fields: Any) -> dspy.LM:
+    """A model that nothing counts, asked as runs ask it; `fields` are those of `LMSettings`.
+
+    Raises `InvalidConfig` for a field that is wrong, and `LMNotConfigured` as `metered_lm`.
+    """
+    try:
+        settings = LMSettings(**fields)
+    except ValidationError as e:
+        raise InvalidConfig(f"language model {fields.get('model')}: {first_error(e)}", "correct it") from None
+    return _dspy_lm(settings.model, _endpoint(settings, Role.ANSWERS))
+
+
+def _endpoint(settings: LMSettings, role: Role) -> EndpointEngine:
     key = _key(settings)
     try:
-        endpoint = _EndpointEngine(settings, key, _MAX_TOKENS[role])
+        return EndpointEngine(settings, key, _MAX_TOKENS[role])
     except (LMError, ValueError) as e:
-        raise LMNotConfigured(f"language model {settings.model}: {e}", "correct the model's settings") from None
-    engine = MeteredEngine(endpoint, settings.model, meter, role, secret=key, samples=bool(settings.temperature))
-    return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
-
-
-class _EndpointEngine:
-    """A real model behind DSPy's own client, as an engine that can be wrapped."""
-
-    def __init__(self, settings: LMSettings, key: str | None, max_tokens: int) -> None:
-        provider = settings.model.partition("/")[0]
-        native = provider in _NATIVE_PROVIDERS
-        if not native:
-            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches prices at import
-        self._settings = settings
-        self._connection: dict[str, Any] = {
-            name: value for name, value in {"api_base": settings.api_base, "api_key": key}.items() if value
-        }
-        self._engine: Literal["lm15", "litellm"] = "lm15" if native else "litellm"
-        try:
-            self._lm = self._make(
-                temperature=_or(settings.temperature, 0.0), max_tokens=_or(settings.max_tokens, max_tokens)
-            )
-        except LMConfigurationError:
-            # Reasoning models take neither.
-            self._lm = self._make(temperature=settings.temperature, max_tokens=settings.max_tokens)
-
-    def _make(self, *, temperature: float | None, max_tokens: int | None) -> dspy.LM:
-        return dspy.LM(
-            self._settings.model,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            # The cache's key leaves out the endpoint: one tenant would get another's answers.
-            cache=False,
-            num_retries=_RETRIES,
-            engine=self._engine,
-            timeout=self._settings.timeout_seconds,
-            **self._connection,
-        )
-
-    def complete(self, request: Request) -> Response:
-        return self._lm(request)
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+        raise as_error(settings.model, e) from None
 
 
 def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
@@ -135,7 +114,7 @@ def _dspy_lm(model: str, engine: Engine) -> dspy.LM:
 
 def _key(settings: LMSettings) -> str | None:
     if settings.api_key_env:
-        key = os.environ.get(settings.api_key_env)
+        key = read_secret(settings.api_key_env)
         if not key:
             raise LMNotConfigured(
                 f"language model {settings.model}: environment variable {settings.api_key_env} is not set",

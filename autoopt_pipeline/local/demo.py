@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,11 +21,11 @@ from autoopt_pipeline.local.sample_tenants import (
     INTERVAL_SECONDS,
     SAMPLE_TENANTS,
     SampleTenant,
-    sample_config,
+    configured_samples,
     send_sample_traffic,
 )
+from autoopt_pipeline.local.smollm2 import smollm2_settings, start_smollm2, who_answers
 from autoopt_pipeline.local.stack import (
-    PROJECT,
     Stack,
     copy_instance,
     start_daemon,
@@ -40,6 +40,7 @@ from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED,
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.sensors import NEW_EVIDENCE_TAG
 from autoopt_pipeline.settings import STAND_IN, Settings
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
@@ -47,7 +48,8 @@ SENSOR = "auto_optimization_sensor"
 _SETTLING_SECONDS = 2
 _JITTER = 0
 _NEW_TRACES = 150
-_ROUND_SECONDS = 300
+_ROUND_SECONDS = 600
+_ROUND_SECONDS_WITH_A_REAL_MODEL = 900
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,21 @@ class DemoOutcome:
     version: str | None = None
     run_id: str | None = None
     lm_calls: int = 0
+    lm_tokens: int = 0
+    language_model: str | None = None
 
 
-DEMO_HOME = PROJECT / ".autoopt" / "demo"
+def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = False) -> None:
+    """Run the demo to its end in a new folder, by default in place of this folder's last one.
 
-
-def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
-    """Run the demo to its end, in the place of the last one. Raises `StackFailed` when a part fails."""
+    Raises `StackFailed` when a part fails. With `smollm2` there is one more tenant, for which that model answers.
+    """
     started = time.monotonic()
-    if home == DEMO_HOME:
+    if home is None:
+        home = Path.cwd() / ".autoopt" / "demo"
         shutil.rmtree(home, ignore_errors=True)
-    elif home.exists() and any(home.iterdir()):
+    home = home.absolute()
+    if home.exists() and any(home.iterdir()):
         raise StackFailed(f"{home} is not empty", "name a new folder")
     copy_instance(home)
 
@@ -85,6 +91,7 @@ def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}")
 
     with Processes(home / "logs") as processes:
+        lm = smollm2_settings(start_smollm2(processes, home / "smollm2", free_port())) if smollm2 else None
         endpoint = start_phoenix(processes, home / "phoenix", free_port(), free_port())
         stack = Stack(
             home,
@@ -99,18 +106,15 @@ def run_demo(console: Console, home: Path = DEMO_HOME) -> None:
         start_daemon(processes, stack)
         say("starting Phoenix and the Dagster daemon")
         wait_for_phoenix(processes, endpoint)
-        say(f"Phoenix answers at {endpoint}")
+        say(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
         with open_instance(home) as instance:
-            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, say).play()
+            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, say, configured_samples(lm)).play()
     summary = home / "summary.json"
-    summary.write_text(json.dumps({"stand_in_lm": True, "outcomes": [asdict(o) for o in outcomes]}, indent=1))
+    summary.write_text(json.dumps({"outcomes": [asdict(o) for o in outcomes]}, indent=1))
     for table in _tables(outcomes):
         console.print(table)
-    console.print(
-        "Answers came from the offline [bold]stand-in[/bold], which is no language model: the loop is real, "
-        "the scores say nothing of one."
-    )
-    shown = home.relative_to(PROJECT) if home.is_relative_to(PROJECT) else home
+    console.print(who_answers(lm))
+    shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     say(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
 
 
@@ -122,6 +126,7 @@ class _Demo:
         phoenix: Phoenix,
         home: Path,
         say: Callable[[str], None],
+        samples: Sequence[tuple[SampleTenant, RoutingConfigUnified]],
     ) -> None:
         self.processes = processes
         self.instance = instance
@@ -129,16 +134,19 @@ class _Demo:
         self.home = home
         self.configs = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
         self.say = say
+        self.tenants = [tenant for tenant, _ in samples]
+        self.chosen = {tenant.tenant_id: config for tenant, config in samples}
+        self.round_seconds = _ROUND_SECONDS_WITH_A_REAL_MODEL if any(c.lm for _, c in samples) else _ROUND_SECONDS
         self.reported: set[str] = set()
 
     def play(self) -> list[DemoOutcome]:
         self._send_first_traffic()
-        for tenant in SAMPLE_TENANTS:
-            write_config(self.configs, sample_config(tenant))
-            register_tenant(self.instance, tenant.tenant_id)
-        self.say(f"round 1: {len(SAMPLE_TENANTS)} tenants are configured; the sensor does the rest")
+        for config in self.chosen.values():
+            write_config(self.configs, config, by="autoopt demo")
+            register_tenant(self.instance, config.tenant_id)
+        self.say(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())
-        for tenant in SAMPLE_TENANTS:
+        for tenant in self.tenants:
             seen = {o.verdict or o.decision for o in first if o.tenant == tenant.tenant_id}
             if not tenant.expected & seen:
                 raise StackFailed(
@@ -168,15 +176,15 @@ class _Demo:
         def send(tenant: SampleTenant) -> None:
             send_sample_traffic(self.phoenix, tenant, tenant.traces, start=start, end=end, seed=1)
 
-        total = sum(tenant.traces for tenant in SAMPLE_TENANTS)
-        self.say(f"sending {total} traces of {len(SAMPLE_TENANTS)} tenants")
-        with ThreadPoolExecutor(len(SAMPLE_TENANTS)) as pool:
-            list(pool.map(send, SAMPLE_TENANTS))
+        total = sum(tenant.traces for tenant in self.tenants)
+        self.say(f"sending {total} traces of {len(self.tenants)} tenants")
+        with ThreadPoolExecutor(len(self.tenants)) as pool:
+            list(pool.map(send, self.tenants))
         self.say("all traces are stored")
 
     def _round(self, number: int, complete: Callable[[list[dg.RunRecord]], bool], *, since: float) -> list[DemoOutcome]:
         """Wait until the sensor has launched what it will, all runs have ended, and it says that nothing is due."""
-        deadline = time.monotonic() + _ROUND_SECONDS
+        deadline = time.monotonic() + self.round_seconds
         while time.monotonic() < deadline:
             self.processes.check()
             runs = self._runs(since)
@@ -192,7 +200,7 @@ class _Demo:
                 self.say(f"the sensor skips: {reason.partition(' (')[0]}")
                 return self._outcomes(number, runs)
             time.sleep(0.3)
-        raise StackFailed(f"round {number} did not end within {_ROUND_SECONDS} s", f"see {self.home / 'logs'}")
+        raise StackFailed(f"round {number} did not end within {self.round_seconds} s", f"see {self.home / 'logs'}")
 
     @staticmethod
     def _launched(runs: list[dg.RunRecord]) -> bool:
@@ -223,9 +231,8 @@ class _Demo:
     def _outcomes(self, number: int, runs: list[dg.RunRecord]) -> list[DemoOutcome]:
         plan = self._plan()
         by_key: dict[tuple[str, str], DemoOutcome] = {}
-        chosen = {(tenant.tenant_id, module) for tenant in SAMPLE_TENANTS for module in tenant.modules}
         for (tenant, module), decision in plan.decisions.items():
-            if (tenant, module) not in chosen:
+            if module not in self.chosen[tenant].modules:
                 continue
             new = decision.evidence.new_traces if decision.evidence else None
             by_key[tenant, module] = DemoOutcome(tenant, module, number, decision.reason.value, decision.detail, new)
@@ -267,6 +274,8 @@ class _Demo:
                 version=materialized.get("version"),
                 run_id=run.run_id,
                 lm_calls=materialized["lm_calls"],
+                lm_tokens=materialized["lm_tokens"],
+                language_model=materialized["language_model"],
             )
 
     def _metadata(self, asset: dg.AssetKey, run_id: str) -> dict[str, Any] | None:
@@ -287,9 +296,12 @@ _COLORS = {"promoted": "green", "rejected": "yellow"}
 def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
     """What became of each module, a table a round, then why. What was skipped for one reason shares a row."""
     reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
+    columns = [("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)]
+    if several_models := len({o.language_model for o in outcomes if o.language_model}) > 1:
+        columns.append(("answered by", 11))
     for number, title in _TITLES.items():
         results = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column, width in (("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)):
+        for column, width in columns:
             results.add_column(column, no_wrap=True, min_width=width)
         rows: dict[tuple[object, ...], list[DemoOutcome]] = {}
         for o in outcomes:
@@ -305,6 +317,7 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
                 f"[{_COLORS[result]}]{result}[/]" if result in _COLORS else result,
                 "" if o.new_traces is None else str(o.new_traces),
                 _scores(o),
+                *([_model(o)] if several_models else []),
             )
             if o.run_id or number == 1:
                 reasons.add_row(str(number), f"{o.tenant} {modules}", o.reason)
@@ -316,3 +329,8 @@ def _scores(outcome: DemoOutcome) -> str:
     if outcome.incumbent_score is None or outcome.candidate_score is None:
         return ""
     return f"{100 * outcome.incumbent_score:.0f} -> {100 * outcome.candidate_score:.0f} %"
+
+
+def _model(outcome: DemoOutcome) -> str:
+    """`stand-in` or `openai/smollm2`, without the words that tell the first from a language model."""
+    return (outcome.language_model or "").partition(" ")[0]

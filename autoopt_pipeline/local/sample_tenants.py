@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.tenants.config import Agent, ModuleSettings, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
@@ -60,6 +60,16 @@ SAMPLE_TENANTS = (
     SampleTenant("dormant", "optimization turned off", frozenset({"disabled"}), 60, enabled=False),
 )
 
+REAL_MODEL_TENANT = SampleTenant(
+    "soylent",
+    "a real language model answers",
+    frozenset({"promoted", "rejected", "waiting"}),  # whatever the model is worth
+    310,
+    Habits(reviewed=1.0),
+    modules=("modality",),
+)
+"""Comes to `SAMPLE_TENANTS` where there is a real model: one module, few traces and a small budget, for it is slow."""
+
 
 def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
     return RoutingConfigUnified(
@@ -69,6 +79,24 @@ def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
         modules={name: ModuleSettings() for name in tenant.modules},
         agents=[Agent(name=name, description=text) for name, text in SAMPLE_AGENTS.items()],
     )
+
+
+def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
+    """The configuration of `REAL_MODEL_TENANT`, with few calls and short prompts."""
+    return sample_config(REAL_MODEL_TENANT).model_copy(
+        update={
+            "lm": lm,
+            "budget": Budget(max_lm_calls=340),
+            "dspy_max_labeled_demos": 8,
+            "dspy_max_bootstrapped_demos": 0,
+        }
+    )
+
+
+def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
+    """All sample tenants with their configurations; with `REAL_MODEL_TENANT` where there is a real model."""
+    samples = [(tenant, sample_config(tenant)) for tenant in SAMPLE_TENANTS]
+    return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
 
 
 def send_sample_traffic(

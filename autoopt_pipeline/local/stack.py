@@ -1,15 +1,24 @@
 """Phoenix and Dagster on this machine, for trying things out, the demo and the tests."""
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoopt_pipeline.errors import StackFailed
+import yaml
+
+from autoopt_pipeline.errors import InvalidHome, StackFailed
 from autoopt_pipeline.local.processes import LOOPBACK, Processes
 
-PROJECT = Path(__file__).resolve().parents[2]
+_INSTANCE = Path(__file__).with_name("instance")
+"""The `dagster.yaml` and `workspace.yaml` of an instance on one machine, and the settings of a new deployment."""
+
+_OF_DAGSTER = ("dagster.yaml", "workspace.yaml")
+_SETTINGS = "autoopt.env"
+
+_PHOENIX_OF_THE_CHECKOUT = Path(__file__).resolve().parents[2] / ".venv-phoenix" / "bin" / "phoenix"
 
 _PHOENIX_ENV = {
     "PHOENIX_DISCOVER_CONFIG": "false",
@@ -45,8 +54,19 @@ class Stack:
         }
 
 
-def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int, *, host: str = LOOPBACK) -> str:
-    """Start a Phoenix server that keeps its data in `folder`. Returns its endpoint at once; see `wait_for_phoenix`."""
+def start_phoenix(
+    processes: Processes,
+    folder: Path,
+    port: int,
+    grpc_port: int,
+    *,
+    host: str = LOOPBACK,
+    database_url: str | None = None,
+) -> str:
+    """Start a Phoenix server that keeps its data in `folder`, or in the database `database_url`.
+
+    Returns its endpoint at once; see `wait_for_phoenix`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     env = {
         **_PHOENIX_ENV,
@@ -55,6 +75,7 @@ def start_phoenix(processes: Processes, folder: Path, port: int, grpc_port: int,
         "PHOENIX_PORT": str(port),
         "PHOENIX_GRPC_PORT": str(grpc_port),
         "PYTHONWARNINGS": "ignore",
+        **({"PHOENIX_SQL_DATABASE_URL": database_url} if database_url else {}),
     }
     processes.start("phoenix", [_phoenix_command(), "serve"], env=env, cwd=folder)
     return f"http://{host}:{port}"
@@ -87,25 +108,64 @@ def start_dashboard(processes: Processes, stack: Stack, port: int) -> str:
 
 
 def copy_instance(home: Path) -> None:
-    """Give a folder the project's `dagster.yaml` and `workspace.yaml`, so that it is a DAGSTER_HOME of its own."""
+    """Give a folder the `dagster.yaml` and `workspace.yaml` of an instance of its own."""
     home.mkdir(parents=True, exist_ok=True)
-    for name in ("dagster.yaml", "workspace.yaml"):
-        source = PROJECT / name
-        if not source.exists():
-            raise StackFailed(f"{source} is missing", "run this from a checkout of the project")
-        if home != PROJECT:
-            shutil.copyfile(source, home / name)
+    for name in _OF_DAGSTER:
+        shutil.copyfile(_INSTANCE / name, home / name)
+
+
+def new_home(home: Path) -> list[str]:
+    """Make a folder the home of a deployment. Returns the names of the files that it got.
+
+    Raises `InvalidHome` when one of them is there already, or none can be written; then nothing was.
+    """
+    texts = {name: (_INSTANCE / name).read_text() for name in (*_OF_DAGSTER, _SETTINGS)}
+    texts[_SETTINGS] = texts[_SETTINGS].replace("=FOLDER\n", f"={shlex.quote(str(home))}\n")
+    if there := [name for name in texts if (home / name).exists()]:
+        raise InvalidHome(f"{home / there[0]} exists already", "name a new folder, or move what is there away")
+    written: list[Path] = []
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            mode = 0o600 if name == _SETTINGS else 0o644  # there will be passwords in it
+            with open(home / name, "x", opener=lambda path, flags, mode=mode: os.open(path, flags, mode)) as file:
+                written.append(home / name)
+                file.write(text)
+    except OSError as e:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise InvalidHome(f"{home} cannot be written: {e.strerror}", "name a folder that can") from None
+    return [*texts]
+
+
+def require_home(home: Path) -> None:
+    """Raise `InvalidHome` unless the folder has an instance that keeps its data there, and nowhere else."""
+    path = home / "dagster.yaml"
+    if not path.exists():
+        raise InvalidHome(f"{home} has no dagster.yaml", "make a folder with 'autoopt init FOLDER', and go there")
+    try:
+        own = yaml.safe_load(path.read_text())["storage"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        own = None
+    if own != yaml.safe_load((_INSTANCE / "dagster.yaml").read_text())["storage"]:
+        raise InvalidHome(
+            f"{path} keeps Dagster's data elsewhere, where a second daemon would launch everything twice",
+            "go to a folder of its own, as 'autoopt init FOLDER' makes one",
+        )
 
 
 def _phoenix_command() -> str:
-    beside = PROJECT / ".venv-phoenix" / "bin" / "phoenix"
-    command = os.environ.get("AUTOOPT_PHOENIX_COMMAND") or (str(beside) if beside.exists() else shutil.which("phoenix"))
-    if not command:
+    wanted = os.environ.get("AUTOOPT_PHOENIX_COMMAND") or (
+        _PHOENIX_OF_THE_CHECKOUT if _PHOENIX_OF_THE_CHECKOUT.exists() else "phoenix"
+    )
+    found = shutil.which(wanted)
+    if not found:
         raise StackFailed(
-            "the Phoenix server is not installed",
-            "run 'make install' (it gets an environment of its own, .venv-phoenix), or set AUTOOPT_PHOENIX_COMMAND",
+            f"the Phoenix server is not installed: there is no command {wanted}",
+            "pip install 'arize-phoenix>=20.26,<21' into an environment of its own, and set AUTOOPT_PHOENIX_COMMAND to "
+            "its bin/phoenix; in a checkout, run 'make install'",
         )
-    return command
+    return str(Path(found).absolute())
 
 
 def _command(name: str) -> str:

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from autoopt_pipeline.errors import StackFailed
 from autoopt_pipeline.local.processes import Processes, free_port, require_free
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.local.sample_tenants import REAL_MODEL_TENANT, configured_samples, send_sample_traffic
+from autoopt_pipeline.local.smollm2 import NAME, smollm2_settings, start_smollm2, who_answers
 from autoopt_pipeline.local.stack import (
-    PROJECT,
     Stack,
-    copy_instance,
+    require_home,
     start_dagster_dev,
     start_dashboard,
     start_phoenix,
@@ -24,27 +24,48 @@ from autoopt_pipeline.local.stack import (
 from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.settings import STAND_IN, load_settings
+from autoopt_pipeline.tenants.config import LMSettings
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
-def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_port: int) -> None:
-    """Start everything, say where it is, and wait. Raises `StackFailed` when a port is taken or a part dies."""
-    if len({phoenix_port, dagster_port, dashboard_port}) < 3:
+def run_up(
+    console: Console,
+    home: Path,
+    *,
+    phoenix_port: int,
+    dagster_port: int,
+    dashboard_port: int,
+    smollm2_port: int | None = None,
+) -> None:
+    """Start everything in a folder that has an instance, say where it is, and wait.
+
+    With `smollm2_port` there is one more tenant, for which that model answers. Raises `InvalidHome` for a folder
+    without an instance, and `StackFailed` when a port is taken or a part dies.
+    """
+    ports = {
+        "phoenix": ("Phoenix", phoenix_port),
+        "dagster": ("Dagster", dagster_port),
+        "dashboard": ("the dashboard", dashboard_port),
+    }
+    if smollm2_port:
+        ports["lm"] = ("the language model", smollm2_port)
+    if len({port for _, port in ports.values()}) < len(ports):
+        *others, last = ports
         raise StackFailed(
-            f"two of the ports {phoenix_port}, {dagster_port} and {dashboard_port} are the same",
-            "choose three with PHOENIX_PORT=..., DAGSTER_PORT=... and DASHBOARD_PORT=...",
+            f"two of the ports {', '.join(str(port) for _, port in ports.values())} are the same",
+            f"choose them with {', '.join(f'--{name}-port' for name in others)} and --{last}-port "
+            "(make up PHOENIX_PORT=...)",
         )
-    require_free(phoenix_port, "Phoenix", "PHOENIX_PORT=...")
-    require_free(dagster_port, "Dagster", "DAGSTER_PORT=...")
-    require_free(dashboard_port, "the dashboard", "DASHBOARD_PORT=...")
-    copy_instance(PROJECT)
-    local = PROJECT / ".autoopt"
+    require_home(home)
+    for name, (what, port) in ports.items():
+        require_free(port, what, f"--{name}-port (make up {name.upper()}_PORT=...)")
+    local = home / ".autoopt"
     modules = load_settings().modules
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
-            PROJECT,
+            home,
             endpoint,
             {
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
@@ -54,6 +75,7 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_
             },
         )
         console.print("starting Phoenix, Dagster and the dashboard ...")
+        lm = smollm2_settings(start_smollm2(processes, local / "smollm2", smollm2_port)) if smollm2_port else None
         wait_for_phoenix(processes, endpoint)
         dagster_ui = start_dagster_dev(processes, stack, dagster_port)
         stack.settings["AUTOOPT_DAGSTER_UI_URL"] = dagster_ui
@@ -67,8 +89,8 @@ def run_up(console: Console, *, phoenix_port: int, dagster_port: int, dashboard_
             "AUTOOPT_DAGSTER_UI_URL",
         ):
             console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
-        _add_sample_tenants(console, Phoenix(endpoint))
-        console.print("answers come from the offline [bold]stand-in[/bold], which is no language model")
+        _add_sample_tenants(console, home, Phoenix(endpoint), lm)
+        console.print(who_answers(lm))
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
         try:
             while True:
@@ -86,22 +108,24 @@ def _alone(local: Path) -> Generator[None, None, None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StackFailed(f"a stack of {local.parent} runs already", "stop it, or use a second checkout") from None
+            raise StackFailed(f"a stack of {local.parent} runs already", "stop it, or use another folder") from None
         yield
 
 
-def _add_sample_tenants(console: Console, phoenix: Phoenix) -> None:
-    configs = open_config_store(f"sqlite:///{PROJECT / '.autoopt' / 'config.db'}")
+def _add_sample_tenants(console: Console, home: Path, phoenix: Phoenix, lm: LMSettings | None) -> None:
+    configs = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     known = configs.current()
     end = datetime.now(UTC)
-    for tenant in SAMPLE_TENANTS:
+    for tenant, config in configured_samples(lm):
         if configs.history(tenant.tenant_id):
             continue  # it was added before, and perhaps removed since
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
-        write_config(configs, sample_config(tenant))
-        with open_instance(PROJECT) as instance:
+        write_config(configs, config, by="autoopt up")
+        with open_instance(home) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")
     if known:
         console.print(f"{len(known)} tenants from earlier")
+    if REAL_MODEL_TENANT.tenant_id in known and lm is None:
+        console.print(f"{REAL_MODEL_TENANT.tenant_id} asks {NAME}, which is not here: 'make up LM={NAME}' starts it")

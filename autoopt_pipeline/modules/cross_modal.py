@@ -9,6 +9,7 @@ from autoopt_pipeline import contract
 from autoopt_pipeline.modules.examples import (
     Right,
     Unusable,
+    check_whole,
     each,
     find_judged,
     make_example,
@@ -55,6 +56,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
     gains = _measured_gains(spec, decisions)
 
     def build(decision: Decision) -> Example:
+        check_whole(spec, decision)
         detected = read_modalities(decision.attributes, spec.contract.inputs["modalities"])
         if len(detected) < 2:
             raise Unusable("fewer than two modalities were detected")

@@ -98,6 +98,7 @@ def make_example(
 
 def read_inputs(spec: ModuleSpec, decision: Decision) -> dict[str, str]:
     """All input fields as text; optional ones are empty where the span lacks them."""
+    check_whole(spec, decision)
     contract = spec.contract
     inputs = {}
     for name, paths in contract.inputs.items():
@@ -114,6 +115,18 @@ def read_inputs(spec: ModuleSpec, decision: Decision) -> dict[str, str]:
             raise Unusable(f"{name} is longer than {MAX_INPUT_CHARS} characters", malformed=True)
         inputs[name] = text
     return inputs
+
+
+def check_whole(spec: ModuleSpec, decision: Decision) -> None:
+    """Raise `Unusable` where an input was cut off: its beginning is not what was asked."""
+    if not decision.cut:
+        return
+    for name, paths in spec.contract.inputs.items():
+        path, _ = _find_attribute(decision.attributes, paths)
+        # JSON that is cut can no longer be read. A field that need not be there may not have been.
+        suspects = [path] if path else paths if name in spec.contract.required else ()
+        if any(suspect.partition(":")[0] in decision.cut for suspect in suspects):
+            raise Unusable(f"{name} was cut off (a limit on the length of attributes)", malformed=True)
 
 
 def find_right(spec: ModuleSpec, decision: Decision, own: Values | None, from_label: Callable[[str], Values]) -> Right:
@@ -202,14 +215,18 @@ def is_review(spec: ModuleSpec, decision: Decision, annotation: Annotation) -> b
 
 def read_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> Any:
     """The value at the first path that is present (see `contract`), or None."""
+    return _find_attribute(attributes, paths)[1]
+
+
+def _find_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> tuple[str | None, Any]:
     for path in paths:
         name, _, key = path.partition(":")
         value = attributes.get(name)
         if key and value is not None:
             value = _json_field(value, key)
         if value is not None and not (isinstance(value, float) and math.isnan(value)):
-            return value
-    return None
+            return path, value
+    return None, None
 
 
 def _json_field(value: Any, key: str) -> Any:

@@ -5,7 +5,8 @@ text in, text out).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib import import_module
 
 from autoopt_pipeline.errors import InvalidSettings
@@ -13,30 +14,102 @@ from autoopt_pipeline.errors import InvalidSettings
 Redact = Callable[[str], str]
 
 # Each word is looked at once, whether an address follows or not: one of 4000 letters would else take 8 million steps.
-_MAIL = re.compile(r"[\w.+-]++(@[\w-]+(?:\.[\w-]+)+)?")
+_MAIL = re.compile(r"[\w.+-]++(\xa0*@\xa0*[\w-]+(?:\.[\w-]+)+)?")
 _KEY = re.compile(
     r"\b(?:sk|pk|rk|ghp|gho|ghs|xox[abp]|glpat)[-_][\w-]{8,}"  # keys of well-known services
     r"|\bAKIA[0-9A-Z]{16}\b"
     r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # signed web tokens
     r"|\b(?=\w*\d)(?=\w*[A-Za-z])\w{32,}\b"  # long words of letters and digits
 )
-_PHONE = re.compile(r"(?<![\w.])\+?\(?\d[\d ()/.-]{7,}\d(?!\w)")
-_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}")
-_MIN_PHONE_DIGITS = 9
+_MIN_NUMBER_DIGITS = 9
+_NUMBER = re.compile(rf"\+?\(?\d(?:[\s()/.-]*+\d){{{_MIN_NUMBER_DIGITS - 1},}}")
+_DATES = tuple(order.replace(" ", between) for order in ("%Y %m %d", "%d %m %Y", "%m %d %Y") for between in "-/.")
+_DATE_LENGTHS = range(len("1.1.2000"), len("2000-01-01") + 1)
+_YEARS = range(1900, 2100)
+
+# What documents have and keyboards have not, by what it is read as; spaces as the one that does not break.
+_READ_AS = {
+    "\xa0": "\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000",
+    "-": "\u058a\u05be\u1400\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d"
+    "\u301c\u3030\u30a0\u30fc\ufe31\ufe32\ufe58\ufe63\uff0d\U00010d6e\U00010ead",
+    ".": "\u00b7\u0387\u2022\u2024\u2027\u2219\u22c5\u2e31\u2e33\u30fb\ufe52\uff0e\uff65",
+    "/": "\u2044\u2215\uff0f",
+    "(": "\ufe59\uff08",
+    ")": "\ufe5a\uff09",
+    "+": "\ufe62\uff0b",
+    "@": "\ufe6b\uff20",
+}
+_TYPOGRAPHIC = str.maketrans({found: plain for plain, known in _READ_AS.items() for found in known})
+_INVISIBLE = (
+    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls, but for those that are space
+    r"\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+    r"\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0001-\U000e007f"  # what Unicode calls format
+    r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u20e3\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
+    r"\ufffd"  # stands for what could not be stored
+)
+_HIDDEN = re.compile(f"[{_INVISIBLE}]+")
+_NOT_PLAIN = re.compile(f"[{_INVISIBLE}{''.join(map(chr, _TYPOGRAPHIC))}]")
 
 
 def redact(text: str) -> str:
-    """Replace mail addresses, keys, and numbers of the length of phone or card numbers by what they are."""
-    text = _MAIL.sub(lambda found: "<mail>" if found[1] else found[0], text)
-    text = _KEY.sub("<key>", text)
-    return _PHONE.sub(_phone, text)
+    """Replace mail addresses, keys, and numbers of the length of phone or card numbers by what they are.
+
+    Found as a person reads them: whatever spaces, hyphens and dots are in between, and invisible characters or none.
+    """
+    replace = _replace if _NOT_PLAIN.search(text) else _replace_in_plain
+    text = replace(_MAIL, lambda found: "<mail>" if found[1] else found[0], text)
+    text = replace(_KEY, lambda _: "<key>", text)
+    return replace(_NUMBER, _number, text)
 
 
-def _phone(match: re.Match[str]) -> str:
-    found = match.group()
-    without_dates = _DATE.sub("", found)
-    digits = sum(character.isdigit() for character in without_dates)
-    return "<number>" if digits >= _MIN_PHONE_DIGITS else found
+def _replace_in_plain(pattern: re.Pattern[str], by: Callable[[re.Match[str]], str], text: str) -> str:
+    return pattern.sub(by, text)
+
+
+def _replace(pattern: re.Pattern[str], by: Callable[[re.Match[str]], str], text: str) -> str:
+    """Replace what is found in the text as a person reads it. All else stays as it is, character by character."""
+    plain, places = _as_read(text)
+    done, pieces = 0, []
+    for found in pattern.finditer(plain):
+        if (new := by(found)) != found[0]:
+            pieces += text[done : places[found.start()]], new
+            done = places[found.end() - 1] + 1
+    return "".join([*pieces, text[done:]])
+
+
+def _as_read(text: str) -> tuple[str, Sequence[int]]:
+    """The text in plain characters, without the invisible ones, and where each of them stands in it."""
+    places, done = list[int](), 0
+    for hidden in _HIDDEN.finditer(text):
+        places += range(done, hidden.start())
+        done = hidden.end()
+    places += range(done, len(text))
+    return _HIDDEN.sub("", text).translate(_TYPOGRAPHIC), places
+
+
+def _number(found: re.Match[str]) -> str:
+    """What a long number is replaced by; itself where it is dates, and too few digits beside them."""
+    words = found[0].split()
+    digits = sum(character.isdigit() for word in words if not _is_date(word.strip("()/.-+")) for character in word)
+    return "<number>" if digits >= _MIN_NUMBER_DIGITS else found[0]
+
+
+def _is_date(word: str) -> bool:
+    """Whether a word is a date of our centuries, or two of them with a hyphen or a slash between."""
+    dates = next((two for between in "-/" if len(two := word.split(between)) == 2), [word])
+    return all(map(_in_calendar, dates))
+
+
+def _in_calendar(word: str) -> bool:
+    if len(word) not in _DATE_LENGTHS:
+        return False
+    for pattern in _DATES:
+        try:
+            return datetime.strptime(word, pattern).year in _YEARS  # noqa: DTZ007 - no moment is wanted of it
+        except ValueError:
+            continue
+    return False
 
 
 def load_redaction(import_string: str) -> Redact:

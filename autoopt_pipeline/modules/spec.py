@@ -92,7 +92,8 @@ class Annotation:
 class Decision:
     """One span of the application, with the columns of its module's contract and its annotations.
 
-    Of a composed module, `parts` holds the decisions of its parts in the same trace, by module name.
+    Of a composed module, `parts` holds the decisions of its parts in the same trace, by module name. `cut` names the
+    attributes whose text was cut off before it came to Phoenix.
     """
 
     span_id: str
@@ -102,6 +103,7 @@ class Decision:
     attributes: dict[str, Any]
     annotations: tuple[Annotation, ...] = ()
     parts: Mapping[str, "Decision"] = field(default_factory=dict)
+    cut: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

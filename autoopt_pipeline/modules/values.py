@@ -44,5 +44,7 @@ def stripped(value: Any) -> str | None:
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for halves of characters, as JSON that was cut off leaves them: no encoding takes those."""
+    """The text with U+FFFD for what cannot be stored everywhere: halves of characters, as JSON that was cut off leaves
+    them, have no encoding, and Postgres takes no NUL."""
+    text = text.replace("\0", "\ufffd")
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -5,11 +5,11 @@ The commands and the dashboard both do it through these.
 
 from dataclasses import dataclass
 
-from autoopt_pipeline.artifacts.moves import standing
+from autoopt_pipeline.artifacts.moves import Move, standing
 from autoopt_pipeline.artifacts.programs import built
 from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import Manifest, Move
-from autoopt_pipeline.artifacts.stored import PROPOSED, Programs
+from autoopt_pipeline.artifacts.store import Manifest
+from autoopt_pipeline.artifacts.stored import PROPOSED, Programs, path_of
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, NotProven
 from autoopt_pipeline.optimization.rollout import roll_out, stop_sharing
@@ -52,7 +52,9 @@ def promote(
     notes = _worth_knowing(programs, manifest)
     _check_moves(programs, version)
     move = roll_out(programs.artifacts, version, expected=programs.active, by=by, why=why, settings=settings)
-    return Moved(move, (*notes, *_stop_sharing(programs, shared)))
+    what = "approved" if verdict == PROPOSED else "promoted"
+    entered = _enter(programs, what, by=by, text=f"{path_of(move)}: {why}")
+    return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
 
 
 def roll_back(programs: Programs, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
@@ -66,22 +68,25 @@ def roll_back(programs: Programs, to: str | None = None, *, by: str, why: str, s
         _check_serves(programs, version)
     _check_moves(programs, version)
     move = programs.artifacts.move(version, expected=programs.active, by=by, why=why)
-    return Moved(move, tuple(_stop_sharing(programs, shared)))
+    entered = _enter(programs, "rolled_back", by=by, text=f"{path_of(move)}: {why}")
+    return Moved(move, (*_stop_sharing(programs, shared), *entered))
 
 
-def decline(programs: Programs, version: str, *, by: str, why: str) -> None:
+def decline(programs: Programs, version: str, *, by: str, why: str) -> list[str]:
     """Say that a version which waits for approval is not wanted. The same program is not proposed again.
 
-    Raises `InvalidArtifact` where the version does not wait for approval.
+    Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
     """
     verdict = programs.verdict(programs.manifest(version))
     if verdict != PROPOSED:
-        state = programs.state(version) or verdict.replace("_", " ")
+        last = programs.last_event(version)
+        what = last.what if last and last.what != "made" else verdict.replace("_", " ")
         raise InvalidArtifact(
-            f"{programs.name}: {version} does not wait for approval: it is {state}",
+            f"{programs.name}: {version} does not wait for approval: it is {what}",
             "to go back from an active version, use 'autoopt rollback'",
         )
     programs.artifacts.decline(version, by=by, why=why)
+    return _enter(programs, "declined", by=by, text=f"{version}: {why}")
 
 
 def _earlier(programs: Programs, text: str) -> str | None:
@@ -122,6 +127,15 @@ def _check_serves(programs: Programs, version: str) -> None:
         built(stored, stored.module, stored.labels)
     except InvalidArtifact as e:
         raise InvalidArtifact(f"{e.what} ({version})", f"choose another, or 'autoopt rollback --to {BASELINE}'") from e
+
+
+def _enter(programs: Programs, what: str, *, by: str, text: str) -> list[str]:
+    """Enter what was done. Never fails, for it is done."""
+    try:
+        programs.artifacts.enter_act(what, by=by, text=text)
+    except AutooptError as e:
+        return [f"the activity does not tell of it: {e}"]
+    return []
 
 
 def _stop_sharing(programs: Programs, shared: SharedStore) -> list[str]:

@@ -112,6 +112,8 @@ def forget_in_programs(artifacts: ModuleArtifacts, text: ForgottenText, *, who: 
         )
     for version in holding:
         artifacts.withdraw(version, by=who, why=why)
+    if holding:
+        artifacts.enter_act("erased", by=who, text=f"{', '.join(holding)}: {why}")
     return Cleaned(tuple(holding), before, after)
 
 
@@ -142,9 +144,15 @@ def started_from_shared(artifacts: ModuleArtifacts) -> bool:
 
 
 def never_learn_again(
-    configs: TenantConfigStore, tenant_id: str, trace_ids: Collection[str], retrain: Collection[str], *, now: datetime
+    configs: TenantConfigStore,
+    tenant_id: str,
+    trace_ids: Collection[str],
+    retrain: Collection[str],
+    *,
+    now: datetime,
+    who: str = "",
 ) -> int | None:
-    """Enter the traces and the modules that are to be retrained in the tenant's configuration.
+    """Enter the traces and the modules that are to be retrained in the tenant's configuration, as `who` wants it.
 
     Returns the version written, or None where it said so already. Modules that the tenant does not have stay out.
     Raises `InvalidConfig` when the list is full, and `ConfigConflict` when others keep changing the configuration.
@@ -155,7 +163,7 @@ def never_learn_again(
         if changed == config:
             return None
         try:
-            return write_config(configs, changed, expected_version=version)
+            return write_config(configs, changed, by=who, expected_version=version)
         except ConfigConflict:
             continue
     raise ConfigConflict(f"tenant {tenant_id}: the configuration keeps changing", "repeat the command")

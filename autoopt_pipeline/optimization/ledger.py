@@ -32,9 +32,10 @@ def next_charge(
 ) -> LedgerEntry:
     """The charge for this look or trial, to be entered before it begins.
 
-    `attempt` is the run, the same for its retries: within it, the same candidate on the same holdout against the same
-    incumbent is the same look, and is returned as it stands in `charges`. In another run it is another look, for a
-    model may answer otherwise. `epoch` counts the judged moves so far (see `artifacts.store.Move`).
+    `attempt` is the run, the same for its retries, with its model: within it, the same candidate on the same holdout
+    against the same incumbent is the same look, and is returned as it stands in `charges`. The caller must not ask
+    again what has been judged at that charge, for a model may answer otherwise; in another run that is another look.
+    `epoch` counts the judged moves so far (see `artifacts.store.Move`).
     """
     for charge in charges:
         if (charge.kind, charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (

@@ -14,18 +14,21 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import Watch, watch_since, why_unwanted
+from autoopt_pipeline.artifacts.comeback import why_unwanted
+from autoopt_pipeline.artifacts.moves import Move, Watch, watch_since
 from autoopt_pipeline.artifacts.programs import compose, queries_shown, unpack
-from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.artifacts.store import LedgerEntry, Manifest, ModuleArtifacts, Program
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.lm.meter import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.probe import enforces_schema
+from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
 from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
-from autoopt_pipeline.optimization.evaluation import answer_all, grade
-from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, GateDecision, Verdict, judge
+from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, Verdict, judge
 from autoopt_pipeline.optimization.ledger import next_charge
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.prior import Pool, share_instructions, shareable, start_from_shared
@@ -33,6 +36,7 @@ from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallbac
 from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout import roll_out
 from autoopt_pipeline.optimization.search import (
+    INCUMBENT,
     MIN_DEV,
     Finalist,
     budget_too_small,
@@ -57,6 +61,8 @@ MIN_QUOTED_WORDS = 5
 
 _LEDGER_TRIES = 20
 
+_MANUAL = "promotion_mode is manual; "
+
 
 @dataclass(frozen=True)
 class Job:
@@ -64,7 +70,8 @@ class Job:
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
     programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared. With `only`, one of `OPTIMIZERS`, no others race.
+    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
+    this one. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -77,6 +84,7 @@ class Job:
     parts: Mapping[str, Program] = field(default_factory=dict)
     pool: Pool | None = None
     attempt: str = ""
+    lost_runs: frozenset[str] = frozenset()
     only: str | None = None
 
 
@@ -117,9 +125,9 @@ class _Optimization:
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
-        moves = artifacts.moves()
-        self.epoch = sum(move.judged for move in moves)
-        self.watch = watch_since(moves[-1] if moves else None)
+        self.moves = artifacts.moves()
+        self.epoch = sum(move.judged for move in self.moves)
+        self.watch = watch_since(self.moves[-1] if self.moves else None)
         self.steps_seen = artifacts.last_trial_step()
         self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
         self.notes: list[str] = []
@@ -127,8 +135,10 @@ class _Optimization:
     def run(self) -> Report:
         found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
         self.seen = [text for example in found.examples for text in example.inputs.values()]
-        self.start = start = compose(self.spec, self.labels, self.job.parts, self._note_refused)
-        incumbent = self._incumbent(start)
+        chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
+        served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        incumbent = self._incumbent(served)
+        self.start = start = in_format(served, chosen) if chosen else served
         trial, waiting = self._waiting()
         split = split_examples(
             found.examples,
@@ -139,6 +149,8 @@ class _Optimization:
         )
         self.draft = self._draft(found, split)
         self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if move := self._moved_before():
+            return self._report(*self._as_it_was(move))
         if trying := self._canary():
             return self._report(Verdict.CANARY, trying)
         if trial and waiting:
@@ -158,9 +170,15 @@ class _Optimization:
             self.say,
             self.tracker,
             only=self.job.only,
+            try_schema=self._schema_may_pay(incumbent),
         )
         self.notes += searched.notes
-        self.draft = replace(self.draft, tried=searched.tried, incumbent_dev_score=searched.incumbent_dev_score)
+        self.draft = replace(
+            self.draft,
+            tried=searched.tried,
+            incumbent_dev_score=searched.incumbent_dev_score,
+            unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+        )
         if searched.finalist is None:
             return self._report(
                 Verdict.REJECTED,
@@ -171,6 +189,42 @@ class _Optimization:
             return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
         return self._judge(searched.finalist, incumbent, split)
 
+    def _schema_may_pay(self, incumbent: dspy.Module) -> bool:
+        """Whether it is left to us how answers are asked for, and the endpoint enforces a schema, which none is yet."""
+        if self.lm.answer_format != "auto" or all(
+            answer_format(predictor.signature) == JSON_SCHEMA for predictor in incumbent.predictors()
+        ):
+            return False
+        with raising_outages():
+            enforced = enforces_schema(self.lm.lm)
+        if not enforced:
+            self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
+        return enforced
+
+    def _moved_before(self) -> Move | None:
+        """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
+        last = self.moves[-1] if self.moves else None
+        proven = last is not None and (last.judged or last.canary is not None)
+        return last if last and proven and last.by in map(_mover, self.job.lost_runs) else None
+
+    def _as_it_was(self, move: Move) -> tuple[Verdict, str]:
+        """The verdict of a promotion that was made before, with what its version says of it."""
+        watch = watch_since(move)
+        trying = watch if watch and watch.is_canary else None
+        manifest = self.artifacts.manifest(str(trying.version if trying else move.to))
+        self.notes.append(f"{move.by} had come to this before it was lost, so nothing was searched for again")
+        if manifest:
+            self.draft = replace(
+                self.draft,
+                version=manifest.version,
+                active_version=move.to,
+                incumbent_version=move.expected,
+                optimizer=manifest.optimizer,
+                # A trial decides later than its manifest is written.
+                gate=self._decision_in(manifest) if manifest.gate and manifest.verdict != Verdict.WAITING else None,
+            )
+        return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
+
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Let the finalist look at the holdout, once."""
         self.draft = replace(
@@ -180,19 +234,24 @@ class _Optimization:
         split = self._without_quoted(split, incumbent, finalist.program)
         if lacking := _lacking(split):
             return self._report(*lacking)
-        alpha = self._charge("look", finalist.stored, split)
-        judged = [*split.holdout, *split.guard]
-        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
-        rows = self._compare(incumbent, finalist.program, judged)
-        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
-        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
-        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
-        verdict, reason = self._awaiting_approval(decision)
+        look, repeated = self._charge("look", finalist.stored, split)
         version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
-        manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
-        self.artifacts.save(finalist.stored, manifest)
+        manifest = self.artifacts.manifest(version) if repeated else None
+        if manifest and manifest.gate.get("alpha") == look.alpha:
+            # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
+            self.notes.append(f"run {manifest.run_id} judged this candidate on these traces, and that stands")
+            decision = self._decision_in(manifest)
+            self.draft = replace(self.draft, gate=decision)
+            verdict, reason = self._awaiting_approval(decision)
+        else:
+            decision = self._look(finalist, incumbent, split, look.alpha)
+            verdict, reason = self._awaiting_approval(decision)
+            manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+            self.artifacts.save(finalist.stored, manifest)
+        if verdict is Verdict.WAITING and any(step.version == version for step in self.artifacts.trial_steps()):
+            verdict, reason = Verdict.REJECTED, f"{version} was tried on new traces already, and that trial has ended"
         if verdict is Verdict.WAITING:
-            alpha = self._charge("trial", finalist.stored, split)
+            alpha = self._charge("trial", finalist.stored, split)[0].alpha
             begin(
                 self.artifacts,
                 version,
@@ -204,6 +263,42 @@ class _Optimization:
             )
             reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
         return self._conclude(manifest, finalist.program, verdict, reason)
+
+    def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
+        """Ask both programs the holdout, and judge."""
+        judged = [*split.holdout, *split.guard]
+        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
+        rows = self._compare(incumbent, finalist.program, judged)
+        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
+        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
+        return decision
+
+    def _decision_in(self, manifest: Manifest) -> GateDecision:
+        """What the gate said of a version when it was made. Raises `InvalidArtifact` when its manifest is damaged."""
+        gate = manifest.gate
+        try:
+            verdict = Verdict(manifest.verdict)
+            return GateDecision(
+                Verdict.PROMOTED if verdict is Verdict.AWAITING_APPROVAL else verdict,
+                manifest.reason.removeprefix(_MANUAL),
+                gate["alpha"],
+                Comparison(
+                    cases=int(gate["cases"]),
+                    incumbent_score=manifest.incumbent_score or 0.0,
+                    candidate_score=manifest.candidate_score or 0.0,
+                    fixed=int(gate["fixed"]),
+                    broken=int(gate["broken"]),
+                    p_value=gate["p_value"],
+                ),
+                Calibration(gate["incumbent_brier"], gate["candidate_brier"]),
+                None,
+            )
+        except (KeyError, ValueError):
+            raise InvalidArtifact(
+                f"{self.artifacts.tenant_id}/{self.spec.name}: the manifest of {manifest.version} is damaged",
+                "restore it from a backup",
+            ) from None
 
     def _follow(self, trial: Trial, waiting: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
         """Try the waiting candidate on what came since; no other one is searched for meanwhile."""
@@ -234,17 +329,19 @@ class _Optimization:
         examples = [each.example for each in judged]
         try:
             with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
-                before = answer_all(self.spec, incumbent, examples, self.lm, answered=answered)
+                before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True, answered=answered)
             with self.tracker.phase("candidate on the holdout", len(examples)) as answered:
                 after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
+        counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
+        self.draft = replace(self.draft, unread={program: count for program, count in counts.items() if count})
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
     def _awaiting_approval(self, decision: GateDecision) -> tuple[Verdict, str]:
         if decision.verdict is Verdict.PROMOTED and self.config.promotion_mode == "manual":
-            return Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {decision.reason}"
+            return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
         return decision.verdict, decision.reason
 
     def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
@@ -258,7 +355,7 @@ class _Optimization:
                     self.artifacts,
                     manifest.version,
                     expected=self.incumbent_version,
-                    by=f"run {self.job.run_id}",
+                    by=_mover(self.job.run_id),
                     why=reason,
                     settings=self.config.watch,
                 )
@@ -298,6 +395,9 @@ class _Optimization:
             teacher_calls=self.lm.meter.calls_by_role[Role.TEACHER],
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
             seconds=round(time.monotonic() - self.started, 2),
         )
 
@@ -392,23 +492,23 @@ class _Optimization:
             self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
         return fit
 
-    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> float:
-        """Enter a risk in the ledger, before it is taken, and return its alpha."""
+    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> tuple[LedgerEntry, bool]:
+        """Enter a risk in the ledger, before it is taken, and say whether an earlier try of this run had entered it."""
         holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
         for _ in range(_LEDGER_TRIES):
             entries = self.artifacts.ledger()
             charge = next_charge(
                 entries,
                 kind=kind,
-                attempt=self.job.attempt or self.job.run_id,
+                attempt=f"{self.job.attempt or self.job.run_id} {self.lm.name}",
                 epoch=self.epoch,
                 at=self.job.window_end,
                 candidate_digest=candidate.digest,
                 holdout_digest=holdout_digest,
                 incumbent=self.terms.incumbent,
             )
-            if charge in entries or self.artifacts.charge(charge):
-                return charge.alpha
+            if (repeated := charge in entries) or self.artifacts.charge(charge):
+                return charge, repeated
         raise StaleIncumbent(
             f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
             "let them finish first",
@@ -462,12 +562,23 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
+            answer_format=finalist.stored.answer_format,
+            lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
+            unread={program: dict(counts) for program, counts in self.draft.unread.items()},
             packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
+
+
+def _mover(run_id: str) -> str:
+    """Who makes a move, where a run does."""
+    return f"run {run_id}"
 
 
 def _trying(watch: Watch) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Allowance, midnight, quiet_until, spread
 from autoopt_pipeline.optimization.retry import needed_evidence
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -35,10 +36,23 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
+class LostRun:
+    """A run that failed without a word of its own: it, or a step of it, was killed, or it never began.
+
+    `times` counts such runs in a row, `attempt` is the first run of what it did, and `window_end` (UTC) is where the
+    traces end that it was told to read; None where it was told nothing.
+    """
+
+    times: int
+    attempt: str
+    window_end: datetime | None
+
+
+@dataclass(frozen=True)
 class Attempts:
     """What became of a module's runs: when the last one had an outcome, how many failed since, which is under way.
 
-    `outcome_id` and `last_failed_run` tell one attempt from the next.
+    `outcome_id` and `last_failed_run` tell one attempt from the next. `lost` is the last failed run, where it was lost.
     """
 
     outcome_at: datetime | None = None
@@ -46,19 +60,19 @@ class Attempts:
     failures: int = 0
     last_failure_at: datetime | None = None
     last_failed_run: str | None = None
+    lost: LostRun | None = None
     running: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the last optimization saw: traces before `window_end` (UTC), and the totals up to then, where known.
+    """What the last optimization saw: traces before `window_end` (UTC), and annotations, where known.
 
     `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
     """
 
     window_end: datetime
-    trace_total: int | None
-    annotation_total: int | None
+    annotations: AnnotationsSeen | None
     verdict: str = ""
     decisions: int = 0
     labels: frozenset[str] | None = None
@@ -158,10 +172,18 @@ def decide(
     return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
 
 
-def count_from(config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime) -> datetime:
-    """From when on traces are new: the end of what was last learnt from, within the lookback."""
-    earliest = now - timedelta(seconds=config.lookback_seconds)
+def count_from(
+    config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime, begins: datetime | None = None
+) -> datetime:
+    """From when on traces are new: the end of what was last learnt from, within what is learnt from."""
+    earliest = learnt_from(config, until=now, begins=begins)
     return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
+
+
+def learnt_from(config: RoutingConfigUnified, *, until: datetime, begins: datetime | None) -> datetime:
+    """Where the traces begin that a run learns from: those of the lookback, and none of an earlier tenant's."""
+    earliest = until - timedelta(seconds=config.lookback_seconds)
+    return min(max(earliest, begins), until) if begins else earliest
 
 
 def believable(moment: datetime, now: datetime) -> bool:
@@ -196,6 +218,8 @@ def _backed_off(
     if until is None:
         return _NOTHING_FAILED
     failed = f"{attempts.failures} failed in a row"
+    if attempts.lost:
+        failed += ", the last was lost with its process"
     if now < until:
         detail = f"{failed}; next attempt {_in(until, now)}"
         return Condition("no back-off", False, detail, Reason.BACKING_OFF, until)
@@ -262,9 +286,12 @@ def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts
     """When the wait after failures ends, or ended. None where nothing failed since the last outcome."""
     if not attempts.failures or not attempts.last_failure_at:
         return None
-    # Whole seconds, for a timedelta overflows where an int does not.
+    tries = min(attempts.lost.times, config.retry.max_retries) if attempts.lost else 0
+    if attempts.lost and attempts.lost.times <= config.retry.max_retries:
+        return attempts.last_failure_at + timedelta(seconds=config.retry.delay(attempts.lost.times))
+    # Whole seconds, for a timedelta overflows where an int does not. Tries that came soon count as one with the first.
     interval = config.interval_seconds(module)
-    doubled = interval * 2 ** (attempts.failures - 1)
+    doubled = interval * 2 ** (attempts.failures - tries - 1)
     longest = max(interval, int(MAX_BACKOFF.total_seconds()))
     return attempts.last_failure_at + timedelta(seconds=min(doubled, longest)) + later
 

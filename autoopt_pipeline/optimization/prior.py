@@ -11,7 +11,7 @@ from importlib.metadata import version as package_version
 
 import dspy
 
-from autoopt_pipeline.artifacts.moves import why_unwanted
+from autoopt_pipeline.artifacts.comeback import why_unwanted
 from autoopt_pipeline.artifacts.programs import fingerprint, pack
 from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedInstructions, SharedStore
 from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program

@@ -2,8 +2,8 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +26,7 @@ class Tried:
     """One optimizer's program: how it did in the race, and the LM calls that making and judging it took.
 
     `dev_score` (0 to 1) is of the `judged_on` dev examples that it was asked before it was dropped. The finalist
-    was not dropped: its `dropped_after` is None.
+    was not dropped: its `dropped_after` is None. `unread` counts answers that could not be graded, by why.
     """
 
     optimizer: str
@@ -35,6 +35,7 @@ class Tried:
     making_calls: int
     judging_calls: int
     dropped_after: int | None
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lm_calls(self) -> int:
@@ -73,6 +74,8 @@ class Report:
     """Everything a person wants to know of one optimization.
 
     `unusable` counts decisions by why they teach nothing, and `malformed` those of them that could not be read.
+    `unread` counts the answers that could not be graded, by program and by why: on the holdout, or where that was not
+    touched, on the dev examples.
     """
 
     tenant_id: str
@@ -96,12 +99,16 @@ class Report:
     teacher_calls: int = 0
     lm_calls: int = 0
     lm_tokens: int = 0
+    lm_input_tokens: int = 0
+    lm_output_tokens: int = 0
+    lm_cached_tokens: int = 0
     seconds: float = 0.0
     tried: tuple[Tried, ...] = ()
     incumbent_dev_score: float | None = None
     optimizer: str | None = None
     gate: GateDecision | None = None
     compared: tuple[Compared, ...] = ()
+    unread: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
 

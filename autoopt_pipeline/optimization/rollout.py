@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from autoopt_pipeline.artifacts.moves import Watch, rolled_back
+from autoopt_pipeline.artifacts.moves import Move, Watch, rolled_back
 from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Move
+from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.artifacts.watches import WatchResult
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidArtifact

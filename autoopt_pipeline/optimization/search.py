@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import dspy
@@ -13,8 +13,9 @@ from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
 from autoopt_pipeline.lm.meter import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages
+from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
     Optimizer,
@@ -28,6 +29,8 @@ from autoopt_pipeline.optimization.race import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
 from autoopt_pipeline.optimization.split import Split
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
+
+INCUMBENT = "incumbent"
 
 MIN_DEV = 10
 """Fewest dev examples that can choose among programs."""
@@ -49,6 +52,7 @@ class Search:
     finalist: Finalist | None
     tried: tuple[Tried, ...]
     incumbent_dev_score: float
+    incumbent_unread: Mapping[str, int]
     notes: tuple[str, ...]
 
 
@@ -64,13 +68,16 @@ def search(
     say: Callable[[str], None],
     tracker: PhaseTracker,
     only: str | None = None,
+    try_schema: bool = False,
 ) -> Search:
     """Race programs made from `start` against the incumbent; the best on dev is the finalist, if it wins there.
 
     First come programs that cost nothing to make, then bootstrapped ones, then searches for better instructions
-    from the leader, so that a spent budget leaves the work of the cheap ones. `lm` and `teacher` share a meter. With
-    `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model fails, `BudgetTooSmall` when the
-    budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be tried here.
+    from the leader, so that a spent budget leaves the work of the cheap ones. Where `try_schema` is true, the incumbent
+    asked by a JSON schema races before all others, and unless that is clearly worse, these are asked so too. `lm` and
+    `teacher` share a meter. With `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model
+    fails, `BudgetTooSmall` when the budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be
+    tried here.
     With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
     calls do, it depends on how many calls were under way.
     """
@@ -86,15 +93,12 @@ def search(
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
-    pickers = _chosen(demo_pickers(shop), only)
-    bootstrapped = _chosen(bootstrappers(shop), only)
-    improving = _chosen(improvers(shop), only)
-    if not (pickers or bootstrapped or improving):
+    if not (_chosen(demo_pickers(shop), only) or _chosen(bootstrappers(shop), only) or _chosen(improvers(shop), only)):
         raise InvalidConfig(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
             "choose another one, or none to try all",
         )
-    race = Race(len(dev), course.score, course.entrant("incumbent", incumbent))
+    race = Race(len(dev), course.score, course.entrant(INCUMBENT, incumbent))
     # What the search must leave over for the comparison on the holdout.
     with lm.meter.holding_back(comparison_calls(split, start)):
         try:
@@ -102,9 +106,11 @@ def search(
         except BudgetExhausted as e:
             raise budget_too_small(config, str(e)) from None
         try:
-            race.run(course.made(pickers))
-            race.run(course.made(bootstrapped))
-            for improver in improving:
+            if try_schema and not only:
+                shop = replace(shop, start=in_format(start, _faster_format(course, race, incumbent)))
+            race.run(course.made(_chosen(demo_pickers(shop), only)))
+            race.run(course.made(_chosen(bootstrappers(shop), only)))
+            for improver in _chosen(improvers(shop), only):
                 leader = race.leader.entrant
                 race.run(course.made([improver.applied_to(leader.name, leader.program)]))
         except BudgetExhausted as e:
@@ -117,8 +123,21 @@ def search(
         finalist=None if best is race.incumbent else course.finalist(best.entrant),
         tried=tuple(course.tried(standing, won=standing is best) for standing in race.standings),
         incumbent_dev_score=race.incumbent.mean(),
+        incumbent_unread=course.unread_of(race.incumbent),
         notes=tuple(course.notes),
     )
+
+
+def _faster_format(course: "_Course", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
+    """The format for what is made from now on: JSON, whose prompts are short, unless that is clearly worse."""
+    race.run([course.entrant("json-schema", in_format(incumbent, JSON_SCHEMA))])
+    in_json = race.standings[-1]
+    worse = f"{100 * in_json.mean():.1f} against {100 * race.incumbent.mean(len(in_json.scores)):.1f} %"
+    if in_json.dropped:
+        course.note(f"candidates are asked in DSPy's chat format: by a JSON schema the incumbent is worse ({worse})")
+        return CHAT
+    course.note(f"candidates are asked by a JSON schema, in which the incumbent is not clearly worse ({worse})")
+    return JSON_SCHEMA
 
 
 _Named = TypeVar("_Named", Optimizer, Improver)
@@ -140,6 +159,7 @@ class _Course:
     say: Callable[[str], None]
     tracker: PhaseTracker
     judging_calls: Counter[str] = field(default_factory=Counter)
+    unread: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
@@ -169,9 +189,17 @@ class _Course:
         asked, before = self.dev[first:stop], self.lm.meter.calls
         try:
             with self.tracker.phase(f"{entrant.name} on dev", len(asked)) as answered:
-                answers = answer_all(self.spec, entrant.program, asked, self.lm, answered=answered)
+                answers = answer_all(
+                    self.spec,
+                    entrant.program,
+                    asked,
+                    self.lm,
+                    must_be_readable=entrant.name == INCUMBENT,
+                    answered=answered,
+                )
         finally:
             self.judging_calls[entrant.key] += self.lm.meter.calls - before
+        self.unread.setdefault(entrant.key, Counter()).update(unread_counts(answers))
         scores = [graded.score for graded in grade(self.spec, asked, answers)]
         self.say(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
         return scores
@@ -187,7 +215,11 @@ class _Course:
             making_calls=standing.entrant.cost,
             judging_calls=self.judging_calls[standing.entrant.key],
             dropped_after=None if won else len(standing.scores),
+            unread=self.unread_of(standing),
         )
+
+    def unread_of(self, standing: Standing[dspy.Module]) -> dict[str, int]:
+        return dict(sorted(self.unread.get(standing.entrant.key, {}).items()))
 
     def _stored(self, program: dspy.Module) -> Program:
         return pack(self.spec, self.tenant_id, self.labels, program)

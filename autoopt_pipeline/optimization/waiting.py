@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from autoopt_pipeline.artifacts.moves import why_unwanted
+from autoopt_pipeline.artifacts.comeback import why_unwanted
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialCase, TrialStep
 from autoopt_pipeline.errors import StaleIncumbent
 from autoopt_pipeline.optimization.cases import Case, Graded

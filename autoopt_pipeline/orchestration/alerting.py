@@ -17,6 +17,7 @@ from autoopt_pipeline.errors import AlertNotDelivered
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.news import Position, Source
 from autoopt_pipeline.orchestration.ticks import causes, finished_ticks, sensor_states
+from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
 ALERT_SENSOR = "alert_sensor"
@@ -64,6 +65,7 @@ def _alert_sensor(settings: Settings, listening: list[Receiver], watched: Collec
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = datetime.now(UTC)
         source = Source(context.instance, sorted(modules()), watched, settings.dagster_ui_url)

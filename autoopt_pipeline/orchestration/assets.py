@@ -1,36 +1,38 @@
 """One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.optimization.plan import learnt_from
+from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.overrides import RunOverrides
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.progress import StepProgress
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
-from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, refuse_overlap, refuse_repetition
+from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, skipping
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, WINDOW_END_TAG
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.store import StoredConfig, newest_version
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.prior import Pool
     from autoopt_pipeline.optimization.report import Report
     from autoopt_pipeline.traces.collect import Collected
 
-WINDOW_END_TAG = "autoopt/window_end"
-"""Run tag: traces before this moment (UTC) are read, so that a retried run sees the same."""
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 LM_POOL = "lm"
 """Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
@@ -41,29 +43,31 @@ def build_module_assets() -> Sequence[dg.AssetsDefinition]:
 
 
 def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        name=spec.name,
+    asset = dg.AssetSpec(
+        spec.name,
         description=spec.description,
         partitions_def=tenants_partitions,
         group_name="modules",
         kinds={"dspy"},
         # A composed module starts from what its parts have learnt, so in one run it comes after them.
         deps=[part.name for part in spec.parts],
-        check_specs=[_data_check(spec)],
-        pool=LM_POOL,
     )
+
+    # Neither an outcome nor its check comes of a module that is left to another run, so both are optional.
+    @dg.multi_asset(name=spec.name, specs=[asset], check_specs=[_data_check(spec)], can_subset=True, pool=LM_POOL)
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult]:
         end_with_the_run()
         with failing_the_step(context, Retry()):
-            refuse_overlap(context)
-            refuse_repetition(context, spec.name)
+            if skipping(context, spec.name):
+                return
             connections = services.connect()
-            tenant, version = read_config(connections.configs, context.partition_key)
+            entry = newest_version(connections.configs, context.partition_key)
+            tenant = entry.parse()
         with failing_the_step(context, tenant.retry):
-            material = _gather(context, connections, spec, config.applied_to(tenant), version)
-        return _optimize(context, connections, spec, material, config)
+            material = _gather(context, connections, spec, config.applied_to(tenant), entry)
+        yield _optimize(context, connections, spec, material, config)
 
     return module_asset
 
@@ -96,7 +100,7 @@ def _gather(
     connections: Connections,
     spec: ModuleSpec,
     config: RoutingConfigUnified,
-    config_version: int,
+    entry: StoredConfig,
 ) -> _Material:
     # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
     from autoopt_pipeline.traces.collect import collect
@@ -104,11 +108,11 @@ def _gather(
     tenant = config.tenant_id
     labels_of(spec, config)
     end = _window_end(context, connections)
-    start = end - timedelta(seconds=config.lookback_seconds)
+    start = learnt_from(config, until=end, begins=entry.since)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
     collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
     learnable = collected.without(frozenset(config.forgotten_traces))
-    return _Material(config, config_version, start, end, learnable)
+    return _Material(config, entry.version, start, end, learnable)
 
 
 def _optimize(
@@ -120,6 +124,7 @@ def _optimize(
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.meter import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
+    from autoopt_pipeline.optimization.kept_answers import KeptAnswers
     from autoopt_pipeline.optimization.optimize import Job, optimize
     from autoopt_pipeline.orchestration.report import data_check, report_metadata
 
@@ -128,13 +133,17 @@ def _optimize(
         budget = budget_today(context, config, settings, force=overrides.force)
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
-        failing_the_step(context, config.retry, meter),
+        failing_the_step(context, config.retry),
         accounted(context, spec.name, meter),
         blaming_the_day(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
-        lm = metered_lm(answering, meter)
-        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER)
+        artifacts = connections.artifacts(config.tenant_id, spec.name)
+        kept = KeptAnswers(artifacts)
+        if kept.found:
+            context.log.info(f"{kept.found} answers of a try that came to no outcome are not asked for again")
+        lm = metered_lm(answering, meter, answers=kept)
+        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = Job(
@@ -145,15 +154,20 @@ def _optimize(
             material.end,
             context.run.run_id,
             redact=load_redaction(settings.redaction),
-            parts=_active_parts(context, connections, spec),
-            attempt=context.run.root_run_id or context.run.run_id,
+            parts=connections.active_parts(
+                config.tenant_id,
+                spec,
+                lambda part, why: context.log.warning(f"{part.name} starts from its baseline: {why}"),
+            ),
+            attempt=_attempt(context),
+            lost_runs=_lost_runs(context, spec.name),
             pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
-        artifacts = connections.artifacts(config.tenant_id, spec.name)
         report = optimize(
             job, lm, artifacts, teacher=teacher, say=context.log.info, on_progress=StepProgress(context, spec.name)
         )
+        kept.drop()
         labels = [label.name for label in labels_of(spec, config)]
         metadata = report_metadata(
             report,
@@ -200,19 +214,6 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
         return None
 
 
-def _active_parts(context: dg.AssetExecutionContext, connections: Connections, spec: ModuleSpec) -> dict[str, Program]:
-    """The active programs of a composed module's parts; a part whose program is damaged starts from its baseline."""
-    found = {}
-    for part in spec.parts:
-        artifacts = connections.artifacts(context.partition_key, part.name)
-        if active := artifacts.active():
-            try:
-                found[part.name] = artifacts.load(active.version)
-            except InvalidArtifact as e:
-                context.log.warning(f"{part.name} starts from its baseline: {e}")
-    return found
-
-
 def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":
     """What tenants share. What this one shares no longer goes now; nobody has read it since it said so."""
     from autoopt_pipeline.optimization.prior import Pool
@@ -221,6 +222,26 @@ def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSp
     if not config.share_instructions:
         shared.withdraw(config.tenant_id)
     return Pool(shared, connections.configs)
+
+
+def _attempt(context: dg.AssetExecutionContext) -> str:
+    """The run that began what this one does: another one where this is tried again."""
+    return context.run.tags.get(ATTEMPT_TAG) or context.run.root_run_id or context.run.run_id
+
+
+def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]:
+    """The runs of the same attempt before this one, where none of them came to report an outcome of the module."""
+    attempt = _attempt(context)
+    if attempt == context.run.run_id:
+        return frozenset()
+    tried = [
+        run.run_id
+        for tag in (ATTEMPT_TAG, ROOT_RUN_ID_TAG)
+        for run in context.instance.get_runs(dg.RunsFilter(tags={tag: attempt}))
+    ]
+    earlier = frozenset({attempt, *tried} - {context.run.run_id})
+    last = outcome_since(context.instance, context.partition_key, module, _EVER)
+    return frozenset() if last in earlier else earlier
 
 
 def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> datetime:

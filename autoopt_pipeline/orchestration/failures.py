@@ -8,6 +8,7 @@ from dagster._core.events import JobFailureData
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.executor.child_process_executor import ChildProcessCrashException
 
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.wording import one_line
 
 WHOLE_RUN = "run"
@@ -59,7 +60,7 @@ def causes_in(entries: Iterable[dg.EventLogEntry]) -> dict[str, str]:
 
 def one_line_cause(text: str) -> str:
     """A message in one line, cut where it is very long."""
-    return one_line(text, length=_MAX_CHARS)
+    return one_line(scrub(text), length=_MAX_CHARS)
 
 
 def _of_step(failure: StepFailureData) -> str:

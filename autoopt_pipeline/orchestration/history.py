@@ -5,7 +5,9 @@ that Dagster does not declare public are needed; they stand in this file only, u
 """
 
 import threading
+from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,15 +16,20 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Spending
-from autoopt_pipeline.optimization.plan import Attempts, Outcome, believable
+from autoopt_pipeline.optimization.plan import Attempts, LostRun, Outcome, believable
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 
 Key = tuple[str, str]
 
 ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
-"""Kinds of observations: the watch moved a tenant back, or ended without; an attempt failed after it had asked a
-language model."""
+"""Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
+without an outcome, by an attempt that failed or by a person."""
+
+ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
+"""Metadata of a materialization that hold its `AnnotationsSeen`."""
 
 _CHUNK = 1000
 
@@ -37,9 +44,10 @@ def read_attempts(
     *,
     failures_since: datetime,
     tenants: Collection[str] | None = None,
+    begins: Mapping[str, datetime] | None = None,
 ) -> dict[Key, Attempts]:
     """What became of the runs of every (tenant, module) that had any, without moments that are still to come; with few
-    `tenants`, only theirs are read."""
+    `tenants`, only theirs are read. Of a tenant that `begins` at a moment, what ended before that does not count."""
     attempts: dict[Key, Attempts] = {}
     only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
     for module in modules:
@@ -50,8 +58,9 @@ def read_attempts(
             for record in _summaries(instance, asset, list(latest.values()))
         }
         for tenant, storage_id in latest.items():
-            attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
-    _add_failures(instance, attempts, modules, failures_since)
+            if not _is_over(finished_at[storage_id], tenant, begins):
+                attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
+    _add_failures(instance, attempts, modules, failures_since, begins)
     for tenant, run_id in unfinished_runs(instance, modules).items():
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
@@ -108,16 +117,11 @@ def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment
 
 
 def report_spent(
-    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, run_id: str, reason: str
+    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, reason: str, run_id: str | None = None
 ) -> None:
-    """Enter what an attempt had spent that has no outcome. It belongs to no run, so no run takes it along."""
-    metadata = {
-        "event": SPENT,
-        "reason": reason,
-        "lm_calls": spent.lm_calls,
-        "lm_tokens": spent.lm_tokens,
-        "run_id": run_id,
-    }
+    """Enter what a run or a person spent without an outcome. It belongs to no run, so none takes it along."""
+    metadata = {"event": SPENT, "reason": reason, "lm_calls": spent.lm_calls, "lm_tokens": spent.lm_tokens}
+    metadata |= {"run_id": run_id} if run_id else {}
     instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
 
 
@@ -220,13 +224,19 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
 
     return Outcome(
         window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
-        trace_total=total("trace_total"),
-        annotation_total=total("annotation_total"),
+        annotations=_annotations_seen(total(ANNOTATION_TOTAL), metadata.get(ANNOTATION_MARKS)),
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
         decisions=total("decisions_read") or 0,
         labels=_labels(metadata.get("labels")),
         version=str(metadata["version"].value) if "version" in metadata else None,
     )
+
+
+def _annotations_seen(total: int | None, marks: dg.MetadataValue | None) -> AnnotationsSeen | None:
+    if total is None:
+        return None
+    times = marks.value if isinstance(marks, dg.JsonMetadataValue) and isinstance(marks.value, list) else []
+    return AnnotationsSeen(total, array("q", (int(str(time)) for time in times)))
 
 
 def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:
@@ -244,8 +254,17 @@ def _summaries(
         )
 
 
+def _is_over(moment: datetime, tenant: str, begins: Mapping[str, datetime] | None) -> bool:
+    """Whether something belongs to an earlier tenant of that name."""
+    return bool(begins and tenant in begins and moment < begins[tenant])
+
+
 def _add_failures(
-    instance: dg.DagsterInstance, attempts: dict[Key, Attempts], modules: Collection[str], since: datetime
+    instance: dg.DagsterInstance,
+    attempts: dict[Key, Attempts],
+    modules: Collection[str],
+    since: datetime,
+    begins: Mapping[str, datetime] | None,
 ) -> None:
     """Count failed and cancelled runs after each module's last outcome. One query."""
     records = instance.get_run_records(
@@ -259,6 +278,8 @@ def _add_failures(
             continue
         selected = selected_modules(run)
         ended = _utc(record.end_time or record.update_timestamp)
+        if _is_over(ended, tenant, begins):
+            continue
         began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
         for module in selected.intersection(modules):
             known = attempts.get((tenant, module), Attempts())
@@ -266,8 +287,23 @@ def _add_failures(
             if known.outcome_at and known.outcome_at >= began:
                 continue
             attempts[tenant, module] = replace(
-                known, failures=known.failures + 1, last_failure_at=_believed(ended), last_failed_run=run.run_id
+                known,
+                failures=known.failures + 1,
+                last_failure_at=_believed(ended),
+                last_failed_run=run.run_id,
+                lost=_lost(run, known.lost),
             )
+
+
+def _lost(run: dg.DagsterRun, before: LostRun | None) -> LostRun | None:
+    """The failed run as a lost one, after `before`; None where it says itself that it failed, or was cancelled."""
+    if run.status is not dg.DagsterRunStatus.FAILURE or FAILED_TAG in run.tags:
+        return None
+    attempt = run.tags.get(ATTEMPT_TAG) or run.root_run_id or run.run_id
+    window_end = None
+    with suppress(KeyError, ValueError):  # whoever launches a run may write what they like
+        window_end = datetime.fromisoformat(run.tags[WINDOW_END_TAG]).astimezone(UTC)
+    return LostRun(before.times + 1 if before else 1, attempt, window_end)
 
 
 def _believed(moment: datetime) -> datetime | None:

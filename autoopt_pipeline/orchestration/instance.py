@@ -12,9 +12,9 @@ from autoopt_pipeline.errors import InvalidSettings
 
 @contextmanager
 def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
-    """The instance whose `dagster.yaml` is in `home`. Relative paths in that file count from there."""
-    before = Path.cwd()
-    os.chdir(home)
+    """The instance whose `dagster.yaml` is in `home`, which is DAGSTER_HOME meanwhile, for processes of runs too."""
+    before = os.environ.get("DAGSTER_HOME")
+    os.environ["DAGSTER_HOME"] = str(home)
     try:
         try:
             instance = dg.DagsterInstance.from_config(str(home))
@@ -23,4 +23,7 @@ def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
         with instance:
             yield instance
     finally:
-        os.chdir(before)
+        if before is None:
+            del os.environ["DAGSTER_HOME"]
+        else:
+            os.environ["DAGSTER_HOME"] = before

@@ -12,6 +12,7 @@ from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded,
 from autoopt_pipeline.orchestration.failures import FAILURES, causes_in
 from autoopt_pipeline.orchestration.history import ROLLED_BACK, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.orchestration.tags import SKIPPED_TAG
 from autoopt_pipeline.orchestration.ticks import finished_ticks, read_tick, sensor_states
 
 SETTLING = timedelta(seconds=10)
@@ -124,11 +125,13 @@ class Source:
         run, at = record.dagster_run, ended_at(record)
         tenant = run.tags[PARTITION_TAG]
         modules = sorted(selected_modules(run).intersection(self.modules))
-        if run.status is dg.DagsterRunStatus.SUCCESS:
+        if run.status is dg.DagsterRunStatus.SUCCESS and SKIPPED_TAG not in run.tags:
             return [ModuleSucceeded(at, tenant, module) for module in modules]
         kinds = {dg.DagsterEventType.ASSET_MATERIALIZATION, *FAILURES}
         ended = [r.event_log_entry for r in self.instance.get_records_for_run(run.run_id, of_type=kinds).records]
         succeeded = {e.asset_materialization.label for e in ended if e.asset_materialization}
+        if run.status is dg.DagsterRunStatus.SUCCESS:
+            return [ModuleSucceeded(at, tenant, module) for module in modules if module in succeeded]
         causes = causes_in(ended)
         # A module that was not begun, because another failed, has that cause.
         cause = next(iter(causes.values()), "the run failed without a word")

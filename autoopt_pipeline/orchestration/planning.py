@@ -18,6 +18,7 @@ from autoopt_pipeline.optimization.plan import (
     Attempts,
     Decision,
     Evidence,
+    LostRun,
     NeedsEvidence,
     Outcome,
     Reason,
@@ -71,6 +72,11 @@ class Plan:
             return min(moment.timestamp() if moment else 0.0 for moment in since)
 
         return {tenant: sorted(tenants[tenant]) for tenant in sorted(tenants, key=lambda t: (waiting_since(t), t))}
+
+    def retried(self, tenant: str, module: str) -> LostRun | None:
+        """The run that was lost, where the module is tried again soon for that."""
+        lost = self.attempts.get((tenant, module), Attempts()).lost
+        return lost if lost and lost.times <= self.configs[tenant].retry.max_retries else None
 
     def run_key(self, tenant: str) -> str:
         """The same for the same attempt, another one for every new attempt.
@@ -126,7 +132,8 @@ def plan_tenants(
         except AutooptError as e:
             decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
     failures_since = failures_count_since(configs.values(), now=now)
-    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs)
+    begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}
+    attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins)
     limits = allowances(instance, configs.values(), settings, now=now)
 
     def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
@@ -167,7 +174,7 @@ def plan_tenants(
         reached = some[-1]
         asked = {(tenant, module): configs[tenant] for _, tenant in some for module in pending[tenant]}
         try:
-            decisions |= _decide_by_evidence(ask, asked, attempts, instance, phoenix, now=now, until=window_end)
+            decisions |= _decide_by_evidence(ask, asked, attempts, begins, instance, phoenix, now=now, until=window_end)
         except (PhoenixUnavailable, PhoenixRefused) as e:
             phoenix_error = e
             left = [*some, *left]
@@ -200,6 +207,7 @@ def _decide_by_evidence(
     ask: Callable[[Key, Evidence, Outcome | None], Decision | NeedsEvidence],
     pending: Mapping[Key, RoutingConfigUnified],
     attempts: Mapping[Key, Attempts],
+    begins: Mapping[str, datetime],
     instance: dg.DagsterInstance,
     phoenix: Phoenix,
     *,
@@ -211,7 +219,7 @@ def _decide_by_evidence(
         Wanted(
             tenant,
             get_module(module),
-            count_from(config, outcomes.get((tenant, module)), now=now),
+            count_from(config, outcomes.get((tenant, module)), now=now, begins=begins.get(tenant)),
             outcomes.get((tenant, module)),
         )
         for (tenant, module), config in pending.items()

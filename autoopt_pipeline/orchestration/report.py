@@ -9,7 +9,10 @@ import dagster as dg
 from autoopt_pipeline.optimization.calibration import Bin
 from autoopt_pipeline.optimization.gate import GateDecision, Verdict
 from autoopt_pipeline.optimization.report import Change, Compared, Report
+from autoopt_pipeline.orchestration.history import ANNOTATION_MARKS, ANNOTATION_TOTAL
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.traces.collect import Collected
+from autoopt_pipeline.wording import listed_counts, listed_unread
 
 MAX_UNUSABLE = 0.5
 """Share of decisions without a usable label at which the data check warns: most of the traffic teaches nothing."""
@@ -43,17 +46,18 @@ def report_metadata(
         **{f"examples_{name}": count for name, count in report.examples.items()},
         "lm_calls": report.lm_calls,
         "lm_tokens": report.lm_tokens,
+        "lm_input_tokens": report.lm_input_tokens,
+        "lm_output_tokens": report.lm_output_tokens,
+        "lm_cached_tokens": report.lm_cached_tokens,
         "seconds": report.seconds,
         "config_version": config_version,
     }
     if report.teacher_lm:
         numbers["lm_calls_of_teacher"] = report.teacher_calls
-    totals = {"trace_total": collected.trace_total, "annotation_total": collected.annotation_total}
-    numbers |= {name: total for name, total in totals.items() if total is not None}
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
-        "reason": dg.MetadataValue.text(report.reason),
+        "reason": dg.MetadataValue.text(scrub(report.reason)),
         "report": dg.MetadataValue.md(_markdown(report, project_url)),
     }
     if report.gate:
@@ -74,8 +78,12 @@ def report_metadata(
         metadata["optimizer"] = dg.MetadataValue.text(report.optimizer)
     if comparison_url:
         metadata["phoenix_comparison"] = dg.MetadataValue.url(comparison_url)
+    if report.unread:
+        metadata["unread_answers"] = dg.MetadataValue.json({name: dict(each) for name, each in report.unread.items()})
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
+    metadata[ANNOTATION_TOTAL] = _number(collected.annotations.total)
+    metadata[ANNOTATION_MARKS] = dg.MetadataValue.json(list(collected.annotations.marks))
     return metadata | {
         "incumbent": dg.MetadataValue.text(report.incumbent_version or "baseline"),
         "active_version": dg.MetadataValue.text(report.active_version or "baseline"),
@@ -127,6 +135,8 @@ def _markdown(report: Report, project_url: str) -> str:
     parts = [f"**{report.verdict.value}**: {_escaped(report.reason)}"]
     if report.stand_in:
         parts.append("> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one.")
+    if report.unread:
+        parts.append(f"Answers that could not be read, and count as wrong: {listed_unread(report.unread)}.")
     if report.tried:
         parts.append("### Candidates\n" + _candidates(report))
     if report.gate:
@@ -143,7 +153,7 @@ def _markdown(report: Report, project_url: str) -> str:
         if rows
     ]
     parts += [f"- {_escaped(note)}" for note in report.notes]
-    return "\n\n".join(parts)
+    return scrub("\n\n".join(parts))  # its notes quote errors
 
 
 def _gate(report: Report, gate: GateDecision) -> str:
@@ -159,9 +169,9 @@ def _gate(report: Report, gate: GateDecision) -> str:
     judged_by: dict[str, int] = {}
     for row in report.compared:
         judged_by[row.example.provenance.value] = judged_by.get(row.example.provenance.value, 0) + 1
-    lines = [f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}"]
-    if gate.power:
-        lines.append(str(gate.power))
+    lines = [str(gate.power)] if gate.power else []
+    if judged_by:
+        lines.insert(0, f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}")
     return table + "\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -233,13 +243,23 @@ def _candidates(report: Report) -> str:
             str(tried.judged_on),
             str(tried.making_calls),
             str(tried.judging_calls),
+            listed_counts(tried.unread),
             "finalist" if tried.dropped_after is None else f"dropped after {tried.dropped_after}",
         ]
         for tried in report.tried
     ]
-    rows.insert(0, ["(incumbent)", _percent(report.incumbent_dev_score or 0.0), "", "", "", ""])
+    rows.insert(0, ["(incumbent)", _percent(report.incumbent_dev_score or 0.0), "", "", "", "", ""])
     return _table(
-        ["candidate", "score on dev", "dev examples", "LM calls to make it", "LM calls to judge it", "race"], rows
+        [
+            "candidate",
+            "score on dev",
+            "dev examples",
+            "LM calls to make it",
+            "LM calls to judge it",
+            "answers not read",
+            "race",
+        ],
+        rows,
     )
 
 

@@ -14,6 +14,7 @@ from autoopt_pipeline.orchestration.history import runs_of_newest_outcomes
 from autoopt_pipeline.orchestration.partitions import selected_modules
 from autoopt_pipeline.orchestration.planning import failures_count_since
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
 _INTERVAL_SECONDS = 600
@@ -41,6 +42,7 @@ def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def run_retention_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
         now = datetime.now(UTC)
         configs = []

@@ -12,13 +12,15 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._utils.error import SerializableErrorInfo
 
-from autoopt_pipeline.addresses import without_secrets
+from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.orchestration.failures import causes_of, one_line_cause
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
 from autoopt_pipeline.orchestration.progress import LOGGED_AS, ShowProgress, listening, read_progress
+from autoopt_pipeline.orchestration.tags import SKIPPED_TAG
+from autoopt_pipeline.tls import trusted_authorities
 
 CODE_LOCATION = "autoopt_pipeline"
 """Name of the code location, as `workspace.yaml` has it."""
@@ -30,6 +32,7 @@ _FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
 """What a person need not wait for."""
 
 _POLL_SECONDS = 1.0
+_DAGSTER_SECONDS = 300
 
 _INTERRUPTIONS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 
@@ -38,12 +41,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed."""
+    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+
+    `skipped` says why modules were left to another run, where they were.
+    """
 
     run_id: str
     status: dg.DagsterRunStatus
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
+    skipped: str | None = None
 
 
 def is_to_run(decision: Decision, *, force: bool) -> bool:
@@ -104,12 +111,18 @@ def submit(
     Raises `LaunchFailed` when the webserver does not answer, refuses, or works with another instance than this.
     """
     from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+    from gql.transport.requests import RequestsHTTPTransport
 
     url, shown = urlsplit(dagster_ui), without_secrets(dagster_ui)
     remedy = "set AUTOOPT_DAGSTER_UI_URL to the address of this instance's Dagster UI, or run without --launch"
     try:
         client = DagsterGraphQLClient(
-            url.hostname or "", url.port, use_https=url.scheme == "https", path_prefix=url.path.rstrip("/")
+            url.hostname or "",
+            transport=RequestsHTTPTransport(
+                f"{without_login(dagster_ui)[0]}/graphql",
+                timeout=_DAGSTER_SECONDS,
+                verify=trusted_authorities() or True,
+            ),
         )
         run_id = client.submit_job_execution(
             _ASSET_JOB,
@@ -183,7 +196,8 @@ def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
         materialization = entry.asset_materialization
         if materialization:
             outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
-    return Ended(run_id, _run(instance, run_id).status, outcomes, causes_of(instance, run_id))
+    run = _run(instance, run_id)
+    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:

@@ -8,18 +8,16 @@ import dagster as dg
 from autoopt_pipeline.errors import InvalidTenantId, TenantsLost, TenantsUndecided
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.optimization.plan import Reason
-from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants, tenants_partitions, unfinished_runs
 from autoopt_pipeline.orchestration.planning import Plan, plan_tenants
 from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, NEW_EVIDENCE_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, TickReport, tick_report
 from autoopt_pipeline.orchestration.watching import watch_sensor
+from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.store import TenantConfigStore
-
-NEW_EVIDENCE_TAG = "autoopt/new_evidence"
-"""Run tag: `module=traces+annotations`, comma-separated, that made each module due."""
 
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Run tag: Dagster's run monitoring ends the run after so many seconds."""
@@ -46,6 +44,7 @@ def _tenant_partitions_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def tenant_partitions_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:
@@ -113,6 +112,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def auto_optimization_sensor(
         context: dg.SensorEvaluationContext, services: Services
     ) -> dg.SensorResult | dg.SkipReason:
@@ -172,10 +172,16 @@ def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
 
 
 def run_tags(plan: Plan, tenant: str, modules: Sequence[str]) -> dict[str, str]:
-    """What a run of these modules is told: which traces it reads, how much was new of each, how long it may take."""
+    """What a run of these modules is told: which traces it reads, how much was new of each, how long it may take.
+
+    A run that takes up the work of one that was lost reads the same traces.
+    """
     found = {module: plan.decisions[tenant, module].evidence for module in modules}
     evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
     tags = {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
+    lost = {plan.retried(tenant, module) for module in modules}
+    if len(lost) == 1 and (again := lost.pop()) and again.window_end:
+        tags |= {WINDOW_END_TAG: again.window_end.isoformat(), ATTEMPT_TAG: again.attempt}
     if longest := plan.configs[tenant].max_run_seconds:
         tags[_MAX_RUNTIME_TAG] = str(longest)
     return tags

@@ -8,7 +8,7 @@ from autoopt_pipeline.artifacts.stored import between
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
 from autoopt_pipeline.orchestration.standing import Story
-from autoopt_pipeline.wording import ago, duration, percent
+from autoopt_pipeline.wording import ago, duration, listed_unread, percent
 
 DOING = "doing"
 """What says how far a run is stands under this word."""
@@ -28,6 +28,8 @@ def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
         yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
+    if back := standing.rolled_back:
+        yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.by}: {back.why}"
     if watch := watch_since(story.moved):
         yield "watched", f"{between(watch)}; 'autoopt watches {standing.tenant_id} {standing.module}' says how they do"
     if trial := story.trial:
@@ -60,16 +62,20 @@ def _last(story: Story, now: datetime) -> str:
     standing, last = story.standing, story.last
     if last is None:
         return "never optimized"
-    told = f"{last.verdict or 'reported by hand'}, {ago(last.at, now)}"
+    told = f"{standing.verdict or last.verdict or 'reported by hand'}, {ago(last.at, now)}"
     if last.reason:
         told += f": {last.reason}"
     if last.score_before is not None:
         told += f"; score {percent(last.score_before)} -> {percent(last.score_after)} %"
     if last.version:
         told += f"; version {last.version}"
+    if last.unread_answers:
+        told += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
     if last.lm_calls is not None:
         told += f"; {last.lm_calls} LM calls"
     told += f"; run {last.run_id}" if last.run_id else ""
+    if standing.unreported:
+        told += ", of which no report is left"
     if standing.proposed and last.version:
         told += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
     return told

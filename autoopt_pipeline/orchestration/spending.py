@@ -12,6 +12,7 @@ from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.optimization.limits import Allowance, Spending, midnight
 from autoopt_pipeline.orchestration.history import read_spending, report_spent
 from autoopt_pipeline.orchestration.partitions import selected_modules
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import Budget, DailyBudget, RoutingConfigUnified
 
@@ -86,6 +87,6 @@ def accounted(context: dg.AssetExecutionContext, module: str, meter: "Meter") ->
                 module,
                 Spending(meter.calls, meter.tokens),
                 run_id=context.run.run_id,
-                reason=str(e) or "the run was stopped",
+                reason=scrub(str(e)) or "the run was stopped",
             )
         raise

@@ -6,11 +6,14 @@ The commands read through this, and whatever else shows it should.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import dagster as dg
 
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Move, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.artifacts.moves import Move, Rollback
+from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.artifacts.stored import PROPOSED, decided_about
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import AutooptError
@@ -31,14 +34,31 @@ _EVENTS_TOLD = 20
 _RATE_WINDOW = timedelta(days=1)
 
 
+class Health(StrEnum):
+    """How a module is, worst first."""
+
+    ERROR = "error"
+    FAILING = "failing"
+    PROPOSED = "waits for you"
+    RUNNING = "running"
+    DUE = "due"
+    ROLLED_BACK = "rolled back"
+    WELL = "well"
+    NEW = "not optimized yet"
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class Standing:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `settled` is true where a person has
-    decided about the version of the last outcome. `progress` is how far the run that is under way is, where it is in a
-    long phase. `uncounted` says why Phoenix could not tell what is new, where it was asked.
+    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
+    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
+    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
+    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what
+    is new.
     """
 
     tenant_id: str
@@ -49,9 +69,17 @@ class Standing:
     active: str | None = None
     active_score: float | None = None
     trouble: str | None = None
-    settled: bool = False
+    rolled_back: Rollback | None = None
+    decided: str | None = None
     progress: RunProgress | None = None
+    unreported: Manifest | None = None
+    begins: datetime | None = None
     uncounted: str = ""
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When something came of a run last; None where the module was never optimized."""
+        return self.unreported.created_at if self.unreported else self.attempts.outcome_at
 
     @property
     def enabled(self) -> bool:
@@ -66,12 +94,34 @@ class Standing:
     @property
     def proposed(self) -> bool:
         """Whether the version of the last outcome waits for a person."""
-        return self.verdict == Verdict.AWAITING_APPROVAL and not self.settled
+        return self.verdict == PROPOSED
 
     @property
     def verdict(self) -> str:
-        """That of the last outcome; empty where there was none."""
-        return self.outcome.verdict if self.outcome else ""
+        """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        if self.unreported:
+            return _word_on_active(self.unreported)
+        return self.decided or (self.outcome.verdict if self.outcome else "")
+
+    @property
+    def health(self) -> Health:
+        """The first that holds."""
+        reason = self.decision.reason
+        if reason is Reason.ERROR or self.trouble:
+            return Health.ERROR
+        if reason is Reason.DISABLED:
+            return Health.OFF
+        if self.attempts.failures:
+            return Health.FAILING
+        if self.proposed:
+            return Health.PROPOSED
+        if reason is Reason.IN_PROGRESS:
+            return Health.RUNNING
+        if reason is Reason.DUE:
+            return Health.DUE
+        if self.rolled_back:
+            return Health.ROLLED_BACK
+        return Health.WELL if self.last_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
@@ -80,6 +130,7 @@ class Standing:
             "tenant": self.tenant_id,
             "module": self.module,
             "enabled": self.enabled,
+            "health": self.health.value,
             "decision": decision.reason.value,
             "reason": decision.detail,
             "conditions": [
@@ -98,9 +149,10 @@ class Standing:
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
             "waits_for_approval": self.proposed,
-            "last_outcome_at": _iso(attempts.outcome_at),
+            "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
+            "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
             "trouble": self.trouble,
         }
 
@@ -128,19 +180,25 @@ def tenant_standings(
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
     pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
-    versions, troubles = dict[Key, str](), dict[Key, str]()
+    versions, troubles, rollbacks = dict[Key, str](), dict[Key, str](), dict[Key, Rollback]()
     for key, pointer in pointers.items():
         if isinstance(pointer, AutooptError):
             troubles[key] = str(pointer)
-        elif pointer and pointer.version:
+            continue
+        if pointer and pointer.version:
             versions[key] = pointer.version
-    scores = dict[Key, float | None]()
+        if pointer and pointer.rolled_back:
+            rollbacks[key] = pointer.rolled_back
+    scores, unreported = dict[Key, float | None](), dict[Key, Manifest]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
-        else:
-            scores[key] = manifest.candidate_score
-    settled = _settled(connections, outcomes)
+            continue
+        scores[key] = manifest.candidate_score
+        reported_at = attempts.get(key, Attempts()).outcome_at
+        if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
+            unreported[key] = manifest
+    decided = _decided(connections, outcomes)
     progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         Standing(
@@ -151,8 +209,11 @@ def tenant_standings(
             versions.get(key),
             scores.get(key),
             troubles.get(key),
-            key in settled,
+            rollbacks.get(key),
+            decided.get(key),
             progress.get(key),
+            unreported.get(key),
+            stored[key[0]].since,
             _uncounted(plan, decision, count_all=count_all),
         )
         for key, decision in plan.decisions.items()
@@ -160,31 +221,33 @@ def tenant_standings(
 
 
 def _uncounted(plan: Plan, decision: Decision, *, count_all: bool) -> str:
+    """Why Phoenix could not count what is new, where it was asked to."""
     error = str(plan.phoenix_error or "")
-    if decision.evidence or decision.reason is Reason.DISABLED:
-        return ""
-    return error if decision.detail == error or (count_all and decision.reason is not Reason.ERROR) else ""
+    asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
+    return error if asked and decision.evidence is None else ""
 
 
-def _settled(connections: Connections, outcomes: Mapping[Key, Outcome]) -> set[Key]:
-    """Where a version was proposed and a person has approved or declined it since. A file or two for each proposed."""
-    settled = set()
+def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[Key, str]:
+    """What people have decided about versions that were proposed to them. A file or two for each proposed."""
+    decided = {}
     for key, outcome in outcomes.items():
-        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
+        if outcome.verdict != PROPOSED or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
-            tried = any(outcome.version in move.serving for move in artifacts.moves())
-            if tried or artifacts.declined(outcome.version):
-                settled.add(key)
+            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
+                decided[key] = word
         except AutooptError:
             continue  # what is wrong with the store is told with the active version
-    return settled
+    return decided
 
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1."""
+    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+
+    `unread_answers` counts those that could not be graded, by program and by why.
+    """
 
     at: datetime
     run_id: str
@@ -195,6 +258,7 @@ class LastOutcome:
     score_after: float | None
     lm_calls: int | None
     lm_tokens: int | None
+    unread_answers: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -288,13 +352,13 @@ def module_stories(
         get_module(module)
     standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
     by_module = {each.module: each for each in standings}
-    return [_story(by_module[module], config, entry.version, instance, connections, now) for module in modules]
+    return [_story(by_module[module], config, entry, instance, connections, now) for module in modules]
 
 
 def _story(
     standing: Standing,
     config: RoutingConfigUnified,
-    config_version: int,
+    entry: StoredConfig,
     instance: dg.DagsterInstance,
     connections: Connections,
     now: datetime,
@@ -305,18 +369,24 @@ def _story(
     return Story(
         standing,
         config,
-        config_version,
-        _last_outcome(instance, tenant, module),
+        entry.version,
+        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
         _failures(instance, standing),
         moves[-1] if moves else None,
         _open_trial(artifacts, moves[-1] if moves else None),
-        _events(instance, tenant, module),
+        _events(instance, entry, module),
         _traces_per_day(connections, tenant, module, now),
     )
 
 
-def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> LastOutcome | None:
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
+    """What Dagster's event log has of a tenant's module, without what an earlier tenant of that name left there."""
+    since = entry.since.timestamp() if entry.since else None
+    return dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[entry.tenant_id], after_timestamp=since)
+
+
+def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
+    wanted = events_of(entry, module)
     for record in instance.fetch_materializations(wanted, limit=1).records:
         metadata = values_of(record.asset_materialization)
         return LastOutcome(
@@ -329,8 +399,30 @@ def _last_outcome(instance: dg.DagsterInstance, tenant: str, module: str) -> Las
             score_after=metadata.get("score_after"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
+            unread_answers=metadata.get("unread_answers") or {},
         )
     return None
+
+
+def _as_made(manifest: Manifest) -> LastOutcome:
+    """What a version says of the run that made it."""
+    return LastOutcome(
+        at=manifest.created_at,
+        run_id=manifest.run_id,
+        verdict=_word_on_active(manifest),
+        reason=manifest.reason,
+        version=manifest.version,
+        score_before=manifest.incumbent_score,
+        score_after=manifest.candidate_score,
+        lm_calls=manifest.lm_calls,
+        lm_tokens=manifest.lm_tokens,
+        unread_answers=manifest.unread,
+    )
+
+
+def _word_on_active(manifest: Manifest) -> str:
+    """The verdict on a version that is active: what waited for a person or a proof has got it."""
+    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
 
 
 def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedRun, ...]:
@@ -379,8 +471,8 @@ def _trial_of(steps: list[TrialStep]) -> OpenTrial:
     )
 
 
-def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Event, ...]:
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
+def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
+    wanted = events_of(entry, module)
     found = []
     for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
         details = values_of(record.asset_observation)
@@ -393,7 +485,7 @@ def _events(instance: dg.DagsterInstance, tenant: str, module: str) -> tuple[Eve
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
     phoenix = connections.phoenix
     try:
-        project = phoenix.project(project_name(tenant), until=now)
+        project = phoenix.project(project_name(tenant))
         if project is None:
             return None
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)

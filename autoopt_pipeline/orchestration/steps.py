@@ -1,4 +1,4 @@
-"""How a step ends that cannot go on: with one line for a person, and another try where that may help."""
+"""How a step ends that cannot go on, or need not: with one line for a person, and another try where that may help."""
 
 import multiprocessing
 import os
@@ -7,39 +7,52 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
-from autoopt_pipeline.errors import AutooptError, RunInProgress, RunOvertaken
+from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.orchestration.history import outcome_since
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.orchestration.tags import FAILED_TAG, SKIPPED_TAG
+from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
-
-if TYPE_CHECKING:
-    from autoopt_pipeline.lm.meter import Meter
 
 
 @contextmanager
-def failing_the_step(
-    context: dg.AssetExecutionContext, retry: Retry, meter: "Meter | None" = None
-) -> Generator[None, None, None]:
+def failing_the_step(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
     """Turn errors into failures, or have the step tried again.
 
-    Only what may pass by itself is tried again, and only while the meter counts nothing: a search costs money, so
-    what fails in the middle of one waits until the tenant is due again.
+    Only what may pass by itself is tried again. Answers are kept meanwhile, so a search goes on where it stopped.
+    Dagster stores a failure with all that caused it, so no secret may be left in any of that.
     """
     try:
-        yield
+        with scrubbing_errors():
+            yield
     except AutooptError as e:
-        if e.transient and not (meter and meter.calls) and context.retry_number < retry.max_retries:
+        if e.transient and context.retry_number < retry.max_retries:
             context.log.warning(f"to be tried again: {e}")
             raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
+        _say_that_it_failed(context)
         raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
     except Exception as e:
-        raise dg.Failure(f"unexpected {type(e).__name__}: {e}", allow_retries=False) from e
+        _say_that_it_failed(context)
+        raise dg.Failure(scrub(f"unexpected {type(e).__name__}: {e}"), allow_retries=False) from e
+    except dg.DagsterExecutionInterruptedError:
+        # A person ended the run, or it took too long. Where nobody did, its pod or machine is being taken away.
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run and run.status is dg.DagsterRunStatus.CANCELING:
+            _say_that_it_failed(context)
+        raise
+
+
+def _say_that_it_failed(context: dg.AssetExecutionContext) -> None:
+    """Tell this run from one that is killed. Never fails, for the error that is under way says more."""
+    try:
+        context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: "yes"})
+    except Exception as e:  # noqa: BLE001 - each database has errors of its own
+        context.log.warning(f"the run is not marked as failed by itself: {e}")
 
 
 def _delay(retry: Retry, attempt: int) -> float:
@@ -68,8 +81,18 @@ def end_with_the_run() -> None:
     threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
 
 
-def refuse_overlap(context: dg.AssetExecutionContext) -> None:
-    """Raise `RunInProgress` where another run of the tenant began earlier and has not ended.
+def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
+    """Whether to leave a module to another run of the tenant. Says so in a line, for that is no failure."""
+    why = _overlap(context) or _repetition(context, module)
+    if why is None:
+        return False
+    context.log.warning(f"skipped: {why}")
+    context.instance.add_run_tags(context.run.run_id, {SKIPPED_TAG: why})
+    return True
+
+
+def _overlap(context: dg.AssetExecutionContext) -> str | None:
+    """That another run of the tenant began earlier and has not ended.
 
     Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
     one that began earlier goes on, whichever looks first: when a run began is written once, and before its steps run.
@@ -85,23 +108,25 @@ def refuse_overlap(context: dg.AssetExecutionContext) -> None:
     }
     own = began.pop(context.run.run_id, None)
     if own and began and (first := min(began.values())) < own:
-        raise RunInProgress(
-            f"tenant {context.partition_key}: run {first[1]} began earlier and has not ended",
-            "wait for it; where its process is gone, the Dagster daemon fails it within a minute",
+        return (
+            f"run {first[1]} of tenant {context.partition_key} began earlier and has not ended; wait for it, and where "
+            "its process is gone, for the Dagster daemon, which fails it within a minute"
         )
+    return None
 
 
-def refuse_repetition(context: dg.AssetExecutionContext, module: str) -> None:
-    """Raise `RunOvertaken` where another run came to this module's outcome after the sensor had launched this one.
+def _repetition(context: dg.AssetExecutionContext, module: str) -> str | None:
+    """That another run came to this module's outcome after the sensor had launched this one.
 
     That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.
     """
     record = context.instance.get_run_record_by_id(context.run.run_id)
     if record is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
-        return
+        return None
     launched = record.create_timestamp.astimezone(UTC)
     if other := outcome_since(context.instance, context.partition_key, module, launched):
-        raise RunOvertaken(
-            f"tenant {context.partition_key}: run {other} has learnt from these traces after this one was launched",
-            "nothing is to be done; where it happens often, see that only one Dagster daemon runs",
+        return (
+            f"run {other} of tenant {context.partition_key} has learnt from these traces after this one was launched; "
+            "where that happens often, see that only one Dagster daemon runs"
         )
+    return None

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoopt_pipeline.alerts.events import Ticked
 from autoopt_pipeline.errors import (
     ArtifactStoreUnavailable,
+    ConfigStoreRefused,
     ConfigStoreUnavailable,
     PhoenixRefused,
     PhoenixUnavailable,
@@ -33,6 +34,7 @@ _SERVICES = {
     PhoenixUnavailable.__name__: PHOENIX,
     PhoenixRefused.__name__: PHOENIX,
     ConfigStoreUnavailable.__name__: CONFIG_STORE,
+    ConfigStoreRefused.__name__: CONFIG_STORE,
     ArtifactStoreUnavailable.__name__: "the artifact store",
 }
 """Errors, as ticks name them, by the service that they are about."""

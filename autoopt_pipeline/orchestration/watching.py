@@ -18,6 +18,7 @@ from autoopt_pipeline.optimization.watch import Look, WatchVerdict
 from autoopt_pipeline.orchestration.history import ROLLED_BACK, WATCH_ENDED
 from autoopt_pipeline.orchestration.services import Services
 from autoopt_pipeline.orchestration.ticks import WATCH_SENSOR, WatchReport
+from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.traces.live import look_at
@@ -33,6 +34,7 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
+    @scrubbing_errors()
     def promotion_watch_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
         connections = services.connect()
         began, now = time.monotonic(), datetime.now(UTC)

@@ -8,6 +8,6 @@ docs/serve.md tells the rest.
 """
 
 from autoopt_pipeline.serving._answers import Decision, Loaded, Problem, Status
-from autoopt_pipeline.serving._serving import Serving, trace_to_phoenix
+from autoopt_pipeline.serving._serving import Serving, language_model, trace_to_phoenix
 
-__all__ = ["Decision", "Loaded", "Problem", "Serving", "Status", "trace_to_phoenix"]
+__all__ = ["Decision", "Loaded", "Problem", "Serving", "Status", "language_model", "trace_to_phoenix"]

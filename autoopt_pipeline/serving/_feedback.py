@@ -1,24 +1,33 @@
-"""Feedback on decisions as Phoenix annotations: kept in memory until Phoenix has the span, and sent by one thread."""
+"""Feedback on decisions as Phoenix annotations: kept in memory until Phoenix has the span, and sent by one thread.
+
+Pieces of all tenants go together, so what is wrong with one must not cost another, and no message quotes any.
+"""
 
 import atexit
 import encodings.idna  # noqa: F401 - else at the first connection, see `begin`
+import json
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import httpx
 
 from autoopt_pipeline.addresses import without_login, without_secrets
-from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
+from autoopt_pipeline.errors import AutooptError, InvalidRequest, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.values import number, stripped
+from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 Kind = Literal["HUMAN", "LLM", "CODE"]
 
@@ -28,7 +37,15 @@ CAPACITY = 1000
 GIVE_UP_SECONDS = 900
 """How long a span may take to arrive. Phoenix stores some 130 a second, and what a sampler dropped never comes."""
 
+MAX_NAME_CHARS = 200
+"""Longest name of who gives feedback: it is a part of a key, which databases bound."""
+
+MAX_CORRECTION_CHARS = 4000
+
 _BATCH = 100
+_ALONE_AFTER = 3
+"""Server errors after which a piece is sent by itself: it may be what the server stumbles over."""
+
 _TIMEOUT_SECONDS = 10
 _RETRY_SECONDS = (0.5, 30)
 """First and longest wait before another try; it doubles."""
@@ -37,35 +54,86 @@ _FLUSH_AT_EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """What is written to Phoenix. An equal span, name and identifier is replaced."""
+class Said:
+    """What an application said of a decision, checked, as an annotation tells it."""
 
-    span_id: str
-    name: str
     kind: Kind
     label: str | None
     score: float | None
     metadata: Mapping[str, str]
     identifier: str
 
+    @classmethod
+    def read(cls, *, correct: Any, correction: Any, score: Any, kind: Any, by: Any, drawn: bool) -> "Said":
+        """Raises `InvalidRequest` for what says nothing, or cannot be stored. No message quotes what was said."""
+        if correct is None and correction is None and score is None:
+            raise InvalidRequest("feedback says nothing", "pass correct=, correction= or score=")
+        if correct is not None and correct not in (True, False):
+            raise InvalidRequest("correct= is neither true nor false", "pass True or False")
+        if correction is not None and (correction := stripped(correction)) is None:
+            raise InvalidRequest("correction= is no text, or empty", "pass the right answer as labels are shown")
+        if correction and len(correction) > MAX_CORRECTION_CHARS:
+            raise InvalidRequest(f"correction= is longer than {MAX_CORRECTION_CHARS} characters", "pass a label")
+        if score is not None and (score := _finite(score)) is None:
+            raise InvalidRequest("score= is no finite number", "pass one, or leave it out")
+        if kind not in get_args(Kind):
+            raise InvalidRequest("kind= is unknown", f"pass one of {', '.join(get_args(Kind))}")
+        if not isinstance(by, str) or len(by) > MAX_NAME_CHARS:
+            raise InvalidRequest(
+                f"by= is no text of up to {MAX_NAME_CHARS} characters", "pass a name or an id of who says so"
+            )
+        label = None
+        if correct is not None or correction is not None:
+            label = "correct" if correct else "wrong"
+        metadata = {} if correction is None else {CORRECTION: correction}
+        return cls(
+            kind, label, score, metadata | dict([RANDOM_SAMPLING] if drawn else []), stripped(by) or kind.lower()
+        )
+
+
+def _finite(score: Any) -> float | None:
+    if isinstance(score, bool) or not isinstance(score, Real):  # of numpy's numbers not all are floats
+        return None
+    try:
+        return number(float(score))
+    except OverflowError:
+        return None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is written to Phoenix. An equal span, name and identifier is replaced."""
+
+    span_id: str
+    name: str
+    said: Said
+
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.span_id, self.name, self.identifier
+        return self.span_id, self.name, self.said.identifier
 
     def as_json(self) -> dict[str, Any]:
-        result = {"label": self.label, "score": self.score}
+        result = {"label": self.said.label, "score": self.said.score}
         return {
             "span_id": self.span_id,
             "name": self.name,
-            "annotator_kind": self.kind,
+            "annotator_kind": self.said.kind,
             "result": {name: value for name, value in result.items() if value is not None},
-            "metadata": dict(self.metadata),
-            "identifier": self.identifier,
+            "metadata": dict(self.said.metadata),
+            "identifier": self.said.identifier,
         }
 
 
 class _SpansMissing(Exception):
     """Phoenix has not stored all spans of a batch (yet)."""
+
+
+class _SomeRefused(PhoenixRefused):
+    """Phoenix does not understand something in a batch; the rest of it may be fine."""
+
+
+class _ServerFailed(PhoenixUnavailable):
+    """Phoenix answered that it could not; perhaps for something in the batch."""
 
 
 @dataclass(eq=False)
@@ -74,16 +142,21 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
     due: float = 0.0
     tries: int = 0
+    server_errors: int = 0
+
+    @property
+    def alone(self) -> bool:
+        return self.server_errors >= _ALONE_AFTER
 
 
 class Feedback:
-    """Sends annotations to one Phoenix."""
+    """Sends annotations to one Phoenix.
 
-    def __init__(self, endpoint: str, api_key: str | None) -> None:
-        self._endpoint, self._login = without_login(endpoint.rstrip("/"))
-        self._shown = without_secrets(endpoint.rstrip("/"))
-        self._api_key = api_key
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    `address` gives its endpoint and key when they are needed, for tracing may be set up later.
+    """
+
+    def __init__(self, address: Callable[[], tuple[str, str | None]]) -> None:
+        self._address = address
         begin_in_every_process(self)
         atexit.register(_flush_at_exit, weakref.ref(self))
 
@@ -93,18 +166,26 @@ class Feedback:
         self._waiting: dict[tuple[str, str, str], _Waiting] = {}
         self._thread: threading.Thread | None = None
         # Not by the thread at its first use: what that imports meanwhile, a child forked then could never import.
-        self._http = httpx.Client(auth=self._login, headers=self._headers, timeout=_TIMEOUT_SECONDS)
+        self._http = httpx.Client(timeout=_TIMEOUT_SECONDS)
         self._problem: Problem | None = None
+        self._lost: Problem | None = None
+        self._lost_count = 0
+
+    @property
+    def _shown(self) -> str:
+        return without_secrets(self._address()[0].rstrip("/"))
 
     @property
     def problem(self) -> Problem | None:
-        return self._problem
+        """What keeps feedback from being sent now, or else what was lost since the process began."""
+        return self._problem or self._lost
 
     def put(self, annotation: Annotation) -> None:
         """Send soon, without blocking. A later one for the same span, name and identifier takes its place."""
         with self._changed:
             if len(self._waiting) >= CAPACITY and annotation.key not in self._waiting:
-                self._note(PhoenixUnavailable(f"{CAPACITY} pieces of feedback wait; one is dropped", "see the log"))
+                full = f"{CAPACITY} pieces of feedback wait for Phoenix {self._shown}; one is dropped"
+                self._lose(1, PhoenixUnavailable(full, "see the log"))
                 return
             self._waiting[annotation.key] = _Waiting(annotation)
             if self._thread is None:
@@ -136,7 +217,8 @@ class Feedback:
         while True:
             with self._changed:
                 now = time.monotonic()
-                batch = [waiting for waiting in self._waiting.values() if waiting.due <= now][:_BATCH]
+                due = [waiting for waiting in self._waiting.values() if waiting.due <= now]
+                batch = [waiting for waiting in due if not waiting.alone][:_BATCH] or due[:1]
                 if not batch:
                     earliest = min((waiting.due for waiting in self._waiting.values()), default=None)
                     self._changed.wait(None if earliest is None else earliest - now)
@@ -144,20 +226,27 @@ class Feedback:
             self._try(batch)
 
     def _try(self, batch: Sequence[_Waiting]) -> None:
-        """Send a batch. Where spans are missing, halves are tried, so that one late span holds up no others."""
+        """Send a batch. Where one piece may be to blame, halves are tried, so that it costs no others."""
         try:
             self._post([waiting.annotation for waiting in batch])
-        except _SpansMissing:
+        except (_SpansMissing, _SomeRefused) as e:
             if len(batch) > 1:
                 self._try(batch[: len(batch) // 2])
                 self._try(batch[len(batch) // 2 :])
+            elif isinstance(e, _SomeRefused):
+                self._lose(1, e)
+                self._done(batch)
             else:
                 self._later(batch, PhoenixRefused(f"Phoenix {self._shown} has no span of it", "is it traced there?"))
         except PhoenixUnavailable as e:
             self._note(e)
+            for waiting in batch:
+                waiting.server_errors += isinstance(e, _ServerFailed)
             self._later(batch, e)
         except Exception as e:  # noqa: BLE001 - the thread must go on, whatever is wrong with one batch
-            self._note(e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {e!r}", "see the log"))
+            # What an error of another kind says may be what was to be sent.
+            told = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
+            self._lose(len(batch), told)
             self._done(batch)
         else:
             self._problem = None
@@ -177,15 +266,26 @@ class Feedback:
             first, longest = _RETRY_SECONDS
             waiting.due = now + min(first * 2 ** (waiting.tries - 1), longest)
         if given_up := [waiting for waiting in batch if now - waiting.since > GIVE_UP_SECONDS]:
-            self._note(error)
+            self._lose(len(given_up), error)
             self._done(given_up)
 
     def _post(self, annotations: Sequence[Annotation]) -> None:
         try:
+            content = json.dumps({"data": [annotation.as_json() for annotation in annotations]}, allow_nan=False)
+        except (TypeError, ValueError):
+            raise _SomeRefused("the decision that it is on is not one that was made", "pass it as it was") from None
+        endpoint, api_key = self._address()
+        base_url, login = without_login(endpoint.rstrip("/"))
+        headers = {"content-type": "application/json"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        try:
             response = self._http.post(
-                f"{self._endpoint}/v1/span_annotations",
+                f"{base_url}/v1/span_annotations",
+                auth=login or httpx.USE_CLIENT_DEFAULT,
                 params={"sync": "true"},  # else annotations of unknown spans are dropped without a word
-                json={"data": [annotation.as_json() for annotation in annotations]},
+                content=content,
+                headers=headers,
             )
         except httpx.TransportError as e:
             raise PhoenixUnavailable(
@@ -195,14 +295,15 @@ class Feedback:
         if status == 404 and "span" in response.text.lower():
             raise _SpansMissing
         if status in {408, 429} or status >= 500:
-            raise PhoenixUnavailable(f"Phoenix {self._shown} takes no feedback: HTTP {status}", "see its log")
+            raise _ServerFailed(f"Phoenix {self._shown} takes no feedback: HTTP {status}", "see its log")
         if status in {401, 403}:
-            raise PhoenixRefused(f"Phoenix {self._shown} refuses the key ({status})", "set AUTOOPT_PHOENIX_API_KEY")
+            raise PhoenixRefused.of_key(self._shown, status, response.text)
+        if status in {400, 413, 422}:
+            raise _SomeRefused(f"Phoenix {self._shown} refuses feedback: HTTP {status}", "check its version")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
-            # What a server says may quote the key.
-            said = response.text.replace(self._api_key, "***") if self._api_key else response.text
+            # What it says is not told: it may quote the key, or what was sent.
             raise PhoenixRefused(
-                f"Phoenix {self._shown} refuses feedback: HTTP {status} {said[:200]}",
+                f"Phoenix {self._shown} refuses feedback: HTTP {status}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
             )
 
@@ -210,6 +311,15 @@ class Feedback:
         if self._problem is None or self._problem.what != error.what:
             logger.warning("feedback: %s", error)
             self._problem = Problem("feedback", error.what, error.remedy, datetime.now(UTC))
+
+    def _lose(self, count: int, error: AutooptError) -> None:
+        """Note what will never arrive. It stays a problem, because nobody could send it again who is not told."""
+        self._lost_count += count
+        lost = f"feedback was lost ({self._lost_count} so far), last because {error.what}"
+        if self._lost is None:
+            logger.warning("feedback: %s -> %s", lost, error.remedy)
+        since = self._lost.since if self._lost else datetime.now(UTC)
+        self._lost = Problem("feedback", lost, error.remedy, since)
 
 
 def _flush_at_exit(feedback: "weakref.ref[Feedback]") -> None:

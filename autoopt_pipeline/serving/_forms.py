@@ -11,6 +11,7 @@ from autoopt_pipeline.modules.cross_modal import modalities_text, read_modalitie
 from autoopt_pipeline.modules.examples import Unusable, as_text
 from autoopt_pipeline.modules.grading import FUSE
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.modules.values import encodable
 from autoopt_pipeline.wording import did_you_mean
 
 Attributes = dict[str, str | bool | int | float]
@@ -51,9 +52,9 @@ def span_attributes(
     """One decision as its span tells it: at the first path of each field, and as OpenInference shows it."""
     if contract.span_name == CROSS_MODAL_SPAN and "fuse" in values:
         values = {**values, "fuse": values["fuse"] == FUSE}
-    known = {**inputs, **values}
+    known = storable({**inputs, **values})
     asked = {name: known[name] for name in contract.inputs if known.get(name) is not None}
-    answered = {name: values[name] for name in contract.answers if values.get(name) is not None}
+    answered = {name: known[name] for name in contract.answers if values.get(name) is not None}
     if confidence is not None:
         answered["confidence"] = confidence
     attributes: Attributes = {}
@@ -68,5 +69,14 @@ def span_attributes(
         else:
             attributes[attribute] = value if isinstance(value, bool | int | float) else as_text(value) or ""
     for attribute, value in objects.items():
-        attributes[attribute] = json.dumps(value, ensure_ascii=False, default=str)
+        attributes[attribute] = encodable(json.dumps(value, ensure_ascii=False, default=str))
     return attributes | {"input.mime_type": "application/json", "output.mime_type": "application/json"}
+
+
+def storable(value: Any) -> Any:
+    """The value with text, also inside it, as every span store takes it (see `encodable`)."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {storable(key): storable(inner) for key, inner in value.items()}
+    return [storable(inner) for inner in value] if isinstance(value, list | tuple) else value

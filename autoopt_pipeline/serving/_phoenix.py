@@ -1,28 +1,45 @@
 """Spans of many tenants to Phoenix, each in its tenant's project, over one connection."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
+import requests
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.contract import PROJECT_TEMPLATE, TENANT_ID
+from autoopt_pipeline.errors import PhoenixRefused
+from autoopt_pipeline.otlp import PhoenixSession, phoenix_exporter
+from autoopt_pipeline.secrets import scrub_logs_of
+from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
+from autoopt_pipeline.serving._target import Target, set_target
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "openinference.project.name"
 """Resource attribute that names a span's Phoenix project."""
 
 _TIMEOUT_SECONDS = 10
 
+_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
+)
+"""Where OpenTelemetry says why spans could not be sent, and quotes what a server answered."""
+
 
 class TenantSpans(SpanProcessor):
     """Marks what happens inside a decision as its tenant's too, and hands spans of tenants on, in batches."""
 
-    def __init__(self, make_exporter: Callable[[], SpanExporter]) -> None:
-        self._batches = BatchSpanProcessor(ByTenant(make_exporter))
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._batches = BatchSpanProcessor(exporter)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         parent = trace.get_current_span(parent_context)
@@ -50,12 +67,23 @@ class ByTenant(SpanExporter):
     parent's, the two would take each other's answers.
     """
 
-    def __init__(self, make_exporter: Callable[[], SpanExporter]) -> None:
-        self._make_exporter = make_exporter
+    def __init__(self, endpoint: str, api_key: str | None) -> None:
+        self._endpoint = endpoint
+        self._api_key = api_key
         begin_in_every_process(self)
 
     def begin(self) -> None:
-        self._exporter = self._make_exporter()
+        """Make what belongs to one process."""
+        self._problem: Problem | None = None
+        self._session = PhoenixSession()
+        self._exporter = phoenix_exporter(
+            self._endpoint, self._api_key, timeout_seconds=_TIMEOUT_SECONDS, session=self._session
+        )
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why Phoenix does not get spans, if it does not."""
+        return self._problem
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         resources: dict[str, Resource] = {}
@@ -63,9 +91,19 @@ class ByTenant(SpanExporter):
             tenant = str((span.attributes or {})[TENANT_ID])
             if tenant not in resources:
                 resources[tenant] = span.resource.merge(Resource({PROJECT: PROJECT_TEMPLATE.format(tenant_id=tenant)}))
-        return self._exporter.export(
-            [_copy(span, resources[str((span.attributes or {})[TENANT_ID])]) for span in spans]
-        )
+        copies = [_copy(span, resources[str((span.attributes or {})[TENANT_ID])]) for span in spans]
+        result = self._exporter.export(copies)
+        if result is SpanExportResult.SUCCESS:
+            self._problem = None
+        else:
+            self._note_failure()
+        return result
+
+    def _note_failure(self) -> None:
+        what, remedy = _told(without_secrets(self._endpoint), self._session.last)
+        if self._problem is None or self._problem.what != what:
+            logger.warning("spans are lost: %s -> %s", what, remedy)
+            self._problem = Problem("spans", what, remedy, datetime.now(UTC))
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -83,12 +121,28 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
         else:
             provider = TracerProvider()
             trace.set_tracer_provider(provider)
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else None
-    address = f"{endpoint.rstrip('/')}/v1/traces"
-    provider.add_span_processor(
-        TenantSpans(lambda: OTLPSpanExporter(endpoint=address, headers=headers, timeout=_TIMEOUT_SECONDS))
-    )
+    scrub_logs_of(*_LOGGERS)
+    exporter = ByTenant(endpoint, api_key)
+    provider.add_span_processor(TenantSpans(exporter))
+    set_target(provider, Target(endpoint, api_key, lambda: exporter.problem))
     return provider
+
+
+def _told(endpoint: str, last: requests.Response | Exception | None) -> tuple[str, str]:
+    """What is wrong, and what to do about it. An error's own words may hold an address with a password."""
+    takes_none = f"Phoenix {endpoint} takes no spans"
+    if isinstance(last, requests.exceptions.SSLError):
+        return (
+            f"{takes_none}: no trusted authority signed its certificate",
+            "name the authority's file in SSL_CERT_FILE",
+        )
+    if isinstance(last, requests.Response):
+        if last.status_code in {401, 403}:
+            refused = PhoenixRefused.of_key(endpoint, last.status_code, last.text)
+            return refused.what, refused.remedy
+        remedy = "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and see its log"
+        return f"{takes_none}: HTTP {last.status_code}", remedy
+    return f"{takes_none}: {type(last).__name__}", "check AUTOOPT_PHOENIX_ENDPOINT and that Phoenix is up"
 
 
 def _copy(span: ReadableSpan, resource: Resource) -> ReadableSpan:

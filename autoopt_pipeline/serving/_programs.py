@@ -11,24 +11,29 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from autoopt_pipeline.addresses import without_secrets
 from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import Pointer, read_pointers
+from autoopt_pipeline.artifacts.moves import Pointer
+from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
 if TYPE_CHECKING:
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
     from autoopt_pipeline.serving._snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 IDLE_REFRESHES = 20
 """Refreshes that a module stays loaded without being asked. Then it is dropped, and is loaded anew when it is used."""
@@ -75,8 +80,17 @@ class _Entry:
 class Programs:
     """The programs of one artifact store. Safe to use from threads, from asyncio, and on both sides of a fork."""
 
-    def __init__(self, root_url: str, *, refresh_seconds: float, max_loaded: int, load_seconds: float) -> None:
+    def __init__(
+        self,
+        root_url: str,
+        *,
+        refresh_seconds: float,
+        max_loaded: int,
+        load_seconds: float,
+        baseline_format: "AnswerFormat",
+    ) -> None:
         self._root_url = root_url
+        self._baseline_format: AnswerFormat = baseline_format
         self._refresh_seconds = refresh_seconds
         self._max_loaded = max_loaded
         self._load_seconds = load_seconds
@@ -88,6 +102,8 @@ class Programs:
         self._files = Files(self._root_url)
         self._lock = threading.Lock()
         self._outage = False
+        self._nothing: Problem | None = None
+        self._something = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="autoopt-load")
@@ -109,7 +125,8 @@ class Programs:
 
     def problems(self) -> list[Problem]:
         with self._lock:
-            return [entry.problem for entry in self._entries.values() if entry.problem]
+            own = [entry.problem for entry in self._entries.values() if entry.problem]
+        return [*own, *([self._nothing] if self._nothing else [])]
 
     def status(self) -> list[Status]:
         with self._lock:
@@ -147,6 +164,7 @@ class Programs:
             pointers = dict.fromkeys(places, down)
         for entry in due:
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules})
+        self._look_for_anything(pointers.values())
 
     def close(self) -> None:
         """End the thread. Programs that are loaded stay usable."""
@@ -180,11 +198,33 @@ class Programs:
             places = [(entry.tenant_id, module) for module in entry.modules]
             pointers = read_pointers(self._files, places)
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules}, labels)
+            self._look_for_anything(pointers.values())
         except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
             self._failed(entry, ArtifactStoreUnavailable(f"{entry.name}: {e}", "check AUTOOPT_ARTIFACTS_URL"))
         finally:
             self._snapshot(entry)
             entry.first_load.set_result(None)
+
+    def _look_for_anything(self, found: Collection[Pointer | AutooptError | None]) -> None:
+        """Say so, once, where the root holds nothing at all: then it is hardly the one that the pipeline writes to."""
+        if self._something:
+            return
+        if any(isinstance(pointer, AutooptError) for pointer in found):
+            return  # which is a problem of its own
+        try:
+            self._something = any(found) or bool(self._files.names(""))
+        except AutooptError:
+            return
+        with self._lock:
+            if self._something:
+                self._nothing = None
+            elif self._nothing is None:
+                what = f"artifact root {without_secrets(self._root_url)} holds nothing, so only baselines serve"
+                remedy = (
+                    "set AUTOOPT_ARTIFACTS_URL to the root of the pipeline; if that is it, wait for its first program"
+                )
+                logger.warning("%s -> %s", what, remedy)
+                self._nothing = Problem("artifacts", what, remedy, datetime.now(UTC))
 
     def _snapshot(self, entry: _Entry) -> "Snapshot":
         """What serves now: the module's baseline where nothing could be loaded, or not in time."""
@@ -195,7 +235,7 @@ class Programs:
                 self._failed(
                     entry, ArtifactStoreUnavailable(f"{entry.name}: not loaded in time", "check AUTOOPT_ARTIFACTS_URL")
                 )
-            entry.snapshot = Snapshot(entry.spec, {}, {})
+            entry.snapshot = Snapshot(entry.spec, {}, {}, self._baseline_format)
         return entry.snapshot
 
     def _follow(
@@ -223,7 +263,13 @@ class Programs:
 
             label_sets = entry.snapshot.label_sets if entry.snapshot else []
             taken, refused = take_snapshot(
-                self._files, entry.tenant_id, entry.spec, pointers, [labels] if labels else label_sets, entry.snapshot
+                self._files,
+                entry.tenant_id,
+                entry.spec,
+                pointers,
+                [labels] if labels else label_sets,
+                entry.snapshot,
+                self._baseline_format,
             )
         except AutooptError as e:
             self._failed(entry, e, pointers)
@@ -233,11 +279,11 @@ class Programs:
             return
         if entry.seen is not None and taken.pointer != (entry.snapshot.pointer if entry.snapshot else None):
             logger.info("%s: %s serves", entry.name, version_name(taken.version))
-        entry.snapshot = taken
         if refused:
             self._failed(entry, refused, pointers)
-            return
-        self._well(entry, pointers)
+        else:
+            self._well(entry, pointers)
+        entry.snapshot = taken  # last: whoever is answered by it finds its problem told
 
     def _well(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
         if entry.problem:

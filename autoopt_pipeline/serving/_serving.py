@@ -9,22 +9,25 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.secrets import protect, protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
-from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind
+from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind, Said
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import Programs
+from autoopt_pipeline.serving._target import target_of
 from autoopt_pipeline.serving._tracing import Recording, Tracing
-from autoopt_pipeline.settings import Settings, load_settings
+from autoopt_pipeline.settings import Settings, load_settings, sendable_key
 
 if TYPE_CHECKING:
     import dspy
     from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
     from opentelemetry.trace import TracerProvider
+
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
 
 _ASYNC_THREADS = 64
 """Decisions under way at once in one process, for programs that have no `aforward` of their own. They mostly wait."""
@@ -35,11 +38,14 @@ class Serving:
 
     Make one per process, or one before a fork; it is safe in threads and in asyncio. `artifacts_url` is any fsspec
     URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the language model; by default what
-    `dspy.configure` or `dspy.context` say. `review_share` (0 to 1) of the decisions are drawn at random for review.
+    `dspy.configure` or `dspy.context` say; `language_model` makes one that is asked as runs ask it. A version is asked
+    in the format that it was proven in, and a baseline in `baseline_format`: what `lm.answer_format` of the tenants
+    says, if that is not `auto`. `review_share` (0 to 1) of the decisions are drawn at random for review.
 
     `refresh_seconds` is how soon a promotion serves, `max_loaded` how many tenants' modules are kept, and
     `load_seconds` how long the first request of one may wait for the store. `own_traces` begins a new trace for every
     decision, for applications that send their own spans to the same Phoenix: there, a trace belongs to one project.
+    Feedback goes to `phoenix_endpoint`, by default where `trace_to_phoenix` sends the decisions of this provider.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Serving:
         artifacts_url: str | None = None,
         *,
         lm: "dspy.BaseLM | None" = None,
+        baseline_format: "AnswerFormat" = "chat",
         review_share: float = 0.0,
         refresh_seconds: float = 30.0,
         max_loaded: int = 1000,
@@ -58,7 +65,11 @@ class Serving:
     ) -> None:
         if not 0 <= review_share <= 1:
             raise InvalidRequest(f"review_share is {review_share}", "use a share from 0 to 1")
+        if baseline_format not in {"chat", "json_schema"}:
+            raise InvalidRequest(f"baseline_format is {baseline_format!r}", "use 'chat' or 'json_schema'")
         settings = load_settings()
+        key = getattr(lm, "kwargs", {}).get("api_key")
+        protect(key if isinstance(key, str) else None)
         self._lm = lm
         self._review_share = review_share
         self._programs = Programs(
@@ -66,9 +77,13 @@ class Serving:
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,
             load_seconds=load_seconds,
+            baseline_format=baseline_format,
         )
         self._tracing = Tracing(tracer_provider, own_traces=own_traces)
-        self._feedback = Feedback(*phoenix_address(settings, phoenix_endpoint, phoenix_api_key))
+        self._tracer_provider = tracer_provider
+        self._phoenix = phoenix_address(settings, phoenix_endpoint, phoenix_api_key)
+        self._phoenix_given = phoenix_endpoint is not None
+        self._feedback = Feedback(self._feedback_address)
         begin_in_every_process(self)
 
     def begin(self) -> None:
@@ -149,12 +164,13 @@ class Serving:
         was drawn for review, not because something went wrong; it counts only where `decision.sampled` is true.
 
         Sent in the background; what goes wrong shows in `problems`. With `wait` it is sent before this returns, and
-        raises `PhoenixUnavailable` or `PhoenixRefused`. Raises `InvalidRequest` for feedback that says nothing.
+        raises `PhoenixUnavailable` or `PhoenixRefused`. Raises `InvalidRequest` for feedback that says nothing, or
+        something that cannot be stored.
         """
         spec = get_module(decision.module)
         parts = spec.parts or (spec,)
-        if correct is None and correction is None and score is None:
-            raise InvalidRequest("feedback says nothing", "pass correct=, correction= or score=")
+        drawn = sampled and decision.sampled
+        said = Said.read(correct=correct, correction=correction, score=score, kind=kind, by=by, drawn=drawn)
         if correction is not None and (correct or len(parts) > 1):
             raise InvalidRequest(
                 f"a correction of {spec.name} is not clear",
@@ -162,18 +178,7 @@ class Serving:
             )
         if not decision.spans:
             raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serve.md")
-        label = None
-        if correct is not None or correction is not None:
-            label = "correct" if correct else "wrong"
-        metadata = {} if correction is None else {CORRECTION: correction}
-        if sampled and decision.sampled:
-            metadata |= [RANDOM_SAMPLING]
-        annotations = [
-            Annotation(
-                decision.spans[part.name], part.contract.annotation, kind, label, score, metadata, by or kind.lower()
-            )
-            for part in parts
-        ]
+        annotations = [Annotation(decision.spans[part.name], part.contract.annotation, said) for part in parts]
         if wait:
             self._feedback.send(annotations)
         else:
@@ -181,9 +186,11 @@ class Serving:
                 self._feedback.put(annotation)
 
     def problems(self) -> list[Problem]:
-        """What is wrong now: programs that are refused or cannot be read, and feedback that cannot be sent."""
-        feedback = self._feedback.problem
-        return [*self._programs.problems(), *([feedback] if feedback else [])]
+        """What is wrong now: programs that are refused, not there or cannot be read, spans and feedback that cannot be
+        sent; and what feedback was lost."""
+        target = target_of(self._tracer_provider)
+        sending = (self._tracing.problem, target.problem() if target else None, self._feedback.problem)
+        return [*self._programs.problems(), *(problem for problem in sending if problem)]
 
     def status(self) -> list[Status]:
         """What is in service, for every tenant's module that is loaded."""
@@ -200,6 +207,11 @@ class Serving:
     def close(self) -> None:
         """Stop following. What is loaded goes on serving; feedback that waits is still sent."""
         self._programs.close()
+
+    def _feedback_address(self) -> tuple[str, str | None]:
+        """The Phoenix that was given, else the one that gets the spans, else that of the settings."""
+        target = None if self._phoenix_given else target_of(self._tracer_provider)
+        return (target.endpoint, target.api_key) if target else self._phoenix
 
     def _recorded(
         self, tenant_id: str, spec: ModuleSpec, loaded: Loaded, request_id: str | None, inputs: Mapping[str, Any]
@@ -249,10 +261,36 @@ def _decision(
     )
 
 
+def language_model(
+    model: str,
+    *,
+    api_base: str | None = None,
+    api_key_env: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout_seconds: float = 60,
+) -> "dspy.LM":
+    """A language model that is asked as runs ask it, so that a decision is what the gate saw: the same request.
+
+    The arguments are the fields of a tenant's `lm`. It answers blocking calls only; `Serving.adecide` makes these in
+    threads. Raises `LMNotConfigured`, and `InvalidConfig` for a value that no tenant's configuration may have.
+    """
+    from autoopt_pipeline.lm.models import plain_lm
+
+    return plain_lm(
+        model=model,
+        api_base=api_base,
+        api_key_env=api_key_env,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        timeout_seconds=timeout_seconds,
+    )
+
+
 def trace_to_phoenix(
     endpoint: str | None = None, api_key: str | None = None, *, tracer_provider: "SDKTracerProvider | None" = None
 ) -> "SDKTracerProvider":
-    """Send decisions to Phoenix, each to its tenant's project; call it once, before the first decision.
+    """Send decisions to Phoenix, each to its tenant's project, and feedback on them; call it once, before the first.
 
     By default AUTOOPT_PHOENIX_ENDPOINT and AUTOOPT_PHOENIX_API_KEY. Adds to the tracer provider of the application, or
     makes a global one where there is none. Other spans of the application are not sent.
@@ -263,7 +301,13 @@ def trace_to_phoenix(
 
 
 def phoenix_address(settings: Settings, endpoint: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only."""
+    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only.
+
+    Raises `InvalidSettings` for a key that cannot be sent over HTTP.
+    """
+    protect_address(endpoint or settings.phoenix_endpoint)
+    if api_key:
+        api_key = sendable_key(api_key, "the key given for Phoenix")
     if endpoint:
         return endpoint, api_key
     key = settings.phoenix_api_key

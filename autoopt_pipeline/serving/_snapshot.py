@@ -5,11 +5,13 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 
 from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.moves import Pointer
 from autoopt_pipeline.artifacts.programs import compose, unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, Program
+from autoopt_pipeline.artifacts.store import ModuleArtifacts, Program
 from autoopt_pipeline.contract import BASELINE, CANARY
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.lm.adapter import DemoCachingAdapter
+from autoopt_pipeline.lm.adapter import AnswerAdapter
+from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.serving._answers import Arm, Loaded
 
@@ -27,10 +29,17 @@ class Snapshot:
     `programs` are by module and version. What pointers name and is not there was refused, and does not serve.
     """
 
-    def __init__(self, spec: ModuleSpec, pointers: Pointers, programs: Mapping[tuple[str, str], Program]) -> None:
+    def __init__(
+        self,
+        spec: ModuleSpec,
+        pointers: Pointers,
+        programs: Mapping[tuple[str, str], Program],
+        baseline_format: AnswerFormat,
+    ) -> None:
         self.pointers = pointers
         self.programs = programs
         self._spec = spec
+        self._baseline_format = baseline_format
         self._built: dict[tuple[str | None, Arm, Labels], Loaded] = {}
 
     @property
@@ -78,8 +87,9 @@ class Snapshot:
                 program = unpack(self._spec, labels, self.programs[self._spec.name, version])
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
-                program = compose(self._spec, labels, {name: self.programs[name, part] for name, part in parts.items()})
-            built = Loaded(program, version, arm, parts, DemoCachingAdapter())
+                of_parts = {name: self.programs[name, part] for name, part in parts.items()}
+                program = compose(self._spec, labels, of_parts, baseline_format=self._baseline_format)
+            built = Loaded(program, version, arm, parts, AnswerAdapter())
             # A new dict, because others may be reading this one. Building the same twice at once does no harm.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
         return built
@@ -92,6 +102,7 @@ def take_snapshot(
     pointers: Pointers,
     label_sets: Sequence[Labels],
     before: Snapshot | None,
+    baseline_format: AnswerFormat,
 ) -> tuple[Snapshot, InvalidArtifact | None]:
     """Load what pointers name, and build it for these sets of labels; versions that are loaded already are kept.
 
@@ -120,7 +131,7 @@ def take_snapshot(
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e
-    snapshot = Snapshot(spec, pointers, programs)
+    snapshot = Snapshot(spec, pointers, programs, baseline_format)
     snapshot.build(label_sets)
     return snapshot, refused
 

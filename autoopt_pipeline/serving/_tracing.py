@@ -4,8 +4,10 @@ Tracing never reaches into a request: what a provider or processor raises is log
 """
 
 import logging
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from opentelemetry import context, trace
@@ -13,10 +15,12 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, Status, StatusCode, Tr
 
 from autoopt_pipeline.contract import ARM, MODULE, PROGRAM_VERSION, REQUEST_ID, TENANT_ID
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.serving._answers import Loaded, version_name
-from autoopt_pipeline.serving._forms import Attributes, span_attributes
+from autoopt_pipeline.secrets import scrub, scrub_error, scrub_logs_of
+from autoopt_pipeline.serving._answers import Loaded, Problem, version_name
+from autoopt_pipeline.serving._forms import Attributes, span_attributes, storable
 
 logger = logging.getLogger(__name__)
+scrub_logs_of(__name__)
 
 
 class Recording:
@@ -51,7 +55,7 @@ class Recording:
                 name = part.contract.span_name
                 if name not in spans:
                     spans[name] = self._tracing.tracer.start_span(name, attributes=self._head)
-                spans[name].set_attributes(span_attributes(part.contract, self._inputs, values, confidence))
+                self._tracing.write(spans[name], span_attributes(part.contract, self._inputs, values, confidence))
                 if version := self._loaded.parts.get(part.name):
                     spans[name].set_attribute(PROGRAM_VERSION, version)
             for span in spans.values():
@@ -66,10 +70,13 @@ class Recording:
     def failed(self, error: BaseException) -> None:
         """Write what was asked, and why there is no answer."""
         with self._tracing.never_raising():
-            self._main.set_attributes(span_attributes(self._spec.contract, self._inputs, {}, None))
-            if isinstance(error, Exception):
-                self._main.record_exception(error)
-            self._main.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+            self._tracing.write(self._main, span_attributes(self._spec.contract, self._inputs, {}, None))
+            clean = scrub_error(error)
+            if isinstance(clean, Exception):
+                stack = "".join(traceback.format_exception(clean))
+                told = {"exception.message": str(clean), "exception.stacktrace": stack}
+                self._main.record_exception(clean, attributes=storable(told))
+            self._main.set_status(Status(StatusCode.ERROR, storable(scrub(f"{type(error).__name__}: {error}"))))
 
 
 class Tracing:
@@ -82,6 +89,33 @@ class Tracing:
         self.tracer = trace.get_tracer("autoopt_pipeline.serving", tracer_provider=provider)
         self._own_traces = own_traces
         self._told = False
+        self._problem: Problem | None = None
+        with self.never_raising():
+            from opentelemetry.sdk.trace import SpanLimits
+
+            if limit := SpanLimits().max_span_attribute_length:
+                self._note_limit(limit)
+
+    @property
+    def problem(self) -> Problem | None:
+        """Set where this process cuts the attributes of spans."""
+        return self._problem
+
+    def write(self, span: Span, attributes: Attributes) -> None:
+        """Set attributes, and see that they are not cut: of a cut query nobody learns."""
+        span.set_attributes(attributes)
+        written: Mapping[str, Any] = getattr(span, "attributes", None) or {}
+        for name, value in attributes.items():
+            kept = written.get(name)
+            if isinstance(value, str) and isinstance(kept, str) and len(kept) < len(value):
+                self._note_limit(len(kept))
+
+    def _note_limit(self, limit: int) -> None:
+        if self._problem is None:
+            what = f"this process cuts attributes of spans after {limit} characters, and what is cut is not learnt from"
+            remedy = "raise or unset OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, or the limit of your TracerProvider"
+            logger.warning("%s -> %s", what, remedy)
+            self._problem = Problem("tracing", what, remedy, datetime.now(UTC))
 
     @contextmanager
     def decision(
@@ -106,7 +140,7 @@ class Tracing:
             PROGRAM_VERSION: version_name(loaded.version),
         }
         if request_id is not None:
-            head[REQUEST_ID] = request_id
+            head[REQUEST_ID] = storable(request_id)
         if sampled:
             head[spec.contract.review_sample[0]] = True
         span, token = INVALID_SPAN, None

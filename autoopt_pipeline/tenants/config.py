@@ -16,6 +16,7 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
 
 PromotionMode = Literal["auto", "manual"]
+AnswerFormatChoice = Literal["auto", "chat", "json_schema"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -62,6 +63,11 @@ class LMSettings(Strict):
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
     max_tokens: int | None = Field(None, ge=16, le=_MOST, description="By default 512, where the model allows it.")
+    answer_format: AnswerFormatChoice = Field(
+        "auto",
+        description="chat: DSPy's sections; json_schema: a short prompt, with a schema that the endpoint enforces; "
+        "auto: json_schema where the endpoint enforces it and answers get no worse.",
+    )
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
 
@@ -125,13 +131,21 @@ class DailyBudget(Strict):
 
 
 class Retry(Strict):
-    """How a step that fails before it has spent anything, because something does not answer, is tried again."""
+    """How what may pass by itself is tried again.
+
+    A step that fails before it has spent anything, because something does not answer, is tried again in the same run.
+    What was under way in a run that was killed is tried again in another one.
+    """
 
     max_retries: int = Field(2, ge=0, le=10)
     delay_seconds: int = Field(5, ge=0, le=3600, description="Before the first try again, give or take as much.")
     backoff: Literal["constant", "exponential"] = Field(
         "exponential", description="exponential: once the delay, then 3, 7, 15 times; constant: once each time."
     )
+
+    def delay(self, attempt: int) -> int:
+        """Seconds before a try again; `attempt` counts from 1."""
+        return self.delay_seconds * (2**attempt - 1 if self.backoff == "exponential" else 1)
 
 
 class QuietHours(Strict):
@@ -223,7 +237,10 @@ class RoutingConfigUnified(Strict):
     quiet_hours: list[QuietHours] = Field(
         default_factory=list, max_length=20, description="When nothing is launched by itself."
     )
-    retry: Retry = Field(Retry(), description="Trying again in the same run what may pass by itself.")
+    retry: Retry = Field(
+        Retry(),
+        description="Trying again in the same run what may pass by itself, and soon in another one after a kill.",
+    )
     max_run_seconds: int | None = Field(
         None,
         ge=60,

@@ -1,10 +1,11 @@
 """Tenants come and go: what a new one begins with, and what stays of one that is removed."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
-from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, write_config
 
 
 def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingConfigUnified:
@@ -16,7 +17,7 @@ def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingC
     return parse_config({"tenant_id": tenant_id, "agents": named}, where=where)
 
 
-def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified) -> int:
+def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, by: str = "") -> int:
     """Write the first configuration of a tenant, or the first after it was removed; return its version.
 
     Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment.
@@ -25,13 +26,22 @@ def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified) -> int:
     versions = store.history(tenant)
     if versions and versions[-1].document is not None:
         raise ConfigConflict(f"tenant {tenant} exists already", f"change it with 'autoopt config set {tenant} ...'")
-    return write_config(store, config, expected_version=versions[-1].version if versions else 0)
+    return write_config(store, config, by=by, expected_version=versions[-1].version if versions else 0)
 
 
-def what_stays(tenant_id: str) -> tuple[str, ...]:
-    """What a removal leaves, for whoever removes the tenant."""
+def start_anew(store: TenantConfigStore, removed: StoredConfig, *, by: str, now: datetime) -> int:
+    """Say of a removed tenant that nothing which was before counts, should it ever be added again; return the version.
+
+    Raises `ConfigConflict` where somebody was quicker.
+    """
+    return store.write(removed.tenant_id, None, by=by, expected_version=removed.version, since=now)
+
+
+def what_stays(removed: StoredConfig) -> tuple[str, ...]:
+    """What a removal leaves, for whoever removes the tenant; `removed` is its last configuration."""
+    tenant = removed.tenant_id
     return (
-        f"its programs, which go on serving; 'autoopt artifacts delete {tenant_id}' deletes them",
-        f"earlier configurations; 'autoopt config history {tenant_id}' lists them",
+        f"its programs, which go on serving; 'autoopt artifacts delete {tenant}' deletes them",
+        f"its configurations; 'autoopt config revert {tenant} {removed.version}' brings the tenant back",
         "runs and their reports in Dagster, traces in Phoenix",
     )

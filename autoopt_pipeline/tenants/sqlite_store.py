@@ -10,19 +10,34 @@ from pathlib import Path
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.config import json_or_text
-from autoopt_pipeline.tenants.store import NEVER, Risk, StoredConfig
+from autoopt_pipeline.tenants.store import NEVER, ConfigChange, Risk, StoredConfig, change_between
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tenant_configs (
     tenant_id TEXT NOT NULL, version INTEGER NOT NULL, written_at TEXT NOT NULL, document TEXT,
+    written_by TEXT NOT NULL DEFAULT '', since TEXT,
     PRIMARY KEY (tenant_id, version)
 ) WITHOUT ROWID
 """
+_BY_TIME = "CREATE INDEX IF NOT EXISTS tenant_configs_by_time ON tenant_configs (written_at)"
 _CURRENT = """
-SELECT tenant_id, version, written_at, document FROM tenant_configs AS c
+SELECT tenant_id, version, written_at, document, written_by, since FROM tenant_configs AS c
 WHERE document IS NOT NULL
   AND version = (SELECT MAX(version) FROM tenant_configs WHERE tenant_id = c.tenant_id)
 """
+_HISTORY = """
+SELECT tenant_id, version, written_at, document, written_by, since FROM tenant_configs
+WHERE tenant_id = ? ORDER BY version DESC LIMIT ?
+"""
+# Of the documents only whether there is one: they may be long.
+_CHANGES = """
+SELECT c.tenant_id, c.version, c.written_at, substr(c.document, 1, 0), c.written_by, c.since,
+       b.tenant_id, b.version, b.written_at, substr(b.document, 1, 0), b.written_by, b.since
+FROM tenant_configs AS c LEFT JOIN tenant_configs AS b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
+WHERE c.written_at < ? ORDER BY c.written_at DESC LIMIT ?
+"""
+_EVER = "9999"
+"""After every moment, and before what is no moment."""
 
 
 class SqliteConfigStore:
@@ -37,31 +52,45 @@ class SqliteConfigStore:
 
     def history(self, tenant_id: str) -> list[StoredConfig]:
         with self._connection() as db:
-            rows = db.execute(
-                "SELECT tenant_id, version, written_at, document FROM tenant_configs "
-                "WHERE tenant_id = ? ORDER BY version",
-                (tenant_id,),
-            )
-            return [_stored(row) for row in rows]
+            return [_stored(row) for row in db.execute(_HISTORY, (tenant_id, -1))][::-1]
 
-    def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
+    def changes(self, before: datetime | None, limit: int) -> list[ConfigChange]:
+        with self._connection() as db:
+            rows = db.execute(_CHANGES, (before.isoformat() if before else _EVER, limit))
+            return [change_between(_stored(row[6:]) if row[6] else None, _stored(row[:6])) for row in rows]
+
+    def write(
+        self,
+        tenant_id: str,
+        document: object | None,
+        *,
+        by: str = "",
+        expected_version: int | None = None,
+        since: datetime | None = None,
+    ) -> int:
         validate_tenant_id(tenant_id)
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
-            newest = db.execute(
-                "SELECT COALESCE(MAX(version), 0) FROM tenant_configs WHERE tenant_id = ?", (tenant_id,)
-            ).fetchone()[0]
+            last = [_stored(row) for row in db.execute(_HISTORY, (tenant_id, 1))]
+            newest = last[0].version if last else 0
             check_version(tenant_id, newest, expected_version)
-            text = None if document is None else json.dumps(document, sort_keys=True)
-            row = (tenant_id, newest + 1, datetime.now(UTC).isoformat(), text)
-            db.execute("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", row)
+            since = since or (last[0].since if last else None)
+            row = (
+                tenant_id,
+                newest + 1,
+                datetime.now(UTC).isoformat(),
+                None if document is None else json.dumps(document, sort_keys=True),
+                by,
+                since.isoformat() if since else None,
+            )
+            db.execute("INSERT INTO tenant_configs VALUES (?, ?, ?, ?, ?, ?)", row)
             db.execute("COMMIT")
             return newest + 1
 
     def check_writable(self) -> None:
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
-            db.execute("INSERT INTO tenant_configs VALUES ('', 0, '', NULL)")
+            db.execute("INSERT INTO tenant_configs VALUES ('', 0, '', NULL, '', NULL)")
             db.execute("ROLLBACK")
 
     def risks(self) -> list[Risk]:
@@ -75,6 +104,7 @@ class SqliteConfigStore:
                 # What is no UTF-8 in one tenant's row must not hide the others.
                 db.text_factory = lambda text: text.decode(errors="replace")
                 db.execute(_SCHEMA)
+                db.execute(_BY_TIME)
                 yield db
         except (sqlite3.Error, OSError) as e:
             raise ConfigStoreUnavailable(
@@ -97,10 +127,16 @@ def decode_document(text: str | None) -> object | None:
     return None if text is None else json_or_text(text)
 
 
-def _stored(row: tuple[str, int, str, str | None]) -> StoredConfig:
-    tenant_id, version, written_at, document = row
+def moment_of(text: object) -> datetime | None:
+    """A stored moment; None where there is none, or it is not one."""
     try:
-        moment = datetime.fromisoformat(written_at)
-    except (ValueError, TypeError):
-        moment = NEVER
-    return StoredConfig(tenant_id, version, moment, decode_document(document))
+        return datetime.fromisoformat(str(text)) if text else None
+    except ValueError:
+        return None
+
+
+def _stored(row: tuple[str, int, str, str | None, str, str | None]) -> StoredConfig:
+    tenant_id, version, written_at, document, by, since = row
+    return StoredConfig(
+        tenant_id, version, moment_of(written_at) or NEVER, decode_document(document), str(by), moment_of(since)
+    )

@@ -1,6 +1,6 @@
 """Where tenants' configurations are kept. Every write is a new version, and a tenant exists because it has one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -14,12 +14,17 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class StoredConfig:
-    """One version of a tenant's configuration. `document` is None where the version removes the tenant."""
+    """One version of a tenant's configuration, and who wrote it. `document` is None where it removes the tenant.
+
+    What happened before `since` (UTC) does not count for the tenant any more: all that was learnt was deleted then.
+    """
 
     tenant_id: str
     version: int
     written_at: datetime
     document: object | None
+    by: str = ""
+    since: datetime | None = None
 
     def parse(self) -> RoutingConfigUnified:
         """The configuration. Raises `InvalidConfig` when it is malformed, or belongs to another tenant."""
@@ -31,6 +36,18 @@ class StoredConfig:
                 "save the configuration under its own tenant id",
             )
         return config
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """What a version did, when (UTC), and who wrote it: `configuration_saved`, `tenant_added`, `tenant_removed` or
+    `artifacts_deleted`."""
+
+    tenant_id: str
+    version: int
+    at: datetime
+    by: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -52,10 +69,23 @@ class TenantConfigStore(Protocol):
         """All versions, oldest first; empty when the tenant never existed."""
         ...
 
-    def write(self, tenant_id: str, document: object | None, *, expected_version: int | None = None) -> int:
+    def changes(self, before: datetime | None, limit: int) -> list[ConfigChange]:
+        """What the newest versions of all tenants did, of those that were written before a moment, newest first."""
+        ...
+
+    def write(
+        self,
+        tenant_id: str,
+        document: object | None,
+        *,
+        by: str = "",
+        expected_version: int | None = None,
+        since: datetime | None = None,
+    ) -> int:
         """Append a version and return its number; None removes the tenant and keeps its history.
 
-        Raises `ConfigConflict` when `expected_version` is given and is no longer the newest.
+        Without `since`, it is that of the version before. Raises `ConfigConflict` when `expected_version` is given and
+        is no longer the newest.
         """
         ...
 
@@ -123,9 +153,29 @@ def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> St
     )
 
 
-def write_config(store: TenantConfigStore, config: RoutingConfigUnified, *, expected_version: int | None = None) -> int:
-    """Write a configuration as a new version and return its number.
+def write_config(
+    store: TenantConfigStore, config: RoutingConfigUnified, *, by: str = "", expected_version: int | None = None
+) -> int:
+    """Write a configuration as a new version and return its number; `by` is who does it.
 
     Only what was chosen is stored, so that a later release's defaults reach the tenants who never chose.
     """
-    return store.write(config.tenant_id, chosen_fields(config), expected_version=expected_version)
+    return store.write(config.tenant_id, chosen_fields(config), by=by, expected_version=expected_version)
+
+
+def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigChange:
+    """What a version did after the one before it; None where it is the first."""
+    if after.since != (before.since if before else None):
+        what = "artifacts_deleted"
+    elif after.document is None:
+        what = "tenant_removed"
+    elif before is None or before.document is None:
+        what = "tenant_added"
+    else:
+        what = "configuration_saved"
+    return ConfigChange(after.tenant_id, after.version, after.written_at, after.by, what)
+
+
+def changes_in(history: Sequence[StoredConfig]) -> list[ConfigChange]:
+    """What each version of a tenant's history did, oldest first."""
+    return [change_between(before, after) for before, after in zip([None, *history], history, strict=False)]

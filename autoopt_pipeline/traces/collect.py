@@ -1,26 +1,27 @@
-"""What one run learns from: a tenant's decisions in the lookback, and the totals to compare with next time."""
+"""What one run learns from: a tenant's decisions in the lookback, and the annotations to compare with next time."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.contract import SpanContract, project_name
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.modules.spec import Decision, ModuleSpec
+from autoopt_pipeline.optimization.annotated import AnnotationsSeen
+from autoopt_pipeline.traces.cut import mark_cut
 from autoopt_pipeline.traces.phoenix import Phoenix, Project
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Decisions of one window, and the project's totals at its end; None where Phoenix cannot say."""
+    """Decisions of one window, and the annotations that the project has; None where Phoenix cannot say."""
 
     project_id: str
     decisions: tuple[Decision, ...]
-    trace_total: int | None
-    annotation_total: int | None
+    annotations: AnnotationsSeen
 
     def without(self, trace_ids: Collection[str]) -> "Collected":
-        """The same without the decisions of these traces. The totals stay, for they are compared with Phoenix's."""
+        """The same without the decisions of these traces. The annotations stay: they are compared with Phoenix's."""
         kept = tuple(decision for decision in self.decisions if decision.trace_id not in trace_ids)
         return replace(self, decisions=kept)
 
@@ -28,24 +29,39 @@ class Collected:
 def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: datetime, end: datetime) -> Collected:
     """Read a window. Raises `PhoenixRefused` when the tenant's project does not exist."""
     name = project_name(tenant_id)
-    project = phoenix.project(name, until=end)
+    project = phoenix.project(name)
     if project is None:
         raise PhoenixRefused(
             f"Phoenix {phoenix.endpoint} has no project {name}",
             "let the tenant's application send traces there",
         )
-    # The totals were read first: what is annotated while this window is read counts as new next time.
-    annotation_total = None if project.annotations is None else annotations_of(spec, project.annotations)
     decisions = read_decisions(phoenix, project, spec, start=start, end=end)
-    return Collected(project.id, tuple(decisions), project.traces, annotation_total)
+    return Collected(project.id, tuple(decisions), _annotations_seen(project, spec, decisions, start))
+
+
+def _annotations_seen(
+    project: Project, spec: ModuleSpec, decisions: Sequence[Decision], start: datetime
+) -> AnnotationsSeen:
+    # The total was read before the decisions: what is annotated meanwhile counts as new next time.
+    total = annotations_of(spec, project.annotations)
+    judged = [part for decision in decisions for part in (decision.parts.values() if spec.parts else (decision,))]
+    spans = [decision.time for decision in judged for _ in decision.annotations]
+    return AnnotationsSeen.of(total, spans, read_from=start, oldest=project.oldest)
 
 
 def read_decisions(
     phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
 ) -> list[Decision]:
-    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'."""
-    decisions = phoenix.decisions(project, spec.contract, start=start, end=end, also=also)
-    parts = {part.name: phoenix.decisions(project, part.contract, start=start, end=end) for part in spec.parts}
+    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'.
+
+    What was cut off before it came to Phoenix is marked.
+    """
+
+    def read(contract: SpanContract, also: Sequence[str] = ()) -> list[Decision]:
+        return mark_cut(phoenix.decisions(project, contract, start=start, end=end, also=also), contract)
+
+    decisions = read(spec.contract, also)
+    parts = {part.name: read(part.contract) for part in spec.parts}
     return join_parts(decisions, parts) if parts else decisions
 
 

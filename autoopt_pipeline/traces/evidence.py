@@ -24,12 +24,14 @@ class Wanted:
 def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: datetime) -> dict[tuple[str, str], Evidence]:
     """Evidence per (tenant, module), for traces that started before `until`.
 
-    The projects' totals, of fifty in a request, tell who changed since the last outcome; only those are counted
-    span by span. Annotations carry no time that Phoenix could filter by, so their totals are compared.
+    The time of the newest trace, of fifty projects in a request, tells who may have some; only those are counted span
+    by span. (The number of traces would not tell: Phoenix deletes old ones, as many as come where traffic is even.)
+    Annotations carry no time that Phoenix could filter by, so their number is compared with that of the last outcome,
+    less what was deleted since.
     """
     if not wanted:
         return {}
-    projects = phoenix.projects([project_name(w.tenant_id) for w in wanted], until=until)
+    projects = phoenix.projects([project_name(w.tenant_id) for w in wanted])
     found = {(w.tenant_id, w.spec.name): projects.get(project_name(w.tenant_id)) for w in wanted}
     to_count = {
         (w.tenant_id, w.spec.name): CountRequest(project.id, w.spec.contract.span_name, w.since, until)
@@ -46,21 +48,19 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
             continue
         new_traces = counts[to_count[key]] if key in to_count else 0
         new_annotations = 0
-        if w.outcome and w.outcome.annotation_total is not None and project.annotations is not None:
-            # The total falls when Phoenix deletes old traces; the next outcome then starts from what is left.
+        if w.outcome and w.outcome.annotations:
             total = annotations_of(w.spec, project.annotations)
-            new_annotations = max(0, total - w.outcome.annotation_total)
+            new_annotations = w.outcome.annotations.new(total, oldest=project.oldest)
         evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
     return evidence
 
 
 def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:
-    seen = wanted.outcome.trace_total if wanted.outcome else 0
-    return project.traces is None or project.traces != seen
+    return project.newest is not None and project.newest > wanted.since
 
 
 def _note(project: Project, wanted: Wanted, new_traces: int) -> str:
-    if wanted.outcome is None and new_traces == 0 and project.traces:
-        name = wanted.spec.contract.span_name
-        return f"the project has {project.traces} traces, but no span named {name!r} in the lookback"
+    if wanted.outcome is None and new_traces == 0 and project.newest:
+        name, newest = wanted.spec.contract.span_name, f"{project.newest:%Y-%m-%d %H:%M} UTC"
+        return f"the project has traces, the last before {newest}, but no span named {name!r} in the lookback"
     return ""

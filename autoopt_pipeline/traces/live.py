@@ -42,7 +42,7 @@ def read_sides(
     Only what the spans say was decided by these versions under this watch counts. Of much traffic the first decisions
     are read, twice `MAX_DECISIONS` at most. A tenant without a project has no decisions.
     """
-    project = phoenix.project(project_name(tenant_id), until=until)
+    project = phoenix.project(project_name(tenant_id))
     if project is None:
         return Side(), Side()
     start, end = watch.move.at, until

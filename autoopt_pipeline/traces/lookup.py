@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from autoopt_pipeline.contract import project_name
@@ -33,7 +33,7 @@ def find_asked(
     What Phoenix does not have (any more) is missing, and so is what could not have been learnt. Raises
     `PhoenixUnavailable` or `PhoenixRefused`.
     """
-    project = phoenix.project(project_name(tenant_id), until=datetime.now(UTC))
+    project = phoenix.project(project_name(tenant_id))
     if project is None:
         return ()
     by_span: dict[str, list[ModuleSpec]] = {}

@@ -1,11 +1,11 @@
 """The one adapter to Phoenix: counts over GraphQL (REST has none), spans and annotations over its client.
 
 GraphQL is the private API of Phoenix's own UI, so everything asked of it stands here, under contract tests
-against a real server. Where a later Phoenix no longer understands it, counting falls back to paging over REST.
+against a real server.
 """
 
 import json
-import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,14 +21,13 @@ from autoopt_pipeline.addresses import without_login, without_secrets
 from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.spec import Annotation, Decision
+from autoopt_pipeline.secrets import protect, protect_address, scrub
 from autoopt_pipeline.traces.patience import AS_CONFIGURED, Patience, Silence
 
 if TYPE_CHECKING:
     from phoenix.client import Client
     from phoenix.client.__generated__.v1 import AnnotationResult
     from phoenix.client.types.spans import SpanQuery
-
-logger = logging.getLogger(__name__)
 
 ALIASES_PER_DOCUMENT = 50
 """Phoenix refuses GraphQL documents with more."""
@@ -39,24 +38,32 @@ PAGE = 1000
 SPANS_PER_READ = 5000
 """Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
 
+OLDEST_PHOENIX = (17, 17)
+"""Older servers hide what they do not understand behind "an unexpected error occurred"."""
+
+SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
+
+_VERSION_HEADER = "x-phoenix-server-version"
 _ATTEMPTS = 3
 _NAMES = 10
-_TOTALS = "id name traceCount(timeRange:$until) spanAnnotationNameCounts{name count}"
+_TOTALS = "id name startTime endTime spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Phoenix project with its number of traces, and of span annotations by name.
+    """A Phoenix project with its number of span annotations by name.
 
-    Both are None where only REST answers, which has no totals.
+    `oldest` and `newest` bound the starts of its traces, to the minute: none is before the one, or as late as the
+    other; None where there are no traces.
     """
 
     id: str
     name: str
-    traces: int | None
-    annotations: Mapping[str, int] | None
+    oldest: datetime | None
+    newest: datetime | None
+    annotations: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -83,26 +90,18 @@ class NewAnnotation:
 
 @dataclass(frozen=True)
 class Server:
-    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment.
-
-    `not_understood` quotes what it does not know of the GraphQL that counting uses.
-    """
+    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment."""
 
     version: str | None
     clock: datetime | None
     asked_at: datetime
-    not_understood: str | None
-
-
-class _NotUnderstood(Exception):
-    """This Phoenix speaks another GraphQL."""
 
 
 class Phoenix:
     """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
 
     `endpoint` is the address without any password, fit to be shown; `base_url` has it still. With a `patience` of some
-    seconds, a server that has not answered once is not asked again before it answers.
+    seconds, nobody waits again for a server that has not answered once, until it does.
     """
 
     def __init__(
@@ -120,11 +119,18 @@ class Phoenix:
         # Thousands of spans take the server longer than a count.
         self._reading_timeout = int(max(timeout_seconds, 60) if patience.seconds is None else 5 * patience.seconds)
         self._silence = Silence(self._answers) if patience.seconds else None
-        self._api_key = api_key
+        protect(api_key)
+        protect_address(endpoint)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             address, login = without_login(self.base_url)
-            self._http = httpx.Client(base_url=address, auth=login, headers=headers, timeout=self._timeout)
+            self._http = httpx.Client(
+                base_url=address,
+                auth=login,
+                headers=headers,
+                timeout=self._timeout,
+                event_hooks={"response": [self._refuse_old]},
+            )
         except (httpx.InvalidURL, ValueError):
             # The reason may quote a part of the password.
             raise PhoenixRefused(
@@ -133,45 +139,41 @@ class Phoenix:
             ) from None
 
     def about(self) -> Server:
-        """Which server this is. Raises as all do, `PhoenixRefused` for one when the key is not accepted."""
+        """Which server this is. Tries all that runs need rights for, and changes nothing.
+
+        Raises as all do, `PhoenixRefused` for one when the key is not accepted, or may not read spans or write.
+        """
         with self._errors("its projects"):
             response = self._response("GET", "/v1/projects", params={"limit": 1})
             asked_at = datetime.now(UTC)
-            projects, not_understood = response.json()["data"], None
-            try:
-                self._graphql_projects([project["name"] for project in projects] or [""], asked_at)
-                for project in projects:
-                    self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
-            except _NotUnderstood as e:
-                not_understood = str(e)
+            projects = self._data(response)["data"]
+            self._graphql_projects([project["name"] for project in projects] or [""])
+            for project in projects:
+                self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
+            for project in projects:  # of spans from now on there are none
+                query = {"queries": [{"select": {}}], "start_time": asked_at.isoformat(), "limit": 1}
+                self._response("POST", "/v1/spans", params={"project_name": project["name"]}, json=query)
+            self._response("POST", "/v1/span_annotations", json={"data": []})
             date = response.headers.get("date")
             return Server(
-                response.headers.get("x-phoenix-server-version"),
-                parsedate_to_datetime(date) if date else None,
-                asked_at,
-                not_understood,
+                response.headers.get(_VERSION_HEADER), parsedate_to_datetime(date) if date else None, asked_at
             )
 
-    def projects(self, names: Sequence[str], *, until: datetime) -> dict[str, Project]:
-        """Those of these projects that exist, by name; of their traces those count that started before `until`.
+    def projects(self, names: Sequence[str]) -> dict[str, Project]:
+        """Those of these projects that exist, by name.
 
         Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
         """
         wanted = dict.fromkeys(names)
         found: dict[str, Project] = {}
         with self._errors("projects"):
-            try:
-                for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
-                    found |= self._graphql_projects(batch, until)
-            except _NotUnderstood as e:
-                logger.warning("Phoenix %s: counting over REST, which is slow: %s", self.endpoint, e)
-                listed = [item for item in self._rest_pages("/v1/projects", {}) if item["name"] in wanted]
-                return {item["name"]: Project(item["id"], item["name"], None, None) for item in listed}
+            for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
+                found |= self._graphql_projects(batch)
         return found
 
-    def project(self, name: str, *, until: datetime) -> Project | None:
+    def project(self, name: str) -> Project | None:
         """One project, as `projects` gives it; None when it does not exist."""
-        return self.projects([name], until=until).get(name)
+        return self.projects([name]).get(name)
 
     def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
         """Count spans for each request; equal requests are asked once, fifty in one document."""
@@ -179,35 +181,27 @@ class Phoenix:
         counted: dict[CountRequest, int] = {}
         with self._errors("counts"):
             for batch in _batches(distinct, ALIASES_PER_DOCUMENT):
-                try:
-                    counts = self._graphql_counts(batch)
-                except _NotUnderstood:
-                    counts = [self._rest_count(request) for request in batch]
-                counted.update(zip(batch, counts, strict=True))
+                counted.update(zip(batch, self._graphql_counts(batch), strict=True))
         return counted
 
     def other_span_names(
         self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
-    ) -> dict[str, int] | None:
+    ) -> dict[str, int]:
         """Names that are none of the known, with how many spans of [start, end) have them.
 
-        The ten most frequent of the newest thousand such spans. None where Phoenix cannot say.
+        The ten most frequent of the newest thousand such spans.
         """
         with self._errors("span names"):
-            try:
-                node = self._graphql(
-                    "query($id:ID!,$n:Int!,$tr:TimeRange,$f:String){node(id:$id){...on Project{spans("
-                    "first:$n,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc}){edges{node{name}}}}}}",
-                    {
-                        "id": project_id,
-                        "n": PAGE,
-                        "tr": {"start": start.isoformat(), "end": end.isoformat()},
-                        "f": f"name not in {json.dumps(sorted(known))}",
-                    },
-                )["node"]
-            except _NotUnderstood as e:
-                logger.warning("Phoenix %s: names of spans cannot be listed: %s", self.endpoint, e)
-                return None
+            node = self._graphql(
+                "query($id:ID!,$n:Int!,$tr:TimeRange,$f:String){node(id:$id){...on Project{spans("
+                "first:$n,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc}){edges{node{name}}}}}}",
+                {
+                    "id": project_id,
+                    "n": PAGE,
+                    "tr": {"start": start.isoformat(), "end": end.isoformat()},
+                    "f": f"name not in {json.dumps(sorted(known))}",
+                },
+            )["node"]
             newest = Counter(edge["node"]["name"] for edge in node["spans"]["edges"])
         names = [name for name, _ in newest.most_common(_NAMES)]
         counts = self.count([CountRequest(project_id, name, start, end) for name in names])
@@ -257,9 +251,7 @@ class Phoenix:
             except (DatasetUploadError, PhoenixException) as e:
                 if isinstance(e.__cause__, httpx.HTTPStatusError):
                     raise e.__cause__ from None
-                raise PhoenixRefused(
-                    f"Phoenix {self.endpoint}: {what}: {self._cleaned(str(e))}", "check Phoenix's version"
-                ) from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
 
     def dataset_id(self, name: str) -> str | None:
         """The id of the dataset of exactly that name; None when there is none."""
@@ -283,7 +275,7 @@ class Phoenix:
             .where(contract.filter)
         )
         window = CountRequest(project.id, contract.span_name, start, end)
-        rows = self._read_window(query, project.name, window, SPANS_PER_READ, *self._expected([window]))
+        rows = self._read_window(query, project.name, window, SPANS_PER_READ, *self._graphql_counts([window]))
         return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
 
     def _read_window(
@@ -317,7 +309,7 @@ class Phoenix:
         if middle in (window.start, window.end):  # more spans in one instant than the limit
             return self._read_window(query, project, window, 2 * limit, expected)
         halves = (replace(window, end=middle), replace(window, start=middle))
-        counts = self._expected(halves)
+        counts = self._graphql_counts(halves)
         if sum(counts) >= 2 * expected >= 2 * limit:  # halving would never end
             raise PhoenixRefused(
                 f"Phoenix {self.endpoint}: project {project}: its counts do not add up: {expected} spans in a window, "
@@ -330,19 +322,11 @@ class Phoenix:
             for row in self._read_window(query, project, half, limit, count)
         ]
 
-    def _expected(self, windows: Sequence[CountRequest]) -> list[int]:
-        """Spans in each window, for a few milliseconds; 0 where this Phoenix cannot count."""
-        try:
-            return self._graphql_counts(windows)
-        except _NotUnderstood:
-            return [0] * len(windows)
-
     def _read_annotations(
         self, project: Project, contract: SpanContract, span_ids: Sequence[str]
     ) -> dict[str, tuple[Annotation, ...]]:
         # They take a request for every hundred spans, and the slowest where there are none.
-        none = project.annotations is not None and contract.annotation not in project.annotations
-        if none or not span_ids:
+        if contract.annotation not in project.annotations or not span_ids:
             return {}
         found: dict[str, list[Annotation]] = {}
         for item in self._client().spans.get_span_annotations(
@@ -364,19 +348,17 @@ class Phoenix:
             )
         return {span_id: tuple(own) for span_id, own in found.items()}
 
-    def _graphql_projects(self, batch: Sequence[str], until: datetime) -> dict[str, Project]:
+    def _graphql_projects(self, batch: Sequence[str]) -> dict[str, Project]:
         declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
         fields = " ".join(f"p{i}:getProjectByName(name:$n{i}){{{_TOTALS}}}" for i in range(len(batch)))
-        variables: dict[str, Any] = {f"n{i}": name for i, name in enumerate(batch)}
-        data = self._graphql(
-            f"query($until:TimeRange,{declared}){{{fields}}}", {**variables, "until": {"end": until.isoformat()}}
-        )
+        data = self._graphql(f"query({declared}){{{fields}}}", {f"n{i}": name for i, name in enumerate(batch)})
         nodes = [node for i in range(len(batch)) if (node := data[f"p{i}"])]
         return {
             node["name"]: Project(
                 node["id"],
                 node["name"],
-                node["traceCount"],
+                _moment(node["startTime"]),
+                _moment(node["endTime"]),
                 {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]},
             )
             for node in nodes
@@ -401,29 +383,41 @@ class Phoenix:
     def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
         if errors := answer.get("errors"):
-            message = self._cleaned(str(errors[0].get("message")))[:300]
-            if message.startswith(("Cannot query field", "Unknown ", "Variable ", "Field ")):
-                raise _NotUnderstood(message)
-            raise PhoenixRefused(f"Phoenix {self.endpoint}: {message}", "see the server's log")
+            message = scrub(str(errors[0].get("message")))[:300]
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: {message}", f"see the server's log, and use {SUPPORTED_PHOENIX}"
+            )
         return answer["data"]
-
-    def _rest_count(self, request: CountRequest) -> int:
-        path = f"/v1/projects/{request.project_id}/spans"
-        window = {"start_time": request.start.isoformat(), "end_time": request.end.isoformat()}
-        return sum(1 for _ in self._rest_pages(path, {**window, "name": request.span_name}))
-
-    def _rest_pages(self, path: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        cursor = None
-        while True:
-            page = self._json("GET", path, params={**params, "limit": PAGE, **({"cursor": cursor} if cursor else {})})
-            yield from page["data"]
-            cursor = page.get("next_cursor")
-            if not cursor:
-                return
 
     def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         with self._errors(path):
-            return self._response(method, path, **kwargs).json()
+            return self._data(self._response(method, path, **kwargs))
+
+    def _data(self, response: httpx.Response) -> dict[str, Any]:
+        """What was answered; `data` is in it unless Phoenix refused."""
+        try:
+            answer = response.json()
+            if answer.get("data") is None and _VERSION_HEADER not in response.headers:
+                raise self._no_phoenix(response)
+        except (ValueError, AttributeError):
+            if _VERSION_HEADER not in response.headers:
+                raise self._no_phoenix(response) from None
+            raise
+        return answer
+
+    def _no_phoenix(self, response: httpx.Response) -> PhoenixRefused:
+        return PhoenixRefused(
+            f"{self.endpoint} answers HTTP {response.status_code}, and is not Phoenix",
+            "set AUTOOPT_PHOENIX_ENDPOINT to Phoenix's own address",
+        )
+
+    def _refuse_old(self, response: httpx.Response) -> None:
+        version = response.headers.get(_VERSION_HEADER, "")
+        found = re.match(r"(\d+)\.(\d+)", version)
+        if found and (int(found[1]), int(found[2])) < OLDEST_PHOENIX:
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: Phoenix {version[:20]} is too old", f"use {SUPPORTED_PHOENIX}"
+            )
 
     def _response(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         with self._errors(path):
@@ -443,6 +437,8 @@ class Phoenix:
             self._http.get("/readyz")
         except httpx.TransportError:
             return False
+        except PhoenixRefused:
+            return True  # another server has taken its place; who asks is told
         return True
 
     def _client(self) -> "Client":
@@ -477,21 +473,17 @@ class Phoenix:
     def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
         status = error.response.status_code
         if status in {401, 403}:
-            return PhoenixRefused(
-                f"Phoenix {self.endpoint}: the key is refused ({status})", "set AUTOOPT_PHOENIX_API_KEY"
-            )
-        if status == 404:
-            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
+            return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
         if status >= 500 or status == 429:
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+        if _VERSION_HEADER not in error.response.headers:
+            return self._no_phoenix(error.response)
+        if status == 404:
+            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
         return PhoenixRefused(
-            f"Phoenix {self.endpoint}: {what}: HTTP {status} {self._cleaned(error.response.text)[:200]}",
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
         )
-
-    def _cleaned(self, text: str) -> str:
-        """What a server said, without the key, should it quote that."""
-        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -509,6 +501,10 @@ def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[An
         attributes={name: row.get(name) for name in columns},
         annotations=annotations,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _result(annotation: NewAnnotation) -> "AnnotationResult":

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
@@ -13,6 +12,7 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
 from autoopt_pipeline.contract import project_name
 from autoopt_pipeline.errors import PhoenixUnavailable
+from autoopt_pipeline.otlp import phoenix_exporter
 from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix
 from autoopt_pipeline.traces.traffic import PlayedRequest
 
@@ -31,8 +31,7 @@ def send_traffic(
     if not requests:
         return
     spans = _spans(tenant_id, requests)
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else None
-    exporter = OTLPSpanExporter(endpoint=f"{phoenix.base_url}/v1/traces", headers=headers, timeout=30)
+    exporter = phoenix_exporter(phoenix.base_url, api_key, timeout_seconds=30)
     stored_before = _stored(phoenix, tenant_id, requests)
     for start in range(0, len(spans), _BATCH):
         if exporter.export(spans[start : start + _BATCH]) is not SpanExportResult.SUCCESS:
@@ -78,7 +77,7 @@ def _spans(tenant_id: str, requests: Sequence[PlayedRequest]) -> tuple[ReadableS
 def _stored(phoenix: Phoenix, tenant_id: str, requests: Sequence[PlayedRequest]) -> int:
     """Spans in the requests' window. The end varies, because Phoenix keeps counts of equal windows on SQLite."""
     end = requests[-1].time + timedelta(seconds=1, microseconds=time.monotonic_ns() % 1_000_000)
-    project = phoenix.project(project_name(tenant_id), until=end)
+    project = phoenix.project(project_name(tenant_id))
     if project is None:
         return 0
     names = sorted({span.name for request in requests for span in request.spans})

@@ -39,7 +39,7 @@ def nobody_is_forgotten(world: World) -> None:
 def nothing_is_learnt_twice(world: World) -> None:
     """Between two outcomes of a module there was enough new evidence for the second."""
     for name, tenant in world.tenants.items():
-        project = world.phoenix.project(project_name(name), until=datetime.now(UTC))
+        project = world.phoenix.project(project_name(name))
         assert project, f"{name} has no project"
         for module in tenant.modules:
             totals = [_number(metadata, "annotation_total") for metadata in _materializations(world, name, module)]

@@ -1,13 +1,13 @@
 """Stores that are full, read-only, slow, half dead or forgetful."""
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
 
-from autoopt_pipeline.artifacts.files import Files
+from autoopt_pipeline.artifacts.files import CHECK_FOLDER, Files
 from autoopt_pipeline.artifacts.store import ModuleArtifacts
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigStoreUnavailable
 from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
@@ -99,19 +99,13 @@ def test_a_write_to_s3_that_the_driver_repeats_is_one_promotion(s3: Proxy, bucke
     assert (Files(bucket).read("acme/routing/active.json") or b"").find(second.encode()) > 0
 
 
-def test_of_two_that_move_at_once_over_a_bad_line_one_is_told_so(s3: Proxy, bucket: str) -> None:
-    created: list[int] = []
+@pytest.mark.parametrize("lost", ["/moves/", CHECK_FOLDER], ids=["the-move", "the-check-of-the-store"])
+def test_of_four_that_move_at_once_over_a_bad_line_one_is_told_so(s3: Proxy, bucket: str, lost: str) -> None:
+    def create(number: int) -> bool:
+        return Files(bucket).create("acme/routing/moves/00000001.json", str(number).encode())
 
-    def create(number: int) -> None:
-        if Files(bucket).create("acme/routing/moves/00000001.json", str(number).encode()):
-            created.append(number)
-
-    with s3.failing(faults.once(faults.stores_and_hangs_up), method="PUT"):
-        writers = [threading.Thread(target=create, args=(number,)) for number in range(4)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
+    with s3.failing(faults.once(faults.stores_and_hangs_up), method="PUT", path=lost), ThreadPoolExecutor(4) as writers:
+        created = [number for number, made in enumerate(writers.map(create, range(4))) if made]
     (winner,) = created
     assert Files(bucket).read("acme/routing/moves/00000001.json") == str(winner).encode()
 

@@ -4,13 +4,9 @@ Phoenix behind a proxy, Redis for the configurations, a folder of artifacts, the
 and the stand-in for a language model.
 """
 
-import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +19,7 @@ import dagster as dg
 import psutil
 import pytest
 import redis
+import yaml
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from autoopt_pipeline.artifacts.files import Files
@@ -44,6 +41,7 @@ from autoopt_pipeline.traces.phoenix import Phoenix
 from autoopt_pipeline.traces.send import send_traffic
 from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, PlayedRequest, Truth, play, sample_truths_for
 from tests.chaos.faults import Proxy, own_disk, proxy
+from tests.postgres import Postgres, new_postgres
 
 INTERVAL_SECONDS = 3
 MIN_SAMPLES = 40
@@ -56,40 +54,8 @@ FIRST_TRACES = 450
 SETTLED_SECONDS = 400.0
 """Longest wait for everything due to have its outcome: a few attempts on a machine that has other work."""
 
-_QUICK = {
-    "start_timeout_seconds: 180": "start_timeout_seconds: 90",
-    "poll_interval_seconds: 30": "poll_interval_seconds: 2",
-}
-_ON_SQLITE = "  sqlite:\n    base_dir: .autoopt/dagster\n"
+_QUICK = {"start_timeout_seconds": 90, "poll_interval_seconds": 2}
 _AT_REST = {Reason.TOO_FEW_TRACES, Reason.DISABLED}
-
-
-@dataclass(frozen=True)
-class Postgres:
-    """Where a database is kept, and its port. As root, it runs as its own user, for it refuses root."""
-
-    folder: Path
-    port: int
-
-    def create(self) -> None:
-        if os.geteuid() == 0:
-            shutil.chown(self.folder, "postgres", "postgres")
-        initdb = Path(shutil.which("postgres") or "").resolve().parent / "initdb"
-        command = [*self._as_user(), initdb, "-D", self.folder, "-A", "trust", "-U", "postgres"]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
-
-    def start(self, processes: Processes) -> None:
-        command = [*self._as_user(), "postgres", "-D", str(self.folder), "-p", str(self.port), "-k", str(self.folder)]
-        processes.start("postgres", command, env={}, cwd=self.folder)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection((LOOPBACK, self.port), timeout=1):
-                return
-            time.sleep(0.2)
-
-    @staticmethod
-    def _as_user() -> list[str]:
-        return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
 
 
 Change = Callable[[list[PlayedRequest]], Iterable[PlayedRequest]]
@@ -310,23 +276,12 @@ def marker(tenant: str) -> str:
 
 
 @contextmanager
-def _new_postgres() -> Iterator[Postgres]:
-    if shutil.which("postgres") is None:
-        pytest.skip("postgres is not installed (apt-get install postgresql)")
-    # Not below pytest's own folder, which Postgres's user may not enter.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        database = Postgres(Path(folder), free_port())
-        database.create()
-        yield database
-
-
-@contextmanager
 def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
     """Start everything, with Dagster's storage on SQLite or on Postgres. On leaving, all of it is gone."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
     with (
-        _new_postgres() if postgres else nullcontext() as database,
+        new_postgres() if postgres else nullcontext() as database,
         own_disk(home / ".autoopt" / "artifacts", "50m") as has_own_disk,
         Processes(home / "logs") as processes,
     ):
@@ -369,15 +324,11 @@ def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
 
 def _write_instance(home: Path, database: Postgres | None) -> None:
     copy_instance(home)
-    config = (home / "dagster.yaml").read_text()
-    quick = dict(_QUICK)
+    config = yaml.safe_load((home / "dagster.yaml").read_text())
+    config["run_monitoring"] |= _QUICK
     if database:
-        url = f"postgresql://postgres@{LOOPBACK}:{database.port}/postgres"
-        quick[_ON_SQLITE] = f"  postgres:\n    postgres_url: {url}\n"
-    for slow, instead in quick.items():
-        assert slow in config
-        config = config.replace(slow, instead)
-    (home / "dagster.yaml").write_text(config)
+        config["storage"] = {"postgres": {"postgres_url": database.url}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
 def _start_redis(processes: Processes, home: Path, port: int) -> None:

@@ -1,0 +1,176 @@
+"""Whether a tenant's active program answers the same traces the same when it is asked again."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
+from autoopt_pipeline.errors import BudgetTooSmall, DailyBudgetSpent, InvalidArtifact
+from autoopt_pipeline.modules.redaction import load_redaction
+from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
+from autoopt_pipeline.tenants.config import Budget, LMSettings, RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.tenants.store import read_config
+
+if TYPE_CHECKING:
+    import dagster as dg
+    import dspy
+
+    from autoopt_pipeline.lm.meter import Meter
+    from autoopt_pipeline.optimization.noise import Repetition
+
+MAX_TRACES = 100
+"""Newest traces that are asked, twice each: where none of them differs, at most 4 % of all do."""
+
+
+def repeatability(
+    parts: Connections, instance: "dg.DagsterInstance | None", tenant_id: str, module: str
+) -> Iterator[Finding]:
+    """Ask the program that serves the newest traces twice, within the run's budget and what is left of the day's.
+
+    What that spent is entered in `instance`, where there is one. Raises `AutooptError` where it cannot be done.
+    """
+    # Imports DSPy.
+    from autoopt_pipeline.artifacts.programs import queries_shown
+    from autoopt_pipeline.lm.meter import Meter
+    from autoopt_pipeline.lm.models import resolve_lm
+    from autoopt_pipeline.optimization.noise import newest, told, told_of_gate
+
+    config, _ = read_config(parts.configs, tenant_id)
+    spec = get_module(module)
+    labels = labels_of(spec, config)
+    lm = resolve_lm(config.lm, parts.settings)
+    budget = _budget(parts, instance, config)
+    program, name = _serving(parts, tenant_id, spec, labels, lm)
+    calls_a_trace = 2 * len(program.predictors())
+    most = min(MAX_TRACES, budget.max_lm_calls // calls_a_trace)
+    if most < 1:
+        raise BudgetTooSmall(
+            f"tenant {tenant_id}: {budget.max_lm_calls} LM calls do not pay for asking one trace twice",
+            "raise budget.max_lm_calls, or wait for the next day of UTC where that is what is left of it",
+        )
+    asked = newest(_examples(parts, config, spec, labels), queries_shown(program), most)
+    if not asked:
+        yield fail(
+            f"{tenant_id}/{spec.name}: the lookback holds no trace that can be asked",
+            f"see 'autoopt traces stats {tenant_id}'",
+        )
+        return
+    calls = len(asked) * calls_a_trace
+    yield ok(
+        f"{tenant_id}/{spec.name}: {name} is asked the newest {len(asked)} traces twice by {lm.model}, {calls} LM calls"
+    )
+    meter = Meter(max_calls=calls, max_tokens=budget.max_tokens)
+    try:
+        found = _ask_twice(spec, program, asked, lm, meter)
+    finally:
+        _account(instance, tenant_id, spec.name, meter)
+    if found.unreadable == found.asked:
+        yield fail(f"no answer could be read of {found.asked}, so nothing is known of others", _UNREADABLE)
+        return
+    finding = told(found)
+    yield warn(finding, _remedy(lm)) if found.differing or found.unreadable else ok(finding)
+    yield ok(told_of_gate(found, _next_alpha(parts, tenant_id, spec.name)))
+
+
+_UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enough"
+
+
+def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
+    """The run's budget, or what is left of the day where that is less. Raises `DailyBudgetSpent` when nothing is."""
+    from autoopt_pipeline.orchestration.spending import allowances
+
+    limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
+    if instance is None:
+        if any(limit is not None for limit in limits):
+            raise DailyBudgetSpent(
+                f"tenant {config.tenant_id}: what is left of the day's budget stands in Dagster, which is not here",
+                "set DAGSTER_HOME, or go to the folder with dagster.yaml",
+            )
+        return config.budget
+    budget = config.budget
+    for limit in allowances(instance, [config], parts.settings, now=datetime.now(UTC)).get(config.tenant_id, ()):
+        if limit.used_up:
+            raise DailyBudgetSpent(f"tenant {config.tenant_id}: {limit.used_up}", "wait for the next day of UTC")
+        budget = limit.lowered(budget, 1)
+    return budget
+
+
+def _serving(
+    parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
+) -> "tuple[dspy.Module, str]":
+    """The program that serves and its name. Raises `InvalidArtifact` where what is active cannot serve."""
+    from autoopt_pipeline.artifacts.programs import compose, unpack
+    from autoopt_pipeline.modules.answer_format import CHAT
+
+    artifacts = parts.artifacts(tenant_id, spec.name)
+    if active := artifacts.active():
+        return unpack(spec, labels, artifacts.load(active.version)), active.version
+    refused: dict[str, InvalidArtifact] = {}
+
+    def refuse(part: ModuleSpec, why: InvalidArtifact) -> None:
+        refused[part.name] = why
+
+    answer_format = CHAT if lm.answer_format == "auto" else lm.answer_format
+    program = compose(spec, labels, parts.active_parts(tenant_id, spec, refuse), refuse, answer_format)
+    left_out = f" (without the active version of {', '.join(refused)}, which cannot serve)" if refused else ""
+    return program, f"the baseline{left_out}"
+
+
+def _examples(
+    parts: Connections, config: RoutingConfigUnified, spec: ModuleSpec, labels: tuple[Label, ...]
+) -> tuple[Example, ...]:
+    """What a run that began now would learn from."""
+    from autoopt_pipeline.traces.collect import collect
+
+    end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
+    start = end - timedelta(seconds=config.lookback_seconds)
+    collected = collect(parts.phoenix, config.tenant_id, spec, start=start, end=end)
+    decisions = collected.without(frozenset(config.forgotten_traces)).decisions
+    return spec.build_examples(labels, decisions, load_redaction(parts.settings.redaction)).examples
+
+
+def _ask_twice(
+    spec: ModuleSpec, program: "dspy.Module", asked: Sequence[Example], lm: LMSettings, meter: "Meter"
+) -> "Repetition":
+    from autoopt_pipeline.lm.meter import BudgetExhausted
+    from autoopt_pipeline.lm.models import metered_lm
+    from autoopt_pipeline.optimization.evaluation import answer_all, grade
+    from autoopt_pipeline.optimization.noise import repetition
+
+    try:
+        # Each model remembers its answers, so the second asking needs one of its own.
+        first, second = (answer_all(spec, program, asked, metered_lm(lm, meter)) for _ in range(2))
+    except BudgetExhausted as e:
+        raise BudgetTooSmall(
+            f"the budget does not pay for asking {len(asked)} traces twice: {e}",
+            "raise budget.max_tokens, or wait for the next day of UTC where that is what is left of it",
+        ) from None
+    return repetition((first, second), (grade(spec, asked, first), grade(spec, asked, second)))
+
+
+def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str, meter: "Meter") -> None:
+    """What was spent counts in the day."""
+    from autoopt_pipeline.optimization.limits import Spending
+    from autoopt_pipeline.orchestration.history import report_spent
+
+    if instance and meter.calls:
+        spent = Spending(meter.calls, meter.tokens)
+        report_spent(instance, tenant_id, module, spent, reason="autoopt doctor --aa")
+
+
+def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
+    """What the next look at the holdout may risk."""
+    from autoopt_pipeline.optimization.ledger import alpha_of_charge
+
+    artifacts = parts.artifacts(tenant_id, module)
+    epoch = sum(move.judged for move in artifacts.moves())
+    return alpha_of_charge(1 + sum(charge.epoch == epoch for charge in artifacts.ledger()))
+
+
+def _remedy(lm: LMSettings) -> str:
+    if lm.temperature:
+        return f"set lm.temperature to 0 or leave it out: at {lm.temperature:g} answers are drawn by chance"
+    return "serve it so that it repeats itself, as docs/choose-a-language-model.md says, or review more traces"

@@ -1,0 +1,41 @@
+"""Finding out what a model's endpoint can do, by asking it."""
+
+import json
+from contextlib import suppress
+from typing import Literal
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from autoopt_pipeline.lm.adapter import AnswerAdapter
+from autoopt_pipeline.lm.failures import RequestRefused
+from autoopt_pipeline.lm.meter import answer_text, listening
+from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, set_answer_format
+
+_COLOURS = ("red", "green", "blue")
+
+
+class _Question(dspy.Signature):
+    """Answer the question."""
+
+    question: str = dspy.InputField()
+    colour: Literal["red", "green", "blue"] = dspy.OutputField()
+
+
+def enforces_schema(lm: dspy.LM) -> bool:
+    """Whether the endpoint answers by a JSON schema that it is sent. Takes one call.
+
+    The prompt asks for a colour that is none of the schema's, so an endpoint that lets the schema pass unread is told
+    from one that enforces it. Raises what the engine raises where the model cannot answer at all.
+    """
+    predictor = dspy.Predict(_Question)
+    set_answer_format(predictor, JSON_SCHEMA)
+    quiet = dspy.context(lm=lm, adapter=AnswerAdapter(), disable_history=True, trace=None)
+    # The answer is read below, more strictly.
+    with listening() as heard, quiet, suppress(AdapterParseError, RequestRefused):
+        predictor(question="Which colour is a ripe banana? Answer: yellow.")
+    try:
+        answer = json.loads(answer_text(heard[-1]) if heard else "")
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and list(answer) == ["colour"] and answer["colour"] in _COLOURS
