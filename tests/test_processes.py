@@ -43,7 +43,7 @@ def test_a_server_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [(signal.SIGKILL, "server was killed by SIGKILL, as the kernel does when memory runs out -> see"),
-     (signal.SIGSEGV, "server ended by Segmentation fault, signal 11 -> see")],
+     (signal.SIGSEGV, "server was ended by signal 11, Segmentation fault -> see")],
 )  # fmt: skip
 def test_a_server_that_a_signal_ends_is_told_with_the_signal(tmp_path: Path, number: int, words: str) -> None:
     (tmp_path / "server.log").write_text(

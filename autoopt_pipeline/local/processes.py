@@ -123,18 +123,19 @@ def _how_it_ended(name: str, status: int, said: str) -> str:
     if of_its_own := _OF_ITS_OWN.search(said):
         ended = _ended_with(int(of_its_own["status"]))
         return f"{name} stopped, because {of_its_own['name']}, which it had started, {ended}"
-    # Whom a signal ends, did not say why.
-    last = said.splitlines()[-1:] if status >= 0 else []
-    return ": ".join([f"{name} {_ended_with(status)}", *(line[:200] for line in last)])
+    ended = f"{name} {_ended_with(status)}"
+    if status < 0 or not said:
+        return ended  # what a signal ends has no last words
+    return f"{ended}: {said.splitlines()[-1][:200]}"
 
 
 def _ended_with(status: int) -> str:
     """What a return code of a process means: those below 0 are signals."""
+    if status >= 0:
+        return f"ended with exit status {status}"
     if status == -signal.SIGKILL:
         return "was killed by SIGKILL, as the kernel does when memory runs out"
-    return (
-        f"ended by {signal.strsignal(-status)}, signal {-status}" if status < 0 else f"ended with exit status {status}"
-    )
+    return f"was ended by signal {-status}, {signal.strsignal(-status)}"
 
 
 def _neutral_environment() -> dict[str, str]:
