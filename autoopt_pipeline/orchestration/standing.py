@@ -57,8 +57,7 @@ class Standing:
     it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
     far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
     where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
-    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what
-    is new.
+    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what is new.
     """
 
     tenant_id: str

@@ -117,7 +117,7 @@ class Phoenix:
         self._patience = patience
         self._timeout = min(timeout_seconds, patience.seconds or timeout_seconds)
         # Thousands of spans take the server longer than a count.
-        self._reading_timeout = int(max(timeout_seconds, 60) if patience.seconds is None else 5 * patience.seconds)
+        self._reading_timeout = int(max(self._timeout, 20 if patience.seconds else 60))
         self._silence = Silence(self._answers) if patience.seconds else None
         protect(api_key)
         protect_address(endpoint)
@@ -437,8 +437,8 @@ class Phoenix:
             self._http.get("/readyz")
         except httpx.TransportError:
             return False
-        except PhoenixRefused:
-            return True  # another server has taken its place; who asks is told
+        except (httpx.HTTPError, PhoenixRefused):
+            return True  # it answers nonsense; who asks is told of that
         return True
 
     def _client(self) -> "Client":
