@@ -115,7 +115,7 @@ COUNTED = {
     "/": "37 of 100",
     "/why?tenant=acme": "37 new traces, 100 needed",
     "/tenants/acme": "37 of 100",
-    "/tenants/acme/modules/routing": "37 of 100",
+    "/tenants/acme/modules/routing": "as traces came in the last day (37)",
 }
 BANNER = "Nothing could be counted since"
 
