@@ -11,14 +11,16 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.traces.patience import AS_CONFIGURED, Patience
 from autoopt_pipeline.traces.phoenix import Phoenix
 
 
 @dataclass
 class Connections:
-    """What the sensors, the assets and the commands work with."""
+    """What the sensors, the assets and the commands work with. `patience` is theirs with Phoenix."""
 
     settings: Settings
+    patience: Patience = AS_CONFIGURED
 
     @cached_property
     def configs(self) -> TenantConfigStore:
@@ -31,6 +33,7 @@ class Connections:
             self.settings.phoenix_endpoint,
             api_key=key.get_secret_value() if key else None,
             timeout_seconds=self.settings.phoenix_timeout_seconds,
+            patience=self.patience,
         )
 
     @cached_property

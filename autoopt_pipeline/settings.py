@@ -51,7 +51,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY"),
         description="Its key, where it wants one.",
     )
-    phoenix_timeout_seconds: float = Field(30, gt=0, description="Longest wait for one answer of Phoenix.")
+    phoenix_timeout_seconds: float = Field(
+        30, gt=0, description="Longest wait for one answer of Phoenix; pages and commands that read wait 4 s at most."
+    )
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
     lm_api_key_env: str | None = Field(

@@ -305,7 +305,7 @@ def test_the_activity_tells_failures_first_with_their_cause(home: Path, store: T
         page = text_of(browser.get("/activity"))
     failures, others = page.split("Everything else")
     assert f"run failed {tenant} modality" in failures
-    for told in ("rejected", "not better", "rolled back", "v2 -&gt; v1: clearly worse", "configuration saved"):
+    for told in ("rejected", "not better", "rolled back", "v2 -&gt; v1: clearly worse", "tenant added"):
         assert told in others
 
 

@@ -29,7 +29,7 @@ class Server:
 
 
 @contextmanager
-def answering(body: bytes, *, version: str | None = None, status: int = 200) -> Iterator[Server]:
+def answering(body: bytes, *, version: str | None = None, status: int = 200, port: int = 0) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self, text: bytes) -> None:
             served.asked.append(f"{self.command} {self.path.partition('?')[0]}")
@@ -50,7 +50,7 @@ def answering(body: bytes, *, version: str | None = None, status: int = 200) -> 
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = HTTPServer(("127.0.0.1", port), Handler)
     served = Server(f"http://127.0.0.1:{server.server_port}")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield served

@@ -5,6 +5,8 @@ Dagster takes a second to import, so only commands that need an instance do.
 
 import getpass
 import os
+import sys
+import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from rich.segment import Segment
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.traces.patience import PEOPLE_SECONDS, Patience
 from autoopt_pipeline.wording import did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -33,8 +36,11 @@ class Screen(Console):
 console = Screen()
 
 
-def connections() -> Connections:
-    """What the settings name. Without DAGSTER_HOME, a checkout that is the current folder is the home."""
+def connections(*, patient: bool = False) -> Connections:
+    """What the settings name. Without DAGSTER_HOME, a checkout that is the current folder is the home.
+
+    Phoenix is given a few seconds for each answer, or with `patient` as long as the settings say. Who waits is told.
+    """
     if home := dagster_home():
         os.environ.setdefault("DAGSTER_HOME", str(home))
     settings = load_settings()
@@ -44,7 +50,19 @@ def connections() -> Connections:
             "set DAGSTER_HOME, or go to the folder with dagster.yaml, or set AUTOOPT_CONFIG_STORE_URL and "
             "AUTOOPT_ARTIFACTS_URL",
         )
-    return Connections(settings)
+    return Connections(settings, Patience(None if patient else PEOPLE_SECONDS, _tell))
+
+
+_told: set[str] = set()
+_telling = threading.Lock()
+
+
+def _tell(line: str) -> None:
+    """Each line once, whichever threads have it to tell."""
+    with _telling:
+        if line not in _told:
+            _told.add(line)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def unknown_tenant(tenant: str, known: Iterable[str]) -> UnknownTenant:

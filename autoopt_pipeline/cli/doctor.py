@@ -80,7 +80,7 @@ def _examined(call_lm: bool) -> Iterator[tuple[str, Finding]]:
 
 def _asked_twice(tenant: str, module: str) -> Iterator[tuple[str, Finding]]:
     """Takes as long as the model does, so in this thread, where Ctrl-C ends it."""
-    parts, home = connections(), dagster_home()
+    parts, home = connections(patient=True), dagster_home()
     with opened_instance() if home else nullcontext() as opened:
         for finding in findings_of(partial(repeatability, parts, opened, tenant, module)):
             yield "repeatability", finding

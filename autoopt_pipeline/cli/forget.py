@@ -36,7 +36,7 @@ def forget(
     from autoopt_pipeline.optimization.forgetting import ForgottenText
 
     validate_tenant_id(tenant)
-    parts = connections()
+    parts = connections(patient=True)
     trace_ids = [_trace_id(each) for each in traces]
     history = parts.configs.history(tenant)
     if not history:

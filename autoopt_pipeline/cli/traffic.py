@@ -31,7 +31,7 @@ def traffic(
     """Send sample traffic of a tenant to Phoenix, for the modules it has, with reviews on a random share of it."""
     from autoopt_pipeline.traces.send import send_traffic
 
-    parts = connections()
+    parts = connections(patient=True)
     config, _ = read_config(parts.configs, tenant)
     agents = [agent.name for agent in config.agents]
     rng = random.Random(f"{tenant}/{seed}")  # noqa: S311 - for variety, not for secrets

@@ -48,6 +48,7 @@ def _board(request: Request, template: str) -> Response:
         template,
         look=look,
         trouble=trouble,
+        silent=dashboard.counts.trouble,
         untold=untold,
         board=page,
         rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],

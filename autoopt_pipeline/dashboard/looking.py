@@ -22,8 +22,11 @@ _UNWATCHED_SECONDS = 120.0
 _FRESH_SECONDS = 60.0
 """A look as old as this is not shown before a new one has been tried."""
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 1.0
 """How long a page waits for that."""
+
+_FIRST_SECONDS = 5.0
+"""How long a page waits where there is nothing to show yet: a little longer than for a Phoenix that does not answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why nothing could be looked at, and since when (UTC)."""
+    """Why something cannot be known, and since when (UTC)."""
 
     since: datetime
     what: str
@@ -78,7 +81,8 @@ class Looking:
             stale = self._latest is None or (datetime.now(UTC) - self._latest.at).total_seconds() > _FRESH_SECONDS
             if stale and self._trouble is None:
                 rounds = self._rounds
-                self._changed.wait_for(lambda: self._rounds > rounds or self._stopping, _PATIENCE_SECONDS)
+                patience = _PATIENCE_SECONDS if self._latest else _FIRST_SECONDS
+                self._changed.wait_for(lambda: self._rounds > rounds or self._stopping, patience)
             return self._latest, self._trouble
 
     def look_again_at(self, tenant: str) -> None:

@@ -1,6 +1,6 @@
 """What the pages work with."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,11 +9,12 @@ from starlette.requests import Request
 
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.dashboard.access import Access, Person
+from autoopt_pipeline.dashboard.counts import Counts
 from autoopt_pipeline.dashboard.guard import person_of
 from autoopt_pipeline.dashboard.looking import Looking
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.registry import read_modules_again
-from autoopt_pipeline.orchestration.standing import Standing, tenant_standings
+from autoopt_pipeline.orchestration.standing import Standing, Story, module_stories, tenant_standings
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.wording import did_you_mean
 
@@ -29,6 +30,16 @@ class Dashboard:
     instance: dg.DagsterInstance
     access: Access
     looking: Looking
+    counts: Counts
+
+    def standings(self, entry: StoredConfig) -> list[Standing]:
+        """How a tenant's modules stand now, with what was counted last where Phoenix does not answer."""
+        now, stored = datetime.now(UTC), {entry.tenant_id: entry}
+        return self.counts.completed(tenant_standings(stored, self.instance, self.parts, now=now, count_all=True))
+
+    def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[Story]:
+        """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
+        return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
 
     def configs(self, person: Person) -> Mapping[str, StoredConfig]:
         """The tenants that a person may see, by id."""
@@ -37,19 +48,21 @@ class Dashboard:
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
     """Nothing is looked at before somebody watches."""
+    counts = Counts()
 
     def look() -> list[Standing]:
         read_modules_again()
         stored = parts.configs.current()
         count_all = len(stored) <= _COUNTED_TENANTS
-        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        return counts.completed(standings, of_all=True)
 
     def look_at(tenant: str) -> list[Standing]:
         history = parts.configs.history(tenant)
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
-        return tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True)
+        return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    return Dashboard(parts, instance, access, Looking(look, look_at))
+    return Dashboard(parts, instance, access, Looking(look, look_at), counts)
 
 
 def dashboard_of(request: Request) -> Dashboard:

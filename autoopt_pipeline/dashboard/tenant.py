@@ -35,7 +35,7 @@ from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.orchestration.history import values_of
 from autoopt_pipeline.orchestration.progress import read_module_progress
 from autoopt_pipeline.orchestration.sentences import DOING, sentences
-from autoopt_pipeline.orchestration.standing import events_of, module_stories, tenant_standings
+from autoopt_pipeline.orchestration.standing import events_of
 from autoopt_pipeline.tenants.store import StoredConfig
 from autoopt_pipeline.traces.live import look_now
 from autoopt_pipeline.wording import did_you_mean, listed_unread
@@ -46,9 +46,7 @@ _MOVES_SHOWN = 100
 
 def tenant_page(request: Request) -> Response:
     dashboard, entry = dashboard_of(request), configured(request)
-    standings = tenant_standings(
-        {entry.tenant_id: entry}, dashboard.instance, dashboard.parts, now=datetime.now(UTC), count_all=True
-    )
+    standings = dashboard.standings(entry)
     try:
         config, wrong = entry.parse(), ""
     except InvalidConfig as e:
@@ -61,6 +59,7 @@ def tenant_page(request: Request) -> Response:
         config=config,
         wrong=wrong,
         rows=standings,
+        silent=dashboard.counts.trouble,
     )
 
 
@@ -76,11 +75,19 @@ def why_page(request: Request) -> Response:
         now, entry = datetime.now(UTC), stored[asked]
         try:
             modules = entry.parse().modules
-            for story in module_stories(entry, modules, dashboard.instance, dashboard.parts, now=now):
+            for story in dashboard.stories(entry, modules, now=now):
                 stories.append((story.standing, list(sentences(story, now))))
         except AutooptError as e:
             untold = str(e)
-    return render(request, "why.html", asked=asked, tenants=sorted(stored), stories=stories, untold=untold)
+    return render(
+        request,
+        "why.html",
+        asked=asked,
+        tenants=sorted(stored),
+        stories=stories,
+        untold=untold,
+        silent=dashboard.counts.trouble,
+    )
 
 
 def module_page(request: Request) -> Response:
@@ -118,22 +125,18 @@ def progress_part(request: Request) -> Response:
 
 def live_part(request: Request) -> Response:
     """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
-    parts, tenant, module = dashboard_of(request).parts, visible_tenant(request), request.path_params["module"]
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    parts, counts = dashboard.parts, dashboard.counts
     programs = read_programs(parts.files, tenant, module)
-    look, trouble = None, ""
-    if programs.watch:
+    known, trouble, said = None, "", ""
+    if watch := programs.watch:
+        said, settling = between(watch), parts.settings.settling_seconds
         try:
-            look = look_now(
-                parts.phoenix,
-                parts.configs,
-                programs.artifacts,
-                programs.watch,
-                settling_seconds=parts.settings.settling_seconds,
-            )
+            look = look_now(parts.phoenix, parts.configs, programs.artifacts, watch, settling_seconds=settling)
+            known = counts.keep_look((tenant, module), watch, look)
         except AutooptError as e:
-            trouble = str(e)
-    said = between(programs.watch) if programs.watch else ""
-    return render(request, "live.html", programs=programs, said=said, look=look, trouble=trouble, BASELINE=BASELINE)
+            known, trouble = counts.last_look((tenant, module), watch), str(e)
+    return render(request, "live.html", programs=programs, said=said, known=known, trouble=trouble, BASELINE=BASELINE)
 
 
 def version_page(request: Request) -> Response:
@@ -291,14 +294,16 @@ def _story(request: Request) -> dict[str, Any]:
         "told": [],
         "untold": "",
         "progress": None,
+        "silent": None,
     }
     try:
         now = datetime.now(UTC)
-        (story,) = module_stories(configured(request), [module], dashboard.instance, dashboard.parts, now=now)
+        (story,) = dashboard.stories(configured(request), [module], now=now)
     except AutooptError as e:
         return told | {"untold": str(e)}
     return told | {
         "story": story,
         "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
         "progress": story.standing.progress,
+        "silent": dashboard.counts.trouble,
     }

@@ -1,6 +1,7 @@
 """Servers on this machine: started with their output in a log file, and all gone afterwards."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,9 @@ _MARK = "AUTOOPT_STACK"
 
 _NOT_INHERITED = ("AUTOOPT_", "PHOENIX_", "CONFIG_STORE_URL", "DAGSTER_", "OTEL_")
 
+_OF_ITS_OWN = re.compile(r"(?P<name>dagster-[a-z]+) process shut down unexpectedly with return code (?P<status>-?\d+)")
+"""How `dagster dev` says that a process of its own has ended, before it ends itself, with status 0."""
+
 _GRACE_SECONDS = 10
 _SWEEPS = 10
 
@@ -36,6 +40,7 @@ class Processes:
         self._logs = logs
         self._mark = uuid.uuid4().hex
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_begins: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +53,8 @@ class Processes:
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
         """Start a server in a session of its own, so that Ctrl-C reaches only us."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        with (self._logs / f"{name}.log").open("ab") as log:
+        with self._log(name).open("ab") as log:
+            self._log_begins[name] = log.tell()
             try:
                 self._started[name] = subprocess.Popen(  # noqa: S603 - our own commands
                     command,
@@ -78,12 +84,11 @@ class Processes:
     def check(self) -> None:
         """Raise `StackFailed` when a server has stopped by itself."""
         for name, process in self._started.items():
-            if process.poll() is not None:
-                last = self._log(name).read_text(errors="replace").strip().splitlines()[-1:]
-                raise StackFailed(
-                    f"{name} stopped with exit status {process.returncode}: {' '.join(last)[:200]}",
-                    f"see {self._log(name)}",
-                )
+            if (status := process.poll()) is not None:
+                with self._log(name).open("rb") as log:
+                    log.seek(self._log_begins[name])
+                    said = log.read().decode(errors="replace").strip()
+                raise StackFailed(_how_it_ended(name, status, said), f"see {self._log(name)}")
 
     def stop(self) -> None:
         """End everything: politely, then by force, then whatever else carries our mark.
@@ -112,6 +117,25 @@ class Processes:
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+def _how_it_ended(name: str, status: int, said: str) -> str:
+    if of_its_own := _OF_ITS_OWN.search(said):
+        ended = _ended_with(int(of_its_own["status"]))
+        return f"{name} stopped, because {of_its_own['name']}, which it had started, {ended}"
+    ended = f"{name} {_ended_with(status)}"
+    if status < 0 or not said:
+        return ended  # what a signal ends has no last words
+    return f"{ended}: {said.splitlines()[-1][:200]}"
+
+
+def _ended_with(status: int) -> str:
+    """What a return code of a process means: those below 0 are signals."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    if status == -signal.SIGKILL:
+        return "was killed by SIGKILL, as the kernel does when memory runs out"
+    return f"was ended by signal {-status}, {signal.strsignal(-status)}"
 
 
 def _neutral_environment() -> dict[str, str]:

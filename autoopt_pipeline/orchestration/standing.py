@@ -23,7 +23,7 @@ from autoopt_pipeline.optimization.plan import Attempts, Decision, Outcome, Reas
 from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.orchestration.history import Key, read_outcomes, values_of
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
-from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, plan_tenants
+from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.progress import RunProgress, read_progress
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import StoredConfig
@@ -57,7 +57,7 @@ class Standing:
     it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
     far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
     where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
-    earlier tenant's of that name.
+    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what is new.
     """
 
     tenant_id: str
@@ -73,6 +73,7 @@ class Standing:
     progress: RunProgress | None = None
     unreported: Manifest | None = None
     begins: datetime | None = None
+    uncounted: str = ""
 
     @property
     def last_at(self) -> datetime | None:
@@ -212,9 +213,17 @@ def tenant_standings(
             progress.get(key),
             unreported.get(key),
             stored[key[0]].since,
+            _uncounted(plan, decision, count_all=count_all),
         )
         for key, decision in plan.decisions.items()
     ]
+
+
+def _uncounted(plan: Plan, decision: Decision, *, count_all: bool) -> str:
+    """Why Phoenix could not count what is new, where it was asked to."""
+    error = str(plan.phoenix_error or "")
+    asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
+    return error if asked and decision.evidence is None else ""
 
 
 def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[Key, str]:

@@ -22,6 +22,7 @@ from autoopt_pipeline.contract import SpanContract, span_filter
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.spec import Annotation, Decision
 from autoopt_pipeline.secrets import protect, protect_address, scrub
+from autoopt_pipeline.traces.patience import AS_CONFIGURED, Patience, Silence
 
 if TYPE_CHECKING:
     from phoenix.client import Client
@@ -99,13 +100,25 @@ class Server:
 class Phoenix:
     """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
 
-    `endpoint` is the address without any password, fit to be shown; `base_url` has it still.
+    `endpoint` is the address without any password, fit to be shown; `base_url` has it still. With a `patience` of some
+    seconds, nobody waits again for a server that has not answered once, until it does.
     """
 
-    def __init__(self, endpoint: str, *, api_key: str | None = None, timeout_seconds: float = 30) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30,
+        patience: Patience = AS_CONFIGURED,
+    ) -> None:
         self.base_url = endpoint.rstrip("/")
         self.endpoint = without_secrets(self.base_url)
-        self._timeout = timeout_seconds
+        self._patience = patience
+        self._timeout = min(timeout_seconds, patience.seconds or timeout_seconds)
+        # Thousands of spans take the server longer than a count.
+        self._reading_timeout = int(max(self._timeout, 20 if patience.seconds else 60))
+        self._silence = Silence(self._answers) if patience.seconds else None
         protect(api_key)
         protect_address(endpoint)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -115,7 +128,7 @@ class Phoenix:
                 base_url=address,
                 auth=login,
                 headers=headers,
-                timeout=timeout_seconds,
+                timeout=self._timeout,
                 event_hooks={"response": [self._refuse_old]},
             )
         except (httpx.InvalidURL, ValueError):
@@ -279,7 +292,7 @@ class Phoenix:
                 start_time=window.start,
                 end_time=window.end,
                 limit=limit,
-                timeout=int(max(self._timeout, 60)),
+                timeout=self._reading_timeout,
             )
             if len(frame) < expected:  # what is missing would count as learnt from
                 raise PhoenixUnavailable(
@@ -320,7 +333,7 @@ class Phoenix:
             project_identifier=project.name,
             span_ids=span_ids,
             include_annotation_names=[contract.annotation],
-            timeout=int(max(self._timeout, 60)),
+            timeout=self._reading_timeout,
         ):
             result = item.get("result") or {}
             found.setdefault(item["span_id"], []).append(
@@ -419,6 +432,15 @@ class Phoenix:
                     response.raise_for_status()
             return response
 
+    def _answers(self) -> bool:
+        try:
+            self._http.get("/readyz")
+        except httpx.TransportError:
+            return False
+        except (httpx.HTTPError, PhoenixRefused):
+            return True  # it answers nonsense; who asks is told of that
+        return True
+
     def _client(self) -> "Client":
         from phoenix.client import Client
 
@@ -427,15 +449,21 @@ class Phoenix:
     @contextmanager
     def _errors(self, what: str) -> Generator[None, None, None]:
         """Translate what can go wrong between here and Phoenix."""
+        if self._silence:
+            self._silence.check()
         try:
-            yield
+            with self._patience.waiting(f"waiting for Phoenix at {self.endpoint} ..."):
+                yield
         except httpx.HTTPStatusError as e:
             raise self._refusal(e, what) from e
         except httpx.TransportError as e:
-            raise PhoenixUnavailable(
+            silent = PhoenixUnavailable(
                 f"Phoenix {self.endpoint} does not answer: {type(e).__name__} {e}",
                 "check AUTOOPT_PHOENIX_ENDPOINT and that Phoenix is up",
-            ) from e
+            )
+            if self._silence:
+                self._silence.noticed(silent)
+            raise silent from e
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise PhoenixRefused(
                 f"Phoenix {self.endpoint}: {what}: the answer is not understood ({type(e).__name__})",

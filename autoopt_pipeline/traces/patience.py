@@ -1,0 +1,73 @@
+"""How long whoever asks Phoenix waits for it: a run as long as the settings say, a person a few seconds."""
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autoopt_pipeline.errors import PhoenixUnavailable
+
+PEOPLE_SECONDS = 4.0
+"""How long a person waits for one answer. Runs may keep a Phoenix that is well busy for one or two seconds."""
+
+_TELL_AFTER_SECONDS = 1.0
+
+_PROBE_SECONDS = 2.0
+"""Time between two questions whether a silent server answers again."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """`seconds` bounds the wait for one answer; None: the settings do. `tell` gets a line where there is a wait."""
+
+    seconds: float | None = None
+    tell: Callable[[str], None] | None = None
+
+    @contextmanager
+    def waiting(self, line: str) -> Generator[None, None, None]:
+        """Tell the line if what happens inside takes longer than a second."""
+        if self.tell is None:
+            yield
+            return
+        timer = threading.Timer(_TELL_AFTER_SECONDS, self.tell, [line])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+AS_CONFIGURED = Patience()
+"""A run's."""
+
+
+class Silence:
+    """Remembers that a server does not answer, so that only the first who asks has to find out.
+
+    From `noticed` on, `check` fails at once. A thread asks `answers` until the server is back.
+    """
+
+    def __init__(self, answers: Callable[[], bool]) -> None:
+        self._answers = answers
+        self._error: PhoenixUnavailable | None = None
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise `PhoenixUnavailable` while the server is known to be silent."""
+        if error := self._error:
+            raise PhoenixUnavailable(error.what, error.remedy)
+
+    def noticed(self, error: PhoenixUnavailable) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+                threading.Thread(target=self._wait_for_answer, name="silent-phoenix", daemon=True).start()
+
+    def _wait_for_answer(self) -> None:
+        # Not at once: a server that is only slow would keep everybody waiting in turn.
+        time.sleep(_PROBE_SECONDS)
+        while not self._answers():
+            time.sleep(_PROBE_SECONDS)
+        self._error = None
