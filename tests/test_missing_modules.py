@@ -214,6 +214,14 @@ def test_a_module_that_is_gone_is_in_the_way_of_no_other_change(acme: TenantConf
     assert "unknown module 'other'" in autoopt("config", "set", "acme", "modules.other.enabled=true", status=2)
 
 
+def test_what_was_exported_is_imported_with_the_module_that_is_gone(acme: TenantConfigStore, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.jsonl"
+    autoopt("tenants", "export", str(file))
+    assert "acme imported" in autoopt("tenants", "import", str(file))
+    autoopt("config", "unset", "acme", "modules.gone")
+    assert "1 of 1 rows were refused" in autoopt("tenants", "import", str(file), status=2)
+
+
 def test_fields_follow_their_defaults_again(acme: TenantConfigStore) -> None:
     autoopt("config", "set", "acme", "budget.max_lm_calls=2000", "promotion_mode=manual")
     said = autoopt("config", "unset", "acme", "budget.max_lm_calls", "promotion_mode")

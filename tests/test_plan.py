@@ -40,7 +40,7 @@ attempts = st.builds(
     last_failure_at=st.none() | moments,
     lost=st.none() | st.builds(LostRun, st.integers(1, 5), st.just("run-1"), st.none()),
     running=st.none() | st.just("run-1"),
-)
+).filter(lambda tried: tried.lost is None or tried.lost.times <= tried.failures)
 configs = st.builds(
     lambda enabled, interval, need: RoutingConfigUnified(
         tenant_id="acme",
@@ -78,8 +78,10 @@ def test_due_means_every_condition_is_met(config: RoutingConfigUnified, tried: A
             assert NOW - tried.outcome_at >= timedelta(seconds=config.optimization_interval_seconds)
         if tried.failures and tried.last_failure_at:
             waited = (NOW - tried.last_failure_at).total_seconds()
-            doubled = config.optimization_interval_seconds * 2 ** (tried.failures - 1)
-            assert waited >= min(doubled, max(config.optimization_interval_seconds, MAX_BACKOFF.total_seconds()))
+            lost, retry = tried.lost.times if tried.lost else 0, config.retry
+            doubled = config.optimization_interval_seconds * 2 ** (tried.failures - min(lost, retry.max_retries) - 1)
+            longest = max(config.optimization_interval_seconds, MAX_BACKOFF.total_seconds())
+            assert waited >= (retry.delay(lost) if 0 < lost <= retry.max_retries else min(doubled, longest))
 
 
 @given(configs, attempts, evidences)

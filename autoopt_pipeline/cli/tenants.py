@@ -116,10 +116,10 @@ def import_tenants(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"{file}: {e}", "give a readable file") from None
-    imported, refused = read_rows(text, where=str(file))
+    store = connections().configs
+    imported, refused = read_rows(text, where=str(file), stored=store.current())
     if not imported and not refused:
         raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
-    store = connections().configs
     if dry_run:
         _say_what_would_change(store, imported)
     else:

@@ -1,11 +1,13 @@
 """Reading configurations that other systems exported: the rows of cogniverse's configuration store, or our own."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+from autoopt_pipeline.tenants.store import StoredConfig
 
 _ROUTING_KEY = "routing_config"
 
@@ -26,12 +28,15 @@ class RefusedRow:
     reason: str
 
 
-def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig], list[RefusedRow]]:
+def read_rows(
+    text: str, *, where: str = "input", stored: Mapping[str, StoredConfig] | None = None
+) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
     A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
     the highest counts, and rows of other kinds of configuration are passed over. A bad row is refused with
-    its number and does not stop the others.
+    its number and does not stop the others. `stored` are the tenants' configurations now: a module that one of them
+    names may be missing here.
     """
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
@@ -43,7 +48,7 @@ def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig],
             version = version if isinstance(version, int) else 0
             if row.get("config_key", _ROUTING_KEY) != _ROUTING_KEY:
                 continue  # telemetry, agents and the like stand in the same export
-            one = _import_row(row, number)
+            one = _import_row(row, number, stored or {})
         except AutooptError as e:
             refused.append(RefusedRow(number, str(e)))
             continue
@@ -53,7 +58,7 @@ def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig],
     return [one for _, one in imported.values()], refused
 
 
-def _import_row(row: dict[str, Any], number: int) -> ImportedConfig:
+def _import_row(row: dict[str, Any], number: int, stored: Mapping[str, StoredConfig]) -> ImportedConfig:
     data = row.get("config_value", row)
     if not isinstance(data, dict):
         raise InvalidConfig(f"row {number}: config_value is not a JSON object", "export the row again")
@@ -61,7 +66,8 @@ def _import_row(row: dict[str, Any], number: int) -> ImportedConfig:
     if "tenant_id" not in known and "tenant_id" in row:
         known["tenant_id"] = row["tenant_id"]
     config = parse_config(known, where=f"row {number}")
-    check_modules(config)
+    before = stored.get(config.tenant_id)
+    check_modules(config, before.document if before else None)
     return ImportedConfig(config, tuple(sorted(set(data) - set(known))))
 
 
