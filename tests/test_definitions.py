@@ -83,7 +83,7 @@ def test_steps_that_ask_language_models_share_a_pool_whose_places_come_back_when
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: Input should be"), ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml")],
+    [("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: has to be"), ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml")],
 )
 def test_a_wrong_setting_is_one_line_and_one_frame_where_dagster_loads(name: str, value: str, words: str) -> None:
     done = subprocess.run(

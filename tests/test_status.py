@@ -82,7 +82,7 @@ def test_new_traces_are_counted_of_what_waits_for_its_interval_when_one_tenant_i
     assert "7 of 100 new traces" in autoopt("status", tenant)
     assert told()[tenant, "routing"]["new_traces"] is None
     down = autoopt("status", tenant, status=2, AUTOOPT_PHOENIX_ENDPOINT="http://127.0.0.1:9")
-    assert "interval 3600 s; due" in down  # what does not depend on Phoenix is still told
+    assert "interval 1h; due" in down  # what does not depend on Phoenix is still told
 
 
 def test_of_many_tenants_those_that_need_attention_are_told_first_and_the_rest_counted(

@@ -29,8 +29,8 @@ def test_defaults_are_those_of_the_seed() -> None:
             {"tenant_id": "a", "modules": {"routing": {"retrain_after": "0001-01-01T00:00:00+05:00"}}},
             "1 to 9999",
         ),
-        ([1, 2], "dictionary"),
-        ("{broken", "dictionary"),
+        ([1, 2], "has to hold fields"),
+        ("{broken", "has to hold fields"),
         ({}, "tenant_id"),
     ],
 )

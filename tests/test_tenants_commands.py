@@ -34,7 +34,7 @@ CONFIGS = st.fixed_dictionaries(
             st.sampled_from(["routing", "modality", "workflow"]),
             st.fixed_dictionaries({}, optional={"enabled": st.booleans()}),
         ),
-        "lm": st.none() | st.fixed_dictionaries({"model": TEXT.filter(bool)}),
+        "lm": st.none() | st.fixed_dictionaries({"model": TEXT.filter(bool).map("openai/{}".format)}),
         "promotion_mode": st.sampled_from(["auto", "manual"]),
     },
 )

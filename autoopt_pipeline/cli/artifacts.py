@@ -14,14 +14,14 @@ from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
 from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
 from autoopt_pipeline.cli.asking import Yes, ask
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.roster import start_anew
-from autoopt_pipeline.tenants.store import changes_in
+from autoopt_pipeline.tenants.store import changes_in, unknown_tenant
 
 app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
 

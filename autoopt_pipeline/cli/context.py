@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
+from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.wording import did_you_mean, printable
+from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.wording import printable
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -47,11 +48,9 @@ def connections() -> Connections:
     return Connections(settings)
 
 
-def unknown_tenant(tenant: str, known: Iterable[str]) -> UnknownTenant:
-    """The error for a tenant that a command cannot find among those that are known."""
-    return UnknownTenant(
-        f"tenant {tenant} has no configuration", f"{did_you_mean(tenant, known)}list them with 'autoopt tenants list'"
-    )
+def no_tenants(store: TenantConfigStore) -> str:
+    """What is said where a store has no tenants. A wrong address looks the same, so it is named."""
+    return f"there are no tenants in {store.name}; 'autoopt tenants add' adds one"
 
 
 def who() -> str:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, modules_of
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import UnknownTrace
@@ -18,6 +18,7 @@ from autoopt_pipeline.tenants.config import valid_trace_id
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.forgetting import ForgottenText
+from autoopt_pipeline.tenants.store import unknown_tenant
 
 
 def forget(

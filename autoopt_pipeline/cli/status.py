@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance, no_tenants
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.wording import ago, percent
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def status(
         standings = tenant_standings(stored, opened, parts, now=now, count_all=tenant is not None)
     if json:
         console.print_json(data={"now": now.isoformat(), "modules": [each.as_dict() for each in standings]})
+    elif not stored:
+        console.print(no_tenants(parts.configs), soft_wrap=True)
     else:
         _print(standings, len(stored), now)
     if any(each.decision.reason is Reason.ERROR for each in standings):

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from autoopt_pipeline.cli.asking import Yes, ask
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, no_tenants, who
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
@@ -47,9 +48,13 @@ def add(
 @app.command("list")
 def list_tenants(json: Json = False) -> None:
     """List the tenants that have a configuration."""
-    listed = sorted(connections().configs.current().items())
+    store = connections().configs
+    listed = sorted(store.current().items())
     if json:
         console.print_json(data={"tenants": [_as_dict(entry) for _, entry in listed]})
+        return
+    if not listed:
+        console.print(no_tenants(store), soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("tenant", no_wrap=True)
@@ -64,7 +69,7 @@ def list_tenants(json: Json = False) -> None:
         table.add_row(
             escape(tenant),
             "yes" if config.enable_auto_optimization else "no",
-            f"{config.optimization_interval_seconds} s",
+            as_duration(config.optimization_interval_seconds),
             str(config.min_samples_for_optimization),
             escape(", ".join(config.modules)),
             str(len(config.agents)),
@@ -116,10 +121,10 @@ def import_tenants(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"{file}: {e}", "give a readable file") from None
-    imported, refused = read_rows(text, where=str(file))
+    store = connections().configs
+    imported, refused = read_rows(text, store.current(), where=str(file))
     if not imported and not refused:
         raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
-    store = connections().configs
     if dry_run:
         _say_what_would_change(store, imported)
     else:
@@ -143,7 +148,8 @@ def export_tenants(
     file: Annotated[Path | None, typer.Argument(help="A new file [default: stdout].")] = None,
 ) -> None:
     """Write all configurations as JSON lines, which 'autoopt tenants import' reads."""
-    entries = [entry for _, entry in sorted(connections().configs.current().items())]
+    store = connections().configs
+    entries = [entry for _, entry in sorted(store.current().items())]
     lines, broken = export_rows(entries)
     text = "".join(f"{line}\n" for line in lines)
     if file is None:
@@ -155,6 +161,8 @@ def export_tenants(
         except OSError as e:
             raise InvalidExport(f"{file}: {e.strerror}", "name a new file in a folder that you may write to") from None
         console.print(f"{len(lines)} configurations exported to {file}", soft_wrap=True, markup=False)
+    if not entries:
+        print(no_tenants(store), file=sys.stderr)  # stdout holds what is exported, here nothing
     if broken:
         raise InvalidConfig(
             f"{len(broken)} of {len(entries)} configurations are not valid and were left out, first: {broken[0]}",

@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Condition, Decision, Reason
 from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.wording import one_line, percent
 
 if TYPE_CHECKING:

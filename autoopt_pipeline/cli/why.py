@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.programs import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.tenants.store import unknown_tenant
 
 
 def why(

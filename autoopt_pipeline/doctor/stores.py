@@ -9,6 +9,7 @@ from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.places import why_not_makable
 from autoopt_pipeline.tenants.config import check_modules
 
 _SHOWN = 5
@@ -17,7 +18,13 @@ _SHOWN = 5
 def config_store(parts: Connections) -> Iterator[Finding]:
     stored = parts.configs.current()
     parts.configs.check_writable()
-    yield ok(f"{len(stored)} tenants; it can be written")
+    if stored:
+        yield ok(f"{len(stored)} tenants; it can be written")
+    else:
+        yield warn(
+            f"there are no tenants in {parts.configs.name}; it can be written",
+            "'autoopt tenants add' adds one; if there should be some, check AUTOOPT_HOME and AUTOOPT_CONFIG_STORE_URL",
+        )
     for risk in parts.configs.risks():
         yield warn(risk.what, risk.remedy)
     wrong: list[AutooptError] = []
@@ -35,6 +42,12 @@ def config_store(parts: Connections) -> Iterator[Finding]:
 def artifact_store(parts: Connections) -> Iterator[Finding]:
     """Write, read and delete a file, and try to create it twice: a promotion relies on that only one writer can."""
     files = parts.files
+    if folder := files.folder_to_make:
+        why = why_not_makable(folder)
+        yield (
+            fail(why, "check AUTOOPT_ARTIFACTS_URL") if why else ok(f"{folder} is made when something is first stored")
+        )
+        return
     path = f"{CHECK_FOLDER}/{uuid.uuid4().hex}"
     try:
         created = files.create(path, b"first")

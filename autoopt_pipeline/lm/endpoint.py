@@ -176,10 +176,11 @@ class EndpointEngine:
             _ = client.supported_params
         except LMError:
             client = self._make("litellm")
-            if not client.supported_params:
-                provider = self._settings.model.partition("/")[0]
+            if not (_has_provider(self._settings) and client.supported_params):
+                model, slash, _ = self._settings.model.partition("/")
+                what = f"no provider is called {model[:60]!r}" if slash else "no provider is known to have it"
                 raise LMNotConfigured(
-                    f"language model {self._settings.model}: no provider is called {provider[:60]!r}",
+                    f"language model {self._settings.model[:60]}: {what}",
                     "name the model as DSPy does, e.g. openai/gpt-4o-mini",
                 ) from None
         return client
@@ -194,6 +195,20 @@ class EndpointEngine:
             timeout=self._settings.timeout_seconds,
             **self._connection,
         )
+
+
+def _has_provider(settings: LMSettings) -> bool:
+    """Whether LiteLLM knows where to send what is for the model; where nobody does, DSPy takes it for OpenAI's."""
+    import litellm  # takes seconds, and most models are not its
+
+    quiet, litellm.suppress_debug_info = litellm.suppress_debug_info, True
+    try:
+        litellm.get_llm_provider(settings.model, api_base=settings.api_base)
+    except litellm.exceptions.BadRequestError:
+        return False
+    finally:
+        litellm.suppress_debug_info = quiet
+    return True
 
 
 def _is_reasoning_model(model: str) -> bool:

@@ -1,11 +1,14 @@
 """Reading configurations that other systems exported: the rows of cogniverse's configuration store, or our own."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+from autoopt_pipeline.tenants.checking import check_names
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.tenants.roster import check_distinct, spellings
 
 _ROUTING_KEY = "routing_config"
 
@@ -26,13 +29,18 @@ class RefusedRow:
     reason: str
 
 
-def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig], list[RefusedRow]]:
+def read_rows(
+    text: str, known: Iterable[str] = (), *, where: str = "input"
+) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
     A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
     the highest counts, and rows of other kinds of configuration are passed over. A bad row is refused with
-    its number and does not stop the others.
+    its number and does not stop the others, and so is a tenant whose id differs only in capital letters from one of
+    those that are known, or of an earlier row.
     """
+    there = set(known)
+    spelled = spellings(there)
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
     for number, row in enumerate(_rows(text, where), 1):
@@ -44,10 +52,13 @@ def read_rows(text: str, *, where: str = "input") -> tuple[list[ImportedConfig],
             if row.get("config_key", _ROUTING_KEY) != _ROUTING_KEY:
                 continue  # telemetry, agents and the like stand in the same export
             one = _import_row(row, number)
+            tenant = one.config.tenant_id
+            if tenant not in there:
+                check_distinct(tenant, spelled)
         except AutooptError as e:
             refused.append(RefusedRow(number, str(e)))
             continue
-        tenant = one.config.tenant_id
+        spelled.setdefault(tenant.lower(), tenant)
         if tenant not in imported or imported[tenant][0] <= version:
             imported[tenant] = (version, one)
     return [one for _, one in imported.values()], refused
@@ -61,7 +72,7 @@ def _import_row(row: dict[str, Any], number: int) -> ImportedConfig:
     if "tenant_id" not in known and "tenant_id" in row:
         known["tenant_id"] = row["tenant_id"]
     config = parse_config(known, where=f"row {number}")
-    check_modules(config)
+    check_names(config)
     return ImportedConfig(config, tuple(sorted(set(data) - set(known))))
 
 
