@@ -36,7 +36,7 @@ def export_artifacts(
     files = parts.files
     _check_known(parts, files, tenant)
     exported = export(files, tenant, target)
-    console.print(f"{tenant}: {len(exported)} files exported to {target}", soft_wrap=True)
+    console.print(f"{tenant}: {len(exported)} files exported to {target}")
     _print_counts(exported)
 
 
@@ -75,7 +75,6 @@ def delete_artifacts(
     console.print(
         "not deleted: earlier configurations, what people did (the dashboard's Activity), runs and their reports in "
         "Dagster, traces in Phoenix",
-        soft_wrap=True,
     )
 
 
@@ -111,7 +110,7 @@ def _check_no_run(tenant: str) -> None:
 def _print_counts(paths: Iterable[str]) -> None:
     """How many files of which kind, module by module."""
     for kind, count in sorted(Counter(map(_kind, paths)).items()):
-        console.print(f"  {kind}: {count}", soft_wrap=True)
+        console.print(f"  {kind}: {count}")
 
 
 def _kind(path: str) -> str:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console, who
 from autoopt_pipeline.cli.editor import EditedFile, edited_file
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId, partitions
 from autoopt_pipeline.durations import durations_written
 from autoopt_pipeline.errors import InvalidConfig
@@ -103,7 +102,7 @@ def _edited(file: EditedFile, tenant: str) -> RoutingConfigUnified | None:
         except InvalidConfig as e:
             if not sys.stdin.isatty():
                 raise
-            console.print(f"[red]not saved:[/red] {escape(str(e))}", soft_wrap=True)
+            console.print(f"[red]not saved:[/red] {escape(str(e))}")
             if not typer.confirm("Go back to the editor?", default=True):
                 raise
 
@@ -129,11 +128,18 @@ def history(tenant: TenantId, json: Json = False) -> None:
         ]
         console.print_json(data={"tenant": tenant, "versions": told})
         return
-    table = Table("version", "written (UTC)", "by", "what", box=box.SIMPLE_HEAD)
-    for each in changes:
-        what = each.what.replace("_", " ")
-        table.add_row(str(each.version), f"{each.at:%Y-%m-%d %H:%M:%S}", escape(each.by or "?"), what)
-    console.print(table)
+    print_table(
+        ("version", "written (UTC)", "by", "what"),
+        [
+            (
+                str(each.version),
+                f"{each.at:%Y-%m-%d %H:%M:%S}",
+                escape(each.by or "?"),
+                each.what.replace("_", " "),
+            )
+            for each in changes
+        ],
+    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 
 class Screen(Console):
-    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes."""
+    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes.
+
+    Lines of text are not wrapped, for the terminal does that without breaking what is copied. Tables are as wide as it.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        if soft_wrap is None:
+            soft_wrap = all(isinstance(each, str) for each in objects)
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

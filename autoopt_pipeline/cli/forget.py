@@ -198,12 +198,7 @@ def _say_what_is_left(parts: Connections, trace_ids: Sequence[str], runs: Sequen
         console.print(
             f"- the trace itself: select and delete it on its project's page in Phoenix, or "
             f"curl -X DELETE {escape(parts.phoenix.endpoint)}/v1/traces/{trace_id}",
-            soft_wrap=True,
         )
     found = f"these do: {', '.join(runs)}" if runs else "none was found by its words"
-    console.print(
-        f"- reports of earlier runs in Dagster may quote the text ({found}): delete those runs there", soft_wrap=True
-    )
-    console.print(
-        "- backups, and old object versions where the artifacts' bucket keeps them, until they expire", soft_wrap=True
-    )
+    console.print(f"- reports of earlier runs in Dagster may quote the text ({found}): delete those runs there")
+    console.print("- backups, and old object versions where the artifacts' bucket keeps them, until they expire")

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.asking import Yes, ask
 from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, no_tenants, who
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect
@@ -54,28 +53,30 @@ def list_tenants(json: Json = False) -> None:
         console.print_json(data={"tenants": [_as_dict(entry) for _, entry in listed]})
         return
     if not listed:
-        console.print(no_tenants(store), soft_wrap=True)
+        console.print(no_tenants(store))
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant", no_wrap=True)
-    for column in ("enabled", "interval", "min new", "modules", "agents", "version"):
-        table.add_column(column, overflow="fold")
+    rows, wrong = [], []
     for tenant, entry in listed:
         try:
             config = entry.parse()
         except AutooptError as e:
-            table.add_row(escape(tenant), f"[red]{escape(str(e))}[/red]", "", "", "", "", str(entry.version))
+            rows.append((escape(tenant), "[red]not valid[/red]", "", "", "", "", str(entry.version)))
+            wrong.append(e)
             continue
-        table.add_row(
-            escape(tenant),
-            "yes" if config.enable_auto_optimization else "no",
-            as_duration(config.optimization_interval_seconds),
-            str(config.min_samples_for_optimization),
-            escape(", ".join(config.modules)),
-            str(len(config.agents)),
-            str(entry.version),
+        rows.append(
+            (
+                escape(tenant),
+                "yes" if config.enable_auto_optimization else "no",
+                as_duration(config.optimization_interval_seconds),
+                str(config.min_samples_for_optimization),
+                escape(", ".join(config.modules)),
+                str(len(config.agents)),
+                str(entry.version),
+            )
         )
-    console.print(table)
+    print_table(("tenant", "enabled", "interval", "min new", "modules", "agents", "version"), rows)
+    for error in wrong:
+        console.print(f"[red]not valid[/red] {escape(str(error))}")
 
 
 def _as_dict(entry: StoredConfig) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
                 console.print("a run is under way: the sensor removes the partition when it has ended")
     console.print(f"{tenant} removed. What stays:")
     for left in what_stays(newest):
-        console.print(f"- {left}", soft_wrap=True)
+        console.print(f"- {left}")
 
 
 @app.command("import")
@@ -134,7 +135,7 @@ def import_tenants(
                 register(one.config.tenant_id)
                 console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
     for row in refused:
-        console.print(f"[red]refused[/red] {escape(row.reason)}", soft_wrap=True)
+        console.print(f"[red]refused[/red] {escape(row.reason)}")
     if refused:
         others = "would be saved" if dry_run else "are saved"
         raise InvalidConfig(
@@ -160,7 +161,7 @@ def export_tenants(
                 out.write(text)
         except OSError as e:
             raise InvalidExport(f"{file}: {e.strerror}", "name a new file in a folder that you may write to") from None
-        console.print(f"{len(lines)} configurations exported to {file}", soft_wrap=True, markup=False)
+        console.print(f"{len(lines)} configurations exported to {file}", markup=False)
     if not entries:
         print(no_tenants(store), file=sys.stderr)  # stdout holds what is exported, here nothing
     if broken:
@@ -175,10 +176,10 @@ def _say_what_would_change(store: TenantConfigStore, imported: Sequence[Imported
     for one in imported:
         tenant = one.config.tenant_id
         if tenant not in current:
-            console.print(f"{tenant} would be added{_ignored(one)}", soft_wrap=True)
+            console.print(f"{tenant} would be added{_ignored(one)}")
             continue
         found = changed_fields(in_effect(current[tenant]), one.config.model_dump(mode="json"))
-        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}", soft_wrap=True)
+        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}")
         print_changes(found)
 
 

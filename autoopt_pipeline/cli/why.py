@@ -41,6 +41,6 @@ def why(
     else:
         console.print(f"[bold]{escape(tenant)}/{escape(module)}[/]")
         for title, text in sentences(story, now):
-            console.print(f"[dim]{title:>11}[/]  {escape(text)}", soft_wrap=True)
+            console.print(f"[dim]{title:>11}[/]  {escape(text)}")
     if story.standing.decision.reason is Reason.ERROR:
         raise typer.Exit(2)
