@@ -367,3 +367,27 @@ def test_a_store_that_stops_in_the_middle_is_told_and_gone_on_with(
     rest = browser.post("/configuration/apply", data=form(page.text, "/configuration/apply"))
     assert "1 saved, 0 in conflict, 0 refused, 0 left" in rest.text
     assert newest(store, "b")[NAME] == 7
+
+
+def test_a_duration_is_shown_and_written_with_its_unit(browser: TestClient, store: TenantConfigStore) -> None:
+    shown = browser.get(HERE).text
+    assert 'placeholder="30d"' in shown
+    assert "1s to 3650d" in shown
+    page = post(browser, HERE, optimization_interval_seconds="90m", **{"retry.delay_seconds": "1 m"})
+    assert "optimization_interval_seconds: 1h → 1h30m" in page.text
+    assert newest(store)["optimization_interval_seconds"] == 5400
+    assert newest(store)["retry"] == {"delay_seconds": 60}
+    assert forms(browser.get(HERE).text)[HERE]["optimization_interval_seconds"] == ["1h30m"]
+    assert "1h30m" in browser.get("/configuration").text
+    wrong = post(browser, HERE, lookback_seconds="2 weeks")
+    assert "has to be a duration such as 90s, 45m, 2h or 30d" in wrong.text
+
+
+def test_a_model_that_no_client_can_be_sent_to_is_told_at_its_input(
+    browser: TestClient, store: TenantConfigStore
+) -> None:
+    page = post(browser, HERE, **{"lm.model": "nonsense"})
+    assert page.status_code == 400
+    assert 'aria-describedby="lm.model-about lm.model-wrong" aria-invalid="true"' in page.text
+    assert "name the model as DSPy does" in page.text
+    assert len(store.history("acme")) == 1

@@ -12,6 +12,7 @@ from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFe
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
+from autoopt_pipeline.model_names import check_provider
 from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
@@ -175,14 +176,8 @@ class EndpointEngine:
         try:
             _ = client.supported_params
         except LMError:
+            check_provider(self._settings.model, self._settings.api_base)
             client = self._make("litellm")
-            if not (_has_provider(self._settings) and client.supported_params):
-                model, slash, _ = self._settings.model.partition("/")
-                what = f"no provider is called {model[:60]!r}" if slash else "no provider is known to have it"
-                raise LMNotConfigured(
-                    f"language model {self._settings.model[:60]}: {what}",
-                    "name the model as DSPy does, e.g. openai/gpt-4o-mini",
-                ) from None
         return client
 
     def _make(self, engine: Literal["lm15", "litellm"]) -> dspy.LM:
@@ -195,20 +190,6 @@ class EndpointEngine:
             timeout=self._settings.timeout_seconds,
             **self._connection,
         )
-
-
-def _has_provider(settings: LMSettings) -> bool:
-    """Whether LiteLLM knows where to send what is for the model; where nobody does, DSPy takes it for OpenAI's."""
-    import litellm  # takes seconds, and most models are not its
-
-    quiet, litellm.suppress_debug_info = litellm.suppress_debug_info, True
-    try:
-        litellm.get_llm_provider(settings.model, api_base=settings.api_base)
-    except litellm.exceptions.BadRequestError:
-        return False
-    finally:
-        litellm.suppress_debug_info = quiet
-    return True
 
 
 def _is_reasoning_model(model: str) -> bool:

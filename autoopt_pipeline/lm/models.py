@@ -100,18 +100,6 @@ def plain_lm(**fields: Any) -> dspy.LM:
     return _dspy_lm(settings.model, _endpoint(settings, Role.ANSWERS))
 
 
-def check_usable(settings: LMSettings) -> None:
-    """Raise `InvalidConfig` where no client here takes the model's name, or its settings. Asks nobody, and reads no
-    key."""
-    try:
-        EndpointEngine(settings, "none", _MAX_TOKENS[Role.ANSWERS])
-    except LMNotConfigured as e:
-        raise InvalidConfig(e.what, e.remedy) from None
-    except (LMError, ValueError) as e:
-        error = as_error(settings.model, e)
-        raise InvalidConfig(error.what, error.remedy) from None
-
-
 def _endpoint(settings: LMSettings, role: Role) -> EndpointEngine:
     key = _key(settings)
     try:
