@@ -42,6 +42,13 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
+_MAY_HOLD_SECRETS = {
+    "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
+    "api_base": "give http:// or https:// and a host, without user or password",
+}
+"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
+
+
 class Agent(Strict):
     """One of the tenant's agents that routing may answer."""
 
@@ -87,7 +94,7 @@ class LMSettings(Strict):
     def _web_address(cls, address: str | None) -> str | None:
         # A password in it could be read by all who may read the configuration; and a file is no endpoint.
         if address and (not is_web_address(address) or urlsplit(address).username is not None):
-            raise ValueError
+            raise ValueError(_MAY_HOLD_SECRETS["api_base"])
         return address
 
     @field_validator("api_key_env")
@@ -96,7 +103,7 @@ class LMSettings(Strict):
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
         # Phoenix's key opens all tenants' traces.
         if name is not None and (not KEY_VARIABLE.fullmatch(name) or name in _PHOENIX_KEYS):
-            raise ValueError
+            raise ValueError(_MAY_HOLD_SECRETS["api_key_env"])
         return name
 
 
@@ -412,13 +419,6 @@ def json_or_text(value: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
-
-
-_MAY_HOLD_SECRETS = {
-    "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
-    "api_base": "give http:// or https:// and a host, without user or password",
-}
-"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
 
 
 def _first_error(error: ValidationError) -> str:
