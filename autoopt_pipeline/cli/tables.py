@@ -36,9 +36,12 @@ def _print_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         indent = ""
         for header, cell in zip(headers, row, strict=True):
-            for line in cell.splitlines():
-                console.print(f"{indent}{header}: {line}" if header else f"{indent}{line}")
-                indent = "  "
+            if cell:
+                first, *others = cell.splitlines()
+                console.print(f"{indent}{header}: {first}" if header else f"{indent}{first}")
+                for line in others:
+                    console.print(f"    {line}")
+            indent = "  "
 
 
 def _plain(cell: str) -> str:
