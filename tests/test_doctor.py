@@ -150,7 +150,7 @@ def test_a_server_that_is_stopped_fails(home: Path) -> None:
 
 
 def test_a_store_that_keeps_us_waiting_does_not_hold_up_the_others(parts: Connections) -> None:
-    parts.configs.current()
+    write_config(parts.configs, RoutingConfigUnified(tenant_id="acme"))
     with sqlite3.connect(parts.settings.home / "config.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         waiting = Check("store", lambda: stores.config_store(parts), "see who holds it", 0.2)
