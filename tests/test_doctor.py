@@ -388,3 +388,10 @@ def test_daemons_and_sensors_are_known_by_what_they_did_last(home: Path, phoenix
         (state,) = [s for s in opened.all_instigator_state() if s.instigator_name == "auto_optimization_sensor"]
         opened.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
     assert "is stopped" in look()["auto_optimization_sensor"].what
+
+
+def test_a_home_that_is_mistyped_is_looked_at_and_not_made(home: Path) -> None:
+    parts = Connections(Settings(home=home / "typo"))
+    assert only(found(lambda: stores.config_store(parts)), Status.OK).what == "0 tenants; it can be written"
+    assert "is made when something is first stored" in only(found(lambda: stores.artifact_store(parts)), Status.OK).what
+    assert not (home / "typo").exists()
