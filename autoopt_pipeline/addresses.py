@@ -16,6 +16,15 @@ def without_secrets(address: str) -> str:
     return f"{scheme}{separator}{shown.partition('?')[0]}"
 
 
+def is_web_address(text: str) -> bool:
+    """Whether the text is `http://` or `https://` with a host, and a port that can be one if it has any."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def without_login(address: str) -> tuple[str, tuple[str, str] | None]:
     """The address to ask for, and the user and password that stood in it. What is no address stays as it is."""
     try:

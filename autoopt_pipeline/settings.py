@@ -1,15 +1,21 @@
 """Process settings, read from the environment (`AUTOOPT_*`). Tenants' own settings are in `tenants.config`."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from autoopt_pipeline.addresses import is_web_address, without_secrets
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.secrets import protect, protect_address, protect_environment
+from autoopt_pipeline.strict import what_is_wrong
 from autoopt_pipeline.tls import trusted_authorities
+
+KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
+"""What the variables are called that may hold a language model's key."""
 
 STAND_IN = "stand-in"
 """Name of the offline model that answers from the nearest demo. Never a real language model's name."""
@@ -56,14 +62,10 @@ class Settings(BaseSettings):
     )
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
-    lm_api_key_env: str | None = Field(
-        None, pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$", description="Name of the variable that holds the model's key."
-    )
+    lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the model's key.")
     teacher_lm: str | None = Field(None, description="Default model that writes instructions; by default the same.")
     teacher_lm_api_base: str | None = Field(None, description="Endpoint of the default teacher model.")
-    teacher_lm_api_key_env: str | None = Field(
-        None, pattern=r"^[A-Z][A-Z0-9_]*_API_KEY$", description="Name of the variable that holds the teacher's key."
-    )
+    teacher_lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the teacher's key.")
     sensor_interval_seconds: int = Field(60, ge=1, description="Least time between two looks at all tenants.")
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."
@@ -112,6 +114,21 @@ class Settings(BaseSettings):
             raise ValueError(why_not)
         return key
 
+    @field_validator("lm_api_key_env", "teacher_lm_api_key_env")
+    @classmethod
+    def _names_a_key(cls, name: str | None) -> str | None:
+        # Not told what it is: where the name of a key's variable belongs, somebody may have put the key.
+        if name is not None and not KEY_VARIABLE.fullmatch(name):
+            raise ValueError("has to be the name of a variable that ends with _API_KEY, and not the key")
+        return name
+
+    @field_validator("phoenix_endpoint", "dagster_ui_url", "dagster_api_url", "lm_api_base", "teacher_lm_api_base")
+    @classmethod
+    def _web_address(cls, address: str | None) -> str | None:
+        if address is not None and not is_web_address(address):
+            raise ValueError(f"{without_secrets(address)[:60]!r} is no address that begins with http:// or https://")
+        return address
+
     @property
     def resolved_config_store_url(self) -> str:
         return self.config_store_url or f"sqlite:///{self.home / 'config.db'}"
@@ -147,12 +164,8 @@ def load_settings() -> Settings:
         name = name if name.startswith("AUTOOPT_") else f"AUTOOPT_{name}"
         if name not in os.environ and (other := name.removeprefix("AUTOOPT_")) in os.environ:
             name = other
-        # Where the name of a key's variable belongs, somebody may have put the key.
-        shown = "" if name.endswith(("_API_KEY_ENV", "_API_KEY")) else f" (got {str(first['input'])[:60]!r})"
-        raise InvalidSettings(
-            f"environment variable {name}: {first['msg'].removeprefix('Value error, ')}{shown}",
-            f"correct or unset {name}",
-        ) from None
+        what = f"environment variable {name}: {what_is_wrong(first)}"
+        raise InvalidSettings(what, f"correct or unset {name}") from None
     for address in (settings.alert_webhook_url, settings.alert_slack_url):
         if address:
             protect_address(address.get_secret_value(), path=True)

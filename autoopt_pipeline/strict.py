@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from yaml.constructor import BaseConstructor, ConstructorError
 
+from autoopt_pipeline.durations import as_written, holds_duration
+
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown fields, naming the nearest known one."""
@@ -34,12 +36,65 @@ def first_error(error: ValidationError) -> str:
     return f"{place}: {what_is_wrong(first)}" if place else what_is_wrong(first)
 
 
+_WORDS = {
+    "missing": "is missing",
+    "bool_type": "has to be true or false",
+    "bool_parsing": "has to be true or false",
+    "int_type": "has to be a whole number",
+    "int_parsing": "has to be a whole number",
+    "int_parsing_size": "has to be a whole number",
+    "int_from_float": "has to be a whole number",
+    "float_type": "has to be a number",
+    "float_parsing": "has to be a number",
+    "finite_number": "has to be a number",
+    "string_type": "has to be text",
+    "list_type": "has to be a list",
+    "tuple_type": "has to be a list",
+    "dict_type": "has to hold fields",
+    "model_type": "has to hold fields",
+    "model_attributes_type": "has to hold fields",
+    "string_too_long": "is longer than {max_length} characters",
+    "too_long": "has too many entries, at most {max_length} allowed",
+    "string_too_short": "is empty",
+    "too_short": "has too few entries, at least {min_length} needed",
+    "string_pattern_mismatch": "has characters that cannot stand here",
+    "literal_error": "has to be {expected}",
+    "enum": "has to be {expected}",
+    "greater_than": "has to be more than {gt}",
+    "greater_than_equal": "has to be {ge} or more",
+    "less_than": "has to be less than {lt}",
+    "less_than_equal": "has to be {le} or less",
+    "datetime_type": "has to be a time such as 2026-01-31T08:00:00Z",
+    "datetime_parsing": "has to be a time such as 2026-01-31T08:00:00Z",
+    "datetime_from_date_parsing": "has to be a time such as 2026-01-31T08:00:00Z",
+    "timezone_aware": "has to be a time with its zone, such as 2026-01-31T08:00:00Z",
+    "ip_any_network": "has to be an address or a network such as 10.0.0.0/8",
+}
+"""What pydantic finds wrong, in our words, by its name for it. No text here has to have more than one character."""
+
+_NUMBERS = frozenset({"int_type", "int_parsing", "int_parsing_size", "int_from_float", "float_type", "float_parsing"})
+_SAY_ALL = frozenset({"value_error", "missing", "string_too_short", "too_short"})
+"""Errors after which the value is not told: what our own validators say is complete, and may hide a secret."""
+
+
 def what_is_wrong(error: ErrorDetails) -> str:
-    """One error without its place, with the value, where the message does not show it already."""
-    message = error["msg"].removeprefix("Value error, ")
-    shown = repr(str(error["input"])[:60])
-    said_already = not error["loc"] or isinstance(error["input"], dict | list) or shown in message
-    return message if said_already else f"{message} (got {shown})"
+    """One error in our words, without its place, and with the value where that says more."""
+    kind, given = error["type"], error["input"]
+    field = str(error["loc"][-1]) if error["loc"] else ""
+    if kind in _NUMBERS and holds_duration(field):
+        message = "has to be a duration such as 90s, 45m, 2h or 30d, or the number alone"
+    elif kind in _WORDS:
+        message = _WORDS[kind].format_map({name: _bound(field, at) for name, at in error.get("ctx", {}).items()})
+    else:
+        message = error["msg"].removeprefix("Value error, ")
+    if kind in _SAY_ALL or not error["loc"] or isinstance(given, dict | list):
+        return message
+    return f"{message} (got {str(as_written(field, given))[:60]!r})"
+
+
+def _bound(field: str, value: Any) -> str:
+    shown = as_written(field, value)
+    return f"{shown:.15g}" if isinstance(shown, float) else str(shown)
 
 
 class UniqueKeys(BaseConstructor):

@@ -59,6 +59,7 @@ def did_you_mean(text: str, known: Iterable[str], listed_as: str = "") -> str:
     """`did you mean 'acme'? `, or nothing where no known name is like the text; then all of them, where they are
     listed as something."""
     names = list(known)
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    lower = {name.lower(): name for name in names}  # a capital letter more or less is no other name
+    close = difflib.get_close_matches(text.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}{listed_as}: {', '.join(names)}" if listed_as else hint

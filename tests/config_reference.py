@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, SecretStr
 
+from autoopt_pipeline.durations import as_written, holds_duration
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
@@ -32,10 +33,9 @@ def _fields(model: type[BaseModel]) -> Iterator[str]:
 
 def _rows(schema: dict, models: dict, defaults: dict, prefix: str) -> Iterator[str]:
     for name, field in schema["properties"].items():
-        default = (
-            "required" if name in schema.get("required", ()) else _default(defaults.get(name, field.get("default")))
-        )
-        yield f"| `{prefix}{name}` | {_value(field)} | {default} | {field.get('description', '')} |"
+        follows = as_written(name, defaults.get(name, field.get("default")))
+        default = "required" if name in schema.get("required", ()) else _default(follows)
+        yield f"| `{prefix}{name}` | {_value(name, field)} | {default} | {field.get('description', '')} |"
         inner = models.get(_model(field) or "")
         if inner and name != "teacher_lm":  # as lm
             below = {"array": "[].", "object": ".MODULE."}.get(field.get("type", ""), ".")
@@ -48,26 +48,33 @@ def _model(field: dict) -> str | None:
     return next((each["$ref"].rpartition("/")[2] for each in places if isinstance(each, dict) and "$ref" in each), None)
 
 
-def _value(field: dict) -> str:
+def _value(name: str, field: dict) -> str:
     if "anyOf" in field:
-        return " or ".join(_value(each) for each in field["anyOf"] if each.get("type") != "null")
+        return " or ".join(_value(name, each) for each in field["anyOf"] if each.get("type") != "null")
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     kind = field.get("type")
     if kind == "array":
-        return f"list of {_value(field['items'])}"
+        return f"list of {_value('', field['items'])}"
+    if holds_duration(name):
+        return "duration" + _bounds(name, field)
     if kind in _TYPES:
-        return "time with its zone" if field.get("format") == "date-time" else _TYPES[kind] + _bounds(field)
+        return "time with its zone" if field.get("format") == "date-time" else _TYPES[kind] + _bounds(name, field)
     return "fields" if "$ref" in field else "fields by module"
 
 
-def _bounds(field: dict) -> str:
-    least, most = field.get("minimum"), field.get("maximum")
-    if least is not None and most is not None:
-        return f", {least:.15g} to {most:.15g}"
-    if least is not None:
-        return f", {least:g} or more"
+def _bounds(name: str, field: dict) -> str:
+    least, most = (_bound(name, field.get(end)) for end in ("minimum", "maximum"))
+    if least and most:
+        return f", {least} to {most}"
+    if least:
+        return f", {least} or more"
     return ", more than 0" if field.get("exclusiveMinimum") == 0 else ""
+
+
+def _bound(name: str, limit: float | None) -> str:
+    shown = as_written(name, limit)
+    return "" if shown is None else shown if isinstance(shown, str) else f"{shown:.15g}"
 
 
 def _default(value: Any) -> str:

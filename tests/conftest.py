@@ -30,6 +30,34 @@ PHOENIX_COMMAND = "AUTOOPT_PHOENIX_COMMAND"
 """Tries the tests with a Phoenix server of another version."""
 
 
+LONG = [
+    "test_demo",
+    "test_readme",
+    "test_real_model",
+    "test_modules_learn",
+    "test_assets",
+    "test_add_a_module",
+    "test_secrets",
+    "test_wheel",
+    "test_keys_in_the_wild",
+    "test_trigger",
+    "test_no_lookups",
+    "test_run_limits",
+    "test_documents",
+    "test_alerting",
+    "test_killed_runs",
+    "test_dagster_ui",
+    "test_dashboard_in_chromium",
+    "test_kills",
+]
+"""Files that take a minute or more. They begin first, so that at the end no worker is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_user() -> None:
     """Tests must not meet the developer's own Phoenix, store or Dagster instance."""

@@ -236,3 +236,16 @@ def test_one_module_that_fails_does_not_stop_the_others(
     assert not result.success
     assert "routing has 0 agents" in failure_of(result)
     assert metadata_of(result, "modality")["verdict"]
+
+
+def test_a_run_without_a_partition_fails_with_one_line(home: Path, instance: dg.DagsterInstance) -> None:
+    result = dg.materialize(
+        build_module_assets(),
+        selection=["routing"],
+        instance=instance,
+        resources={"services": Services()},
+        raise_on_error=False,
+    )
+    assert failure_of(result) == (
+        "the run is for no single tenant -> launch it with one partition, which is the tenant"
+    )

@@ -113,7 +113,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["config", "get", "acme", "--version", "9"], "no configuration version 9"),
         (["config", "set", "acme", "nonsense"], "'nonsense' is no FIELD=VALUE"),
         (["config", "set", "acme", "min_sample=1"], "did you mean"),
-        (["config", "set", "acme", "min_samples_for_optimization=-1"], "greater than or equal to 1 (got '-1')"),
+        (["config", "set", "acme", "min_samples_for_optimization=-1"], "has to be 1 or more (got '-1')"),
         (["config", "set", "acme", "modules.ruting.enabled=true"], "unknown module 'ruting'"),
         (["versions", "acme", "ruting"], "unknown module 'ruting' -> did you mean 'routing'?"),
         (["versions", "../acme", "routing"], "invalid tenant id '../acme'"),
@@ -135,6 +135,14 @@ def test_bad_input_is_one_line_with_a_remedy_and_changes_nothing(home: Path, arg
     assert error.count("\n") == 1
     assert partitions(home) == {"acme"}
     assert "configuration saved" not in autoopt("config", "history", "acme")
+
+
+def test_a_variable_that_the_instance_wants_is_named_where_it_is_not_set(home: Path) -> None:
+    autoopt("tenants", "add", "acme", *AGENTS)
+    (home / "dagster.yaml").write_text("storage: {postgres: {postgres_url: {env: DAGSTER_POSTGRES_URL}}}")
+    error = autoopt("status", status=2)
+    assert "dagster.yaml wants the environment variable DAGSTER_POSTGRES_URL, which is not set -> set it" in error
+    assert error.count("\n") == 1
 
 
 def test_commands_that_need_no_instance_do_not_wait_for_dagster() -> None:

@@ -195,3 +195,31 @@ def test_the_history_is_a_document_too(acme: TenantConfigStore) -> None:
 def test_a_text_of_another_tenant_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="tenant_id cannot be changed"):
         from_text("tenant_id: b", StoredConfig("a", 1, NEVER, {"tenant_id": "a"}))
+
+
+@pytest.mark.parametrize("field", ["lm.model", "teacher_lm.model"])
+def test_a_model_that_no_client_can_be_sent_to_is_refused_when_it_is_set(acme: TenantConfigStore, field: str) -> None:
+    for name in ("nonsense", "nonsense/x", "openai/"):
+        error = autoopt("config", "set", "acme", f"{field}={name}", status=2)
+        assert f"{field}: language model {name}: " in error
+        assert "-> name the model as DSPy does, e.g. openai/gpt-4o-mini" in error
+    assert len(acme.history("acme")) == 2
+    for name in ("openai/gpt-4o-mini", "huggingface/some", "stand-in"):
+        autoopt("config", "set", "acme", f"{field}={name}")
+    assert len(acme.history("acme")) == 5
+
+
+def test_a_model_that_is_stored_already_is_in_the_way_of_no_other_change(acme: TenantConfigStore) -> None:
+    document = acme.history("acme")[-1].document
+    assert isinstance(document, dict)
+    acme.write("acme", {**document, "lm": {"model": "gone/model"}})
+    assert "version 4" in autoopt("config", "set", "acme", "budget.max_lm_calls=2000")
+    assert "teacher_lm.model: language model gone/model" in autoopt(
+        "config", "set", "acme", "teacher_lm.model=gone/model", status=2
+    )
+
+
+def test_a_field_that_is_given_twice_is_refused(acme: TenantConfigStore) -> None:
+    twice = ("budget.max_lm_calls=1", "promotion_mode=manual", "budget.max_lm_calls=2")
+    assert "budget.max_lm_calls is given twice -> give one value" in autoopt("config", "set", "acme", *twice, status=2)
+    assert len(acme.history("acme")) == 2

@@ -67,8 +67,8 @@ def test_a_token_that_can_be_guessed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "valid dictionary"),
-        ("users: []", "at least 1 item"),
+        ("", "has to hold fields"),
+        ("users: []", "at least 1 needed"),
         ("users: [{name: a, rol: viewer}]", "did you mean 'role'"),
         ("users: [{name: a, token_sha256: secret}]", "users.0.token_sha256"),
         ("users: [{name: a}]", "nobody could sign in"),

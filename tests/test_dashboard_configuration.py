@@ -72,7 +72,7 @@ def test_one_field_is_saved_and_no_other_is_touched(browser: TestClient, store: 
 
 
 def test_what_a_tenant_wrote_is_shown_as_text(browser: TestClient, store: TenantConfigStore) -> None:
-    post(browser, HERE, **{"agents.0.name": "b", "teacher_lm.model": NASTY.replace("\n", "")})
+    post(browser, HERE, **{"agents.0.name": "b", "teacher_lm.model": "openai/" + NASTY.replace("\n", "")})
     assert newest(store)["agents"] == [{"name": "b", "description": NASTY}]
     for page in (HERE, f"{HERE}/history", f"{HERE}/text", f"{HERE}/revert?version=1", "/configuration"):
         html = browser.get(page).text
@@ -82,7 +82,7 @@ def test_what_a_tenant_wrote_is_shown_as_text(browser: TestClient, store: Tenant
 
 
 def test_a_page_that_is_sent_as_it_came_saves_nothing(browser: TestClient, store: TenantConfigStore) -> None:
-    lm = {"model": " m ", "temperature": 0.30000000000000004, "timeout_seconds": 1e-7, "api_base": ""}
+    lm = {"model": "openai/ m ", "temperature": 0.30000000000000004, "timeout_seconds": 1e-7, "api_base": ""}
     agents = [{"name": "a", "description": f"\n lead\r\ntab\t & &amp; {NASTY}"}, {"name": "b", "description": ""}]
     routing = {"enabled": True, "retrain_after": "2026-11-20T10:00:00.123456+02:00"}
     quiet = [{"start": "22:00", "end": "06:00", "weekdays": ["sun", "mon", "mon"]}]
@@ -120,7 +120,7 @@ def test_a_wrong_value_is_told_at_its_input_and_nothing_typed_is_lost(
 def test_a_key_that_was_typed_for_its_variable_is_not_shown_again(
     browser: TestClient, store: TenantConfigStore
 ) -> None:
-    page = post(browser, HERE, **{"lm.model": "m", "lm.api_key_env": "sk-secret"})
+    page = post(browser, HERE, **{"lm.model": "openai/m", "lm.api_key_env": "sk-secret"})
     assert page.status_code == 400
     assert "never the key" in page.text
     assert "sk-secret" not in page.text
@@ -162,7 +162,7 @@ def test_of_two_who_save_at_once_nobody_loses_anything_in_redis(
 def test_a_configuration_that_is_not_valid_is_mended_as_text(browser: TestClient, store: TenantConfigStore) -> None:
     store.write("acme", {"tenant_id": "acme", "promotion_mode": "maybe"})
     html = browser.get(HERE).text
-    assert "promotion_mode: Input should be" in html
+    assert "promotion_mode: has to be" in html
     there = f"{HERE}/text"
     fields = form(html, there)
     page = browser.post(there, data=fields | {"text": ["tenant_id: acme\npromotion_mode: [typed"]})
@@ -240,7 +240,7 @@ def test_the_list_is_searched_and_paged(browser: TestClient, store: TenantConfig
     assert "Nothing matches" in browser.get("/configuration?text=none-such").text
     assert ">org:t00<" in browser.get("/configuration?state=off").text
     assert ">org:t01<" not in browser.get("/configuration?state=off").text
-    assert "promotion_mode: Input should be" in browser.get("/configuration?state=invalid").text
+    assert "promotion_mode: has to be" in browser.get("/configuration?state=invalid").text
 
 
 NAME = "min_samples_for_optimization"
@@ -266,13 +266,13 @@ def test_one_field_of_a_thousand_tenants_is_changed_after_a_look_at_what_that_do
     assert "1,001 tenants" in html
     page = browser.post("/configuration/preview", data=form(html, "/configuration/preview", value="0"))
     assert page.status_code == 400
-    assert "greater than or equal to 1" in page.text
+    assert "has to be 1 or more" in page.text
     html = browser.post("/configuration/preview", data=form(page.text, "/configuration/preview", value="7")).text
     assert "changes <b>999</b>" in html
     assert "stay as they are <b>1</b>" in html
     assert "refused <b>1</b>" in html
     assert "the first 200 of 999" in html
-    assert "promotion_mode: Input should be" in html
+    assert "promotion_mode: has to be" in html
     save(store, "org:t500", promotion_mode="manual")
     told = ""
     while "/configuration/apply" in forms(html):  # once, unless this machine is so slow that some are left
@@ -367,3 +367,27 @@ def test_a_store_that_stops_in_the_middle_is_told_and_gone_on_with(
     rest = browser.post("/configuration/apply", data=form(page.text, "/configuration/apply"))
     assert "1 saved, 0 in conflict, 0 refused, 0 left" in rest.text
     assert newest(store, "b")[NAME] == 7
+
+
+def test_a_duration_is_shown_and_written_with_its_unit(browser: TestClient, store: TenantConfigStore) -> None:
+    shown = browser.get(HERE).text
+    assert 'placeholder="30d"' in shown
+    assert "1s to 3650d" in shown
+    page = post(browser, HERE, optimization_interval_seconds="90m", **{"retry.delay_seconds": "1 m"})
+    assert "optimization_interval_seconds: 1h → 1h30m" in page.text
+    assert newest(store)["optimization_interval_seconds"] == 5400
+    assert newest(store)["retry"] == {"delay_seconds": 60}
+    assert forms(browser.get(HERE).text)[HERE]["optimization_interval_seconds"] == ["1h30m"]
+    assert "1h30m" in browser.get("/configuration").text
+    wrong = post(browser, HERE, lookback_seconds="2 weeks")
+    assert "has to be a duration such as 90s, 45m, 2h or 30d" in wrong.text
+
+
+def test_a_model_that_no_client_can_be_sent_to_is_told_at_its_input(
+    browser: TestClient, store: TenantConfigStore
+) -> None:
+    page = post(browser, HERE, **{"lm.model": "nonsense"})
+    assert page.status_code == 400
+    assert 'aria-describedby="lm.model-about lm.model-wrong" aria-invalid="true"' in page.text
+    assert "name the model as DSPy does" in page.text
+    assert len(store.history("acme")) == 1

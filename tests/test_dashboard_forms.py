@@ -32,7 +32,7 @@ SOME_MODULES = st.dictionaries(
     ),
 )
 LM = st.none() | st.fixed_dictionaries(
-    {"model": TEXT.filter(bool)},
+    {"model": TEXT.filter(bool).map("openai/{}".format)},
     optional={"temperature": st.none() | st.floats(0, 2), "timeout_seconds": st.floats(0.001, 1e9), "api_base": TEXT},
 )
 QUIET = st.fixed_dictionaries(
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_told_at_the_input_also_behind_a_row_that_is_taken_away
         ({"lookback_seconds": ("60",)}, "", "must not be shorter"),
         ({"modules.routing.retrain_after": ("soon",)}, "modules.routing.retrain_after", "soon"),
         ({"quiet_hours.0.start": ("25:00",), "quiet_hours.0.end": ("7",)}, "quiet_hours.0.start", "25:00"),
-        ({"lm.concurrency": ("4",)}, "lm.model", "required"),
+        ({"lm.concurrency": ("4",)}, "lm.model", "is missing"),
     ],
 )
 def test_a_rule_that_is_broken_is_told_where_it_is(posted: dict, name: str, words: str) -> None:
@@ -309,7 +309,7 @@ def test_one_field_of_many_tenants_is_planned_one_by_one() -> None:
 
 
 def test_a_value_that_no_configuration_can_have_is_refused_before_any_is_looked_at() -> None:
-    assert "greater than" in wrong_value(SHAPES, "min_samples_for_optimization", "0")
+    assert "or more" in wrong_value(SHAPES, "min_samples_for_optimization", "0")
     assert wrong_value(SHAPES, "lm.concurrency", "4") == ""  # a tenant with a model of its own can have it
     assert "agents.0.name" not in changeable(SHAPES)
     assert "modules.routing.enabled" in changeable(SHAPES)

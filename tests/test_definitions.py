@@ -83,7 +83,13 @@ def test_steps_that_ask_language_models_share_a_pool_whose_places_come_back_when
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: Input should be"), ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml")],
+    [
+        ("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: has to be"),
+        ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml"),
+        ("AUTOOPT_PHOENIX_ENDPOINT", "localhost:6006", "AUTOOPT_PHOENIX_ENDPOINT: 'localhost:6006' is no address"),
+        ("AUTOOPT_DAGSTER_UI_URL", "127.0.0.1:3100", "AUTOOPT_DAGSTER_UI_URL: '127.0.0.1:3100' is no address"),
+        ("AUTOOPT_LM_API_KEY_ENV", "sk-1234", "AUTOOPT_LM_API_KEY_ENV: has to be the name of a variable"),
+    ],
 )
 def test_a_wrong_setting_is_one_line_and_one_frame_where_dagster_loads(name: str, value: str, words: str) -> None:
     done = subprocess.run(

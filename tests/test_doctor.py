@@ -224,7 +224,7 @@ def test_a_server_that_is_stopped_fails(home: Path) -> None:
 
 
 def test_a_store_that_keeps_us_waiting_does_not_hold_up_the_others(parts: Connections) -> None:
-    parts.configs.current()
+    write_config(parts.configs, RoutingConfigUnified(tenant_id="acme"))
     with sqlite3.connect(parts.settings.home / "config.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         waiting = Check("store", lambda: stores.config_store(parts), "see who holds it", 0.2)
@@ -471,3 +471,10 @@ def test_daemons_and_sensors_are_known_by_what_they_did_last(home: Path, phoenix
         (state,) = [s for s in opened.all_instigator_state() if s.instigator_name == "auto_optimization_sensor"]
         opened.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
     assert "is stopped" in look()["auto_optimization_sensor"].what
+
+
+def test_a_home_that_is_mistyped_is_looked_at_and_not_made(home: Path) -> None:
+    parts = Connections(Settings(home=home / "typo"))
+    assert only(found(lambda: stores.config_store(parts)), Status.OK).what == "0 tenants; it can be written"
+    assert "is made when something is first stored" in only(found(lambda: stores.artifact_store(parts)), Status.OK).what
+    assert not (home / "typo").exists()

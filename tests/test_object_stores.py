@@ -3,6 +3,8 @@
 import errno
 import http.client
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -157,3 +159,12 @@ def test_a_volume_without_hard_links_is_named_as_that(tmp_path: Path, monkeypatc
         Files(str(tmp_path)).create("a/1.json", b"one")
     assert asked == [str(tmp_path / "a" / "1.json")]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_store_whose_driver_is_not_installed_names_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['s3fs'] = None; from autoopt_pipeline.artifacts.files import Files; Files('s3://b/x')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    error = done.stderr.strip().splitlines()[-1]
+    assert "artifact root 's3://b/x': Install s3fs to access S3 -> pip install 'autoopt-pipeline[s3]'" in error

@@ -286,7 +286,7 @@ def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_aske
     assert isinstance(spent, Decision)
     assert spent.reason is Reason.BUDGET_EXHAUSTED
     assert spent.until == datetime(2026, 1, 3, tzinfo=UTC)
-    assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 75355 s")
+    assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 20h55m55s")
 
 
 def test_what_is_not_due_says_so_in_quiet_hours_too() -> None:

@@ -98,7 +98,7 @@ def test_a_run_can_be_told_its_optimizer_and_budget_and_says_so(
     [
         ({"optimizer": "gpea"}, "unknown optimizer 'gpea' -> did you mean 'gepa'?"),
         ({"optimizer": "miprov2"}, "optimizer miprov2 cannot be tried with"),
-        ({"budget": {"max_lm_calls": 0}}, "budget.max_lm_calls: Input should be greater than or equal to 1"),
+        ({"budget": {"max_lm_calls": 0}}, "budget.max_lm_calls: has to be 1 or more"),
         ({"budget": {"max_lm_calls": 100}}, "the budget does not pay for a comparison: budget.max_lm_calls is 100"),
         ({"lm": {"model": "x", "api_key_env": "sk-secret"}}, "lm.api_key_env: give the name of an environment"),
     ],

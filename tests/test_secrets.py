@@ -101,8 +101,10 @@ class Place:
         for path in files.tree(TENANT):
             yield f"s3/{path}", files.read(path) or b""
         stored = redis.Redis.from_url(self.env["AUTOOPT_CONFIG_STORE_URL"])
+        read = {b"hash": stored.hgetall, b"list": lambda key: stored.lrange(key, 0, -1)}
+        read[b"zset"] = lambda key: stored.zrange(key, 0, -1)
         for key in stored.scan_iter():
-            kept = stored.hgetall(key) if stored.type(key) == b"hash" else stored.lrange(key, 0, -1)
+            kept = read[stored.type(key)](key)
             yield f"redis/{key.decode()}", repr(kept).encode()
 
 

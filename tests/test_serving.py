@@ -136,6 +136,11 @@ class TestWhatIsAnswered:
     def test_what_is_asked_wrongly_is_told_with_a_remedy(self, serving: Serving) -> None:
         with pytest.raises(InvalidRequest, match=r"agents=\[\.\.\.\]"):
             serving.decide("acme", "routing", query=QUERY)
+        for module in ("routing", "modality"):
+            with pytest.raises(
+                InvalidRequest, match=r"agents is the text 'search' -> pass a list: agents=\['search'\]"
+            ):
+                serving.decide("acme", module, agents="search", query=QUERY)
         with pytest.raises(InvalidRequest, match="did you mean 'query'"):
             serving.decide("acme", "routing", agents=AGENTS, querry=QUERY)
         with pytest.raises(InvalidRequest, match="needs query"):

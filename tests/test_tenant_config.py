@@ -1,9 +1,22 @@
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config, with_field
+from autoopt_pipeline.strict import what_is_wrong
+from autoopt_pipeline.tenants.config import (
+    Agent,
+    LMSettings,
+    ModuleSettings,
+    QuietHours,
+    RoutingConfigUnified,
+    check_modules,
+    parse_config,
+    with_field,
+)
 
 
 def test_defaults_are_those_of_the_seed() -> None:
@@ -29,8 +42,8 @@ def test_defaults_are_those_of_the_seed() -> None:
             {"tenant_id": "a", "modules": {"routing": {"retrain_after": "0001-01-01T00:00:00+05:00"}}},
             "1 to 9999",
         ),
-        ([1, 2], "dictionary"),
-        ("{broken", "dictionary"),
+        ([1, 2], "has to hold fields"),
+        ("{broken", "has to hold fields"),
         ({}, "tenant_id"),
     ],
 )
@@ -134,3 +147,26 @@ def test_an_endpoint_is_on_the_web_and_a_password_in_it_is_refused_and_not_quote
 def test_numbers_and_lists_beyond_all_sense_are_refused_when_they_are_read(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidConfig):
         parse_config({"tenant_id": "acme", **fields}, where="test")
+
+
+WRONG: list[Any] = [None, True, "x", "", -1, 10**20, 1.5, float("nan"), [], ["x"], {}, {"x": 1}, [{}] * 2000, "y" * 999]
+
+
+def test_each_field_tells_each_wrong_value_in_our_own_words() -> None:
+    told = [
+        what
+        for model in (RoutingConfigUnified, LMSettings, QuietHours, ModuleSettings, Agent)
+        for field in model.model_fields
+        for value in WRONG
+        for what in _told_by(model, field, value)
+    ]
+    assert len(told) > 200
+    theirs = ("Input should", "should have", "should match", "Field required", "a valid ")
+    assert [what for what in told if any(words in what for words in theirs)] == []
+
+
+def _told_by(model: type[BaseModel], field: str, value: Any) -> Iterator[str]:
+    try:
+        model.model_validate({field: value})
+    except ValidationError as e:
+        yield from (what_is_wrong(error) for error in e.errors())

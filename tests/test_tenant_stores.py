@@ -186,3 +186,17 @@ def test_bytes_that_are_no_text_in_one_tenants_entry_do_not_hide_the_others(
     assert found[tenant].parse().tenant_id == tenant
     with pytest.raises(InvalidConfig):
         found[broken].parse()
+
+
+def test_who_only_reads_makes_no_database(tmp_path: Path) -> None:
+    store = open_config_store(f"sqlite:///{tmp_path / 'nested' / 'config.db'}")
+    assert (store.current(), store.history("acme"), store.changes(None, 9)) == ({}, [], [])
+    store.check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_no_database_can_be_made_is_told_before_one_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = open_config_store(f"sqlite:///{tmp_path / 'file' / 'config.db'}")
+    with pytest.raises(ConfigStoreUnavailable, match="file is no folder"):
+        store.check_writable()

@@ -34,7 +34,7 @@ CONFIGS = st.fixed_dictionaries(
             st.sampled_from(["routing", "modality", "workflow"]),
             st.fixed_dictionaries({}, optional={"enabled": st.booleans()}),
         ),
-        "lm": st.none() | st.fixed_dictionaries({"model": TEXT.filter(bool)}),
+        "lm": st.none() | st.fixed_dictionaries({"model": TEXT.filter(bool).map("openai/{}".format)}),
         "promotion_mode": st.sampled_from(["auto", "manual"]),
     },
 )
@@ -138,3 +138,55 @@ def test_a_person_at_a_terminal_is_asked_before_a_tenant_is_removed(
     assert ("Remove acme, whose programs" in done.stdout + done.stderr) is not bool(option)
     assert (done.returncode != 0) is left
     assert ("acme" in store.current()) is left
+
+
+@pytest.mark.parametrize("command", [("tenants", "list"), ("tenants", "export"), ("status",)])
+def test_a_home_that_is_mistyped_is_named_and_not_made(home: Path, command: tuple[str, ...]) -> None:
+    typo = home / "typo" / "home"
+    assert f"there are no tenants in sqlite:///{typo}" in autoopt(*command, AUTOOPT_HOME=str(typo))
+    assert not typo.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["config get acme", "config history acme", "why acme routing", "versions acme routing"]
+)
+def test_what_asks_for_a_tenant_makes_no_store(home: Path, command: str) -> None:
+    error = autoopt(*command.split(), status=2, AUTOOPT_HOME=str(home / "typo"))
+    assert "tenant acme has no configuration, and there are no others" in error
+    assert not (home / "typo").exists()
+
+
+def test_a_tenant_that_is_mistyped_is_answered_with_the_nearest(home: Path) -> None:
+    autoopt("tenants", "add", "globex:support")
+    for command in (("config", "get"), ("config", "set"), ("tenants", "remove"), ("traces", "stats"), ("status",)):
+        change = ["enable_auto_optimization=false"] if command[1:] == ("set",) else []
+        error = autoopt(*command, "Globex:suport", *change, status=2)
+        assert "tenant Globex:suport has no configuration -> did you mean 'globex:support'?" in error
+
+
+def test_tenants_that_differ_in_capital_letters_only_are_refused(home: Path, store: TenantConfigStore) -> None:
+    autoopt("tenants", "add", "acme")
+    error = autoopt("tenants", "add", "Acme", status=2)
+    assert "tenant Acme differs from acme in capital letters only -> use acme, or choose another id" in error
+    rows = [{"tenant_id": name} for name in ("acme", "ACME", "new", "New")]
+    (home / "rows.json").write_text(json.dumps(rows))
+    told = autoopt("tenants", "import", str(home / "rows.json"), "--dry-run", status=2)
+    assert "2 of 4 rows were refused" in told
+    autoopt("tenants", "import", str(home / "rows.json"), status=2)
+    assert set(store.current()) == {"acme", "new"}
+
+
+def test_a_removed_tenant_is_not_brought_back_beside_one_of_the_same_letters(
+    home: Path, store: TenantConfigStore
+) -> None:
+    autoopt("tenants", "add", "acme")
+    autoopt("tenants", "remove", "acme", "--yes")
+    autoopt("tenants", "add", "Acme")
+    assert "differs from Acme" in autoopt("config", "revert", "acme", "1", status=2)
+    assert set(store.current()) == {"Acme"}
+
+
+def test_a_row_with_a_model_that_nobody_knows_is_refused(home: Path, store: TenantConfigStore) -> None:
+    (home / "rows.json").write_text(json.dumps([{"tenant_id": "a", "lm": {"model": "nonsense"}}, {"tenant_id": "b"}]))
+    autoopt("tenants", "import", str(home / "rows.json"), status=2)
+    assert set(store.current()) == {"b"}

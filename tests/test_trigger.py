@@ -71,7 +71,7 @@ def test_too_few_traces_are_counted_and_skipped(
     send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
     told = trigger("--module", "routing", "--module", "modality", status=1)
     assert f"{tenant}/modality,routing" in told
-    assert "yes  interval over      interval 3600 s; never attempted" in told
+    assert "yes  interval over      interval 1h; never attempted" in told
     assert "no   enough new traces  3 new traces, 100 needed" in told
     assert "cross_modal" not in told
     assert runs(home) == []

@@ -27,7 +27,9 @@ class Files:
         try:
             # Others write there too, so what was listed once says nothing of now.
             self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)
-        except (ValueError, ImportError) as e:
+        except ImportError as e:
+            raise InvalidSettings(f"artifact root {without_secrets(root_url)!r}: {e}", _to_install(root_url)) from None
+        except ValueError as e:
             raise InvalidSettings(
                 f"artifact root {without_secrets(root_url)!r}: {e}",
                 "set AUTOOPT_ARTIFACTS_URL to a folder or a URL",
@@ -39,6 +41,11 @@ class Files:
         self._root = root.rstrip("/")
         self._shown = without_secrets(root_url)
         self._local = isinstance(self._fs, LocalFileSystem)
+
+    @property
+    def folder_to_make(self) -> Path | None:
+        """The root, where it is a local folder that is made when something is first written."""
+        return Path(self._root) if self._local and not Path(self._root).exists() else None
 
     def read(self, path: str) -> bytes | None:
         """The file's content, or None when there is no such file."""
@@ -245,6 +252,12 @@ _NO_HARD_LINKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.E
 
 _exclusive: set[str] = set()
 """Roots that were seen to create a file only once."""
+
+
+def _to_install(root_url: str) -> str:
+    """What brings the package that a store's driver is in."""
+    how = "pip install 'autoopt-pipeline[s3]'" if root_url.startswith(("s3://", "s3a://")) else "install the package"
+    return f"{how}, wherever runs are executed, programs are served and commands are given"
 
 
 def not_exclusive(root: str) -> InvalidSettings:

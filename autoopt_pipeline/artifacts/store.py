@@ -28,6 +28,7 @@ from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.moves import Active, Move, Pointer, VersionName, pointer_after, serving
 from autoopt_pipeline.artifacts.watches import WatchResult, enter_watched
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.strict import first_error
 from autoopt_pipeline.tenant_id import safe_name
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -477,9 +478,7 @@ class ModuleArtifacts:
         try:
             return kind.model_validate_json(raw)
         except ValidationError as e:
-            first = e.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise self._invalid(f"{what}: {place}: {first['msg']}", "restore it from a backup") from None
+            raise self._invalid(f"{what}: {first_error(e)}", "restore it from a backup") from None
 
     def _invalid(self, what: str, remedy: str) -> InvalidArtifact:
         return InvalidArtifact(f"{self.tenant_id}/{self.module}: {what}", remedy)

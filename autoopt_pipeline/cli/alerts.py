@@ -44,7 +44,7 @@ def test(
     else:
         for result in results:
             if result["error"]:
-                console.print(f"[red]not delivered[/red] {escape(str(result['error']))}", soft_wrap=True)
+                console.print(f"[red]not delivered[/red] {escape(str(result['error']))}")
             else:
                 answered = f"{result['receiver']} answered HTTP {result['status']}"
                 console.print(f"[green]delivered[/green] {answered} in {result['seconds']:.2f} s")

@@ -14,14 +14,14 @@ from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
 from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
 from autoopt_pipeline.cli.asking import Yes, ask
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.programs import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.roster import start_anew
-from autoopt_pipeline.tenants.store import changes_in
+from autoopt_pipeline.tenants.store import changes_in, unknown_tenant
 
 app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def export_artifacts(
     files = parts.files
     _check_known(parts, files, tenant)
     exported = export(files, tenant, target)
-    console.print(f"{tenant}: {len(exported)} files exported to {target}", soft_wrap=True)
+    console.print(f"{tenant}: {len(exported)} files exported to {target}")
     _print_counts(exported)
 
 
@@ -75,7 +75,6 @@ def delete_artifacts(
     console.print(
         "not deleted: earlier configurations, what people did (the dashboard's Activity), runs and their reports in "
         "Dagster, traces in Phoenix",
-        soft_wrap=True,
     )
 
 
@@ -111,7 +110,7 @@ def _check_no_run(tenant: str) -> None:
 def _print_counts(paths: Iterable[str]) -> None:
     """How many files of which kind, module by module."""
     for kind, count in sorted(Counter(map(_kind, paths)).items()):
-        console.print(f"  {kind}: {count}", soft_wrap=True)
+        console.print(f"  {kind}: {count}")
 
 
 def _kind(path: str) -> str:

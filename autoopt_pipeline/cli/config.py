@@ -1,34 +1,32 @@
 """`autoopt config`: a tenant's configuration and its versions."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from autoopt_pipeline.cli.context import connections, console, unknown_tenant, who
+from autoopt_pipeline.cli.context import connections, console, who
 from autoopt_pipeline.cli.editor import EditedFile, edited_file
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId, partitions
+from autoopt_pipeline.durations import durations_written
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect, version_before
-from autoopt_pipeline.tenants.config import (
-    RoutingConfigUnified,
-    check_modules,
-    chosen_fields,
-    with_field,
-    without_field,
-)
+from autoopt_pipeline.tenants.checking import check_names
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field, without_field
 from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
+from autoopt_pipeline.tenants.roster import check_distinct, spellings
 from autoopt_pipeline.tenants.store import (
     StoredConfig,
     changes_in,
     newest_version,
     read_config,
     stored_version,
+    unknown_tenant,
     write_config,
 )
 
@@ -37,29 +35,43 @@ app = typer.Typer(help="Read and change the configuration of a tenant.", no_args
 
 @app.command()
 def get(tenant: TenantId, version: Annotated[int | None, typer.Option(help="An earlier version.")] = None) -> None:
-    """Print a configuration as JSON, with the defaults of what was not chosen."""
+    """Print a configuration as JSON, with the defaults of what was not chosen. Durations are written as 2h or 30d."""
     store = connections().configs
     config = read_config(store, tenant)[0] if version is None else stored_version(store, tenant, version).parse()
-    console.print_json(config.model_dump_json())
+    console.print_json(data=durations_written(config.model_dump(mode="json")))
 
 
 @app.command("set")
 def set_fields(
     tenant: TenantId,
-    changes: Annotated[list[str], typer.Argument(help="FIELD=VALUE, e.g. budget.max_lm_calls=2000; values are JSON.")],
+    changes: Annotated[
+        list[str],
+        typer.Argument(help="FIELD=VALUE, e.g. budget.max_lm_calls=2000; values are JSON, or durations as 2h."),
+    ],
 ) -> None:
     """Change fields; the others stay as they are."""
     store = connections().configs
     config, version = read_config(store, tenant)
     before = chosen_fields(config)
-    for change in changes:
-        path, separator, value = change.partition("=")
-        if not separator:
-            raise InvalidConfig(f"{change[:60]!r} is no FIELD=VALUE", "e.g. enable_auto_optimization=false")
-        config = with_field(config, path.strip(), value)
-    check_modules(config, before)
+    for path, value in _fields(changes).items():
+        config = with_field(config, path, value)
+    check_names(config, before)
     written = write_config(store, config, by=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
+
+
+def _fields(changes: Sequence[str]) -> dict[str, str]:
+    """The values by their fields. Raises `InvalidConfig` for what is no FIELD=VALUE, and for a field given twice."""
+    found: dict[str, str] = {}
+    for change in changes:
+        path, separator, value = change.partition("=")
+        path = path.strip()
+        if not separator:
+            raise InvalidConfig(f"{change[:60]!r} is no FIELD=VALUE", "e.g. enable_auto_optimization=false")
+        if path in found:
+            raise InvalidConfig(f"{path[:60]} is given twice", "give one value")
+        found[path] = value
+    return found
 
 
 @app.command("unset")
@@ -108,7 +120,7 @@ def _edited(file: EditedFile, newest: StoredConfig) -> RoutingConfigUnified | No
         except InvalidConfig as e:
             if not sys.stdin.isatty():
                 raise
-            console.print(f"[red]not saved:[/red] {escape(str(e))}", soft_wrap=True)
+            console.print(f"[red]not saved:[/red] {escape(str(e))}")
             if not typer.confirm("Go back to the editor?", default=True):
                 raise
 
@@ -134,11 +146,18 @@ def history(tenant: TenantId, json: Json = False) -> None:
         ]
         console.print_json(data={"tenant": tenant, "versions": told})
         return
-    table = Table("version", "written (UTC)", "by", "what", box=box.SIMPLE_HEAD)
-    for each in changes:
-        what = each.what.replace("_", " ")
-        table.add_row(str(each.version), f"{each.at:%Y-%m-%d %H:%M:%S}", escape(each.by or "?"), what)
-    console.print(table)
+    print_table(
+        ("version", "written (UTC)", "by", "what"),
+        [
+            (
+                str(each.version),
+                f"{each.at:%Y-%m-%d %H:%M:%S}",
+                escape(each.by or "?"),
+                each.what.replace("_", " "),
+            )
+            for each in changes
+        ],
+    )
 
 
 @app.command()
@@ -179,6 +198,7 @@ def revert(
     newest = history[-1]
     config = reverted_to(stored_version(store, tenant, version), newest)
     if newest.document is None:
+        check_distinct(tenant, spellings(store.current()))
         with partitions() as register:
             written = write_config(store, config, by=who(), expected_version=newest.version)
             register(tenant)

@@ -5,14 +5,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.artifacts.store import Manifest
 from autoopt_pipeline.artifacts.stored import Programs, cost_of, how_it_ended, lm_of, predictors_of
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.programs import Full, Json, ModuleName, open_programs
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.contract import BASELINE
@@ -57,16 +56,12 @@ def show(
             }
         )
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, told in _told(programs, manifest, full):
-        table.add_row(what, escape(told))
     last = programs.last_event(name)
-    console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip(), soft_wrap=True)
-    console.print(table)
+    console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip())
+    for what, told in _told(programs, manifest, full):
+        console.print(f"{what:<19}  {escape(told)}")
     if manifest.tried:
-        console.print(_candidates(manifest))
+        _print_candidates(manifest)
     for predictor, content in (predictors_of(stored) if stored else {}).items():
         _print_predictor(predictor, content, full)
 
@@ -106,11 +101,11 @@ def diff(
             }
         )
         return
-    console.print(f"{programs.name}: {before or BASELINE} -> {after or BASELINE}", soft_wrap=True)
+    console.print(f"{programs.name}: {before or BASELINE} -> {after or BASELINE}")
     for name, manifest in sides:
         if manifest:
             scores_told = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
-            console.print(f"{name}: {programs.verdict(manifest)}, {scores_told} on its own holdout", soft_wrap=True)
+            console.print(f"{name}: {programs.verdict(manifest)}, {scores_told} on its own holdout")
     for change in changes:
         _print_change(change, full)
 
@@ -149,20 +144,20 @@ def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[
     yield "packages", ", ".join(f"{name} {version}" for name, version in manifest.packages.items()) or "?"
 
 
-def _candidates(manifest: Manifest) -> Table:
+def _print_candidates(manifest: Manifest) -> None:
     """Who was in the race, how far each came, and the LM calls that it cost."""
-    table = Table(
-        "candidate", "score on dev", "dev examples", "calls to make", "calls to judge", "", box=box.SIMPLE_HEAD
-    )
+    rows = []
     for tried in manifest.tried:
         dropped = tried.get("dropped_after")
-        table.add_row(
-            escape(str(tried.get("optimizer", "?"))),
-            f"{percent(tried.get('dev_score'))} %",
-            *(str(tried.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
-            "finalist" if dropped is None else f"dropped after {dropped}",
+        rows.append(
+            (
+                escape(str(tried.get("optimizer", "?"))),
+                f"{percent(tried.get('dev_score'))} %",
+                *(str(tried.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
+                "finalist" if dropped is None else f"dropped after {dropped}",
+            )
         )
-    return table
+    print_table(("candidate", "score on dev", "dev examples", "calls to make", "calls to judge", ""), rows)
 
 
 def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:
@@ -170,7 +165,7 @@ def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:
     console.print(f"\n[bold]{escape(name)}[/bold]: {len(demos)} demos")
     lines = content["instructions"].splitlines()
     for line in lines if full else lines[:_DEMOS_SHOWN]:
-        console.print(f"  {escape(one_line(line, full=full))}", soft_wrap=True)
+        console.print(f"  {escape(one_line(line, full=full))}")
     if len(lines) > _DEMOS_SHOWN and not full:
         console.print(f"  … {len(lines) - _DEMOS_SHOWN} more lines; --full shows them")
     told = ["; ".join(f"{key}: {value}" for key, value in demo.items() if key not in _NOT_TOLD) for demo in demos]
@@ -190,11 +185,11 @@ def _print_change(change: "Change", full: bool) -> None:
     if change.instructions:
         console.print("  instructions:")
         for line in change.instructions.splitlines():
-            console.print(f"  {escape(one_line(line, full=full))}", soft_wrap=True)
+            console.print(f"  {escape(one_line(line, full=full))}")
 
 
 def _print_some(sign: str, lines: Sequence[str], full: bool) -> None:
     for line in lines if full else lines[:_DEMOS_SHOWN]:
-        console.print(f"  {sign} {escape(one_line(line, full=full))}", soft_wrap=True)
+        console.print(f"  {sign} {escape(one_line(line, full=full))}")
     if len(lines) > _DEMOS_SHOWN and not full:
         console.print(f"  {sign} … {len(lines) - _DEMOS_SHOWN} more; --full shows them")

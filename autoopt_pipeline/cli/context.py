@@ -10,23 +10,32 @@ import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
+from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.tenants.store import TenantConfigStore
 from autoopt_pipeline.traces.patience import PEOPLE_SECONDS, Patience
-from autoopt_pipeline.wording import did_you_mean, printable
+from autoopt_pipeline.wording import printable
 
 if TYPE_CHECKING:
     import dagster as dg
 
 
 class Screen(Console):
-    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes."""
+    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes.
+
+    Lines of text are not wrapped, for the terminal does that without breaking what is copied. Tables are as wide as it.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        if soft_wrap is None:
+            soft_wrap = all(isinstance(each, str) for each in objects)
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -65,11 +74,9 @@ def _tell(line: str) -> None:
             print(printable(line), file=sys.stderr, flush=True)
 
 
-def unknown_tenant(tenant: str, known: Iterable[str]) -> UnknownTenant:
-    """The error for a tenant that a command cannot find among those that are known."""
-    return UnknownTenant(
-        f"tenant {tenant} has no configuration", f"{did_you_mean(tenant, known)}list them with 'autoopt tenants list'"
-    )
+def no_tenants(store: TenantConfigStore) -> str:
+    """What is said where a store has no tenants. A wrong address looks the same, so it is named."""
+    return f"there are no tenants in {store.name}; 'autoopt tenants add' adds one"
 
 
 def who() -> str:

@@ -120,4 +120,4 @@ def _checks(parts: Connections, call_lm: bool) -> list[Check]:
 def _print(check: str, finding: Finding) -> None:
     told = finding.what if finding.status is Status.OK else f"{finding.what} -> {finding.remedy}"
     status = f"[{_COLORS[finding.status]}]{finding.status.value:<4}[/]"
-    console.print(f"{status}  {check:<13}  {escape(told)}", soft_wrap=True, highlight=False)
+    console.print(f"{status}  {check:<13}  {escape(told)}", highlight=False)

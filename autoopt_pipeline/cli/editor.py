@@ -61,7 +61,7 @@ def edited_file(text: str, *, suffix: str) -> Generator[EditedFile, None, None]:
         file.path.unlink(missing_ok=True)
         raise
     except BaseException:
-        console.print(f"your text is kept in {file.path}", soft_wrap=True)
+        console.print(f"your text is kept in {file.path}")
         raise
     file.path.unlink(missing_ok=True)
 

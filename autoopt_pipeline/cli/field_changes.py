@@ -11,6 +11,6 @@ from autoopt_pipeline.tenants.changes import FieldChange
 def print_changes(found: Sequence[FieldChange]) -> None:
     for change in found:
         line = f"{change.field}: {change.told(change.before)} -> {change.told(change.after)}"
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        console.print(f"  {escape(line)}")
     if not found:
         console.print("  no field differs")

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from autoopt_pipeline.artifacts.acts import enter_act
 from autoopt_pipeline.artifacts.store import ModuleArtifacts, modules_of
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, unknown_tenant, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.errors import UnknownTrace
@@ -18,6 +18,7 @@ from autoopt_pipeline.tenants.config import valid_trace_id
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.forgetting import ForgottenText
+from autoopt_pipeline.tenants.store import unknown_tenant
 
 
 def forget(
@@ -197,12 +198,7 @@ def _say_what_is_left(parts: Connections, trace_ids: Sequence[str], runs: Sequen
         console.print(
             f"- the trace itself: select and delete it on its project's page in Phoenix, or "
             f"curl -X DELETE {escape(parts.phoenix.endpoint)}/v1/traces/{trace_id}",
-            soft_wrap=True,
         )
     found = f"these do: {', '.join(runs)}" if runs else "none was found by its words"
-    console.print(
-        f"- reports of earlier runs in Dagster may quote the text ({found}): delete those runs there", soft_wrap=True
-    )
-    console.print(
-        "- backups, and old object versions where the artifacts' bucket keeps them, until they expire", soft_wrap=True
-    )
+    console.print(f"- reports of earlier runs in Dagster may quote the text ({found}): delete those runs there")
+    console.print("- backups, and old object versions where the artifacts' bucket keeps them, until they expire")

@@ -17,6 +17,6 @@ def init(folder: Annotated[Path, typer.Argument(help="A new folder, or one witho
     from autoopt_pipeline.local.stack import new_home
 
     made = new_home(folder.absolute())
-    console.print(f"{escape(str(folder))} is the folder of a deployment: {', '.join(made)}", soft_wrap=True)
+    console.print(f"{escape(str(folder))} is the folder of a deployment: {', '.join(made)}")
     console.print("correct autoopt.env, and so that commands meet it, in that folder:")
     console.print("  set -a; . ./autoopt.env; set +a\n  autoopt doctor")

@@ -26,7 +26,7 @@ def metrics(
             server, thread = start_http_server(port, addr=host, registry=registry)
         except OSError as e:
             raise InvalidSettings(f"cannot listen on {host}:{port}: {e.strerror}", "choose another --port") from e
-        console.print(f"metrics at http://{host}:{port}/metrics, until Ctrl-C", soft_wrap=True)
+        console.print(f"metrics at http://{host}:{port}/metrics, until Ctrl-C")
         try:
             thread.join()
         finally:

@@ -82,9 +82,9 @@ def decline(
         told = declined.model_dump(mode="json") if declined else {}
         console.print_json(data={**header(programs), "version": version, **told})
         return
-    console.print(f"{programs.name}: {version} is declined, and serves nobody", soft_wrap=True)
+    console.print(f"{programs.name}: {version} is declined, and serves nobody")
     for note in notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {escape(note)}")
 
 
 def _watch_settings(programs: Programs, canary: float | None, watch: bool | None) -> WatchSettings:
@@ -105,6 +105,6 @@ def _tell(programs: Programs, moved: "Moved", json: bool) -> None:
     if json:
         console.print_json(data={**header(programs), **move_as_dict(moved.move), "notes": moved.notes})
         return
-    console.print(f"{programs.name}: {path_of(moved.move)}", soft_wrap=True)
+    console.print(f"{programs.name}: {path_of(moved.move)}")
     for note in moved.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {escape(note)}")

@@ -6,7 +6,8 @@ import typer
 
 from autoopt_pipeline.artifacts.stored import Programs, read_programs
 from autoopt_pipeline.cli.completion import complete_module
-from autoopt_pipeline.cli.context import connections, unknown_tenant
+from autoopt_pipeline.cli.context import connections
+from autoopt_pipeline.tenants.store import unknown_tenant
 
 ModuleName = Annotated[str, typer.Argument(help="Module, e.g. routing.", autocompletion=complete_module)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

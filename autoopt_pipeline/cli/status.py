@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance, no_tenants
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.wording import ago, percent
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def status(
         standings = tenant_standings(stored, opened, parts, now=now, count_all=tenant is not None)
     if json:
         console.print_json(data={"now": now.isoformat(), "modules": [each.as_dict() for each in standings]})
+    elif not stored:
+        console.print(no_tenants(parts.configs))
     else:
         _print(standings, len(stored), now)
     if any(each.decision.reason is Reason.ERROR for each in standings):
@@ -58,7 +60,7 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
     attention = {each.tenant_id for each in standings if each.needs_attention}
     first = sorted(standings, key=lambda each: each.tenant_id not in attention)
     if tenants <= _TENANTS_SHOWN:
-        console.print(_table(first, now))
+        _print_rows(first, now)
         return
     counts = Counter(each.decision.reason.value for each in standings)
     told = [f"{count} {reason}" for reason, count in sorted(counts.items())]
@@ -67,7 +69,7 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
     console.print(f"{tenants} tenants: {', '.join(told)}")
     shown = sorted(attention)[:_TENANTS_SHOWN]
     if shown:
-        console.print(_table([each for each in first if each.tenant_id in shown and each.needs_attention], now))
+        _print_rows([each for each in first if each.tenant_id in shown and each.needs_attention], now)
     else:
         console.print("none of them needs attention")
     if len(attention) > len(shown):
@@ -75,22 +77,24 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
     console.print("one tenant: 'autoopt status TENANT'; everything: 'autoopt status --json'")
 
 
-def _table(standings: Sequence["Standing"], now: datetime) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant", overflow="fold", max_width=17)
-    table.add_column("module", overflow="fold", max_width=14)
-    table.add_column("decision", no_wrap=True)
-    table.add_column("why; what happened last; what serves", overflow="fold")
+def _print_rows(standings: Sequence["Standing"], now: datetime) -> None:
     # Modules of which there is the same to say share a row.
     rows: dict[tuple[str, str, str], list[str]] = {}
     for each in standings:
         row = (each.tenant_id, each.decision.reason.value, _told(each, now))
         rows.setdefault(row, []).append(each.module)
-    for (tenant, reason, told), modules in rows.items():
-        color = _COLORS.get(reason)
-        shown = f"[{color}]{reason}[/]" if color else reason
-        table.add_row(escape(tenant), escape(", ".join(modules)), shown, told)
-    return table
+    print_table(
+        ("tenant", "module", "decision", "why; what happened last; what serves"),
+        [
+            (escape(tenant), escape(", ".join(modules)), _colored(reason), told)
+            for (tenant, reason, told), modules in rows.items()
+        ],
+    )
+
+
+def _colored(reason: str) -> str:
+    color = _COLORS.get(reason)
+    return f"[{color}]{reason}[/]" if color else reason
 
 
 def _told(standing: "Standing", now: datetime) -> str:

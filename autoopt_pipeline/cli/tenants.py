@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.asking import Yes, ask
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
+from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, no_tenants, who
 from autoopt_pipeline.cli.field_changes import print_changes
 from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.tables import print_table
+from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.changes import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
@@ -47,30 +47,36 @@ def add(
 @app.command("list")
 def list_tenants(json: Json = False) -> None:
     """List the tenants that have a configuration."""
-    listed = sorted(connections().configs.current().items())
+    store = connections().configs
+    listed = sorted(store.current().items())
     if json:
         console.print_json(data={"tenants": [_as_dict(entry) for _, entry in listed]})
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("tenant", no_wrap=True)
-    for column in ("enabled", "interval", "min new", "modules", "agents", "version"):
-        table.add_column(column, overflow="fold")
+    if not listed:
+        console.print(no_tenants(store))
+        return
+    rows, wrong = [], []
     for tenant, entry in listed:
         try:
             config = entry.parse()
         except AutooptError as e:
-            table.add_row(escape(tenant), f"[red]{escape(str(e))}[/red]", "", "", "", "", str(entry.version))
+            rows.append((escape(tenant), "[red]not valid[/red]", "", "", "", "", str(entry.version)))
+            wrong.append(e)
             continue
-        table.add_row(
-            escape(tenant),
-            "yes" if config.enable_auto_optimization else "no",
-            f"{config.optimization_interval_seconds} s",
-            str(config.min_samples_for_optimization),
-            escape(", ".join(config.modules)),
-            str(len(config.agents)),
-            str(entry.version),
+        rows.append(
+            (
+                escape(tenant),
+                "yes" if config.enable_auto_optimization else "no",
+                as_duration(config.optimization_interval_seconds),
+                str(config.min_samples_for_optimization),
+                escape(", ".join(config.modules)),
+                str(len(config.agents)),
+                str(entry.version),
+            )
         )
-    console.print(table)
+    print_table(("tenant", "enabled", "interval", "min new", "modules", "agents", "version"), rows)
+    for error in wrong:
+        console.print(f"[red]not valid[/red] {escape(str(error))}")
 
 
 def _as_dict(entry: StoredConfig) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
                 console.print("a run is under way: the sensor removes the partition when it has ended")
     console.print(f"{tenant} removed. What stays:")
     for left in what_stays(newest):
-        console.print(f"- {left}", soft_wrap=True)
+        console.print(f"- {left}")
 
 
 @app.command("import")
@@ -117,7 +123,7 @@ def import_tenants(
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"{file}: {e}", "give a readable file") from None
     store = connections().configs
-    imported, refused = read_rows(text, where=str(file), stored=store.current())
+    imported, refused = read_rows(text, store.current(), where=str(file))
     if not imported and not refused:
         raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
     if dry_run:
@@ -129,7 +135,7 @@ def import_tenants(
                 register(one.config.tenant_id)
                 console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
     for row in refused:
-        console.print(f"[red]refused[/red] {escape(row.reason)}", soft_wrap=True)
+        console.print(f"[red]refused[/red] {escape(row.reason)}")
     if refused:
         others = "would be saved" if dry_run else "are saved"
         raise InvalidConfig(
@@ -143,7 +149,8 @@ def export_tenants(
     file: Annotated[Path | None, typer.Argument(help="A new file [default: stdout].")] = None,
 ) -> None:
     """Write all configurations as JSON lines, which 'autoopt tenants import' reads."""
-    entries = [entry for _, entry in sorted(connections().configs.current().items())]
+    store = connections().configs
+    entries = [entry for _, entry in sorted(store.current().items())]
     lines, broken = export_rows(entries)
     text = "".join(f"{line}\n" for line in lines)
     if file is None:
@@ -154,7 +161,9 @@ def export_tenants(
                 out.write(text)
         except OSError as e:
             raise InvalidExport(f"{file}: {e.strerror}", "name a new file in a folder that you may write to") from None
-        console.print(f"{len(lines)} configurations exported to {file}", soft_wrap=True, markup=False)
+        console.print(f"{len(lines)} configurations exported to {file}", markup=False)
+    if not entries:
+        print(no_tenants(store), file=sys.stderr)  # stdout holds what is exported, here nothing
     if broken:
         raise InvalidConfig(
             f"{len(broken)} of {len(entries)} configurations are not valid and were left out, first: {broken[0]}",
@@ -167,10 +176,10 @@ def _say_what_would_change(store: TenantConfigStore, imported: Sequence[Imported
     for one in imported:
         tenant = one.config.tenant_id
         if tenant not in current:
-            console.print(f"{tenant} would be added{_ignored(one)}", soft_wrap=True)
+            console.print(f"{tenant} would be added{_ignored(one)}")
             continue
         found = changed_fields(in_effect(current[tenant]), one.config.model_dump(mode="json"))
-        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}", soft_wrap=True)
+        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}")
         print_changes(found)
 
 

@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.context import connections, console
 from autoopt_pipeline.cli.programs import Full, Json
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.connections import Connections
 from autoopt_pipeline.contract import project_name
@@ -142,15 +141,15 @@ def _print_sample(shown: Mapping[str, list[AsRead]], errors: Mapping[str, Autoop
         console.print(f"[bold]{escape(name)}[/bold]" + ("" if decisions else ": no decision in the lookback"))
         for each in decisions:
             context = each.decision
-            console.print(f"  {context.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(context.trace_id)}", soft_wrap=True)
+            console.print(f"  {context.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(context.trace_id)}")
             for what, text in _told(each):
-                console.print(f"    {what}: {escape(one_line(text, full=full))}", soft_wrap=True)
+                console.print(f"    {what}: {escape(one_line(text, full=full))}")
     _print_errors(errors)
 
 
 def _print_errors(errors: Mapping[str, AutooptError]) -> None:
     for name, error in errors.items():
-        console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}", soft_wrap=True)
+        console.print(f"[red]error[/red] {escape(name)}: {escape(str(error))}")
 
 
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
@@ -170,24 +169,22 @@ def _print_stats(
     others: Mapping[str, int] | None,
 ) -> None:
     project = project_name(reader.config.tenant_id)
-    console.print(f"{project}, {reader.start:%Y-%m-%d %H:%M:%S} to {reader.end:%Y-%m-%d %H:%M:%S} UTC", soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("module", no_wrap=True)
-    for column in ("decisions", "examples", "human", "judge", "outcome", "drawn at random"):
-        table.add_column(column, justify="right")
-    for name, found in surveys.items():
-        counts = [found.decisions, found.examples, *found.provenance.values(), found.independent]
-        table.add_row(escape(name), *map(str, counts))
-    console.print(table)
+    console.print(f"{project}, {reader.start:%Y-%m-%d %H:%M:%S} to {reader.end:%Y-%m-%d %H:%M:%S} UTC")
+    counted = ("decisions", "examples", "human", "judge", "outcome", "drawn at random")
+    rows = [
+        (escape(name), *map(str, (found.decisions, found.examples, *found.provenance.values(), found.independent)))
+        for name, found in surveys.items()
+    ]
+    print_table(("module", *counted), rows, right=counted)
     for name, found in surveys.items():
         console.print(f"[bold]{escape(name)}[/bold]")
         for what, text in _details(found):
-            console.print(f"  {what}: {escape(one_line(text, full=True))}", soft_wrap=True)
+            console.print(f"  {what}: {escape(one_line(text, full=True))}")
     _print_errors(errors)
     if others is None:
-        console.print(f"Phoenix has no project {project}", soft_wrap=True)
+        console.print(f"Phoenix has no project {project}")
     elif others:
-        console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}", soft_wrap=True)
+        console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}")
 
 
 def _details(found: Survey) -> Iterator[tuple[str, str]]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.plan import Condition, Decision, Reason
+from autoopt_pipeline.optimization.plan import Decision, Reason
 from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.wording import one_line, percent
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SKIPPED_STATUS = 1
 
-_SHOWN = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "[dim]?[/]"}
+_SHOWN = {True: "[green]yes[/]", False: "[yellow]no[/] ", None: "[dim]?[/]  "}
 
 
 def trigger(
@@ -101,23 +101,18 @@ def _print_conditions(tenant: str, decisions: dict[str, Decision], chosen: Seque
     for module, decision in decisions.items():
         groups.setdefault(decision, []).append(module)
     for decision, modules in groups.items():
-        console.print(f"[bold]{escape(tenant)}/{escape(','.join(modules))}[/]", soft_wrap=True)
-        console.print(_conditions_table(decision.conditions))
+        console.print(f"[bold]{escape(tenant)}/{escape(','.join(modules))}[/]")
+        width = max((len(condition.name) for condition in decision.conditions), default=0)
+        for each in decision.conditions:
+            console.print(f"  {_SHOWN[each.met]}  {each.name:<{width}}  {escape(each.detail)}")
         # What is forced has the same decision as what is not, so a group is run as a whole or not at all.
         told = f"{decision.reason.value}, {escape(decision.detail)}"
         if decision.reason is Reason.ERROR:
-            console.print(f"  [red]error[/]: {escape(decision.detail)}", soft_wrap=True)
+            console.print(f"  [red]error[/]: {escape(decision.detail)}")
         elif modules[0] not in chosen:
-            console.print(f"  [yellow]skipped[/]: {told}", soft_wrap=True)
+            console.print(f"  [yellow]skipped[/]: {told}")
         else:
-            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"), soft_wrap=True)
-
-
-def _conditions_table(conditions: Sequence[Condition]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for condition in conditions:
-        table.add_row("", _SHOWN[condition.met], condition.name, escape(condition.detail))
-    return table
+            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"))
 
 
 def _run(
@@ -140,7 +135,7 @@ def _run(
 
         def say(line: str) -> None:
             text = escape(one_line(line, full=False, length=400))
-            view.lines.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}", soft_wrap=True)
+            view.lines.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}")
 
         if not launch:
             return run_here(opened, tenant, modules, tags, say, view.show)
@@ -154,17 +149,17 @@ def _left_running(run_id: str, tenant: str) -> "Generator[None, None, None]":
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"run {run_id} goes on without you; see 'autoopt status {tenant}'", soft_wrap=True)
+        console.print(f"run {run_id} goes on without you; see 'autoopt status {tenant}'")
         raise
 
 
 def _print_end(ended: "Ended", tenant: str, modules: Sequence[str]) -> None:
     """What came of each module. Raises `RunFailed` where one of them has no outcome, unless another run has it."""
     for module, metadata in sorted(ended.outcomes.items()):
-        console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}", soft_wrap=True)
+        console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}")
     missing = [module for module in modules if module not in ended.outcomes]
     if missing and ended.skipped and not ended.causes:
-        console.print(f"{tenant}/{','.join(missing)}: [yellow]skipped[/]: {escape(ended.skipped)}", soft_wrap=True)
+        console.print(f"{tenant}/{','.join(missing)}: [yellow]skipped[/]: {escape(ended.skipped)}")
         raise typer.Exit(SKIPPED_STATUS)
     if missing:
         causes = "; ".join(f"{step}: {cause}" for step, cause in ended.causes.items()) or ended.status.value.lower()

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from autoopt_pipeline.artifacts.moves import Move
 from autoopt_pipeline.artifacts.stored import Programs, lm_of, path_of
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.programs import Json, ModuleName, open_programs
+from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.wording import percent
 
@@ -20,25 +19,23 @@ def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
     if json:
         console.print_json(data=_as_dict(programs))
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("version", no_wrap=True, min_width=25)  # as 'autoopt promote' takes it, so never cut
-    table.add_column("", no_wrap=True)
-    for column in ("verdict", "score", "optimizer"):
-        table.add_column(column, overflow="fold")
+    rows = []
     events = {name: programs.last_event(name) for name in (*(m.version for m in programs.manifests), *programs.damaged)}
     for manifest in programs.manifests:
         event = events[manifest.version]
-        table.add_row(
-            manifest.version,
-            event.what if event else "",
-            programs.verdict(manifest),
-            f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %",
-            escape(manifest.optimizer),
+        rows.append(
+            (
+                manifest.version,
+                event.what if event else "",
+                programs.verdict(manifest),
+                f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %",
+                escape(manifest.optimizer),
+            )
         )
     for version in programs.damaged:
         event = events[version]
-        table.add_row(escape(version), event.what if event else "", "[red]damaged[/red]", "", "")
-    console.print(table)
+        rows.append((escape(version), event.what if event else "", "[red]damaged[/red]", "", ""))
+    print_table(("version", "", "verdict", "score", "optimizer"), rows)
     for manifest in programs.manifests:
         console.print(f"{manifest.version}  by {escape(lm_of(manifest))}; {escape(manifest.reason)}")
         if (event := events[manifest.version]) and event.what != "made":
@@ -57,8 +54,8 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         console.print_json(data={**header(programs), "active": programs.active, "moves": moves})
         return
     for move in programs.moves:
-        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path_of(move)}", soft_wrap=True)
-        console.print(f"     by {escape(move.by)}: {escape(move.why)}", soft_wrap=True)
+        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path_of(move)}")
+        console.print(f"     by {escape(move.by)}: {escape(move.why)}")
     if not programs.moves:
         console.print("nothing was ever moved: the module's baseline serves")
 

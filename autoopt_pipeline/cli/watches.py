@@ -42,11 +42,11 @@ def watches(
         )
     else:
         for artifacts, watch, look in looks:
-            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {between(watch)}", soft_wrap=True)
+            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {between(watch)}")
             said = f"[red]{escape(str(look))}[/red]" if isinstance(look, AutooptError) else escape(look.reason)
-            console.print(f"  {said}", soft_wrap=True)
+            console.print(f"  {said}")
         for result in ended:
-            console.print(f"ended {result.ended:%Y-%m-%d %H:%M} UTC: {escape(how_it_ended(result))}", soft_wrap=True)
+            console.print(f"ended {result.ended:%Y-%m-%d %H:%M} UTC: {escape(how_it_ended(result))}")
         if not looks:
             console.print("nothing is watched now")
     if any(isinstance(look, AutooptError) for _, _, look in looks):

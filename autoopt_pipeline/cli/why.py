@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console, instance, unknown_tenant
+from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.programs import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.tenants.store import unknown_tenant
 
 
 def why(
@@ -38,6 +39,6 @@ def why(
     else:
         console.print(f"[bold]{escape(tenant)}/{escape(module)}[/]")
         for title, text in sentences(story, now):
-            console.print(f"[dim]{title:>11}[/]  {escape(text)}", soft_wrap=True)
+            console.print(f"[dim]{title:>11}[/]  {escape(text)}")
     if story.standing.decision.reason is Reason.ERROR:
         raise typer.Exit(2)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, IPvAnyNetwork, ValidationError
+from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import Settings
@@ -55,7 +56,15 @@ class _User(Strict):
     name: str = Field(min_length=1, max_length=200)
     role: Role = Role.VIEWER
     tenants: list[str] = Field(["*"], min_length=1)
-    token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    token_sha256: str | None = None
+
+    @field_validator("token_sha256")
+    @classmethod
+    def _is_hash(cls, text: str | None) -> str | None:
+        # Not told what it is: somebody may have put the token itself.
+        if text is not None and not re.fullmatch("[0-9a-f]{64}", text):
+            raise ValueError("has to be the token's SHA-256: 64 hexadecimal digits in lower case, and not the token")
+        return text
 
     @property
     def person(self) -> Person:
@@ -63,8 +72,15 @@ class _User(Strict):
 
 
 class _Proxy(Strict):
-    user_header: str = Field(pattern="^[A-Za-z0-9-]+$")
+    user_header: str
     addresses: list[IPvAnyNetwork] = Field(min_length=1)
+
+    @field_validator("user_header")
+    @classmethod
+    def _is_header(cls, name: str) -> str:
+        if not re.fullmatch("[A-Za-z0-9-]+", name):
+            raise ValueError(f"{name[:60]!r} is no header's name, such as X-Forwarded-User")
+        return name
 
 
 class _File(Strict):

@@ -21,7 +21,7 @@ from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_
 from autoopt_pipeline.tenants.changes import FieldChange, changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
-from autoopt_pipeline.tenants.roster import what_stays
+from autoopt_pipeline.tenants.roster import check_distinct, spellings, what_stays
 from autoopt_pipeline.tenants.store import StoredConfig, changes_in, stored_version, write_config
 
 
@@ -123,6 +123,8 @@ def revert(request: Request, form: FormData) -> Response:
     entry = _version(dashboard, newest.tenant_id, version)
     try:
         config = reverted_to(entry, newest)
+        if newest.document is None:
+            check_distinct(newest.tenant_id, spellings(dashboard.parts.configs.current()))
         by, expected = person_of(request).name, _number(form.get("newest"))
         written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
     except (InvalidConfig, ConfigConflict) as e:

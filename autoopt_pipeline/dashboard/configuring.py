@@ -8,6 +8,7 @@ from autoopt_pipeline.dashboard.forms import Filled, Input, Shape, Texts, fill, 
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.registry import module_names
 from autoopt_pipeline.tenants.changes import FieldChange, changed_fields, may_be_secret
+from autoopt_pipeline.tenants.checking import check_names, wrong_models
 from autoopt_pipeline.tenants.config import (
     RoutingConfigUnified,
     check_modules,
@@ -37,6 +38,8 @@ def checked(filled: Filled, before: Any = None) -> tuple[RoutingConfigUnified | 
         check_modules(config, before)
     except InvalidConfig as e:
         return None, {"modules": str(e)}
+    if wrong_lms := wrong_models(config, before):
+        return None, {field: str(error) for field, error in wrong_lms.items()}
     return config, {}
 
 
@@ -85,7 +88,7 @@ def plan_change(shapes: Iterable[Shape], entry: StoredConfig, name: str, text: s
         if filled.document == document:
             return Planned(entry.tenant_id, entry.version)
         after = parse_config(filled.document, where=f"tenant {entry.tenant_id}")
-        check_modules(after, document)
+        check_names(after, document)
     except InvalidConfig as e:
         return Planned(entry.tenant_id, entry.version, refused=str(e))
     return Planned(entry.tenant_id, entry.version, before, after)

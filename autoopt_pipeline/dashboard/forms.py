@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from autoopt_pipeline.durations import as_written, holds_duration
+
 Texts = Mapping[str, tuple[str, ...]]
 Document = dict[str, Any]
 
@@ -34,6 +36,7 @@ class Kind(StrEnum):
 
     TEXT = "text"
     NUMBER = "number"
+    DURATION = "duration"
     MOMENT = "moment"
     CHOICE = "choice"
     CHOICES = "choices"
@@ -73,12 +76,16 @@ class Shape:
     @property
     def in_words(self) -> str:
         """The limits, for people."""
-        least, most, above = (self.schema.get(name) for name in ("minimum", "maximum", "exclusiveMinimum"))
-        if above is not None:
-            return f"more than {above:,.15g}" + (f", up to {most:,.15g}" if most is not None else "")
-        if least is not None:
-            return f"{least:,.15g} to {most:,.15g}" if most is not None else f"{least:,.15g} or more"
+        least, most, above = (self._told(self.schema.get(name)) for name in ("minimum", "maximum", "exclusiveMinimum"))
+        if above:
+            return f"more than {above}" + (f", up to {most}" if most else "")
+        if least:
+            return f"{least} to {most}" if most else f"{least} or more"
         return f"up to {self.schema['maxLength']} characters" if "maxLength" in self.schema else ""
+
+    def _told(self, limit: float | None) -> str:
+        shown = as_written(self.key, limit)
+        return "" if shown is None else shown if isinstance(shown, str) else f"{shown:,.15g}"
 
 
 def shape_of(model: type[BaseModel], defaults: Document, keys: Mapping[str, Sequence[str]]) -> tuple[Shape, ...]:
@@ -125,7 +132,7 @@ def _shape(
         case "boolean":
             return replace(found, kind=Kind.CHOICE, options=("true", "false"))
         case "integer" | "number":
-            return replace(found, kind=Kind.NUMBER)
+            return replace(found, kind=Kind.DURATION if holds_duration(key) else Kind.NUMBER)
     if schema.get("format") == "date-time":
         return replace(found, kind=Kind.MOMENT)
     return replace(found, kind=Kind.CHOICE) if found.options else found
@@ -176,6 +183,8 @@ def as_text(shape: Shape, value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if shape.kind is Kind.DURATION:
+        return str(as_written(shape.key, value))
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if shape.kind is Kind.MOMENT:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from autoopt_pipeline.dashboard.notices import take
+from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.wording import ago, duration, one_line, percent
 
 _HERE = Path(__file__).parent
@@ -59,6 +60,7 @@ def _environment() -> jinja2.Environment:
         "markdown": _markdown_filter,
         "static": _static,
         "span": _span,
+        "duration": as_duration,
         "words": lambda text: str(text).replace("_", " "),
     }
     return environment

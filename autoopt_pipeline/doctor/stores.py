@@ -11,6 +11,7 @@ from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.registry import missing_module, modules
 from autoopt_pipeline.optimization.plan import why_off
+from autoopt_pipeline.places import why_not_makable
 
 _SHOWN = 5
 
@@ -47,6 +48,12 @@ def config_store(parts: Connections) -> Iterator[Finding]:
 def artifact_store(parts: Connections) -> Iterator[Finding]:
     """Write, read and delete a file, and try to create it twice: a promotion relies on that only one writer can."""
     files = parts.files
+    if folder := files.folder_to_make:
+        why = why_not_makable(folder)
+        yield (
+            fail(why, "check AUTOOPT_ARTIFACTS_URL") if why else ok(f"{folder} is made when something is first stored")
+        )
+        return
     path = f"{CHECK_FOLDER}/{uuid.uuid4().hex}"
     try:
         created = files.create(path, b"first")

@@ -12,6 +12,7 @@ from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFe
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
+from autoopt_pipeline.model_names import check_provider
 from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
@@ -175,13 +176,8 @@ class EndpointEngine:
         try:
             _ = client.supported_params
         except LMError:
+            check_provider(self._settings.model, self._settings.api_base)
             client = self._make("litellm")
-            if not client.supported_params:
-                provider = self._settings.model.partition("/")[0]
-                raise LMNotConfigured(
-                    f"language model {self._settings.model}: no provider is called {provider[:60]!r}",
-                    "name the model as DSPy does, e.g. openai/gpt-4o-mini",
-                ) from None
         return client
 
     def _make(self, engine: Literal["lm15", "litellm"]) -> dspy.LM:

@@ -88,7 +88,7 @@ def run_up(
             "AUTOOPT_SETTLING_SECONDS",
             "AUTOOPT_DAGSTER_UI_URL",
         ):
-            console.print(f"  export {name}={stack.env[name]}", soft_wrap=True)
+            console.print(f"  export {name}={stack.env[name]}")
         _add_sample_tenants(console, home, Phoenix(endpoint), lm)
         console.print(who_answers(lm))
         console.print("Ctrl-C stops all of it; the data stays under .autoopt/")

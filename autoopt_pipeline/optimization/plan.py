@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.optimization.annotated import AnnotationsSeen
 from autoopt_pipeline.optimization.limits import Allowance, midnight, quiet_until, spread
@@ -229,7 +230,7 @@ def _backed_off(
 def _interval_over(
     config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
 ) -> Condition:
-    name, interval = "interval over", f"interval {config.interval_seconds(spec.name)} s"
+    name, interval = "interval over", f"interval {as_duration(config.interval_seconds(spec.name))}"
     due_at = _due_at(config, spec.name, attempts, later)
     if retrain_after := _to_retrain(config, spec.name, attempts, now):
         return Condition(name, True, _retrained_as_of(retrain_after), Reason.NOT_DUE)
@@ -347,4 +348,4 @@ def _counts(evidence: Evidence, need: int) -> str:
 
 
 def _in(then: datetime, now: datetime) -> str:
-    return f"in {(then - now).total_seconds():.0f} s, at {then:%Y-%m-%d %H:%M:%S} UTC"
+    return f"in {as_duration(round((then - now).total_seconds()))}, at {then:%Y-%m-%d %H:%M:%S} UTC"

@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.errors import AutooptError, RunFailed
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
@@ -60,6 +60,7 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult]:
         end_with_the_run()
         with failing_the_step(context, Retry()):
+            _check_one_tenant(context)
             if skipping(context, spec.name):
                 return
             connections = services.connect()
@@ -70,6 +71,12 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         yield _optimize(context, connections, spec, material, config)
 
     return module_asset
+
+
+def _check_one_tenant(context: dg.AssetExecutionContext) -> None:
+    """Raise `RunFailed` where the launchpad was told of no partition, or of several."""
+    if not context.has_partition_key:
+        raise RunFailed("the run is for no single tenant", "launch it with one partition, which is the tenant")
 
 
 def _data_check(spec: ModuleSpec) -> dg.AssetCheckSpec:

@@ -1,6 +1,7 @@
 """Opening the Dagster instance of a home folder from a command."""
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import dagster as dg
 
 from autoopt_pipeline.errors import InvalidSettings
+
+_UNSET = re.compile(r'environment variable "(\w+)" which is not set')
+"""Dagster names it at the end of a page about its own types."""
 
 
 @contextmanager
@@ -19,6 +23,11 @@ def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
         try:
             instance = dg.DagsterInstance.from_config(str(home))
         except (OSError, dg.DagsterError) as e:
+            if unset := _UNSET.search(str(e)):
+                raise InvalidSettings(
+                    f"{home / 'dagster.yaml'} wants the environment variable {unset[1]}, which is not set",
+                    "set it as where Dagster runs",
+                ) from e
             raise InvalidSettings(f"Dagster instance in {home}: {e}", "check DAGSTER_HOME and its dagster.yaml") from e
         with instance:
             yield instance

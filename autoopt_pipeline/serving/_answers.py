@@ -99,6 +99,8 @@ def labels_of(spec: ModuleSpec, agents: Sequence[AgentLike] | None) -> tuple[Lab
 
     Raises `InvalidRequest` when agents are needed and none are given.
     """
+    if isinstance(agents, str):
+        raise InvalidRequest(f"agents is the text {agents[:60]!r}", f"pass a list: agents=[{agents[:60]!r}]")
     if spec.labels is not None:
         return spec.labels
     found = (

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoopt_pipeline.durations import as_written, durations_written
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.tenants.config import wrong_fields
 from autoopt_pipeline.tenants.store import StoredConfig
@@ -33,7 +34,10 @@ class FieldChange:
         """One of the two values, for people."""
         if may_be_secret(self.field, value):
             return "not shown, for it may hold a secret"
-        return "none" if value is None else one_line(json.dumps(value, ensure_ascii=False))
+        shown = as_written(self.field, value)
+        if shown is not value:
+            return shown
+        return "none" if value is None else one_line(json.dumps(durations_written(value), ensure_ascii=False))
 
 
 def in_effect(entry: StoredConfig) -> object | None:

@@ -9,8 +9,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from autoopt_pipeline.addresses import is_web_address
+from autoopt_pipeline.durations import read_duration
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.registry import default_modules, module_names
+from autoopt_pipeline.settings import KEY_VARIABLE
 from autoopt_pipeline.strict import Strict, first_error, what_is_wrong
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.wording import did_you_mean
@@ -33,19 +36,34 @@ _TEN_YEARS = 10 * 365 * 24 * 3600
 _MOST = 10**12
 """Largest number of calls, tokens or traces: what is told of them has to be a number for every reader."""
 
-KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
-"""What the variables are called that may hold a language model's key."""
-
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
+_AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
+
+
+_MAY_HOLD_SECRETS = {
+    "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
+    "api_base": "give http:// or https:// and a host, without user or password",
+}
+"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
 
 
 class Agent(Strict):
     """One of the tenant's agents that routing may answer."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="As the application names it.")
+    name: str = Field(description="As the application names it.")
     description: str = Field("", max_length=500, description="What the agent is for; the model reads it.")
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_answered(cls, name: str) -> str:
+        if not _AGENT_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name[:60]!r} is no agent's name: up to 100 letters, digits, '_', '.' and '-', the first a letter "
+                "or a digit"
+            )
+        return name
 
 
 class LMSettings(Strict):
@@ -57,8 +75,6 @@ class LMSettings(Strict):
     )
     api_key_env: str | None = Field(
         None,
-        # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
-        pattern=f"^{KEY_VARIABLE.pattern}$",
         description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
@@ -71,22 +87,23 @@ class LMSettings(Strict):
     concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
 
+    _durations = field_validator("timeout_seconds", mode="before")(read_duration)
+
     @field_validator("api_base")
     @classmethod
     def _web_address(cls, address: str | None) -> str | None:
         # A password in it could be read by all who may read the configuration; and a file is no endpoint.
-        parts = urlsplit(address or "http://none")
-        fit = parts.scheme in {"http", "https"} and parts.hostname and parts.username is None
-        if not fit or parts.port == 0:  # to ask for the port raises ValueError where a password stands in its place
-            raise ValueError
+        if address and (not is_web_address(address) or urlsplit(address).username is not None):
+            raise ValueError(_MAY_HOLD_SECRETS["api_base"])
         return address
 
     @field_validator("api_key_env")
     @classmethod
     def _no_other_key(cls, name: str | None) -> str | None:
+        # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
         # Phoenix's key opens all tenants' traces.
-        if name in _PHOENIX_KEYS:
-            raise ValueError(f"{name} is Phoenix's key, not a language model's")
+        if name is not None and (not KEY_VARIABLE.fullmatch(name) or name in _PHOENIX_KEYS):
+            raise ValueError(_MAY_HOLD_SECRETS["api_key_env"])
         return name
 
 
@@ -116,6 +133,8 @@ class WatchSettings(Strict):
     )
     max_days: float = Field(14.0, gt=0, le=90, description="Longest watch.")
 
+    _durations = field_validator("max_days", mode="before")(read_duration)
+
     @model_validator(mode="after")
     def _a_canary_is_watched(self) -> Self:
         if self.canary_share and not self.enabled:
@@ -142,6 +161,8 @@ class Retry(Strict):
     backoff: Literal["constant", "exponential"] = Field(
         "exponential", description="exponential: once the delay, then 3, 7, 15 times; constant: once each time."
     )
+
+    _durations = field_validator("delay_seconds", mode="before")(read_duration)
 
     def delay(self, attempt: int) -> int:
         """Seconds before a try again; `attempt` counts from 1."""
@@ -188,6 +209,8 @@ class ModuleSettings(Strict):
     retrain_after: AwareDatetime | None = Field(
         None, description="Due at once from this moment (UTC) on, until an optimization has ended after it."
     )
+
+    _durations = field_validator("optimization_interval_seconds", mode="before")(read_duration)
 
     @field_validator("retrain_after")
     @classmethod
@@ -269,6 +292,10 @@ class RoutingConfigUnified(Strict):
         False, description="Start from instructions that other tenants share while there is too little data here."
     )
 
+    _durations = field_validator("optimization_interval_seconds", "lookback_seconds", "max_run_seconds", mode="before")(
+        read_duration
+    )
+
     @field_validator("tenant_id")
     @classmethod
     def _valid_tenant_id(cls, value: str) -> str:
@@ -341,11 +368,7 @@ def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
 
 def check_modules(config: RoutingConfigUnified, before: Any = None) -> None:
     """Raise `InvalidConfig` when the configuration names a module that is not installed, and the document that was
-    stored `before` did not.
-
-    Checked when a configuration is written. One that is read may name a module whose package is gone; that
-    is then an error of that module alone, and must not be in the way of other changes.
-    """
+    stored `before` did not."""
     known = module_names()
     named = before.get("modules") if isinstance(before, dict) else None
     for name in config.modules:
@@ -417,13 +440,6 @@ def json_or_text(value: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
-
-
-_MAY_HOLD_SECRETS = {
-    "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
-    "api_base": "give http:// or https:// and a host, without user or password",
-}
-"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
 
 
 def _first_error(error: ValidationError) -> str:

@@ -5,16 +5,18 @@ from typing import Any
 
 import yaml
 
+from autoopt_pipeline.durations import durations_written
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.strict import UniqueKeys
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+from autoopt_pipeline.tenants.checking import check_names
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
 from autoopt_pipeline.tenants.store import StoredConfig
 
 
 def as_text(entry: StoredConfig) -> str:
     """YAML with what is stored, be it valid or not, and as comments the fields that follow the defaults."""
-    stored = entry.document
-    defaults = RoutingConfigUnified(tenant_id=entry.tenant_id).model_dump(mode="json")
+    stored = durations_written(entry.document)
+    defaults = durations_written(RoutingConfigUnified(tenant_id=entry.tenant_id).model_dump(mode="json"))
     if isinstance(stored, dict):
         order = [*(name for name in defaults if name in stored), *(name for name in stored if name not in defaults)]
         stored = {name: stored[name] for name in order}
@@ -49,14 +51,14 @@ def from_text(text: str, newest: StoredConfig) -> RoutingConfigUnified:
     config = parse_config(data, where=where)
     if config.tenant_id != tenant_id:
         raise InvalidConfig(f"{where}: tenant_id cannot be changed", "add a tenant with the new id instead")
-    check_modules(config, newest.document)
+    check_names(config, newest.document)
     return config
 
 
 def reverted_to(entry: StoredConfig, newest: StoredConfig) -> RoutingConfigUnified:
     """An earlier version, to be saved again. Raises `InvalidConfig` where it is not valid any more."""
     config = entry.parse()
-    check_modules(config, newest.document)
+    check_names(config, newest.document)
     return config
 
 

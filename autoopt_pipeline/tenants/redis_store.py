@@ -78,6 +78,10 @@ class RedisConfigStore:
             # Their text may quote the URL, and with it the password.
             raise ConfigStoreRefused(f"configuration store {self._shown}: the address is no Redis URL", _SET) from None
 
+    @property
+    def name(self) -> str:
+        return self._shown
+
     def current(self) -> Mapping[str, StoredConfig]:
         with self._errors():
             entries = dict(self._redis.hgetall(_CURRENT))

@@ -1,6 +1,6 @@
 """Tenants come and go: what a new one begins with, and what stays of one that is removed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from autoopt_pipeline.errors import ConfigConflict
@@ -17,12 +17,32 @@ def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingC
     return parse_config({"tenant_id": tenant_id, "agents": named}, where=where)
 
 
+def spellings(known: Iterable[str]) -> dict[str, str]:
+    """Tenants' ids by what they are without capital letters."""
+    return {each.lower(): each for each in known}
+
+
+def check_distinct(tenant_id: str, spelled: Mapping[str, str]) -> None:
+    """Raise `ConfigConflict` where a new tenant's id differs from another's in capital letters only; `spelled` are the
+    `spellings` of those that there are.
+
+    People would take one for the other, and so would systems that do not tell capital letters from small ones.
+    """
+    other = spelled.get(tenant_id.lower(), tenant_id)
+    if other != tenant_id:
+        raise ConfigConflict(
+            f"tenant {tenant_id} differs from {other} in capital letters only", f"use {other}, or choose another id"
+        )
+
+
 def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, by: str = "") -> int:
     """Write the first configuration of a tenant, or the first after it was removed; return its version.
 
-    Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment.
+    Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment, and where one
+    exists whose id differs in capital letters only.
     """
     tenant = config.tenant_id
+    check_distinct(tenant, spellings(store.current()))
     versions = store.history(tenant)
     if versions and versions[-1].document is not None:
         raise ConfigConflict(f"tenant {tenant} exists already", f"change it with 'autoopt config set {tenant} ...'")

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, check_modules, parse_config
+from autoopt_pipeline.tenants.checking import check_names
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
+from autoopt_pipeline.tenants.roster import check_distinct, spellings
 from autoopt_pipeline.tenants.store import StoredConfig
 
 _ROUTING_KEY = "routing_config"
@@ -29,15 +31,17 @@ class RefusedRow:
 
 
 def read_rows(
-    text: str, *, where: str = "input", stored: Mapping[str, StoredConfig] | None = None
+    text: str, stored: Mapping[str, StoredConfig] | None = None, *, where: str = "input"
 ) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
     A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
     the highest counts, and rows of other kinds of configuration are passed over. A bad row is refused with
-    its number and does not stop the others. `stored` are the tenants' configurations now: a module that one of them
-    names may be missing here.
+    its number and does not stop the others, and so is a tenant whose id differs only in capital letters from one of
+    those that are `stored`, or of an earlier row. What a stored configuration names may be missing here.
     """
+    there = stored or {}
+    spelled = spellings(there)
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
     for number, row in enumerate(_rows(text, where), 1):
@@ -48,11 +52,14 @@ def read_rows(
             version = version if isinstance(version, int) else 0
             if row.get("config_key", _ROUTING_KEY) != _ROUTING_KEY:
                 continue  # telemetry, agents and the like stand in the same export
-            one = _import_row(row, number, stored or {})
+            one = _import_row(row, number, there)
+            tenant = one.config.tenant_id
+            if tenant not in there:
+                check_distinct(tenant, spelled)
         except AutooptError as e:
             refused.append(RefusedRow(number, str(e)))
             continue
-        tenant = one.config.tenant_id
+        spelled.setdefault(tenant.lower(), tenant)
         if tenant not in imported or imported[tenant][0] <= version:
             imported[tenant] = (version, one)
     return [one for _, one in imported.values()], refused
@@ -67,7 +74,7 @@ def _import_row(row: dict[str, Any], number: int, stored: Mapping[str, StoredCon
         known["tenant_id"] = row["tenant_id"]
     config = parse_config(known, where=f"row {number}")
     before = stored.get(config.tenant_id)
-    check_modules(config, before.document if before else None)
+    check_names(config, before.document if before else None)
     return ImportedConfig(config, tuple(sorted(set(data) - set(known))))
 
 

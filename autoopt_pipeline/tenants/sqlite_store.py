@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
+from autoopt_pipeline.places import why_not_makable
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.config import json_or_text
 from autoopt_pipeline.tenants.store import NEVER, ConfigChange, Risk, StoredConfig, change_between
@@ -41,10 +42,14 @@ _EVER = "9999"
 
 
 class SqliteConfigStore:
-    """See `TenantConfigStore`. The file and its folder are made on first use."""
+    """See `TenantConfigStore`. The file and its folder are made when something is first written."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return f"sqlite:///{self._path}"
 
     def current(self) -> Mapping[str, StoredConfig]:
         with self._connection() as db:
@@ -69,7 +74,7 @@ class SqliteConfigStore:
         since: datetime | None = None,
     ) -> int:
         validate_tenant_id(tenant_id)
-        with self._connection() as db:
+        with self._connection(make=True) as db:
             db.execute("BEGIN IMMEDIATE")
             last = [_stored(row) for row in db.execute(_HISTORY, (tenant_id, 1))]
             newest = last[0].version if last else 0
@@ -88,6 +93,10 @@ class SqliteConfigStore:
             return newest + 1
 
     def check_writable(self) -> None:
+        if not self._path.exists():
+            if why := why_not_makable(self._path):
+                raise self._unavailable(why)
+            return
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute("INSERT INTO tenant_configs VALUES ('', 0, '', NULL, '', NULL)")
@@ -97,20 +106,26 @@ class SqliteConfigStore:
         return []
 
     @contextmanager
-    def _connection(self) -> Generator[sqlite3.Connection, None, None]:
+    def _connection(self, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
+        """The database; where there is none, and none is to be made, an empty one that leaves nothing."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as db:
+            if make:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            path = self._path if make or self._path.exists() else ":memory:"
+            with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
                 # What is no UTF-8 in one tenant's row must not hide the others.
                 db.text_factory = lambda text: text.decode(errors="replace")
                 db.execute(_SCHEMA)
                 db.execute(_BY_TIME)
                 yield db
         except (sqlite3.Error, OSError) as e:
-            raise ConfigStoreUnavailable(
-                f"configuration store sqlite:///{self._path}: {e}",
-                "check AUTOOPT_CONFIG_STORE_URL, and that the file is a database this user may write",
-            ) from e
+            raise self._unavailable(e) from e
+
+    def _unavailable(self, why: object) -> ConfigStoreUnavailable:
+        return ConfigStoreUnavailable(
+            f"configuration store {self.name}: {why}",
+            "check AUTOOPT_CONFIG_STORE_URL, and that the file is a database this user may write",
+        )
 
 
 def check_version(tenant_id: str, newest: int, expected: int | None) -> None:

@@ -1,12 +1,13 @@
 """Where tenants' configurations are kept. Every write is a new version, and a tenant exists because it has one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields, parse_config
+from autoopt_pipeline.wording import did_you_mean
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """When an entry was written that does not say when."""
@@ -60,6 +61,11 @@ class Risk:
 
 class TenantConfigStore(Protocol):
     """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
+
+    @property
+    def name(self) -> str:
+        """Its address, fit to be shown."""
+        ...
 
     def current(self) -> Mapping[str, StoredConfig]:
         """The newest version of every tenant that is not removed, in few requests whatever their number."""
@@ -136,10 +142,19 @@ def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
     """The newest version as it is stored, be it valid or not. Raises `UnknownTenant`."""
     history = store.history(tenant_id)
     if not history or history[-1].document is None:
-        raise UnknownTenant(
-            f"tenant {tenant_id} has no configuration", f"add it with 'autoopt tenants add {tenant_id}'"
-        )
+        raise unknown_tenant(tenant_id, store.current())
     return history[-1]
+
+
+def unknown_tenant(tenant_id: str, known: Iterable[str]) -> UnknownTenant:
+    """The error for a tenant that is none of those that are known, with the nearest of them."""
+    names = list(known)
+    listing = "list them with" if names else "see where they are looked for with"
+    return UnknownTenant(
+        f"tenant {tenant_id} has no configuration" + ("" if names else ", and there are no others"),
+        f"{did_you_mean(tenant_id, names)}{listing} 'autoopt tenants list', or add it with 'autoopt tenants add "
+        f"{tenant_id}'",
+    )
 
 
 def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> StoredConfig:
