@@ -4,8 +4,9 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, WithJsonSchema, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoopt_pipeline.addresses import is_web_address, without_secrets
@@ -19,6 +20,9 @@ KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 
 STAND_IN = "stand-in"
 """Name of the offline model that answers from the nearest demo. Never a real language model's name."""
+
+KeyVariable = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{KEY_VARIABLE.pattern}$"})]
+"""The chart checks it by the schema, before a process reads it."""
 
 
 class Settings(BaseSettings):
@@ -62,10 +66,12 @@ class Settings(BaseSettings):
     )
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
-    lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the model's key.")
+    lm_api_key_env: KeyVariable | None = Field(None, description="Name of the variable that holds the model's key.")
     teacher_lm: str | None = Field(None, description="Default model that writes instructions; by default the same.")
     teacher_lm_api_base: str | None = Field(None, description="Endpoint of the default teacher model.")
-    teacher_lm_api_key_env: str | None = Field(None, description="Name of the variable that holds the teacher's key.")
+    teacher_lm_api_key_env: KeyVariable | None = Field(
+        None, description="Name of the variable that holds the teacher's key."
+    )
     sensor_interval_seconds: int = Field(60, ge=1, description="Least time between two looks at all tenants.")
     settling_seconds: float = Field(
         30, ge=0, description="How long after its start a trace is taken to be complete in Phoenix."

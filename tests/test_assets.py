@@ -208,7 +208,7 @@ def test_the_readmes_commands_that_launch_work_from_any_folder(
 
 def test_a_tenant_without_configuration_fails_with_one_line(configured: Path, instance: dg.DagsterInstance) -> None:
     message = failure_of(materialize(instance, "stranger", ["routing"]))
-    assert message.startswith("tenant stranger has no configuration -> add it with")
+    assert message.startswith("tenant stranger has no configuration -> ")
 
 
 def test_a_missing_project_fails_with_one_line(configured: Path, instance: dg.DagsterInstance) -> None:

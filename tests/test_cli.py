@@ -33,6 +33,9 @@ def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> s
     out, err = io.StringIO(), io.StringIO()
     returned = 0
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", os.environ.get("DAGSTER_HOME", ""))  # a command sets it, for its process
+        if not os.environ["DAGSTER_HOME"]:
+            del os.environ["DAGSTER_HOME"]
         patch.setattr(sys, "argv", ["autoopt", *arguments])
         patch.setattr(context.console, "file", out)
         patch.setattr(context.console, "width", width)

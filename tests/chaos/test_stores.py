@@ -80,6 +80,7 @@ def bucket(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they may speak to another test's server
     fsspec.filesystem("s3", skip_instance_cache=True).mkdirs("bucket", exist_ok=True)
     return f"s3://bucket/{tmp_path.name}"
 
