@@ -27,7 +27,7 @@ up: install $(WITH_LM) ## The same, running until Ctrl-C, with the dashboard and
 	@.venv/bin/autoopt up $(LM_OPTION) --lm-port $(LM_PORT) --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT) --dashboard-port $(DASHBOARD_PORT)
 
 lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 million parameters) here until Ctrl-C
-	@.venv-lm/bin/python autoopt_pipeline/local/smollm2_server.py --port $(LM_PORT)
+	@.venv-lm/bin/python autoopt_pipeline/devtools/smollm2_server.py --port $(LM_PORT)
 
 # Where the model cannot be had, the other tests run all the same.
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)

@@ -6,13 +6,13 @@ Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports 
 import dagster as dg
 
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.orchestration.alerting import build_alerting
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
 from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB
-from autoopt_pipeline.orchestration.retention import build_retention_sensor
-from autoopt_pipeline.orchestration.sensors import build_sensors
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors.alerts import build_alerting
+from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
+from autoopt_pipeline.orchestration.sensors.retention import build_retention_sensor
 from autoopt_pipeline.secrets import guard_process
 from autoopt_pipeline.settings import load_settings
 

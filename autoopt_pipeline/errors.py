@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from autoopt_pipeline.secrets import scrub
-from autoopt_pipeline.wording import one_line
+from autoopt_pipeline.text import one_line
 
 
 class AutooptError(Exception):

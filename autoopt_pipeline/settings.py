@@ -9,11 +9,11 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, WithJsonSchema, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from autoopt_pipeline.addresses import is_web_address, without_secrets
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.secrets import protect, protect_address, protect_environment
-from autoopt_pipeline.strict import what_is_wrong
 from autoopt_pipeline.tls import trusted_authorities
+from autoopt_pipeline.urls import is_web_address, without_secrets
+from autoopt_pipeline.validation import what_is_wrong
 
 KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 """What the variables are called that may hold a language model's key."""

@@ -6,7 +6,7 @@ import dagster as dg
 
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
 
 EXECUTORS = {
     "forkserver": module_executor,

@@ -26,14 +26,14 @@ import httpx
 from race import CountTokens, tokenizer_of
 from writing import table
 
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
+from autoopt_pipeline.evaluation.runner import answer_all, dspy_example, grade, using
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.answer_format import AnswerFormat, in_format
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example, grade, using
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, sample_truths
 
 FORMATS: Sequence[AnswerFormat] = get_args(AnswerFormat)
 AGENTS = tuple(Label(name, text) for name, text in SAMPLE_AGENTS.items())

@@ -14,14 +14,14 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
-from autoopt_pipeline.artifacts.store import LedgerEntry
-from autoopt_pipeline.optimization.cases import Case, Graded
-from autoopt_pipeline.optimization.gate import MIN_HOLDOUT, Verdict, judge
-from autoopt_pipeline.optimization.ledger import next_charge
-from autoopt_pipeline.optimization.paired import sign_flip_p
-from autoopt_pipeline.optimization.retry import needed_evidence
-from autoopt_pipeline.optimization.split import DEV_SHARE, TRAIN_SHARE
-from autoopt_pipeline.optimization.trial import follow_up
+from autoopt_pipeline.evaluation.alpha_ledger import next_charge
+from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Verdict, judge
+from autoopt_pipeline.evaluation.sequential_test import follow_up
+from autoopt_pipeline.evaluation.split import DEV_SHARE, TRAIN_SHARE
+from autoopt_pipeline.evaluation.statistics import sign_flip_p
+from autoopt_pipeline.registry.version_store import LedgerEntry
+from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
 
 LOOKBACK = 30
 MIN_DEV, MAX_DEV, MAX_HOLDOUT = 10, 100, 300

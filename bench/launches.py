@@ -26,10 +26,10 @@ import yaml
 from fleet import AGENTS, HOUR, make_home, names, own_database, postgres, write_history
 from writing import table, write_results
 
-from autoopt_pipeline.local.processes import Processes
-from autoopt_pipeline.local.stack import Stack, start_daemon
-from autoopt_pipeline.modules.registry import modules
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.processes import Processes
+from autoopt_pipeline.devtools.stack import Stack, start_daemon
+from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store
 
 NOBODY = "http://127.0.0.1:9"

@@ -24,13 +24,13 @@ import httpx
 import psutil
 from writing import table, write_results
 
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.local.stack import Stack, copy_instance, start_phoenix, wait_for_phoenix
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.devtools.stack import Stack, copy_instance, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.orchestration.partitions import register_tenant
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 
 HERE = Path(__file__).parent
 IMPORTS = {
@@ -38,8 +38,8 @@ IMPORTS = {
     "Dagster": "import dagster",
     "what Dagster loads": "import autoopt_pipeline.definitions",
     "DSPy": "import dspy",
-    "all that a step needs": "import autoopt_pipeline.definitions, autoopt_pipeline.optimization.optimize, "
-    "autoopt_pipeline.orchestration.report, pandas, phoenix.client",
+    "all that a step needs": "import autoopt_pipeline.definitions, autoopt_pipeline.optimization.pipeline, "
+    "autoopt_pipeline.orchestration.run_report, pandas, phoenix.client",
 }
 WAYS = {"forkserver": "as shipped", "spawn": "a new process for each step", "in_process": "one after another"}
 CALLS = 1500

@@ -27,12 +27,12 @@ import httpx
 from fleet import HOUR, own_database, postgres, write_traces
 from writing import Line, table, write_plot, write_results
 
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.traces.collect import collect
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import collect
 
 ON_POSTGRES = 10_000
 """Decisions that are read from Postgres too."""

@@ -28,13 +28,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import pack
-from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import pack
+from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
+from autoopt_pipeline.span_contract import project_name
 
 ROUTING = get_module("routing")
 AGENTS = tuple(Label(f"agent_{number}", f"takes requests of kind {number}") for number in range(8))

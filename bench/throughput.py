@@ -20,12 +20,12 @@ from typing import Any
 import dspy
 from writing import Line, table, write_plot, write_results
 
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example
 from autoopt_pipeline.tenants.config import LMSettings
 
 HERE = Path(__file__).parent

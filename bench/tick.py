@@ -39,9 +39,9 @@ from fleet import (
 )
 from writing import Line, table, write_plot, write_results
 
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import Stack, start_phoenix, wait_for_phoenix
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.stack import Stack, start_phoenix, wait_for_phoenix
+from autoopt_pipeline.run_history.instance import open_instance
 
 SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor", "run_retention_sensor")
 STATES = {
@@ -131,7 +131,7 @@ def child(arguments: list[str], stack: Stack, state: str, server: psutil.Process
 def measure(sensor: str) -> dict[str, Any]:
     """Two looks of a sensor in this process, and what the second one took."""
     from autoopt_pipeline.definitions import defs
-    from autoopt_pipeline.orchestration.services import Services
+    from autoopt_pipeline.orchestration.resources import Services
 
     definition, cursor, looks = defs.resolve_sensor_def(sensor), None, []
     with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance, counted_requests() as requests:
@@ -201,7 +201,7 @@ def seed(tenants: list[str], stack: Stack) -> dict[str, Any]:
 def count_as_the_seed(tenant: str) -> None:
     from phoenix.client import Client
 
-    from autoopt_pipeline.contract import project_name
+    from autoopt_pipeline.span_contract import project_name
 
     for module in SEEDS_MODULES:
         frame = Client(base_url=os.environ["AUTOOPT_PHOENIX_ENDPOINT"]).spans.get_spans_dataframe(

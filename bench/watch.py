@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from math import sqrt
 from statistics import NormalDist, fmean
 
-from autoopt_pipeline.modules.outcomes import LiveOutcome
-from autoopt_pipeline.optimization.watch import Side, WatchVerdict, judge_watch
+from autoopt_pipeline.modules.online_score import LiveOutcome
+from autoopt_pipeline.rollouts.analysis import Side, WatchVerdict, judge_watch
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 14

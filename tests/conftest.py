@@ -11,11 +11,11 @@ import dagster as dg
 import hypothesis
 import pytest
 
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
-from autoopt_pipeline.local.smollm2 import is_installed, start_smollm2
-from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.devtools.smollm2 import is_installed, start_smollm2
+from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.postgres import new_postgres
 
 # How long an example takes is the machine's affair. `make fuzz` takes the other profile.
@@ -166,7 +166,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty DAGSTER_HOME with the project's own dagster.yaml."""
-    from autoopt_pipeline.local.stack import copy_instance
+    from autoopt_pipeline.devtools.stack import copy_instance
 
     copy_instance(tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))

@@ -10,11 +10,11 @@ import dagster as dg
 import httpx
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.dashboard.access import Access, Person, Role
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.app import create_app
-from autoopt_pipeline.dashboard.state import open_dashboard
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.dashboard.auth import Access, Person, Role
+from autoopt_pipeline.dashboard.context import open_dashboard
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.settings import load_settings
 
 Fields = dict[str, list[str]]

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from autoopt_pipeline.devtools.traffic import PlayedRequest
 from autoopt_pipeline.modules.spec import Annotation, Decision, Example, ModuleSpec, Provenance
-from autoopt_pipeline.traces.collect import join_parts
-from autoopt_pipeline.traces.traffic import PlayedRequest
+from autoopt_pipeline.traces.reader import join_parts
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 

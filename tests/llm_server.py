@@ -16,7 +16,7 @@ from typing import Any
 
 from dspy.lm15 import Message, Request, TextPart
 
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 
 _OPENAI_FIELDS = frozenset(
     [

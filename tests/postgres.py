@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 
 
 @dataclass(frozen=True)

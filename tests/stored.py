@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import dspy
 
-from autoopt_pipeline.artifacts.programs import pack
-from autoopt_pipeline.artifacts.shared import SharedInstructions
-from autoopt_pipeline.artifacts.store import Manifest, ModuleArtifacts, Program
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
+from autoopt_pipeline.registry.serialization import pack
+from autoopt_pipeline.registry.shared_instructions import SharedInstructions
+from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts, Program
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))

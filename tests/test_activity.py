@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.artifacts.acts import ACTS_FOLDER, Act, enter_act, recent_acts
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.dashboard.access import Role
+from autoopt_pipeline.dashboard.auth import Role
+from autoopt_pipeline.registry.audit_log import ACTS_FOLDER, Act, enter_act, recent_acts
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
 from autoopt_pipeline.timeline import newest_of

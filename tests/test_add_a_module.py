@@ -11,16 +11,16 @@ import dagster as dg
 import httpx
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config
-from autoopt_pipeline.local.stack import copy_instance
-from autoopt_pipeline.modules.declared import DeclaredModule
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
+from autoopt_pipeline.devtools.stack import copy_instance
+from autoopt_pipeline.modules.yaml_modules import DeclaredModule
 from autoopt_pipeline.orchestration.partitions import register_tenant
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.follow import environment, follow
 
 PROJECT = Path(__file__).parents[1]

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.addresses import without_login, without_secrets
-from autoopt_pipeline.artifacts.files import Files
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.store import open_config_store
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.urls import without_login, without_secrets
 from tests.llm_server import llm_server
 
 SECRET = "k3y-0f-n0b0dy"

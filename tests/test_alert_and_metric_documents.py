@@ -6,9 +6,9 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-from autoopt_pipeline.alerts.alert import MAX_AFFECTED, Affected, Alert, Kind
-from autoopt_pipeline.alerts.formats import SIGNATURE_HEADER, signature
-from autoopt_pipeline.orchestration.metrics import Exporter
+from autoopt_pipeline.monitoring.alerts.formats import SIGNATURE_HEADER, signature
+from autoopt_pipeline.monitoring.alerts.models import MAX_AFFECTED, Affected, Alert, Kind
+from autoopt_pipeline.monitoring.prometheus import Exporter
 from autoopt_pipeline.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"

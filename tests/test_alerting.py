@@ -14,13 +14,13 @@ from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.sensor import execute_sensor_iteration
 
-from autoopt_pipeline.alerts import delivery, outbox
-from autoopt_pipeline.alerts.alert import Kind, make_alert
-from autoopt_pipeline.alerts.outbox import Outbox
-from autoopt_pipeline.orchestration import news
-from autoopt_pipeline.orchestration.alerting import ALERT_SENSOR, State, build_alerting
+from autoopt_pipeline.monitoring.alerts import delivery, outbox
+from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
+from autoopt_pipeline.monitoring.alerts.outbox import Outbox
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
-from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR, causes, finished_ticks, sensor_states
+from autoopt_pipeline.orchestration.sensors.alerts import ALERT_SENSOR, State, build_alerting
+from autoopt_pipeline.run_history import feed
+from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR, causes, finished_ticks, sensor_states
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from tests.alert_receiver import Receiver, alert_receiver
@@ -53,7 +53,7 @@ class Looks:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(news, "SETTLING", timedelta(0))
+    monkeypatch.setattr(feed, "SETTLING", timedelta(0))
     monkeypatch.setattr(delivery, "_ATTEMPTS", 1)
 
 
@@ -150,7 +150,7 @@ def test_a_cursor_that_means_nothing_is_begun_anew(
 def test_many_failed_runs_are_read_in_pieces_and_none_is_missed(
     instance: dg.DagsterInstance, receiver: Receiver, look: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "RUNS_PER_LOOK", 3)
+    monkeypatch.setattr(feed, "RUNS_PER_LOOK", 3)
     for n in range(8):
         failed_run(instance, f"t{n}", ["routing"])
     failed_run(instance, "t0", ["somebody_elses_asset"])

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.alerts import delivery
-from autoopt_pipeline.alerts import outbox as outbox_module
-from autoopt_pipeline.alerts.alert import MAX_AFFECTED, Affected, Alert, Kind, make_alert
-from autoopt_pipeline.alerts.delivery import receivers, send
-from autoopt_pipeline.alerts.events import Event, ModuleFailed, ModuleSucceeded, RolledBack, Ticked
-from autoopt_pipeline.alerts.failures import GROUP_INTERVAL, MAX_CAUSES
-from autoopt_pipeline.alerts.formats import slack_body
-from autoopt_pipeline.alerts.outbox import GIVE_UP_AFTER, MAX_KEPT, Outbox, deliver
-from autoopt_pipeline.alerts.telling import Memory, tell
 from autoopt_pipeline.errors import AlertNotDelivered, InvalidSettings
+from autoopt_pipeline.monitoring.alerts import delivery
+from autoopt_pipeline.monitoring.alerts import outbox as outbox_module
+from autoopt_pipeline.monitoring.alerts.delivery import receivers, send
+from autoopt_pipeline.monitoring.alerts.failure_rules import GROUP_INTERVAL, MAX_CAUSES
+from autoopt_pipeline.monitoring.alerts.formats import slack_body
+from autoopt_pipeline.monitoring.alerts.models import MAX_AFFECTED, Affected, Alert, Kind, make_alert
+from autoopt_pipeline.monitoring.alerts.outbox import GIVE_UP_AFTER, MAX_KEPT, Outbox, deliver
+from autoopt_pipeline.monitoring.alerts.rules import Memory, tell
+from autoopt_pipeline.run_history.events import Event, ModuleFailed, ModuleSucceeded, RolledBack, Ticked
 from autoopt_pipeline.settings import Settings
 from tests.alert_receiver import Receiver, alert_receiver
 from tests.test_cli import autoopt

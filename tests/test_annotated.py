@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.annotated import MARKS, AnnotationsSeen
+from autoopt_pipeline.scheduling.annotation_counts import MARKS, AnnotationsSeen
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 seconds = st.integers(0, 10_000)

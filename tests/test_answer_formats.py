@@ -8,22 +8,22 @@ from typing import Any
 import dspy
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import pack, unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.errors import AnswersUnreadable, InvalidRequest
-from autoopt_pipeline.lm.adapter import AnswerAdapter
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.evaluation.runner import answer_all, unread_counts
+from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
-from autoopt_pipeline.optimization.evaluation import answer_all, unread_counts
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import optimize
+from autoopt_pipeline.optimization.pipeline import optimize
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import pack, unpack
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.traffic import Habits
 from tests.examples import example
 from tests.llm_server import Answered, LLMServer, Sent, llm_server
 from tests.test_optimize import CONFIG, decisions, job

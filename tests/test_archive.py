@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.artifacts.archive import delete, export, stored_files
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import LedgerEntry, ModuleArtifacts
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
+from autoopt_pipeline.registry.export import delete, export, stored_files
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.shared_instructions import SharedStore
+from autoopt_pipeline.registry.version_store import LedgerEntry, ModuleArtifacts
 from tests.stored import shared_of
 from tests.test_artifacts import save
 

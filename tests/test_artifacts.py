@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import LedgerEntry, ModuleArtifacts, Program, modules_of
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import LedgerEntry, ModuleArtifacts, Program, modules_of
 from tests.stored import manifest_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

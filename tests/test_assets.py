@@ -13,18 +13,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG, build_module_assets
-from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.run_history.outcomes import read_attempts, read_outcomes
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix, Project
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits
+from autoopt_pipeline.traces.client import Phoenix, Project
 
 ACME = SAMPLE_TENANTS[0]
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.calibration import brier, confidence_of, reliability
-from autoopt_pipeline.optimization.cases import Graded
+from autoopt_pipeline.evaluation.calibration import brier, confidence_of, reliability
+from autoopt_pipeline.evaluation.cases import Graded
 
 answers = st.builds(
     Graded,

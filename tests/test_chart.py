@@ -14,11 +14,11 @@ import yaml
 from dagster._config import process_config
 from dagster_k8s.job import construct_dagster_k8s_job
 
-from autoopt_pipeline.dashboard.access import open_access
-from autoopt_pipeline.kubernetes.launcher import TenantRunLauncher
-from autoopt_pipeline.modules.declared import declared_modules
+from autoopt_pipeline.dashboard.auth import open_access
+from autoopt_pipeline.launchers.kubernetes import TenantRunLauncher
+from autoopt_pipeline.modules.yaml_modules import declared_modules
 from autoopt_pipeline.orchestration.assets import LM_POOL
-from autoopt_pipeline.orchestration.running import CODE_LOCATION
+from autoopt_pipeline.orchestration.launch import CODE_LOCATION
 from autoopt_pipeline.settings import Settings
 from tests.kube_api import as_sent, kubeconfig
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import Job, optimize
-from autoopt_pipeline.optimization.prior import Pool
-from autoopt_pipeline.optimization.waiting import Terms, begin, open_trial
-from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.evaluation.trial_log import Terms, begin, open_trial
+from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.optimization.warm_start import Pool
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import made_program, store
 from tests.test_optimize import artifacts, decisions, job, stand_in
 from tests.test_prior import AT, ROUTING, artifacts_of, configs, configure, pool, publish, root, started

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
-from autoopt_pipeline.contract import ROUTING, project_name
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
 from autoopt_pipeline.serving import trace_to_phoenix
 from autoopt_pipeline.serving._forms import span_attributes
-from autoopt_pipeline.traces.collect import collect
-from autoopt_pipeline.traces.cut import mark_cut
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.span_contract import ROUTING, project_name
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import collect
+from autoopt_pipeline.traces.truncation import mark_cut
 from tests.examples import T0
 
 SPEC = get_module("routing")

@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.dashboard.access import Access, Person, Role, open_access
+from autoopt_pipeline.dashboard.auth import Access, Person, Role, open_access
 from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 from tests.dashboards import csrf, send, text_of, visiting

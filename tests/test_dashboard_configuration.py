@@ -11,7 +11,7 @@ import pytest
 from httpx import Response
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.dashboard.access import Role
+from autoopt_pipeline.dashboard.auth import Role
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.dashboard.configuring import (
+from autoopt_pipeline.dashboard.config_form import (
     changeable,
     checked,
     configuration_shapes,
@@ -12,7 +12,7 @@ from autoopt_pipeline.dashboard.configuring import (
     without_secrets,
     wrong_value,
 )
-from autoopt_pipeline.dashboard.forms import Group, Input, Kind, fill, form, rebased, shown
+from autoopt_pipeline.dashboard.form_fields import Group, Input, Kind, fill, form, rebased, shown
 from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, parse_config, wrong_fields
 from autoopt_pipeline.tenants.store import NEVER, StoredConfig
 

@@ -15,11 +15,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.local.stack import (
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.devtools.stack import (
     Stack,
     copy_instance,
     start_dagster_dev,
@@ -28,11 +26,13 @@ from autoopt_pipeline.local.stack import (
     wait_for_phoenix,
 )
 from autoopt_pipeline.optimization.progress import Progress
-from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.progress import RunProgress
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.progress import RunProgress
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.browsing import chromium, click, fill, press, wait_for_text
 
 RUN_ENDS = 300

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.moves import Rollback
-from autoopt_pipeline.dashboard.overview import _SORTED_BY, Query, select
+from autoopt_pipeline.dashboard.overview_query import _SORTED_BY, Query, select
 from autoopt_pipeline.dashboard.paging import PAGE
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.plan import Attempts, Decision, Evidence, Outcome, Reason
-from autoopt_pipeline.orchestration.standing import Health, Standing
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.registry.transitions import Rollback
+from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Evidence, Outcome, Reason
+from autoopt_pipeline.status.module_status import Health, Standing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACK = Rollback(versions=("v2",), at=NOW, by="watch", why="errors rose")

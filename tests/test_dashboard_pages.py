@@ -9,16 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.dashboard.looking import Looking
-from autoopt_pipeline.dashboard.trend import read_trends, sparkline
+from autoopt_pipeline.dashboard.status_cache import Looking
+from autoopt_pipeline.devtools.processes import free_port
 from autoopt_pipeline.errors import ConfigStoreUnavailable
-from autoopt_pipeline.local.processes import free_port
-from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.standing import Standing
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.status.module_status import Standing
+from autoopt_pipeline.status.score_trend import read_trends, sparkline
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import send, text_of, visiting
 from tests.stored import made_program
 from tests.stored import store as stored_program
@@ -255,7 +255,7 @@ def test_a_page_that_fails_gives_nothing_away(
     configure(store, tenant)
     with visiting(home) as browser:
         browser._transport.raise_server_exceptions = False  # ty: ignore[unresolved-attribute]
-        monkeypatch.setattr("autoopt_pipeline.dashboard.tenant.read_programs", lambda *_: 1 / 0)
+        monkeypatch.setattr("autoopt_pipeline.dashboard.pages.modules.read_programs", lambda *_: 1 / 0)
         page = browser.get(f"/tenants/{tenant}/modules/routing")
     assert page.status_code == 500
     assert "ZeroDivisionError" not in page.text

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from autoopt_pipeline.artifacts.programs import pack, unpack
-from autoopt_pipeline.contract import CONFIRMING, REFUTING, UNDECIDED, SpanContract
 from autoopt_pipeline.errors import InvalidSettings
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.runner import Answer, answer_all
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.declared import KEPT_FIELD_NAMES, PROGRAM, declared_modules
-from autoopt_pipeline.modules.registry import KEPT_NAMES
+from autoopt_pipeline.modules.catalog import KEPT_NAMES
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
-from autoopt_pipeline.optimization.evaluation import Answer, answer_all
+from autoopt_pipeline.modules.yaml_modules import KEPT_FIELD_NAMES, PROGRAM, declared_modules
+from autoopt_pipeline.registry.serialization import pack, unpack
 from autoopt_pipeline.serving._forms import span_attributes
+from autoopt_pipeline.span_contract import CONFIRMING, REFUTING, UNDECIDED, SpanContract
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.examples import annotation, decision
 

@@ -19,18 +19,18 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.devtools.stack import Stack, start_daemon
 from autoopt_pipeline.doctor import instance, process, servers, stores, verdicts, versions
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, ok
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
-from autoopt_pipeline.local.stack import Stack, start_daemon
-from autoopt_pipeline.modules.registry import modules
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import Answered, LLMServer, llm_server
 from tests.stored import made_program
 from tests.stored import store as save_version

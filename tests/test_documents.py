@@ -18,11 +18,11 @@ from dagster._core.instance.config import dagster_instance_config
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.local.stack import copy_instance
+from autoopt_pipeline.devtools.stack import copy_instance
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.traces.phoenix import OLDEST_PHOENIX, SUPPORTED_PHOENIX, Phoenix
+from autoopt_pipeline.traces.client import OLDEST_PHOENIX, SUPPORTED_PHOENIX, Phoenix
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -222,7 +222,7 @@ def test_the_instance_of_the_install_page_is_one_that_dagster_reads(
 
 def test_the_settings_of_the_install_page_are_those_that_a_new_deployment_gets() -> None:
     (shown,) = (text for _, _, name, text in BLOCK.findall((DOCS / "install.md").read_text()) if name == "autoopt.env")
-    made = (PROJECT / "autoopt_pipeline" / "local" / "instance" / "autoopt.env").read_text()
+    made = (PROJECT / "autoopt_pipeline" / "instance_template" / "autoopt.env").read_text()
     assignment = re.compile(r"^#?([A-Z_]+)=(.*)$", re.MULTILINE)
     assert dict(assignment.findall(shown)) | {"DAGSTER_HOME": "FOLDER"} == dict(assignment.findall(made))
 

@@ -8,12 +8,12 @@ import dspy
 import pytest
 
 from autoopt_pipeline.errors import InvalidModule
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.calibration import reliability
+from autoopt_pipeline.evaluation.runner import Answer, answer_all, grade
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Grading, ModuleSpec, Values
-from autoopt_pipeline.optimization.calibration import reliability
-from autoopt_pipeline.optimization.evaluation import Answer, answer_all, grade
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.examples import example
 

@@ -11,14 +11,14 @@ import dagster as dg
 import pytest
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.contract import ROUTING_SPAN, project_name
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Truth, sample_truths
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.span_contract import ROUTING_SPAN, project_name
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import CountRequest, Phoenix
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Truth, sample_truths
+from autoopt_pipeline.traces.client import CountRequest, Phoenix
 
 APP = Path(__file__).parents[1] / "examples" / "router" / "app.py"
 REQUESTS = 620

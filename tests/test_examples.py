@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from autoopt_pipeline.modules.examples import build_examples
-from autoopt_pipeline.modules.modality import MODALITY
-from autoopt_pipeline.modules.routing import ROUTING
+from autoopt_pipeline.modules.builtin.modality import MODALITY
+from autoopt_pipeline.modules.builtin.routing import ROUTING
+from autoopt_pipeline.modules.labeling import build_examples
 from autoopt_pipeline.modules.spec import Annotation, Example, Label, Provenance
 from tests.examples import annotation, decision
 

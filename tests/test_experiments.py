@@ -15,10 +15,12 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.contract import ROUTING_SPAN
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import PlayedRequest, PlayedSpan
 from autoopt_pipeline.errors import InvalidTenantId, PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.traces.collect import collect
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.span_contract import ROUTING_SPAN
+from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.experiments import (
     ComparedRow,
     ProgramAnswer,
@@ -27,9 +29,7 @@ from autoopt_pipeline.traces.experiments import (
     forget_in_datasets,
     publish_comparison,
 )
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import PlayedRequest, PlayedSpan
+from autoopt_pipeline.traces.reader import collect
 from tests.conftest import PhoenixServer
 
 ON_POSTGRES_TOO = True

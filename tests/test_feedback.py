@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from autoopt_pipeline.contract import ROUTING_SPAN, project_name
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.serving import _feedback as sending
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.span_contract import ROUTING_SPAN, project_name
+from autoopt_pipeline.traces.client import Phoenix
 
 SECRET = "who-says-so-9431"
 

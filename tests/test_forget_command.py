@@ -9,20 +9,20 @@ import httpx
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits, Truth, play
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
-from autoopt_pipeline.modules.registry import get_module, modules
+from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config
-from autoopt_pipeline.traces.collect import collect
+from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, dataset_name, publish_comparison
 from autoopt_pipeline.traces.lookup import find_asked
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits, Truth, play
+from autoopt_pipeline.traces.reader import collect
 from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 

@@ -7,26 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialStep
-from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, StaleIncumbent
-from autoopt_pipeline.lm.meter import Meter
-from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.redaction import redact
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.forgetting import (
+from autoopt_pipeline.erasure.programs import (
     ForgottenText,
     forget_in_programs,
     never_learn_again,
     versions_with,
     without_text,
 )
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.optimize import Job, optimize
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, StaleIncumbent
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.lm.metering import Meter
+from autoopt_pipeline.lm.models import metered_lm
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.redaction import redact
+from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialStep
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
-from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
 from autoopt_pipeline.tenants.store import read_config, write_config
+from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import AT, LABELS, made_program, store
 
 SECRET = "Where is Maria Huber's biopsy report?"

@@ -8,20 +8,20 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SharedInstructions, SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.plan import Decision, Reason
-from autoopt_pipeline.orchestration.planning import plan_tenants
-from autoopt_pipeline.orchestration.sensors import run_requests
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits, Truth, play
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.orchestration.planner import plan_tenants
+from autoopt_pipeline.orchestration.sensors.optimization import run_requests
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.shared_instructions import SharedInstructions, SharedStore
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.scheduling.conditions import Decision, Reason
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
-from autoopt_pipeline.traces.collect import collect
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits, Truth, play
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import collect
 from tests.stored import LABELS, made_program, shared_of
 from tests.test_assets import materialize, metadata_of
 

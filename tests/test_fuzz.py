@@ -14,10 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import unpack
-from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import (
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.orchestration.sensors.alerts import State
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.rollout_records import all_watched
+from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.shared_instructions import SharedStore
+from autoopt_pipeline.registry.version_store import (
     LedgerEntry,
     Manifest,
     ModuleArtifacts,
@@ -26,18 +30,14 @@ from autoopt_pipeline.artifacts.store import (
     read_manifests,
     read_pointers,
 )
-from autoopt_pipeline.artifacts.watches import all_watched
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.plan import Attempts, decide
-from autoopt_pipeline.orchestration.alerting import State
+from autoopt_pipeline.scheduling.conditions import Attempts, decide
 from autoopt_pipeline.tenant_id import safe_name, validate_tenant_id
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config, with_field
-from autoopt_pipeline.tenants.editing import from_text
 from autoopt_pipeline.tenants.seed_import import read_rows
-from autoopt_pipeline.tenants.sqlite_store import decode_document
 from autoopt_pipeline.tenants.store import NEVER, StoredConfig
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.tenants.stores.sqlite import decode_document
+from autoopt_pipeline.tenants.yaml_format import from_text
+from autoopt_pipeline.text import printable
 from tests.stored import LABELS, made_program, manifest_of, shared_of
 from tests.test_malformed_spans import values
 

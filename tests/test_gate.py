@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.cases import Case, Graded
-from autoopt_pipeline.optimization.gate import GOAL, MIN_GAIN, Verdict, compare, judge
+from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, Verdict, compare, judge
 
 LABELS = ["a", "b", "c"]
 graded = st.one_of(

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 
 PLAN, FUSION, UNIFIED = get_module("workflow"), get_module("cross_modal"), get_module("unified")
 
@@ -63,7 +63,7 @@ def test_the_whole_scores_the_mean_of_its_parts() -> None:
 
 
 def test_labels_are_written_as_annotators_write_them() -> None:
-    from autoopt_pipeline.modules.workflow import parse_plan
+    from autoopt_pipeline.modules.builtin.workflow import parse_plan
 
     for label in ("a", "a > b", "a + b"):
         assert PLAN.label(parse_plan(label)) == label

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, read_pointers
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_pointers
 from tests.stored import LABELS, made_program, manifest_of, store
 
 ROUTING = get_module("routing")

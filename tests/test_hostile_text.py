@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from rich.markup import escape
 from rich.table import Table
 
-from autoopt_pipeline.alerts.alert import Kind, make_alert
-from autoopt_pipeline.alerts.formats import slack_body, webhook_body
 from autoopt_pipeline.cli.context import Screen
-from autoopt_pipeline.contract import TENANT_ID
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.evaluation import answer_all
+from autoopt_pipeline.monitoring.alerts.formats import slack_body, webhook_body
+from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
+from autoopt_pipeline.span_contract import TENANT_ID
 from autoopt_pipeline.tenants.config import LMSettings
+from autoopt_pipeline.text import printable
+from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, publish_comparison
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.wording import printable
 from tests.examples import example
 from tests.llm_server import llm_server
 from tests.test_cli import autoopt

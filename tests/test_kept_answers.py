@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.evaluation import answer_all
-from autoopt_pipeline.optimization.kept_answers import SAVE_AFTER, KeptAnswers
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.optimization.answer_checkpoint import SAVE_AFTER, KeptAnswers
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.llm_server import LLMServer, llm_server
 from tests.test_optimizers import LABELS, examples
@@ -26,14 +26,14 @@ PROJECT = Path(__file__).parents[1]
 
 RUN = """
 import sys
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.optimization.kept_answers import KeptAnswers
-from autoopt_pipeline.optimization.optimize import optimize
+from autoopt_pipeline.optimization.answer_checkpoint import KeptAnswers
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.devtools.traffic import Habits
 from tests.test_optimize import decisions, job
 
 url, root = sys.argv[1:]

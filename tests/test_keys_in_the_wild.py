@@ -15,12 +15,12 @@ import dagster as dg
 import pytest
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.secrets import PART
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.store import TenantConfigStore
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AGENTS, autoopt
 
 LM_KEY = "sk-q7Xw/2Lm9+Vb4=Nz8pR5tY3"

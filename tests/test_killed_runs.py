@@ -17,16 +17,16 @@ from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import PhoenixRefused
-from autoopt_pipeline.local.launcher import LocalRunLauncher
-from autoopt_pipeline.optimization.plan import LostRun
-from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.orchestration.history import read_attempts, values_of
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.launchers.local import LocalRunLauncher
+from autoopt_pipeline.names import FAILED_TAG, SKIPPED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, register_tenant
-from autoopt_pipeline.orchestration.steps import failing_the_step, skipping
-from autoopt_pipeline.orchestration.tags import FAILED_TAG, SKIPPED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.orchestration.step_errors import failing_the_step, skipping
+from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.outcomes import read_attempts, values_of
+from autoopt_pipeline.scheduling.conditions import LostRun
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import Retry
 from tests.test_assets import acme, configured
@@ -40,7 +40,7 @@ STEP_AND_RUN = """
 import multiprocessing, os, time
 
 def step():
-    from autoopt_pipeline.orchestration.steps import end_with_the_run
+    from autoopt_pipeline.orchestration.step_errors import end_with_the_run
     end_with_the_run()
     print(os.getpid(), flush=True)
     time.sleep(60)

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import InvalidSettings
-from autoopt_pipeline.kubernetes.launcher import TenantRunLauncher, labels_of
-from autoopt_pipeline.orchestration.ticks import OPTIMIZATION_SENSOR
+from autoopt_pipeline.launchers.kubernetes import TenantRunLauncher, labels_of
+from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR
 from tests.kube_api import KubeApi, kubeconfig, serve
 
 RESOURCES = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
@@ -43,7 +43,7 @@ def instance(api: KubeApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("kube")
     with serve(api) as address:
         launcher = {
-            "module": "autoopt_pipeline.kubernetes.launcher",
+            "module": "autoopt_pipeline.launchers.kubernetes",
             "class": "TenantRunLauncher",
             "config": {
                 "service_account_name": "runs",

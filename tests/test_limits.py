@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.optimization.limits import Allowance, Spending, midnight, quiet_until, spread
+from autoopt_pipeline.scheduling.limits import Allowance, Spending, midnight, quiet_until, spread
 from autoopt_pipeline.tenants.config import WEEKDAYS, Budget, DailyBudget, QuietHours, parse_config
 
 HOUR = timedelta(hours=1)

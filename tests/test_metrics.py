@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from autoopt_pipeline.local.processes import LOOPBACK, free_port
-from autoopt_pipeline.orchestration import metrics
-from autoopt_pipeline.orchestration.metrics import Exporter
+from autoopt_pipeline.devtools.processes import LOOPBACK, free_port
+from autoopt_pipeline.monitoring import prometheus
+from autoopt_pipeline.monitoring.prometheus import Exporter
 from tests.test_cli import AUTOOPT
 from tests.test_planning import failed_run
 
@@ -40,8 +40,8 @@ def scraped(source: Exporter) -> dict[tuple[str, ...], float]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "SETTLING", timedelta(0))
-    monkeypatch.setattr(metrics, "_CACHED_SECONDS", 0)
+    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "_CACHED_SECONDS", 0)
 
 
 def spend(instance: dg.DagsterInstance, tenant: str, calls: int, *, verdict: str | None = "promoted") -> None:
@@ -111,7 +111,7 @@ def test_tenants_beyond_the_highest_number_share_a_label(instance: dg.DagsterIns
 
 
 def test_what_many_ask_is_read_once(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
     source = exporter(instance)
     scraped(source)
     spend(instance, "acme", 1)

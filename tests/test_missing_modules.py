@@ -10,21 +10,21 @@ import dagster as dg
 import pytest
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.artifacts.watches import all_watched
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.modules.registry import missing_module, modules, read_modules_again
-from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.modules.catalog import missing_module, modules, read_modules_again
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.sensors import build_sensors
-from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.orchestration.ticks import TickReport
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
+from autoopt_pipeline.registry.rollout_records import all_watched
+from autoopt_pipeline.run_history.ticks import TickReport
+from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import Settings, load_settings
 from autoopt_pipeline.tenants.config import WatchSettings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import client, form, visiting
 from tests.stored import made_program
 from tests.stored import store as save_version

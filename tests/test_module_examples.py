@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
 from tests.examples import T0, annotation, decision
 

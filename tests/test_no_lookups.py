@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.local.processes import LOOPBACK
+from autoopt_pipeline.devtools.processes import LOOPBACK
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.store import TenantConfigStore
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import LLMServer, llm_server
 from tests.test_cli import AGENTS, autoopt
 

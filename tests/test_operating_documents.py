@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.config_reference import DOCUMENT, with_tables
 from tests.follow import environment, follow
 from tests.test_cli import AGENTS, autoopt

@@ -11,9 +11,7 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import pack, unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths_for
 from autoopt_pipeline.errors import (
     ArtifactStoreUnavailable,
     InvalidArtifact,
@@ -21,19 +19,21 @@ from autoopt_pipeline.errors import (
     LMNotConfigured,
     LMUnavailable,
 )
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.evaluation.runner import answer_all, grade, using
+from autoopt_pipeline.evaluation.split import split_examples
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, grade, using
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.ledger import alpha_of_charge
-from autoopt_pipeline.optimization.optimize import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
+from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.optimization.split import split_examples
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import pack, unpack
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, WatchSettings, with_field
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths_for
 from tests.examples import as_read, example
 from tests.llm_server import LLMServer, llm_server
 from tests.stored import manifest_of

@@ -11,13 +11,14 @@ from pathlib import Path
 import dspy
 import pytest
 
-from autoopt_pipeline.artifacts.programs import pack, queries_shown, unpack
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
 from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
-from autoopt_pipeline.lm.meter import Meter, Role
+from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
+from autoopt_pipeline.evaluation.split import Judged, Split, split_examples
+from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, dspy_example
 from autoopt_pipeline.optimization.optimizers import (
     Workshop,
     bootstrappers,
@@ -29,10 +30,9 @@ from autoopt_pipeline.optimization.optimizers import (
 )
 from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import Search, check_budget, comparison_calls, search
-from autoopt_pipeline.optimization.split import Judged, Split, split_examples
+from autoopt_pipeline.registry.serialization import pack, queries_shown, unpack
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, sample_truths
 from tests.llm_server import LLMServer, llm_server
 
 ROUTING, UNIFIED = get_module("routing"), get_module("unified")

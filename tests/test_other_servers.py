@@ -12,9 +12,9 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = {"id": "UHJvamVjdDox", "name": "default", "description": ""}
@@ -92,7 +92,7 @@ def test_every_command_says_that_phoenix_is_too_old(home: Path, old: Server, com
 
 def test_the_sensor_says_it_too(home: Path, old: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from autoopt_pipeline.orchestration.assets import build_module_assets
-    from autoopt_pipeline.orchestration.sensors import build_sensors
+    from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
 
     autoopt("tenants", "add", "acme", *AGENTS)
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", old.url)

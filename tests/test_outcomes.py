@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autoopt_pipeline.modules.outcomes import LiveOutcome, live_outcome
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.online_score import LiveOutcome, live_outcome
 from autoopt_pipeline.modules.spec import Annotation, Label
 from tests.examples import T0, annotation, decision
 from tests.test_module_examples import FUSION, PLAN, gain

@@ -11,14 +11,14 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.alerts.events import ModuleFailed
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config
-from autoopt_pipeline.orchestration import news
-from autoopt_pipeline.orchestration.history import read_attempts
-from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.news import Source
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
+from autoopt_pipeline.orchestration.launch import run_here
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.running import run_here
+from autoopt_pipeline.run_history import feed
+from autoopt_pipeline.run_history.events import ModuleFailed
+from autoopt_pipeline.run_history.feed import Source
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.outcomes import read_attempts
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from tests.dashboards import text_of, visiting
 from tests.test_cli import autoopt
@@ -32,7 +32,7 @@ DAGSTER = Path(sys.executable).parent / "dagster"
 def acme(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """The instance of a home with the tenant acme. No Phoenix answers: nothing here comes so far as to ask it."""
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(news, "SETTLING", timedelta(0))
+    monkeypatch.setattr(feed, "SETTLING", timedelta(0))
     write_config(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), sample_config(SAMPLE_TENANTS[0]))
     with open_instance(home) as opened:
         register_tenant(opened, "acme")

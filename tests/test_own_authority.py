@@ -17,7 +17,7 @@ import pytest
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import llm_server
 
 PROJECT = Path(__file__).parents[1]
@@ -25,16 +25,16 @@ PROJECT = Path(__file__).parents[1]
 CONNECT = """
 import json, os, sys, tempfile
 import dagster as dg, dspy
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.orchestration.running import submit
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.orchestration.launch import submit
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.send import send_traffic
+from autoopt_pipeline.devtools.send import send_traffic
 from tests.test_phoenix_contract import requests
 
 tenant, phoenix_url, model_url, trusted = sys.argv[1:]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.paired import (
+from autoopt_pipeline.evaluation.statistics import (
     POWER,
     anytime_p,
     cases_needed,

@@ -15,17 +15,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import set_span_in_context
 
-from autoopt_pipeline.contract import ROUTING, ROUTING_SPAN, project_name
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, Truth, play, sample_truths_for
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, Provenance
-from autoopt_pipeline.optimization.annotated import AnnotationsSeen
-from autoopt_pipeline.optimization.plan import Outcome
-from autoopt_pipeline.traces.collect import collect
-from autoopt_pipeline.traces.evidence import Wanted, gather_evidence
-from autoopt_pipeline.traces.phoenix import CountRequest, NewAnnotation, Phoenix, Project
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, Truth, play, sample_truths_for
+from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
+from autoopt_pipeline.scheduling.conditions import Outcome
+from autoopt_pipeline.span_contract import ROUTING, ROUTING_SPAN, project_name
+from autoopt_pipeline.traces.client import CountRequest, NewAnnotation, Phoenix, Project
+from autoopt_pipeline.traces.counts import Wanted, gather_evidence
+from autoopt_pipeline.traces.reader import collect
 from tests.examples import as_read
 
 ON_POSTGRES_TOO = True
@@ -136,7 +136,7 @@ def test_no_limit_drops_spans_silently(phoenix: Phoenix, tenant: str, monkeypatc
     played = requests(130)
     same_instant = [replace(request, time=played[40].time) for request in played[40:75]]
     send_traffic(phoenix, tenant, [*played[:40], *same_instant, *played[75:]])
-    monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 20)
+    monkeypatch.setattr("autoopt_pipeline.traces.client.SPANS_PER_READ", 20)
     read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert len({decision.span_id for decision in read}) == len(read) == 130
     assert sum(decision.time == played[40].time for decision in read) == 35
@@ -160,7 +160,7 @@ def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkey
     _wait_for_traces(phoenix, tenant, 10)
     request = CountRequest(project_of(phoenix, tenant).id, ROUTING_SPAN, NOW - timedelta(hours=2), NOW)
     _wait_for(lambda i: phoenix.count([replace(request, end=NOW + timedelta(microseconds=i))]), 200)
-    monkeypatch.setattr("autoopt_pipeline.traces.phoenix.SPANS_PER_READ", 30)
+    monkeypatch.setattr("autoopt_pipeline.traces.client.SPANS_PER_READ", 30)
     read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert len({decision.span_id for decision in read}) == len(read) == 200
     assert [decision.time for decision in read] == sorted(decision.time for decision in read)

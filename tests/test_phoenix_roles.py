@@ -12,17 +12,17 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.doctor import servers
 from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine
 from autoopt_pipeline.errors import PhoenixRefused
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.orchestration.assets import build_module_assets
-from autoopt_pipeline.orchestration.failures import causes_of
-from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.run_history.failures import causes_of
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore

@@ -15,25 +15,25 @@ import psutil
 import pytest
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.app import create_app
-from autoopt_pipeline.dashboard.counts import Counts
-from autoopt_pipeline.dashboard.state import open_dashboard
+from autoopt_pipeline.dashboard.context import open_dashboard
+from autoopt_pipeline.dashboard.count_cache import Counts
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.errors import AutooptError, PhoenixUnavailable
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
-from autoopt_pipeline.optimization.plan import Attempts, Condition, Decision, Evidence, Reason
-from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.standing import Standing
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.scheduling.conditions import Attempts, Condition, Decision, Evidence, Reason
 from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.status.module_status import Standing
 from autoopt_pipeline.tenants.store import open_config_store
-from autoopt_pipeline.traces.patience import PEOPLE_SECONDS, Patience
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
 from tests.dashboards import everybody, text_of
 from tests.stored import made_program
 from tests.stored import store as stored_program

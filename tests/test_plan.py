@@ -4,9 +4,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.limits import Allowance, Spending
-from autoopt_pipeline.optimization.plan import (
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
     Attempts,
     Decision,
@@ -18,6 +17,7 @@ from autoopt_pipeline.optimization.plan import (
     count_from,
     decide,
 )
+from autoopt_pipeline.scheduling.limits import Allowance, Spending
 from autoopt_pipeline.tenants.config import (
     Agent,
     DailyBudget,

@@ -15,29 +15,29 @@ from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.errors import TenantsUndecided
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.limits import Spending
-from autoopt_pipeline.optimization.plan import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
-from autoopt_pipeline.orchestration import planning
-from autoopt_pipeline.orchestration.history import (
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.orchestration import planner
+from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors.optimization import partition_changes, run_requests, summary
+from autoopt_pipeline.run_history.outcomes import (
     failure_horizon,
     read_attempts,
     read_outcomes,
     read_spending,
     report_spent,
 )
-from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
-from autoopt_pipeline.orchestration.planning import WHOLE_TENANT, Plan, plan_tenants
-from autoopt_pipeline.orchestration.sensors import partition_changes, run_requests, summary
-from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.scheduling.conditions import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
+from autoopt_pipeline.scheduling.limits import Spending
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.traces.client import Phoenix
 from tests.test_phoenix_contract import requests
 
 MODULES = ["modality", "routing"]
@@ -390,7 +390,7 @@ def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobod
 def test_what_is_read_on_is_counted_once(
     instance: dg.DagsterInstance, tenant: str, settling: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoopt_pipeline.orchestration.history._SETTLING", settling)
+    monkeypatch.setattr("autoopt_pipeline.run_history.outcomes._SETTLING", settling)
     since = datetime.now(UTC) - HOUR
     for attempts in range(1, 4):
         outcome = dg.AssetMaterialization("routing", partition=tenant, metadata={"lm_calls": 5})
@@ -431,7 +431,7 @@ def sensors(tmp_path: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
     monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
     from autoopt_pipeline.orchestration.assets import build_module_assets
-    from autoopt_pipeline.orchestration.sensors import build_sensors
+    from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
 
     keys = [asset.key for asset in build_module_assets()]
     return {sensor.name: sensor for sensor in build_sensors(Settings(), dg.AssetSelection.assets(*keys))}
@@ -489,7 +489,7 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
     tenant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "_TENANTS_AT_ONCE", 2)
+    monkeypatch.setattr(planner, "_TENANTS_AT_ONCE", 2)
     newest, older, oldest, never, other = (f"{tenant}-{name}" for name in "abcde")
     for name in (oldest, older, newest):
         materialize(instance, name, "routing", traces=0, end=datetime.now(UTC))
@@ -509,10 +509,10 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
 
 
 @given(st.lists(st.tuples(st.floats(0, 2e9), st.text(min_size=1))), st.integers(1, 5))
-def test_in_a_round_of_looks_everybody_has_a_turn(turns: list[planning.Turn], at_once: int) -> None:
+def test_in_a_round_of_looks_everybody_has_a_turn(turns: list[planner.Turn], at_once: int) -> None:
     turns, after, reached = list(dict.fromkeys(turns)), None, set()
     for _ in range(-(-len(turns) // at_once)):
-        some = planning.in_turn(turns, after)[:at_once]
+        some = planner.in_turn(turns, after)[:at_once]
         reached |= {*some}
         after = some[-1]
     assert reached == {*turns}
@@ -527,8 +527,8 @@ def test_whoever_is_held_back_is_launched_before_those_who_have_waited_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AUTOOPT_MAX_LAUNCHES_PER_TICK", "1")
-    monkeypatch.setattr("autoopt_pipeline.orchestration.sensors._SECONDS_PER_TICK", 0)
-    monkeypatch.setattr(planning, "_TENANTS_AT_ONCE", 2)
+    monkeypatch.setattr("autoopt_pipeline.orchestration.sensors.optimization._SECONDS_PER_TICK", 0)
+    monkeypatch.setattr(planner, "_TENANTS_AT_ONCE", 2)
     names = [f"{tenant}-{i}" for i in range(4)]
     for name in names:
         configure(store, name, min_samples_for_optimization=2)

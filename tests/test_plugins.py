@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PLUGIN = """
-from autoopt_pipeline.contract import SpanContract
+from autoopt_pipeline.span_contract import SpanContract
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 
 URGENCY = ModuleSpec(
@@ -120,17 +120,17 @@ import random
 import sys
 from datetime import UTC, datetime, timedelta
 
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 spec = get_module("urgency")
 assert "dspy" not in sys.modules
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.spec import Decision
-from autoopt_pipeline.optimization.optimize import Job, optimize
+from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified
 
 rng, end = random.Random(1), datetime(2026, 1, 2, tzinfo=UTC)
@@ -174,7 +174,7 @@ print(type(program).__name__, sorted({{row.case.candidate.score for row in repor
 def test_a_bad_plugin_is_named(tmp_path: Path, module: str, words: str) -> None:
     code = """
 from autoopt_pipeline.errors import UnknownModule
-from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.modules.catalog import modules
 try:
     modules()
 except UnknownModule as e:

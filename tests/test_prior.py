@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.programs import pack, unpack
-from autoopt_pipeline.artifacts.shared import SHARED_PRIOR, SharedInstructions, SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.evaluation.gate import Calibration, Comparison, GateDecision, Verdict
+from autoopt_pipeline.evaluation.trial_log import Terms, begin
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.gate import Calibration, Comparison, GateDecision, Verdict
-from autoopt_pipeline.optimization.optimize import Job, optimize
-from autoopt_pipeline.optimization.prior import (
+from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.optimization.report import Report
+from autoopt_pipeline.optimization.warm_start import (
     MAX_INSTRUCTIONS_CHARS,
     Pool,
     choose,
@@ -27,13 +26,14 @@ from autoopt_pipeline.optimization.prior import (
     share_instructions,
     shareable,
 )
-from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.optimization.waiting import Terms, begin
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import pack, unpack
+from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedInstructions, SharedStore
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
 from autoopt_pipeline.tenants.store import write_config
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS
+from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import AT, manifest_of, shared_of, store
 from tests.test_optimize import decisions, stand_in
 

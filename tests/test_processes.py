@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.stack import Stack, start_dagster_dev
 from autoopt_pipeline.errors import StackFailed
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import Stack, start_dagster_dev
 
 
 def test_a_server_inherits_nothing_that_leads_to_a_real_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,22 +19,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.optimization import progress as reporting
-from autoopt_pipeline.optimization.evaluation import answer_all
 from autoopt_pipeline.optimization.progress import Progress, tracking
-from autoopt_pipeline.orchestration import progress as telling
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.orchestration.launch import run_here
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.progress import RunProgress, read_module_progress, read_progress
-from autoopt_pipeline.orchestration.running import run_here
+from autoopt_pipeline.run_history import progress as telling
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.progress import RunProgress, read_module_progress, read_progress
 from autoopt_pipeline.tenants.config import LMSettings
 from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import text_of, visiting
 from tests.examples import example
 from tests.llm_server import LLMServer, llm_server

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.race import MIN_RUNG, Entrant, Race, balanced, clearly_behind, rungs
+from autoopt_pipeline.optimization.racing import MIN_RUNG, Entrant, Race, balanced, clearly_behind, rungs
 
 Scores = dict[str, list[float]]
 

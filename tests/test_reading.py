@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.lm.reading import read_json, read_label, read_number, read_sections, without_thoughts
+from autoopt_pipeline.lm.answer_parsing import read_json, read_label, read_number, read_sections, without_thoughts
 
 LABELS = ("search_agent", "report_agent", "image search", "video", "C++", "text")
 LABEL: Any = Literal[LABELS]  # ty: ignore[invalid-type-form]

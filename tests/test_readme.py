@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoopt_pipeline.modules.registry import modules
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.plan import Reason
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.scheduling.conditions import Reason
+from autoopt_pipeline.traces.client import Phoenix
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()

@@ -15,25 +15,25 @@ import dagster as dg
 import httpx
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.smollm2 import smollm2_settings, start_smollm2
+from autoopt_pipeline.devtools.traffic import Habits, PlayedRequest, Truth, play, sample_truths
 from autoopt_pipeline.errors import StackFailed
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.evaluation.split import side_of
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.smollm2 import smollm2_settings, start_smollm2
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
-from autoopt_pipeline.optimization.evaluation import answer_all
-from autoopt_pipeline.optimization.split import side_of
-from autoopt_pipeline.orchestration.history import values_of
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.outcomes import values_of
 from autoopt_pipeline.tenants.config import Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits, PlayedRequest, Truth, play, sample_truths
+from autoopt_pipeline.traces.client import Phoenix
 from tests.examples import as_read
 from tests.model_proxy import model_proxy
 from tests.test_cli import autoopt
@@ -109,7 +109,7 @@ def traffic(phoenix: Phoenix) -> str:
 @pytest.fixture
 def place(traffic: str, store: TenantConfigStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # Of the usual 100 each costs two calls, and a call takes half a second.
-    monkeypatch.setattr("autoopt_pipeline.optimization.optimize.MIN_HOLDOUT", 22)
+    monkeypatch.setattr("autoopt_pipeline.optimization.pipeline.MIN_HOLDOUT", 22)
     return Place(home, traffic)
 
 
@@ -211,7 +211,7 @@ def test_answers_that_are_cut_off_are_told_as_that(place: Place, smollm2: str) -
 def test_without_the_model_one_line_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("autoopt_pipeline.local.smollm2.ENVIRONMENT", tmp_path)
+    monkeypatch.setattr("autoopt_pipeline.devtools.smollm2.ENVIRONMENT", tmp_path)
     assert "run 'make lm'" in autoopt("demo", "--lm", "smollm2", "--home", str(tmp_path / "demo"), status=2)
 
 
@@ -228,7 +228,7 @@ def test_another_file_than_the_known_one_is_not_served(tmp_path: Path, monkeypat
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / ".installed").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("autoopt_pipeline.local.smollm2.ENVIRONMENT", tmp_path)
+    monkeypatch.setattr("autoopt_pipeline.devtools.smollm2.ENVIRONMENT", tmp_path)
     with (
         Processes(tmp_path / "logs") as group,
         pytest.raises(StackFailed, match=r"other\.gguf is another model.*'make lm'"),

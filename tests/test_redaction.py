@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import load_redaction, redact
-from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.settings import Settings
 from tests.examples import decision

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.doctor import stores
 from autoopt_pipeline.doctor.findings import Check, Status, examine
 from autoopt_pipeline.errors import AutooptError, ConfigStoreRefused, ConfigStoreUnavailable
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
 

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.optimization.cases import Graded
-from autoopt_pipeline.optimization.evaluation import Answer
-from autoopt_pipeline.optimization.noise import COUNTLESS, cost, interval, newest, repetition, told, told_of_gate
-from autoopt_pipeline.optimization.paired import cases_needed
-from autoopt_pipeline.orchestration.history import read_spending
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
+from autoopt_pipeline.evaluation.answer_noise import COUNTLESS, cost, interval, newest, repetition, told, told_of_gate
+from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.runner import Answer
+from autoopt_pipeline.evaluation.statistics import cases_needed
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.outcomes import read_spending
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.examples import example
 from tests.llm_server import LLMServer, llm_server
 from tests.stored import made_program, manifest_of

@@ -13,20 +13,20 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
-from autoopt_pipeline.lm.meter import Meter, MeteredEngine, Role
+from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.models import MeteredLM
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.ledger import alpha_of_charge
-from autoopt_pipeline.optimization.optimize import Job, optimize
+from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.optimization.report import Report
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified, with_field
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
 from tests.examples import as_read
 
 ROUTING = get_module("routing")

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.artifacts.archive import delete
-from autoopt_pipeline.artifacts.comeback import comeback
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import rolled_back, standing, watch_since
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.artifacts.watches import Watched, all_watched, drop_watched, enter_watched, note_look
+from autoopt_pipeline.erasure.programs import ForgottenText, forget_in_programs
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.modules.redaction import redact
-from autoopt_pipeline.optimization.forgetting import ForgottenText, forget_in_programs
-from autoopt_pipeline.optimization.rollout import end_watch, roll_out
-from autoopt_pipeline.optimization.watch import Look, WatchVerdict
+from autoopt_pipeline.registry.export import delete
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.promotion_blocks import comeback
+from autoopt_pipeline.registry.rollout_records import Watched, all_watched, drop_watched, enter_watched, note_look
+from autoopt_pipeline.registry.transitions import rolled_back, standing, watch_since
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.rollouts.analysis import Look, WatchVerdict
+from autoopt_pipeline.rollouts.rollout import end_watch, roll_out
 from autoopt_pipeline.tenants.config import WatchSettings
 from tests.stored import made_program, store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.orchestration.failures import WHOLE_RUN, causes_of
+from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 
 
 @dg.op

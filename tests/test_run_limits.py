@@ -11,18 +11,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.optimization.limits import Spending
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.orchestration.assets import build_module_assets
-from autoopt_pipeline.orchestration.failures import causes_of
-from autoopt_pipeline.orchestration.history import read_spending, report_spent
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.retention import Sweep, build_retention_sensor, delete_old_runs
-from autoopt_pipeline.orchestration.services import Services
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors.retention import Sweep, build_retention_sensor, delete_old_runs
+from autoopt_pipeline.run_history.failures import causes_of
+from autoopt_pipeline.run_history.outcomes import read_spending, report_spent
+from autoopt_pipeline.scheduling.limits import Spending
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import LLMServer, llm_server
 from tests.test_assets import configured, failure_of, metadata_of
 

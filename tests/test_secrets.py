@@ -16,14 +16,14 @@ import pytest
 import redis
 from dagster._core.instance.ref import InstanceRef
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
-from autoopt_pipeline.local.stack import copy_instance, start_phoenix, wait_for_phoenix
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.devtools.stack import copy_instance, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.orchestration.assets import build_module_assets
-from autoopt_pipeline.orchestration.failures import causes_of
-from autoopt_pipeline.orchestration.instance import open_instance
-from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.run_history.failures import causes_of
+from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import LLMServer, llm_server
 from tests.test_cli import autoopt
 from tests.test_launcher import api, instance, launched

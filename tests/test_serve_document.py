@@ -7,10 +7,10 @@ import sys
 import uuid
 from pathlib import Path
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer
 from autoopt_pipeline.serving._serving import _ASYNC_THREADS
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import llm_server
 from tests.stored import made_program, store
 from tests.test_serving_phoenix import examples, read

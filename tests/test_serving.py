@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer
 from autoopt_pipeline.errors import InvalidRequest, InvalidTenantId, UnknownModule
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.modules.programs import Decider
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.modules.builtin.programs import Decider
 from autoopt_pipeline.modules.spec import Label
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer
 from autoopt_pipeline.serving import Serving
 from autoopt_pipeline.serving import _programs as programs
 from autoopt_pipeline.serving._snapshot import drawn_canary
@@ -342,7 +342,7 @@ class TestFollowing:
 import os, sys, threading, time
 sys.path.insert(0, {str(PROJECT)!r})
 import dspy
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.serving import Serving
 from tests.test_serving import AGENTS, QUERY, decided, promote
 from pathlib import Path
@@ -593,7 +593,7 @@ sys.meta_path.insert(0, Blocked())
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 light = [name for name in ("dspy", "opentelemetry.sdk", "numpy") if name in sys.modules]
 import dspy
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 trace_to_phoenix("http://127.0.0.1:9")
 serving = Serving({str(tmp_path)!r}, lm=dspy.LM("stand-in/x", engine=StandInEngine(), cache=False))
 decision = serving.decide("acme", "routing", agents={AGENTS!r}, query="x")

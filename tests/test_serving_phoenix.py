@@ -21,18 +21,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.contract import ARM, PROGRAM_VERSION, REQUEST_ID, REVIEW_SAMPLE, TENANT_ID, project_name
 from autoopt_pipeline.errors import InvalidRequest, PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision as Read
 from autoopt_pipeline.modules.spec import ExampleSet, Label, Provenance
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.serving import _feedback as sending
-from autoopt_pipeline.traces.collect import join_parts
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.span_contract import ARM, PROGRAM_VERSION, REQUEST_ID, REVIEW_SAMPLE, TENANT_ID, project_name
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import join_parts
 from tests.stored import made_program, store
 
 ON_POSTGRES_TOO = True
@@ -258,7 +258,7 @@ class TestSpans:
         code = f"""
 import os, sys
 import dspy, opentelemetry.trace
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 trace_to_phoenix()
 serving = Serving({str(tmp_path)!r}, lm=dspy.LM("stand-in/x", engine=StandInEngine(), cache=False))

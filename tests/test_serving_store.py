@@ -13,10 +13,10 @@ from pathlib import Path
 import dspy
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Pointer, read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, StaleIncumbent
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer, read_pointers
 from autoopt_pipeline.serving import Serving
 from tests.stored import made_program, store
 
@@ -28,8 +28,8 @@ BYTES = 400_000
 WRITER = f"""
 import os, random, signal, sys, time
 sys.path.insert(0, {str(PROJECT)!r})
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from tests.stored import made_program, store
 made = made_program("acme", demos=["x" * {BYTES}])
 moves = os.path.join(sys.argv[1], "acme", "routing", "moves")

@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from tests.stored import made_program, store
 from tests.test_serving import artifacts
@@ -177,7 +177,7 @@ def test_a_root_that_holds_nothing_is_told_once_until_it_holds_something(
 def test_serving_without_any_setting_says_that_it_has_no_store(tmp_path: Path) -> None:
     code = f"""
 import dspy, json
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.serving import Serving
 serving = Serving(lm=dspy.LM("stand-in/x", engine=StandInEngine(), cache=False))
 serving.decide("acme", "routing", agents={AGENTS!r}, query="x")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.evaluation.split import Split, side_of, split_examples
 from autoopt_pipeline.modules.similarity import NEAR_DUPLICATE, group_near_duplicates, normalize_query, split_words
 from autoopt_pipeline.modules.spec import Example, Provenance
-from autoopt_pipeline.optimization.split import Split, side_of, split_examples
 from tests.examples import example
 
 words = st.sampled_from(["find", "the", "old", "red", "report", "about", "water", "and", "send", "it", "berlin"])

@@ -2,10 +2,10 @@ import dspy
 import pytest
 
 from autoopt_pipeline.errors import LMNotConfigured
-from autoopt_pipeline.lm.adapter import AnswerAdapter
-from autoopt_pipeline.lm.meter import BudgetExhausted, Meter, Role
+from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.metering import BudgetExhausted, Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_lm
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import LMSettings

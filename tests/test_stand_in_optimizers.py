@@ -10,15 +10,15 @@ from typing import Any
 import dspy
 import pytest
 
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
+from autoopt_pipeline.evaluation.runner import using
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.lm.stand_in_reflection import MAX_RULES
-from autoopt_pipeline.lm.stand_in_rules import rules_in
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.lm.stand_in.reflection import MAX_RULES
+from autoopt_pipeline.lm.stand_in.rules import rules_in
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.evaluation import using
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, sample_truths
 
 BASELINE = "Choose the one agent that should take the query."
 
@@ -98,8 +98,8 @@ def test_miprov2_runs_to_its_end_and_gains_through_demos(queries: list[dspy.Exam
 
 
 _WITHOUT_DSPY = """
-from autoopt_pipeline.lm.stand_in_reflection import with_rules
-from autoopt_pipeline.lm.stand_in_votes import answer, read_lesson
+from autoopt_pipeline.lm.stand_in.reflection import with_rules
+from autoopt_pipeline.lm.stand_in.voting import answer, read_lesson
 system = '''Your output fields are:
 1. `agents` (list[Literal['a_agent', 'b_agent']]): x
 2. `kind` (Literal['x', 'y']): x

@@ -9,8 +9,8 @@ from dspy.signatures.signature import make_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoopt_pipeline.lm.adapter import AnswerAdapter
-from autoopt_pipeline.lm.meter import Meter
+from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.tenants.config import LMSettings
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.lm.stand_in_prompt import words
-from autoopt_pipeline.lm.stand_in_reflection import MAX_RULES, with_rules
-from autoopt_pipeline.lm.stand_in_rules import Rule, parse_rule, rules_in
+from autoopt_pipeline.lm.stand_in.prompt import words
+from autoopt_pipeline.lm.stand_in.reflection import MAX_RULES, with_rules
+from autoopt_pipeline.lm.stand_in.rules import Rule, parse_rule, rules_in
 from tests.test_stand_in_outputs import AGENTS, FUSION, PLAN, ask, fusions, plans
 
 PLAIN = "Choose the one agent."

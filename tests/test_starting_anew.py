@@ -12,14 +12,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits, Truth, play
 from autoopt_pipeline.orchestration.partitions import registered_tenants
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits, Truth, play
+from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import text_of, visiting
 from tests.stored import made_program
 from tests.stored import store as stored_program

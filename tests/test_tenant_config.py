@@ -6,7 +6,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.strict import what_is_wrong
 from autoopt_pipeline.tenants.config import (
     Agent,
     LMSettings,
@@ -17,6 +16,7 @@ from autoopt_pipeline.tenants.config import (
     parse_config,
     with_field,
 )
+from autoopt_pipeline.validation import what_is_wrong
 
 
 def test_defaults_are_those_of_the_seed() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.export import export_rows
-from autoopt_pipeline.tenants.roster import add_tenant, new_tenant
+from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant
 from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.store import NEVER, StoredConfig, TenantConfigStore, open_config_store
 from tests.test_cli import AGENTS, AUTOOPT, autoopt, partitions

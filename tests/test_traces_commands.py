@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import format_span_id
 
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Decision, Label
-from autoopt_pipeline.traces.phoenix import NewAnnotation, Phoenix
-from autoopt_pipeline.traces.survey import as_read, survey
+from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.traces.client import NewAnnotation, Phoenix
+from autoopt_pipeline.traces.inspect import as_read, survey
 from tests.test_cli import AGENTS, autoopt
 from tests.test_phoenix_contract import trace_count
 

@@ -9,16 +9,16 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import Stack, start_dagster_dev
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.stack import Stack, start_dagster_dev
+from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
-from autoopt_pipeline.orchestration.instance import open_instance
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.orchestration.sensors import NEW_EVIDENCE_TAG
+from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import TenantConfigStore
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AUTOOPT, autoopt
 from tests.test_phoenix_contract import requests
 from tests.test_planning import configure

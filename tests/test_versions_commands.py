@@ -15,9 +15,9 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SharedStore
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialStep
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.shared_instructions import SharedStore
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialStep
 from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 
@@ -313,7 +313,7 @@ def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
 _TOGETHER = """
 import sys, time
 from pathlib import Path
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.cli import main
 
 ready, go = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.modules.outcomes import LiveOutcome
-from autoopt_pipeline.optimization.watch import (
+from autoopt_pipeline.modules.online_score import LiveOutcome
+from autoopt_pipeline.rollouts.analysis import (
     ENOUGH,
     MAX_DECISIONS,
     Look,

@@ -10,19 +10,19 @@ import dspy
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from autoopt_pipeline.artifacts.moves import watch_since
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.artifacts.watches import all_watched
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.optimization.rollout import roll_out
-from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.orchestration.watching import look_once, watch_sensor
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors.rollouts import look_once, watch_sensor
+from autoopt_pipeline.registry.rollout_records import all_watched
+from autoopt_pipeline.registry.transitions import watch_since
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.settings import Settings, load_settings
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified, WatchSettings
 from autoopt_pipeline.tenants.store import write_config
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 from tests.stored import made_program, store
 from tests.test_cli import autoopt
 from tests.test_serving_phoenix import read

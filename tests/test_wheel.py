@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.local.processes import free_port
-from autoopt_pipeline.local.stack import _phoenix_command
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.devtools.processes import free_port
+from autoopt_pipeline.devtools.stack import _phoenix_command
+from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AGENTS
 from tests.test_demo import servers
 
 PROJECT = Path(__file__).parents[1]
-INSTANCE = PROJECT / "autoopt_pipeline" / "local" / "instance"
+INSTANCE = PROJECT / "autoopt_pipeline" / "instance_template"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, TrialCase, TrialStep
-from autoopt_pipeline.orchestration.instance import open_instance
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialCase, TrialStep
+from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import TenantConfigStore
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.send import send_traffic
-from autoopt_pipeline.traces.traffic import Habits
-from autoopt_pipeline.wording import ago, duration
+from autoopt_pipeline.text import ago, duration
+from autoopt_pipeline.traces.client import Phoenix
 from tests.stored import made_program
 from tests.stored import store as stored_program
 from tests.test_cli import autoopt

@@ -9,14 +9,14 @@ import pytest
 from dspy.utils.exceptions import LMInvalidRequestError
 
 from autoopt_pipeline.errors import LMNotConfigured, LMUnavailable
-from autoopt_pipeline.lm.adapter import AnswerAdapter
-from autoopt_pipeline.lm.meter import Meter, Role
+from autoopt_pipeline.evaluation.runner import answer_all, using
+from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, plain_lm
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.evaluation import answer_all, using
 from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import search
 from autoopt_pipeline.serving import Serving, language_model

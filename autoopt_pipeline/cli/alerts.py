@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.alerts.alert import Kind, make_alert
-from autoopt_pipeline.alerts.delivery import receivers, send
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.errors import AlertNotDelivered, InvalidSettings
+from autoopt_pipeline.monitoring.alerts.delivery import receivers, send
+from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
 from autoopt_pipeline.settings import load_settings
 
 app = typer.Typer(help="Who is told of failures, rollbacks and outages.", no_args_is_help=True)

@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.artifacts.acts import enter_act
-from autoopt_pipeline.artifacts.archive import delete, export, stored_files
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.shared import SHARED_FOLDER
-from autoopt_pipeline.artifacts.watches import WATCHED_FOLDER
-from autoopt_pipeline.cli.asking import Yes, ask
+from autoopt_pipeline.cli.confirmation import Yes, ask
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
-from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import ConfigConflict
+from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.export import delete, export, stored_files
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
+from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.roster import start_anew
+from autoopt_pipeline.tenants.lifecycle import start_anew
 from autoopt_pipeline.tenants.store import changes_in, unknown_tenant
 
 app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
@@ -99,7 +99,7 @@ def _check_no_run(tenant: str) -> None:
     """Raises `ConfigConflict` while a run could store something more."""
     if dagster_home() is None:
         return
-    from autoopt_pipeline.modules.registry import module_names
+    from autoopt_pipeline.modules.catalog import module_names
     from autoopt_pipeline.orchestration.partitions import unfinished_runs
 
     with instance() as opened:

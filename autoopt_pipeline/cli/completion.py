@@ -12,7 +12,7 @@ def complete_tenant(incomplete: str) -> list[str]:
 
 
 def complete_module(incomplete: str) -> list[str]:
-    from autoopt_pipeline.modules.registry import module_names
+    from autoopt_pipeline.modules.catalog import module_names
 
     with suppress(Exception):
         return [name for name in module_names() if name.startswith(incomplete)]

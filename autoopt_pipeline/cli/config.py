@@ -9,17 +9,16 @@ from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, who
 from autoopt_pipeline.cli.editor import EditedFile, edited_file
-from autoopt_pipeline.cli.field_changes import print_changes
-from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.options import Json
+from autoopt_pipeline.cli.output import print_changes
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId, partitions
 from autoopt_pipeline.durations import durations_written
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.tenants.changes import changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field, without_field
-from autoopt_pipeline.tenants.editing import as_text, from_text, reverted_to
-from autoopt_pipeline.tenants.roster import check_distinct, spellings
+from autoopt_pipeline.tenants.diff import changed_fields, in_effect, version_before
+from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings
 from autoopt_pipeline.tenants.store import (
     StoredConfig,
     changes_in,
@@ -29,6 +28,7 @@ from autoopt_pipeline.tenants.store import (
     unknown_tenant,
     write_config,
 )
+from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)
 

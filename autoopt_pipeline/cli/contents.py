@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.artifacts.store import Manifest
-from autoopt_pipeline.artifacts.stored import Programs, cost_of, how_it_ended, lm_of, predictors_of
 from autoopt_pipeline.cli.context import console
-from autoopt_pipeline.cli.programs import Full, Json, ModuleName, open_programs
+from autoopt_pipeline.cli.options import Full, Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
-from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.wording import listed_counts, listed_unread, one_line, percent
+from autoopt_pipeline.registry.module_versions import Programs, cost_of, how_it_ended, lm_of, predictors_of
+from autoopt_pipeline.registry.version_store import Manifest
+from autoopt_pipeline.span_contract import BASELINE
+from autoopt_pipeline.text import listed_counts, listed_unread, one_line, percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Change

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.store import TenantConfigStore
-from autoopt_pipeline.traces.patience import PEOPLE_SECONDS, Patience
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.text import printable
+from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -101,7 +101,7 @@ def dagster_home() -> Path | None:
 @contextmanager
 def instance() -> "Generator[dg.DagsterInstance, None, None]":
     """The Dagster instance. Raises `InvalidSettings` where there is none."""
-    from autoopt_pipeline.orchestration.instance import open_instance
+    from autoopt_pipeline.run_history.instance import open_instance
 
     home = dagster_home()
     if home is None:

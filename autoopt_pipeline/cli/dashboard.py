@@ -15,7 +15,7 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
 ) -> None:
     """Serve the pages that show how tenants' modules stand, and let people decide about them."""
-    from autoopt_pipeline.dashboard.access import open_access
+    from autoopt_pipeline.dashboard.auth import open_access
     from autoopt_pipeline.dashboard.server import serve
 
     parts = connections()

@@ -11,8 +11,8 @@ from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, dagster_home
 from autoopt_pipeline.cli.context import instance as opened_instance
-from autoopt_pipeline.cli.programs import Json
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.cli.options import Json
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor import instance, process, servers, stores, verdicts, versions
 from autoopt_pipeline.doctor.findings import Check, Finding, Status, examine, fail, findings_of
 from autoopt_pipeline.doctor.repeatability import repeatability

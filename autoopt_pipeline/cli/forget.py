@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.artifacts.acts import enter_act
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, modules_of
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import UnknownTrace
+from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.config import valid_trace_id
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.optimization.forgetting import ForgottenText
+    from autoopt_pipeline.erasure.programs import ForgottenText
 from autoopt_pipeline.tenants.store import unknown_tenant
 
 
@@ -33,8 +33,8 @@ def forget(
 
     It can be repeated, and finishes what was left undone. Exit status 2 when it has to be.
     """
+    from autoopt_pipeline.erasure.programs import ForgottenText
     from autoopt_pipeline.modules.redaction import load_redaction
-    from autoopt_pipeline.optimization.forgetting import ForgottenText
 
     validate_tenant_id(tenant)
     parts = connections(patient=True)
@@ -83,7 +83,7 @@ def _look_up(
     parts: Connections, tenant: str, trace_ids: Sequence[str], given: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """What the traces were asked, and in which spans. Raises `UnknownTrace` where nobody says."""
-    from autoopt_pipeline.modules.registry import modules
+    from autoopt_pipeline.modules.catalog import modules
     from autoopt_pipeline.traces.lookup import find_asked
 
     asked = find_asked(parts.phoenix, tenant, modules().values(), trace_ids)
@@ -107,7 +107,7 @@ def _never_learn_again(
     text: "ForgottenText",
 ) -> None:
     """Enter it in the configuration, and have the modules retrained whose active program learnt it."""
-    from autoopt_pipeline.optimization.forgetting import never_learn_again, versions_with
+    from autoopt_pipeline.erasure.programs import never_learn_again, versions_with
 
     retrain = []
     for each in programs:
@@ -122,7 +122,7 @@ def _never_learn_again(
 def _forget_in_datasets(
     parts: Connections, tenant: str, programs: Sequence[ModuleArtifacts], span_ids: Sequence[str], text: "ForgottenText"
 ) -> None:
-    from autoopt_pipeline.modules.registry import module_names
+    from autoopt_pipeline.modules.catalog import module_names
     from autoopt_pipeline.traces.experiments import forget_in_datasets
 
     for module in sorted({*module_names(), *(each.module for each in programs)}):
@@ -135,7 +135,7 @@ def _forget_where_shared(
     parts: Connections, tenant: str, programs: Sequence[ModuleArtifacts], text: "ForgottenText"
 ) -> None:
     """Take it out of instructions that the tenant shares, and of programs of other tenants that started from them."""
-    from autoopt_pipeline.optimization.forgetting import (
+    from autoopt_pipeline.erasure.programs import (
         forget_in_programs,
         forget_in_shared,
         started_from_shared,
@@ -156,7 +156,7 @@ def _forget_where_shared(
 
 
 def _forget_in_programs(programs: Sequence[ModuleArtifacts], text: "ForgottenText") -> None:
-    from autoopt_pipeline.optimization.forgetting import forget_in_programs
+    from autoopt_pipeline.erasure.programs import forget_in_programs
 
     for each in programs:
         cleaned = forget_in_programs(each, text, who=who())
@@ -171,7 +171,7 @@ def _run_under_way(tenant: str) -> str | None:
     if dagster_home() is None:
         console.print("no Dagster instance here: repeat this command when a run that is under way now has ended")
         return None
-    from autoopt_pipeline.modules.registry import module_names
+    from autoopt_pipeline.modules.catalog import module_names
     from autoopt_pipeline.orchestration.partitions import unfinished_runs
 
     with instance() as opened:
@@ -182,8 +182,8 @@ def _runs_saying(tenant: str, text: "ForgottenText", trace_ids: Sequence[str]) -
     """Runs whose reports hold the text, or link to a trace."""
     if dagster_home() is None:
         return []
-    from autoopt_pipeline.modules.registry import module_names
-    from autoopt_pipeline.orchestration.quotes import runs_saying
+    from autoopt_pipeline.erasure.run_reports import runs_saying
+    from autoopt_pipeline.modules.catalog import module_names
 
     def said(report: str) -> bool:
         return text.occurs_in(report) or any(trace_id in report for trace_id in trace_ids)

@@ -14,7 +14,7 @@ def init(folder: Annotated[Path, typer.Argument(help="A new folder, or one witho
 
     Overwrites nothing.
     """
-    from autoopt_pipeline.local.stack import new_home
+    from autoopt_pipeline.devtools.stack import new_home
 
     made = new_home(folder.absolute())
     console.print(f"{escape(str(folder))} is the folder of a deployment: {', '.join(made)}")

@@ -19,16 +19,16 @@ from autoopt_pipeline.cli.doctor import doctor
 from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.init import init
 from autoopt_pipeline.cli.metrics import metrics
-from autoopt_pipeline.cli.moving import decline, promote, rollback
+from autoopt_pipeline.cli.promotions import decline, promote, rollback
+from autoopt_pipeline.cli.rollouts import watches
 from autoopt_pipeline.cli.status import status
 from autoopt_pipeline.cli.traffic import traffic
 from autoopt_pipeline.cli.trigger import trigger
 from autoopt_pipeline.cli.versions import history, versions
-from autoopt_pipeline.cli.watches import watches
 from autoopt_pipeline.cli.why import why
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.secrets import guard_process, scrub
-from autoopt_pipeline.wording import printable
+from autoopt_pipeline.text import printable
 
 app = typer.Typer(
     name="autoopt",
@@ -97,7 +97,7 @@ def demo(
     lm: Annotated[LocalModel | None, _LM] = None,
 ) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
-    from autoopt_pipeline.local.demo import run_demo
+    from autoopt_pipeline.devtools.demo import run_demo
 
     run_demo(console, home, smollm2=lm is LocalModel.SMOLLM2)
 
@@ -111,7 +111,7 @@ def up(
     lm_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the real language model.")] = 8081,
 ) -> None:
     """Run Phoenix, Dagster and the dashboard on this folder's instance, with sample tenants, until Ctrl-C."""
-    from autoopt_pipeline.local.up import run_up
+    from autoopt_pipeline.devtools.up import run_up
 
     run_up(
         console,

@@ -6,7 +6,7 @@ import typer
 
 from autoopt_pipeline.cli.context import console, instance
 from autoopt_pipeline.errors import InvalidSettings
-from autoopt_pipeline.modules.registry import modules
+from autoopt_pipeline.modules.catalog import modules
 
 
 def metrics(
@@ -17,7 +17,7 @@ def metrics(
     """Serve metrics for Prometheus until Ctrl-C, read from Dagster's records (docs/metrics.md)."""
     from prometheus_client import CollectorRegistry, start_http_server
 
-    from autoopt_pipeline.orchestration.metrics import Exporter
+    from autoopt_pipeline.monitoring.prometheus import Exporter
 
     registry = CollectorRegistry()
     with instance() as opened:

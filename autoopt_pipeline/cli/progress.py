@@ -15,7 +15,7 @@ from autoopt_pipeline.cli.context import Screen
 from autoopt_pipeline.optimization.progress import Progress
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.orchestration.progress import ShowProgress
+    from autoopt_pipeline.run_history.progress import ShowProgress
 
 _BAR_WIDTH = 20
 

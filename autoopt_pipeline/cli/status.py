@@ -11,13 +11,13 @@ from rich.markup import escape
 from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance, no_tenants
 from autoopt_pipeline.cli.tables import print_table
-from autoopt_pipeline.contract import BASELINE
-from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.scheduling.conditions import Reason
+from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import unknown_tenant
-from autoopt_pipeline.wording import ago, percent
+from autoopt_pipeline.text import ago, percent
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.orchestration.standing import Standing
+    from autoopt_pipeline.status.module_status import Standing
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
@@ -35,7 +35,7 @@ def status(
 
     Exit status 2 when a decision is an error.
     """
-    from autoopt_pipeline.orchestration.standing import tenant_standings
+    from autoopt_pipeline.status.module_status import tenant_standings
 
     parts = connections()
     stored = dict(parts.configs.current())

@@ -9,17 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.asking import Yes, ask
 from autoopt_pipeline.cli.completion import complete_tenant
+from autoopt_pipeline.cli.confirmation import Yes, ask
 from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, no_tenants, who
-from autoopt_pipeline.cli.field_changes import print_changes
-from autoopt_pipeline.cli.programs import Json
+from autoopt_pipeline.cli.options import Json
+from autoopt_pipeline.cli.output import print_changes
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
-from autoopt_pipeline.tenants.changes import changed_fields, in_effect
+from autoopt_pipeline.tenants.diff import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
-from autoopt_pipeline.tenants.roster import add_tenant, new_tenant, what_stays
+from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant, what_stays
 from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
 from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, newest_version, write_config
 

@@ -9,24 +9,24 @@ import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console
-from autoopt_pipeline.cli.programs import Full, Json
+from autoopt_pipeline.cli.options import Full, Json
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, UnknownModule
+from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.modules.redaction import Redact, load_redaction
-from autoopt_pipeline.modules.registry import get_module, modules
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
-from autoopt_pipeline.optimization.plan import learnt_from
+from autoopt_pipeline.scheduling.conditions import learnt_from
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import newest_version
-from autoopt_pipeline.traces.survey import AsRead, Survey, as_read, survey
-from autoopt_pipeline.wording import one_line
+from autoopt_pipeline.text import one_line
+from autoopt_pipeline.traces.inspect import AsRead, Survey, as_read, survey
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.traces.collect import Collected
+    from autoopt_pipeline.traces.reader import Collected
 
 app = typer.Typer(help="See what is read of a tenant's spans in Phoenix.", no_args_is_help=True)
 
@@ -45,7 +45,7 @@ class _Reader:
         return {"start": self.start.isoformat(), "end": self.end.isoformat()}
 
     def read(self, name: str) -> "tuple[ModuleSpec, tuple[Label, ...], Collected]":
-        from autoopt_pipeline.traces.collect import collect
+        from autoopt_pipeline.traces.reader import collect
 
         spec = get_module(name)
         labels = labels_of(spec, self.config)

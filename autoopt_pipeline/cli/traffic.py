@@ -9,11 +9,11 @@ import typer
 
 from autoopt_pipeline.cli.context import connections, console
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.contract import project_name
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths_for
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.store import read_config
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths_for
 
 
 def traffic(
@@ -29,7 +29,7 @@ def traffic(
     seed: Annotated[int, typer.Option(help="Another seed, other requests.")] = 1,
 ) -> None:
     """Send sample traffic of a tenant to Phoenix, for the modules it has, with reviews on a random share of it."""
-    from autoopt_pipeline.traces.send import send_traffic
+    from autoopt_pipeline.devtools.send import send_traffic
 
     parts = connections(patient=True)
     config, _ = read_config(parts.configs, tenant)

@@ -14,19 +14,19 @@ from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.optimization.plan import Decision, Reason
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.scheduling.conditions import Decision, Reason
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import unknown_tenant
-from autoopt_pipeline.wording import one_line, percent
+from autoopt_pipeline.text import one_line, percent
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     import dagster as dg
 
-    from autoopt_pipeline.orchestration.planning import Plan
-    from autoopt_pipeline.orchestration.running import Ended
+    from autoopt_pipeline.orchestration.launch import Ended
+    from autoopt_pipeline.orchestration.planner import Plan
 
 SKIPPED_STATUS = 1
 
@@ -56,8 +56,8 @@ def trigger(
 
     Exit status 0: it ran (with --dry-run: it would). 1: skipped. 2: an error.
     """
-    from autoopt_pipeline.orchestration.planning import plan_tenants
-    from autoopt_pipeline.orchestration.running import is_to_run
+    from autoopt_pipeline.orchestration.launch import is_to_run
+    from autoopt_pipeline.orchestration.planner import plan_tenants
 
     if phoenix_endpoint:
         if launch:
@@ -124,9 +124,9 @@ def _run(
     *,
     launch: bool,
 ) -> "Ended":
+    from autoopt_pipeline.orchestration.launch import follow, run_here, submit
     from autoopt_pipeline.orchestration.partitions import register_tenant
-    from autoopt_pipeline.orchestration.running import follow, run_here, submit
-    from autoopt_pipeline.orchestration.sensors import run_tags
+    from autoopt_pipeline.orchestration.sensors.optimization import run_tags
 
     started = time.monotonic()
     register_tenant(opened, tenant)  # as it may have been added a second ago

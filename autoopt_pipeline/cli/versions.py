@@ -4,13 +4,13 @@ from typing import Any
 
 from rich.markup import escape
 
-from autoopt_pipeline.artifacts.moves import Move
-from autoopt_pipeline.artifacts.stored import Programs, lm_of, path_of
 from autoopt_pipeline.cli.context import console
-from autoopt_pipeline.cli.programs import Json, ModuleName, open_programs
+from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.wording import percent
+from autoopt_pipeline.registry.module_versions import Programs, lm_of, path_of
+from autoopt_pipeline.registry.transitions import Move
+from autoopt_pipeline.text import percent
 
 
 def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:

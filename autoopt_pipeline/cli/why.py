@@ -7,9 +7,9 @@ import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, instance
-from autoopt_pipeline.cli.programs import ModuleName
+from autoopt_pipeline.cli.options import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.optimization.plan import Reason
+from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.tenants.store import unknown_tenant
 
 
@@ -24,8 +24,8 @@ def why(
 
     Exit status 2 when the decision is an error.
     """
-    from autoopt_pipeline.orchestration.sentences import sentences
-    from autoopt_pipeline.orchestration.standing import module_stories
+    from autoopt_pipeline.status.explain import sentences
+    from autoopt_pipeline.status.module_status import module_stories
 
     parts = connections()
     stored = parts.configs.current()

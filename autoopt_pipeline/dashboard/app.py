@@ -14,10 +14,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from autoopt_pipeline.dashboard import actions, activity, board, configuration, configurations, signing_in, tenant
-from autoopt_pipeline.dashboard.guard import Guard, SecurityHeaders, Sessions, deciding
-from autoopt_pipeline.dashboard.rendering import STATIC, render
-from autoopt_pipeline.dashboard.state import Dashboard
+from autoopt_pipeline.dashboard.context import Dashboard
+from autoopt_pipeline.dashboard.pages import actions, activity, bulk_config, login, modules, overview, tenant_config
+from autoopt_pipeline.dashboard.security import Guard, SecurityHeaders, Sessions, deciding
+from autoopt_pipeline.dashboard.templating import STATIC, render
 from autoopt_pipeline.errors import (
     AutooptError,
     ConfigConflict,
@@ -46,37 +46,37 @@ _log = logging.getLogger(__name__)
 def create_app(dashboard: Dashboard) -> ASGIApp:
     app = Starlette(
         routes=[
-            Route("/", board.overview),
-            Route("/board", board.overview_board),
+            Route("/", overview.overview),
+            Route("/board", overview.overview_board),
             Route("/activity", activity.activity_page),
-            Route("/why", tenant.why_page),
-            Route("/configuration", configurations.list_page),
-            Route("/configuration/add", configurations.add_page),
-            Route("/configuration/add", deciding(configurations.add), methods=["POST"]),
-            Route("/configuration/change", deciding(configurations.change_page), methods=["POST"]),
-            Route("/configuration/preview", deciding(configurations.preview), methods=["POST"]),
-            Route("/configuration/apply", deciding(configurations.apply), methods=["POST"]),
-            Route("/tenants/{tenant}", tenant.tenant_page),
-            Route(_CONFIGURATION, configuration.form_page),
-            Route(_CONFIGURATION, deciding(configuration.save_form), methods=["POST"]),
-            Route(f"{_CONFIGURATION}/text", configuration.text_page),
-            Route(f"{_CONFIGURATION}/text", deciding(configuration.save_text), methods=["POST"]),
-            Route(f"{_CONFIGURATION}/history", configuration.history_page),
-            Route(f"{_CONFIGURATION}/revert", configuration.revert_page),
-            Route(f"{_CONFIGURATION}/revert", deciding(configuration.revert), methods=["POST"]),
-            Route(f"{_CONFIGURATION}/remove", configuration.remove_page),
-            Route(f"{_CONFIGURATION}/remove", deciding(configuration.remove), methods=["POST"]),
-            Route(_MODULE, tenant.module_page),
-            Route(f"{_MODULE}/story", tenant.module_story_part),
-            Route(f"{_MODULE}/progress", tenant.progress_part),
-            Route(f"{_MODULE}/live", tenant.live_part),
-            Route(f"{_MODULE}/versions/{{version}}", tenant.version_page),
-            Route(f"{_MODULE}/outcomes/{{run}}", tenant.outcome_page),
+            Route("/why", modules.why_page),
+            Route("/configuration", bulk_config.list_page),
+            Route("/configuration/add", bulk_config.add_page),
+            Route("/configuration/add", deciding(bulk_config.add), methods=["POST"]),
+            Route("/configuration/change", deciding(bulk_config.change_page), methods=["POST"]),
+            Route("/configuration/preview", deciding(bulk_config.preview), methods=["POST"]),
+            Route("/configuration/apply", deciding(bulk_config.apply), methods=["POST"]),
+            Route("/tenants/{tenant}", modules.tenant_page),
+            Route(_CONFIGURATION, tenant_config.form_page),
+            Route(_CONFIGURATION, deciding(tenant_config.save_form), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/text", tenant_config.text_page),
+            Route(f"{_CONFIGURATION}/text", deciding(tenant_config.save_text), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/history", tenant_config.history_page),
+            Route(f"{_CONFIGURATION}/revert", tenant_config.revert_page),
+            Route(f"{_CONFIGURATION}/revert", deciding(tenant_config.revert), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/remove", tenant_config.remove_page),
+            Route(f"{_CONFIGURATION}/remove", deciding(tenant_config.remove), methods=["POST"]),
+            Route(_MODULE, modules.module_page),
+            Route(f"{_MODULE}/story", modules.module_story_part),
+            Route(f"{_MODULE}/progress", modules.progress_part),
+            Route(f"{_MODULE}/live", modules.live_part),
+            Route(f"{_MODULE}/versions/{{version}}", modules.version_page),
+            Route(f"{_MODULE}/outcomes/{{run}}", modules.outcome_page),
             Route(f"{_MODULE}/{{action}}", actions.confirm),
             Route(f"{_MODULE}/{{action}}", deciding(actions.decide), methods=["POST"]),
-            Route("/sign-in", signing_in.page),
-            Route("/sign-in", signing_in.sign_in, methods=["POST"]),
-            Route("/sign-out", signing_in.sign_out, methods=["POST"]),
+            Route("/sign-in", login.page),
+            Route("/sign-in", login.sign_in, methods=["POST"]),
+            Route("/sign-out", login.sign_out, methods=["POST"]),
             Route("/healthz", _healthz),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],

@@ -6,10 +6,10 @@ import socket
 import dagster as dg
 import uvicorn
 
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.dashboard.access import Access
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.app import create_app
-from autoopt_pipeline.dashboard.state import open_dashboard
+from autoopt_pipeline.dashboard.auth import Access
+from autoopt_pipeline.dashboard.context import open_dashboard
 
 
 def serve(parts: Connections, instance: dg.DagsterInstance, access: Access, *, host: str, port: int) -> bool:

@@ -35,8 +35,8 @@ def dagster_instance(home: Path | None) -> Iterator[Finding]:
     if home is None:
         yield warn("there is no Dagster instance here", "set DAGSTER_HOME, or go to the folder with dagster.yaml")
         return
-    from autoopt_pipeline.orchestration.instance import open_instance
-    from autoopt_pipeline.orchestration.ticks import sensor_states
+    from autoopt_pipeline.run_history.instance import open_instance
+    from autoopt_pipeline.run_history.ticks import sensor_states
 
     with open_instance(home) as instance:
         storage = type(instance.run_storage).__name__.removesuffix("RunStorage")
@@ -77,7 +77,7 @@ def _daemons(instance: "dg.DagsterInstance") -> Finding:
 
 
 def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState | None") -> Iterator[Finding]:
-    from autoopt_pipeline.orchestration.ticks import causes, finished_ticks, report_of
+    from autoopt_pipeline.run_history.ticks import causes, finished_ticks, report_of
 
     ticks = finished_ticks(instance, state, limit=1) if state else ()
     if not state or not ticks:

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
+from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import load_redaction
-from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.settings import Settings
 
 DISTRIBUTION = "autoopt-pipeline"

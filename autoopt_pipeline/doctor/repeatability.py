@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import BudgetTooSmall, DailyBudgetSpent, InvalidArtifact
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import load_redaction
-from autoopt_pipeline.modules.registry import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
 from autoopt_pipeline.tenants.config import Budget, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import dagster as dg
     import dspy
 
-    from autoopt_pipeline.lm.meter import Meter
-    from autoopt_pipeline.optimization.noise import Repetition
+    from autoopt_pipeline.evaluation.answer_noise import Repetition
+    from autoopt_pipeline.lm.metering import Meter
 
 MAX_TRACES = 100
 """Newest traces that are asked, twice each: where none of them differs, at most 4 % of all do."""
@@ -33,10 +33,10 @@ def repeatability(
     What that spent is entered in `instance`, where there is one. Raises `AutooptError` where it cannot be done.
     """
     # Imports DSPy.
-    from autoopt_pipeline.artifacts.programs import queries_shown
-    from autoopt_pipeline.lm.meter import Meter
+    from autoopt_pipeline.evaluation.answer_noise import newest, told, told_of_gate
+    from autoopt_pipeline.lm.metering import Meter
     from autoopt_pipeline.lm.models import resolve_lm
-    from autoopt_pipeline.optimization.noise import newest, told, told_of_gate
+    from autoopt_pipeline.registry.serialization import queries_shown
 
     config, _ = read_config(parts.configs, tenant_id)
     spec = get_module(module)
@@ -80,7 +80,7 @@ _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enou
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
     """The run's budget, or what is left of the day where that is less. Raises `DailyBudgetSpent` when nothing is."""
-    from autoopt_pipeline.orchestration.spending import allowances
+    from autoopt_pipeline.orchestration.budget_guard import allowances
 
     limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
     if instance is None:
@@ -102,8 +102,8 @@ def _serving(
     parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
 ) -> "tuple[dspy.Module, str]":
     """The program that serves and its name. Raises `InvalidArtifact` where what is active cannot serve."""
-    from autoopt_pipeline.artifacts.programs import compose, unpack
     from autoopt_pipeline.modules.answer_format import CHAT
+    from autoopt_pipeline.registry.serialization import compose, unpack
 
     artifacts = parts.artifacts(tenant_id, spec.name)
     if active := artifacts.active():
@@ -123,7 +123,7 @@ def _examples(
     parts: Connections, config: RoutingConfigUnified, spec: ModuleSpec, labels: tuple[Label, ...]
 ) -> tuple[Example, ...]:
     """What a run that began now would learn from."""
-    from autoopt_pipeline.traces.collect import collect
+    from autoopt_pipeline.traces.reader import collect
 
     end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
     start = end - timedelta(seconds=config.lookback_seconds)
@@ -135,10 +135,10 @@ def _examples(
 def _ask_twice(
     spec: ModuleSpec, program: "dspy.Module", asked: Sequence[Example], lm: LMSettings, meter: "Meter"
 ) -> "Repetition":
-    from autoopt_pipeline.lm.meter import BudgetExhausted
+    from autoopt_pipeline.evaluation.answer_noise import repetition
+    from autoopt_pipeline.evaluation.runner import answer_all, grade
+    from autoopt_pipeline.lm.metering import BudgetExhausted
     from autoopt_pipeline.lm.models import metered_lm
-    from autoopt_pipeline.optimization.evaluation import answer_all, grade
-    from autoopt_pipeline.optimization.noise import repetition
 
     try:
         # Each model remembers its answers, so the second asking needs one of its own.
@@ -153,8 +153,8 @@ def _ask_twice(
 
 def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str, meter: "Meter") -> None:
     """What was spent counts in the day."""
-    from autoopt_pipeline.optimization.limits import Spending
-    from autoopt_pipeline.orchestration.history import report_spent
+    from autoopt_pipeline.run_history.outcomes import report_spent
+    from autoopt_pipeline.scheduling.limits import Spending
 
     if instance and meter.calls:
         spent = Spending(meter.calls, meter.tokens)
@@ -163,7 +163,7 @@ def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str,
 
 def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
     """What the next look at the holdout may risk."""
-    from autoopt_pipeline.optimization.ledger import alpha_of_charge
+    from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 
     artifacts = parts.artifacts(tenant_id, module)
     epoch = sum(move.judged for move in artifacts.moves())

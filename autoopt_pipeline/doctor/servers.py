@@ -7,13 +7,13 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError, LMNotConfigured
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.wording import one_line
+from autoopt_pipeline.text import one_line
 
 if TYPE_CHECKING:
     from autoopt_pipeline.lm.models import MeteredLM
@@ -72,7 +72,7 @@ def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings 
 
 
 def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
-    from autoopt_pipeline.lm.meter import Meter
+    from autoopt_pipeline.lm.metering import Meter
     from autoopt_pipeline.lm.models import metered_lm
 
     if lm.model == STAND_IN:
@@ -92,7 +92,7 @@ def _called(made: "MeteredLM", told: str) -> Finding:
     from dspy.lm15 import Message, Request, TextPart
     from dspy.utils.exceptions import LMError
 
-    from autoopt_pipeline.lm.meter import Outage, answer_text
+    from autoopt_pipeline.lm.metering import Outage, answer_text
     from autoopt_pipeline.lm.probe import enforces_schema
 
     began = time.perf_counter()

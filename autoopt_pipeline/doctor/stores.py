@@ -4,14 +4,14 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from autoopt_pipeline.artifacts.files import CHECK_FOLDER
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.modules.registry import missing_module, modules
-from autoopt_pipeline.optimization.plan import why_off
+from autoopt_pipeline.modules.catalog import missing_module, modules
 from autoopt_pipeline.places import why_not_makable
+from autoopt_pipeline.registry.object_store import CHECK_FOLDER
+from autoopt_pipeline.scheduling.conditions import why_off
 
 _SHOWN = 5
 

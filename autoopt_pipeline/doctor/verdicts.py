@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.findings import Finding, ok, warn
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.modules.registry import modules
-from autoopt_pipeline.optimization.gate import Verdict
-from autoopt_pipeline.optimization.plan import Outcome, why_off
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.scheduling.conditions import Outcome, why_off
 from autoopt_pipeline.tenants.store import StoredConfig
-from autoopt_pipeline.wording import listed_counts
+from autoopt_pipeline.text import listed_counts
 
 SECONDS = 10.0
 """How long outcomes are read. Dagster takes 0.3 ms for one."""
@@ -34,8 +34,8 @@ def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SEC
     if home is None:
         yield warn("no verdict is known without a Dagster instance", "set DAGSTER_HOME")
         return
-    from autoopt_pipeline.orchestration.history import read_attempts, read_outcomes, reason_of
-    from autoopt_pipeline.orchestration.instance import open_instance
+    from autoopt_pipeline.run_history.instance import open_instance
+    from autoopt_pipeline.run_history.outcomes import read_attempts, read_outcomes, reason_of
 
     deadline = time.monotonic() + seconds
     stored = parts.configs.current()

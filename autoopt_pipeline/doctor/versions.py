@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from autoopt_pipeline.artifacts.store import read_pointers
-from autoopt_pipeline.connections import Connections
-from autoopt_pipeline.contract import BASELINE
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.findings import Finding, fail, ok
 from autoopt_pipeline.errors import AutooptError, InvalidTenantId
-from autoopt_pipeline.modules.registry import module_names
+from autoopt_pipeline.modules.catalog import module_names
+from autoopt_pipeline.registry.version_store import read_pointers
+from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.store import StoredConfig
 

@@ -22,7 +22,7 @@ from dspy.utils.exceptions import (
 )
 
 from autoopt_pipeline.errors import AutooptError, LMNotConfigured, LMUnavailable
-from autoopt_pipeline.wording import one_line
+from autoopt_pipeline.text import one_line
 
 _TOO_LONG = re.compile(r"context (size|length|window)|context_length|maximum context|prompt is too long", re.IGNORECASE)
 _UNSUPPORTED = re.compile(

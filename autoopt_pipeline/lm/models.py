@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
-from autoopt_pipeline.lm.meter import Answers, Engine, Meter, MeteredEngine, Role
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
 from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
-from autoopt_pipeline.strict import first_error
 from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
+from autoopt_pipeline.validation import first_error
 
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
 """Longest output where the settings do not say: an answer is a few short fields, an instruction a page."""

@@ -7,9 +7,9 @@ from typing import Literal
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from autoopt_pipeline.lm.adapter import AnswerAdapter
+from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
-from autoopt_pipeline.lm.meter import answer_text, listening
+from autoopt_pipeline.lm.metering import answer_text, listening
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, set_answer_format
 
 _COLOURS = ("red", "green", "blue")

@@ -8,11 +8,11 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from autoopt_pipeline.contract import SpanContract
 from autoopt_pipeline.errors import InvalidModule
+from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
-from autoopt_pipeline.modules.values import number
+from autoopt_pipeline.span_contract import SpanContract
 
 if TYPE_CHECKING:
     import dspy
@@ -154,8 +154,8 @@ class ModuleSpec:
     outputs: tuple[str, ...]
     labels: tuple[Label, ...] | None
     program: str
-    examples: str = "autoopt_pipeline.modules.examples:build_examples"
-    grading: str = "autoopt_pipeline.modules.grading:EXACT"
+    examples: str = "autoopt_pipeline.modules.labeling:build_examples"
+    grading: str = "autoopt_pipeline.modules.scoring:EXACT"
     parts: tuple["ModuleSpec", ...] = ()
     scheduled_by_default: bool = True
 

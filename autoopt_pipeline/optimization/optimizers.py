@@ -10,11 +10,11 @@ from typing import Any
 import dspy
 from gepa.utils import NoImprovementStopper
 
-from autoopt_pipeline.artifacts.programs import ASKED, queries_shown, told
+from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.similarity import normalize_query, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import ASSUMED, dspy_example, using
+from autoopt_pipeline.registry.serialization import ASKED, queries_shown, told
 
 OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
 """Their names, without the number that tells one candidate of theirs from the next."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from autoopt_pipeline.strict import Strict
-from autoopt_pipeline.wording import duration
+from autoopt_pipeline.text import duration
+from autoopt_pipeline.validation import Strict
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.lm.meter import Meter
+    from autoopt_pipeline.lm.metering import Meter
 
 REPORT_SECONDS = 1.0
 """Time between two reports."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import dspy
 
-from autoopt_pipeline.artifacts.programs import built, told
-from autoopt_pipeline.artifacts.stored import Programs
+from autoopt_pipeline.evaluation.calibration import Bin, reliability
+from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.gate import GateDecision, Verdict
+from autoopt_pipeline.evaluation.runner import Answer
+from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.spec import Example
-from autoopt_pipeline.optimization.calibration import Bin, reliability
-from autoopt_pipeline.optimization.cases import Case, Graded
-from autoopt_pipeline.optimization.evaluation import Answer
-from autoopt_pipeline.optimization.gate import GateDecision, Verdict
-from autoopt_pipeline.optimization.split import Split
+from autoopt_pipeline.registry.module_versions import Programs
+from autoopt_pipeline.registry.serialization import built, told
 
 NO_ANSWER = "(no valid answer)"
 

@@ -8,14 +8,13 @@ from typing import TypeVar
 
 import dspy
 
-from autoopt_pipeline.artifacts.programs import pack
-from autoopt_pipeline.artifacts.store import Program
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
-from autoopt_pipeline.lm.meter import BudgetExhausted
+from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.split import Split
+from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.evaluation import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
     Optimizer,
@@ -25,9 +24,10 @@ from autoopt_pipeline.optimization.optimizers import (
     improvers,
 )
 from autoopt_pipeline.optimization.progress import PhaseTracker
-from autoopt_pipeline.optimization.race import Entrant, Race, Standing, balanced
+from autoopt_pipeline.optimization.racing import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
-from autoopt_pipeline.optimization.split import Split
+from autoopt_pipeline.registry.serialization import pack
+from autoopt_pipeline.registry.version_store import Program
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
 INCUMBENT = "incumbent"

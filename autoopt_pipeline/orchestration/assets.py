@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from autoopt_pipeline.connections import Connections
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, RunFailed
+from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import load_redaction
-from autoopt_pipeline.modules.registry import modules
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.optimization.plan import learnt_from
-from autoopt_pipeline.orchestration.history import outcome_since
-from autoopt_pipeline.orchestration.overrides import RunOverrides
+from autoopt_pipeline.names import ATTEMPT_TAG, WINDOW_END_TAG
+from autoopt_pipeline.orchestration.budget_guard import accounted, blaming_the_day, budget_today
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
-from autoopt_pipeline.orchestration.progress import StepProgress
-from autoopt_pipeline.orchestration.services import Services
-from autoopt_pipeline.orchestration.spending import accounted, blaming_the_day, budget_today
-from autoopt_pipeline.orchestration.steps import end_with_the_run, failing_the_step, skipping
-from autoopt_pipeline.orchestration.tags import ATTEMPT_TAG, WINDOW_END_TAG
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.run_config import RunOverrides
+from autoopt_pipeline.orchestration.step_errors import end_with_the_run, failing_the_step, skipping
+from autoopt_pipeline.run_history.outcomes import outcome_since
+from autoopt_pipeline.run_history.progress import StepProgress
+from autoopt_pipeline.scheduling.conditions import learnt_from
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import StoredConfig, newest_version
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.optimization.prior import Pool
     from autoopt_pipeline.optimization.report import Report
-    from autoopt_pipeline.traces.collect import Collected
+    from autoopt_pipeline.optimization.warm_start import Pool
+    from autoopt_pipeline.traces.reader import Collected
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 
@@ -110,7 +110,7 @@ def _gather(
     entry: StoredConfig,
 ) -> _Material:
     # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
-    from autoopt_pipeline.traces.collect import collect
+    from autoopt_pipeline.traces.reader import collect
 
     tenant = config.tenant_id
     labels_of(spec, config)
@@ -129,11 +129,11 @@ def _optimize(
     material: _Material,
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
-    from autoopt_pipeline.lm.meter import Meter, Role
+    from autoopt_pipeline.lm.metering import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
-    from autoopt_pipeline.optimization.kept_answers import KeptAnswers
-    from autoopt_pipeline.optimization.optimize import Job, optimize
-    from autoopt_pipeline.orchestration.report import data_check, report_metadata
+    from autoopt_pipeline.optimization.answer_checkpoint import KeptAnswers
+    from autoopt_pipeline.optimization.pipeline import Job, optimize
+    from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
 
     config, collected, settings = material.config, material.collected, connections.settings
     with failing_the_step(context, config.retry):
@@ -223,7 +223,7 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
 
 def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":
     """What tenants share. What this one shares no longer goes now; nobody has read it since it said so."""
-    from autoopt_pipeline.optimization.prior import Pool
+    from autoopt_pipeline.optimization.warm_start import Pool
 
     shared = connections.shared(spec.name)
     if not config.share_instructions:

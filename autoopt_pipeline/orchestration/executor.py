@@ -10,8 +10,8 @@ MODULES_AT_ONCE = 5
 
 _PRELOADED = [
     "autoopt_pipeline.definitions",
-    "autoopt_pipeline.optimization.optimize",
-    "autoopt_pipeline.orchestration.report",
+    "autoopt_pipeline.optimization.pipeline",
+    "autoopt_pipeline.orchestration.run_report",
     "pandas",
     "phoenix.client",
 ]

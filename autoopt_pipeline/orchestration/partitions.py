@@ -6,7 +6,7 @@ from contextlib import suppress
 import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
-from autoopt_pipeline.modules.registry import module_names, modules
+from autoopt_pipeline.modules.catalog import module_names, modules
 
 tenants_partitions = dg.DynamicPartitionsDefinition(name="tenants")
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from autoopt_pipeline.contract import BASELINE
 from autoopt_pipeline.errors import InvalidRequest
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.span_contract import BASELINE
 
 if TYPE_CHECKING:
     import dspy

@@ -18,13 +18,13 @@ from typing import Any, Literal, get_args
 
 import httpx
 
-from autoopt_pipeline.addresses import without_login, without_secrets
-from autoopt_pipeline.contract import CORRECTION, RANDOM_SAMPLING
 from autoopt_pipeline.errors import AutooptError, InvalidRequest, PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.modules.values import number, stripped
+from autoopt_pipeline.modules.coercion import number, stripped
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
+from autoopt_pipeline.span_contract import CORRECTION, RANDOM_SAMPLING
+from autoopt_pipeline.urls import without_login, without_secrets
 
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)

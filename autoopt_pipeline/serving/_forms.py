@@ -5,14 +5,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from autoopt_pipeline.contract import CROSS_MODAL_SPAN, SpanContract
 from autoopt_pipeline.errors import InvalidRequest
-from autoopt_pipeline.modules.cross_modal import modalities_text, read_modalities
-from autoopt_pipeline.modules.examples import Unusable, as_text
-from autoopt_pipeline.modules.grading import FUSE
+from autoopt_pipeline.modules.builtin.cross_modal import modalities_text, read_modalities
+from autoopt_pipeline.modules.coercion import encodable
+from autoopt_pipeline.modules.labeling import Unusable, as_text
+from autoopt_pipeline.modules.scoring import FUSE
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.modules.values import encodable
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.span_contract import CROSS_MODAL_SPAN, SpanContract
+from autoopt_pipeline.text import did_you_mean
 
 Attributes = dict[str, str | bool | int | float]
 

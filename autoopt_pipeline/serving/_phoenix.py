@@ -11,14 +11,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from autoopt_pipeline.addresses import without_secrets
-from autoopt_pipeline.contract import PROJECT_TEMPLATE, TENANT_ID
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.otlp import PhoenixSession, phoenix_exporter
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._target import Target, set_target
+from autoopt_pipeline.span_contract import PROJECT_TEMPLATE, TENANT_ID
+from autoopt_pipeline.urls import without_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from autoopt_pipeline.addresses import without_secrets
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import Pointer
-from autoopt_pipeline.artifacts.store import read_pointers
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.transitions import Pointer
+from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
     from autoopt_pipeline.modules.answer_format import AnswerFormat

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoopt_pipeline.errors import InvalidRequest
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.secrets import protect, protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of

@@ -4,16 +4,16 @@ import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 
-from autoopt_pipeline.artifacts.files import Files
-from autoopt_pipeline.artifacts.moves import Pointer
-from autoopt_pipeline.artifacts.programs import compose, unpack
-from autoopt_pipeline.artifacts.store import ModuleArtifacts, Program
-from autoopt_pipeline.contract import BASELINE, CANARY
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.lm.adapter import AnswerAdapter
+from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.serialization import compose, unpack
+from autoopt_pipeline.registry.transitions import Pointer
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, Program
 from autoopt_pipeline.serving._answers import Arm, Loaded
+from autoopt_pipeline.span_contract import BASELINE, CANARY
 
 Labels = tuple[Label, ...]
 Pointers = Mapping[str, Pointer | None]

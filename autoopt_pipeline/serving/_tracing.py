@@ -13,11 +13,11 @@ from typing import Any
 from opentelemetry import context, trace
 from opentelemetry.trace import INVALID_SPAN, Link, Span, Status, StatusCode, TracerProvider
 
-from autoopt_pipeline.contract import ARM, MODULE, PROGRAM_VERSION, REQUEST_ID, TENANT_ID
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.secrets import scrub, scrub_error, scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, version_name
 from autoopt_pipeline.serving._forms import Attributes, span_attributes, storable
+from autoopt_pipeline.span_contract import ARM, MODULE, PROGRAM_VERSION, REQUEST_ID, TENANT_ID
 
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)

@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from autoopt_pipeline.addresses import is_web_address
 from autoopt_pipeline.durations import read_duration
 from autoopt_pipeline.errors import InvalidConfig, InvalidTenantId
-from autoopt_pipeline.modules.registry import default_modules, module_names
+from autoopt_pipeline.modules.catalog import default_modules, module_names
 from autoopt_pipeline.settings import KEY_VARIABLE
-from autoopt_pipeline.strict import Strict, first_error, what_is_wrong
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.text import did_you_mean
+from autoopt_pipeline.urls import is_web_address
+from autoopt_pipeline.validation import Strict, first_error, what_is_wrong
 
 PromotionMode = Literal["auto", "manual"]
 AnswerFormatChoice = Literal["auto", "chat", "json_schema"]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields, parse_config
-from autoopt_pipeline.wording import did_you_mean
+from autoopt_pipeline.text import did_you_mean
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """When an entry was written that does not say when."""
@@ -111,11 +111,11 @@ def open_config_store(url: str) -> TenantConfigStore:
     """
     scheme = url.partition(":")[0]
     if url.startswith("sqlite:///") and url not in {"sqlite:///", "sqlite:///:memory:"}:
-        from autoopt_pipeline.tenants.sqlite_store import SqliteConfigStore
+        from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 
         return SqliteConfigStore(url.removeprefix("sqlite:///"))
     if scheme in {"redis", "rediss"}:
-        from autoopt_pipeline.tenants.redis_store import RedisConfigStore
+        from autoopt_pipeline.tenants.stores.redis import RedisConfigStore
 
         return RedisConfigStore(url)
     raise InvalidSettings(

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.tenant_id import safe_name
-from autoopt_pipeline.traces.phoenix import Phoenix
+from autoopt_pipeline.traces.client import Phoenix
 
 if TYPE_CHECKING:
     from phoenix.client import Client

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.modules.examples import Unusable, read_inputs
+from autoopt_pipeline.modules.labeling import Unusable, read_inputs
 from autoopt_pipeline.modules.spec import Decision, ModuleSpec, query_of
-from autoopt_pipeline.traces.phoenix import PAGE, Phoenix
+from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.traces.client import PAGE, Phoenix
 
 if TYPE_CHECKING:
     from phoenix.client.__generated__.v1 import Span

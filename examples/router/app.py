@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.lm.stand_in import StandInEngine
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 
 AGENTS = {

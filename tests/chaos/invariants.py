@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import dagster as dg
 
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
-from autoopt_pipeline.contract import project_name
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.orchestration.failures import causes_of
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.run_history.failures import causes_of
+from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenant_id import safe_name
-from autoopt_pipeline.traces.phoenix import CountRequest
+from autoopt_pipeline.traces.client import CountRequest
 from tests.chaos.world import MIN_SAMPLES, World, marker
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.local.stack import start_daemon
+from autoopt_pipeline.devtools.stack import start_daemon
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World, world
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
+from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.local.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
-from autoopt_pipeline.modules.registry import get_module
-from autoopt_pipeline.traces.collect import collect
-from autoopt_pipeline.traces.phoenix import Phoenix
-from autoopt_pipeline.traces.traffic import Habits
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import collect
 from tests.chaos import faults
 from tests.chaos.faults import Answer, Fault, Proxy, proxy
 from tests.chaos.invariants import check_all, outcomes

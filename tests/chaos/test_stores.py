@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from autoopt_pipeline.artifacts.files import CHECK_FOLDER, Files
-from autoopt_pipeline.artifacts.store import ModuleArtifacts
+from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigStoreUnavailable
-from autoopt_pipeline.local.processes import LOOPBACK, Processes, free_port
+from autoopt_pipeline.registry.object_store import CHECK_FOLDER, Files
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
 from tests.chaos import faults

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.modules.registry import get_module
+from autoopt_pipeline.devtools.traffic import PlayedRequest
+from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.traces.traffic import PlayedRequest
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
 from tests.llm_server import LLMServer, llm_server

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from autoopt_pipeline.local.processes import Processes, free_port
-from autoopt_pipeline.local.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
 from tests.llm_server import LLMServer, llm_server
 
 BUCKET = "programs"

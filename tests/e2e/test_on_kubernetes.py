@@ -20,14 +20,14 @@ from dagster._core.scheduler.instigation import TickStatus
 from dagster_postgres.utils import pg_alembic_config
 from kubernetes.utils import parse_quantity
 
-from autoopt_pipeline.lm.stand_in import StandInEngine
-from autoopt_pipeline.local.sample_tenants import SampleTenant
-from autoopt_pipeline.orchestration.sensors import NEW_EVIDENCE_TAG
+from autoopt_pipeline.devtools.sample_tenants import SampleTenant
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
+from autoopt_pipeline.lm.stand_in.engine import StandInEngine
+from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
 from autoopt_pipeline.serving import Serving
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.traces.traffic import SAMPLE_AGENTS
 from tests.e2e.cluster import new_namespace, node_address, started_at, wait_until
 from tests.e2e.deployment import ARTIFACTS, NEW_TRACES, RELEASE, Deployment, deploy, values_for
 from tests.e2e.servers import address_towards, serve

@@ -1,0 +1,61 @@
+"""The stores and servers that the process settings name, each opened when it is first used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.shared_instructions import SharedStore
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, Program
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience
+
+
+@dataclass
+class Connections:
+    """What the sensors, the assets and the commands work with. `patience` is theirs with Phoenix."""
+
+    settings: Settings
+    patience: Patience = AS_CONFIGURED
+
+    @cached_property
+    def configs(self) -> TenantConfigStore:
+        return open_config_store(self.settings.resolved_config_store_url)
+
+    @cached_property
+    def phoenix(self) -> Phoenix:
+        key = self.settings.phoenix_api_key
+        return Phoenix(
+            self.settings.phoenix_endpoint,
+            api_key=key.get_secret_value() if key else None,
+            timeout_seconds=self.settings.phoenix_timeout_seconds,
+            patience=self.patience,
+        )
+
+    @cached_property
+    def files(self) -> Files:
+        return Files(self.settings.resolved_artifacts_url)
+
+    def shared(self, module: str) -> SharedStore:
+        return SharedStore(self.files, module)
+
+    def artifacts(self, tenant_id: str, module: str) -> ModuleArtifacts:
+        return ModuleArtifacts(self.files, tenant_id, module)
+
+    def active_parts(
+        self, tenant_id: str, spec: ModuleSpec, refused: Callable[[ModuleSpec, InvalidArtifact], None]
+    ) -> dict[str, Program]:
+        """The active programs of a composed module's parts; `refused` is told of one that is damaged, and left out."""
+        found = {}
+        for part in spec.parts:
+            artifacts = self.artifacts(tenant_id, part.name)
+            if active := artifacts.active():
+                try:
+                    found[part.name] = artifacts.load(active.version)
+                except InvalidArtifact as e:
+                    refused(part, e)
+        return found

@@ -1,0 +1,162 @@
+"""Who may see and do what: names, roles and tenants from a file, or one token for everything."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
+
+from autoopt_pipeline.errors import InvalidSettings
+from autoopt_pipeline.settings import Settings
+from autoopt_pipeline.validation import Strict, first_error
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+"""Hosts at which only this machine is reached."""
+
+_SHORTEST_TOKEN = 24
+"""Characters. A token is guessed as fast as the server answers, so it must not be a word."""
+
+
+class Role(StrEnum):
+    """A viewer sees; an operator also decides, launches and configures."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whoever asks. `tenants` are patterns of the ids that they may see: `acme`, `org:*`, `*`."""
+
+    name: str
+    role: Role
+    tenants: tuple[str, ...] = ("*",)
+
+    @property
+    def may_operate(self) -> bool:
+        return self.role is Role.OPERATOR
+
+    @property
+    def sees_all(self) -> bool:
+        return "*" in self.tenants
+
+    def sees(self, tenant_id: str) -> bool:
+        return self.sees_all or any(fnmatchcase(tenant_id, pattern) for pattern in self.tenants)
+
+
+class _User(Strict):
+    name: str = Field(min_length=1, max_length=200)
+    role: Role = Role.VIEWER
+    tenants: list[str] = Field(["*"], min_length=1)
+    token_sha256: str | None = None
+
+    @field_validator("token_sha256")
+    @classmethod
+    def _is_hash(cls, text: str | None) -> str | None:
+        # Not told what it is: somebody may have put the token itself.
+        if text is not None and not re.fullmatch("[0-9a-f]{64}", text):
+            raise ValueError("has to be the token's SHA-256: 64 hexadecimal digits in lower case, and not the token")
+        return text
+
+    @property
+    def person(self) -> Person:
+        return Person(self.name, self.role, tuple(self.tenants))
+
+
+class _Proxy(Strict):
+    user_header: str
+    addresses: list[IPvAnyNetwork] = Field(min_length=1)
+
+    @field_validator("user_header")
+    @classmethod
+    def _is_header(cls, name: str) -> str:
+        if not re.fullmatch("[A-Za-z0-9-]+", name):
+            raise ValueError(f"{name[:60]!r} is no header's name, such as X-Forwarded-User")
+        return name
+
+
+class _File(Strict):
+    users: list[_User] = Field(min_length=1)
+    proxy: _Proxy | None = None
+
+
+@dataclass(frozen=True)
+class Access:
+    """`everybody` is who asks where nobody has to sign in; None where they have to."""
+
+    everybody: Person | None
+    users: Mapping[str, Person]
+    tokens: Mapping[str, Person]
+    proxy: _Proxy | None = None
+
+    def by_token(self, token: str) -> Person | None:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        # All are compared, so that the time tells nothing of how much of one was right.
+        found = [person for known, person in self.tokens.items() if hmac.compare_digest(known, digest)]
+        return found[0] if found else None
+
+    def by_name(self, name: str) -> Person | None:
+        """Who signed in before, as they are allowed now."""
+        return self.users.get(name)
+
+    def by_proxy(self, headers: Mapping[str, str], address: str | None) -> Person | None:
+        """Who a reverse proxy says is asking. Its header is believed only from its own addresses."""
+        if self.proxy is None or address is None:
+            return None
+        client = ip_address(address.partition("%")[0])
+        client = getattr(client, "ipv4_mapped", None) or client  # as a server on :: sees it
+        if not any(client in network for network in self.proxy.addresses):
+            return None
+        return self.users.get(headers.get(self.proxy.user_header, ""))
+
+
+def open_access(settings: Settings, *, host: str, who: str) -> Access:
+    """Who may do what, as the settings say; without any, whoever is on this machine may do everything, as `who`.
+
+    Raises `InvalidSettings` when nothing is set and the host is not this machine alone, or when what is set is wrong.
+    """
+    if settings.dashboard_access:
+        return _read(settings.dashboard_access)
+    if settings.dashboard_token:
+        token = settings.dashboard_token.get_secret_value()
+        if len(token) < _SHORTEST_TOKEN:
+            raise InvalidSettings(
+                f"AUTOOPT_DASHBOARD_TOKEN has {len(token)} characters, and can be guessed",
+                f"set one of {_SHORTEST_TOKEN} or more, e.g. by 'openssl rand -hex 32'",
+            )
+        person = Person("operator", Role.OPERATOR)
+        return Access(None, {person.name: person}, {hashlib.sha256(token.encode()).hexdigest(): person})
+    if host not in LOOPBACK:
+        raise InvalidSettings(
+            f"the dashboard would be open to everybody who reaches {host}",
+            "set AUTOOPT_DASHBOARD_ACCESS or AUTOOPT_DASHBOARD_TOKEN (docs/dashboard.md), or use --host 127.0.0.1",
+        )
+    return Access(Person(who, Role.OPERATOR), {}, {})
+
+
+def _read(path: Path) -> Access:
+    where = f"AUTOOPT_DASHBOARD_ACCESS ({path})"
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        file = _File.model_validate(data)
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidSettings(f"{where}: {e}", "name a file that can be read") from None
+    except yaml.YAMLError as e:
+        raise InvalidSettings(f"{where}: {e}", "correct the file") from None
+    except ValidationError as e:
+        raise InvalidSettings(f"{where}: {first_error(e)}", "correct the file (docs/dashboard.md)") from None
+    users = {user.name: user.person for user in file.users}
+    tokens = {user.token_sha256: user.person for user in file.users if user.token_sha256}
+    if len(users) < len(file.users):
+        raise InvalidSettings(f"{where}: two users have the same name", "give each a name of their own")
+    if not tokens and file.proxy is None:
+        raise InvalidSettings(f"{where}: nobody could sign in", "give a user token_sha256, or set proxy")
+    return Access(None, users, tokens, file.proxy)

@@ -1,0 +1,98 @@
+"""What the pages work with."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from starlette.requests import Request
+
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.dashboard.auth import Access, Person
+from autoopt_pipeline.dashboard.count_cache import Counts
+from autoopt_pipeline.dashboard.security import person_of
+from autoopt_pipeline.dashboard.status_cache import Looking
+from autoopt_pipeline.errors import UnknownTenant
+from autoopt_pipeline.modules.catalog import read_modules_again
+from autoopt_pipeline.status.module_status import Standing, Story, module_stories, tenant_standings
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.text import did_you_mean
+
+_COUNTED_TENANTS = 500
+"""Up to so many tenants, new traces are counted also where something else decides; beyond, only on a tenant's page."""
+
+
+@dataclass
+class Dashboard:
+    """The same stores and the same Dagster instance as the daemon's, and who may see what."""
+
+    parts: Connections
+    instance: dg.DagsterInstance
+    access: Access
+    looking: Looking
+    counts: Counts
+
+    def standings(self, entry: StoredConfig) -> list[Standing]:
+        """How a tenant's modules stand now, with what was counted last where Phoenix does not answer."""
+        now, stored = datetime.now(UTC), {entry.tenant_id: entry}
+        return self.counts.completed(tenant_standings(stored, self.instance, self.parts, now=now, count_all=True))
+
+    def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[Story]:
+        """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
+        return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
+
+    def configs(self, person: Person) -> Mapping[str, StoredConfig]:
+        """The tenants that a person may see, by id."""
+        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if person.sees(tenant)}
+
+
+def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
+    """Nothing is looked at before somebody watches."""
+    counts = Counts()
+
+    def look() -> list[Standing]:
+        read_modules_again()
+        stored = parts.configs.current()
+        count_all = len(stored) <= _COUNTED_TENANTS
+        standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        return counts.completed(standings, of_all=True)
+
+    def look_at(tenant: str) -> list[Standing]:
+        history = parts.configs.history(tenant)
+        stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
+        return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
+
+    return Dashboard(parts, instance, access, Looking(look, look_at), counts)
+
+
+def dashboard_of(request: Request) -> Dashboard:
+    return request.app.state.dashboard
+
+
+def visible_tenant(request: Request) -> str:
+    """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
+    return visible_entry(request).tenant_id
+
+
+def visible_entry(request: Request) -> StoredConfig:
+    """The newest version of the tenant that the address names, removed or not. Raises as `visible_tenant`."""
+    return _visible_history(request)[-1]
+
+
+def configured(request: Request) -> StoredConfig:
+    """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
+    entry = visible_entry(request)
+    if entry.document is None:
+        raise UnknownTenant(
+            f"tenant {entry.tenant_id} was removed", "its programs and earlier configurations are still here"
+        )
+    return entry
+
+
+def _visible_history(request: Request) -> list[StoredConfig]:
+    tenant, person = request.path_params["tenant"], person_of(request)
+    dashboard = dashboard_of(request)
+    if person.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
+        return history
+    hint = did_you_mean(tenant, dashboard.configs(person))
+    raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")

@@ -1,0 +1,305 @@
+"""The configurations of all tenants: a list to search, adding a tenant, and setting one field of many at once."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, quote_plus, urlencode
+
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from autoopt_pipeline.dashboard.config_form import (
+    Planned,
+    changeable,
+    configuration_shapes,
+    plan_change,
+    without_secrets,
+    wrong_value,
+)
+from autoopt_pipeline.dashboard.context import Dashboard, dashboard_of
+from autoopt_pipeline.dashboard.flash import say
+from autoopt_pipeline.dashboard.form_fields import Input
+from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
+from autoopt_pipeline.dashboard.security import person_of, require_operator
+from autoopt_pipeline.dashboard.templating import render
+from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable, InvalidConfig
+from autoopt_pipeline.orchestration.partitions import register_tenant
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant
+from autoopt_pipeline.tenants.store import StoredConfig, write_config
+
+TOLD = 200
+"""Tenants of each kind that a bulk change lists; all are counted."""
+
+_FORM_CHARS = 900_000
+"""What a form may hold of tenants and versions; it may have a million in all."""
+
+_PATIENCE_SECONDS = 20.0
+"""How long one page saves; browsers and proxies do not wait for ever."""
+
+STATES = {"on": "optimized by itself", "off": "turned off", "invalid": "not valid"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which tenants are asked for: `text` is a part of the id; empty fields choose all. `page` counts from 1."""
+
+    text: str = ""
+    state: str = ""
+    page: int = 1
+
+    @classmethod
+    def read(cls, params: Mapping[str, Any]) -> "Query":
+        """From an address or a form. What means nothing is left out."""
+        state = str(params.get("state", ""))
+        return cls(
+            text=str(params.get("text", "")).strip()[:200],
+            state=state if state in STATES else "",
+            page=page_number(str(params.get("page", ""))),
+        )
+
+    def encode(self, **changes: Any) -> str:
+        return urlencode({name: value for name, value in vars(replace(self, **changes)).items() if value})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tenant of the list. `config` is None where it is not valid, and `wrong` says why."""
+
+    entry: StoredConfig
+    config: RoutingConfigUnified | None
+    wrong: str = ""
+
+
+def found(configs: Mapping[str, StoredConfig], query: Query) -> list[StoredConfig]:
+    """The tenants that match, by id. Pure."""
+    named = [entry for tenant, entry in sorted(configs.items()) if query.text.lower() in tenant.lower()]
+    return [entry for entry in named if not query.state or _state(_row(entry)) == query.state]
+
+
+def _row(entry: StoredConfig) -> Row:
+    try:
+        return Row(entry, entry.parse())
+    except InvalidConfig as e:
+        return Row(entry, None, str(e))
+
+
+def _state(row: Row) -> str:
+    if row.config is None:
+        return "invalid"
+    return "on" if row.config.enable_auto_optimization else "off"
+
+
+def list_page(request: Request) -> Response:
+    dashboard, query = dashboard_of(request), Query.read(request.query_params)
+    configs = dashboard.configs(person_of(request))
+    entries = found(configs, query)
+    pages = pages_of(len(entries))
+    query = replace(query, page=min(query.page, pages))
+    first = (query.page - 1) * PAGE
+    return render(
+        request,
+        "configurations.html",
+        query=query,
+        states=STATES,
+        tenants=len(configs),
+        count=len(entries),
+        pages=pages,
+        first=first + 1,
+        rows=[_row(entry) for entry in entries[first : first + PAGE]],
+        fields=changeable(configuration_shapes()),
+    )
+
+
+def add_page(request: Request) -> Response:
+    require_operator(request)
+    return render(request, "configuration_add.html", tenant="", agents="", wrong="")
+
+
+def add(request: Request, form: FormData) -> Response:
+    """Give a new tenant a configuration, and make it a partition at once."""
+    dashboard, person = dashboard_of(request), person_of(request)
+    tenant, agents = str(form.get("tenant", "")).strip(), str(form.get("agents", ""))
+    lines = [line.strip() for line in agents.splitlines() if line.strip()]
+    try:
+        config = new_tenant(tenant, lines, where="new tenant")
+        if not person.sees(tenant):
+            raise InvalidConfig(f"{tenant} is none of the tenants that you may see", "; ".join(person.tenants))
+        add_tenant(dashboard.parts.configs, config, by=person.name)
+    except (InvalidConfig, ConfigConflict) as e:
+        status = HTTPStatus.CONFLICT if isinstance(e, ConfigConflict) else HTTPStatus.BAD_REQUEST
+        return render(request, "configuration_add.html", status=status, tenant=tenant, agents=agents, wrong=str(e))
+    register_tenant(dashboard.instance, tenant)
+    dashboard.looking.look_again_at(tenant)
+    say(request, f"{tenant} was added.")
+    return RedirectResponse(f"/tenants/{quote(tenant, safe=':')}/configuration", HTTPStatus.SEE_OTHER)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tenants that a bulk change is for: those that were ticked, or all that match a query."""
+
+    query: Query | None
+    ticked: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, form: FormData) -> "Selection":
+        if form.get("which") == "all":
+            return cls(Query.read({name: form.get(name, "") for name in ("text", "state")}))
+        return cls(None, tuple(dict.fromkeys(map(str, form.getlist("tenant")))))
+
+    def entries(self, configs: Mapping[str, StoredConfig]) -> tuple[list[StoredConfig], list[str]]:
+        """Among those that a person may see: the selected ones, and the ids that are none of them."""
+        if self.query:
+            return found(configs, self.query), []
+        there = [configs[tenant] for tenant in self.ticked if tenant in configs]
+        return there, [tenant for tenant in self.ticked if tenant not in configs]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What becomes of a tenant in a bulk change, and why."""
+
+    tenant_id: str
+    what: str
+
+
+def change_page(request: Request, form: FormData) -> Response:
+    """Ask for the value of the field that was chosen."""
+    return _ask(request, Selection.read(form), _field(form), "", "")
+
+
+def preview(request: Request, form: FormData) -> Response:
+    """Say for each tenant what a change comes to. Nothing is written."""
+    dashboard, selection, field = dashboard_of(request), Selection.read(form), _field(form)
+    shapes, text = configuration_shapes(), str(form.get("value", "")).strip()
+    if wrong := wrong_value(shapes, field.name, text):
+        return _ask(request, selection, field, text, wrong)
+    entries, strangers = selection.entries(dashboard.configs(person_of(request)))
+    changing: dict[str, int] = {}
+    first: list[Planned] = []  # of many, what changes is not kept: the page shows it of some, and counts the others
+    unchanged: list[str] = []
+    refused = [*_strange(strangers)]
+    for entry in entries:
+        plan = plan_change(shapes, entry, field.name, text)
+        if plan.refused:
+            refused.append(Told(plan.tenant_id, plan.refused))
+        elif plan.after is None:
+            unchanged.append(plan.tenant_id)
+        else:
+            changing[plan.tenant_id] = plan.version
+            first += [plan] if len(first) < TOLD else []
+    versions = _versions(changing)
+    return render(
+        request,
+        "configuration_preview.html",
+        field=field,
+        text=text,
+        selection=selection,
+        changing=len(changing),
+        first=first,
+        unchanged=unchanged,
+        refused=refused,
+        versions=versions,
+        too_many=len(quote_plus(versions)) > _FORM_CHARS,
+        TOLD=TOLD,
+    )
+
+
+def apply(request: Request, form: FormData) -> Response:
+    """Write what the preview showed, tenant by tenant, each only upon the version that the preview saw.
+
+    What a store that fails, or the time, does not allow is left, and can be gone on with.
+    """
+    dashboard, field, text = dashboard_of(request), _field(form), str(form.get("value", ""))
+    person = person_of(request)
+    configs, shapes = dashboard.configs(person), configuration_shapes()
+    expected, strangers = _expected(str(form.get("versions", "")))
+    strangers += [tenant for tenant in expected if tenant not in configs]
+    results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers))}
+    left = {tenant: version for tenant, version in expected.items() if tenant in configs}
+    stopped, until = "", time.monotonic() + _PATIENCE_SECONDS
+    for tenant, version in [*left.items()]:
+        if time.monotonic() > until:
+            break
+        try:
+            plan = plan_change(shapes, configs[tenant], field.name, text)
+            state, what = _write(dashboard, plan, version, person.name)
+        except ConfigStoreUnavailable as e:
+            stopped = str(e)
+            break
+        results[state].append(Told(tenant, what))
+        del left[tenant]
+    return render(
+        request,
+        "configuration_applied.html",
+        status=HTTPStatus.SERVICE_UNAVAILABLE if stopped else HTTPStatus.OK,
+        field=field,
+        text=text,
+        results=results,
+        left=[Told(tenant, "not saved yet") for tenant in left],
+        versions=_versions(left),
+        stopped=stopped,
+        TOLD=TOLD,
+    )
+
+
+def _write(dashboard: Dashboard, plan: Planned, expected: int, by: str) -> tuple[str, str]:
+    """What became of a planned change, and how that is told. Raises `ConfigStoreUnavailable`."""
+    if plan.version != expected:
+        return "conflict", f"somebody saved version {plan.version} meanwhile, upon {expected}"
+    if plan.after is None:
+        return "refused", plan.refused or "nothing changes"
+    try:
+        written = write_config(dashboard.parts.configs, plan.after, by=by, expected_version=expected)
+    except ConfigConflict as e:
+        return "conflict", e.what
+    return "saved", f"version {written}"
+
+
+def _versions(expected: Mapping[str, int]) -> str:
+    """Tenants with their versions as a form holds them: `acme=3 org:b=1`."""
+    return " ".join(f"{tenant}={version}" for tenant, version in expected.items())
+
+
+def _expected(text: str) -> tuple[dict[str, int], list[str]]:
+    """The tenants that a preview showed, with their versions; and the words that are none of that."""
+    versions, others = {}, []
+    for word in text.split():
+        tenant, _, version = word.rpartition("=")
+        if tenant and version.isascii() and version.isdecimal() and len(version) < 10:
+            versions[tenant] = int(version)
+        else:
+            others.append(word[:200])
+    return versions, others
+
+
+def _strange(tenants: Iterable[str]) -> Iterable[Told]:
+    return (Told(tenant, "there is no such tenant") for tenant in tenants)
+
+
+def _field(form: FormData) -> Input:
+    """The field that is to be changed. Raises 400 for one that there is not."""
+    found = changeable(configuration_shapes()).get(str(form.get("field", "")))
+    if found is None:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "choose a field to change")
+    return found
+
+
+def _ask(request: Request, selection: Selection, field: Input, text: str, wrong: str) -> Response:
+    entries, strangers = selection.entries(dashboard_of(request).configs(person_of(request)))
+    if not entries and not strangers:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "no tenant is selected: tick some, or change all that match")
+    texts = without_secrets({field.name: (text,)}).get(field.name, ("",))
+    return render(
+        request,
+        "configuration_change.html",
+        status=HTTPStatus.BAD_REQUEST if wrong else HTTPStatus.OK,
+        selection=selection,
+        field=replace(field, texts=texts, error=wrong),
+        count=len(entries),
+    )

@@ -1,0 +1,309 @@
+"""The pages of one tenant: its modules, each with its story, its versions and what its runs found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
+from autoopt_pipeline.dashboard.security import person_of
+from autoopt_pipeline.dashboard.templating import render
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
+from autoopt_pipeline.optimization.report import Change, changes_of_versions
+from autoopt_pipeline.registry.module_versions import (
+    PROPOSED,
+    Programs,
+    VersionEvent,
+    between,
+    cost_of,
+    decided_about,
+    how_it_ended,
+    lm_of,
+    path_of,
+    predictors_of,
+    read_programs,
+)
+from autoopt_pipeline.registry.transitions import Move
+from autoopt_pipeline.registry.transitions import standing as stands
+from autoopt_pipeline.registry.version_store import Manifest
+from autoopt_pipeline.rollouts.production import look_now
+from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.progress import read_module_progress
+from autoopt_pipeline.span_contract import BASELINE
+from autoopt_pipeline.status.explain import DOING, sentences
+from autoopt_pipeline.status.module_status import events_of
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.text import did_you_mean, listed_unread
+
+_OUTCOMES_SHOWN = 50
+_MOVES_SHOWN = 100
+
+
+def tenant_page(request: Request) -> Response:
+    dashboard, entry = dashboard_of(request), configured(request)
+    standings = dashboard.standings(entry)
+    try:
+        config, wrong = entry.parse(), ""
+    except InvalidConfig as e:
+        config, wrong = None, str(e)
+    return render(
+        request,
+        "tenant.html",
+        tenant=entry.tenant_id,
+        entry=entry,
+        config=config,
+        wrong=wrong,
+        rows=standings,
+        silent=dashboard.counts.trouble,
+    )
+
+
+def why_page(request: Request) -> Response:
+    """For any tenant, what is decided about each of its modules, in sentences."""
+    dashboard, person = dashboard_of(request), person_of(request)
+    stored = dashboard.configs(person)
+    asked = request.query_params.get("tenant", "").strip()
+    stories, untold = [], ""
+    if asked and asked not in stored:
+        untold = f"There is no tenant {asked[:200]!r} with a configuration. {did_you_mean(asked, stored).capitalize()}"
+    elif asked:
+        now, entry = datetime.now(UTC), stored[asked]
+        try:
+            modules = entry.parse().modules
+            for story in dashboard.stories(entry, modules, now=now):
+                stories.append((story.standing, list(sentences(story, now))))
+        except AutooptError as e:
+            untold = str(e)
+    return render(
+        request,
+        "why.html",
+        asked=asked,
+        tenants=sorted(stored),
+        stories=stories,
+        untold=untold,
+        silent=dashboard.counts.trouble,
+    )
+
+
+def module_page(request: Request) -> Response:
+    """Everything about one module of one tenant."""
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
+    programs = read_programs(dashboard.parts.files, tenant, module)
+    outcomes = list(_outcomes(dashboard, entry, module))
+    return render(
+        request,
+        "module.html",
+        programs=programs,
+        versions=_versions(programs),
+        outcomes=outcomes,
+        charted=[each for each in reversed(outcomes) if each.score_after is not None][-20:],
+        moves=[(move, path_of(move)) for move in reversed(programs.moves[-_MOVES_SHOWN:])],
+        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.watches())],
+        can_go_back=len(stands(programs.moves)) > 1 or bool(programs.watch and programs.watch.is_canary),
+        BASELINE=BASELINE,
+        **_story(request),
+    )
+
+
+def module_story_part(request: Request) -> Response:
+    """The part of a module's page that changes by itself: its story."""
+    return render(request, "module_story.html", **_story(request))
+
+
+def progress_part(request: Request) -> Response:
+    """How far the run that is under way is. One row is read, so that this can be asked for every other second."""
+    tenant, module = visible_tenant(request), request.path_params["module"]
+    progress = read_module_progress(dashboard_of(request).instance, tenant, module)
+    return render(request, "module_progress.html", tenant=tenant, module=module, progress=progress)
+
+
+def live_part(request: Request) -> Response:
+    """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    parts, counts = dashboard.parts, dashboard.counts
+    programs = read_programs(parts.files, tenant, module)
+    known, trouble, said = None, "", ""
+    if watch := programs.watch:
+        said, settling = between(watch), parts.settings.settling_seconds
+        try:
+            look = look_now(parts.phoenix, parts.configs, programs.artifacts, watch, settling_seconds=settling)
+            known = counts.keep_look((tenant, module), watch, look)
+        except AutooptError as e:
+            known, trouble = counts.last_look((tenant, module), watch), str(e)
+    return render(request, "live.html", programs=programs, said=said, known=known, trouble=trouble, BASELINE=BASELINE)
+
+
+def version_page(request: Request) -> Response:
+    """How a version came to be, what it shows the model, and how it differs from another one."""
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
+    programs = read_programs(dashboard.parts.files, tenant, module)
+    manifest = programs.manifest(request.path_params["version"])
+    against = request.query_params.get("against") or manifest.parent or BASELINE
+    stored, gone = None, ""
+    try:
+        stored = programs.artifacts.load(manifest.version)
+    except InvalidArtifact as e:
+        gone = str(e)
+    changes: Sequence[Change] = ()
+    incomparable = ""
+    try:
+        changes = changes_of_versions(programs, programs.named(against), manifest.version)
+    except AutooptError as e:
+        incomparable = str(e)
+    outcome = next((each for each in _outcomes(dashboard, entry, module) if _made(each, manifest)), None)
+    return render(
+        request,
+        "version.html",
+        tenant=tenant,
+        module=module,
+        programs=programs,
+        manifest=manifest,
+        lm=lm_of(manifest),
+        cost=cost_of(manifest),
+        unread=listed_unread(manifest.unread),
+        verdict=programs.verdict(manifest),
+        last=programs.last_event(manifest.version),
+        declined=programs.declined(manifest.version),
+        left=programs.rolled_back.get(manifest.version),
+        withdrawn=programs.withdrawal(manifest.version),
+        ended=[how_it_ended(e) for e in programs.artifacts.watches() if manifest.version in (e.version, e.against)],
+        predictors=predictors_of(stored) if stored else {},
+        gone=gone,
+        against=against,
+        others=[BASELINE, *(each.version for each in programs.manifests if each.version != manifest.version)],
+        changes=changes,
+        incomparable=incomparable,
+        outcome=outcome,
+    )
+
+
+def outcome_page(request: Request) -> Response:
+    """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
+    dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
+    tenant = entry.tenant_id
+    run_id = request.path_params["run"]
+    for outcome in _outcomes(dashboard, entry, module):
+        if outcome.run_id == run_id:
+            return render(
+                request,
+                "outcome.html",
+                tenant=tenant,
+                module=module,
+                outcome=outcome,
+            )
+    raise HTTPException(HTTPStatus.NOT_FOUND, f"none of the last {_OUTCOMES_SHOWN} outcomes is of this run")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1.
+
+    `decided` is what a person decided about the version that it proposed.
+    """
+
+    at: datetime
+    run_id: str
+    said: dict[str, Any]
+    decided: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        return self.decided or str(self.said.get("verdict", "")) or "reported by hand"
+
+    @property
+    def reason(self) -> str:
+        return str(self.said.get("reason", ""))
+
+    @property
+    def report(self) -> str:
+        """Markdown, everything of the tenant's in it escaped."""
+        report = str(self.said.get("report", ""))
+        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
+
+    @property
+    def score_before(self) -> float | None:
+        return _number(self.said.get("score_before"))
+
+    @property
+    def score_after(self) -> float | None:
+        return _number(self.said.get("score_after"))
+
+    def link(self, name: str) -> str | None:
+        """An address among what was said. None where it is none that a browser may follow."""
+        url = self.said.get(name)
+        return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
+
+
+def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[Outcome]:
+    """The last ones, newest first."""
+    artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
+    moves: list[Move] | None = None
+    for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
+        said, decided = values_of(record.asset_materialization), None
+        if said.get("verdict") == PROPOSED and "version" in said:
+            moves = artifacts.moves() if moves is None else moves
+            decided = decided_about(artifacts, str(said["version"]), moves)
+        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
+
+
+def _made(outcome: Outcome, manifest: Manifest) -> bool:
+    return outcome.said.get("version") == manifest.version and outcome.run_id == manifest.run_id
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A line of the list of versions; `manifest` is None where it cannot be read, and `wrong` says why."""
+
+    name: str
+    verdict: str
+    manifest: Manifest | None
+    last: VersionEvent | None
+    wrong: str = ""
+
+
+def _versions(programs: Programs) -> list[Version]:
+    """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
+    found = [
+        Version(each.version, programs.verdict(each), each, programs.last_event(each.version))
+        for each in reversed(programs.manifests)
+    ]
+    return found + [
+        Version(name, "damaged", None, programs.last_event(name), str(error))
+        for name, error in programs.damaged.items()
+    ]
+
+
+def _story(request: Request) -> dict[str, Any]:
+    """The decision in sentences, as `autoopt why` tells it; or why there is none."""
+    dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
+    told: dict[str, Any] = {
+        "tenant": tenant,
+        "module": module,
+        "story": None,
+        "told": [],
+        "untold": "",
+        "progress": None,
+        "silent": None,
+    }
+    try:
+        now = datetime.now(UTC)
+        (story,) = dashboard.stories(configured(request), [module], now=now)
+    except AutooptError as e:
+        return told | {"untold": str(e)}
+    return told | {
+        "story": story,
+        "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
+        "progress": story.standing.progress,
+        "silent": dashboard.counts.trouble,
+    }

@@ -1,0 +1,56 @@
+"""The overview: every module of every tenant that a person may see."""
+
+import dagster as dg
+from starlette.requests import Request
+from starlette.responses import Response
+
+from autoopt_pipeline.dashboard.context import dashboard_of
+from autoopt_pipeline.dashboard.overview_query import Query, select
+from autoopt_pipeline.dashboard.security import person_of
+from autoopt_pipeline.dashboard.templating import render
+from autoopt_pipeline.status.score_trend import read_trends, sparkline
+
+COLUMNS = (
+    ("health", "Health"),
+    ("tenant", "Tenant"),
+    ("module", "Module"),
+    ("new", "New traces"),
+    ("score", "Serves"),
+    ("verdict", "Last verdict"),
+    ("next", "Next look"),
+)
+
+
+def overview(request: Request) -> Response:
+    return _board(request, "overview.html")
+
+
+def overview_board(request: Request) -> Response:
+    """The part of the overview that changes."""
+    return _board(request, "overview_board.html")
+
+
+def _board(request: Request, template: str) -> Response:
+    dashboard, person = dashboard_of(request), person_of(request)
+    look, trouble = dashboard.looking.latest()
+    page = select(
+        [each for each in look.standings if person.sees(each.tenant_id)] if look else [],
+        Query.read(request.query_params),
+    )
+    trends, untold = {}, ""
+    try:
+        begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
+        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows], begins)
+    except dg.DagsterError as e:
+        untold = str(e)
+    return render(
+        request,
+        template,
+        look=look,
+        trouble=trouble,
+        silent=dashboard.counts.trouble,
+        untold=untold,
+        board=page,
+        rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
+        columns=COLUMNS,
+    )

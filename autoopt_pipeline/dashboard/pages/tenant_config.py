@@ -1,0 +1,274 @@
+"""The pages of one tenant's configuration: as a form, as text, its versions, going back to one, removing the tenant."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from autoopt_pipeline.dashboard.config_form import checked, configuration_shapes, without_secrets
+from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
+from autoopt_pipeline.dashboard.flash import say
+from autoopt_pipeline.dashboard.form_fields import Document, Texts, fill, form, rebased, shown, wrong_names
+from autoopt_pipeline.dashboard.security import person_of, require_operator
+from autoopt_pipeline.dashboard.templating import render
+from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
+from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_tenant
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
+from autoopt_pipeline.tenants.diff import FieldChange, changed_fields, in_effect, version_before
+from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings, what_stays
+from autoopt_pipeline.tenants.store import StoredConfig, changes_in, stored_version, write_config
+from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
+
+
+def form_page(request: Request) -> Response:
+    """The configuration as a form; as text where it is not valid."""
+    entry = configured(request)
+    try:
+        document = chosen_fields(entry.parse())
+    except InvalidConfig as e:
+        return _show_text(request, entry, as_text(entry), wrong=str(e))
+    return _show_form(request, entry, document, {})
+
+
+def save_form(request: Request, posted: FormData) -> Response:
+    """Save what was changed in the form. What others saved since it was made is shown first."""
+    dashboard, newest = dashboard_of(request), configured(request)
+    base = _version_in(request, posted)
+    before, now = chosen_fields(base.parse()), chosen_fields(newest.parse())
+    shapes = configuration_shapes()
+    typed = rebased(shapes, before, now, _texts(posted))
+    filled = fill(shapes, now, shown(shapes, now) | typed)
+    config, errors = checked(filled, now)
+    if filled.document == now or (config and chosen_fields(config) == now):
+        return _back(request, "Nothing was changed.")
+    if base.version != newest.version:
+        yours = changed_fields(in_effect(newest), config.model_dump(mode="json")) if config else ()
+        told = _meanwhile(base, newest, yours)
+        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.CONFLICT, **told)
+    if config is None:
+        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.BAD_REQUEST)
+    try:
+        return _save(dashboard, request, newest, config)
+    except ConfigConflict:  # within this very moment
+        return save_form(request, posted)
+
+
+def text_page(request: Request) -> Response:
+    """The configuration as text, also one that is not valid."""
+    require_operator(request)
+    entry = configured(request)
+    return _show_text(request, entry, as_text(entry))
+
+
+def save_text(request: Request, form: FormData) -> Response:
+    """Save a text. Nothing is lost of it: what is wrong, or in the way, is told beside it."""
+    dashboard, newest = dashboard_of(request), configured(request)
+    text = str(form.get("text", "")).replace("\r\n", "\n")
+    base = _version_in(request, form)
+    if text == as_text(base):
+        return _back(request, "Nothing was changed.")
+    if base.version != newest.version:
+        return _show_text(request, newest, text, status=HTTPStatus.CONFLICT, **_meanwhile(base, newest))
+    try:
+        return _save(dashboard, request, newest, from_text(text, newest))
+    except InvalidConfig as e:
+        return _show_text(request, newest, text, wrong=str(e), status=HTTPStatus.BAD_REQUEST)
+    except ConfigConflict:  # within this very moment
+        return save_text(request, form)
+
+
+def history_page(request: Request) -> Response:
+    """All versions, and how two of them differ."""
+    dashboard, tenant = dashboard_of(request), visible_tenant(request)
+    versions = dashboard.parts.configs.history(tenant)
+    saved = [each for each in versions if each.document is not None]
+    a, b = (request.query_params.get(name, "") for name in ("from", "to"))
+    changes: Sequence[FieldChange] = ()
+    incomparable = ""
+    try:
+        after = _version(dashboard, tenant, b) if b else saved[-1]
+        before = _version(dashboard, tenant, a) if a else None
+        if before is None and len(saved) > 1:
+            before = stored_version(dashboard.parts.configs, tenant, version_before(versions, after))
+        changes = changed_fields(in_effect(before), in_effect(after)) if before else ()
+    except AutooptError as e:
+        before, after, incomparable = None, saved[-1], str(e)
+    return render(
+        request,
+        "configuration_history.html",
+        tenant=tenant,
+        versions=[*zip(versions, changes_in(versions), strict=True)][::-1],
+        saved=saved[::-1],
+        newest=versions[-1],
+        before=before,
+        after=after,
+        changes=changes,
+        incomparable=incomparable,
+    )
+
+
+def revert_page(request: Request) -> Response:
+    require_operator(request)
+    return _ask_to_revert(request, request.query_params.get("version", ""))
+
+
+def revert(request: Request, form: FormData) -> Response:
+    """Save an earlier version again, as a new version; a tenant that was removed is back then."""
+    dashboard, newest, version = dashboard_of(request), visible_entry(request), str(form.get("version", ""))
+    entry = _version(dashboard, newest.tenant_id, version)
+    try:
+        config = reverted_to(entry, newest)
+        if newest.document is None:
+            check_distinct(newest.tenant_id, spellings(dashboard.parts.configs.current()))
+        by, expected = person_of(request).name, _number(form.get("newest"))
+        written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
+    except (InvalidConfig, ConfigConflict) as e:
+        return _ask_to_revert(request, version, wrong=str(e))
+    register_tenant(dashboard.instance, newest.tenant_id)  # as it may have been removed
+    dashboard.looking.look_again_at(newest.tenant_id)
+    return _back(request, f"{newest.tenant_id}: configuration version {written}, the same as {version}.")
+
+
+def remove_page(request: Request) -> Response:
+    require_operator(request)
+    return _ask_to_remove(request)
+
+
+def remove(request: Request, form: FormData) -> Response:
+    """Remove the tenant, and its partition unless a run is under way."""
+    dashboard, tenant = dashboard_of(request), configured(request).tenant_id
+    try:
+        by, expected = person_of(request).name, _number(form.get("newest"))
+        dashboard.parts.configs.write(tenant, None, by=by, expected_version=expected)
+    except ConfigConflict as e:
+        return _ask_to_remove(request, wrong=str(e))
+    withdrawn = withdraw_tenant(dashboard.instance, tenant)
+    dashboard.looking.look_again_at(tenant)
+    later = "" if withdrawn else " A run is under way: the sensor removes the partition when it has ended."
+    say(request, f"{tenant} was removed.{later}")
+    return RedirectResponse("/configuration", HTTPStatus.SEE_OTHER)
+
+
+def _show_form(
+    request: Request,
+    entry: StoredConfig,
+    document: Document,
+    typed: Texts,
+    errors: Mapping[str, str] | None = None,
+    *,
+    status: HTTPStatus = HTTPStatus.OK,
+    **told: Any,
+) -> Response:
+    shapes = configuration_shapes()
+    parts = form(shapes, document, shown(shapes, document) | without_secrets(typed), errors)
+    wrong = list(wrong_names(parts))
+    return render(
+        request,
+        "configuration.html",
+        status=status,
+        tenant=entry.tenant_id,
+        entry=entry,
+        parts=parts,
+        wrong=wrong,
+        focus=wrong[0] if wrong else "",
+        error=(errors or {}).get("", ""),
+        **{"base": None, "rows": (), **told},
+    )
+
+
+def _show_text(
+    request: Request,
+    entry: StoredConfig,
+    text: str,
+    *,
+    wrong: str = "",
+    status: HTTPStatus = HTTPStatus.OK,
+    **told: Any,
+) -> Response:
+    values = {"tenant": entry.tenant_id, "entry": entry, "text": text, "wrong": wrong, "base": None, "rows": ()}
+    return render(request, "configuration_text.html", status=status, **{**values, **told})
+
+
+def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldChange] = ()) -> dict[str, Any]:
+    """What others changed since a form was made, and what was changed in it, field by field."""
+    theirs = {each.field: each for each in changed_fields(in_effect(base), in_effect(newest))}
+    own = {each.field: each for each in yours}
+    return {"base": base, "rows": [(theirs.get(name), own.get(name)) for name in sorted({*theirs, *own})]}
+
+
+def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
+    by = person_of(request).name
+    written = write_config(dashboard.parts.configs, config, by=by, expected_version=newest.version)
+    dashboard.looking.look_again_at(newest.tenant_id)
+    changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
+    said = "; ".join(f"{each.field}: {each.told(each.before)} → {each.told(each.after)}" for each in changes)
+    return _back(request, f"Saved as version {written}. {said or 'No field has another value.'}")
+
+
+def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Response:
+    dashboard, newest = dashboard_of(request), visible_entry(request)
+    entry = _version(dashboard, newest.tenant_id, version)
+    possible = True
+    try:
+        config = reverted_to(entry, newest)
+        there = newest.document is not None
+        changes = changed_fields(in_effect(newest), config.model_dump(mode="json")) if there else []
+    except InvalidConfig as e:
+        changes, possible, wrong = [], False, str(e)
+    return render(
+        request,
+        "configuration_revert.html",
+        status=HTTPStatus.CONFLICT if wrong else HTTPStatus.OK,
+        tenant=newest.tenant_id,
+        entry=entry,
+        newest=newest,
+        changes=changes,
+        possible=possible,
+        wrong=wrong,
+    )
+
+
+def _ask_to_remove(request: Request, *, wrong: str = "") -> Response:
+    entry = configured(request)
+    status = HTTPStatus.CONFLICT if wrong else HTTPStatus.OK
+    stays = what_stays(entry)
+    return render(
+        request,
+        "configuration_remove.html",
+        status=status,
+        tenant=entry.tenant_id,
+        entry=entry,
+        stays=stays,
+        wrong=wrong,
+    )
+
+
+def _back(request: Request, said: str) -> Response:
+    say(request, said)
+    tenant = quote(visible_tenant(request), safe=":")
+    return RedirectResponse(f"/tenants/{tenant}/configuration", HTTPStatus.SEE_OTHER)
+
+
+def _texts(posted: FormData) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(map(str, posted.getlist(name))) for name in posted}
+
+
+def _version_in(request: Request, form: FormData) -> StoredConfig:
+    """The version that a form was made from."""
+    return _version(dashboard_of(request), visible_tenant(request), str(form.get("version", "")))
+
+
+def _version(dashboard: Dashboard, tenant: str, text: str) -> StoredConfig:
+    """Raises `UnknownTenant` where there is no such version."""
+    return stored_version(dashboard.parts.configs, tenant, _number(text))
+
+
+def _number(text: object) -> int:
+    if not (isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 10):
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "the page does not say which version of the configuration it means")
+    return int(text)

@@ -1,0 +1,89 @@
+"""Pages from templates. Everything is escaped; what a tenant wrote is text and never markup."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from autoopt_pipeline.dashboard.flash import take
+from autoopt_pipeline.durations import as_duration
+from autoopt_pipeline.text import ago, duration, one_line, percent
+
+_HERE = Path(__file__).parent
+STATIC = _HERE / "static"
+
+# The reports that runs leave are Markdown with everything of a tenant's escaped; HTML in it stays text all the same,
+# and nothing is fetched.
+_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+
+
+def _markdown_filter(text: str) -> Markup:
+    return Markup(_markdown.render(text))  # noqa: S704 - made of escaped text
+
+
+def _utc(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
+
+
+def _span(seconds: float | None) -> str:
+    return "not known" if seconds is None else duration(timedelta(seconds=seconds))
+
+
+def _part(text: str) -> str:
+    """Text as one part of an address's path."""
+    return quote(str(text), safe=":")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "ago": ago,
+        "utc": _utc,
+        "percent": percent,
+        "one_line": one_line,
+        "part": _part,
+        "markdown": _markdown_filter,
+        "static": _static,
+        "span": _span,
+        "duration": as_duration,
+        "words": lambda text: str(text).replace("_", " "),
+    }
+    return environment
+
+
+def _static(name: str) -> str:
+    """The address of a file; another one after each change, so that no browser works with one of an earlier release."""
+    return f"/static/{name}?{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+
+
+_templates = _environment()
+
+
+def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **values: Any) -> Response:
+    """A page, or a part of one."""
+    context: Mapping[str, Any] = {
+        "now": datetime.now(UTC),
+        "person": request.scope.get("person"),
+        "csrf": request.scope.get("csrf", ""),
+        "path": request.url.path,
+        "notice": take(request),
+        "everybody": request.app.state.dashboard.access.everybody,
+        "dagster_ui": request.app.state.dashboard.parts.settings.resolved_dagster_ui_url,
+        **values,
+    }
+    return HTMLResponse(_templates.get_template(template).render(context), status_code=status)

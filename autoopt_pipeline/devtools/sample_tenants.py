@@ -1,0 +1,110 @@
+"""The tenants of the demo, each made so that another outcome is seen."""
+
+import random
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
+from autoopt_pipeline.traces.client import Phoenix
+
+INTERVAL_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class SampleTenant:
+    """A tenant, its traffic, what it shows, and the verdict or decision that at least one module comes to."""
+
+    tenant_id: str
+    shows: str
+    expected: frozenset[str]
+    traces: int
+    habits: Habits = field(default_factory=Habits)
+    modules: tuple[str, ...] = ("modality", "routing")
+    enabled: bool = True
+
+
+SAMPLE_TENANTS = (
+    SampleTenant(
+        "acme",
+        "learns from its traffic, with all five modules",
+        frozenset({"promoted"}),
+        450,
+        Habits(plans=True, fuses=True),
+        modules=("modality", "routing", "cross_modal", "workflow", "unified"),
+    ),
+    SampleTenant(
+        "globex:support",
+        "an org:tenant id, OpenInference spans",
+        frozenset({"promoted"}),
+        450,
+        Habits(openinference=True),
+    ),
+    SampleTenant(
+        "umbrella",
+        "right answers that do not depend on the query",
+        frozenset({"rejected"}),
+        450,
+        Habits(answers_depend_on_query=False),
+    ),
+    SampleTenant(
+        "initech",
+        "nobody reviews its traffic",
+        frozenset({"no_independent_labels"}),
+        560,
+        Habits(reviewed=0.0, complains=0.0),
+    ),
+    SampleTenant("newcomer", "too few traces", frozenset({"too_few_traces"}), 40),
+    SampleTenant("dormant", "optimization turned off", frozenset({"disabled"}), 60, enabled=False),
+)
+
+REAL_MODEL_TENANT = SampleTenant(
+    "soylent",
+    "a real language model answers",
+    frozenset({"promoted", "rejected", "waiting"}),  # whatever the model is worth
+    310,
+    Habits(reviewed=1.0),
+    modules=("modality",),
+)
+"""Comes to `SAMPLE_TENANTS` where there is a real model: one module, few traces and a small budget, for it is slow."""
+
+
+def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
+    return RoutingConfigUnified(
+        tenant_id=tenant.tenant_id,
+        enable_auto_optimization=tenant.enabled,
+        optimization_interval_seconds=INTERVAL_SECONDS,
+        modules={name: ModuleSettings() for name in tenant.modules},
+        agents=[Agent(name=name, description=text) for name, text in SAMPLE_AGENTS.items()],
+    )
+
+
+def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
+    """The configuration of `REAL_MODEL_TENANT`, with few calls and short prompts."""
+    return sample_config(REAL_MODEL_TENANT).model_copy(
+        update={
+            "lm": lm,
+            "budget": Budget(max_lm_calls=340),
+            "dspy_max_labeled_demos": 8,
+            "dspy_max_bootstrapped_demos": 0,
+        }
+    )
+
+
+def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
+    """All sample tenants with their configurations; with `REAL_MODEL_TENANT` where there is a real model."""
+    samples = [(tenant, sample_config(tenant)) for tenant in SAMPLE_TENANTS]
+    return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
+
+
+def send_sample_traffic(
+    phoenix: Phoenix, tenant: SampleTenant, traces: int, *, start: datetime, end: datetime, seed: int
+) -> None:
+    """Play `traces` requests of the tenant between two moments (UTC)."""
+    rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
+    labels = get_module("modality").labels or ()
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
+    truths = list(sample_truths_for(tenant.habits, traces, rng))
+    send_traffic(phoenix, tenant.tenant_id, list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng)))

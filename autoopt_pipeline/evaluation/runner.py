@@ -1,0 +1,244 @@
+"""Asking a program many examples."""
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextvars import copy_context
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import dspy
+from dspy.lm15 import Response
+
+from autoopt_pipeline.errors import AnswersUnreadable, LMUnavailable
+from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.failures import RequestRefused
+from autoopt_pipeline.lm.metering import Outage, answer_text, listening
+from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.answer_format import CHAT, answer_format
+from autoopt_pipeline.modules.coercion import number
+from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.text import one_line
+
+DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.8}
+"""The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out."""
+
+ASSUMED = "dspy_assumed"
+"""Field of a `dspy.Example` with the names of values that nobody said are right. DSPy shows no field called dspy_*."""
+
+MAX_REFUSED = 0.02
+"""Share of requests that a model may refuse before that says more of the model's set-up than of the requests."""
+
+FIRST_ASKED = 24
+"""Requests after which a program that must be readable has to have given more than `MIN_READ` answers that are."""
+
+MIN_ASKED = 10
+"""Fewest answers that can say so."""
+
+MIN_READ = 0.1
+"""Share of answers below which nothing that is measured says anything of the program."""
+
+
+class Unread(StrEnum):
+    """Why there is nothing to grade in an answer."""
+
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    REFUSED = "refused"
+    TOO_LONG = "too_long"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program said; `values` is None when it gave no valid answer, `confidence` where it is no share of 1.
+
+    `unread` says why there is no valid answer, and `detail` is what was said of it.
+    """
+
+    values: dict[str, Any] | None
+    confidence: float | None
+    unread: Unread | None = None
+    detail: str = ""
+
+
+def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
+    """An example as DSPy's optimizers take it, usable as a demo; `ASSUMED` names the values that may not judge."""
+    answers = {**example.assumed, **example.right, "confidence": DEMO_CONFIDENCE[example.provenance]}
+    assumed = {ASSUMED: tuple(example.assumed)} if example.assumed else {}
+    return dspy.Example(**example.inputs, **answers, **assumed).with_inputs(*example.inputs)
+
+
+def answer_all(
+    spec: ModuleSpec,
+    program: dspy.Module,
+    examples: Sequence[Example],
+    lm: MeteredLM,
+    *,
+    must_be_readable: bool = False,
+    answered: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Ask every example, in order. `answered` is called after each, in whatever thread asked it.
+
+    An answer that cannot be read, and a request that the model refuses, are wrong answers. A call that failed
+    even after retries is not: raises `LMUnavailable` or `LMNotConfigured`, because nothing is known of the program
+    then, and so does a model that refuses more than `MAX_REFUSED` of the requests, and more than one; a request that
+    is too long for the model is the program's fault and does not count there. `must_be_readable` is for what serves:
+    raises `AnswersUnreadable` soon where hardly any answer can be read. `BudgetExhausted` passes through.
+    """
+    answers: list[Answer] = []
+    with raising_outages(), using(lm):
+        if must_be_readable:
+            answers = _ask(spec, program, examples[:FIRST_ASKED], lm, answered)
+            _check_readable(answers, program, lm)
+        answers += _ask(spec, program, examples[len(answers) :], lm, answered)
+    refused = [answer for answer in answers if answer.unread is Unread.REFUSED]
+    if len(refused) > max(1, MAX_REFUSED * len(examples)):
+        raise LMUnavailable(
+            f"language model {lm.name}: {len(refused)} of {len(examples)} requests were refused, "
+            f"the last with {refused[-1].detail}",
+            "see why the endpoint refuses them; the next attempt starts anew",
+        )
+    return answers
+
+
+def unread_counts(answers: Iterable[Answer]) -> dict[str, int]:
+    """How many answers could not be graded, by why; nothing where all could."""
+    return dict(sorted(Counter(answer.unread.value for answer in answers if answer.unread).items()))
+
+
+def _ask(
+    spec: ModuleSpec,
+    program: dspy.Module,
+    examples: Sequence[Example],
+    lm: MeteredLM,
+    answered: Callable[[], None],
+) -> list[Answer]:
+    def ask(example: Example) -> Answer:
+        try:
+            return _ask_one(spec, program, example)
+        finally:
+            answered()
+
+    if lm.threads == 1:
+        return [ask(example) for example in examples]
+    with ThreadPoolExecutor(lm.threads, thread_name_prefix="autoopt-ask") as pool:
+        # Each with a copy of the context: DSPy's settings are in it.
+        asked = [pool.submit(copy_context().run, ask, example) for example in examples]
+        try:
+            return [future.result() for future in asked]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _ask_one(spec: ModuleSpec, program: dspy.Module, example: Example) -> Answer:
+    with listening() as heard:
+        try:
+            prediction = program(**example.inputs)
+        except RequestRefused as e:
+            return Answer(None, None, Unread.TOO_LONG if e.too_long else Unread.REFUSED, one_line(str(e)))
+        except Exception as e:  # noqa: BLE001 - what DSPy and a module's own code raise over an answer
+            return Answer(None, None, _why_unread(heard), _last_words(heard) or one_line(f"{type(e).__name__}: {e}"))
+    return _answer(spec, prediction)
+
+
+def _why_unread(heard: Sequence[Response]) -> Unread:
+    if heard and heard[-1].finish_reason == "length":
+        return Unread.TRUNCATED
+    if heard and heard[-1].finish_reason == "content_filter":
+        return Unread.REFUSED
+    return Unread.EMPTY if heard and not answer_text(heard[-1]).strip() else Unread.UNREADABLE
+
+
+def _last_words(heard: Sequence[Response]) -> str:
+    said = answer_text(heard[-1]).strip() if heard else ""
+    return f"it began with {one_line(said, length=80)!r}" if said else ""
+
+
+def _check_readable(answers: Sequence[Answer], program: dspy.Module, lm: MeteredLM) -> None:
+    """Raise `AnswersUnreadable` where so few answers of what serves can be read that nothing can be learnt."""
+    unread = [answer for answer in answers if answer.unread]
+    if len(answers) < MIN_ASKED or len(answers) - len(unread) > MIN_READ * len(answers):
+        return
+    causes = Counter(answer.unread for answer in unread if answer.unread)
+    cause = causes.most_common(1)[0][0]
+    last = next(answer.detail for answer in reversed(unread) if answer.unread is cause)
+    told = ", ".join(f"{count} {cause.value.replace('_', ' ')}" for cause, count in causes.most_common())
+    raise AnswersUnreadable(
+        f"language model {lm.name}: {len(unread)} of the first {len(answers)} answers cannot be read ({told})"
+        + (f"; of the last one: {last}" if last else ""),
+        _remedy(cause, program, lm),
+    )
+
+
+def _remedy(cause: Unread, program: dspy.Module, lm: MeteredLM) -> str:
+    if cause in {Unread.TRUNCATED, Unread.EMPTY}:
+        longest = lm.endpoint.values.get("max_tokens") if lm.endpoint else None
+        now = f"lm.max_tokens is {longest}" if longest else "lm.max_tokens is not set"
+        return f"{now}: raise it, since thoughts count too, or use a model that answers; see 'autoopt doctor --call-lm'"
+    if cause is Unread.TOO_LONG:
+        return "use a model with a larger context, or lower dspy_max_labeled_demos and dspy_max_bootstrapped_demos"
+    if cause is Unread.REFUSED:
+        return "see why the endpoint refuses what is asked"
+    if any(answer_format(predictor.signature) == CHAT for predictor in program.predictors()):
+        return (
+            "set lm.answer_format=json_schema, and Serving(baseline_format='json_schema') in the application, "
+            "or use a model that follows DSPy's chat format"
+        )
+    return "use a model that follows a JSON schema"
+
+
+def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
+    if missing := [name for name in spec.outputs if name not in prediction]:
+        return Answer(None, None, Unread.UNREADABLE, f"the program answers no {', '.join(missing)}")
+    confidence = number(prediction.get("confidence"))
+    return Answer(
+        {name: prediction[name] for name in spec.outputs},
+        confidence if confidence is not None and 0 <= confidence <= 1 else None,
+    )
+
+
+def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Graded]:
+    """Score answers from 0 to 1; no valid answer is a wrong one."""
+    return [_grade(spec, example, answer) for example, answer in zip(examples, answers, strict=True)]
+
+
+def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> Graded:
+    if answer.values is None:
+        return Graded(0.0, None, answer.confidence)
+    return Graded(spec.score(example.right, answer.values), spec.label(answer.values), answer.confidence)
+
+
+@contextmanager
+def raising_outages() -> Generator[None, None, None]:
+    """Raise `LMUnavailable` or `LMNotConfigured` when no model of the run that is asked inside can answer."""
+    try:
+        yield
+    except Outage as e:
+        raise e.error from None
+
+
+@contextmanager
+def using(lm: MeteredLM) -> Generator[None, None, None]:
+    """Run DSPy code with this model: no history, no trace, and nothing printed by its optimizers."""
+    quiet = io.StringIO()
+    loggers = [logging.getLogger(name) for name in ("dspy", "dspy.teleprompt", "dspy.evaluate", "dspy.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            dspy.context(lm=lm.lm, adapter=AnswerAdapter(), disable_history=True, trace=None),
+            redirect_stdout(quiet),
+            redirect_stderr(quiet),
+        ):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

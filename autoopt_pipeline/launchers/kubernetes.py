@@ -1,0 +1,173 @@
+"""Runs as Kubernetes Jobs that say whose they are. Named in the chart's `dagster.yaml` as the run launcher.
+
+What a Job needs is derived from the run's partition, for runs of the UI and of backfills carry no tag of ours.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterEventType
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, SENSOR_NAME_TAG
+from dagster._serdes import ConfigurableClassData
+from dagster_k8s import K8sRunLauncher
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id, get_user_defined_k8s_config
+from kubernetes.client import V1JobStatus, V1Pod
+from kubernetes.client.rest import ApiException
+from urllib3.exceptions import HTTPError
+
+from autoopt_pipeline.errors import InvalidSettings, InvalidTenantId
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
+from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR
+from autoopt_pipeline.tenant_id import safe_name
+
+TENANT_LABEL = "tenant-id"
+TYPE_LABEL = "optimization-type"
+"""`auto` for runs that the sensor launched, `manual` for all others."""
+
+_ENDING_SECONDS = 600
+"""How much longer than its run a Job may live: Dagster's own monitoring comes first, and can say why."""
+
+_RESOURCES = dg.Shape({"limits": dg.Field(dict, is_required=False), "requests": dg.Field(dict, is_required=False)})
+
+
+class TenantRunLauncher(K8sRunLauncher):
+    """`K8sRunLauncher` with the tenant on the labels, a size class per tenant, a deadline, and the reason of a death.
+
+    Of the resources, later ones win: the launcher's `resources`, the tenant's size class, the run's tag
+    `dagster-k8s/config`. Labels cannot be changed by tags.
+    """
+
+    def __init__(
+        self,
+        size_classes: Mapping[str, Mapping[str, Any]] | None = None,
+        tenant_size_classes: Mapping[str, str] | None = None,
+        inst_data: ConfigurableClassData | None = None,
+        **config: Any,
+    ) -> None:
+        """Raises `InvalidSettings` naming a tenant whose size class does not exist."""
+        self._size_classes = size_classes or {}
+        self._tenant_size_classes = tenant_size_classes or {}
+        for tenant, size in self._tenant_size_classes.items():
+            if size not in self._size_classes:
+                known = ", ".join(sorted(self._size_classes)) or "none is defined"
+                raise InvalidSettings(
+                    f"run launcher: tenant {tenant[:60]!r} has the unknown size class {size[:60]!r}",
+                    f"name one of size_classes: {known}",
+                )
+        super().__init__(inst_data=inst_data, **config)
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {
+            **super().config_type(),
+            "size_classes": dg.Field(
+                dg.Map(str, _RESOURCES, key_label_name="size_class"),
+                is_required=False,
+                description="Resources of a run's container by the name of the size class.",
+            ),
+            "tenant_size_classes": dg.Field(
+                dg.Map(str, str, key_label_name="tenant_id"),
+                is_required=False,
+                description="Size class by tenant id; the other tenants' runs have the launcher's resources.",
+            ),
+        }
+
+    def get_container_context_for_run(self, dagster_run: dg.DagsterRun) -> K8sContainerContext:
+        asked = K8sContainerContext(run_k8s_config=get_user_defined_k8s_config(dagster_run.tags))
+        allowed = asked.validate_user_k8s_config_for_run(
+            self.only_allow_user_defined_k8s_config_fields, self.only_allow_user_defined_env_vars
+        )
+        return (
+            K8sContainerContext.create_for_run(dagster_run, self, include_run_tags=False)
+            .merge(self._limits_of(dagster_run))
+            .merge(allowed)
+            .merge(K8sContainerContext(labels=labels_of(dagster_run)))
+        )
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """As Dagster finds it, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded.
+
+        What is not known is no failure: a run is only failed where it died, or where its Job was deleted.
+        """
+        found = super().check_run_worker_health(run)
+        if found.status is WorkerStatus.UNKNOWN:
+            return self._without_job(run)
+        if found.status is not WorkerStatus.FAILED:
+            return found
+        reason = self._reason_of_death(run)
+        return found._replace(msg=f"{reason}. {found.msg}") if reason else found
+
+    def _without_job(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Of a run whose Job Kubernetes does not show. A command's run has none, and Dagster would fail it for that."""
+        namespace = self.get_container_context_for_run(run).namespace
+        try:
+            self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
+        except ApiException as e:
+            if e.status == HTTPStatus.NOT_FOUND and self._instance.all_logs(run.run_id, DagsterEventType.RUN_STARTING):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
+        except HTTPError:
+            pass  # Kubernetes does not answer; it is asked again at the next look
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def _limits_of(self, run: dg.DagsterRun) -> K8sContainerContext:
+        size = self._tenant_size_classes.get(run.tags.get(PARTITION_TAG, ""))
+        # A Job whose run Dagster has given up, because it never started, would otherwise wait for a node for ever.
+        runtime = run.tags.get(MAX_RUNTIME_SECONDS_TAG, "")
+        seconds = int(runtime) if runtime.isdecimal() else self._instance.run_monitoring_max_runtime_seconds
+        deadline = self._instance.run_monitoring_start_timeout_seconds + seconds + _ENDING_SECONDS
+        return K8sContainerContext(
+            resources=self._size_classes[size] if size else None,
+            run_k8s_config=UserDefinedDagsterK8sConfig(
+                job_spec_config={"active_deadline_seconds": deadline} if seconds else None
+            ),
+        )
+
+    def _reason_of_death(self, run: dg.DagsterRun) -> str | None:
+        namespace = self.get_container_context_for_run(run).namespace
+        job = get_job_name_from_run_id(run.run_id)
+        try:
+            pods = self._api_client.get_pods_in_job(job, namespace=namespace)
+            reasons = [reason for pod in pods if (reason := _reason_of_pod(pod))]
+            return reasons[0] if reasons else _reason_of_job(self._api_client.get_job_status(job, namespace))
+        except ApiException as e:
+            return f"Kubernetes does not say why ({e.status} {e.reason})"
+
+
+def labels_of(run: dg.DagsterRun) -> dict[str, str]:
+    """What `kubectl get jobs -l` finds a run by. Where the partition is no tenant's, there is no tenant label."""
+    labels = {TYPE_LABEL: "auto" if run.tags.get(SENSOR_NAME_TAG) == OPTIMIZATION_SENSOR else "manual"}
+    with suppress(InvalidTenantId):
+        labels[TENANT_LABEL] = safe_name(run.tags.get(PARTITION_TAG, ""))
+    return labels
+
+
+def _reason_of_pod(pod: V1Pod) -> str | None:
+    if pod.status.reason:
+        return f"Pod {pod.metadata.name}: {pod.status.reason}: {pod.status.message or 'no message'}"
+    for container in pod.status.container_statuses or ():
+        ended = container.state.terminated
+        if ended and ended.reason == "OOMKilled":
+            limit = _memory_limit(pod, container.name)
+            return f"Pod {pod.metadata.name}: OOMKilled at {limit}: give the tenant a larger size class"
+        if ended and ended.exit_code:
+            return f"Pod {pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}"
+    return None
+
+
+def _memory_limit(pod: V1Pod, container: str) -> str:
+    for each in pod.spec.containers:
+        if each.name == container and each.resources and each.resources.limits:
+            return f"{each.resources.limits.get('memory', 'the limit of its node')} of memory"
+    return "the limit of its node"
+
+
+def _reason_of_job(status: V1JobStatus | None) -> str | None:
+    for condition in status.conditions or () if status else ():
+        if condition.type == "Failed":
+            return f"Job: {condition.reason}: {condition.message}"
+    return None

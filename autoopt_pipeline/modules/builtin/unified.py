@@ -1,0 +1,54 @@
+"""Modality, routing and workflow as one program, optimized and judged as a whole."""
+
+from collections.abc import Sequence
+
+from autoopt_pipeline import span_contract
+from autoopt_pipeline.modules.builtin.modality import MODALITY
+from autoopt_pipeline.modules.builtin.routing import ROUTING
+from autoopt_pipeline.modules.builtin.workflow import WORKFLOW
+from autoopt_pipeline.modules.labeling import Right, Unusable, each, make_example
+from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
+
+_WORST_FIRST = (Provenance.OUTCOME, Provenance.JUDGE, Provenance.HUMAN)
+
+
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+    """Examples of traces where every part is known; one is worth as much as its least certain part."""
+
+    def build(decision: Decision) -> Example:
+        parts = [_part(part, labels, decision) for part in spec.parts]
+        right = Right(
+            {name: value for part in parts for name, value in part.right.items()},
+            min((part.provenance for part in parts), key=_WORST_FIRST.index),
+            all(part.independent for part in parts),
+        )
+        # The modality and the agents are what the program finds out by itself.
+        known = {"modality", "available_agents"}
+        inputs = {name: text for part in parts for name, text in part.inputs.items() if name not in known}
+        return make_example(spec, decision, inputs, right)
+
+    return each(decisions, build)
+
+
+def _part(part: ModuleSpec, labels: Sequence[Label], decision: Decision) -> Example:
+    own = decision.parts.get(part.name)
+    if own is None:
+        raise Unusable(f"the trace has no {part.contract.span_name} span for {part.name}")
+    found = part.build_examples(part.labels or labels, [own], redact=str)
+    if not found.examples:
+        raise Unusable(f"{part.name}: {next(iter(found.unusable))}", malformed=found.malformed > 0)
+    return found.examples[0]
+
+
+UNIFIED = ModuleSpec(
+    name="unified",
+    description="Modality, routing and workflow in one program, judged as a whole.",
+    contract=span_contract.WORKFLOW,
+    outputs=("agents", "pattern", "agent", "modality"),
+    labels=None,
+    program="autoopt_pipeline.modules.builtin.programs:unified_program",
+    examples="autoopt_pipeline.modules.builtin.unified:build_examples",
+    grading="autoopt_pipeline.modules.scoring:WHOLE",
+    parts=(MODALITY, ROUTING, WORKFLOW),
+    scheduled_by_default=False,
+)

@@ -1,0 +1,75 @@
+"""Which agents take a request, in which order, or side by side."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from autoopt_pipeline import span_contract
+from autoopt_pipeline.modules.coercion import parse_json
+from autoopt_pipeline.modules.labeling import (
+    Unusable,
+    each,
+    find_right,
+    make_example,
+    read_attribute,
+    read_inputs,
+    read_text,
+)
+from autoopt_pipeline.modules.scoring import PARALLEL, SEQUENTIAL
+from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec
+
+MAX_AGENTS = 8
+"""Longest plan that is learnt from."""
+
+
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+    """Examples whose right answer is a plan: of orchestrations that went well, or that somebody judged."""
+    known = {label.name for label in labels}
+
+    def build(decision: Decision) -> Example:
+        inputs = read_inputs(spec, decision) | {"available_agents": agents_text(labels)}
+        right = find_right(spec, decision, _own_plan(spec, decision), parse_plan)
+        if not known.issuperset(right.values["agents"]):
+            raise Unusable("the plan names an agent that is not one of the current ones")
+        if len(right.values["agents"]) > MAX_AGENTS:
+            raise Unusable(f"the plan has more than {MAX_AGENTS} agents")
+        return make_example(spec, decision, inputs, right)
+
+    return each(decisions, build)
+
+
+def agents_text(labels: Sequence[Label]) -> str:
+    """The available agents as the program reads them."""
+    return ", ".join(label.name for label in labels)
+
+
+def parse_plan(label: str) -> dict[str, Any]:
+    """The plan that an annotator wrote: `a > b` or `a, b` one after the other, `a + b` side by side."""
+    agents = [agent.strip() for agent in re.split(r"[>+,]", label)]
+    if not all(agents):
+        raise Unusable("the right plan cannot be read")
+    return {"agents": agents, "pattern": PARALLEL if "+" in label and len(agents) > 1 else SEQUENTIAL}
+
+
+def _own_plan(spec: ModuleSpec, decision: Decision) -> dict[str, Any] | None:
+    value = read_attribute(decision.attributes, spec.contract.answers["agents"])
+    if isinstance(value, str):
+        value = parse_json(value) if value.lstrip().startswith("[") else value.split(",")
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(a, str) and a.strip() for a in value):
+        return None
+    pattern = read_text(decision.attributes, spec.contract.answers["pattern"])
+    parallel = pattern == PARALLEL and len(value) > 1
+    return {"agents": [agent.strip() for agent in value], "pattern": PARALLEL if parallel else SEQUENTIAL}
+
+
+WORKFLOW = ModuleSpec(
+    name="workflow",
+    description="Which agents take a request, one after the other or side by side.",
+    contract=span_contract.WORKFLOW,
+    outputs=("agents", "pattern"),
+    labels=None,
+    program="autoopt_pipeline.modules.builtin.programs:workflow_program",
+    examples="autoopt_pipeline.modules.builtin.workflow:build_examples",
+    grading="autoopt_pipeline.modules.scoring:PLAN",
+    scheduled_by_default=False,
+)

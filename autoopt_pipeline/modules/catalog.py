@@ -1,0 +1,140 @@
+"""The modules that are installed: built in here, plugged in by other packages, or declared in a file.
+
+A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`;
+the file is the one that the setting `AUTOOPT_MODULES` names.
+
+A process knows the modules that were there when it first asked. The code location has an asset for each, so it learns
+of others when Dagster loads it anew; whatever else runs for long may `read_modules_again`.
+"""
+
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
+
+from autoopt_pipeline.errors import AutooptError, UnknownModule
+from autoopt_pipeline.modules.builtin.cross_modal import CROSS_MODAL
+from autoopt_pipeline.modules.builtin.modality import MODALITY
+from autoopt_pipeline.modules.builtin.routing import ROUTING
+from autoopt_pipeline.modules.builtin.unified import UNIFIED
+from autoopt_pipeline.modules.builtin.workflow import WORKFLOW
+from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.modules.yaml_modules import declared_modules
+from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.text import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
+_BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Module names are asset keys, configuration keys and folder names."""
+
+
+KEPT_NAMES = frozenset(
+    {
+        "and", "arg_dict", "as", "assert", "async", "await", "bool", "break", "class", "conf", "config", "context",
+        "continue", "def", "del", "dict", "elif", "else", "except", "finally", "float", "for", "from", "global", "if",
+        "import", "in", "input", "input_arg_dict", "int", "is", "lambda", "meta", "nonlocal", "not", "or", "output",
+        "output_arg_dict", "pass", "raise", "return", "str", "try", "type", "while", "with", "yield",
+    }
+)  # fmt: skip
+"""Names that Dagster keeps from assets. They stand here because importing Dagster takes a second."""
+
+
+@cache
+def modules() -> dict[str, ModuleSpec]:
+    """All installed modules by name.
+
+    Raises `UnknownModule` when a plug-in cannot be loaded or a name is unfit or taken, and `InvalidSettings` when
+    the file of declared modules is wrong.
+    """
+    return _read_modules()
+
+
+def read_modules_again() -> None:
+    """Learn of modules that have come or gone. Where they cannot be read, those that are known stay."""
+    importlib.invalidate_caches()
+    try:
+        changed = _read_modules() != modules()
+    except AutooptError as e:
+        logger.warning("modules cannot be read again: %s", e)
+        return
+    if changed:
+        modules.cache_clear()
+
+
+def _read_modules() -> dict[str, ModuleSpec]:
+    found = {spec.name: spec for spec in _BUILT_IN}
+    for where, spec in (*_plugged_in(), *_declared()):
+        if not _NAME.fullmatch(spec.name):
+            raise UnknownModule(
+                f"{where}: {spec.name[:60]!r} is no module name",
+                "use up to 40 lower-case letters, digits and '_', a letter first",
+            )
+        if spec.name in KEPT_NAMES:
+            raise UnknownModule(f"{where}: Dagster keeps the name {spec.name!r} to itself", "rename the module")
+        if spec.name in found:
+            raise UnknownModule(f"{where}: module {spec.name!r} exists already", "rename it")
+        found[spec.name] = spec
+    return found
+
+
+def _plugged_in() -> Iterator[tuple[str, ModuleSpec]]:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        where = f"module plug-in {entry.value!r}"
+        try:
+            spec = entry.load()
+        except Exception as e:
+            raise UnknownModule(f"{where} cannot be loaded: {e}", "mend or uninstall it") from e
+        if not isinstance(spec, ModuleSpec):
+            raise UnknownModule(f"{where} is no ModuleSpec", "mend or uninstall it")
+        yield where, spec
+
+
+def _declared() -> Iterator[tuple[str, ModuleSpec]]:
+    if path := load_settings().modules:
+        for spec in declared_modules(path.absolute()):
+            yield f"AUTOOPT_MODULES {path.absolute()}", spec
+
+
+def module_names() -> tuple[str, ...]:
+    return tuple(modules())
+
+
+def default_modules() -> tuple[str, ...]:
+    """The modules that a tenant's configuration lists unless it says otherwise."""
+    return tuple(name for name, spec in modules().items() if spec.scheduled_by_default)
+
+
+def get_module(name: str) -> ModuleSpec:
+    """The module of that name. Raises `UnknownModule` naming the nearest one."""
+    spec = modules().get(name)
+    if spec is None:
+        raise UnknownModule(f"unknown module {name[:60]!r}", did_you_mean(name, modules(), "installed modules"))
+    return spec
+
+
+def missing_module(name: str) -> UnknownModule:
+    """Why this process does not know a module that a configuration names, and what to do about it."""
+    if name in _names_installed_now():
+        return UnknownModule(
+            f"module {name[:60]!r} was installed after this process began", "reload the code location, or restart it"
+        )
+    return UnknownModule(
+        f"module {name[:60]!r} is not installed here",
+        f"{did_you_mean(name, modules())}install it and reload the code location, or take it out with "
+        f"'autoopt config unset TENANT modules.{name[:60]}'",
+    )
+
+
+def _names_installed_now() -> set[str]:
+    """Without loading anything: what was installed while this process ran may not be loadable in it."""
+    importlib.invalidate_caches()
+    names = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    try:
+        return names | {spec.name for _, spec in _declared()}
+    except AutooptError:  # what is wrong with the file is told by those who load it
+        return names

@@ -1,0 +1,246 @@
+"""From decisions to examples: which answer was right, who says so, and what cannot be used."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoopt_pipeline.modules.coercion import as_text, boolean, number, parse_json, stripped
+from autoopt_pipeline.modules.spec import (
+    Annotation,
+    Decision,
+    Example,
+    ExampleSet,
+    Label,
+    ModuleSpec,
+    Provenance,
+    Values,
+)
+from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, RANDOM_SAMPLING, REFUTING, UNDECIDED
+
+MIN_OUTCOME_CONFIDENCE = 0.7
+"""Least confidence at which an unreviewed, not failed decision counts as an outcome label (the seed's value)."""
+
+MAX_INPUT_CHARS = 4000
+"""Longest input that is learnt from; longer ones would fill the prompt of every later call."""
+
+JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
+"""Kinds of annotators whose word counts."""
+
+
+class Unusable(Exception):
+    """A decision that yields no example; its text is the reason to count it under.
+
+    `malformed` says that the span is not what the contract promises, and not just without a right answer.
+    """
+
+    def __init__(self, reason: str, *, malformed: bool = False) -> None:
+        super().__init__(reason)
+        self.malformed = malformed
+
+
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+    """Examples of a module that answers with one of its labels."""
+    known = {label.name for label in labels}
+    field = spec.output_field
+
+    def build(decision: Decision) -> Example:
+        inputs = read_inputs(spec, decision)
+        answer = read_text(decision.attributes, spec.contract.answers[field])
+        own = {field: answer} if answer else None
+        right = find_right(spec, decision, own, lambda label: {field: label})
+        if right.values[field] not in known:
+            raise Unusable(f"{field} is not one of the current labels")
+        return make_example(spec, decision, inputs, right)
+
+    return each(decisions, build)
+
+
+def each(decisions: Iterable[Decision], build: Callable[[Decision], Example]) -> ExampleSet:
+    """One example per usable decision; the others are counted by reason."""
+    examples: list[Example] = []
+    unusable: Counter[str] = Counter()
+    malformed = 0
+    for decision in decisions:
+        try:
+            examples.append(build(decision))
+        except Unusable as reason:
+            unusable[str(reason)] += 1
+            malformed += reason.malformed
+    return ExampleSet(tuple(examples), dict(sorted(unusable.items())), malformed)
+
+
+@dataclass(frozen=True)
+class Right:
+    """The right values, who says so, and whether that was said of a trace drawn without regard to its outcome."""
+
+    values: Values
+    provenance: Provenance
+    independent: bool
+
+
+def make_example(
+    spec: ModuleSpec, decision: Decision, inputs: dict[str, str], right: Right, assumed: Values | None = None
+) -> Example:
+    return Example(
+        inputs,
+        dict(right.values),
+        spec.label(right.values),
+        right.provenance,
+        right.independent,
+        decision.time,
+        decision.span_id,
+        decision.trace_id,
+        dict(assumed or {}),
+    )
+
+
+def read_inputs(spec: ModuleSpec, decision: Decision) -> dict[str, str]:
+    """All input fields as text; optional ones are empty where the span lacks them."""
+    check_whole(spec, decision)
+    contract = spec.contract
+    inputs = {}
+    for name, paths in contract.inputs.items():
+        value = read_attribute(decision.attributes, paths)
+        if name in contract.required:
+            if value is None or value == "":
+                raise Unusable(f"no {name}", malformed=True)
+            if not isinstance(value, str) or not value.strip():
+                raise Unusable(f"{name} is no text", malformed=True)
+        text = as_text(value)
+        if text is None:
+            raise Unusable(f"{name} cannot be written as text", malformed=True)
+        if len(text) > MAX_INPUT_CHARS:
+            raise Unusable(f"{name} is longer than {MAX_INPUT_CHARS} characters", malformed=True)
+        inputs[name] = text
+    return inputs
+
+
+def check_whole(spec: ModuleSpec, decision: Decision) -> None:
+    """Raise `Unusable` where an input was cut off: its beginning is not what was asked."""
+    if not decision.cut:
+        return
+    for name, paths in spec.contract.inputs.items():
+        path, _ = _find_attribute(decision.attributes, paths)
+        # JSON that is cut can no longer be read. A field that need not be there may not have been.
+        suspects = [path] if path else paths if name in spec.contract.required else ()
+        if any(suspect.partition(":")[0] in decision.cut for suspect in suspects):
+            raise Unusable(f"{name} was cut off (a limit on the length of attributes)", malformed=True)
+
+
+def find_right(spec: ModuleSpec, decision: Decision, own: Values | None, from_label: Callable[[str], Values]) -> Right:
+    """The best label there is (see `Provenance`). `own` is what the application answered, None where it did not.
+
+    `from_label` turns what an annotator wrote into values; it may raise `Unusable`.
+    """
+    judged = find_judged(spec, decision, lambda annotation: read_verdict(annotation, own, from_label))
+    if judged:
+        return judged
+    if own is None:
+        raise Unusable(f"no {spec.output_field}", malformed=True)
+    check_outcome(spec, decision)
+    return Right(own, Provenance.OUTCOME, False)
+
+
+def find_judged(spec: ModuleSpec, decision: Decision, read: Callable[[Annotation], Values | None]) -> Right | None:
+    """What the best annotator holds for right, None where nobody said anything: people first, of those the last.
+
+    `read` gives the values that an annotation says are right, None where it says nothing; it raises `Unusable` where
+    it says that something is wrong and not what would be right.
+    """
+    for annotation in by_authority(decision.annotations):
+        provenance = JUDGES.get(annotation.kind)
+        values = read(annotation) if provenance else None
+        if provenance and values is not None:
+            return Right(values, provenance, is_review(spec, decision, annotation))
+    return None
+
+
+def by_authority(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """People first, of those the last."""
+    return sorted(annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp()))
+
+
+def read_verdict(
+    annotation: Annotation,
+    own: Values | None,
+    from_label: Callable[[str], Values],
+    opposite: Values | None = None,
+) -> Values | None:
+    """The values that an annotation's label says are right, None where it has none.
+
+    `opposite` is what is right where `own` is wrong, None where many things can be. Raises `Unusable` where nothing
+    tells what is right: then the best annotator has spoken, and a judge must not overrule a person who could not name
+    the right answer.
+    """
+    verdict = stripped(annotation.label)
+    if verdict is None:
+        return None
+    said, correction = verdict.lower(), stripped(annotation.metadata.get(CORRECTION))
+    if said in CONFIRMING:
+        right = own
+    elif said not in REFUTING | UNDECIDED:
+        right = from_label(verdict)
+    elif correction:
+        right = from_label(correction)
+    else:
+        right = opposite if said in REFUTING else None
+    if right is None:
+        raise Unusable("judged wrong or unclear, with no right answer given")
+    return right
+
+
+def check_outcome(spec: ModuleSpec, decision: Decision) -> None:
+    """Raise `Unusable` unless the decision went well and was sure of itself, or where nobody says how sure it was, is
+    known to have gone well."""
+    success = boolean(read_attribute(decision.attributes, spec.contract.success))
+    if decision.failed or success is False:
+        raise Unusable("the request failed and nobody reviewed it")
+    if not spec.contract.confidence:
+        if success is None:
+            raise Unusable("not known to have gone well, and nobody reviewed it")
+        return
+    confidence = number(read_attribute(decision.attributes, spec.contract.confidence))
+    if confidence is None:
+        raise Unusable("no confidence, and nobody reviewed it", malformed=True)
+    if confidence < MIN_OUTCOME_CONFIDENCE:
+        raise Unusable("unsure, and nobody reviewed it")
+
+
+def is_review(spec: ModuleSpec, decision: Decision, annotation: Annotation) -> bool:
+    """Whether an annotation belongs to a review of traces drawn at random.
+
+    Either it says so, or it was made at Phoenix's own pages on a trace that the application drew for review.
+    What comes over the API without a word may be a user's complaint, also where the trace was drawn.
+    """
+    key, value = RANDOM_SAMPLING
+    drawn = boolean(read_attribute(decision.attributes, spec.contract.review_sample))
+    return annotation.metadata.get(key) == value or (drawn is True and annotation.made_in_ui)
+
+
+def read_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> Any:
+    """The value at the first path that is present (see `contract`), or None."""
+    return _find_attribute(attributes, paths)[1]
+
+
+def _find_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> tuple[str | None, Any]:
+    for path in paths:
+        name, _, key = path.partition(":")
+        value = attributes.get(name)
+        if key and value is not None:
+            value = _json_field(value, key)
+        if value is not None and not (isinstance(value, float) and math.isnan(value)):
+            return path, value
+    return None, None
+
+
+def _json_field(value: Any, key: str) -> Any:
+    if isinstance(value, str):
+        value = parse_json(value)
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def read_text(attributes: Mapping[str, Any], paths: Sequence[str]) -> str | None:
+    """The text at the first path that is present, or None where there is none or it is no text."""
+    return stripped(read_attribute(attributes, paths))

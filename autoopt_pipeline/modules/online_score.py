@@ -1,0 +1,72 @@
+"""How good one decision was in production, as far as anybody knows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from statistics import fmean
+
+from autoopt_pipeline.modules.coercion import boolean, number, stripped
+from autoopt_pipeline.modules.labeling import JUDGES, by_authority, read_attribute
+from autoopt_pipeline.modules.spec import Annotation, Decision, Label, ModuleSpec, Values
+from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, REFUTING, UNDECIDED
+
+
+@dataclass(frozen=True)
+class LiveOutcome:
+    """How right a decision was, 0 to 1, since when that is known, and when it was made (UTC)."""
+
+    known_at: datetime
+    decided_at: datetime
+    score: float
+
+
+def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: Decision) -> LiveOutcome | None:
+    """What people and judges said of a decision, else what became of the request. None where nobody can tell.
+
+    Unlike an example, a complaint counts, for it may come from either of two versions that serve side by side; so does
+    a verdict that does not say what would have been right. A composed module's is the mean of its parts'.
+    """
+    if spec.parts:
+        parts = [
+            outcome
+            for part in spec.parts
+            if (own := decision.parts.get(part.name)) and (outcome := live_outcome(part, part.labels or labels, own))
+        ]
+        if not parts:
+            return None
+        return LiveOutcome(max(part.known_at for part in parts), decision.time, fmean(part.score for part in parts))
+    for annotation in by_authority(decision.annotations):
+        if annotation.kind in JUDGES and (score := _judged(spec, labels, decision, annotation)) is not None:
+            return LiveOutcome(annotation.updated_at, decision.time, score)
+    score = _became(spec, decision)
+    return None if score is None else LiveOutcome(decision.time, decision.time, score)
+
+
+def _judged(spec: ModuleSpec, labels: Sequence[Label], decision: Decision, annotation: Annotation) -> float | None:
+    """The score that an annotation comes to; None where it does not say."""
+    verdict = (stripped(annotation.label) or "").lower()
+    if verdict in UNDECIDED:
+        return None
+    if verdict in CONFIRMING:
+        return 1.0
+    if verdict in REFUTING and not stripped(annotation.metadata.get(CORRECTION)):
+        return 0.0
+    right = _right(spec, labels, decision, annotation)
+    # Confirmed, what the application answered is what is right: so its own answer is read as it would be learnt.
+    own = _right(spec, labels, decision, replace(annotation, label="correct", metadata={}, score=None))
+    return None if right is None or own is None else spec.score(right, own)
+
+
+def _right(spec: ModuleSpec, labels: Sequence[Label], decision: Decision, annotation: Annotation) -> Values | None:
+    found = spec.build_examples(labels, [replace(decision, annotations=(annotation,))], redact=str)
+    return found.examples[0].right if found.examples else None
+
+
+def _became(spec: ModuleSpec, decision: Decision) -> float | None:
+    success = boolean(read_attribute(decision.attributes, spec.contract.success))
+    if decision.failed or success is False:
+        return 0.0
+    quality = number(read_attribute(decision.attributes, spec.contract.quality))
+    if quality is not None:
+        return min(max(quality, 0.0), 1.0)
+    return 1.0 if success else None

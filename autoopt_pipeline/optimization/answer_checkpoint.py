@@ -1,0 +1,103 @@
+"""Answers of language models, kept in the artifact store until a module comes to an outcome.
+
+So a run that is killed, or fails in the middle of its work, does not pay twice: the next one is given what was answered
+before. A key is a digest of the whole request and of who is asked, so an answer is only ever given to the same
+question. Answers to what is drawn at a temperature are kept too: each has a seed of its own, the same in every try.
+"""
+
+import logging
+import threading
+import time
+import uuid
+
+from dspy.lm15 import Message, Response, TextPart, Usage
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.lm.metering import answer_text
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
+
+SAVE_AFTER = 20
+"""Answers after which they are saved: so many at most are asked for again."""
+
+SAVE_SECONDS = 5.0
+"""Time after which fewer are saved too, once the next one comes."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    finish_reason: str
+    input_tokens: int | None
+    output_tokens: int | None
+    total_tokens: int | None
+
+
+_CHUNK = TypeAdapter(dict[str, _Kept])
+
+
+class KeptAnswers:
+    """The answers to one module's requests, by key. Safe to share between threads and between the models of a run.
+
+    A store that fails meanwhile costs nothing but the answers that could not be saved.
+    """
+
+    def __init__(self, artifacts: ModuleArtifacts) -> None:
+        self._artifacts = artifacts
+        self._lock = threading.Lock()
+        self._unsaved: dict[str, _Kept] = {}
+        self._saved_at = time.monotonic()
+        self._kept: dict[str, _Kept] = {}
+        for raw in artifacts.kept_answers():
+            try:
+                self._kept |= _CHUNK.validate_json(raw)
+            except ValidationError:
+                logger.warning("%s/%s: kept answers that cannot be read are left out", *self._place)
+        self.found = len(self._kept)
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        return self._artifacts.tenant_id, self._artifacts.module
+
+    def get(self, key: bytes) -> Response | None:
+        kept = self._kept.get(key.hex())
+        if kept is None:
+            return None
+        return Response(
+            id="kept",
+            model="kept",
+            message=Message.assistant([TextPart(kept.text)]),
+            finish_reason=kept.finish_reason,  # ty: ignore[invalid-argument-type] - refused by the class where it is none
+            usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens),
+        )
+
+    def put(self, key: bytes, response: Response) -> None:
+        usage = response.usage or Usage()
+        kept = _Kept(
+            text=answer_text(response),
+            finish_reason=response.finish_reason,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+        )
+        with self._lock:
+            self._kept[key.hex()] = self._unsaved[key.hex()] = kept
+            due = len(self._unsaved) >= SAVE_AFTER or time.monotonic() - self._saved_at >= SAVE_SECONDS
+            chunk, self._unsaved = (self._unsaved, {}) if due else ({}, self._unsaved)
+        if not chunk:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            self._artifacts.keep_answers(uuid.uuid4().hex, _CHUNK.dump_json(chunk))
+        except AutooptError as e:
+            logger.warning("%s/%s: %d answers are not kept: %s", *self._place, len(chunk), e)
+
+    def drop(self) -> None:
+        """Delete them: the module has come to an outcome."""
+        try:
+            self._artifacts.drop_kept_answers()
+        except AutooptError as e:
+            logger.warning("%s/%s: kept answers are not deleted: %s", *self._place, e)

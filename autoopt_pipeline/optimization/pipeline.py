@@ -1,0 +1,627 @@
+"""One module of one tenant, from traces to a verdict. Reads top to bottom."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.metadata import version as package_version
+from typing import Literal
+
+import dspy
+
+from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.evaluation.alpha_ledger import next_charge
+from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, Verdict, judge
+from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.sequential_test import follow_up
+from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, Judged, Split, split_examples
+from autoopt_pipeline.evaluation.trial_log import Terms, Trial, begin, go_on, new_cases, open_trial
+from autoopt_pipeline.lm.metering import BudgetExhausted, Role
+from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.probe import enforces_schema
+from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
+from autoopt_pipeline.modules.redaction import Redact
+from autoopt_pipeline.modules.redaction import redact as default_redact
+from autoopt_pipeline.modules.similarity import normalize_query, split_words
+from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
+from autoopt_pipeline.optimization.optimizers import SEED
+from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
+from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.search import (
+    INCUMBENT,
+    MIN_DEV,
+    Finalist,
+    budget_too_small,
+    check_budget,
+    choosing_examples,
+    search,
+)
+from autoopt_pipeline.optimization.warm_start import Pool, share_instructions, shareable, start_from_shared
+from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.serialization import compose, queries_shown, unpack
+from autoopt_pipeline.registry.transitions import Move, Watch, watch_since
+from autoopt_pipeline.registry.version_store import LedgerEntry, Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.rollouts.rollout import roll_out
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import labels_of
+
+MIN_TRAIN = 20
+"""Fewest training examples that are worth a search."""
+
+MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
+"""Most examples that are used, the newest. More judge hardly better and cost two calls each."""
+
+MIN_QUOTED_WORDS = 5
+"""Held-out queries of so many words are looked for in instructions; shorter ones stand in many by chance."""
+
+_LEDGER_TRIES = 20
+
+_MANUAL = "promotion_mode is manual; "
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
+
+    `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
+    programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
+    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
+    this one. With `only`, one of `OPTIMIZERS`, no others race.
+    """
+
+    spec: ModuleSpec
+    config: RoutingConfigUnified
+    decisions: Sequence[Decision]
+    window_start: datetime
+    window_end: datetime
+    run_id: str
+    redact: Redact = default_redact
+    parts: Mapping[str, Program] = field(default_factory=dict)
+    pool: Pool | None = None
+    attempt: str = ""
+    lost_runs: frozenset[str] = frozenset()
+    only: str | None = None
+
+
+def optimize(
+    job: Job,
+    lm: MeteredLM,
+    artifacts: ModuleArtifacts,
+    *,
+    teacher: MeteredLM | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    on_progress: ProgressCallback | None = None,
+) -> Report:
+    """Search for a better program and promote it when it is proven better. Nothing is changed otherwise.
+
+    While a candidate waits for proof, it is tried on what is new instead. `teacher` writes instructions and demos;
+    by default the model does that itself. `say` gets a line for each step, `on_progress` how far a long one is. Raises
+    `LMUnavailable` when a model fails, and whatever the artifact store raises.
+    """
+    with tracking(lm.meter, on_progress) as tracker:
+        return _Optimization(job, lm, teacher or lm, artifacts, say, tracker).run()
+
+
+class _Optimization:
+    """The state of one optimization, so that every step can say how far it got."""
+
+    def __init__(
+        self,
+        job: Job,
+        lm: MeteredLM,
+        teacher: MeteredLM,
+        artifacts: ModuleArtifacts,
+        say: Callable[[str], None],
+        tracker: PhaseTracker,
+    ) -> None:
+        self.job, self.spec, self.config = job, job.spec, job.config
+        self.lm, self.teacher, self.artifacts, self.say, self.tracker = lm, teacher, artifacts, say, tracker
+        self.started = time.monotonic()
+        self.labels = labels_of(job.spec, job.config)
+        active = artifacts.active()
+        self.incumbent_version = active.version if active else None
+        self.moves = artifacts.moves()
+        self.epoch = sum(move.judged for move in self.moves)
+        self.watch = watch_since(self.moves[-1] if self.moves else None)
+        self.steps_seen = artifacts.last_trial_step()
+        self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
+        self.notes: list[str] = []
+
+    def run(self) -> Report:
+        found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
+        self.seen = [text for example in found.examples for text in example.inputs.values()]
+        chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
+        served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        incumbent = self._incumbent(served)
+        self.start = start = in_format(served, chosen) if chosen else served
+        trial, waiting = self._waiting()
+        split = split_examples(
+            found.examples,
+            max_holdout=MAX_HOLDOUT,
+            max_dev=MAX_DEV,
+            max_train=MAX_TRAIN,
+            shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(waiting) if waiting else set()),
+        )
+        self.draft = self._draft(found, split)
+        self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
+        if move := self._moved_before():
+            return self._report(*self._as_it_was(move))
+        if trying := self._canary():
+            return self._report(Verdict.CANARY, trying)
+        if trial and waiting:
+            return self._follow(trial, waiting, incumbent, split)
+        if lacking := _lacking(split):
+            return self._report(*self._start_from_shared(*lacking))
+        check_budget(self.config, split, start)
+        searched = search(
+            self.spec,
+            self.config,
+            self.labels,
+            split,
+            incumbent,
+            start,
+            self.lm,
+            self.teacher,
+            self.say,
+            self.tracker,
+            only=self.job.only,
+            try_schema=self._schema_may_pay(incumbent),
+        )
+        self.notes += searched.notes
+        self.draft = replace(
+            self.draft,
+            tried=searched.tried,
+            incumbent_dev_score=searched.incumbent_dev_score,
+            unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+        )
+        if searched.finalist is None:
+            return self._report(
+                Verdict.REJECTED,
+                f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
+                f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not touched",
+            )
+        if refused := why_unwanted(self.artifacts, searched.finalist.stored.digest):
+            return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
+        return self._judge(searched.finalist, incumbent, split)
+
+    def _schema_may_pay(self, incumbent: dspy.Module) -> bool:
+        """Whether it is left to us how answers are asked for, and the endpoint enforces a schema, which none is yet."""
+        if self.lm.answer_format != "auto" or all(
+            answer_format(predictor.signature) == JSON_SCHEMA for predictor in incumbent.predictors()
+        ):
+            return False
+        with raising_outages():
+            enforced = enforces_schema(self.lm.lm)
+        if not enforced:
+            self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
+        return enforced
+
+    def _moved_before(self) -> Move | None:
+        """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
+        last = self.moves[-1] if self.moves else None
+        proven = last is not None and (last.judged or last.canary is not None)
+        return last if last and proven and last.by in map(_mover, self.job.lost_runs) else None
+
+    def _as_it_was(self, move: Move) -> tuple[Verdict, str]:
+        """The verdict of a promotion that was made before, with what its version says of it."""
+        watch = watch_since(move)
+        trying = watch if watch and watch.is_canary else None
+        manifest = self.artifacts.manifest(str(trying.version if trying else move.to))
+        self.notes.append(f"{move.by} had come to this before it was lost, so nothing was searched for again")
+        if manifest:
+            self.draft = replace(
+                self.draft,
+                version=manifest.version,
+                active_version=move.to,
+                incumbent_version=move.expected,
+                optimizer=manifest.optimizer,
+                # A trial decides later than its manifest is written.
+                gate=self._decision_in(manifest) if manifest.gate and manifest.verdict != Verdict.WAITING else None,
+            )
+        return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
+
+    def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
+        """Let the finalist look at the holdout, once."""
+        self.draft = replace(
+            self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
+        )
+        _check_no_demo_is_held_out(finalist.program, split)
+        split = self._without_quoted(split, incumbent, finalist.program)
+        if lacking := _lacking(split):
+            return self._report(*lacking)
+        look, repeated = self._charge("look", finalist.stored, split)
+        version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
+        manifest = self.artifacts.manifest(version) if repeated else None
+        if manifest and manifest.gate.get("alpha") == look.alpha:
+            # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
+            self.notes.append(f"run {manifest.run_id} judged this candidate on these traces, and that stands")
+            decision = self._decision_in(manifest)
+            self.draft = replace(self.draft, gate=decision)
+            verdict, reason = self._awaiting_approval(decision)
+        else:
+            decision = self._look(finalist, incumbent, split, look.alpha)
+            verdict, reason = self._awaiting_approval(decision)
+            manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+            self.artifacts.save(finalist.stored, manifest)
+        if verdict is Verdict.WAITING and any(step.version == version for step in self.artifacts.trial_steps()):
+            verdict, reason = Verdict.REJECTED, f"{version} was tried on new traces already, and that trial has ended"
+        if verdict is Verdict.WAITING:
+            alpha = self._charge("trial", finalist.stored, split)[0].alpha
+            begin(
+                self.artifacts,
+                version,
+                self.terms,
+                after=self.steps_seen,
+                alpha=alpha,
+                queries=split.queries,
+                run_id=self.job.run_id,
+            )
+            reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
+        return self._conclude(manifest, finalist.program, verdict, reason)
+
+    def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
+        """Ask both programs the holdout, and judge."""
+        judged = [*split.holdout, *split.guard]
+        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
+        rows = self._compare(incumbent, finalist.program, judged)
+        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
+        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
+        return decision
+
+    def _decision_in(self, manifest: Manifest) -> GateDecision:
+        """What the gate said of a version when it was made. Raises `InvalidArtifact` when its manifest is damaged."""
+        gate = manifest.gate
+        try:
+            verdict = Verdict(manifest.verdict)
+            return GateDecision(
+                Verdict.PROMOTED if verdict is Verdict.AWAITING_APPROVAL else verdict,
+                manifest.reason.removeprefix(_MANUAL),
+                gate["alpha"],
+                Comparison(
+                    cases=int(gate["cases"]),
+                    incumbent_score=manifest.incumbent_score or 0.0,
+                    candidate_score=manifest.candidate_score or 0.0,
+                    fixed=int(gate["fixed"]),
+                    broken=int(gate["broken"]),
+                    p_value=gate["p_value"],
+                ),
+                Calibration(gate["incumbent_brier"], gate["candidate_brier"]),
+                None,
+            )
+        except (KeyError, ValueError):
+            raise InvalidArtifact(
+                f"{self.artifacts.tenant_id}/{self.spec.name}: the manifest of {manifest.version} is damaged",
+                "restore it from a backup",
+            ) from None
+
+    def _follow(self, trial: Trial, waiting: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
+        """Try the waiting candidate on what came since; no other one is searched for meanwhile."""
+        self.draft = replace(self.draft, version=trial.version, changes=changes_between(incumbent, waiting))
+        judged = new_cases(trial, self._without_quoted(split, incumbent, waiting).holdout, MAX_HOLDOUT)
+        if not judged:
+            return self._report(
+                Verdict.WAITING,
+                f"{trial.version} has {len(trial.cases)} cases in its trial, and there are no new held-out traces",
+            )
+        self.say(f"trial of {trial.version}: {len(judged)} new holdout traces, alpha {trial.alpha:.2g}")
+        rows = self._compare(incumbent, waiting, judged)
+        cases = [row.case for row in rows]
+        decision = follow_up([*trial.cases, *cases], alpha=trial.alpha)
+        self.draft = replace(self.draft, gate=decision, compared=tuple(rows))
+        verdict, reason = self._awaiting_approval(decision)
+        enter = partial(go_on, self.artifacts, trial, judged=judged, cases=cases, run_id=self.job.run_id)
+        if verdict is not Verdict.PROMOTED:
+            enter(verdict=verdict)
+        report = self._conclude(self.artifacts.manifest(trial.version), waiting, verdict, reason)
+        # The promotion comes first: a run that dies in between must not leave a trial that ended without one.
+        if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
+            with suppress(StaleIncumbent):
+                enter(verdict=report.verdict)
+        return report
+
+    def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
+        examples = [each.example for each in judged]
+        try:
+            with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
+                before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True, answered=answered)
+            with self.tracker.phase("candidate on the holdout", len(examples)) as answered:
+                after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
+        except BudgetExhausted as e:
+            raise budget_too_small(self.config, str(e)) from None
+        counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
+        self.draft = replace(self.draft, unread={program: count for program, count in counts.items() if count})
+        grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
+        return compared(examples, before, after, grades)
+
+    def _awaiting_approval(self, decision: GateDecision) -> tuple[Verdict, str]:
+        if decision.verdict is Verdict.PROMOTED and self.config.promotion_mode == "manual":
+            return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
+        return decision.verdict, decision.reason
+
+    def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
+        """Bring a promoted version into service, unless somebody else was quicker."""
+        if manifest is None:
+            raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
+        active = self.incumbent_version
+        if verdict is Verdict.PROMOTED:
+            try:
+                move = roll_out(
+                    self.artifacts,
+                    manifest.version,
+                    expected=self.incumbent_version,
+                    by=_mover(self.job.run_id),
+                    why=reason,
+                    settings=self.config.watch,
+                )
+                active = move.to
+                watch = watch_since(move)
+                if watch and watch.is_canary:
+                    verdict, reason = Verdict.CANARY, f"{reason}; {_trying(watch)}"
+            except StaleIncumbent as e:
+                verdict, reason = Verdict.STALE, str(e)
+        if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
+            self.notes += share_instructions(self.job.pool, self.spec, self.labels, self.draft, manifest, program)
+        self.draft = replace(self.draft, version=manifest.version, active_version=active)
+        return self._report(verdict, reason)
+
+    def _start_from_shared(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+        """While the data cannot decide, begin with what others share, where both sides said so and nothing serves."""
+        if not (self.job.pool and self.config.start_from_shared) or self.incumbent_version or self.job.parts:
+            return verdict, reason
+        draft = replace(self.draft, verdict=verdict)
+        started = start_from_shared(
+            self.job.pool, self.config, self.spec, self.labels, self.artifacts, draft, self.job.run_id
+        )
+        if started is None:
+            return verdict, reason
+        self.draft = replace(
+            self.draft, version=started.version, active_version=started.version if started.active else None
+        )
+        return verdict, f"{reason}; {started.why}"
+
+    def _report(self, verdict: Verdict, reason: str) -> Report:
+        self.say(f"{verdict.value}: {reason}")
+        return replace(
+            self.draft,
+            verdict=verdict,
+            reason=reason,
+            notes=tuple(self.notes),
+            teacher_calls=self.lm.meter.calls_by_role[Role.TEACHER],
+            lm_calls=self.lm.meter.calls,
+            lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
+            seconds=round(time.monotonic() - self.started, 2),
+        )
+
+    def _draft(self, found: ExampleSet, split: Split) -> Report:
+        return Report(
+            tenant_id=self.config.tenant_id,
+            module=self.spec.name,
+            verdict=Verdict.NOT_ENOUGH_DATA,
+            reason="",
+            window_start=self.job.window_start,
+            window_end=self.job.window_end,
+            decisions=len(self.job.decisions),
+            examples=sizes(split) | {"redacted": found.redacted},
+            provenance=dict(Counter(example.provenance.value for example in found.examples)),
+            balance=dict(Counter(example.label for example in found.examples).most_common()),
+            unusable=found.unusable,
+            malformed=found.malformed,
+            incumbent_version=self.incumbent_version,
+            version=None,
+            active_version=self.incumbent_version,
+            lm=self.lm.name,
+            stand_in=self.lm.is_stand_in,
+            teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
+        )
+
+    def _note_refused(self, part: ModuleSpec, why: InvalidArtifact) -> None:
+        self.notes.append(f"{part.name} starts from its baseline: {why}")
+
+    def _incumbent(self, start: dspy.Module) -> dspy.Module:
+        """The program that serves now; without an active version, or where it cannot serve, what serves instead."""
+        if self.incumbent_version is None:
+            return start
+        try:
+            return unpack(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
+        except InvalidArtifact as e:
+            self.notes.append(f"the active version cannot serve, so the baseline is compared: {e}")
+            return start
+
+    def _opponent(self) -> str | None:
+        """What candidates are compared with: the active version, or of a composed module without one, its parts'."""
+        if self.incumbent_version or not self.job.parts:
+            return self.incumbent_version
+        return ", ".join(f"{name} {program.digest[:8]}" for name, program in sorted(self.job.parts.items()))
+
+    def _canary(self) -> str | None:
+        """What is being tried in production, where that has to be decided before anything else is searched for."""
+        watch = self.watch
+        if watch is None:
+            return None
+        self.artifacts.keep_watched(watch.move.at)
+        if not watch.is_canary or not self.config.watch.enabled:
+            return None
+        since = self.config.retrain_after(self.spec.name)
+        return None if since and since > watch.move.at else _trying(watch)
+
+    def _waiting(self) -> tuple[Trial | None, dspy.Module | None]:
+        """The candidate that is on trial, with its program."""
+        trial = open_trial(self.artifacts, self.terms)
+        if trial is None:
+            return None, None
+        settings = self.config.modules.get(self.spec.name)
+        lookback = timedelta(seconds=self.config.lookback_seconds)
+        if settings and settings.retrain_after and settings.retrain_after > trial.began:
+            self.notes.append(f"the trial of {trial.version} ends: the module is to be retrained")
+        elif self.job.window_end - trial.last_new > lookback:
+            self.notes.append(f"the trial of {trial.version} ends: no new held-out traces in the lookback")
+        else:
+            try:
+                return trial, unpack(self.spec, self.labels, self.artifacts.load(trial.version))
+            except InvalidArtifact as e:
+                self.notes.append(f"the trial of {trial.version} ends: {e}")
+        return None, None
+
+    def _without_quoted(self, split: Split, *programs: dspy.Module) -> Split:
+        """The holdout without queries that stand in a compared program's instructions: these judge nobody."""
+        instructions = [
+            f" {' '.join(split_words(normalize_query(predictor.signature.instructions)))} "
+            for program in programs
+            for predictor in program.predictors()
+        ]
+
+        def quoted(judged: Judged) -> bool:
+            long_enough = [words for query in judged.group if len(words := split_words(query)) >= MIN_QUOTED_WORDS]
+            return any(f" {' '.join(words)} " in text for words in long_enough for text in instructions)
+
+        fit = replace(
+            split,
+            holdout=tuple(judged for judged in split.holdout if not quoted(judged)),
+            guard=tuple(judged for judged in split.guard if not quoted(judged)),
+        )
+        if lost := len(split.holdout) + len(split.guard) - len(fit.holdout) - len(fit.guard):
+            self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
+        return fit
+
+    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> tuple[LedgerEntry, bool]:
+        """Enter a risk in the ledger, before it is taken, and say whether an earlier try of this run had entered it."""
+        holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
+        for _ in range(_LEDGER_TRIES):
+            entries = self.artifacts.ledger()
+            charge = next_charge(
+                entries,
+                kind=kind,
+                attempt=f"{self.job.attempt or self.job.run_id} {self.lm.name}",
+                epoch=self.epoch,
+                at=self.job.window_end,
+                candidate_digest=candidate.digest,
+                holdout_digest=holdout_digest,
+                incumbent=self.terms.incumbent,
+            )
+            if (repeated := charge in entries) or self.artifacts.charge(charge):
+                return charge, repeated
+        raise StaleIncumbent(
+            f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
+            "let them finish first",
+        )
+
+    def _manifest(
+        self,
+        version: str,
+        finalist: Finalist,
+        incumbent: dspy.Module,
+        decision: GateDecision,
+        verdict: Verdict,
+        reason: str,
+    ) -> Manifest:
+        comparison = decision.comparison
+        parent = self.artifacts.manifest(self.incumbent_version) if self.incumbent_version else None
+        return Manifest(
+            version=version,
+            program_sha256=finalist.stored.digest,
+            created_at=datetime.now(UTC),
+            run_id=self.job.run_id,
+            parent=self.incumbent_version,
+            verdict=verdict.value,
+            reason=reason,
+            window_start=self.job.window_start,
+            window_end=self.job.window_end,
+            examples=self.draft.examples,
+            provenance=self.draft.provenance,
+            judged_by=dict(Counter(row.example.provenance.value for row in self.draft.compared)),
+            shareable=shareable(
+                self.spec,
+                self.labels,
+                finalist.program,
+                (incumbent, self.start),
+                parent,
+                self.config.tenant_id,
+                self.seen,
+            ),
+            incumbent_score=comparison.incumbent_score,
+            candidate_score=comparison.candidate_score,
+            gate={
+                "alpha": decision.alpha,
+                "p_value": comparison.p_value,
+                "cases": comparison.cases,
+                "fixed": comparison.fixed,
+                "broken": comparison.broken,
+                "incumbent_brier": decision.calibration.incumbent,
+                "candidate_brier": decision.calibration.candidate,
+            },
+            optimizer=finalist.optimizer,
+            tried=[tried.as_dict() for tried in self.draft.tried],
+            seed=SEED,
+            lm=self.lm.name,
+            answer_format=finalist.stored.answer_format,
+            lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
+            teacher_lm=self.draft.teacher_lm,
+            stand_in=self.lm.is_stand_in,
+            lm_calls=self.lm.meter.calls,
+            lm_tokens=self.lm.meter.tokens,
+            lm_input_tokens=self.lm.meter.input_tokens,
+            lm_output_tokens=self.lm.meter.output_tokens,
+            lm_cached_tokens=self.lm.meter.cached_tokens,
+            unread={program: dict(counts) for program, counts in self.draft.unread.items()},
+            packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
+        )
+
+
+def _mover(run_id: str) -> str:
+    """Who makes a move, where a run does."""
+    return f"run {run_id}"
+
+
+def _trying(watch: Watch) -> str:
+    return (
+        f"{watch.version} gets {100 * watch.share:.4g} % of the requests since {watch.move.at:%Y-%m-%d %H:%M} UTC, "
+        "and becomes active unless that shows it to be worse"
+    )
+
+
+def _lacking(split: Split) -> tuple[Verdict, str] | None:
+    """The verdict when the data cannot decide, with what is missing."""
+    if len(split.train) < MIN_TRAIN or len(split.dev) < MIN_DEV:
+        return (
+            Verdict.NOT_ENOUGH_DATA,
+            f"{len(split.train)} of {MIN_TRAIN} training and {len(split.dev)} of {MIN_DEV} dev examples",
+        )
+    in_holdout = len(split.holdout) + len(split.guard)
+    if len(split.holdout) >= MIN_HOLDOUT:
+        return None
+    if in_holdout < MIN_HOLDOUT:
+        return Verdict.NOT_ENOUGH_DATA, f"{in_holdout} of {MIN_HOLDOUT} holdout examples"
+    # Of traces that are drawn at random, so many fall into the holdout.
+    more = round((MIN_HOLDOUT - len(split.holdout)) / HOLDOUT_SHARE)
+    return (
+        Verdict.NO_INDEPENDENT_LABELS,
+        f"needs about {more} more reviews: {len(split.holdout)} of {in_holdout} holdout examples have a human or judge "
+        f"label of a trace drawn at random, and {MIN_HOLDOUT} are needed; the application's own answers cannot prove a "
+        "gain",
+    )
+
+
+def _check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
+    held_out = {query for judged in (*split.holdout, *split.guard) for query in judged.group}
+    if leaked := held_out.intersection(normalize_query(query) for query in queries_shown(program)):
+        raise InvalidArtifact(
+            f"a candidate shows {len(leaked)} held-out queries to the model", "report this: it must not happen"
+        )
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    rows = [[normalize_query(example.query), example.label] for example in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())

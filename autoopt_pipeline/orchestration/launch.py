@@ -1,0 +1,207 @@
+"""Running a tenant's modules now, as a person asked for it: in this process, or by Dagster's own launcher."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import dagster as dg
+from dagster import DagsterEventType
+from dagster._utils.error import SerializableErrorInfo
+
+from autoopt_pipeline.errors import LaunchFailed
+from autoopt_pipeline.names import SKIPPED_TAG
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
+from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
+from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
+from autoopt_pipeline.scheduling.conditions import Decision, Reason
+from autoopt_pipeline.tls import trusted_authorities
+from autoopt_pipeline.urls import without_login, without_secrets
+
+CODE_LOCATION = "autoopt_pipeline"
+"""Name of the code location, as `workspace.yaml` has it."""
+
+_ASSET_JOB = "__ASSET_JOB"
+"""The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
+
+_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
+"""What a person need not wait for."""
+
+_POLL_SECONDS = 1.0
+_DAGSTER_SECONDS = 300
+
+_INTERRUPTIONS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+
+    `skipped` says why modules were left to another run, where they were.
+    """
+
+    run_id: str
+    status: dg.DagsterRunStatus
+    outcomes: dict[str, dict[str, Any]]
+    causes: dict[str, str]
+    skipped: str | None = None
+
+
+def is_to_run(decision: Decision, *, force: bool) -> bool:
+    """Whether to run a module now: it is due, or a person insists and nothing else forbids it."""
+    unmet = {each.otherwise for each in decision.conditions if each.met is False}
+    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
+
+
+def run_here(
+    instance: dg.DagsterInstance,
+    tenant: str,
+    modules: Sequence[str],
+    tags: Mapping[str, str],
+    say: Say,
+    show: ShowProgress | None = None,
+) -> Ended:
+    """Materialize in this process, one module after the other. The queue and its limits do not apply.
+
+    `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
+    cancels the run.
+    """
+    from autoopt_pipeline.definitions import defs
+
+    run_id = str(uuid4())
+    interrupted = False
+
+    def listen(entry: dg.EventLogEntry) -> None:
+        nonlocal interrupted
+        cause = _retry_cause(entry)
+        if cause and cause.cls_name in _INTERRUPTIONS:
+            # Dagster takes Ctrl-C for a failure of the step, and would try it again.
+            interrupted = True
+            instance.report_run_canceling(_run(instance, run_id))
+            raise KeyboardInterrupt
+        _tell(entry, say, show)
+
+    instance.add_event_listener(run_id, listen)
+    with listening(run_id, show):
+        defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            partition_key=tenant,
+            asset_selection=[dg.AssetKey(module) for module in modules],
+            tags=dict(tags),
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    if interrupted:
+        raise KeyboardInterrupt
+    return _ended(instance, run_id)
+
+
+def submit(
+    instance: dg.DagsterInstance, dagster_ui: str, tenant: str, modules: Sequence[str], tags: Mapping[str, str]
+) -> str:
+    """Hand a run to the queue through Dagster's webserver at `dagster_ui`, and return its id.
+
+    Raises `LaunchFailed` when the webserver does not answer, refuses, or works with another instance than this.
+    """
+    from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+    from gql.transport.requests import RequestsHTTPTransport
+
+    url, shown = urlsplit(dagster_ui), without_secrets(dagster_ui)
+    remedy = "set AUTOOPT_DAGSTER_UI_URL to the address of this instance's Dagster UI, or run without --launch"
+    try:
+        client = DagsterGraphQLClient(
+            url.hostname or "",
+            transport=RequestsHTTPTransport(
+                f"{without_login(dagster_ui)[0]}/graphql",
+                timeout=_DAGSTER_SECONDS,
+                verify=trusted_authorities() or True,
+            ),
+        )
+        run_id = client.submit_job_execution(
+            _ASSET_JOB,
+            CODE_LOCATION,
+            "__repository__",
+            tags={**tags, PARTITION_TAG: tenant},
+            asset_selection=list(modules),
+        )
+        if not instance.has_run(run_id):
+            client.terminate_run(run_id)
+            raise LaunchFailed(f"Dagster at {shown} works with another instance", remedy)
+    except (DagsterGraphQLClientError, ValueError) as e:
+        chain = list(_chain(e))
+        # The first message is mostly the text of the query.
+        silent = any(isinstance(each, OSError) for each in chain)
+        why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
+        raise LaunchFailed(f"Dagster at {shown} {why}", remedy) from e
+    return run_id
+
+
+def follow(instance: dg.DagsterInstance, run_id: str, say: Say, show: ShowProgress | None = None) -> Ended:
+    """Tell of a run that others execute, as `run_here` does, until it has ended."""
+    cursor, last = None, None
+    while True:
+        run = _run(instance, run_id)
+        if run.status is not last:
+            say(f"run {run_id}: {run.status.value.lower()}")
+            last = run.status
+        # Read after the status: what was said before the end is then never missed.
+        page = instance.get_records_for_run(run_id, cursor)
+        for record in page.records:
+            _tell(record.event_log_entry, say, show)
+        cursor = page.cursor
+        if show:
+            running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
+            progress = read_progress(instance, running)
+            for key in running:
+                show(key[1], progress[key].progress if key in progress else None)
+        if run.status not in UNFINISHED:
+            return _ended(instance, run_id)
+        time.sleep(_POLL_SECONDS)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
+
+
+def _tell(entry: dg.EventLogEntry, say: Say, show: ShowProgress | None) -> None:
+    """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
+    if entry.dagster_event is None and int(entry.level) >= logging.INFO:
+        if show is None or not entry.user_message.startswith(LOGGED_AS):
+            say(f"{entry.step_key}: {entry.user_message}")
+    elif cause := _retry_cause(entry):
+        say(f"{entry.step_key}: to be tried again: {one_line_cause(cause.message)}")
+
+
+def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
+    """Why a module is to be tried again, where the event says that it is."""
+    event = entry.dagster_event
+    if event is None or event.event_type is not DagsterEventType.STEP_UP_FOR_RETRY:
+        return None
+    error = event.step_retry_data.error
+    return (error.cause or error) if error else None
+
+
+def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
+    outcomes = {}
+    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
+        materialization = entry.asset_materialization
+        if materialization:
+            outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
+    run = _run(instance, run_id)
+    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
+
+
+def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    run = instance.get_run_by_id(run_id)
+    if run is None:
+        raise LaunchFailed(f"run {run_id} was deleted", "start another one")
+    return run

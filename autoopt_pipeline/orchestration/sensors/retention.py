@@ -1,0 +1,104 @@
+"""Deletes runs that ended long ago. What is decided next rests on earlier runs, so those that say it stay."""
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.orchestration.partitions import selected_modules
+from autoopt_pipeline.orchestration.planner import failures_count_since
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.run_history.outcomes import runs_of_newest_outcomes
+from autoopt_pipeline.secrets import scrubbing_errors
+from autoopt_pipeline.settings import Settings
+
+_INTERVAL_SECONDS = 600
+_SECONDS_PER_TICK = 20.0
+"""Dagster ends a tick after 60 s. A run takes some 10 to 100 ms to delete, so there is room for 30,000 a day."""
+
+_PAGE = 500
+
+_FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How many runs were deleted, and the creation time (UTC) after which to go on; None: it came to the end."""
+
+    deleted: int
+    resume: datetime | None
+
+
+def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="run_retention_sensor",
+        description=f"Deletes runs that ended more than {settings.keep_runs_days} days ago, a few at a time, but none "
+        "that holds the newest outcome of a tenant's module or a failure that still counts.",
+        minimum_interval_seconds=_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    @scrubbing_errors()
+    def run_retention_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
+        now = datetime.now(UTC)
+        configs = []
+        for entry in services.connect().configs.current().values():
+            # A tenant whose configuration cannot be read launches nothing, so its failures count for nothing.
+            with suppress(InvalidConfig):
+                configs.append(entry.parse())
+        sweep = delete_old_runs(
+            context.instance,
+            modules(),
+            older_than=now - timedelta(days=settings.keep_runs_days),
+            failures_since=failures_count_since(configs, now=now),
+            after=datetime.fromisoformat(context.cursor) if context.cursor else None,
+        )
+        context.update_cursor(sweep.resume.isoformat() if sweep.resume else "")
+        return dg.SkipReason(f"{sweep.deleted} runs deleted")
+
+    return run_retention_sensor
+
+
+def delete_old_runs(
+    instance: dg.DagsterInstance,
+    modules: Collection[str],
+    *,
+    older_than: datetime,
+    failures_since: datetime,
+    after: datetime | None = None,
+    seconds: float = _SECONDS_PER_TICK,
+) -> Sweep:
+    """Delete finished runs of these modules that were created between the two moments, the oldest first.
+
+    Kept are runs that hold the newest materialization of any tenant's module, and failed ones since `failures_since`.
+    It stops after about so many seconds. Events that belong to no run stay: rollbacks, and what failed attempts spent.
+    """
+    deadline = time.monotonic() + seconds
+    kept: set[str] | None = None
+    deleted = 0
+    while True:
+        finished = dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.SUCCESS, *_FAILED], created_after=after, created_before=older_than
+        )
+        page = instance.get_run_records(finished, limit=_PAGE, ascending=True)
+        for record in page:
+            run = record.dagster_run
+            if time.monotonic() > deadline:
+                return Sweep(deleted, after)
+            after = record.create_timestamp
+            if not selected_modules(run).intersection(modules):
+                continue
+            if run.status in _FAILED and record.update_timestamp >= failures_since:
+                continue
+            if kept is None:
+                kept = runs_of_newest_outcomes(instance, modules)
+            if run.run_id not in kept:
+                instance.delete_run(run.run_id)
+                instance.compute_log_manager.delete_logs(prefix=[run.run_id])
+                deleted += 1
+        if len(page) < _PAGE:
+            return Sweep(deleted, None)

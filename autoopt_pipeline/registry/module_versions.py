@@ -1,0 +1,221 @@
+"""What is stored of one tenant's module, read at one moment and told as people name it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.modules.catalog import get_module, module_names
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.rollout_records import WatchResult
+from autoopt_pipeline.registry.transitions import Move, Watch, rolled_back, standing, watch_since
+from autoopt_pipeline.registry.version_store import Declined, Manifest, ModuleArtifacts, Program, Withdrawal, modules_of
+from autoopt_pipeline.span_contract import BASELINE
+from autoopt_pipeline.tenant_id import validate_tenant_id
+from autoopt_pipeline.text import did_you_mean
+
+PROPOSED = "awaiting_approval"
+"""The verdict on a version that waits for a person."""
+
+
+@dataclass(frozen=True)
+class VersionEvent:
+    """What happened last to a version, in a word or two, when (UTC), who did it, and why."""
+
+    what: str
+    at: datetime
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Programs:
+    """One tenant's module as it was stored at one moment.
+
+    `damaged` are versions whose manifests cannot be read, and those that should serve and are not there.
+    """
+
+    artifacts: ModuleArtifacts
+    manifests: Sequence[Manifest]
+    damaged: dict[str, InvalidArtifact]
+    moves: Sequence[Move]
+
+    @property
+    def name(self) -> str:
+        return f"{self.artifacts.tenant_id}/{self.artifacts.module}"
+
+    @property
+    def exist(self) -> bool:
+        """Whether anything was ever stored or moved."""
+        return bool(self.manifests or self.damaged or self.moves)
+
+    @property
+    def active(self) -> str | None:
+        """The active version; None where the baseline serves."""
+        return self.moves[-1].to if self.moves else None
+
+    @cached_property
+    def watch(self) -> Watch | None:
+        """The watch that is under way."""
+        return watch_since(self.moves[-1] if self.moves else None)
+
+    @cached_property
+    def rolled_back(self) -> dict[str, Move]:
+        return rolled_back(self.moves)
+
+    @cached_property
+    def _trial_verdicts(self) -> dict[str, str]:
+        return {step.version: step.verdict for step in self.artifacts.trial_steps()}
+
+    def verdict(self, manifest: Manifest) -> str:
+        """The last word on a version: of the person whom it waited for, or of its trial, where it had one; `canary`
+        where it was only that, and `stale` where its promotion came too late."""
+        verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
+        if verdict == PROPOSED:
+            return decided_about(self.artifacts, manifest.version, self.moves) or PROPOSED
+        # The verdict is written before the move, which another run may have made impossible.
+        if verdict != "promoted" or self.was_active(manifest.version):
+            return verdict
+        return "canary" if any(manifest.version in (move.canary or ()) for move in self.moves) else "stale"
+
+    def was_active(self, version: str) -> bool:
+        return any(move.to == version for move in self.moves)
+
+    def last_event(self, version: str) -> VersionEvent | None:
+        """What happened last to a version: it was made, became active, got a share of the requests, was replaced,
+        rolled back, declined or withdrawn. None where nobody can say, as of a damaged one that never served."""
+        if withdrawn := self.withdrawal(version):
+            return VersionEvent("withdrawn", withdrawn.at, withdrawn.by, withdrawn.why)
+        if move := self._last_moves.get(version):
+            role = "rolled back" if self.rolled_back.get(version) is move else _roles(move).get(version, "replaced")
+            return VersionEvent(role, move.at, move.by, move.why)
+        if declined := self.declined(version):
+            return VersionEvent("declined", declined.at, declined.by, declined.why)
+        made = next((each for each in self.manifests if each.version == version), None)
+        return VersionEvent("made", made.created_at, f"run {made.run_id}", made.reason) if made else None
+
+    @cached_property
+    def _last_moves(self) -> dict[str, Move]:
+        """The move by which each version last began or ceased to serve, or got another share."""
+        found: dict[str, Move] = {}
+        before: dict[str, str] = {}
+        for move in self.moves:
+            roles = _roles(move)
+            found |= {name: move for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
+            before = roles
+        return found | self.rolled_back
+
+    def previous(self) -> str | None:
+        """What was active before: the newest version that was not withdrawn, or the baseline. Of a canary, what is.
+
+        Raises `InvalidArtifact` where the baseline is active, for nothing comes before it.
+        """
+        if self.watch and self.watch.is_canary:
+            return self.active
+        for version in reversed(standing(self.moves)[:-1]):
+            if version is None or self.withdrawal(version) is None:
+                return version
+        raise InvalidArtifact(
+            f"{self.name}: the baseline is active, and nothing comes before it",
+            f"name a version; 'autoopt versions {self.artifacts.tenant_id} {self.artifacts.module}' lists them",
+        )
+
+    def withdrawal(self, version: str) -> Withdrawal | None:
+        return self.artifacts.withdrawal(version)
+
+    def declined(self, version: str) -> Declined | None:
+        return self.artifacts.declined(version)
+
+    def manifest(self, version: str) -> Manifest:
+        """A version's manifest. Raises `InvalidArtifact` when it is damaged, or naming the nearest when unknown."""
+        for manifest in self.manifests:
+            if manifest.version == version:
+                return manifest
+        if version in self.damaged:
+            raise self.damaged[version]
+        hint = did_you_mean(version, [manifest.version for manifest in self.manifests])
+        command = f"autoopt versions {self.artifacts.tenant_id} {self.artifacts.module}"
+        raise InvalidArtifact(f"{self.name}: version {version[:60]!r} does not exist", f"{hint}'{command}' lists them")
+
+    def named(self, text: str) -> str | None:
+        """The version that a person names; None for the baseline. Raises `InvalidArtifact` as `manifest`."""
+        return None if text == BASELINE else self.manifest(text).version
+
+
+def decided_about(artifacts: ModuleArtifacts, version: str, moves: Sequence[Move]) -> str | None:
+    """What became of a version that waited for a person: `approved`, `declined`, or nothing yet (None)."""
+    if any(version in move.serving for move in moves):
+        return "approved"
+    return "declined" if artifacts.declined(version) else None
+
+
+def read_programs(files: Files, tenant: str, module: str) -> Programs:
+    """What is stored of a tenant's module, be it installed or not. Raises `InvalidTenantId`, or `UnknownModule` where
+    nobody knows it."""
+    validate_tenant_id(tenant)
+    # The programs of a module that is no longer installed can still be looked at.
+    if module not in module_names() and all(each.module != module for each in modules_of(files, tenant)):
+        get_module(module)
+    artifacts = ModuleArtifacts(files, tenant, module)
+    manifests, damaged = artifacts.survey()
+    moves = artifacts.moves()
+    there = {manifest.version for manifest in manifests} | damaged.keys()
+    for version in sorted(moves[-1].serving - there) if moves else ():
+        if artifacts.manifest(version) is None:  # else it was stored since the survey
+            damaged[version] = InvalidArtifact(
+                f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
+                "restore it from a backup, or activate another",
+            )
+    return Programs(artifacts, manifests, damaged, moves)
+
+
+def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
+    """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
+    return {
+        name: {"instructions": predictor.signature.instructions, "demos": predictor.demos}
+        for name, predictor in stored.predictors.items()
+    }
+
+
+def _roles(move: Move) -> dict[str, str]:
+    """What each version does as long as this is the last move."""
+    canary = {name: f"{100 * share:.4g} % of requests" for name, share in (move.canary or {}).items()}
+    return {name: canary.get(name, "active") for name in move.serving}
+
+
+def lm_of(manifest: Manifest) -> str:
+    """The language model that made a version, and that it is none where it is not."""
+    return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+
+
+def cost_of(manifest: Manifest) -> str:
+    """What the run that made a version spent on language models."""
+    read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
+    return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
+
+
+def path_of(move: Move) -> str:
+    """From what to what a move leads, and who else serves since."""
+    path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
+    if watch := watch_since(move):
+        other = watch.version if watch.is_canary else watch.against
+        path += f", with {100 * watch.share:.4g} % of requests for {other or BASELINE}"
+    return path
+
+
+def between(watch: Watch) -> str:
+    """Who serves beside whom, in words."""
+    newer, older = watch.version or BASELINE, watch.against or BASELINE
+    share = f"{100 * watch.share:.4g} % of requests"
+    since = f"since {watch.move.at:%Y-%m-%d %H:%M} UTC"
+    if watch.is_canary:
+        return f"canary {newer} has {share} {since}; {older} is active"
+    return f"{newer} is active {since}; {older} keeps {share}"
+
+
+def how_it_ended(result: WatchResult) -> str:
+    """How a watch ended, in a line."""
+    names = f"{result.version or BASELINE} beside {result.against or BASELINE}"
+    return f"{result.verdict.replace('_', ' ')}: {names}: {result.reason}"

@@ -1,0 +1,538 @@
+"""Versioned programs per tenant and module, and which of them is active.
+
+    {root}/{tenant}/{module}/versions/{version}/{program.json, manifest.json}   written once, manifest last
+    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program is gone for good
+    {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person does not want it
+    {root}/{tenant}/{module}/moves/{sequence}.json                              every change of the active version
+    {root}/{tenant}/{module}/active.json                                        derived from the last move
+    {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
+    {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
+    {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
+    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.kept_answers
+
+Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.rollout_records import WatchResult, enter_watched
+from autoopt_pipeline.registry.transitions import Active, Move, Pointer, VersionName, pointer_after, serving
+from autoopt_pipeline.tenant_id import safe_name
+from autoopt_pipeline.validation import first_error
+
+Record = TypeVar("Record", bound=BaseModel)
+Numbered = TypeVar("Numbered", Move, "LedgerEntry", "TrialStep", WatchResult)
+
+_NUMBERED = re.compile(r"[0-9]{8}\.json")
+
+_DECLINED = "declined.json"
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Signature(_Stored):
+    instructions: str
+
+
+class PredictorState(_Stored):
+    """All that a stored predictor may be: what it shows the model, and nothing that acts.
+
+    DSPy would set any attribute that a state names, and ask the language model that it names. So whoever can write a
+    program could have the application send its queries and its key elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    signature: _Signature
+    demos: list[dict[str, Any]]
+    traces: list[Any] = []
+    train: list[Any] = []
+    fields: dict[str, Any] = {}
+    lm: None = None
+
+
+class Program(_Stored):
+    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
+
+    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
+    """
+
+    format: Literal[1] = 1
+    tenant_id: str
+    module: str
+    fingerprint: str
+    labels: list[str]
+    answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
+    state: dict[str, Any]
+
+    @property
+    def answer_format(self) -> str:
+        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
+        formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
+        return formats.pop() if len(formats) == 1 else "mixed"
+
+    def encode(self) -> bytes:
+        return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    @property
+    def predictors(self) -> dict[str, PredictorState]:
+        """The predictors in the state, by name. What is none of ours is left out."""
+        found = {}
+        for name, part in self.state.items():
+            with suppress(ValidationError):
+                found[name] = PredictorState.model_validate(part)
+        return found
+
+
+class Manifest(_Stored):
+    """How a version came to be, and what was measured of it; scores are None where nothing was.
+
+    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
+    could not be graded, of the incumbent and of the candidate, by why.
+    """
+
+    version: VersionName
+    program_sha256: str
+    created_at: datetime
+    run_id: str
+    parent: VersionName | None
+    verdict: str
+    reason: str
+    window_start: datetime
+    window_end: datetime
+    examples: dict[str, int]
+    provenance: dict[str, int]
+    judged_by: dict[str, int] = {}
+    shareable: list[str] = []
+    incumbent_score: float | None
+    candidate_score: float | None
+    gate: dict[str, float | int]
+    optimizer: str
+    tried: list[dict[str, Any]] = []
+    seed: int
+    lm: str
+    lm_settings: dict[str, float | int | str] = {}
+    answer_format: str = "chat"
+    teacher_lm: str | None = None
+    stand_in: bool
+    lm_calls: int
+    lm_tokens: int
+    lm_input_tokens: int = 0
+    lm_output_tokens: int = 0
+    lm_cached_tokens: int = 0
+    unread: dict[str, dict[str, int]] = {}
+    packages: dict[str, str]
+
+
+class Withdrawal(_Stored):
+    """Why a version's program is gone for good, by whom and when. Its manifest stays."""
+
+    at: datetime
+    by: str
+    why: str
+
+
+class Declined(_Stored):
+    """That a person does not want a version which was proposed to them, who, when, and why."""
+
+    at: datetime
+    by: str
+    why: str
+
+
+class LedgerEntry(_Stored):
+    """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
+
+    A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
+    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    """
+
+    sequence: int
+    kind: Literal["look", "trial"] = "look"
+    attempt: str = ""
+    epoch: int = 0
+    at: datetime
+    candidate_digest: str
+    holdout_digest: str
+    incumbent: str | None
+    alpha: float
+
+
+class TrialCase(_Stored):
+    """What both programs made of one held-out trace in a trial. Holds no text of it."""
+
+    label: str
+    incumbent_score: float
+    incumbent_label: str | None
+    incumbent_confidence: float | None
+    candidate_score: float
+    candidate_label: str | None
+    candidate_confidence: float | None
+
+
+class TrialStep(_Stored):
+    """One step of a waiting candidate's trial; the first one begins it.
+
+    `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
+    and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
+    before, and `verdict` is `waiting` as long as the trial is open.
+    """
+
+    sequence: int
+    at: datetime
+    run_id: str
+    version: VersionName
+    incumbent: VersionName | None
+    lm: str
+    labels: list[str]
+    alpha: float
+    seen: list[str]
+    cases: list[TrialCase]
+    verdict: str
+
+
+class ModuleArtifacts:
+    """The artifacts of one tenant's module."""
+
+    def __init__(self, files: Files, tenant_id: str, module: str) -> None:
+        self._files = files
+        self._folder = f"{safe_name(tenant_id)}/{module}"
+        self.tenant_id = tenant_id
+        self.module = module
+
+    def save(self, program: Program, manifest: Manifest) -> None:
+        """Store a version. The manifest comes last: without it a version is not there.
+
+        Raises `InvalidArtifact` when that version was withdrawn: its text must not come back.
+        """
+        folder = f"{self._folder}/versions/{manifest.version}"
+        self._check_not_withdrawn(manifest.version)
+        self._files.create(f"{folder}/program.json", program.encode())
+        self._files.create(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode())
+
+    def versions(self) -> list[Manifest]:
+        """All whole versions, oldest first. Raises `InvalidArtifact` when a manifest is damaged."""
+        manifests, damaged = self.survey()
+        if damaged:
+            raise next(iter(damaged.values()))
+        return manifests
+
+    def survey(self) -> tuple[list[Manifest], dict[str, InvalidArtifact]]:
+        """All whole versions whose manifests can be read, oldest first, and what is wrong with the others."""
+        manifests: list[Manifest] = []
+        damaged: dict[str, InvalidArtifact] = {}
+        for name in self._files.names(f"{self._folder}/versions"):
+            try:
+                manifest = self.manifest(name)
+            except InvalidArtifact as e:
+                damaged[name] = e
+            else:
+                manifests += [manifest] if manifest else []
+        return manifests, damaged
+
+    def manifest(self, version: str) -> Manifest | None:
+        """A version's manifest; None where there is no such version. Raises `InvalidArtifact` when it is damaged."""
+        path = f"versions/{version}/manifest.json"
+        manifest = self._read(path, Manifest)
+        if manifest and manifest.version != version:
+            raise self._invalid(f"{path}: it is the manifest of {manifest.version}", "restore it from a backup")
+        return manifest
+
+    def load(self, version: str) -> Program:
+        """A version's program. Raises `InvalidArtifact` when it is missing, withdrawn, damaged or another tenant's."""
+        self._check_not_withdrawn(version)
+        manifest = self.manifest(version)
+        raw = self._files.read(f"{self._folder}/versions/{version}/program.json")
+        if manifest is None or raw is None:
+            raise self._invalid(f"version {version} does not exist", "list them with 'autoopt versions'")
+        if hashlib.sha256(raw).hexdigest() != manifest.program_sha256:
+            raise self._invalid(f"version {version} is damaged", "restore it from a backup, or activate another")
+        program = self._parse(raw, Program, f"version {version}")
+        if (program.tenant_id, program.module) != (self.tenant_id, self.module):
+            raise self._invalid(
+                f"version {version} belongs to {program.tenant_id}/{program.module}",
+                "activate one of its own",
+            )
+        return program
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Version and content of every file that holds a program, or a part of one that a dead writer left."""
+        for version in self._files.names(f"{self._folder}/versions"):
+            for path in self._program_files(version):
+                if (raw := self._files.read(path)) is not None:
+                    yield version, raw.decode(errors="replace")
+
+    def withdraw(self, version: str, *, by: str, why: str) -> None:
+        """Take a version's program away for good; its manifest stays. Make another one active first."""
+        folder = f"{self._folder}/versions/{version}"
+        withdrawal = Withdrawal(at=datetime.now(UTC), by=by, why=why)
+        # The mark comes first: whoever dies in between leaves a program that nobody loads.
+        self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
+        for path in self._program_files(version):
+            self._files.delete(path)
+
+    def withdrawal(self, version: str) -> Withdrawal | None:
+        """Why a version was withdrawn, or None where it was not."""
+        return self._read(f"versions/{version}/withdrawn.json", Withdrawal)
+
+    def decline(self, version: str, *, by: str, why: str) -> bool:
+        """Enter that a person does not want a version. False when somebody said so before, which then stands."""
+        declined = Declined(at=datetime.now(UTC), by=by, why=why)
+        path = f"{self._folder}/versions/{version}/{_DECLINED}"
+        return self._files.create(path, declined.model_dump_json(indent=1).encode())
+
+    def declined(self, version: str) -> Declined | None:
+        """Who does not want a version, and why; None where nobody said so."""
+        return self._read(f"versions/{version}/{_DECLINED}", Declined)
+
+    def active(self) -> Active | None:
+        """The active version by the last move; None where the module's baseline serves.
+
+        Mends `active.json` where a writer died before it.
+        """
+        last = self.last_move()
+        if last is None:
+            return None
+        pointer = self._read("active.json", Pointer)
+        if pointer is None or pointer.sequence < last.sequence:
+            pointer = self._point_to(last)
+        return pointer.active
+
+    def move(
+        self,
+        to: str | None,
+        *,
+        expected: str | None,
+        by: str,
+        why: str,
+        judged: bool = True,
+        canary: dict[str, float] | None = None,
+        after: Move | None = None,
+    ) -> Move:
+        """Make a version active, or with None the baseline; with `canary`, another one keeps or gets a share.
+
+        Raises `StaleIncumbent` when the active one is no longer `expected`, or `after` is given and no longer the last
+        move, and `InvalidArtifact` as `load`.
+        """
+        for version in serving(to, canary):
+            self.load(version)
+        if canary:
+            # Before the move, so that whoever dies in between leaves nothing that nobody watches.
+            enter_watched(self._files, self.tenant_id, self.module)
+        last = self.last_move()
+        current = last.to if last else None
+        move = Move(
+            sequence=last.sequence + 1 if last else 1,
+            at=datetime.now(UTC),
+            by=by,
+            why=why,
+            expected=expected,
+            to=to,
+            judged=judged,
+            canary=canary,
+        )
+        path = f"{self._folder}/moves/{move.sequence:08d}.json"
+        overtaken = current != expected or (after is not None and last != after)
+        if overtaken or not self._files.create(path, move.model_dump_json(indent=1).encode()):
+            raise StaleIncumbent(
+                f"{self.tenant_id}/{self.module}: the active version is no longer {expected or 'the baseline'}",
+                "compare with the one that is active now",
+            )
+        self._point_to(move)
+        return move
+
+    def moves(self) -> list[Move]:
+        """Every change of the active version, oldest first."""
+        return self._read_all("moves", Move)
+
+    def last_move(self) -> Move | None:
+        """The move that says what serves now; None before the first one."""
+        names = self._numbered("moves")
+        return self._read_numbered("moves", names[-1], Move) if names else None
+
+    def enter_act(self, what: str, *, by: str, text: str) -> None:
+        """Enter what a person has done to this module, for those who read what happened."""
+        enter_act(self._files, by=by, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
+
+    def keep_watched(self, since: datetime) -> None:
+        """Make sure that the watch which began then is found. Costs nothing where it is."""
+        enter_watched(self._files, self.tenant_id, self.module, at=since)
+
+    def watches(self) -> list[WatchResult]:
+        """How the watches ended, oldest first."""
+        return self._read_all("watches", WatchResult)
+
+    def add_watch(self, result: WatchResult) -> None:
+        """Enter how a watch ended. What was entered of the same watch before stays."""
+        path = f"{self._folder}/watches/{result.sequence:08d}.json"
+        self._files.create(path, result.model_dump_json(indent=1).encode())
+
+    def ledger(self) -> list[LedgerEntry]:
+        return self._read_all("ledger", LedgerEntry)
+
+    def charge(self, entry: LedgerEntry) -> bool:
+        """Enter a look at the holdout. False when another run took the same place in the ledger."""
+        path = f"{self._folder}/ledger/{entry.sequence:08d}.json"
+        return self._files.create(path, entry.model_dump_json(indent=1).encode())
+
+    def trial(self) -> list[TrialStep]:
+        """The steps of the last trial, oldest first; empty where there never was one."""
+        steps: list[TrialStep] = []
+        for name in reversed(self._numbered("trials")):
+            step = self._read_numbered("trials", name, TrialStep)
+            if step is None:
+                continue
+            if steps and step.version != steps[0].version:
+                break
+            steps.insert(0, step)
+        return steps
+
+    def last_trial_step(self) -> int:
+        """The number of the last step of any trial, 0 where there was none."""
+        names = self._numbered("trials")
+        return int(names[-1].removesuffix(".json")) if names else 0
+
+    def trial_steps(self) -> list[TrialStep]:
+        """The steps of all trials, oldest first."""
+        return self._read_all("trials", TrialStep)
+
+    def add_trial_step(self, step: TrialStep) -> bool:
+        """Enter a step of a trial. False when another run took the same place."""
+        path = f"{self._folder}/trials/{step.sequence:08d}.json"
+        return self._files.create(path, step.model_dump_json(indent=1).encode())
+
+    def keep_answers(self, name: str, answers: bytes) -> None:
+        """Keep answers of language models, as `optimization.kept_answers` writes them."""
+        self._files.create(f"{self._folder}/answers/{name}.json", answers)
+
+    def kept_answers(self) -> Iterator[bytes]:
+        """What was kept and not dropped since."""
+        paths = [f"{self._folder}/answers/{name}" for name in self._files.names(f"{self._folder}/answers")]
+        for content in self._files.read_many(paths).values():
+            if isinstance(content, bytes):
+                yield content
+
+    def drop_kept_answers(self) -> None:
+        folder = f"{self._folder}/answers"
+        for name in self._files.all_names(folder):
+            self._files.delete(f"{folder}/{name}")
+        self._files.delete_empty(folder)
+
+    def _program_files(self, version: str) -> list[str]:
+        folder = f"{self._folder}/versions/{version}"
+        names = self._files.all_names(folder)
+        return [f"{folder}/{name}" for name in names if name not in {"manifest.json", "withdrawn.json", _DECLINED}]
+
+    def _check_not_withdrawn(self, version: str) -> None:
+        if withdrawal := self.withdrawal(version):
+            raise self._invalid(
+                f"version {version} was withdrawn on {withdrawal.at:%Y-%m-%d}: {withdrawal.why}",
+                "use another one; 'autoopt versions' lists them",
+            )
+
+    def _point_to(self, last: Move) -> Pointer:
+        try:
+            moves = self.moves()
+        except InvalidArtifact:
+            moves = [last]  # a record that was damaged long ago must not hide what serves now
+        pointer = pointer_after(moves)
+        self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
+        return pointer
+
+    def _read(self, path: str, kind: type[Record]) -> Record | None:
+        raw = self._files.read(f"{self._folder}/{path}")
+        return None if raw is None else self._parse(raw, kind, path)
+
+    def _numbered(self, folder: str) -> list[str]:
+        """Names of a folder's records in their order. Other files are none of ours."""
+        return [name for name in self._files.names(f"{self._folder}/{folder}") if _NUMBERED.fullmatch(name)]
+
+    def _read_all(self, folder: str, kind: type[Numbered]) -> list[Numbered]:
+        records = [self._read_numbered(folder, name, kind) for name in self._numbered(folder)]
+        return [record for record in records if record]
+
+    def _read_numbered(self, folder: str, name: str, kind: type[Numbered]) -> Numbered | None:
+        record = self._read(f"{folder}/{name}", kind)
+        if record and f"{record.sequence:08d}.json" != name:
+            raise self._invalid(f"{folder}/{name}: it is number {record.sequence}", "restore it from a backup")
+        return record
+
+    def _parse(self, raw: bytes, kind: type[Record], what: str) -> Record:
+        try:
+            return kind.model_validate_json(raw)
+        except ValidationError as e:
+            raise self._invalid(f"{what}: {first_error(e)}", "restore it from a backup") from None
+
+    def _invalid(self, what: str, remedy: str) -> InvalidArtifact:
+        return InvalidArtifact(f"{self.tenant_id}/{self.module}: {what}", remedy)
+
+
+def modules_of(files: Files, tenant_id: str) -> list[ModuleArtifacts]:
+    """The artifacts of every module that a tenant has any of, installed or not."""
+    return [ModuleArtifacts(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]
+
+
+def read_pointers(
+    files: Files, places: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Pointer | AutooptError | None]:
+    """What is active, by tenant and module, as `active.json` says it: one small file each, for readers.
+
+    None where nothing is. What is wrong with one pointer is its value.
+    """
+    path_of = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
+    found = files.read_many(list(path_of.values()))
+    return {place: _pointer(*place, found[path]) for place, path in path_of.items()}
+
+
+def read_manifests(
+    files: Files, versions: Mapping[tuple[str, str], str]
+) -> dict[tuple[str, str], Manifest | AutooptError]:
+    """The manifest of one version each of tenants and modules. What is wrong with one manifest is its value."""
+    path_of = {
+        (tenant, module): f"{safe_name(tenant)}/{module}/versions/{version}/manifest.json"
+        for (tenant, module), version in versions.items()
+    }
+    found = files.read_many(list(path_of.values()))
+    return {place: _manifest(*place, versions[place], found[path]) for place, path in path_of.items()}
+
+
+def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:
+    where = f"{tenant_id}/{module}: the manifest of {version}"
+    if isinstance(raw, FileNotFoundError):
+        return InvalidArtifact(f"{where} is missing", "restore it from a backup, or activate another")
+    if isinstance(raw, Exception):
+        return ArtifactStoreUnavailable(f"{where}: {raw}", "check AUTOOPT_ARTIFACTS_URL and its permissions")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError:
+        return InvalidArtifact(f"{where} is damaged", "restore it from a backup, or activate another")
+
+
+def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | AutooptError | None:
+    if isinstance(raw, bytes):
+        try:
+            return Pointer.model_validate_json(raw)
+        except ValidationError:
+            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next move mends it")
+    if isinstance(raw, FileNotFoundError):
+        return None
+    return ArtifactStoreUnavailable(
+        f"{tenant_id}/{module}: active.json: {raw}", "check AUTOOPT_ARTIFACTS_URL and its permissions"
+    )

@@ -1,0 +1,147 @@
+"""What people decide about versions: make one active, go back from one, decline one. Each is recorded with its reason.
+
+The commands and the dashboard both do it through these.
+"""
+
+from dataclasses import dataclass
+
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact, NotProven
+from autoopt_pipeline.registry.module_versions import PROPOSED, Programs, path_of
+from autoopt_pipeline.registry.serialization import built
+from autoopt_pipeline.registry.shared_instructions import SharedStore
+from autoopt_pipeline.registry.transitions import Move, standing
+from autoopt_pipeline.registry.version_store import Manifest
+from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
+from autoopt_pipeline.span_contract import BASELINE
+from autoopt_pipeline.tenants.config import WatchSettings
+
+_UNPROVEN = {"rejected": "was rejected", "waiting": "is not proven yet"}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A move that a person made, and what is worth knowing of it besides."""
+
+    move: Move
+    notes: tuple[str, ...]
+
+
+def promote(
+    programs: Programs,
+    version: str,
+    *,
+    by: str,
+    why: str,
+    settings: WatchSettings,
+    shared: SharedStore,
+    force: bool = False,
+) -> Moved:
+    """Make a version active: approve a candidate, or choose an earlier one; `settings` say how it is watched.
+
+    Raises `NotProven` for one that was rejected or waits for proof, unless forced; `InvalidArtifact` where it cannot
+    serve or is active already; and `StaleIncumbent`.
+    """
+    manifest = programs.manifest(version)
+    verdict = programs.verdict(manifest)
+    if not force and verdict in _UNPROVEN and not programs.was_active(version):
+        raise NotProven(
+            f"{programs.name}: {version} {_UNPROVEN[verdict]}: {manifest.reason}",
+            "to make it active all the same, say --force",
+        )
+    _check_serves(programs, version)
+    notes = _worth_knowing(programs, manifest)
+    _check_moves(programs, version)
+    move = roll_out(programs.artifacts, version, expected=programs.active, by=by, why=why, settings=settings)
+    what = "approved" if verdict == PROPOSED else "promoted"
+    entered = _enter(programs, what, by=by, text=f"{path_of(move)}: {why}")
+    return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
+
+
+def roll_back(programs: Programs, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
+    """Go back to an earlier active version or the baseline, by default what was active before. A canary is given up.
+
+    What was left is not promoted by itself any more. Raises `InvalidArtifact` where there is nothing to go back to, or
+    it cannot serve; and `StaleIncumbent`.
+    """
+    version = programs.previous() if to is None else _earlier(programs, to)
+    if version is not None:
+        _check_serves(programs, version)
+    _check_moves(programs, version)
+    move = programs.artifacts.move(version, expected=programs.active, by=by, why=why)
+    entered = _enter(programs, "rolled_back", by=by, text=f"{path_of(move)}: {why}")
+    return Moved(move, (*_stop_sharing(programs, shared), *entered))
+
+
+def decline(programs: Programs, version: str, *, by: str, why: str) -> list[str]:
+    """Say that a version which waits for approval is not wanted. The same program is not proposed again.
+
+    Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
+    """
+    verdict = programs.verdict(programs.manifest(version))
+    if verdict != PROPOSED:
+        last = programs.last_event(version)
+        what = last.what if last and last.what != "made" else verdict.replace("_", " ")
+        raise InvalidArtifact(
+            f"{programs.name}: {version} does not wait for approval: it is {what}",
+            "to go back from an active version, use 'autoopt rollback'",
+        )
+    programs.artifacts.decline(version, by=by, why=why)
+    return _enter(programs, "declined", by=by, text=f"{version}: {why}")
+
+
+def _earlier(programs: Programs, text: str) -> str | None:
+    version = programs.named(text)
+    if version in standing(programs.moves):
+        return version
+    left = programs.rolled_back.get(str(version))
+    what = f"was rolled back on {left.at:%Y-%m-%d} by {left.by}" if left else "was never active"
+    raise InvalidArtifact(
+        f"{programs.name}: {version} {what}, so it is nothing to go back to",
+        f"make it active with 'autoopt promote {programs.artifacts.tenant_id} {programs.artifacts.module} {version}'",
+    )
+
+
+def _worth_knowing(programs: Programs, manifest: Manifest) -> list[str]:
+    notes = []
+    if left := programs.rolled_back.get(manifest.version):
+        notes.append(f"it had been rolled back on {left.at:%Y-%m-%d} by {left.by}: {left.why}")
+    if declined := programs.declined(manifest.version):
+        notes.append(f"it had been declined on {declined.at:%Y-%m-%d} by {declined.by}: {declined.why}")
+    if manifest.parent != programs.active and not programs.was_active(manifest.version):
+        notes.append(f"it was compared with {manifest.parent or BASELINE}, which is not what was active")
+    return notes
+
+
+def _check_moves(programs: Programs, to: str | None) -> None:
+    if to == programs.active and programs.watch is None:
+        raise InvalidArtifact(
+            f"{programs.name}: {to or BASELINE} is active already", "nothing was changed, and nothing has to be"
+        )
+
+
+def _check_serves(programs: Programs, version: str) -> None:
+    """Raises `InvalidArtifact` when nothing could be answered with a version: it was withdrawn, it is damaged or it
+    was made for another signature."""
+    stored = programs.artifacts.load(version)
+    try:
+        built(stored, stored.module, stored.labels)
+    except InvalidArtifact as e:
+        raise InvalidArtifact(f"{e.what} ({version})", f"choose another, or 'autoopt rollback --to {BASELINE}'") from e
+
+
+def _enter(programs: Programs, what: str, *, by: str, text: str) -> list[str]:
+    """Enter what was done. Never fails, for it is done."""
+    try:
+        programs.artifacts.enter_act(what, by=by, text=text)
+    except AutooptError as e:
+        return [f"the activity does not tell of it: {e}"]
+    return []
+
+
+def _stop_sharing(programs: Programs, shared: SharedStore) -> list[str]:
+    """Says what was done. Never fails, for the move stands."""
+    try:
+        withdrawn = stop_sharing(shared, programs.artifacts)
+    except AutooptError as e:
+        return [f"whether its instructions are shared is unknown: {e}"]
+    return [f"the instructions that {withdrawn} shared are withdrawn"] if withdrawn else []

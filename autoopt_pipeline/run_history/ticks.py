@@ -1,0 +1,171 @@
+"""What sensors' ticks say of themselves, for alerts and metrics.
+
+A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Self
+
+import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, InstigatorType, TickStatus
+from dagster._utils.error import SerializableErrorInfo
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoopt_pipeline.errors import (
+    ArtifactStoreUnavailable,
+    ConfigStoreRefused,
+    ConfigStoreUnavailable,
+    PhoenixRefused,
+    PhoenixUnavailable,
+    TenantsUndecided,
+)
+from autoopt_pipeline.orchestration.planner import Plan, Turn
+from autoopt_pipeline.run_history.events import Ticked
+
+OPTIMIZATION_SENSOR = "auto_optimization_sensor"
+WATCH_SENSOR = "promotion_watch_sensor"
+
+PHOENIX = "Phoenix"
+
+CONFIG_STORE = "the configuration store"
+
+_MODULES = "finding the tenants' modules"
+
+_SERVICES = {
+    PhoenixUnavailable.__name__: PHOENIX,
+    PhoenixRefused.__name__: PHOENIX,
+    ConfigStoreUnavailable.__name__: CONFIG_STORE,
+    ConfigStoreRefused.__name__: CONFIG_STORE,
+    ArtifactStoreUnavailable.__name__: "the artifact store",
+}
+"""Errors, as ticks name them, by the service that they are about."""
+
+_BEFORE_PHOENIX = frozenset({CONFIG_STORE})
+"""What has answered by the time that Phoenix is asked."""
+
+_MISSING_TOLD = 20
+
+_FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+
+
+class _Report(BaseModel):
+    """What a sensor leaves as its cursor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def load(cls, cursor: str | None) -> Self | None:
+        """None where there is none, or where somebody else wrote the cursor."""
+        try:
+            return cls.model_validate_json(cursor) if cursor else None
+        except ValidationError:
+            return None
+
+
+class TickReport(_Report):
+    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
+
+    `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` says of modules
+    that the code location does not know, those that most tenants name, what is wrong and what to do.
+    """
+
+    decisions: dict[str, int]
+    oldest_due_since: datetime | None
+    phoenix_asked: bool
+    phoenix_error: str | None
+    reached: Turn | None = None
+    missing: tuple[str, ...] = ()
+
+
+class WatchReport(_Report):
+    """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
+
+    watched: int
+    left: int
+
+
+def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
+    waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
+    return TickReport(
+        decisions=plan.counts(),
+        oldest_due_since=min(waiting, default=None),
+        phoenix_asked=plan.phoenix_asked,
+        phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
+        reached=reached,
+        missing=tuple(
+            f"{_count_tenants(count)}: {error}"
+            for error, count in Counter(plan.decisions[key].detail for key in plan.missing()).most_common(_MISSING_TOLD)
+        ),
+    )
+
+
+def _count_tenants(count: int) -> str:
+    return "1 tenant" if count == 1 else f"{count} tenants"
+
+
+def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
+    """The sensors that ever ran, by name; of two of one name, which a renamed code location leaves, the later."""
+    states: dict[str, InstigatorState] = {}
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        if state.instigator_name not in states or _last_tick(state) > _last_tick(states[state.instigator_name]):
+            states[state.instigator_name] = state
+    return states
+
+
+def _last_tick(state: InstigatorState) -> float:
+    return getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+
+
+def finished_ticks(
+    instance: dg.DagsterInstance, state: InstigatorState, *, limit: int, after: float | None = None
+) -> Sequence[InstigatorTick]:
+    """The latest, newest first; `after` is a Unix time."""
+    return instance.get_ticks(
+        state.instigator_origin_id, state.selector_id, after=after, limit=limit, statuses=_FINISHED
+    )
+
+
+def report_of(tick: InstigatorTick) -> TickReport | None:
+    """None for a tick that failed, or that is of another sensor."""
+    if tick.instigator_name != OPTIMIZATION_SENSOR or tick.is_failure:
+        return None
+    return TickReport.load(tick.cursor)
+
+
+def read_tick(tick: InstigatorTick) -> Ticked:
+    """What kept the tick from what it is for. An error that is of no service is the sensor's own."""
+    at, sensor = datetime.fromtimestamp(tick.timestamp, UTC), tick.instigator_name
+    if not tick.is_failure:
+        report = report_of(tick)
+        if report is None:
+            return Ticked(at, sensor)
+        if report.phoenix_error:
+            return Ticked(at, sensor, PHOENIX, report.phoenix_error, _BEFORE_PHOENIX)
+        answered = _BEFORE_PHOENIX | {f"sensor {sensor}"} | ({PHOENIX} if report.phoenix_asked else set())
+        if report.missing:
+            return Ticked(at, sensor, _MODULES, report.missing[0], answered)
+        return Ticked(at, sensor, works=None if report.phoenix_asked else answered | {_MODULES})
+    errors = causes(tick)
+    for error in errors:
+        if service := _SERVICES.get(error.cls_name or ""):
+            return Ticked(at, sensor, service, _text(error), _BEFORE_PHOENIX if service == PHOENIX else frozenset())
+    # Tenants' own errors come after everything was asked.
+    undecided = any(error.cls_name == TenantsUndecided.__name__ for error in errors)
+    works = _BEFORE_PHOENIX | {PHOENIX} if undecided else frozenset[str]()
+    return Ticked(at, sensor, f"sensor {sensor}", _text(errors[-1]) if errors else "", works)
+
+
+def causes(tick: InstigatorTick) -> list[SerializableErrorInfo]:
+    """The error of a failed tick, and what caused it, down to the first cause."""
+    chain, error = [], tick.error
+    while error:
+        chain.append(error)
+        error = error.cause
+    return chain
+
+
+def _text(error: SerializableErrorInfo) -> str:
+    """The message without the name of its class, which Dagster puts before it."""
+    return error.message.partition(": ")[2] or error.message

@@ -1,0 +1,351 @@
+"""When a tenant's module is to be optimized. Pure: plain values in, a decision with its reason out.
+
+The sensor, the commands and the reports all ask `decide`, so they cannot disagree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from autoopt_pipeline.durations import as_duration
+from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
+from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
+from autoopt_pipeline.scheduling.limits import Allowance, midnight, quiet_until, spread
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.labels import MIN_LABELS
+
+MAX_BACKOFF = timedelta(hours=6)
+"""Longest wait after repeated failures, unless the tenant's own interval is longer."""
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""What is said to have been later than now by more than this was said by a clock that was wrong."""
+
+
+class Reason(StrEnum):
+    DUE = "due"
+    DISABLED = "disabled"
+    NOT_DUE = "not_due"
+    TOO_FEW_TRACES = "too_few_traces"
+    IN_PROGRESS = "in_progress"
+    BACKING_OFF = "backing_off"
+    QUIET_HOURS = "quiet_hours"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    LEFT = "left"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class LostRun:
+    """A run that failed without a word of its own: it, or a step of it, was killed, or it never began.
+
+    `times` counts such runs in a row, `attempt` is the first run of what it did, and `window_end` (UTC) is where the
+    traces end that it was told to read; None where it was told nothing.
+    """
+
+    times: int
+    attempt: str
+    window_end: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What became of a module's runs: when the last one had an outcome, how many failed since, which is under way.
+
+    `outcome_id` and `last_failed_run` tell one attempt from the next. `lost` is the last failed run, where it was lost.
+    """
+
+    outcome_at: datetime | None = None
+    outcome_id: int | None = None
+    failures: int = 0
+    last_failure_at: datetime | None = None
+    last_failed_run: str | None = None
+    lost: LostRun | None = None
+    running: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the last optimization saw: traces before `window_end` (UTC), and annotations, where known.
+
+    `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
+    """
+
+    window_end: datetime
+    annotations: AnnotationsSeen | None
+    verdict: str = ""
+    decisions: int = 0
+    labels: frozenset[str] | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is new in Phoenix since the last outcome; `note` says what is odd about the project."""
+
+    new_traces: int
+    new_annotations: int = 0
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        return self.new_traces + self.new_annotations
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that must hold before a module is optimized, with the numbers that say whether it does.
+
+    `met` is None where only Phoenix could tell and was not asked. Where it is not met, the decision is `otherwise`,
+    and `until` says when that ends by itself. `need` is how much new evidence makes a module due.
+    """
+
+    name: str
+    met: bool | None
+    detail: str
+    otherwise: Reason
+    until: datetime | None = None
+    need: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to optimize now, and why (not), with the numbers that decided.
+
+    `conditions` are all that were looked at, in the order in which they decide; an error has none.
+    """
+
+    reason: Reason
+    detail: str
+    evidence: Evidence | None = None
+    need: int | None = None
+    until: datetime | None = None
+    waiting_since: datetime | None = None
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def launch(self) -> bool:
+        return self.reason is Reason.DUE
+
+
+@dataclass(frozen=True)
+class NeedsEvidence:
+    """Everything else is met, since `since` (None: always): count what is new, and ask again."""
+
+    since: datetime | None
+
+
+def decide(
+    config: RoutingConfigUnified,
+    spec: ModuleSpec,
+    attempts: Attempts,
+    evidence: Evidence | None,
+    outcome: Outcome | None = None,
+    *,
+    now: datetime,
+    jitter: float = 0.0,
+    allowances: Sequence[Allowance] = (),
+) -> Decision | NeedsEvidence:
+    """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
+
+    `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
+    tenant's spending today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
+    `outcome` is the last one, where there is any, and only asked together with the evidence.
+    """
+    later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
+    found = (
+        _enabled(config, spec),
+        _alone(attempts),
+        _backed_off(config, spec, attempts, later, now),
+        _interval_over(config, spec, attempts, later, now),
+        _outside_quiet_hours(config, now),
+        _within_budget(allowances, now),
+        _enough_new(config, spec, attempts, evidence, outcome, now),
+    )
+    need = found[-1].need
+    unmet = next((each for each in found if not each.met), None)
+    if unmet is None or unmet.met is None:
+        since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
+        if unmet:
+            return NeedsEvidence(since)
+        return Decision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
+    return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
+
+
+def count_from(
+    config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime, begins: datetime | None = None
+) -> datetime:
+    """From when on traces are new: the end of what was last learnt from, within what is learnt from."""
+    earliest = learnt_from(config, until=now, begins=begins)
+    return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
+
+
+def learnt_from(config: RoutingConfigUnified, *, until: datetime, begins: datetime | None) -> datetime:
+    """Where the traces begin that a run learns from: those of the lookback, and none of an earlier tenant's."""
+    earliest = until - timedelta(seconds=config.lookback_seconds)
+    return min(max(earliest, begins), until) if begins else earliest
+
+
+def believable(moment: datetime, now: datetime) -> bool:
+    """Whether it may have been. Else a clock that ran ahead for one run would hold the tenant back until that time."""
+    return moment <= now + CLOCK_TOLERANCE
+
+
+# What most modules have in common is made once: fifty thousand of them are looked at every minute.
+_ENABLED = Condition("enabled", True, "enabled", Reason.DISABLED)
+_ALONE = Condition("no other run", True, "no run of this tenant is under way", Reason.IN_PROGRESS)
+_NOTHING_FAILED = Condition("no back-off", True, "nothing failed since the last outcome", Reason.BACKING_OFF)
+_NO_QUIET_HOURS = Condition("no quiet hours", True, "no quiet hours now", Reason.QUIET_HOURS)
+_BUDGET_LEFT = Condition("budget left", True, "no budget of the day is spent", Reason.BUDGET_EXHAUSTED)
+_NOT_COUNTED = Condition("enough new traces", None, "not counted", Reason.TOO_FEW_TRACES)
+
+
+def _enabled(config: RoutingConfigUnified, spec: ModuleSpec) -> Condition:
+    why = _why_disabled(config, spec)
+    return Condition("enabled", False, why, Reason.DISABLED) if why else _ENABLED
+
+
+def _alone(attempts: Attempts) -> Condition:
+    if not attempts.running:
+        return _ALONE
+    return Condition("no other run", False, f"run {attempts.running} of this tenant is under way", Reason.IN_PROGRESS)
+
+
+def _backed_off(
+    config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
+) -> Condition:
+    until = _backoff_until(config, spec.name, attempts, later)
+    if until is None:
+        return _NOTHING_FAILED
+    failed = f"{attempts.failures} failed in a row"
+    if attempts.lost:
+        failed += ", the last was lost with its process"
+    if now < until:
+        detail = f"{failed}; next attempt {_in(until, now)}"
+        return Condition("no back-off", False, detail, Reason.BACKING_OFF, until)
+    return Condition("no back-off", True, f"{failed}; the wait after that is over", Reason.BACKING_OFF)
+
+
+def _interval_over(
+    config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
+) -> Condition:
+    name, interval = "interval over", f"interval {as_duration(config.interval_seconds(spec.name))}"
+    due_at = _due_at(config, spec.name, attempts, later)
+    if retrain_after := _to_retrain(config, spec.name, attempts, now):
+        return Condition(name, True, _retrained_as_of(retrain_after), Reason.NOT_DUE)
+    if due_at is None:
+        return Condition(name, True, f"{interval}; never attempted", Reason.NOT_DUE)
+    if now < due_at:
+        return Condition(name, False, f"{interval}; due {_in(due_at, now)}", Reason.NOT_DUE, due_at)
+    return Condition(name, True, f"{interval}; over since {due_at:%Y-%m-%d %H:%M:%S} UTC", Reason.NOT_DUE)
+
+
+def _outside_quiet_hours(config: RoutingConfigUnified, now: datetime) -> Condition:
+    if until := quiet_until(config.quiet_hours, now):
+        detail = f"these are quiet hours; they end {_in(until, now)}"
+        return Condition("no quiet hours", False, detail, Reason.QUIET_HOURS, until)
+    return _NO_QUIET_HOURS
+
+
+def _within_budget(allowances: Sequence[Allowance], now: datetime) -> Condition:
+    for allowance in allowances:
+        if why := allowance.used_up:
+            until = midnight(now) + timedelta(days=1)
+            detail = f"{why}; a new day begins {_in(until, now)}"
+            return Condition("budget left", False, detail, Reason.BUDGET_EXHAUSTED, until)
+    return _BUDGET_LEFT
+
+
+def _enough_new(
+    config: RoutingConfigUnified,
+    spec: ModuleSpec,
+    attempts: Attempts,
+    evidence: Evidence | None,
+    outcome: Outcome | None,
+    now: datetime,
+) -> Condition:
+    name = "enough new traces"
+    if retrain_after := _to_retrain(config, spec.name, attempts, now):
+        return Condition(name, True, _retrained_as_of(retrain_after), Reason.TOO_FEW_TRACES)
+    if evidence is None:
+        return _NOT_COUNTED
+    if added := _added_labels(config, spec, outcome):
+        detail = f"new to choose from since the last optimization: {', '.join(added)}"
+        return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
+    need = config.min_samples(spec.name)
+    # What is older than the lookback is learnt from no more, so then everything is new.
+    if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
+        need = needed_evidence(need, outcome.decisions, outcome.verdict)
+    counts = _counts(evidence, need)
+    if need > config.min_samples(spec.name):
+        counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
+    return Condition(name, evidence.total >= need, counts, Reason.TOO_FEW_TRACES, need=need)
+
+
+def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
+    """When the wait after failures ends, or ended. None where nothing failed since the last outcome."""
+    if not attempts.failures or not attempts.last_failure_at:
+        return None
+    tries = min(attempts.lost.times, config.retry.max_retries) if attempts.lost else 0
+    if attempts.lost and attempts.lost.times <= config.retry.max_retries:
+        return attempts.last_failure_at + timedelta(seconds=config.retry.delay(attempts.lost.times))
+    # Whole seconds, for a timedelta overflows where an int does not. Tries that came soon count as one with the first.
+    interval = config.interval_seconds(module)
+    doubled = interval * 2 ** (attempts.failures - tries - 1)
+    longest = max(interval, int(MAX_BACKOFF.total_seconds()))
+    return attempts.last_failure_at + timedelta(seconds=min(doubled, longest)) + later
+
+
+def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
+    """When the interval since the last attempt is over. None where there was no attempt."""
+    if until := _backoff_until(config, module, attempts, later):
+        return until
+    interval = timedelta(seconds=config.interval_seconds(module))
+    return attempts.outcome_at + interval + later if attempts.outcome_at else None
+
+
+def _retrained_as_of(moment: datetime) -> str:
+    return f"to be retrained, as of {moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def why_off(config: RoutingConfigUnified, module: str) -> str | None:
+    """Which setting turns a module off, None where it is on."""
+    if not config.enable_auto_optimization:
+        return "enable_auto_optimization is false"
+    if module not in config.modules:
+        return "not among the tenant's modules"
+    return None if config.modules[module].enabled else f"modules.{module}.enabled is false"
+
+
+def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
+    if off := why_off(config, spec.name):
+        return off
+    if spec.labels is None and len(config.agents) < MIN_LABELS:
+        return f"the tenant lists {len(config.agents)} agents; {spec.name} needs at least {MIN_LABELS} to choose from"
+    return None
+
+
+def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, now: datetime) -> datetime | None:
+    """Since when the module's program is to be replaced whatever is new, if it is and has not been tried since."""
+    since = config.retrain_after(module)
+    if since is None or now < since or (attempts.outcome_at and attempts.outcome_at > since):
+        return None
+    return since
+
+
+def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: Outcome | None) -> list[str]:
+    """Agents that the last program could not answer with."""
+    if outcome is None or outcome.labels is None or spec.labels is not None:
+        return []
+    return [agent.name for agent in config.agents if agent.name not in outcome.labels]
+
+
+def _counts(evidence: Evidence, need: int) -> str:
+    annotations = f" and {evidence.new_annotations} new annotations" if evidence.new_annotations else ""
+    note = f" ({evidence.note})" if evidence.note else ""
+    return f"{evidence.new_traces} new traces{annotations}, {need} needed{note}"
+
+
+def _in(then: datetime, now: datetime) -> str:
+    return f"in {as_duration(round((then - now).total_seconds()))}, at {then:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,107 @@
+"""The story of one module, in sentences."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from autoopt_pipeline.registry.module_versions import between
+from autoopt_pipeline.registry.transitions import watch_since
+from autoopt_pipeline.scheduling.conditions import Reason
+from autoopt_pipeline.span_contract import BASELINE
+from autoopt_pipeline.status.module_status import Story
+from autoopt_pipeline.text import ago, duration, listed_unread, percent
+
+DOING = "doing"
+"""What says how far a run is stands under this word."""
+
+
+def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
+    """What to know of a module: each sentence with the word that it stands under, empty where that goes on."""
+    standing, decision = story.standing, story.standing.decision
+    yield "now", f"{decision.reason.value}: {decision.detail}"
+    if standing.progress:
+        yield DOING, standing.progress.told(now)
+    yield "configured", _configured(story)
+    yield "last", _last(story, now)
+    if standing.attempts.failures:
+        yield "failed", f"{standing.attempts.failures} in a row since then"
+    for failed in story.failures:
+        yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
+    yield "needed", _needed(story, now)
+    yield "serves", _serves(story, now)
+    if back := standing.rolled_back:
+        yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.by}: {back.why}"
+    if watch := watch_since(story.moved):
+        yield "watched", f"{between(watch)}; 'autoopt watches {standing.tenant_id} {standing.module}' says how they do"
+    if trial := story.trial:
+        so_far = (
+            f"on {trial.cases} so far it has {percent(trial.candidate_score)} %, and what it would replace "
+            f"{percent(trial.incumbent_score)} %"
+            if trial.cases
+            else "none has come yet"
+        )
+        yield (
+            "trial",
+            f"{trial.version} may be better, and waits for new held-out traces since {ago(trial.since, now)}: {so_far}",
+        )
+    for event in story.events:
+        details = ", ".join(f"{name} {value}" for name, value in event.details.items())
+        told = "; ".join(part for part in (event.reason, details) if part)
+        yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {told}"
+
+
+def _configured(story: Story) -> str:
+    config, module = story.config, story.standing.module
+    interval = timedelta(seconds=config.interval_seconds(module))
+    return (
+        f"version {story.config_version}: at most every {duration(interval)}, "
+        f"from {config.min_samples(module)} new traces and annotations on, promotion {config.promotion_mode}"
+    )
+
+
+def _last(story: Story, now: datetime) -> str:
+    standing, last = story.standing, story.last
+    if last is None:
+        return "never optimized"
+    told = f"{standing.verdict or last.verdict or 'reported by hand'}, {ago(last.at, now)}"
+    if last.reason:
+        told += f": {last.reason}"
+    if last.score_before is not None:
+        told += f"; score {percent(last.score_before)} -> {percent(last.score_after)} %"
+    if last.version:
+        told += f"; version {last.version}"
+    if last.unread_answers:
+        told += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
+    if last.lm_calls is not None:
+        told += f"; {last.lm_calls} LM calls"
+    told += f"; run {last.run_id}" if last.run_id else ""
+    if standing.unreported:
+        told += ", of which no report is left"
+    if standing.proposed and last.version:
+        told += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
+    return told
+
+
+def _needed(story: Story, now: datetime) -> str:
+    decision = story.standing.decision
+    if decision.reason is Reason.DUE:
+        return "nothing: the sensor launches a run at its next look"
+    parts = [f"next look at it {ago(decision.until, now)}"] if decision.until else []
+    if decision.evidence and decision.need:
+        parts.append(f"{decision.evidence.total} of {decision.need} new traces and annotations")
+    if story.due_in:
+        parts.append(
+            f"as traces came in the last day ({story.traces_per_day}), that is in about {duration(story.due_in)}"
+        )
+    return "; ".join(parts) or f"that this changes: {decision.detail}"
+
+
+def _serves(story: Story, now: datetime) -> str:
+    standing, moved = story.standing, story.moved
+    if standing.trouble:
+        return standing.trouble
+    told = standing.active or BASELINE
+    if standing.active_score is not None:
+        told += f", {percent(standing.active_score)} % on the held-out traces that decided"
+    if moved:
+        told += f"; since {ago(moved.at, now)}, moved by {moved.by}: {moved.why}"
+    return told

@@ -1,0 +1,504 @@
+"""How tenants' modules stand: what is decided now and why, what happened last, what is active, what is waited for.
+
+The commands read through this, and whatever else shows it should.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import dagster as dg
+
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
+from autoopt_pipeline.registry.transitions import Move, Rollback
+from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
+from autoopt_pipeline.run_history.outcomes import Key, read_outcomes, values_of
+from autoopt_pipeline.run_history.progress import RunProgress, read_progress
+from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Outcome, Reason
+from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.traces.client import CountRequest
+
+_FAILURES_TOLD = 5
+_EVENTS_TOLD = 20
+_RATE_WINDOW = timedelta(days=1)
+
+
+class Health(StrEnum):
+    """How a module is, worst first."""
+
+    ERROR = "error"
+    FAILING = "failing"
+    PROPOSED = "waits for you"
+    RUNNING = "running"
+    DUE = "due"
+    ROLLED_BACK = "rolled back"
+    WELL = "well"
+    NEW = "not optimized yet"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One module of one tenant at a moment.
+
+    `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
+    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
+    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
+    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
+    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
+    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what is new.
+    """
+
+    tenant_id: str
+    module: str
+    decision: Decision
+    attempts: Attempts
+    outcome: Outcome | None = None
+    active: str | None = None
+    active_score: float | None = None
+    trouble: str | None = None
+    rolled_back: Rollback | None = None
+    decided: str | None = None
+    progress: RunProgress | None = None
+    unreported: Manifest | None = None
+    begins: datetime | None = None
+    uncounted: str = ""
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When something came of a run last; None where the module was never optimized."""
+        return self.unreported.created_at if self.unreported else self.attempts.outcome_at
+
+    @property
+    def enabled(self) -> bool:
+        return self.decision.reason is not Reason.DISABLED
+
+    @property
+    def needs_attention(self) -> bool:
+        """Something failed, or waits for a person."""
+        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
+        return failing or (self.enabled and self.proposed)
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the version of the last outcome waits for a person."""
+        return self.verdict == PROPOSED
+
+    @property
+    def verdict(self) -> str:
+        """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        if self.unreported:
+            return _word_on_active(self.unreported)
+        return self.decided or (self.outcome.verdict if self.outcome else "")
+
+    @property
+    def health(self) -> Health:
+        """The first that holds."""
+        reason = self.decision.reason
+        if reason is Reason.ERROR or self.trouble:
+            return Health.ERROR
+        if reason is Reason.DISABLED:
+            return Health.OFF
+        if self.attempts.failures:
+            return Health.FAILING
+        if self.proposed:
+            return Health.PROPOSED
+        if reason is Reason.IN_PROGRESS:
+            return Health.RUNNING
+        if reason is Reason.DUE:
+            return Health.DUE
+        if self.rolled_back:
+            return Health.ROLLED_BACK
+        return Health.WELL if self.last_at else Health.NEW
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: times are ISO in UTC, and what is not known is None."""
+        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
+        return {
+            "tenant": self.tenant_id,
+            "module": self.module,
+            "enabled": self.enabled,
+            "health": self.health.value,
+            "decision": decision.reason.value,
+            "reason": decision.detail,
+            "conditions": [
+                {"name": each.name, "met": each.met, "detail": each.detail, "until": _iso(each.until)}
+                for each in decision.conditions
+            ],
+            "next_due": _iso(decision.until),
+            "new_traces": evidence.new_traces if evidence else None,
+            "new_annotations": evidence.new_annotations if evidence else None,
+            "needed": decision.need,
+            "running": attempts.running,
+            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
+            "backing_off": decision.reason is Reason.BACKING_OFF,
+            "failures": attempts.failures,
+            "last_failure_at": _iso(attempts.last_failure_at),
+            "last_failed_run": attempts.last_failed_run,
+            "last_verdict": self.verdict or None,
+            "waits_for_approval": self.proposed,
+            "last_outcome_at": _iso(self.last_at),
+            "active_version": self.active,
+            "active_score": self.active_score,
+            "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
+            "trouble": self.trouble,
+        }
+
+
+def tenant_standings(
+    stored: Mapping[str, StoredConfig],
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    *,
+    now: datetime,
+    count_all: bool = False,
+) -> list[Standing]:
+    """Every module of these tenants, in a fixed number of requests and queries per module, however many tenants.
+
+    With `count_all`, new traces are counted also where something else decides.
+    """
+    plan = plan_tenants(
+        stored,
+        instance,
+        connections.phoenix,
+        now=now,
+        settings=connections.settings,
+        count_all=count_all,
+    )
+    attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
+    outcomes = read_outcomes(instance, attempts)
+    pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
+    versions, troubles, rollbacks = dict[Key, str](), dict[Key, str](), dict[Key, Rollback]()
+    for key, pointer in pointers.items():
+        if isinstance(pointer, AutooptError):
+            troubles[key] = str(pointer)
+            continue
+        if pointer and pointer.version:
+            versions[key] = pointer.version
+        if pointer and pointer.rolled_back:
+            rollbacks[key] = pointer.rolled_back
+    scores, unreported = dict[Key, float | None](), dict[Key, Manifest]()
+    for key, manifest in read_manifests(connections.files, versions).items():
+        if isinstance(manifest, AutooptError):
+            troubles[key] = str(manifest)
+            continue
+        scores[key] = manifest.candidate_score
+        reported_at = attempts.get(key, Attempts()).outcome_at
+        if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
+            unreported[key] = manifest
+    decided = _decided(connections, outcomes)
+    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
+    return [
+        Standing(
+            *key,
+            decision,
+            attempts.get(key, Attempts()),
+            outcomes.get(key),
+            versions.get(key),
+            scores.get(key),
+            troubles.get(key),
+            rollbacks.get(key),
+            decided.get(key),
+            progress.get(key),
+            unreported.get(key),
+            stored[key[0]].since,
+            _uncounted(plan, decision, count_all=count_all),
+        )
+        for key, decision in plan.decisions.items()
+    ]
+
+
+def _uncounted(plan: Plan, decision: Decision, *, count_all: bool) -> str:
+    """Why Phoenix could not count what is new, where it was asked to."""
+    error = str(plan.phoenix_error or "")
+    asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
+    return error if asked and decision.evidence is None else ""
+
+
+def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[Key, str]:
+    """What people have decided about versions that were proposed to them. A file or two for each proposed."""
+    decided = {}
+    for key, outcome in outcomes.items():
+        if outcome.verdict != PROPOSED or outcome.version is None:
+            continue
+        artifacts = connections.artifacts(*key)
+        try:
+            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
+                decided[key] = word
+        except AutooptError:
+            continue  # what is wrong with the store is told with the active version
+    return decided
+
+
+@dataclass(frozen=True)
+class LastOutcome:
+    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+
+    `unread_answers` counts those that could not be graded, by program and by why.
+    """
+
+    at: datetime
+    run_id: str
+    verdict: str
+    reason: str
+    version: str | None
+    score_before: float | None
+    score_after: float | None
+    lm_calls: int | None
+    lm_tokens: int | None
+    unread_answers: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    at: datetime
+    run_id: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class OpenTrial:
+    """A candidate that is tried on new held-out traces; mean scores (0 to 1) are None before the first of them."""
+
+    version: str
+    since: datetime
+    cases: int
+    incumbent_score: float | None
+    candidate_score: float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something reported beside the outcomes, e.g. that a version was rolled back."""
+
+    at: datetime
+    kind: str
+    reason: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that explains how one module of one tenant stands. Failures and events are newest first.
+
+    `traces_per_day` is how many came in the last day; None where Phoenix could not say.
+    """
+
+    standing: Standing
+    config: RoutingConfigUnified
+    config_version: int
+    last: LastOutcome | None
+    failures: tuple[FailedRun, ...]
+    moved: Move | None
+    trial: OpenTrial | None
+    events: tuple[Event, ...]
+    traces_per_day: int | None
+
+    @property
+    def due_in(self) -> timedelta | None:
+        """How long it takes until there are enough new traces, when they come as in the last day."""
+        evidence, need = self.standing.decision.evidence, self.standing.decision.need
+        if evidence is None or need is None or not self.traces_per_day or evidence.total >= need:
+            return None
+        return _RATE_WINDOW * ((need - evidence.total) / self.traces_per_day)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, as `Standing.as_dict`."""
+        config, module = self.config, self.standing.module
+        return self.standing.as_dict() | {
+            "config": {
+                "version": self.config_version,
+                "optimization_interval_seconds": config.interval_seconds(module),
+                "min_samples_for_optimization": config.min_samples(module),
+                "lookback_seconds": config.lookback_seconds,
+                "promotion_mode": config.promotion_mode,
+            },
+            "last": _plain(self.last),
+            "failed_runs": [_plain(each) for each in self.failures],
+            "moved": self.moved.model_dump(mode="json") if self.moved else None,
+            "trial": _plain(self.trial),
+            "events": [_plain(each) for each in self.events],
+            "traces_per_day": self.traces_per_day,
+            "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
+        }
+
+
+def module_stories(
+    entry: StoredConfig,
+    modules: Collection[str],
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    *,
+    now: datetime,
+) -> list[Story]:
+    """The stories of these modules of a tenant, in their order.
+
+    Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the stories.
+    """
+    config = entry.parse()
+    for module in modules:
+        if module not in config.modules:
+            get_module(module)
+    standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
+    by_module = {each.module: each for each in standings}
+    return [_story(by_module[module], config, entry, instance, connections, now) for module in modules]
+
+
+def _story(
+    standing: Standing,
+    config: RoutingConfigUnified,
+    entry: StoredConfig,
+    instance: dg.DagsterInstance,
+    connections: Connections,
+    now: datetime,
+) -> Story:
+    tenant, module = standing.tenant_id, standing.module
+    artifacts = connections.artifacts(tenant, module)
+    moves = artifacts.moves()
+    return Story(
+        standing,
+        config,
+        entry.version,
+        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
+        _failures(instance, standing),
+        moves[-1] if moves else None,
+        _open_trial(artifacts, moves[-1] if moves else None),
+        _events(instance, entry, module),
+        _traces_per_day(connections, tenant, module, now),
+    )
+
+
+def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
+    """What Dagster's event log has of a tenant's module, without what an earlier tenant of that name left there."""
+    since = entry.since.timestamp() if entry.since else None
+    return dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[entry.tenant_id], after_timestamp=since)
+
+
+def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
+    wanted = events_of(entry, module)
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        metadata = values_of(record.asset_materialization)
+        return LastOutcome(
+            at=datetime.fromtimestamp(record.timestamp, UTC),
+            run_id=record.run_id,
+            verdict=str(metadata.get("verdict", "")),
+            reason=str(metadata.get("reason", "")),
+            version=metadata.get("version"),
+            score_before=metadata.get("score_before"),
+            score_after=metadata.get("score_after"),
+            lm_calls=metadata.get("lm_calls"),
+            lm_tokens=metadata.get("lm_tokens"),
+            unread_answers=metadata.get("unread_answers") or {},
+        )
+    return None
+
+
+def _as_made(manifest: Manifest) -> LastOutcome:
+    """What a version says of the run that made it."""
+    return LastOutcome(
+        at=manifest.created_at,
+        run_id=manifest.run_id,
+        verdict=_word_on_active(manifest),
+        reason=manifest.reason,
+        version=manifest.version,
+        score_before=manifest.incumbent_score,
+        score_after=manifest.candidate_score,
+        lm_calls=manifest.lm_calls,
+        lm_tokens=manifest.lm_tokens,
+        unread_answers=manifest.unread,
+    )
+
+
+def _word_on_active(manifest: Manifest) -> str:
+    """The verdict on a version that is active: what waited for a person or a proof has got it."""
+    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
+
+
+def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedRun, ...]:
+    """The newest runs that failed since the last outcome, as many as are told."""
+    if not standing.attempts.failures:
+        return ()
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            tags={PARTITION_TAG: standing.tenant_id},
+            statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+            updated_after=standing.attempts.outcome_at,
+        )
+    )
+    failed = [record for record in records if standing.module in selected_modules(record.dagster_run)]
+    told = []
+    for record in failed[: min(standing.attempts.failures, _FAILURES_TOLD)]:
+        run_id = record.dagster_run.run_id
+        causes = causes_of(instance, run_id)
+        others = "; ".join(f"{step}: {why}" for step, why in causes.items())
+        cause = causes.get(standing.module) or causes.get(WHOLE_RUN) or others
+        ended = record.end_time or record.update_timestamp.astimezone(UTC).timestamp()
+        told.append(FailedRun(datetime.fromtimestamp(ended, UTC), run_id, cause or "no step says why"))
+    return tuple(told)
+
+
+def _open_trial(artifacts: ModuleArtifacts, moved: Move | None) -> OpenTrial | None:
+    """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
+    steps = artifacts.trial()
+    if not steps or steps[-1].verdict != Verdict.WAITING:
+        return None
+    begun = max(number for number, step in enumerate(steps) if not step.cases)
+    if moved and moved.at > steps[begun].at:
+        return None
+    return _trial_of(steps[begun:])
+
+
+def _trial_of(steps: list[TrialStep]) -> OpenTrial:
+    cases = [case for step in steps for case in step.cases]
+    count = len(cases)
+    return OpenTrial(
+        steps[0].version,
+        steps[0].at,
+        count,
+        sum(case.incumbent_score for case in cases) / count if cases else None,
+        sum(case.candidate_score for case in cases) / count if cases else None,
+    )
+
+
+def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
+    wanted = events_of(entry, module)
+    found = []
+    for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
+        details = values_of(record.asset_observation)
+        if kind := details.pop("event", None):
+            at = datetime.fromtimestamp(record.timestamp, UTC)
+            found.append(Event(at, str(kind), str(details.pop("reason", "")), details))
+    return tuple(found)
+
+
+def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
+    phoenix = connections.phoenix
+    try:
+        project = phoenix.project(project_name(tenant))
+        if project is None:
+            return None
+        wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)
+        return phoenix.count([wanted])[wanted]
+    except AutooptError:
+        return None  # the decision says what is wrong with Phoenix, or does not depend on it
+
+
+def _plain(record: Any) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {name: _iso(value) if isinstance(value, datetime) else value for name, value in vars(record).items()}
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).isoformat() if moment else None

@@ -1,0 +1,72 @@
+"""How the score of what serves has gone, from outcome to outcome."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.run_history.outcomes import Key, values_of
+
+_OUTCOMES = 12
+"""How many are shown of each module, at most."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What an outcome found of the incumbent and its candidate, on the held-out traces of that day; 0 to 1."""
+
+    at: datetime
+    before: float
+    after: float
+    verdict: str
+
+    @property
+    def serving(self) -> float:
+        """The score of what serves since."""
+        return self.after if self.verdict == Verdict.PROMOTED else self.before
+
+
+def read_trends(
+    instance: dg.DagsterInstance, keys: Collection[Key], begins: Mapping[str, datetime] | None = None
+) -> Mapping[Key, Sequence[Point]]:
+    """The last outcomes with scores, oldest first; of tenants that begin at a moment, only those since then.
+
+    One query for each module; of a module that has many outcomes lately the others' older ones may be missing.
+    """
+    tenants: dict[str, list[str]] = {}
+    for tenant, module in keys:
+        tenants.setdefault(module, []).append(tenant)
+    found: dict[Key, list[Point]] = {}
+    for module, partitions in tenants.items():
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=partitions)
+        for record in instance.fetch_materializations(wanted, limit=_OUTCOMES * len(partitions)).records:
+            event = record.asset_materialization
+            point = _point(record.timestamp, event) if event else None
+            if (
+                event
+                and event.partition
+                and point
+                and not (begins and point.at < begins.get(event.partition, point.at))
+            ):
+                found.setdefault((event.partition, module), []).append(point)
+    return {key: points[:_OUTCOMES][::-1] for key, points in found.items()}
+
+
+def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
+    said = values_of(event)
+    before, after = said.get("score_before"), said.get("score_after")
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return None
+    return Point(datetime.fromtimestamp(at, UTC), before, after, str(said.get("verdict", "")))
+
+
+def sparkline(points: Sequence[Point]) -> str:
+    """The points of an SVG polyline in a box of 100 by 24, from what served before the first outcome to what does now;
+    empty without outcomes."""
+    if not points:
+        return ""
+    scores = [points[0].before, *(point.serving for point in points)]
+    step = 100 / (len(scores) - 1)
+    return " ".join(f"{step * n:.1f},{22 - 20 * score:.1f}" for n, score in enumerate(scores))

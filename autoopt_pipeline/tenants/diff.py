@@ -1,0 +1,81 @@
+"""How two versions of a configuration differ, field by field."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoopt_pipeline.durations import as_written, durations_written
+from autoopt_pipeline.errors import AutooptError, InvalidConfig
+from autoopt_pipeline.tenants.config import wrong_fields
+from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.text import one_line
+
+_MAY_HOLD_SECRETS = ("api_key_env", "api_base")
+
+
+def may_be_secret(field: str, value: object) -> bool:
+    """Whether a value may be a key, or hold a password, that somebody put where no configuration allows it."""
+    name = field.rpartition(".")[2]
+    if name not in _MAY_HOLD_SECRETS or value is None:
+        return False
+    return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any", name: value}}))
+
+
+@dataclass(frozen=True)
+class FieldChange:
+    """A field by its dotted path, and what it holds in two versions; None where it is not there, or null."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def told(self, value: Any) -> str:
+        """One of the two values, for people."""
+        if may_be_secret(self.field, value):
+            return "not shown, for it may hold a secret"
+        shown = as_written(self.field, value)
+        if shown is not value:
+            return shown
+        return "none" if value is None else one_line(json.dumps(durations_written(value), ensure_ascii=False))
+
+
+def in_effect(entry: StoredConfig) -> object | None:
+    """All fields with what they come to, defaults included; the document as it stands where it is no configuration."""
+    try:
+        return entry.parse().model_dump(mode="json")
+    except AutooptError:
+        return entry.document
+
+
+def version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int:
+    """The newest saved version before another. Raises `InvalidConfig` where there is none."""
+    earlier = [each.version for each in versions if each.document is not None and each.version < after.version]
+    if not earlier:
+        raise InvalidConfig(
+            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "there is nothing to compare"
+        )
+    return earlier[-1]
+
+
+def changed_fields(before: object, after: object) -> list[FieldChange]:
+    """The fields that differ between two documents, by path.
+
+    Entries of a list that have names, such as agents, are compared by name, other lists as a whole.
+    """
+    old, new = dict(_fields(before)), dict(_fields(after))
+    return [
+        FieldChange(path, old.get(path), new.get(path))
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path)
+    ]
+
+
+def _fields(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+        value = {str(entry["name"]): {k: v for k, v in entry.items() if k != "name"} for entry in value}
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _fields(inner, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value

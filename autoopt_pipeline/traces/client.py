@@ -1,0 +1,521 @@
+"""The one adapter to Phoenix: counts over GraphQL (REST has none), spans and annotations over its client.
+
+GraphQL is the private API of Phoenix's own UI, so everything asked of it stands here, under contract tests
+against a real server.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
+
+from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.modules.spec import Annotation, Decision
+from autoopt_pipeline.secrets import protect, protect_address, scrub
+from autoopt_pipeline.span_contract import SpanContract, span_filter
+from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience, Silence
+from autoopt_pipeline.urls import without_login, without_secrets
+
+if TYPE_CHECKING:
+    from phoenix.client import Client
+    from phoenix.client.__generated__.v1 import AnnotationResult
+    from phoenix.client.types.spans import SpanQuery
+
+ALIASES_PER_DOCUMENT = 50
+"""Phoenix refuses GraphQL documents with more."""
+
+PAGE = 1000
+"""Projects, or spans, per request. Phoenix's own defaults would drop the rest without a word."""
+
+SPANS_PER_READ = 5000
+"""Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
+
+OLDEST_PHOENIX = (17, 17)
+"""Older servers hide what they do not understand behind "an unexpected error occurred"."""
+
+SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
+
+_VERSION_HEADER = "x-phoenix-server-version"
+_ATTEMPTS = 3
+_NAMES = 10
+_TOTALS = "id name startTime endTime spanAnnotationNameCounts{name count}"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Phoenix project with its number of span annotations by name.
+
+    `oldest` and `newest` bound the starts of its traces, to the minute: none is before the one, or as late as the
+    other; None where there are no traces.
+    """
+
+    id: str
+    name: str
+    oldest: datetime | None
+    newest: datetime | None
+    annotations: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """Spans of one name in one project that started in [start, end), UTC."""
+
+    project_id: str
+    span_name: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class NewAnnotation:
+    """A verdict on a span, to be written."""
+
+    span_id: str
+    name: str
+    kind: Literal["HUMAN", "LLM"]
+    label: str | None
+    metadata: Mapping[str, str]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment."""
+
+    version: str | None
+    clock: datetime | None
+    asked_at: datetime
+
+
+class Phoenix:
+    """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
+
+    `endpoint` is the address without any password, fit to be shown; `base_url` has it still. With a `patience` of some
+    seconds, nobody waits again for a server that has not answered once, until it does.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30,
+        patience: Patience = AS_CONFIGURED,
+    ) -> None:
+        self.base_url = endpoint.rstrip("/")
+        self.endpoint = without_secrets(self.base_url)
+        self._patience = patience
+        self._timeout = min(timeout_seconds, patience.seconds or timeout_seconds)
+        # Thousands of spans take the server longer than a count.
+        self._reading_timeout = int(max(self._timeout, 20 if patience.seconds else 60))
+        self._silence = Silence(self._answers) if patience.seconds else None
+        protect(api_key)
+        protect_address(endpoint)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            address, login = without_login(self.base_url)
+            self._http = httpx.Client(
+                base_url=address,
+                auth=login,
+                headers=headers,
+                timeout=self._timeout,
+                event_hooks={"response": [self._refuse_old]},
+            )
+        except (httpx.InvalidURL, ValueError):
+            # The reason may quote a part of the password.
+            raise PhoenixRefused(
+                f"Phoenix endpoint {self.endpoint!r} is no address",
+                "set AUTOOPT_PHOENIX_ENDPOINT to http://host:port, special characters of a password as %XX",
+            ) from None
+
+    def about(self) -> Server:
+        """Which server this is. Tries all that runs need rights for, and changes nothing.
+
+        Raises as all do, `PhoenixRefused` for one when the key is not accepted, or may not read spans or write.
+        """
+        with self._errors("its projects"):
+            response = self._response("GET", "/v1/projects", params={"limit": 1})
+            asked_at = datetime.now(UTC)
+            projects = self._data(response)["data"]
+            self._graphql_projects([project["name"] for project in projects] or [""])
+            for project in projects:
+                self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
+            for project in projects:  # of spans from now on there are none
+                query = {"queries": [{"select": {}}], "start_time": asked_at.isoformat(), "limit": 1}
+                self._response("POST", "/v1/spans", params={"project_name": project["name"]}, json=query)
+            self._response("POST", "/v1/span_annotations", json={"data": []})
+            date = response.headers.get("date")
+            return Server(
+                response.headers.get(_VERSION_HEADER), parsedate_to_datetime(date) if date else None, asked_at
+            )
+
+    def projects(self, names: Sequence[str]) -> dict[str, Project]:
+        """Those of these projects that exist, by name.
+
+        Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
+        """
+        wanted = dict.fromkeys(names)
+        found: dict[str, Project] = {}
+        with self._errors("projects"):
+            for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
+                found |= self._graphql_projects(batch)
+        return found
+
+    def project(self, name: str) -> Project | None:
+        """One project, as `projects` gives it; None when it does not exist."""
+        return self.projects([name]).get(name)
+
+    def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
+        """Count spans for each request; equal requests are asked once, fifty in one document."""
+        distinct = list(dict.fromkeys(requests))
+        counted: dict[CountRequest, int] = {}
+        with self._errors("counts"):
+            for batch in _batches(distinct, ALIASES_PER_DOCUMENT):
+                counted.update(zip(batch, self._graphql_counts(batch), strict=True))
+        return counted
+
+    def other_span_names(
+        self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
+    ) -> dict[str, int]:
+        """Names that are none of the known, with how many spans of [start, end) have them.
+
+        The ten most frequent of the newest thousand such spans.
+        """
+        with self._errors("span names"):
+            node = self._graphql(
+                "query($id:ID!,$n:Int!,$tr:TimeRange,$f:String){node(id:$id){...on Project{spans("
+                "first:$n,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc}){edges{node{name}}}}}}",
+                {
+                    "id": project_id,
+                    "n": PAGE,
+                    "tr": {"start": start.isoformat(), "end": end.isoformat()},
+                    "f": f"name not in {json.dumps(sorted(known))}",
+                },
+            )["node"]
+            newest = Counter(edge["node"]["name"] for edge in node["spans"]["edges"])
+        names = [name for name, _ in newest.most_common(_NAMES)]
+        counts = self.count([CountRequest(project_id, name, start, end) for name in names])
+        return {request.span_name: count for request, count in counts.items()}
+
+    def decisions(
+        self, project: Project, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
+    ) -> list[Decision]:
+        """All decisions of a project that started in [start, end), oldest first, with their annotations.
+
+        Only the contract's columns, and the attributes in `also`, are read, page by page, so the server stays
+        responsive; nothing is cut off. Annotations are read where the project's totals know any of that name.
+        """
+        columns = (*contract.columns, *also)
+        with self._errors(f"project {project.name}"):
+            rows = self._read_rows(project, contract, columns, start, end)
+            annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows])
+        return [_decision(row, columns, annotations.get(row["span_id"], ())) for row in rows]
+
+    def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
+        """Write span annotations. An equal one (same span, name and identifier) is replaced."""
+        with self._errors("annotations"):
+            for batch in _batches(annotations, PAGE):
+                self._client().spans.log_span_annotations(
+                    span_annotations=[
+                        {
+                            "span_id": annotation.span_id,
+                            "name": annotation.name,
+                            "annotator_kind": annotation.kind,
+                            "result": _result(annotation),
+                            "metadata": dict(annotation.metadata),
+                        }
+                        for annotation in batch
+                    ],
+                    sync=True,  # else annotations of unknown spans are dropped without a word
+                )
+
+    @contextmanager
+    def client(self, what: str) -> Generator["Client", None, None]:
+        """Phoenix's own client, for datasets and experiments. Its errors come out as ours and name `what`."""
+        from phoenix.client.exceptions import PhoenixException
+        from phoenix.client.resources.datasets import DatasetUploadError
+
+        with self._errors(what):
+            try:
+                yield self._client()
+            except (DatasetUploadError, PhoenixException) as e:
+                if isinstance(e.__cause__, httpx.HTTPStatusError):
+                    raise e.__cause__ from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
+
+    def dataset_id(self, name: str) -> str | None:
+        """The id of the dataset of exactly that name; None when there is none."""
+        with self._errors(f"dataset {name}"):
+            found = self._json("GET", "/v1/datasets", params={"name": name})["data"]
+            return found[0]["id"] if found else None
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a dataset with all its versions and experiments."""
+        with self._errors(f"dataset {dataset_id}"):
+            self._http.delete(f"/v1/datasets/{dataset_id}").raise_for_status()
+
+    def _read_rows(
+        self, project: Project, contract: SpanContract, columns: Sequence[str], start: datetime, end: datetime
+    ) -> list[dict[str, Any]]:
+        from phoenix.client.types.spans import SpanQuery
+
+        query = (
+            SpanQuery()
+            .select("context.span_id", "context.trace_id", "start_time", "status_code", *columns)
+            .where(contract.filter)
+        )
+        window = CountRequest(project.id, contract.span_name, start, end)
+        rows = self._read_window(query, project.name, window, SPANS_PER_READ, *self._graphql_counts([window]))
+        return sorted(rows, key=lambda row: (row["start_time"], row["span_id"]))
+
+    def _read_window(
+        self, query: "SpanQuery", project: str, window: CountRequest, limit: int, expected: int
+    ) -> list[dict[str, Any]]:
+        """All rows of a window that has `expected`. Where there are `limit` or more, its two halves are read.
+
+        Phoenix gives selected columns in no order, so the rows over a limit could not be asked for otherwise.
+        """
+        if expected < limit:
+            frame = self._client().spans.get_spans_dataframe(
+                project_identifier=project,
+                query=query,
+                start_time=window.start,
+                end_time=window.end,
+                limit=limit,
+                timeout=self._reading_timeout,
+            )
+            if len(frame) < expected:  # what is missing would count as learnt from
+                raise PhoenixUnavailable(
+                    f"Phoenix {self.endpoint}: project {project}: {expected} spans are counted and {len(frame)} given",
+                    "see the server's log",
+                )
+            if len(frame) < limit:  # else more came between the two requests
+                ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
+                return [
+                    {str(name): value for name, value in row.items()} | {"span_id": str(span_id)}
+                    for span_id, row in zip(ids, frame.to_dict("records"), strict=True)
+                ]
+        middle = window.start + (window.end - window.start) / 2
+        if middle in (window.start, window.end):  # more spans in one instant than the limit
+            return self._read_window(query, project, window, 2 * limit, expected)
+        halves = (replace(window, end=middle), replace(window, start=middle))
+        counts = self._graphql_counts(halves)
+        if sum(counts) >= 2 * expected >= 2 * limit:  # halving would never end
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: project {project}: its counts do not add up: {expected} spans in a window, "
+                f"{counts[0]} and {counts[1]} in its halves",
+                "check its version",
+            )
+        return [
+            row
+            for half, count in zip(halves, counts, strict=True)
+            for row in self._read_window(query, project, half, limit, count)
+        ]
+
+    def _read_annotations(
+        self, project: Project, contract: SpanContract, span_ids: Sequence[str]
+    ) -> dict[str, tuple[Annotation, ...]]:
+        # They take a request for every hundred spans, and the slowest where there are none.
+        if contract.annotation not in project.annotations or not span_ids:
+            return {}
+        found: dict[str, list[Annotation]] = {}
+        for item in self._client().spans.get_span_annotations(
+            project_identifier=project.name,
+            span_ids=span_ids,
+            include_annotation_names=[contract.annotation],
+            timeout=self._reading_timeout,
+        ):
+            result = item.get("result") or {}
+            found.setdefault(item["span_id"], []).append(
+                Annotation(
+                    kind=item["annotator_kind"],
+                    label=result.get("label"),
+                    metadata=dict(item.get("metadata") or {}),
+                    updated_at=datetime.fromisoformat(str(item["updated_at"])),
+                    made_in_ui=item["source"] == "APP",
+                    score=result.get("score"),
+                )
+            )
+        return {span_id: tuple(own) for span_id, own in found.items()}
+
+    def _graphql_projects(self, batch: Sequence[str]) -> dict[str, Project]:
+        declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
+        fields = " ".join(f"p{i}:getProjectByName(name:$n{i}){{{_TOTALS}}}" for i in range(len(batch)))
+        data = self._graphql(f"query({declared}){{{fields}}}", {f"n{i}": name for i, name in enumerate(batch)})
+        nodes = [node for i in range(len(batch)) if (node := data[f"p{i}"])]
+        return {
+            node["name"]: Project(
+                node["id"],
+                node["name"],
+                _moment(node["startTime"]),
+                _moment(node["endTime"]),
+                {row["name"]: row["count"] for row in node["spanAnnotationNameCounts"]},
+            )
+            for node in nodes
+        }
+
+    def _graphql_counts(self, batch: Sequence[CountRequest]) -> list[int]:
+        variables: dict[str, Any] = {}
+        names = []
+        for i, request in enumerate(batch):
+            variables[f"id{i}"] = request.project_id
+            variables[f"tr{i}"] = {"start": request.start.isoformat(), "end": request.end.isoformat()}
+            variables[f"f{i}"] = span_filter(request.span_name)
+            names.append(f"p{i}")
+        declared = ",".join(f"$id{i}:ID!,$tr{i}:TimeRange,$f{i}:String" for i in range(len(batch)))
+        fields = " ".join(
+            f"p{i}:node(id:$id{i}){{...on Project{{recordCount(timeRange:$tr{i},filterCondition:$f{i})}}}}"
+            for i in range(len(batch))
+        )
+        data = self._graphql(f"query({declared}){{{fields}}}", variables)
+        return [data[name]["recordCount"] for name in names]
+
+    def _graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._json("POST", "/graphql", json={"query": query, "variables": dict(variables)})
+        if errors := answer.get("errors"):
+            message = scrub(str(errors[0].get("message")))[:300]
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: {message}", f"see the server's log, and use {SUPPORTED_PHOENIX}"
+            )
+        return answer["data"]
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+        with self._errors(path):
+            return self._data(self._response(method, path, **kwargs))
+
+    def _data(self, response: httpx.Response) -> dict[str, Any]:
+        """What was answered; `data` is in it unless Phoenix refused."""
+        try:
+            answer = response.json()
+            if answer.get("data") is None and _VERSION_HEADER not in response.headers:
+                raise self._no_phoenix(response)
+        except (ValueError, AttributeError):
+            if _VERSION_HEADER not in response.headers:
+                raise self._no_phoenix(response) from None
+            raise
+        return answer
+
+    def _no_phoenix(self, response: httpx.Response) -> PhoenixRefused:
+        return PhoenixRefused(
+            f"{self.endpoint} answers HTTP {response.status_code}, and is not Phoenix",
+            "set AUTOOPT_PHOENIX_ENDPOINT to Phoenix's own address",
+        )
+
+    def _refuse_old(self, response: httpx.Response) -> None:
+        version = response.headers.get(_VERSION_HEADER, "")
+        found = re.match(r"(\d+)\.(\d+)", version)
+        if found and (int(found[1]), int(found[2])) < OLDEST_PHOENIX:
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: Phoenix {version[:20]} is too old", f"use {SUPPORTED_PHOENIX}"
+            )
+
+    def _response(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        with self._errors(path):
+            for attempt in Retrying(
+                stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
+                wait=wait_random_exponential(multiplier=0.2, max=2),
+                retry=retry_if_exception(_is_transient),
+                reraise=True,
+            ):
+                with attempt:
+                    response = self._http.request(method, path, **kwargs)
+                    response.raise_for_status()
+            return response
+
+    def _answers(self) -> bool:
+        try:
+            self._http.get("/readyz")
+        except httpx.TransportError:
+            return False
+        except (httpx.HTTPError, PhoenixRefused):
+            return True  # it answers nonsense; who asks is told of that
+        return True
+
+    def _client(self) -> "Client":
+        from phoenix.client import Client
+
+        return Client(base_url=str(self._http.base_url), http_client=self._http)
+
+    @contextmanager
+    def _errors(self, what: str) -> Generator[None, None, None]:
+        """Translate what can go wrong between here and Phoenix."""
+        if self._silence:
+            self._silence.check()
+        try:
+            with self._patience.waiting(f"waiting for Phoenix at {self.endpoint} ..."):
+                yield
+        except httpx.HTTPStatusError as e:
+            raise self._refusal(e, what) from e
+        except httpx.TransportError as e:
+            silent = PhoenixUnavailable(
+                f"Phoenix {self.endpoint} does not answer: {type(e).__name__} {e}",
+                "check AUTOOPT_PHOENIX_ENDPOINT and that Phoenix is up",
+            )
+            if self._silence:
+                self._silence.noticed(silent)
+            raise silent from e
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            raise PhoenixRefused(
+                f"Phoenix {self.endpoint}: {what}: the answer is not understood ({type(e).__name__})",
+                "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
+            ) from e
+
+    def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
+        status = error.response.status_code
+        if status in {401, 403}:
+            return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
+        if status >= 500 or status == 429:
+            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+        if _VERSION_HEADER not in error.response.headers:
+            return self._no_phoenix(error.response)
+        if status == 404:
+            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
+        return PhoenixRefused(
+            f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
+            "see the server's log",
+        )
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError)
+
+
+def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> Decision:
+    return Decision(
+        span_id=row["span_id"],
+        trace_id=str(row.get("context.trace_id")),
+        time=row["start_time"].to_pydatetime(),
+        failed=row.get("status_code") == "ERROR",  # a span that did well is UNSET as often as OK
+        attributes={name: row.get(name) for name in columns},
+        annotations=annotations,
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _result(annotation: NewAnnotation) -> "AnnotationResult":
+    result: AnnotationResult = {}
+    if annotation.label is not None:
+        result["label"] = annotation.label
+    if annotation.score is not None:
+        result["score"] = annotation.score
+    return result
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,100 @@
+"""What a module reads of a tenant's decisions: counted, and one by one. For people who check their spans."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from autoopt_pipeline.modules.coercion import as_text
+from autoopt_pipeline.modules.labeling import read_attribute
+from autoopt_pipeline.modules.redaction import Redact
+from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How many decisions there are in a window, what they give, and why the others give nothing.
+
+    `independent` counts the examples that may judge a program, `malformed` the decisions that are not what the
+    contract promises. `oldest` and `newest` are starts of decisions, UTC; None where there are none.
+    """
+
+    decisions: int
+    examples: int
+    provenance: dict[str, int]
+    independent: int
+    labels: dict[str, int]
+    unusable: dict[str, int]
+    malformed: int
+    redacted: int
+    oldest: datetime | None
+    newest: datetime | None
+
+
+def survey(decisions: Sequence[Decision], found: ExampleSet) -> Survey:
+    """Count what a module's `build_examples` found in these decisions; what is most frequent comes first."""
+    times = [decision.time for decision in decisions]
+    provenance = Counter(example.provenance.value for example in found.examples)
+    return Survey(
+        decisions=len(decisions),
+        examples=len(found.examples),
+        provenance={kind.value: provenance[kind.value] for kind in Provenance},
+        independent=sum(example.independent for example in found.examples),
+        labels=dict(Counter(example.label for example in found.examples).most_common()),
+        unusable=dict(Counter(found.unusable).most_common()),
+        malformed=found.malformed,
+        redacted=found.redacted,
+        oldest=min(times, default=None),
+        newest=max(times, default=None),
+    )
+
+
+@dataclass(frozen=True)
+class AsRead:
+    """One decision as a module reads it: the example that it gives, or why it gives none. Text is redacted.
+
+    `answer` is what the application decided, by output field; a field that the span lacks is empty.
+    """
+
+    decision: Decision
+    inputs: dict[str, str]
+    answer: dict[str, str]
+    example: Example | None
+    unusable: str | None
+
+
+def as_read(
+    spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision], redact: Redact, *, newest: int
+) -> list[AsRead]:
+    """The newest of the decisions, the last one first, read as a run that has all of them reads them."""
+    # A decision may be usable only beside others, so all are read.
+    found = spec.build_examples(labels, decisions, redact)
+    examples = {example.span_id: example for example in found.examples}
+    return [
+        _as_read(spec, labels, decision, examples.get(decision.span_id), redact)
+        for decision in reversed(decisions[-newest:])
+    ]
+
+
+def _as_read(
+    spec: ModuleSpec, labels: Sequence[Label], decision: Decision, example: Example | None, redact: Redact
+) -> AsRead:
+    answer = _answers(spec, decision, redact)
+    if example:
+        return AsRead(decision, example.inputs, answer, example, None)
+    # Only counts of reasons come out of a set, so this one is read once more by itself.
+    reasons = spec.build_examples(labels, [decision], redact).unusable
+    inputs = _texts(decision, spec.contract.inputs, redact)
+    return AsRead(decision, inputs, answer, None, next(iter(reasons), "not usable beside the others"))
+
+
+def _answers(spec: ModuleSpec, decision: Decision, redact: Redact) -> dict[str, str]:
+    if not spec.parts:
+        return _texts(decision, spec.contract.answers, redact)
+    own = [(part, decision.parts[part.name]) for part in spec.parts if part.name in decision.parts]
+    return {name: text for part, found in own for name, text in _answers(part, found, redact).items()}
+
+
+def _texts(decision: Decision, fields: dict[str, tuple[str, ...]], redact: Redact) -> dict[str, str]:
+    read = {name: as_text(read_attribute(decision.attributes, paths)) for name, paths in fields.items()}
+    return {name: redact(text or "") for name, text in read.items()}

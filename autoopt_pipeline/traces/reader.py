@@ -1,0 +1,83 @@
+"""What one run learns from: a tenant's decisions in the lookback, and the annotations to compare with next time."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from autoopt_pipeline.errors import PhoenixRefused
+from autoopt_pipeline.modules.spec import Decision, ModuleSpec
+from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
+from autoopt_pipeline.span_contract import SpanContract, project_name
+from autoopt_pipeline.traces.client import Phoenix, Project
+from autoopt_pipeline.traces.truncation import mark_cut
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Decisions of one window, and the annotations that the project has; None where Phoenix cannot say."""
+
+    project_id: str
+    decisions: tuple[Decision, ...]
+    annotations: AnnotationsSeen
+
+    def without(self, trace_ids: Collection[str]) -> "Collected":
+        """The same without the decisions of these traces. The annotations stay: they are compared with Phoenix's."""
+        kept = tuple(decision for decision in self.decisions if decision.trace_id not in trace_ids)
+        return replace(self, decisions=kept)
+
+
+def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: datetime, end: datetime) -> Collected:
+    """Read a window. Raises `PhoenixRefused` when the tenant's project does not exist."""
+    name = project_name(tenant_id)
+    project = phoenix.project(name)
+    if project is None:
+        raise PhoenixRefused(
+            f"Phoenix {phoenix.endpoint} has no project {name}",
+            "let the tenant's application send traces there",
+        )
+    decisions = read_decisions(phoenix, project, spec, start=start, end=end)
+    return Collected(project.id, tuple(decisions), _annotations_seen(project, spec, decisions, start))
+
+
+def _annotations_seen(
+    project: Project, spec: ModuleSpec, decisions: Sequence[Decision], start: datetime
+) -> AnnotationsSeen:
+    # The total was read before the decisions: what is annotated meanwhile counts as new next time.
+    total = annotations_of(spec, project.annotations)
+    judged = [part for decision in decisions for part in (decision.parts.values() if spec.parts else (decision,))]
+    spans = [decision.time for decision in judged for _ in decision.annotations]
+    return AnnotationsSeen.of(total, spans, read_from=start, oldest=project.oldest)
+
+
+def read_decisions(
+    phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
+) -> list[Decision]:
+    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'.
+
+    What was cut off before it came to Phoenix is marked.
+    """
+
+    def read(contract: SpanContract, also: Sequence[str] = ()) -> list[Decision]:
+        return mark_cut(phoenix.decisions(project, contract, start=start, end=end, also=also), contract)
+
+    decisions = read(spec.contract, also)
+    parts = {part.name: read(part.contract) for part in spec.parts}
+    return join_parts(decisions, parts) if parts else decisions
+
+
+def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:
+    """How many of a project's annotations judge this module, or one of its parts."""
+    names = {part.contract.annotation for part in spec.parts} or {spec.contract.annotation}
+    return sum(counts.get(name, 0) for name in names)
+
+
+def join_parts(decisions: Sequence[Decision], parts: Mapping[str, Sequence[Decision]]) -> list[Decision]:
+    """Give each decision those of its parts in the same trace; of several, the last one counts."""
+    by_trace = {name: {decision.trace_id: decision for decision in own} for name, own in parts.items()}
+    return [
+        replace(
+            decision,
+            parts={name: own[decision.trace_id] for name, own in by_trace.items() if decision.trace_id in own},
+        )
+        for decision in decisions
+    ]
