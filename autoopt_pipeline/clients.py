@@ -7,10 +7,12 @@ from functools import cached_property
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience
 

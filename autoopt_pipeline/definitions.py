@@ -6,9 +6,9 @@ Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports 
 import dagster as dg
 
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.names import OPTIMIZE_JOB
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
-from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.sensors.alerts import build_alerting
 from autoopt_pipeline.orchestration.sensors.optimization import build_sensors

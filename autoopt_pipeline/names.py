@@ -1,4 +1,26 @@
-"""Tags of runs that one part of the pipeline writes and another reads."""
+"""Names that people see in Dagster and that several rooms use: sensors, the job, the pool, tags of runs."""
+
+OPTIMIZATION_SENSOR = "auto_optimization_sensor"
+PARTITIONS_SENSOR = "tenant_partitions_sensor"
+WATCH_SENSOR = "promotion_watch_sensor"
+ALERT_SENSOR = "alert_sensor"
+RETENTION_SENSOR = "run_retention_sensor"
+
+TENANTS_PARTITIONS = "tenants"
+
+OPTIMIZE_JOB = "optimize"
+"""The job of all modules, for backfills by command and schedules of one's own."""
+
+LM_POOL = "lm"
+"""Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
+
+PARTITION_TAG = "dagster/partition"
+
+MAX_RUNTIME_TAG = "dagster/max_runtime"
+"""Dagster's run monitoring ends the run after so many seconds."""
+
+STARTED_BY_TAG = "autoopt/started_by"
+"""Who asked for a run on the dashboard."""
 
 WINDOW_END_TAG = "autoopt/window_end"
 """Traces before this moment (UTC) are read, so that a retried run sees the same."""

@@ -26,7 +26,7 @@ from sqlalchemy import create_engine, insert, text
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.stack import copy_instance
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
+from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.span_contract import CROSS_MODAL_SPAN, ORCHESTRATION_SPAN, ROUTING_SPAN, project_name
 from autoopt_pipeline.tenants.store import open_config_store
 

@@ -16,11 +16,11 @@ from typing import Literal
 
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Verdict, judge
+from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, judge
 from autoopt_pipeline.evaluation.sequential_test import follow_up
 from autoopt_pipeline.evaluation.split import DEV_SHARE, TRAIN_SHARE
 from autoopt_pipeline.evaluation.statistics import sign_flip_p
-from autoopt_pipeline.registry.version_store import LedgerEntry
+from autoopt_pipeline.registry.records import LedgerEntry, Verdict
 from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
 
 LOOKBACK = 30

@@ -30,13 +30,13 @@ from autoopt_pipeline.evaluation.runner import answer_all, dspy_example, grade, 
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Example, Label, Provenance
 from autoopt_pipeline.optimization import search as searching
 from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, demo_pickers, feedback_metric, scorer
-from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
 

@@ -31,8 +31,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Manifest
 from autoopt_pipeline.registry.serialization import pack
-from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from autoopt_pipeline.span_contract import project_name
 

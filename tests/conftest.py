@@ -14,7 +14,8 @@ import pytest
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.smollm2 import is_installed, start_smollm2
 from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.postgres import new_postgres
 

@@ -7,9 +7,10 @@ import dspy
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
+from autoopt_pipeline.registry.records import Manifest, Program
 from autoopt_pipeline.registry.serialization import pack
 from autoopt_pipeline.registry.shared_instructions import SharedInstructions
-from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))

@@ -18,7 +18,8 @@ from autoopt_pipeline.registry.audit_log import ACTS_FOLDER, Act, enter_act, rec
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.timeline import newest_of
 from tests.dashboards import everybody, send, visiting
 from tests.stored import made_program

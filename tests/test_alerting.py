@@ -17,10 +17,11 @@ from dagster._daemon.sensor import execute_sensor_iteration
 from autoopt_pipeline.monitoring.alerts import delivery, outbox
 from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
 from autoopt_pipeline.monitoring.alerts.outbox import Outbox
+from autoopt_pipeline.names import ALERT_SENSOR, OPTIMIZATION_SENSOR
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
-from autoopt_pipeline.orchestration.sensors.alerts import ALERT_SENSOR, State, build_alerting
+from autoopt_pipeline.orchestration.sensors.alerts import State, build_alerting
 from autoopt_pipeline.run_history import feed
-from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR, causes, finished_ticks, sensor_states
+from autoopt_pipeline.run_history.ticks import causes, finished_ticks, sensor_states
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from tests.alert_receiver import Receiver, alert_receiver

@@ -10,7 +10,6 @@ import pytest
 
 from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.errors import AnswersUnreadable, InvalidRequest
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.runner import answer_all, unread_counts
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.metering import Meter
@@ -20,6 +19,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import pack, unpack
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.serving import Serving, language_model

@@ -9,8 +9,9 @@ import pytest
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import LedgerEntry
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import LedgerEntry, ModuleArtifacts
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from tests.stored import shared_of
 from tests.test_artifacts import save
 

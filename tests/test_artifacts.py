@@ -7,7 +7,8 @@ import pytest
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
 from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import LedgerEntry, ModuleArtifacts, Program, modules_of
+from autoopt_pipeline.registry.records import LedgerEntry, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
 from tests.stored import manifest_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from dagster_k8s.job import construct_dagster_k8s_job
 from autoopt_pipeline.dashboard.auth import open_access
 from autoopt_pipeline.launchers.kubernetes import TenantRunLauncher
 from autoopt_pipeline.modules.yaml_modules import declared_modules
-from autoopt_pipeline.orchestration.assets import LM_POOL
+from autoopt_pipeline.names import LM_POOL
 from autoopt_pipeline.orchestration.launch import CODE_LOCATION
 from autoopt_pipeline.settings import Settings
 from tests.kube_api import as_sent, kubeconfig

@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.trial_log import Terms, begin, open_trial
 from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.optimization.warm_start import Pool
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import made_program, store

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field
 from autoopt_pipeline.tenants.diff import changed_fields
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig, TenantConfigStore, open_config_store, read_config
+from autoopt_pipeline.tenants.store import open_config_store, read_config
+from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, TenantConfigStore
 from autoopt_pipeline.tenants.yaml_format import as_text, from_text
 from tests.test_cli import AGENTS, autoopt
 

@@ -18,8 +18,10 @@ from selenium.webdriver.common.by import By
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
 from autoopt_pipeline.devtools.stack import Stack, copy_instance, start_dagster_dev
-from autoopt_pipeline.orchestration.partitions import OPTIMIZE_JOB, PARTITION_TAG, register_tenant, selected_modules
+from autoopt_pipeline.names import OPTIMIZE_JOB, PARTITION_TAG
+from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix

@@ -11,7 +11,8 @@ from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from tests.dashboards import csrf, send, text_of, visiting
 from tests.stored import made_program
 from tests.stored import store as stored_program

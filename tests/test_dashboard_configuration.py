@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from autoopt_pipeline.dashboard.auth import Role
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.tenants.config import parse_config
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from tests.dashboards import client, everybody, form, forms
 
 HERE = "/tenants/acme/configuration"

@@ -14,7 +14,7 @@ from autoopt_pipeline.dashboard.config_form import (
 )
 from autoopt_pipeline.dashboard.form_fields import Group, Input, Kind, fill, form, rebased, shown
 from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, parse_config, wrong_fields
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig
+from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig
 
 SHAPES = configuration_shapes()
 

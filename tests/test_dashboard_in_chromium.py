@@ -25,7 +25,7 @@ from autoopt_pipeline.devtools.stack import (
     start_phoenix,
     wait_for_phoenix,
 )
-from autoopt_pipeline.optimization.progress import Progress
+from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.version_store import ModuleArtifacts

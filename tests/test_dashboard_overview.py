@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.dashboard.overview_query import _SORTED_BY, Query, select
 from autoopt_pipeline.dashboard.paging import PAGE
-from autoopt_pipeline.evaluation.gate import Verdict
-from autoopt_pipeline.registry.transitions import Rollback
+from autoopt_pipeline.registry.records import Rollback, Verdict
 from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Evidence, Outcome, Reason
 from autoopt_pipeline.status.module_status import Health, Standing
 

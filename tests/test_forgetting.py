@@ -15,15 +15,15 @@ from autoopt_pipeline.erasure.programs import (
     without_text,
 )
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, StaleIncumbent
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import redact
 from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import TrialStep, Verdict
 from autoopt_pipeline.registry.serialization import unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialStep
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore

@@ -12,14 +12,15 @@ from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import Habits, Truth, play
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import plan_tenants
-from autoopt_pipeline.orchestration.sensors.optimization import run_requests
+from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.shared_instructions import SharedInstructions, SharedStore
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.scheduling.conditions import Decision, Reason
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
-from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+from autoopt_pipeline.tenants.store import write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.reader import collect
 from tests.stored import LABELS, made_program, shared_of

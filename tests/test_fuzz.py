@@ -18,24 +18,16 @@ from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.sensors.alerts import State
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, TrialStep
 from autoopt_pipeline.registry.rollout_records import all_watched
 from autoopt_pipeline.registry.serialization import unpack
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import (
-    LedgerEntry,
-    Manifest,
-    ModuleArtifacts,
-    Program,
-    TrialStep,
-    read_manifests,
-    read_pointers,
-)
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_manifests, read_pointers
 from autoopt_pipeline.scheduling.conditions import Attempts, decide
 from autoopt_pipeline.tenant_id import safe_name, validate_tenant_id
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config, with_field
 from autoopt_pipeline.tenants.seed_import import read_rows
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig
-from autoopt_pipeline.tenants.stores.sqlite import decode_document
+from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, decode_document
 from autoopt_pipeline.tenants.yaml_format import from_text
 from autoopt_pipeline.text import printable
 from tests.stored import LABELS, made_program, manifest_of, shared_of

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, Verdict, compare, judge
+from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, compare, judge
+from autoopt_pipeline.registry.records import Verdict
 
 LABELS = ["a", "b", "c"]
 graded = st.one_of(

@@ -19,7 +19,7 @@ from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.secrets import PART
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AGENTS, autoopt
 

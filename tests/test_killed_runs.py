@@ -20,8 +20,8 @@ from dagster._core.test_utils import create_run_for_test
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.launchers.local import LocalRunLauncher
-from autoopt_pipeline.names import FAILED_TAG, SKIPPED_TAG, WINDOW_END_TAG
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, register_tenant
+from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.step_errors import failing_the_step, skipping
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.instance import open_instance

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.launchers.kubernetes import TenantRunLauncher, labels_of
-from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR
 from tests.kube_api import KubeApi, kubeconfig, serve
 
 RESOURCES = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.alpha_ledger import FAMILY_ALPHA, alpha_of_charge, next_charge
 from autoopt_pipeline.evaluation.statistics import sign_flip_p
-from autoopt_pipeline.registry.version_store import LedgerEntry
+from autoopt_pipeline.registry.records import LedgerEntry
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from autoopt_pipeline.evaluation.split import split_examples
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.coercion import as_text, number, parse_json
 from autoopt_pipeline.modules.spec import Decision, ExampleSet, Label, ModuleSpec
-from autoopt_pipeline.registry.version_store import Program
+from autoopt_pipeline.registry.records import Program
 from tests.examples import annotation, decision
 
 BUILT_IN = ("modality", "routing", "cross_modal", "workflow", "unified")

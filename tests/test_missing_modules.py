@@ -23,7 +23,8 @@ from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import Settings, load_settings
 from autoopt_pipeline.tenants.config import WatchSettings
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import client, form, visiting
 from tests.stored import made_program

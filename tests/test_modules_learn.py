@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
@@ -16,6 +15,7 @@ from autoopt_pipeline.modules.spec import Decision, ModuleSpec
 from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from tests.examples import as_read

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.promotion_blocks import comeback
-from autoopt_pipeline.registry.transitions import Move, pointer_after, rolled_back, standing
-from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts
+from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.transitions import pointer_after, rolled_back, standing
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from tests.test_artifacts import program, save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ import pytest
 
 from autoopt_pipeline.devtools.processes import LOOPBACK
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import LLMServer, llm_server
 from tests.test_cli import AGENTS, autoopt

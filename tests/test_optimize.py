@@ -20,7 +20,6 @@ from autoopt_pipeline.errors import (
     LMUnavailable,
 )
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.runner import answer_all, grade, using
 from autoopt_pipeline.evaluation.split import split_examples
 from autoopt_pipeline.lm.metering import Meter
@@ -30,6 +29,7 @@ from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenanc
 from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import pack, unpack
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, WatchSettings, with_field

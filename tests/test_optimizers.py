@@ -17,6 +17,7 @@ from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
 from autoopt_pipeline.evaluation.split import Judged, Split, split_examples
 from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
+from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
@@ -28,7 +29,6 @@ from autoopt_pipeline.optimization.optimizers import (
     pick_coverage,
     scorer,
 )
-from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import Search, check_budget, comparison_calls, search
 from autoopt_pipeline.registry.serialization import pack, queries_shown, unpack
 from autoopt_pipeline.settings import Settings

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from autoopt_pipeline.definitions import defs
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
 from autoopt_pipeline.orchestration.launch import run_here
 from autoopt_pipeline.orchestration.partitions import register_tenant
@@ -84,7 +85,7 @@ def test_a_run_that_is_left_to_another_ends_no_row_of_failures(acme: dg.DagsterI
     failed_run(acme, "acme", ["routing"])
     first = run_that_began(acme)
     lines: list[str] = []
-    ended = run_here(acme, "acme", ["routing"], {}, lines.append)
+    ended = run_here(defs, acme, "acme", ["routing"], {}, lines.append)
     assert (ended.outcomes, ended.causes) == ({}, {})
     assert ended.skipped
     assert f"run {first} of tenant acme began earlier" in ended.skipped

@@ -25,7 +25,7 @@ from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from tests.test_cli import AGENTS, autoopt
 
 ADMIN = "1a-secret-of-the-administrator-of-the-tests"

@@ -24,7 +24,9 @@ from autoopt_pipeline.orchestration import planner
 from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
-from autoopt_pipeline.orchestration.sensors.optimization import partition_changes, run_requests, summary
+from autoopt_pipeline.orchestration.run_requests import run_requests
+from autoopt_pipeline.orchestration.sensors.optimization import summary
+from autoopt_pipeline.orchestration.sensors.partitions import partition_changes
 from autoopt_pipeline.run_history.outcomes import (
     failure_horizon,
     read_attempts,
@@ -36,7 +38,8 @@ from autoopt_pipeline.scheduling.conditions import MAX_BACKOFF, Attempts, Decisi
 from autoopt_pipeline.scheduling.limits import Spending
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.test_phoenix_contract import requests
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
-from autoopt_pipeline.evaluation.gate import Calibration, Comparison, GateDecision, Verdict
+from autoopt_pipeline.evaluation.gate import Calibration, Comparison, GateDecision
 from autoopt_pipeline.evaluation.trial_log import Terms, begin
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
@@ -27,6 +27,7 @@ from autoopt_pipeline.optimization.warm_start import (
     shareable,
 )
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import pack, unpack
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedInstructions, SharedStore
 from autoopt_pipeline.registry.version_store import ModuleArtifacts

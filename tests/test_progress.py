@@ -19,21 +19,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoopt_pipeline.definitions import defs
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
+from autoopt_pipeline.lm.progress import Progress, tracking
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.optimization import progress as reporting
-from autoopt_pipeline.optimization.progress import Progress, tracking
 from autoopt_pipeline.orchestration.launch import run_here
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.run_history import progress as telling
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.progress import RunProgress, read_module_progress, read_progress
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+from autoopt_pipeline.tenants.store import write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import text_of, visiting
 from tests.examples import example
@@ -299,7 +301,7 @@ def test_without_a_terminal_the_lines_of_the_runs_log_say_how_far_it_is(
 
     with open_instance(home) as instance:
         register_tenant(instance, slow)
-        ended = run_here(instance, slow, ["routing"], {}, say)
+        ended = run_here(defs, instance, slow, ["routing"], {}, say)
         logged = [entry.user_message for entry in instance.all_logs(ended.run_id) if entry.dagster_event is None]
     told = [line for line in lines if "progress: " in line]
     assert all(re.match(r"routing: progress: incumbent on dev: \d+ of \d+ after", line) for line in told)

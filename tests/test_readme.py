@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.traces.client import Phoenix
 

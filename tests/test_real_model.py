@@ -32,7 +32,8 @@ from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.outcomes import values_of
 from autoopt_pipeline.tenants.config import Budget, LMSettings, ModuleSettings, RoutingConfigUnified
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.examples import as_read
 from tests.model_proxy import model_proxy

@@ -24,7 +24,8 @@ from autoopt_pipeline.doctor import stores
 from autoopt_pipeline.doctor.findings import Check, Status, examine
 from autoopt_pipeline.errors import AutooptError, ConfigStoreRefused, ConfigStoreUnavailable
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 
 PROJECT = Path(__file__).parents[1]
 PASSWORD = "w0rd/of#n0b@dy?"

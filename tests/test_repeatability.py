@@ -21,7 +21,8 @@ from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.outcomes import read_spending
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import TenantConfigStore, write_config
+from autoopt_pipeline.tenants.store import write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.examples import example
 from tests.llm_server import LLMServer, llm_server

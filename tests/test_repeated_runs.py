@@ -16,7 +16,6 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
@@ -25,6 +24,7 @@ from autoopt_pipeline.modules.spec import Decision
 from autoopt_pipeline.optimization.pipeline import Job, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified, with_field
 from tests.examples import as_read

@@ -11,12 +11,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Decision, Label
 from autoopt_pipeline.optimization.report import Change, Compared, Report, changes_between
 from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.traces.reader import Collected
 from tests.examples import annotation, decision, example

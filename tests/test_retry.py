@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
 
 counts = st.integers(0, 1_000_000)

@@ -18,7 +18,8 @@ from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.dashboards import text_of, visiting
 from tests.stored import made_program

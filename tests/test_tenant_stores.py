@@ -17,7 +17,8 @@ from autoopt_pipeline.errors import (
     UnknownTenant,
 )
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, with_field
-from autoopt_pipeline.tenants.store import TenantConfigStore, changes_in, open_config_store, read_config, write_config
+from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore, changes_in
 
 
 @pytest.fixture(params=["sqlite", "redis"])

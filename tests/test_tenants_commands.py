@@ -16,7 +16,8 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.export import export_rows
 from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant
 from autoopt_pipeline.tenants.seed_import import read_rows
-from autoopt_pipeline.tenants.store import NEVER, StoredConfig, TenantConfigStore, open_config_store
+from autoopt_pipeline.tenants.store import open_config_store
+from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, TenantConfigStore
 from tests.test_cli import AGENTS, AUTOOPT, autoopt, partitions
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import MIN_GAIN, Verdict
+from autoopt_pipeline.evaluation.gate import MIN_GAIN
 from autoopt_pipeline.evaluation.sequential_test import MAX_CASES, MIN_CASES, follow_up
+from autoopt_pipeline.registry.records import Verdict
 
 RIGHT, WRONG = Graded(1.0, "a", 0.8), Graded(0.0, "b", 0.3)
 sized = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))

@@ -17,7 +17,7 @@ from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.test_cli import AUTOOPT, autoopt
 from tests.test_phoenix_contract import requests

@@ -16,8 +16,9 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import TrialStep
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialStep
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 

@@ -9,21 +9,21 @@ import pytest
 
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
 from autoopt_pipeline.errors import StaleIncumbent
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.runner import dspy_example
 from autoopt_pipeline.evaluation.split import Judged, split_examples
 from autoopt_pipeline.evaluation.trial_log import Terms, begin, new_cases, open_trial
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
+from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Decision
 from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, _Optimization, optimize
-from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import LedgerEntry, Program, Verdict
 from autoopt_pipeline.registry.serialization import pack
-from autoopt_pipeline.registry.version_store import LedgerEntry, ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.examples import as_read, example

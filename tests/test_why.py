@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import Habits
 from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialCase, TrialStep
+from autoopt_pipeline.registry.records import TrialCase, TrialStep
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.text import ago, duration
 from autoopt_pipeline.traces.client import Phoenix
 from tests.stored import made_program

@@ -14,10 +14,10 @@ from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, plain_lm
 from autoopt_pipeline.lm.probe import enforces_schema
+from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.search import search
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings

@@ -21,7 +21,8 @@ from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
 from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.lifecycle import start_anew
-from autoopt_pipeline.tenants.store import changes_in, unknown_tenant
+from autoopt_pipeline.tenants.store import unknown_tenant
+from autoopt_pipeline.tenants.stores.base import changes_in
 
 app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
 
@@ -100,7 +101,7 @@ def _check_no_run(tenant: str) -> None:
     if dagster_home() is None:
         return
     from autoopt_pipeline.modules.catalog import module_names
-    from autoopt_pipeline.orchestration.partitions import unfinished_runs
+    from autoopt_pipeline.run_history.runs import unfinished_runs
 
     with instance() as opened:
         if run := unfinished_runs(opened, module_names()).get(tenant):

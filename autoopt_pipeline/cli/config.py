@@ -19,15 +19,8 @@ from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field, without_field
 from autoopt_pipeline.tenants.diff import changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings
-from autoopt_pipeline.tenants.store import (
-    StoredConfig,
-    changes_in,
-    newest_version,
-    read_config,
-    stored_version,
-    unknown_tenant,
-    write_config,
-)
+from autoopt_pipeline.tenants.store import newest_version, read_config, stored_version, unknown_tenant, write_config
+from autoopt_pipeline.tenants.stores.base import StoredConfig, changes_in
 from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
 
 app = typer.Typer(help="Read and change the configuration of a tenant.", no_args_is_help=True)

@@ -14,7 +14,7 @@ from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.module_versions import Programs, cost_of, how_it_ended, lm_of, predictors_of
-from autoopt_pipeline.registry.version_store import Manifest
+from autoopt_pipeline.registry.records import Manifest
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.text import listed_counts, listed_unread, one_line, percent
 

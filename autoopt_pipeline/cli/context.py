@@ -18,7 +18,7 @@ from rich.segment import Segment
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.tenants.store import TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.text import printable
 from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
 

@@ -172,7 +172,7 @@ def _run_under_way(tenant: str) -> str | None:
         console.print("no Dagster instance here: repeat this command when a run that is under way now has ended")
         return None
     from autoopt_pipeline.modules.catalog import module_names
-    from autoopt_pipeline.orchestration.partitions import unfinished_runs
+    from autoopt_pipeline.run_history.runs import unfinished_runs
 
     with instance() as opened:
         return unfinished_runs(opened, module_names()).get(tenant)

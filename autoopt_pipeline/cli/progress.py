@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from autoopt_pipeline.cli.context import Screen
-from autoopt_pipeline.optimization.progress import Progress
+from autoopt_pipeline.lm.progress import Progress
 
 if TYPE_CHECKING:
     from autoopt_pipeline.run_history.progress import ShowProgress

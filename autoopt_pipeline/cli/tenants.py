@@ -21,7 +21,8 @@ from autoopt_pipeline.tenants.diff import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
 from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant, what_stays
 from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
-from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, newest_version, write_config
+from autoopt_pipeline.tenants.store import newest_version, write_config
+from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 
 app = typer.Typer(help="Add, list, remove, import and export tenants.", no_args_is_help=True)
 

@@ -126,7 +126,7 @@ def _run(
 ) -> "Ended":
     from autoopt_pipeline.orchestration.launch import follow, run_here, submit
     from autoopt_pipeline.orchestration.partitions import register_tenant
-    from autoopt_pipeline.orchestration.sensors.optimization import run_tags
+    from autoopt_pipeline.orchestration.run_requests import run_tags
 
     started = time.monotonic()
     register_tenant(opened, tenant)  # as it may have been added a second ago
@@ -138,7 +138,9 @@ def _run(
             view.lines.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}")
 
         if not launch:
-            return run_here(opened, tenant, modules, tags, say, view.show)
+            from autoopt_pipeline.definitions import defs
+
+            return run_here(defs, opened, tenant, modules, tags, say, view.show)
         run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
         with _left_running(run_id, tenant):
             return follow(opened, run_id, say, view.show)

@@ -9,7 +9,7 @@ from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.registry.module_versions import Programs, lm_of, path_of
-from autoopt_pipeline.registry.transitions import Move
+from autoopt_pipeline.registry.records import Move
 from autoopt_pipeline.text import percent
 
 

@@ -16,7 +16,7 @@ from autoopt_pipeline.tenants.config import (
     wrong_fields,
 )
 from autoopt_pipeline.tenants.diff import FieldChange, changed_fields, may_be_secret
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 _ANY = {"tenant_id": "any"}
 

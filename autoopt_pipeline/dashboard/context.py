@@ -15,7 +15,7 @@ from autoopt_pipeline.dashboard.status_cache import Looking
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
 from autoopt_pipeline.status.module_status import Standing, Story, module_stories, tenant_standings
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean
 
 _COUNTED_TENANTS = 500

@@ -32,19 +32,19 @@ from autoopt_pipeline.devtools.stack import (
     wait_for_phoenix,
 )
 from autoopt_pipeline.errors import StackFailed
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, register_tenant
+from autoopt_pipeline.names import NEW_EVIDENCE_TAG, OPTIMIZATION_SENSOR, PARTITION_TAG
+from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
-from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix
 
-SENSOR = "auto_optimization_sensor"
 _SETTLING_SECONDS = 2
 _JITTER = 0
 _NEW_TRACES = 150
@@ -221,7 +221,7 @@ class _Demo:
 
     def _skipped_after(self, moment: float) -> str | None:
         """What the sensor said, when it looked after `moment` and launched nothing."""
-        states = [s for s in self.instance.all_instigator_state() if s.name == SENSOR]
+        states = [s for s in self.instance.all_instigator_state() if s.name == OPTIMIZATION_SENSOR]
         for state in states:
             for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
                 if tick.timestamp > moment and tick.skip_reason:

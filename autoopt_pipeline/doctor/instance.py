@@ -49,7 +49,7 @@ def dagster_instance(home: Path | None) -> Iterator[Finding]:
 
 
 def _one_run_per_tenant(instance: "dg.DagsterInstance") -> Finding:
-    from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
+    from autoopt_pipeline.names import PARTITION_TAG
 
     queue = instance.get_concurrency_config().run_queue_config
     for limit in (queue.tag_concurrency_limits if queue else None) or ():

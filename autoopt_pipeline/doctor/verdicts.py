@@ -9,10 +9,10 @@ from pathlib import Path
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.findings import Finding, ok, warn
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.conditions import Outcome, why_off
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import listed_counts
 
 SECONDS = 10.0

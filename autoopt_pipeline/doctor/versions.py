@@ -13,7 +13,7 @@ from autoopt_pipeline.modules.catalog import module_names
 from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 SECONDS = 15.0
 """How long versions are looked at. Each takes three reads, and an object store takes 30 ms for one."""

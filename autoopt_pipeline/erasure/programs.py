@@ -16,10 +16,12 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Label
+from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
-from autoopt_pipeline.tenants.store import TenantConfigStore, read_config, write_config
+from autoopt_pipeline.tenants.store import read_config, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 
 FORGET = "forget"
 """Who moves the active version, and the verdict of the version that it moves to: privacy outranks the gate."""

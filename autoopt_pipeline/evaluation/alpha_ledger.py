@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from autoopt_pipeline.registry.version_store import LedgerEntry
+from autoopt_pipeline.registry.records import LedgerEntry
 
 FAMILY_ALPHA = 0.05
 """Chance of any false promotion between two promotions, at most."""
@@ -35,7 +35,7 @@ def next_charge(
     `attempt` is the run, the same for its retries, with its model: within it, the same candidate on the same holdout
     against the same incumbent is the same look, and is returned as it stands in `charges`. The caller must not ask
     again what has been judged at that charge, for a model may answer otherwise; in another run that is another look.
-    `epoch` counts the judged moves so far (see `artifacts.store.Move`).
+    `epoch` counts the judged moves so far (see `registry.records.Move`).
     """
     for charge in charges:
         if (charge.kind, charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import NormalDist, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
 from autoopt_pipeline.evaluation.cases import Case, Graded
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
+from autoopt_pipeline.registry.records import Verdict
 
 MIN_HOLDOUT = 100
 """Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences
@@ -34,17 +34,6 @@ MAX_CALIBRATION_LOSS = 0.05
 
 LOSS_ALPHA = 0.05
 """A loss is clear, not luck, at this p. Vetoes can only stop a promotion, so they are charged to no ledger."""
-
-
-class Verdict(StrEnum):
-    PROMOTED = "promoted"
-    CANARY = "canary"
-    REJECTED = "rejected"
-    WAITING = "waiting"
-    AWAITING_APPROVAL = "awaiting_approval"
-    NOT_ENOUGH_DATA = "not_enough_data"
-    NO_INDEPENDENT_LABELS = "no_independent_labels"
-    STALE = "stale"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ once, when the waiting begins, and looking every night costs nothing more.
 from collections.abc import Sequence
 
 from autoopt_pipeline.evaluation.cases import Case
-from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, Verdict, calibration, clear_loss, compare, reason
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, calibration, clear_loss, compare, reason
 from autoopt_pipeline.evaluation.statistics import anytime_p
+from autoopt_pipeline.registry.records import Verdict
 
 MIN_CASES = 100
 """From so many new cases on, a candidate whose gain is below MIN_GAIN is given up."""

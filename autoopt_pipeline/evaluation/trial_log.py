@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 
 from autoopt_pipeline.errors import StaleIncumbent
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.evaluation.split import Judged
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, TrialCase, TrialStep
+from autoopt_pipeline.registry.records import TrialCase, TrialStep, Verdict
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from kubernetes.client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
 from autoopt_pipeline.errors import InvalidSettings, InvalidTenantId
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG
-from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
 from autoopt_pipeline.tenant_id import safe_name
 
 TENANT_LABEL = "tenant-id"

@@ -1,7 +1,7 @@
 """In which format a predictor is asked: DSPy's chat format, or JSON by a schema.
 
 A predictor carries its format in its signature, so it goes wherever the predictor goes: through optimizers, into a
-composed program, and from a run to serving. `lm/adapter.py` does what it says.
+composed program, and from a run to serving. `lm/adapters.py` does what it says.
 """
 
 from typing import Any, Literal

@@ -13,6 +13,7 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
 from autoopt_pipeline.run_history.feed import (
     SETTLING,
     EndedRuns,
@@ -23,9 +24,7 @@ from autoopt_pipeline.run_history.feed import (
 )
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
-    OPTIMIZATION_SENSOR,
     PHOENIX,
-    WATCH_SENSOR,
     TickReport,
     WatchReport,
     finished_ticks,

@@ -16,7 +16,7 @@ import dspy
 
 from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, Verdict, judge
+from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, judge
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import follow_up
 from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, Judged, Split, split_examples
@@ -24,13 +24,13 @@ from autoopt_pipeline.evaluation.trial_log import Terms, Trial, begin, go_on, ne
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
+from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
 from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
-from autoopt_pipeline.optimization.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
@@ -43,9 +43,10 @@ from autoopt_pipeline.optimization.search import (
 )
 from autoopt_pipeline.optimization.warm_start import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Move, Program, Verdict
 from autoopt_pipeline.registry.serialization import compose, queries_shown, unpack
-from autoopt_pipeline.registry.transitions import Move, Watch, watch_since
-from autoopt_pipeline.registry.version_store import LedgerEntry, Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.registry.transitions import Watch, watch_since
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of

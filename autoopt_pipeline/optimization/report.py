@@ -11,11 +11,12 @@ import dspy
 
 from autoopt_pipeline.evaluation.calibration import Bin, reliability
 from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.gate import GateDecision, Verdict
+from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import Programs
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import built, told
 
 NO_ANSWER = "(no valid answer)"

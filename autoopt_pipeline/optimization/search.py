@@ -13,6 +13,7 @@ from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outage
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
@@ -23,11 +24,10 @@ from autoopt_pipeline.optimization.optimizers import (
     demo_pickers,
     improvers,
 )
-from autoopt_pipeline.optimization.progress import PhaseTracker
 from autoopt_pipeline.optimization.racing import Entrant, Race, Standing, balanced
 from autoopt_pipeline.optimization.report import Tried
+from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.serialization import pack
-from autoopt_pipeline.registry.version_store import Program
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
 INCUMBENT = "incumbent"

@@ -17,11 +17,12 @@ from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.records import Manifest, Program
 from autoopt_pipeline.registry.serialization import fingerprint, pack
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedInstructions, SharedStore
-from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore
+from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 
 QUOTE_WORDS = 5
 """So many words in a row that a query has too are a quotation of it."""

@@ -14,7 +14,7 @@ from autoopt_pipeline.errors import AutooptError, RunFailed
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.names import ATTEMPT_TAG, WINDOW_END_TAG
+from autoopt_pipeline.names import ATTEMPT_TAG, LM_POOL, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.budget_guard import accounted, blaming_the_day, budget_today
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.resources import Services
@@ -25,7 +25,8 @@ from autoopt_pipeline.run_history.progress import StepProgress
 from autoopt_pipeline.scheduling.conditions import learnt_from
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import StoredConfig, newest_version
+from autoopt_pipeline.tenants.store import newest_version
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Report
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from autoopt_pipeline.traces.reader import Collected
 
 _EVER = datetime.min.replace(tzinfo=UTC)
-
-LM_POOL = "lm"
-"""Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
 
 
 def build_module_assets() -> Sequence[dg.AssetsDefinition]:

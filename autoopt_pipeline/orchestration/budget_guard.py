@@ -9,8 +9,8 @@ import dagster as dg
 
 from autoopt_pipeline.errors import BudgetTooSmall, DailyBudgetSpent
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.orchestration.partitions import selected_modules
 from autoopt_pipeline.run_history.outcomes import read_spending, report_spent
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.scheduling.limits import Allowance, Spending, midnight
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.settings import Settings

@@ -13,11 +13,11 @@ from dagster import DagsterEventType
 from dagster._utils.error import SerializableErrorInfo
 
 from autoopt_pipeline.errors import LaunchFailed
-from autoopt_pipeline.names import SKIPPED_TAG
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
+from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
 from autoopt_pipeline.run_history.outcomes import values_of
 from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
+from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
 from autoopt_pipeline.scheduling.conditions import Decision, Reason
 from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
@@ -60,6 +60,7 @@ def is_to_run(decision: Decision, *, force: bool) -> bool:
 
 
 def run_here(
+    defs: dg.Definitions,
     instance: dg.DagsterInstance,
     tenant: str,
     modules: Sequence[str],
@@ -72,8 +73,6 @@ def run_here(
     `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
     cancels the run.
     """
-    from autoopt_pipeline.definitions import defs
-
     run_id = str(uuid4())
     interrupted = False
 

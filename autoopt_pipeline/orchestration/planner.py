@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +28,10 @@ from autoopt_pipeline.scheduling.conditions import (
     decide,
     why_off,
 )
+from autoopt_pipeline.scheduling.turns import Turn, in_turn
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.counts import Wanted, gather_evidence
 
@@ -41,9 +41,6 @@ WHOLE_TENANT = "*"
 _TENANTS_AT_ONCE = 100
 """Tenants that Phoenix is asked about before the clock is looked at: two documents of totals, and of counts at most
 two for each module."""
-
-Turn = tuple[float, str]
-"""A tenant's place in the order in which Phoenix is asked: since when (Unix time) a module of it waits, and its id."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +198,6 @@ def plan_tenants(
 
 
 _LEFT = "Phoenix is asked about it in one of the next looks"
-
-
-def in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
-    """The longest waiting first; with `after`, from the next one on, and then from the first."""
-    ordered = sorted(turns)
-    start = bisect_right(ordered, after) if after else 0
-    return ordered[start:] + ordered[:start]
 
 
 def _decide_by_evidence(

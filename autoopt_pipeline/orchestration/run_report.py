@@ -7,8 +7,9 @@ from urllib.parse import quote
 import dagster as dg
 
 from autoopt_pipeline.evaluation.calibration import Bin
-from autoopt_pipeline.evaluation.gate import GateDecision, Verdict
+from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.report import Change, Compared, Report
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import listed_counts, listed_unread

@@ -13,9 +13,9 @@ from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.names import FAILED_TAG, SKIPPED_TAG
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.outcomes import outcome_since
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 

@@ -9,9 +9,10 @@ from typing import Any
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Declined, Manifest, Move, Program, Withdrawal
 from autoopt_pipeline.registry.rollout_records import WatchResult
-from autoopt_pipeline.registry.transitions import Move, Watch, rolled_back, standing, watch_since
-from autoopt_pipeline.registry.version_store import Declined, Manifest, ModuleArtifacts, Program, Withdrawal, modules_of
+from autoopt_pipeline.registry.transitions import Watch, rolled_back, standing, watch_since
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from autoopt_pipeline.registry.transitions import Move, rolled_back
-from autoopt_pipeline.registry.version_store import Declined, Manifest, ModuleArtifacts
+from autoopt_pipeline.registry.records import Declined, Manifest, Move
+from autoopt_pipeline.registry.transitions import rolled_back
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 
 
 def why_unwanted(artifacts: ModuleArtifacts, digest: str) -> str | None:

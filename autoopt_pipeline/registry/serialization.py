@@ -12,7 +12,7 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
-from autoopt_pipeline.registry.version_store import Program
+from autoopt_pipeline.registry.records import Program
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:

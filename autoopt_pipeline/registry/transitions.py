@@ -1,84 +1,11 @@
 """Moves of the active version, and what they say: what a rollback goes back to, what somebody went back from, and what
 is watched. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from autoopt_pipeline.registry.records import Move, Pointer, Rollback
 from autoopt_pipeline.span_contract import BASELINE
-
-VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
-
-
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Move(_Stored):
-    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
-
-    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
-    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
-
-    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
-    move, both serve, and the watch compares them.
-    """
-
-    sequence: int
-    at: datetime
-    by: str
-    why: str
-    expected: VersionName | None
-    to: VersionName | None
-    judged: bool = True
-    canary: dict[VersionName, float] | None = None
-
-    @property
-    def serving(self) -> set[str]:
-        """The versions that serve as long as this is the last move."""
-        return serving(self.to, self.canary)
-
-
-class Active(_Stored):
-    """The version that serves, by the move of this sequence."""
-
-    version: VersionName
-    sequence: int
-
-
-class Rollback(_Stored):
-    """The versions that a move went back from, when (UTC), who made it, and why."""
-
-    versions: tuple[VersionName, ...]
-    at: datetime
-    by: str
-    why: str
-
-
-class Pointer(_Stored):
-    """The content of `active.json`, derived from the moves; before the first one there is no such file.
-
-    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
-    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
-    last move's, and `rolled_back` is None where that move went back from nothing.
-    """
-
-    version: VersionName | None
-    sequence: int
-    canary: dict[VersionName, float] | None = None
-    rolled_back: Rollback | None = None
-
-    @property
-    def active(self) -> Active | None:
-        """What it names; None where the baseline serves."""
-        if self.version is None:
-            return None
-        return Active(version=self.version, sequence=self.sequence)
 
 
 def pointer_after(moves: Sequence[Move]) -> Pointer:
@@ -91,11 +18,6 @@ def pointer_after(moves: Sequence[Move]) -> Pointer:
         canary=last.canary,
         rolled_back=Rollback(versions=left, at=last.at, by=last.by, why=last.why) if left else None,
     )
-
-
-def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
-    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
-    return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,39 @@
     {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person does not want it
     {root}/{tenant}/{module}/moves/{sequence}.json                              every change of the active version
     {root}/{tenant}/{module}/active.json                                        derived from the last move
-    {root}/{tenant}/{module}/ledger/{sequence}.json                             see optimization.ledger
-    {root}/{tenant}/{module}/trials/{sequence}.json                             see optimization.waiting
-    {root}/{tenant}/{module}/watches/{sequence}.json                            see artifacts.watches
-    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.kept_answers
+    {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
+    {root}/{tenant}/{module}/trials/{sequence}.json                             see evaluation.trial_log
+    {root}/{tenant}/{module}/watches/{sequence}.json                            see registry.rollout_records
+    {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
 Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
 from autoopt_pipeline.registry.audit_log import enter_act
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import (
+    Active,
+    Declined,
+    LedgerEntry,
+    Manifest,
+    Move,
+    Pointer,
+    Program,
+    TrialStep,
+    Withdrawal,
+    serving,
+)
 from autoopt_pipeline.registry.rollout_records import WatchResult, enter_watched
-from autoopt_pipeline.registry.transitions import Active, Move, Pointer, VersionName, pointer_after, serving
+from autoopt_pipeline.registry.transitions import pointer_after
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.validation import first_error
 
@@ -37,175 +47,6 @@ Numbered = TypeVar("Numbered", Move, "LedgerEntry", "TrialStep", WatchResult)
 _NUMBERED = re.compile(r"[0-9]{8}\.json")
 
 _DECLINED = "declined.json"
-
-
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Signature(_Stored):
-    instructions: str
-
-
-class PredictorState(_Stored):
-    """All that a stored predictor may be: what it shows the model, and nothing that acts.
-
-    DSPy would set any attribute that a state names, and ask the language model that it names. So whoever can write a
-    program could have the application send its queries and its key elsewhere.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    signature: _Signature
-    demos: list[dict[str, Any]]
-    traces: list[Any] = []
-    train: list[Any] = []
-    fields: dict[str, Any] = {}
-    lm: None = None
-
-
-class Program(_Stored):
-    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
-
-    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
-    """
-
-    format: Literal[1] = 1
-    tenant_id: str
-    module: str
-    fingerprint: str
-    labels: list[str]
-    answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
-    state: dict[str, Any]
-
-    @property
-    def answer_format(self) -> str:
-        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
-        formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
-        return formats.pop() if len(formats) == 1 else "mixed"
-
-    def encode(self) -> bytes:
-        return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.encode()).hexdigest()
-
-    @property
-    def predictors(self) -> dict[str, PredictorState]:
-        """The predictors in the state, by name. What is none of ours is left out."""
-        found = {}
-        for name, part in self.state.items():
-            with suppress(ValidationError):
-                found[name] = PredictorState.model_validate(part)
-        return found
-
-
-class Manifest(_Stored):
-    """How a version came to be, and what was measured of it; scores are None where nothing was.
-
-    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
-    could not be graded, of the incumbent and of the candidate, by why.
-    """
-
-    version: VersionName
-    program_sha256: str
-    created_at: datetime
-    run_id: str
-    parent: VersionName | None
-    verdict: str
-    reason: str
-    window_start: datetime
-    window_end: datetime
-    examples: dict[str, int]
-    provenance: dict[str, int]
-    judged_by: dict[str, int] = {}
-    shareable: list[str] = []
-    incumbent_score: float | None
-    candidate_score: float | None
-    gate: dict[str, float | int]
-    optimizer: str
-    tried: list[dict[str, Any]] = []
-    seed: int
-    lm: str
-    lm_settings: dict[str, float | int | str] = {}
-    answer_format: str = "chat"
-    teacher_lm: str | None = None
-    stand_in: bool
-    lm_calls: int
-    lm_tokens: int
-    lm_input_tokens: int = 0
-    lm_output_tokens: int = 0
-    lm_cached_tokens: int = 0
-    unread: dict[str, dict[str, int]] = {}
-    packages: dict[str, str]
-
-
-class Withdrawal(_Stored):
-    """Why a version's program is gone for good, by whom and when. Its manifest stays."""
-
-    at: datetime
-    by: str
-    why: str
-
-
-class Declined(_Stored):
-    """That a person does not want a version which was proposed to them, who, when, and why."""
-
-    at: datetime
-    by: str
-    why: str
-
-
-class LedgerEntry(_Stored):
-    """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
-
-    A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
-    """
-
-    sequence: int
-    kind: Literal["look", "trial"] = "look"
-    attempt: str = ""
-    epoch: int = 0
-    at: datetime
-    candidate_digest: str
-    holdout_digest: str
-    incumbent: str | None
-    alpha: float
-
-
-class TrialCase(_Stored):
-    """What both programs made of one held-out trace in a trial. Holds no text of it."""
-
-    label: str
-    incumbent_score: float
-    incumbent_label: str | None
-    incumbent_confidence: float | None
-    candidate_score: float
-    candidate_label: str | None
-    candidate_confidence: float | None
-
-
-class TrialStep(_Stored):
-    """One step of a waiting candidate's trial; the first one begins it.
-
-    `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
-    and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
-    before, and `verdict` is `waiting` as long as the trial is open.
-    """
-
-    sequence: int
-    at: datetime
-    run_id: str
-    version: VersionName
-    incumbent: VersionName | None
-    lm: str
-    labels: list[str]
-    alpha: float
-    seen: list[str]
-    cases: list[TrialCase]
-    verdict: str
 
 
 class ModuleArtifacts:
@@ -419,7 +260,7 @@ class ModuleArtifacts:
         return self._files.create(path, step.model_dump_json(indent=1).encode())
 
     def keep_answers(self, name: str, answers: bytes) -> None:
-        """Keep answers of language models, as `optimization.kept_answers` writes them."""
+        """Keep answers of language models, as `optimization.answer_checkpoint` writes them."""
         self._files.create(f"{self._folder}/answers/{name}.json", answers)
 
     def kept_answers(self) -> Iterator[bytes]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, NotProven
 from autoopt_pipeline.registry.module_versions import PROPOSED, Programs, path_of
+from autoopt_pipeline.registry.records import Manifest, Move
 from autoopt_pipeline.registry.serialization import built
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import Move, standing
-from autoopt_pipeline.registry.version_store import Manifest
+from autoopt_pipeline.registry.transitions import standing
 from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings

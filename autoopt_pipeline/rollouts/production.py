@@ -12,7 +12,8 @@ from autoopt_pipeline.rollouts.analysis import MAX_DECISIONS, Look, Side, judge_
 from autoopt_pipeline.span_contract import ARM, BASELINE, CANARY, MODULE, PROGRAM_VERSION, project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
-from autoopt_pipeline.tenants.store import TenantConfigStore, read_config
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import CountRequest, Phoenix
 from autoopt_pipeline.traces.reader import read_decisions
 

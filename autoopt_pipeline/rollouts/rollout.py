@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.registry.records import Move
 from autoopt_pipeline.registry.rollout_records import WatchResult
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import Move, Watch, rolled_back
+from autoopt_pipeline.registry.transitions import Watch, rolled_back
 from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.rollouts.analysis import Look
 from autoopt_pipeline.span_contract import BASELINE

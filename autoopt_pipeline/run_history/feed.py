@@ -8,11 +8,11 @@ from itertools import takewhile
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
-from autoopt_pipeline.names import SKIPPED_TAG
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
 from autoopt_pipeline.run_history.failures import FAILURES, causes_in
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, values_of
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.run_history.ticks import finished_ticks, read_tick, sensor_states
 
 SETTLING = timedelta(seconds=10)

@@ -16,8 +16,8 @@ import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
-from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules, unfinished_runs
+from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, PARTITION_TAG, WINDOW_END_TAG
+from autoopt_pipeline.run_history.runs import selected_modules, unfinished_runs
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, Outcome, believable
 from autoopt_pipeline.scheduling.limits import Spending

@@ -15,9 +15,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import AwareDatetime, Field, ValidationError
 
-from autoopt_pipeline.optimization.progress import Progress
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED
+from autoopt_pipeline.lm.progress import Progress
+from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.run_history.outcomes import Key
+from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.text import ago
 from autoopt_pipeline.validation import Strict
 

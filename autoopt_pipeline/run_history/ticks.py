@@ -3,7 +3,6 @@
 A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Self
@@ -21,11 +20,9 @@ from autoopt_pipeline.errors import (
     PhoenixUnavailable,
     TenantsUndecided,
 )
-from autoopt_pipeline.orchestration.planner import Plan, Turn
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR
 from autoopt_pipeline.run_history.events import Ticked
-
-OPTIMIZATION_SENSOR = "auto_optimization_sensor"
-WATCH_SENSOR = "promotion_watch_sensor"
+from autoopt_pipeline.scheduling.turns import Turn
 
 PHOENIX = "Phoenix"
 
@@ -45,7 +42,6 @@ _SERVICES = {
 _BEFORE_PHOENIX = frozenset({CONFIG_STORE})
 """What has answered by the time that Phoenix is asked."""
 
-_MISSING_TOLD = 20
 
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
@@ -84,25 +80,6 @@ class WatchReport(_Report):
 
     watched: int
     left: int
-
-
-def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
-    waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
-    return TickReport(
-        decisions=plan.counts(),
-        oldest_due_since=min(waiting, default=None),
-        phoenix_asked=plan.phoenix_asked,
-        phoenix_error=str(plan.phoenix_error) if plan.phoenix_error else None,
-        reached=reached,
-        missing=tuple(
-            f"{_count_tenants(count)}: {error}"
-            for error, count in Counter(plan.decisions[key].detail for key in plan.missing()).most_common(_MISSING_TOLD)
-        ),
-    )
-
-
-def _count_tenants(count: int) -> str:
-    return "1 tenant" if count == 1 else f"{count} tenants"
 
 
 def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:

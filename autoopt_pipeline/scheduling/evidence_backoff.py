@@ -2,7 +2,7 @@
 
 import math
 
-from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.registry.records import Verdict
 
 SHARE_AFTER_LOOK = 0.25
 """New evidence after a rejection, or while a person has yet to approve, as a share of what that attempt had. Attempts

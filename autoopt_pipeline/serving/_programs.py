@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.transitions import Pointer
+from autoopt_pipeline.registry.records import Pointer
 from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name

@@ -9,9 +9,9 @@ from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.records import Pointer, Program
 from autoopt_pipeline.registry.serialization import compose, unpack
-from autoopt_pipeline.registry.transitions import Pointer
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Program
+from autoopt_pipeline.registry.version_store import ModuleArtifacts
 from autoopt_pipeline.serving._answers import Arm, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
 

@@ -13,20 +13,20 @@ import dagster as dg
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.evaluation.gate import Verdict
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, selected_modules
+from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
-from autoopt_pipeline.registry.transitions import Move, Rollback
-from autoopt_pipeline.registry.version_store import Manifest, ModuleArtifacts, TrialStep, read_manifests, read_pointers
+from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
+from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.outcomes import Key, read_outcomes, values_of
 from autoopt_pipeline.run_history.progress import RunProgress, read_progress
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Outcome, Reason
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
 
 _FAILURES_TOLD = 5

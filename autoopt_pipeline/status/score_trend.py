@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from autoopt_pipeline.evaluation.gate import Verdict
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.outcomes import Key, values_of
 
 _OUTCOMES = 12

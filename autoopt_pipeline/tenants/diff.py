@@ -8,7 +8,7 @@ from typing import Any
 from autoopt_pipeline.durations import as_written, durations_written
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.tenants.config import wrong_fields
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import one_line
 
 _MAY_HOLD_SECRETS = ("api_key_env", "api_base")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.tenants.config import chosen_fields
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 
 def export_rows(entries: Iterable[StoredConfig]) -> tuple[list[str], list[AutooptError]]:

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
-from autoopt_pipeline.tenants.store import StoredConfig, TenantConfigStore, write_config
+from autoopt_pipeline.tenants.store import write_config
+from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 
 
 def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingConfigUnified:

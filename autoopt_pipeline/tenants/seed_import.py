@@ -9,7 +9,7 @@ from autoopt_pipeline.errors import AutooptError, InvalidConfig
 from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
 from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 _ROUTING_KEY = "routing_config"
 

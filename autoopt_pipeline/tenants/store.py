@@ -1,107 +1,11 @@
 """Where tenants' configurations are kept. Every write is a new version, and a tenant exists because it has one."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Protocol
+from collections.abc import Iterable
 
-from autoopt_pipeline.errors import InvalidConfig, InvalidSettings, UnknownTenant
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields, parse_config
+from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields
+from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 from autoopt_pipeline.text import did_you_mean
-
-NEVER = datetime.min.replace(tzinfo=UTC)
-"""When an entry was written that does not say when."""
-
-
-@dataclass(frozen=True)
-class StoredConfig:
-    """One version of a tenant's configuration, and who wrote it. `document` is None where it removes the tenant.
-
-    What happened before `since` (UTC) does not count for the tenant any more: all that was learnt was deleted then.
-    """
-
-    tenant_id: str
-    version: int
-    written_at: datetime
-    document: object | None
-    by: str = ""
-    since: datetime | None = None
-
-    def parse(self) -> RoutingConfigUnified:
-        """The configuration. Raises `InvalidConfig` when it is malformed, or belongs to another tenant."""
-        where = f"tenant {self.tenant_id}, configuration version {self.version}"
-        config = parse_config(self.document, where=where)
-        if config.tenant_id != self.tenant_id:
-            raise InvalidConfig(
-                f"{where}: tenant_id is {config.tenant_id!r}",
-                "save the configuration under its own tenant id",
-            )
-        return config
-
-
-@dataclass(frozen=True)
-class ConfigChange:
-    """What a version did, when (UTC), and who wrote it: `configuration_saved`, `tenant_added`, `tenant_removed` or
-    `artifacts_deleted`."""
-
-    tenant_id: str
-    version: int
-    at: datetime
-    by: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Risk:
-    """A setting of a store's server that may lose tenants, and what to set instead."""
-
-    what: str
-    remedy: str
-
-
-class TenantConfigStore(Protocol):
-    """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
-
-    @property
-    def name(self) -> str:
-        """Its address, fit to be shown."""
-        ...
-
-    def current(self) -> Mapping[str, StoredConfig]:
-        """The newest version of every tenant that is not removed, in few requests whatever their number."""
-        ...
-
-    def history(self, tenant_id: str) -> list[StoredConfig]:
-        """All versions, oldest first; empty when the tenant never existed."""
-        ...
-
-    def changes(self, before: datetime | None, limit: int) -> list[ConfigChange]:
-        """What the newest versions of all tenants did, of those that were written before a moment, newest first."""
-        ...
-
-    def write(
-        self,
-        tenant_id: str,
-        document: object | None,
-        *,
-        by: str = "",
-        expected_version: int | None = None,
-        since: datetime | None = None,
-    ) -> int:
-        """Append a version and return its number; None removes the tenant and keeps its history.
-
-        Without `since`, it is that of the version before. Raises `ConfigConflict` when `expected_version` is given and
-        is no longer the newest.
-        """
-        ...
-
-    def check_writable(self) -> None:
-        """Write as `write` does, and leave nothing of it."""
-        ...
-
-    def risks(self) -> list[Risk]:
-        """What may lose tenants."""
-        ...
 
 
 def open_config_store(url: str) -> TenantConfigStore:
@@ -176,21 +80,3 @@ def write_config(
     Only what was chosen is stored, so that a later release's defaults reach the tenants who never chose.
     """
     return store.write(config.tenant_id, chosen_fields(config), by=by, expected_version=expected_version)
-
-
-def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigChange:
-    """What a version did after the one before it; None where it is the first."""
-    if after.since != (before.since if before else None):
-        what = "artifacts_deleted"
-    elif after.document is None:
-        what = "tenant_removed"
-    elif before is None or before.document is None:
-        what = "tenant_added"
-    else:
-        what = "configuration_saved"
-    return ConfigChange(after.tenant_id, after.version, after.written_at, after.by, what)
-
-
-def changes_in(history: Sequence[StoredConfig]) -> list[ConfigChange]:
-    """What each version of a tenant's history did, oldest first."""
-    return [change_between(before, after) for before, after in zip([None, *history], history, strict=False)]

@@ -9,7 +9,7 @@ from autoopt_pipeline.durations import durations_written
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.validation import UniqueKeys
 
 

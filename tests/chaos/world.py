@@ -28,17 +28,18 @@ from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.stack import Stack, copy_instance, start_daemon, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, PlayedRequest, Truth, play, sample_truths_for
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.partitions import UNFINISHED
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.outcomes import Key
+from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import causes, sensor_states
 from autoopt_pipeline.scheduling.conditions import Decision, Reason
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, write_config
+from autoopt_pipeline.tenants.store import open_config_store, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.chaos.faults import Proxy, own_disk, proxy
 from tests.postgres import Postgres, new_postgres

@@ -17,14 +17,17 @@ from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from kubernetes.client import V1Pod
 
 from autoopt_pipeline.devtools.sample_tenants import SampleTenant, sample_config, send_sample_traffic
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, registered_tenants
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
+from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.outcomes import values_of
-from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR, sensor_states
+from autoopt_pipeline.run_history.runs import UNFINISHED
+from autoopt_pipeline.run_history.ticks import sensor_states
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import WatchSettings
-from autoopt_pipeline.tenants.store import TenantConfigStore, open_config_store, read_config, write_config
+from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
+from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.e2e.cluster import Cluster, started_at, wait_until
 from tests.e2e.servers import BUCKET, DATABASE_USER, Servers

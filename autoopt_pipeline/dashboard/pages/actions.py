@@ -17,19 +17,17 @@ from autoopt_pipeline.dashboard.flash import say
 from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, LaunchFailed
+from autoopt_pipeline.names import STARTED_BY_TAG
 from autoopt_pipeline.orchestration.launch import is_to_run, submit
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import plan_tenants
-from autoopt_pipeline.orchestration.sensors.optimization import run_tags
+from autoopt_pipeline.orchestration.run_requests import run_tags
 from autoopt_pipeline.registry.module_versions import PROPOSED, Programs, path_of, read_programs
 from autoopt_pipeline.rollouts import manual
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import watch_settings
 
 _WHY_CHARS = 1000
-
-_STARTED_BY_TAG = "autoopt/started_by"
-"""Run tag: who asked for a run on the dashboard."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by
             "tick 'run it all the same', unless it is turned off, under way, or the day's budget is spent",
         )
     register_tenant(dashboard.instance, tenant)  # as it may have been added a second ago
-    tags = run_tags(plan, tenant, [module]) | {_STARTED_BY_TAG: by}
+    tags = run_tags(plan, tenant, [module]) | {STARTED_BY_TAG: by}
     run_id = submit(dashboard.instance, parts.settings.resolved_dagster_api_url, tenant, [module], tags)
     return f"Run {run_id} is in Dagster's queue."
 

@@ -20,13 +20,14 @@ from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.orchestration.partitions import PARTITION_TAG, UNFINISHED, selected_modules
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, WATCH_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_acts
 from autoopt_pipeline.registry.module_versions import PROPOSED
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.feed import ended_at
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, values_of
-from autoopt_pipeline.run_history.ticks import OPTIMIZATION_SENSOR, WATCH_SENSOR, finished_ticks, sensor_states
+from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
+from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
 
 _SHOWN = 60

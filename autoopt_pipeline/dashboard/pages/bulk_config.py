@@ -30,7 +30,8 @@ from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable, Inva
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant
-from autoopt_pipeline.tenants.store import StoredConfig, write_config
+from autoopt_pipeline.tenants.store import write_config
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 TOLD = 200
 """Tenants of each kind that a bulk change lists; all are counted."""

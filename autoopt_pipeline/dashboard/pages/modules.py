@@ -28,16 +28,15 @@ from autoopt_pipeline.registry.module_versions import (
     predictors_of,
     read_programs,
 )
-from autoopt_pipeline.registry.transitions import Move
+from autoopt_pipeline.registry.records import Manifest, Move
 from autoopt_pipeline.registry.transitions import standing as stands
-from autoopt_pipeline.registry.version_store import Manifest
 from autoopt_pipeline.rollouts.production import look_now
 from autoopt_pipeline.run_history.outcomes import values_of
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import DOING, sentences
 from autoopt_pipeline.status.module_status import events_of
-from autoopt_pipeline.tenants.store import StoredConfig
+from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
 
 _OUTCOMES_SHOWN = 50

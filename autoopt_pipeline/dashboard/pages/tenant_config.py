@@ -21,7 +21,8 @@ from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.diff import FieldChange, changed_fields, in_effect, version_before
 from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings, what_stays
-from autoopt_pipeline.tenants.store import StoredConfig, changes_in, stored_version, write_config
+from autoopt_pipeline.tenants.store import stored_version, write_config
+from autoopt_pipeline.tenants.stores.base import StoredConfig, changes_in
 from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
 
 

@@ -15,12 +15,11 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.monitoring.alerts.delivery import Receiver, receivers, send
 from autoopt_pipeline.monitoring.alerts.outbox import Outbox, deliver
 from autoopt_pipeline.monitoring.alerts.rules import Memory, tell
+from autoopt_pipeline.names import ALERT_SENSOR
 from autoopt_pipeline.run_history.feed import Position, Source
 from autoopt_pipeline.run_history.ticks import causes, finished_ticks, sensor_states
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
-
-ALERT_SENSOR = "alert_sensor"
 
 
 class State(BaseModel):

@@ -10,10 +10,11 @@ import dagster as dg
 
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.orchestration.partitions import selected_modules
+from autoopt_pipeline.names import RETENTION_SENSOR
 from autoopt_pipeline.orchestration.planner import failures_count_since
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.run_history.outcomes import runs_of_newest_outcomes
+from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
@@ -36,7 +37,7 @@ class Sweep:
 
 def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
-        name="run_retention_sensor",
+        name=RETENTION_SENSOR,
         description=f"Deletes runs that ended more than {settings.keep_runs_days} days ago, a few at a time, but none "
         "that holds the newest outcome of a tenant's module or a failure that still counts.",
         minimum_interval_seconds=_INTERVAL_SECONDS,

@@ -10,6 +10,7 @@ import dagster as dg
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownModule, UnknownTenant
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
+from autoopt_pipeline.names import WATCH_SENSOR
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.registry.rollout_records import Watched, all_watched, drop_watched, note_look
 from autoopt_pipeline.registry.transitions import Watch, watch_since
@@ -18,7 +19,7 @@ from autoopt_pipeline.rollouts.analysis import Look, WatchVerdict
 from autoopt_pipeline.rollouts.production import look_at
 from autoopt_pipeline.rollouts.rollout import end_watch, stop_sharing
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, WATCH_ENDED
-from autoopt_pipeline.run_history.ticks import WATCH_SENSOR, WatchReport
+from autoopt_pipeline.run_history.ticks import WatchReport
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.span_contract import BASELINE

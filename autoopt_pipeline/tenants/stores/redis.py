@@ -21,8 +21,16 @@ from redis.retry import Retry
 from autoopt_pipeline.errors import ConfigStoreRefused, ConfigStoreUnavailable
 from autoopt_pipeline.secrets import protect_address
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.store import NEVER, ConfigChange, Risk, StoredConfig, change_between
-from autoopt_pipeline.tenants.stores.sqlite import check_version, decode_document, moment_of
+from autoopt_pipeline.tenants.stores.base import (
+    NEVER,
+    ConfigChange,
+    Risk,
+    StoredConfig,
+    change_between,
+    check_version,
+    decode_document,
+    moment_of,
+)
 
 _CURRENT = "autoopt:configs"
 _CHANGES = "autoopt:config-changes"

@@ -7,11 +7,19 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable
+from autoopt_pipeline.errors import ConfigStoreUnavailable
 from autoopt_pipeline.places import why_not_makable
 from autoopt_pipeline.tenant_id import validate_tenant_id
-from autoopt_pipeline.tenants.config import json_or_text
-from autoopt_pipeline.tenants.store import NEVER, ConfigChange, Risk, StoredConfig, change_between
+from autoopt_pipeline.tenants.stores.base import (
+    NEVER,
+    ConfigChange,
+    Risk,
+    StoredConfig,
+    change_between,
+    check_version,
+    decode_document,
+    moment_of,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tenant_configs (
@@ -126,28 +134,6 @@ class SqliteConfigStore:
             f"configuration store {self.name}: {why}",
             "check AUTOOPT_CONFIG_STORE_URL, and that the file is a database this user may write",
         )
-
-
-def check_version(tenant_id: str, newest: int, expected: int | None) -> None:
-    """Raise `ConfigConflict` when somebody else wrote since `expected` was read."""
-    if expected is not None and expected != newest:
-        raise ConfigConflict(
-            f"tenant {tenant_id}: the configuration is at version {newest}, not {expected}",
-            "read it again and repeat the change",
-        )
-
-
-def decode_document(text: str | None) -> object | None:
-    """The stored JSON; text that is none is kept as text, so that reading it names the trouble."""
-    return None if text is None else json_or_text(text)
-
-
-def moment_of(text: object) -> datetime | None:
-    """A stored moment; None where there is none, or it is not one."""
-    try:
-        return datetime.fromisoformat(str(text)) if text else None
-    except ValueError:
-        return None
 
 
 def _stored(row: tuple[str, int, str, str | None, str, str | None]) -> StoredConfig:

@@ -1,0 +1,13 @@
+"""In which order tenants are asked about, when there is no time for all of them in one tick. Pure."""
+
+from bisect import bisect_right
+
+Turn = tuple[float, str]
+"""A tenant's place in the order in which Phoenix is asked: since when (Unix time) a module of it waits, and its id."""
+
+
+def in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
+    """The longest waiting first; with `after`, from the next one on, and then from the first."""
+    ordered = sorted(turns)
+    start = bisect_right(ordered, after) if after else 0
+    return ordered[start:] + ordered[:start]
