@@ -51,6 +51,7 @@ check: install audit ## Formatting, linter, type checker, known vulnerabilities
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/ty check
+	@.venv/bin/lint-imports --no-cache
 
 # A mirror may answer for packages and not for their vulnerabilities, of which pip-audit then finds none. So it is asked
 # first for a release that is known to have some.

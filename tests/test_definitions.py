@@ -125,25 +125,3 @@ def test_the_local_instance_is_the_same_one_from_every_folder(
     monkeypatch.delenv("DAGSTER_HOME")
     with get_possibly_temporary_instance_for_cli() as instance:
         assert instance.get_dynamic_partitions("tenants") == ["acme"]
-
-
-@pytest.mark.parametrize(
-    "room", ["optimization", "modules", "artifacts", "tenants", "traces", "lm", "serving", "alerts"]
-)
-def test_imports_run_one_way(room: str) -> None:
-    allowed = {
-        "artifacts": {"artifacts", "modules"},
-        "alerts": {"alerts"},
-        "modules": {"modules"},
-        "tenants": {"tenants", "modules"},
-        "lm": {"lm", "tenants", "modules"},
-        "serving": {"serving", "artifacts", "modules", "lm"},
-        "traces": {"traces", "modules", "optimization", "artifacts", "tenants"},
-        "optimization": {"optimization", "modules", "artifacts", "tenants", "lm"},
-    }[room]
-    rooms = {path.parent.name for path in (PROJECT / "autoopt_pipeline").glob("*/__init__.py")}
-    for path in (PROJECT / "autoopt_pipeline" / room).glob("*.py"):
-        text = path.read_text()
-        used = {name for name in rooms if f"autoopt_pipeline.{name}" in text}
-        assert used <= allowed, f"{path.name} imports {used - allowed}"
-        assert "import dagster" not in text
