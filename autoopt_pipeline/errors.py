@@ -64,7 +64,7 @@ class ConfigStoreRefused(ConfigStoreUnavailable):
     transient = False
 
 
-class TenantsLost(AutooptError):
+class TenantConfigsMissing(AutooptError):
     """Tenants that nobody removed are no longer in the configuration store."""
 
 
@@ -107,7 +107,7 @@ class UnknownTrace(AutooptError):
     """The text is no trace id, or Phoenix does not have the trace."""
 
 
-class TenantsUndecided(AutooptError):
+class PlanningFailed(AutooptError):
     """For some tenants it cannot be said whether they are due."""
 
 
@@ -129,7 +129,7 @@ class InvalidArtifact(AutooptError):
     """A stored program is missing, damaged, foreign, or made for another signature."""
 
 
-class NotProven(AutooptError):
+class GateNotPassed(AutooptError):
     """A version was not found better than what it would replace, and nobody insisted."""
 
 
@@ -147,7 +147,7 @@ class InvalidRequest(AutooptError):
     """An application asked for a decision, or gave feedback, with something missing or wrong."""
 
 
-class StaleIncumbent(AutooptError):
+class PromotionConflict(AutooptError):
     """The active version changed while a candidate was compared with its predecessor."""
 
 

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Literal
 
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, judge
 from autoopt_pipeline.evaluation.sequential_test import follow_up
 from autoopt_pipeline.evaluation.split import DEV_SHARE, TRAIN_SHARE
 from autoopt_pipeline.evaluation.statistics import sign_flip_p
 from autoopt_pipeline.registry.records import LedgerEntry, Verdict
-from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
+from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
 
 LOOKBACK = 30
 MIN_DEV, MAX_DEV, MAX_HOLDOUT = 10, 100, 300
@@ -127,7 +127,7 @@ class Trace:
 
     label: str
     right: bool
-    incumbent: Graded
+    incumbent: ScoredAnswer
 
 
 @dataclass
@@ -166,11 +166,11 @@ class Tenant:
         wins = (sum(self.rng.choices([1, -1, 0], weights, k=self.dev)) > 0 for _ in range(CANDIDATES))
         return truth if self.dev >= MIN_DEV and any(wins) else None
 
-    def ask(self, traces: Sequence[Trace], truth: Truth) -> list[Case]:
+    def ask(self, traces: Sequence[Trace], truth: Truth) -> list[PairedCase]:
         """A candidate's answers beside the incumbent's."""
         return self.compare(traces, self.answers(traces, truth))
 
-    def answers(self, traces: Sequence[Trace], truth: Truth) -> list[Graded]:
+    def answers(self, traces: Sequence[Trace], truth: Truth) -> list[ScoredAnswer]:
         """What a candidate says to traces, without the flips of an asking."""
         stays_right = 1 - truth.breaks / INCUMBENT_SCORE
         gets_right = truth.fixes / (1 - INCUMBENT_SCORE)
@@ -180,18 +180,18 @@ class Tenant:
             for trace, chance in zip(traces, chances, strict=True)
         ]
 
-    def compare(self, traces: Sequence[Trace], candidate: Sequence[Graded]) -> list[Case]:
+    def compare(self, traces: Sequence[Trace], candidate: Sequence[ScoredAnswer]) -> list[PairedCase]:
         """Ask both programs, each trace once."""
         return [
-            Case(trace.label, self._asking(trace.label, trace.incumbent), self._asking(trace.label, answer))
+            PairedCase(trace.label, self._asking(trace.label, trace.incumbent), self._asking(trace.label, answer))
             for trace, answer in zip(traces, candidate, strict=True)
         ]
 
-    def ask_unreviewed(self, truth: Truth) -> list[Case]:
+    def ask_unreviewed(self, truth: Truth) -> list[PairedCase]:
         """The same on unreviewed traces, whose labels are what the incumbent answered when it served them."""
         served = [self._asking(trace.label, trace.incumbent).label for trace in self.holdout]
         return [
-            Case(label, _agreeing(case.incumbent, label), _agreeing(case.candidate, label))
+            PairedCase(label, _agreeing(case.incumbent, label), _agreeing(case.candidate, label))
             for case, label in zip(self.ask(self.holdout, truth), served, strict=True)
             if label is not None
         ]
@@ -199,38 +199,38 @@ class Tenant:
     def _trace(self, label: str, right: bool) -> Trace:
         return Trace(label, right, self._request(label, right))
 
-    def _request(self, label: str, right: bool) -> Graded:
+    def _request(self, label: str, right: bool) -> ScoredAnswer:
         """What a program's request for a trace comes to, with the flips that are drawn once for it."""
         answer = self.rng.choice(ANSWERS[label, right])
         return self._flipped(label, answer) if self.scenario.flips.sticky else answer
 
-    def _asking(self, label: str, answer: Graded) -> Graded:
+    def _asking(self, label: str, answer: ScoredAnswer) -> ScoredAnswer:
         """What comes of asking once, with the flips that are drawn at each asking."""
         return answer if self.scenario.flips.sticky else self._flipped(label, answer)
 
-    def _flipped(self, label: str, answer: Graded) -> Graded:
+    def _flipped(self, label: str, answer: ScoredAnswer) -> ScoredAnswer:
         share = self.scenario.flips.share
         if not share or self.rng.random() >= share:
             return answer
         return _naming(self.rng.choice(OTHERS[answer.label]), label, self.rng.choice(CONFIDENCES))
 
 
-def _agreeing(answer: Graded, label: str) -> Graded:
-    return Graded(float(answer.label == label), answer.label, answer.confidence)
+def _agreeing(answer: ScoredAnswer, label: str) -> ScoredAnswer:
+    return ScoredAnswer(float(answer.label == label), answer.label, answer.confidence)
 
 
-def _naming(named: str, label: str, confidence: float) -> Graded:
-    return Graded(float(named == label), named, confidence)
+def _naming(named: str, label: str, confidence: float) -> ScoredAnswer:
+    return ScoredAnswer(float(named == label), named, confidence)
 
 
-def _answers() -> dict[tuple[str, bool], list[Graded]]:
+def _answers() -> dict[tuple[str, bool], list[ScoredAnswer]]:
     """What any program may answer to a trace of a class, right or wrong; one wrong answer in nine is no valid one."""
     answers = {}
     for label in CLASSES:
-        answers[label, True] = [Graded(1.0, label, confidence) for confidence in (0.6, 0.7, 0.8, 0.9)]
+        answers[label, True] = [ScoredAnswer(1.0, label, confidence) for confidence in (0.6, 0.7, 0.8, 0.9)]
         others = [other for other in CLASSES if other != label]
-        wrong = [Graded(0.0, other, confidence) for other in others for confidence in (0.4, 0.5, 0.6, 0.7)]
-        answers[label, False] = [*wrong, *[Graded(0.0, None, None)] * 2]
+        wrong = [ScoredAnswer(0.0, other, confidence) for other in others for confidence in (0.4, 0.5, 0.6, 0.7)]
+        answers[label, False] = [*wrong, *[ScoredAnswer(0.0, None, None)] * 2]
     return answers
 
 
@@ -253,7 +253,7 @@ def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
     verdict, window, evidence = "", 0, 0
     waiting: Truth | None = None
     alpha = 0.0
-    in_trial: list[Case] = []
+    in_trial: list[PairedCase] = []
 
     def charge(kind: Literal["look", "trial"]) -> float:
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=night)
@@ -276,7 +276,7 @@ def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
         evidence += 2 * tenant.reviewed
         if waiting:
             in_trial += tenant.ask(new, waiting)
-        if evidence < needed_evidence(MIN_SAMPLES, window, verdict) or len(tenant.holdout) < MIN_HOLDOUT:
+        if evidence < evidence_required(MIN_SAMPLES, window, verdict) or len(tenant.holdout) < MIN_HOLDOUT:
             continue
         window, evidence = 2 * tenant.reviewed * min(night, LOOKBACK), 0
         if waiting:

@@ -36,7 +36,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Example, Label, Provenance
 from autoopt_pipeline.optimization import search as searching
-from autoopt_pipeline.optimization.optimizers import Optimizer, Workshop, demo_pickers, feedback_metric, scorer
+from autoopt_pipeline.optimization.optimizers import Optimizer, OptimizerContext, demo_pickers, feedback_metric, scorer
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
 
@@ -136,7 +136,7 @@ def race(task: Task, calls: int) -> dspy.Module:
 
 
 def race_without_coverage(task: Task, calls: int) -> dspy.Module:
-    def others(shop: Workshop) -> Iterator[Optimizer]:
+    def others(shop: OptimizerContext) -> Iterator[Optimizer]:
         return (optimizer for optimizer in demo_pickers(shop) if not optimizer.name.startswith("coverage"))
 
     with patch.object(searching, "demo_pickers", others):
@@ -316,8 +316,8 @@ def _lm(count: CountTokens, *, forgetful: bool = False) -> MeteredLM:
     return MeteredLM(lm, meter, STAND_IN, threads=1, is_stand_in=True)
 
 
-def _workshop(task: Task) -> Workshop:
-    return Workshop(ROUTING, task.start, task.train, task.dev, task.lm, task.lm, LABELED, BOOTSTRAPPED)
+def _workshop(task: Task) -> OptimizerContext:
+    return OptimizerContext(ROUTING, task.start, task.train, task.dev, task.lm, task.lm, LABELED, BOOTSTRAPPED)
 
 
 def _row(name: str, results: Sequence[Result]) -> str:

@@ -30,10 +30,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Manifest
-from autoopt_pipeline.registry.serialization import pack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import serialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving import Serving, trace_to_phoenix
 from autoopt_pipeline.span_contract import project_name
 
@@ -75,9 +75,9 @@ def promote(root: str, tenant: str, demos: int, number: int = 0) -> None:
             )
             for each in range(demos)
         ]
-    stored = pack(ROUTING, tenant, AGENTS, made)
+    stored = serialize(ROUTING, tenant, AGENTS, made)
     version = f"20260101T0000{number:02d}Z-{stored.digest[:8]}"
-    artifacts = ModuleArtifacts(Files(root), tenant, "routing")
+    artifacts = VersionStore(ObjectStore(root), tenant, "routing")
     manifest = Manifest(
         version=version,
         program_sha256=stored.digest,
@@ -131,8 +131,8 @@ def loading(lm: dspy.LM) -> None:
             serving = Serving(root, lm=lm, refresh_seconds=3600)
             serving.program("warm", "routing", agents=AGENTS)
             whole = [spent(lambda s=serving, t=tenant: s.program(t, "routing", agents=AGENTS)) for tenant in tenants]
-            files = Files(root)
-            stores = [ModuleArtifacts(files, tenant, "routing") for tenant in tenants]
+            files = ObjectStore(root)
+            stores = [VersionStore(files, tenant, "routing") for tenant in tenants]
             versions = [store.versions()[0].version for store in stores]
             read = [spent(lambda s=s, v=v: s.load(v)) for s, v in zip(stores, versions, strict=True)]
             rest = statistics.median(whole) - statistics.median(read)
@@ -298,7 +298,7 @@ def side_by_side(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 def row(name: str, do: Callable[[], object]) -> None:
     """Print what doing it costs, with the files that were read."""
     reads = 0
-    cat_file = Files._read_or_error, Files.read
+    cat_file = ObjectStore._read_or_error, ObjectStore.read
 
     def counted(original: Callable) -> Callable:
         def read(*args: object) -> object:
@@ -308,13 +308,13 @@ def row(name: str, do: Callable[[], object]) -> None:
 
         return read
 
-    Files._read_or_error, Files.read = counted(cat_file[0]), counted(cat_file[1])
+    ObjectStore._read_or_error, ObjectStore.read = counted(cat_file[0]), counted(cat_file[1])
     try:
         cpu, wall = time.process_time(), time.perf_counter()
         do()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     finally:
-        Files._read_or_error, Files.read = cat_file
+        ObjectStore._read_or_error, ObjectStore.read = cat_file
     print(f"| {name} | {reads} | {cpu:.3f} | {wall:.3f} |")
 
 

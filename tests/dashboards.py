@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.app import create_app
-from autoopt_pipeline.dashboard.auth import Access, Person, Role
+from autoopt_pipeline.dashboard.auth import Access, Role, User
 from autoopt_pipeline.dashboard.context import open_dashboard
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.settings import load_settings
@@ -22,7 +22,7 @@ Fields = dict[str, list[str]]
 
 def everybody(role: Role = Role.OPERATOR, tenants: Sequence[str] = ("*",)) -> Access:
     """Nobody has to sign in, and whoever asks may do this."""
-    return Access(Person("tester", role, tuple(tenants)), {}, {})
+    return Access(User("tester", role, tuple(tenants)), {}, {})
 
 
 def client(instance: dg.DagsterInstance, access: Access | None = None) -> TestClient:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autoopt_pipeline.devtools.traffic import PlayedRequest
-from autoopt_pipeline.modules.spec import Annotation, Decision, Example, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import Annotation, Example, LoggedDecision, ModuleSpec, Provenance
 from autoopt_pipeline.traces.reader import join_parts
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,8 +31,8 @@ def example(
     )
 
 
-def decision(attributes: dict[str, Any], *annotations: Annotation, failed: bool = False) -> Decision:
-    return Decision("s" * 16, "t" * 32, T0, failed, attributes, annotations)
+def decision(attributes: dict[str, Any], *annotations: Annotation, failed: bool = False) -> LoggedDecision:
+    return LoggedDecision("s" * 16, "t" * 32, T0, failed, attributes, annotations)
 
 
 def annotation(
@@ -50,10 +50,10 @@ def annotation(
     return Annotation(kind, label, metadata, T0 + timedelta(minutes=minute), made_in_ui)
 
 
-def as_read(spec: ModuleSpec, requests: list[PlayedRequest]) -> list[Decision]:
+def as_read(spec: ModuleSpec, requests: list[PlayedRequest]) -> list[LoggedDecision]:
     """Played requests as a module's decisions, the way Phoenix gives them back."""
     decisions = [
-        Decision(
+        LoggedDecision(
             f"{number:016x}",
             f"{number:032x}",
             request.time,

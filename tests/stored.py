@@ -8,9 +8,9 @@ import dspy
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.records import Manifest, Program
-from autoopt_pipeline.registry.serialization import pack
+from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.shared_instructions import SharedInstructions
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))
@@ -31,7 +31,7 @@ def made_program(
         predictor.demos = [dspy.Example(query=query, reasoning="it asks", confidence=0.9) for query in demos]
         if instructions and name in instructions:
             predictor.signature = predictor.signature.with_instructions(instructions[name])
-    return pack(spec, tenant, spec.labels or labels, program)
+    return serialize(spec, tenant, spec.labels or labels, program)
 
 
 def manifest_of(
@@ -63,7 +63,7 @@ def manifest_of(
 
 
 def store(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     program: Program,
     number: int = 0,
     *,

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from autoopt_pipeline.dashboard.auth import Role
 from autoopt_pipeline.registry.audit_log import ACTS_FOLDER, Act, enter_act, recent_acts
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -36,8 +36,8 @@ def store(home: Path, monkeypatch: pytest.MonkeyPatch) -> TenantConfigStore:
     return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
-def artifacts(home: Path, tenant: str, module: str = "routing") -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, module)
+def artifacts(home: Path, tenant: str, module: str = "routing") -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, module)
 
 
 def rows_of(page: str) -> list[tuple[str, ...]]:
@@ -133,7 +133,7 @@ def test_who_sees_some_tenants_sees_what_happened_to_those_alone(home: Path, sto
     assert "acme" not in page
 
 
-class Counting(Files):
+class Counting(ObjectStore):
     """Real files, with a count of how often they are asked."""
 
     def __init__(self, root: str) -> None:
@@ -149,7 +149,7 @@ class Counting(Files):
         return super().read_many(paths)
 
 
-def old_act(files: Files, at: datetime, tenant: str) -> None:
+def old_act(files: ObjectStore, at: datetime, tenant: str) -> None:
     act = Act(at=at, by="ada", what="declined", tenant_id=tenant, module="routing", text="v")
     name = f"{ACTS_FOLDER}/{at:%Y-%m-%d}/{at:%H%M%S%f}-{tenant}.json"
     files.create(name, act.model_dump_json().encode())
@@ -177,7 +177,7 @@ def test_a_page_of_acts_reads_no_more_than_it_shows_however_many_there_are(tmp_p
 
 
 def test_acts_of_the_same_moment_and_what_is_no_act_cost_nobody_anything(tmp_path: Path) -> None:
-    files = Files(str(tmp_path))
+    files = ObjectStore(str(tmp_path))
     for _ in range(20):
         enter_act(files, by="ada", what="declined", tenant_id="org:a b", module="routing", text="x")
     old_act(files, NOW, "acme")

@@ -16,8 +16,8 @@ from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_conf
 from autoopt_pipeline.devtools.stack import copy_instance
 from autoopt_pipeline.modules.yaml_modules import DeclaredModule
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix
@@ -39,8 +39,8 @@ class Followed:
     env: dict[str, str]
     output: str
 
-    def artifacts(self, module: str) -> ModuleArtifacts:
-        return ModuleArtifacts(Files(str(self.home / ".autoopt" / "artifacts")), self.tenant, module)
+    def artifacts(self, module: str) -> VersionStore:
+        return VersionStore(ObjectStore(str(self.home / ".autoopt" / "artifacts")), self.tenant, module)
 
     def metadata(self, module: str) -> dict:
         with open_instance(self.home) as instance:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.client import Phoenix
@@ -52,7 +52,7 @@ def test_a_password_is_sent_as_http_wants_it_and_stands_in_no_address_that_is_as
 )
 def test_errors_of_an_artifact_root_do_not_quote_its_password(address: str) -> None:
     with pytest.raises(AutooptError) as error:
-        Files(address).read("a")
+        ObjectStore(address).read("a")
     assert_unsaid(error.value)
 
 

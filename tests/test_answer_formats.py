@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 import pytest
 
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.errors import AnswersUnreadable, InvalidRequest
 from autoopt_pipeline.evaluation.runner import answer_all, unread_counts
 from autoopt_pipeline.lm.adapters import AnswerAdapter
@@ -16,12 +16,12 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision, Label
+from autoopt_pipeline.modules.spec import Label, LoggedDecision
 from autoopt_pipeline.optimization.pipeline import optimize
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import pack, unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import deserialize, serialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.examples import example
@@ -39,20 +39,20 @@ def server() -> Iterator[LLMServer]:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 @pytest.fixture(scope="module")
-def traffic() -> list[Decision]:
-    return decisions(290, Habits(reviewed=1.0))
+def traffic() -> list[LoggedDecision]:
+    return decisions(290, TrafficProfile(reviewed=1.0))
 
 
 def over_http(server: LLMServer, **fields: Any) -> MeteredLM:
     return metered_lm(LMSettings(model="openai/test", api_base=server.url, **fields), Meter(9000, 10**9))
 
 
-def knowing(traffic: list[Decision]) -> Any:
+def knowing(traffic: list[LoggedDecision]) -> Any:
     """A model that knows what is right, and says so where it is asked by a schema."""
     right = {
         e.inputs["query"]: e.right["agent"]
@@ -80,10 +80,10 @@ class TestTheFormatOfAProgram:
 
     def test_is_stored_with_it(self) -> None:
         program = in_format(ROUTING.build_program(LABELS), JSON_SCHEMA)
-        stored = pack(ROUTING, "acme", LABELS, program)
+        stored = serialize(ROUTING, "acme", LABELS, program)
         assert stored.answer_format == JSON_SCHEMA
-        assert answer_format(unpack(ROUTING, LABELS, stored).predictors()[0].signature) == JSON_SCHEMA
-        in_chat = pack(ROUTING, "acme", LABELS, in_format(program, CHAT))
+        assert answer_format(deserialize(ROUTING, LABELS, stored).predictors()[0].signature) == JSON_SCHEMA
+        in_chat = serialize(ROUTING, "acme", LABELS, in_format(program, CHAT))
         assert (in_chat.answer_format, in_chat.answer_formats) == (CHAT, {})
         assert in_chat.digest != stored.digest
 
@@ -101,7 +101,7 @@ class TestTheFormatOfAProgram:
 
 class TestAuto:
     def test_takes_the_schema_where_it_is_enforced_and_no_worse(
-        self, server: LLMServer, traffic: list[Decision], artifacts: ModuleArtifacts, tmp_path: Path
+        self, server: LLMServer, traffic: list[LoggedDecision], artifacts: VersionStore, tmp_path: Path
     ) -> None:
         server.enforces_schema, server.answer = True, knowing(traffic)
         report = optimize(job(traffic), over_http(server), artifacts)
@@ -119,7 +119,7 @@ class TestAuto:
         assert "response_format" not in server.sent[-1].body  # a baseline, asked as it was before
 
     def test_keeps_the_chat_format_where_the_schema_is_clearly_worse(
-        self, server: LLMServer, traffic: list[Decision], artifacts: ModuleArtifacts
+        self, server: LLMServer, traffic: list[LoggedDecision], artifacts: VersionStore
     ) -> None:
         wrong = json.dumps({"reasoning": "I cannot say"})
         server.enforces_schema = True
@@ -131,7 +131,7 @@ class TestAuto:
         assert [manifest.answer_format for manifest in artifacts.versions()] == [CHAT]
 
     def test_keeps_the_chat_format_where_no_schema_is_enforced(
-        self, server: LLMServer, traffic: list[Decision], artifacts: ModuleArtifacts
+        self, server: LLMServer, traffic: list[LoggedDecision], artifacts: VersionStore
     ) -> None:
         report = optimize(job(traffic), over_http(server), artifacts)
         assert any("the endpoint enforces no JSON schema" in note for note in report.notes)
@@ -140,7 +140,7 @@ class TestAuto:
 
 @pytest.mark.parametrize("chosen", [CHAT, JSON_SCHEMA])
 def test_a_format_that_was_chosen_is_that_of_all_programs(
-    server: LLMServer, traffic: list[Decision], artifacts: ModuleArtifacts, chosen: Any
+    server: LLMServer, traffic: list[LoggedDecision], artifacts: VersionStore, chosen: Any
 ) -> None:
     server.enforces_schema, server.answer = True, knowing(traffic)
     optimize(job(traffic), over_http(server, answer_format=chosen), artifacts)
@@ -165,8 +165,8 @@ def test_serving_refuses_a_format_that_there_is_not(tmp_path: Path) -> None:
 )
 def test_a_run_in_which_hardly_an_answer_can_be_read_ends_soon_and_as_a_failure(
     server: LLMServer,
-    traffic: list[Decision],
-    artifacts: ModuleArtifacts,
+    traffic: list[LoggedDecision],
+    artifacts: VersionStore,
     answered: Answered,
     counted: str,
     remedy: str,
@@ -183,7 +183,7 @@ def test_a_run_in_which_hardly_an_answer_can_be_read_ends_soon_and_as_a_failure(
 
 
 def test_what_cannot_be_read_is_counted_by_program_and_by_why(
-    server: LLMServer, traffic: list[Decision], artifacts: ModuleArtifacts
+    server: LLMServer, traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     def answer(sent: Sent) -> Answered | None:
         digit = hash(sent.question) % 20

@@ -8,10 +8,10 @@ import pytest
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.export import delete, export, stored_files
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import shared_of
 from tests.test_artifacts import save
 
@@ -23,12 +23,12 @@ def root(tmp_path: Path) -> Path:
     """A store in which `acme` and `acme:eu` have two versions and a publication each."""
     root = tmp_path / "store"
     for tenant in ("acme", "acme:eu"):
-        fill(Files(str(root)), tenant)
+        fill(ObjectStore(str(root)), tenant)
     return root
 
 
-def fill(files: Files, tenant: str) -> None:
-    artifacts = ModuleArtifacts(files, tenant, "routing")
+def fill(files: ObjectStore, tenant: str) -> None:
+    artifacts = VersionStore(files, tenant, "routing")
     one, two = save(artifacts, "one", tenant=tenant), save(artifacts, "two", tenant=tenant)
     artifacts.move(one, expected=None, by="t", why="")
     artifacts.move(two, expected=one, by="t", why="")
@@ -54,7 +54,7 @@ def own(root: Path, safe_name: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("target", ["out", "out.zip"])
 def test_an_export_holds_all_of_the_tenant_and_nothing_of_another(root: Path, tmp_path: Path, target: str) -> None:
     (root / "acme" / "routing" / "versions" / ".writing-dead").write_text("half")
-    exported = export(Files(str(root)), "acme", tmp_path / target)
+    exported = export(ObjectStore(str(root)), "acme", tmp_path / target)
     if target.endswith(".zip"):
         with zipfile.ZipFile(tmp_path / target) as archive:
             found = {name: archive.read(name) for name in archive.namelist()}
@@ -72,7 +72,7 @@ def test_an_export_overwrites_nothing_and_goes_through_no_link(root: Path, tmp_p
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / target).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InvalidExport, match="exists already"):
-        export(Files(str(root)), "acme", tmp_path / target)
+        export(ObjectStore(str(root)), "acme", tmp_path / target)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -88,7 +88,7 @@ def test_a_link_in_the_store_is_not_followed_but_named(root: Path, tmp_path: Pat
     (secret / "acme.json").write_text("a secret")
     _link(root / where, secret)
     with pytest.raises(InvalidArtifact, match=where):
-        export(Files(str(root)), "acme", tmp_path / "out")
+        export(ObjectStore(str(root)), "acme", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -97,8 +97,8 @@ def test_a_tenants_folder_that_is_a_link_is_not_followed_either(root: Path, tmp_
     (tmp_path / "secret" / "key").write_text("a secret")
     _link(root / "linked", tmp_path / "secret")
     with pytest.raises(InvalidArtifact, match="linked"):
-        export(Files(str(root)), "linked", tmp_path / "out")
-    delete(Files(str(root)), "linked")
+        export(ObjectStore(str(root)), "linked", tmp_path / "out")
+    delete(ObjectStore(str(root)), "linked")
     assert (tmp_path / "secret" / "key").exists()
 
 
@@ -108,13 +108,13 @@ def test_nothing_is_deleted_through_a_folder_of_shared_instructions_that_is_a_li
     _link(root / "_shared" / "modality", tmp_path / "secret")
     before = contents(root)
     with pytest.raises(InvalidArtifact, match="_shared/modality"):
-        delete(Files(str(root)), "acme")
+        delete(ObjectStore(str(root)), "acme")
     assert contents(root) == before
     assert (tmp_path / "secret" / "acme.json").exists()
 
 
 def test_a_name_that_leads_out_of_the_target_is_refused(tmp_path: Path) -> None:
-    files = Files("memory://autoopt-archive-names")
+    files = ObjectStore("memory://autoopt-archive-names")
     fill(files, "acme")
     files._fs.store["/autoopt-archive-names/acme/routing/versions/.."] = files._fs.open(
         "memory://autoopt-archive-names/x", "wb"
@@ -127,15 +127,15 @@ def test_a_name_that_leads_out_of_the_target_is_refused(tmp_path: Path) -> None:
 def test_an_export_that_fails_leaves_nothing_behind(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(files: Files, path: str) -> bytes | None:
+    def unreadable(files: ObjectStore, path: str) -> bytes | None:
         if path.endswith("program.json"):
             raise ArtifactStoreUnavailable("down", "try again")
         return read(files, path)
 
-    read = Files.read
-    monkeypatch.setattr(Files, "read", unreadable)
+    read = ObjectStore.read
+    monkeypatch.setattr(ObjectStore, "read", unreadable)
     with pytest.raises(ArtifactStoreUnavailable):
-        export(Files(str(root)), "acme", tmp_path / "out.zip")
+        export(ObjectStore(str(root)), "acme", tmp_path / "out.zip")
     assert {path.name for path in tmp_path.iterdir()} == {"store"}
 
 
@@ -143,17 +143,17 @@ def test_deleting_takes_all_of_the_tenant_and_nothing_of_another(root: Path) -> 
     (root / "acme" / "routing" / "versions" / ".writing-dead").write_text("half")
     before = contents(root)
     mine = own(root, "acme")
-    assert sorted(delete(Files(str(root)), "acme")) == sorted(mine)
+    assert sorted(delete(ObjectStore(str(root)), "acme")) == sorted(mine)
     assert contents(root) == {path: content for path, content in before.items() if path not in mine}
     assert not (root / "acme").exists()
-    assert delete(Files(str(root)), "acme") == []
+    assert delete(ObjectStore(str(root)), "acme") == []
 
 
 def test_a_link_is_deleted_itself_and_not_what_it_leads_to(root: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("kept")
     _link(root / "acme" / "modality", tmp_path / "kept")
-    assert "acme/modality" in delete(Files(str(root)), "acme")
+    assert "acme/modality" in delete(ObjectStore(str(root)), "acme")
     assert (tmp_path / "kept" / "file").read_text() == "kept"
     assert not (root / "acme").exists()
 
@@ -162,19 +162,19 @@ def test_a_link_is_deleted_itself_and_not_what_it_leads_to(root: Path, tmp_path:
 def test_a_deletion_that_died_anywhere_is_finished_by_the_next_and_never_activates_what_is_gone(
     root: Path, monkeypatch: pytest.MonkeyPatch, survives: int
 ) -> None:
-    files, artifacts = Files(str(root)), ModuleArtifacts(Files(str(root)), "acme", "routing")
+    files, artifacts = ObjectStore(str(root)), VersionStore(ObjectStore(str(root)), "acme", "routing")
     before = artifacts.active()
     assert before is not None
-    really, done = Files.delete, []
+    really, done = ObjectStore.delete, []
 
-    def dies(self: Files, path: str) -> bool:
+    def dies(self: ObjectStore, path: str) -> bool:
         if len(done) == survives:
             raise ArtifactStoreUnavailable("dead", "start again")
         done.append(path)
         return really(self, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "delete", dies)
+        patch.setattr(ObjectStore, "delete", dies)
         with pytest.raises(ArtifactStoreUnavailable):
             delete(files, "acme")
     active = artifacts.active()
@@ -185,7 +185,7 @@ def test_a_deletion_that_died_anywhere_is_finished_by_the_next_and_never_activat
 
 
 def test_object_stores_are_exported_and_emptied_the_same_way(tmp_path: Path) -> None:
-    files = Files("memory://autoopt-archive")
+    files = ObjectStore("memory://autoopt-archive")
     for tenant in ("acme", "acme:eu"):
         fill(files, tenant)
     assert len(export(files, "acme", tmp_path / "out.zip")) == 9

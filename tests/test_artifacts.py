@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, StaleIncumbent
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, PromotionConflict
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Program
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
+from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from tests.stored import manifest_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing")
 
 
 def folder(tmp_path: Path) -> Path:
@@ -27,21 +27,21 @@ def program(text: str, tenant: str = "acme:eu") -> Program:
     return Program(tenant_id=tenant, module="routing", fingerprint="f", labels=["a", "b"], state={"demos": [text]})
 
 
-def save(artifacts: ModuleArtifacts, text: str, *, tenant: str = "acme:eu") -> str:
+def save(artifacts: VersionStore, text: str, *, tenant: str = "acme:eu") -> str:
     stored = program(text, tenant)
     version = f"20260101T000000Z-{stored.digest[:8]}"
     artifacts.save(stored, manifest_of(stored, version))
     return version
 
 
-def test_a_version_is_read_back_as_it_was_saved(artifacts: ModuleArtifacts) -> None:
+def test_a_version_is_read_back_as_it_was_saved(artifacts: VersionStore) -> None:
     version = save(artifacts, "one")
     assert artifacts.load(version) == program("one")
     assert [manifest.version for manifest in artifacts.versions()] == [version]
     assert artifacts.active() is None
 
 
-def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     artifacts.move(one, expected=None, by="run 1", why="proven better")
     artifacts.move(two, expected=one, by="run 2", why="proven better")
@@ -57,10 +57,10 @@ def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: ModuleAr
     ]
 
 
-def test_a_move_from_a_version_that_is_no_longer_active_is_refused(artifacts: ModuleArtifacts) -> None:
+def test_a_move_from_a_version_that_is_no_longer_active_is_refused(artifacts: VersionStore) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     artifacts.move(one, expected=None, by="a", why="")
-    with pytest.raises(StaleIncumbent, match="no longer the baseline"):
+    with pytest.raises(PromotionConflict, match="no longer the baseline"):
         artifacts.move(two, expected=None, by="b", why="")
     active = artifacts.active()
     assert active is not None
@@ -68,7 +68,7 @@ def test_a_move_from_a_version_that_is_no_longer_active_is_refused(artifacts: Mo
 
 
 def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
-    artifacts = ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing")
+    artifacts = VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing")
     versions = [save(artifacts, f"candidate {i}") for i in range(8)]
     won: list[str] = []
     barrier = threading.Barrier(len(versions))
@@ -76,9 +76,9 @@ def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
     def promote(version: str) -> None:
         barrier.wait()
         try:
-            ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing").move(version, expected=None, by="t", why="")
+            VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing").move(version, expected=None, by="t", why="")
             won.append(version)
-        except StaleIncumbent:
+        except PromotionConflict:
             pass
 
     threads = [threading.Thread(target=promote, args=(version,)) for version in versions]
@@ -91,7 +91,7 @@ def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
     assert won == [active.version]
 
 
-def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     artifacts.move(one, expected=None, by="a", why="")
     before = (folder(tmp_path) / "active.json").read_bytes()
@@ -103,7 +103,7 @@ def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: ModuleArt
     assert json.loads((folder(tmp_path) / "active.json").read_text())["version"] == two
 
 
-def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     artifacts.move(one, expected=None, by="run 1", why="proven better")
     before = (folder(tmp_path) / "active.json").read_bytes()
@@ -114,7 +114,7 @@ def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: ModuleArtifa
     (folder(tmp_path) / "active.json").write_bytes(before)  # the writer died before it
     assert artifacts.active() is None
     assert json.loads((folder(tmp_path) / "active.json").read_text()) == told
-    with pytest.raises(StaleIncumbent):
+    with pytest.raises(PromotionConflict):
         artifacts.move(two, expected=one, by="run 2", why="proven better")
     artifacts.move(two, expected=None, by="run 3", why="proven better")
     active = artifacts.active()
@@ -123,7 +123,7 @@ def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: ModuleArtifa
 
 
 def test_moves_and_pointers_stored_before_there_was_a_way_back_to_the_baseline_are_read(
-    artifacts: ModuleArtifacts, tmp_path: Path
+    artifacts: VersionStore, tmp_path: Path
 ) -> None:
     one = save(artifacts, "one")
     move = f'{{"sequence": 1, "at": "2026-01-01T00:00:00Z", "by": "t", "why": "", "expected": null, "to": "{one}"}}'
@@ -137,7 +137,7 @@ def test_moves_and_pointers_stored_before_there_was_a_way_back_to_the_baseline_a
     assert [move.to for move in artifacts.moves()] == [one, None]
 
 
-def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     (folder(tmp_path) / "versions" / one / "manifest.json").write_bytes(b"\xff")
     manifests, damaged = artifacts.survey()
@@ -147,7 +147,7 @@ def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: Mo
         artifacts.versions()
 
 
-def test_a_version_without_its_manifest_is_not_there(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_version_without_its_manifest_is_not_there(artifacts: VersionStore, tmp_path: Path) -> None:
     version = save(artifacts, "one")
     (folder(tmp_path) / "versions" / version / "manifest.json").unlink()
     assert artifacts.versions() == []
@@ -155,7 +155,7 @@ def test_a_version_without_its_manifest_is_not_there(artifacts: ModuleArtifacts,
         artifacts.move(version, expected=None, by="a", why="")
 
 
-def test_a_damaged_program_is_refused(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_damaged_program_is_refused(artifacts: VersionStore, tmp_path: Path) -> None:
     version = save(artifacts, "one")
     path = folder(tmp_path) / "versions" / version / "program.json"
     path.write_bytes(path.read_bytes().replace(b"one", b"two"))
@@ -163,13 +163,13 @@ def test_a_damaged_program_is_refused(artifacts: ModuleArtifacts, tmp_path: Path
         artifacts.load(version)
 
 
-def test_another_tenants_program_is_refused(artifacts: ModuleArtifacts) -> None:
+def test_another_tenants_program_is_refused(artifacts: VersionStore) -> None:
     version = save(artifacts, "one", tenant="rival")
     with pytest.raises(InvalidArtifact, match="belongs to rival/routing"):
         artifacts.load(version)
 
 
-def test_a_version_is_never_overwritten(artifacts: ModuleArtifacts) -> None:
+def test_a_version_is_never_overwritten(artifacts: VersionStore) -> None:
     version = save(artifacts, "one")
     (manifest,) = artifacts.versions()
     artifacts.save(program("two"), manifest.model_copy(update={"reason": "another"}))
@@ -177,40 +177,40 @@ def test_a_version_is_never_overwritten(artifacts: ModuleArtifacts) -> None:
     assert artifacts.versions() == [manifest]
 
 
-def test_a_place_in_the_ledger_is_taken_once(artifacts: ModuleArtifacts) -> None:
+def test_a_place_in_the_ledger_is_taken_once(artifacts: VersionStore) -> None:
     entry = LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
     assert artifacts.charge(entry)
     assert not artifacts.charge(entry.model_copy(update={"candidate_digest": "other"}))
     assert artifacts.ledger() == [entry]
 
 
-def test_no_temporary_file_is_left_or_listed(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_no_temporary_file_is_left_or_listed(artifacts: VersionStore, tmp_path: Path) -> None:
     save(artifacts, "one")
     assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_other_stores_work_the_same_way() -> None:
-    artifacts = ModuleArtifacts(Files("memory://autoopt-test"), "acme:eu", "routing")
+    artifacts = VersionStore(ObjectStore("memory://autoopt-test"), "acme:eu", "routing")
     one, two = save(artifacts, "one"), save(artifacts, "two")
     artifacts.move(one, expected=None, by="a", why="")
-    with pytest.raises(StaleIncumbent):
+    with pytest.raises(PromotionConflict):
         artifacts.move(two, expected=None, by="b", why="")
     assert {manifest.version for manifest in artifacts.versions()} == {one, two}
 
 
 def test_an_unknown_kind_of_root_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="AUTOOPT_ARTIFACTS_URL"):
-        Files("nonsense://somewhere")
+        ObjectStore("nonsense://somewhere")
 
 
 def test_a_root_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactStoreUnavailable, match="AUTOOPT_ARTIFACTS_URL"):
-        save(ModuleArtifacts(Files(str(tmp_path / "file")), "acme:eu", "routing"), "one")
+        save(VersionStore(ObjectStore(str(tmp_path / "file")), "acme:eu", "routing"), "one")
 
 
 def test_a_withdrawn_version_keeps_its_manifest_and_can_neither_be_loaded_nor_come_back(
-    artifacts: ModuleArtifacts, tmp_path: Path
+    artifacts: VersionStore, tmp_path: Path
 ) -> None:
     one, two = save(artifacts, "very private"), save(artifacts, "two")
     (folder(tmp_path) / "versions" / one / ".writing-dead").write_text("very private")
@@ -231,7 +231,7 @@ def test_a_withdrawn_version_keeps_its_manifest_and_can_neither_be_loaded_nor_co
 
 
 def test_withdrawing_again_finishes_what_a_dead_writer_left_and_keeps_the_first_reason(
-    artifacts: ModuleArtifacts, tmp_path: Path
+    artifacts: VersionStore, tmp_path: Path
 ) -> None:
     version = save(artifacts, "one")
     artifacts.withdraw(version, by="marta", why="first")
@@ -244,8 +244,8 @@ def test_withdrawing_again_finishes_what_a_dead_writer_left_and_keeps_the_first_
     assert withdrawal.why == "first"
 
 
-def test_a_tenants_modules_are_those_with_artifacts(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_tenants_modules_are_those_with_artifacts(artifacts: VersionStore, tmp_path: Path) -> None:
     save(artifacts, "one")
-    found = modules_of(Files(str(tmp_path)), "acme:eu")
+    found = modules_of(ObjectStore(str(tmp_path)), "acme:eu")
     assert [(each.tenant_id, each.module) for each in found] == [("acme:eu", "routing")]
-    assert modules_of(Files(str(tmp_path)), "acme") == []
+    assert modules_of(ObjectStore(str(tmp_path)), "acme") == []

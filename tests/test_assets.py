@@ -15,7 +15,7 @@ import pytest
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG, build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.resources import Services
@@ -157,7 +157,9 @@ def test_unified_does_not_start_where_a_part_failed_and_dagster_says_so(
 def test_the_data_check_warns_where_nobody_reviews_and_where_spans_cannot_be_read(
     configured: Path, phoenix: Phoenix, tenant: str, instance: dg.DagsterInstance
 ) -> None:
-    bad = replace(ACME, tenant_id=tenant, habits=Habits(reviewed=0, complains=0, malformed=0.3), modules=("routing",))
+    bad = replace(
+        ACME, tenant_id=tenant, habits=TrafficProfile(reviewed=0, complains=0, malformed=0.3), modules=("routing",)
+    )
     end = datetime.now(UTC)
     send_sample_traffic(phoenix, bad, 60, start=end - timedelta(hours=1), end=end, seed=1)
     write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), sample_config(bad))

@@ -3,18 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.calibration import brier, confidence_of, reliability
-from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.cases import ScoredAnswer
 
 answers = st.builds(
-    Graded,
+    ScoredAnswer,
     score=st.floats(0, 1),
     label=st.just("a"),
     confidence=st.none() | st.floats(0, 1),
 )
 
 
-def said(confidence: float | None, score: float = 1.0) -> Graded:
-    return Graded(score, "a", confidence)
+def said(confidence: float | None, score: float = 1.0) -> ScoredAnswer:
+    return ScoredAnswer(score, "a", confidence)
 
 
 def test_a_missing_confidence_counts_as_one_half() -> None:
@@ -29,12 +29,12 @@ def test_a_believable_confidence_has_a_low_brier_score() -> None:
 
 
 @given(st.lists(answers, min_size=1))
-def test_a_brier_score_is_a_share(given: list[Graded]) -> None:
+def test_a_brier_score_is_a_share(given: list[ScoredAnswer]) -> None:
     assert 0 <= brier(given) <= 1
 
 
 @given(st.lists(answers))
-def test_every_answer_is_in_the_bin_of_its_confidence(given: list[Graded]) -> None:
+def test_every_answer_is_in_the_bin_of_its_confidence(given: list[ScoredAnswer]) -> None:
     bins = reliability(given)
     assert len(bins) == 10
     assert sum(b.count for b in bins) == len(given)

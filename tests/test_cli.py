@@ -13,8 +13,8 @@ import pytest
 
 from autoopt_pipeline.cli import context, main
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.client import Phoenix
 from tests.test_artifacts import save
@@ -54,7 +54,7 @@ def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> s
 
 @pytest.fixture
 def promoted_version(home: Path) -> str:
-    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = save(artifacts, "one", tenant="acme")
     artifacts.move(version, expected=None, by="t", why="")
     return version

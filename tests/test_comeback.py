@@ -4,11 +4,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from autoopt_pipeline.evaluation.trial_log import Terms, begin, open_trial
-from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin, open_trial
+from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.optimization.warm_start import Pool
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import made_program, store
 from tests.test_optimize import artifacts, decisions, job, stand_in
@@ -18,7 +18,7 @@ __all__ = ["artifacts", "configs", "pool", "root"]  # fixtures
 
 
 def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looked_at(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
 ) -> None:
     traffic = decisions(450)
     first = optimize(job(traffic), stand_in(), artifacts)
@@ -36,7 +36,7 @@ def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looke
 
 
 def test_a_finalist_that_a_person_declined_is_rejected_before_the_holdout_is_looked_at(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
 ) -> None:
     traffic = decisions(450)
     manual = job(traffic)
@@ -61,17 +61,19 @@ def test_shared_instructions_that_a_person_went_back_from_are_not_started_from_a
     first = started(pool, root, config)
     taker = artifacts_of(root, "taker")
     taker.move(None, expected=first.version, by="marta", why="it annoys people")
-    later = Job(ROUTING, config, decisions(30), AT - timedelta(days=1), AT + timedelta(days=1), "later", pool=pool)
+    later = OptimizationJob(
+        ROUTING, config, decisions(30), AT - timedelta(days=1), AT + timedelta(days=1), "later", pool=pool
+    )
     report = optimize(later, stand_in(), taker)
     assert report.verdict is Verdict.NOT_ENOUGH_DATA
     assert taker.active() is None
     assert len(taker.moves()) == 2
 
 
-def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(artifacts: ModuleArtifacts) -> None:
+def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(artifacts: VersionStore) -> None:
     program = made_program("acme", demos=["find it"])
     approved, waiting = store(artifacts, program, 1), store(artifacts, program, 2)
-    terms = Terms(None, "stand-in", ("search_agent", "report_agent"))
+    terms = TrialConditions(None, "stand-in", ("search_agent", "report_agent"))
     begin(artifacts, waiting, terms, after=0, alpha=0.01, queries=[], run_id="r")
     assert open_trial(artifacts, terms) is not None
     artifacts.move(approved, expected=None, by="marta", why="looks good")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -25,7 +25,7 @@ TENANT = "an-organisation-with-a-long-name:and-a-department-whose-name-is-long"
 def version(home: Path, store: TenantConfigStore) -> str:
     """The active version of a tenant with a long name."""
     configure(store, TENANT)
-    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), TENANT, "routing")
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), TENANT, "routing")
     return stored_program(artifacts, made_program(TENANT), active=True)
 
 
@@ -76,7 +76,7 @@ def test_a_table_is_as_wide_as_the_terminal_where_no_word_is_broken(home: Path, 
 
 def test_the_trace_of_a_sample_is_named_whole(store: TenantConfigStore, phoenix: Phoenix, tenant: str) -> None:
     configure(store, tenant)
-    send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
     lines = autoopt("traces", "sample", tenant, "--module", "routing", "-n", "1", width=80).splitlines()
     (line,) = [line for line in lines if " trace " in line]
     assert len(line.split()[-1]) == 32

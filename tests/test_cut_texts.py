@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision, Label
+from autoopt_pipeline.modules.spec import Label, LoggedDecision
 from autoopt_pipeline.serving import trace_to_phoenix
 from autoopt_pipeline.serving._forms import span_attributes
 from autoopt_pipeline.span_contract import ROUTING, project_name
@@ -29,8 +29,8 @@ def flat(query: str) -> dict[str, Any]:
     return {"routing.query": query, "routing.chosen_agent": "a", "routing.confidence": 0.9}
 
 
-def read(spans: list[dict[str, Any]]) -> list[Decision]:
-    return [Decision(f"{i:016x}", f"{i:032x}", T0, False, span) for i, span in enumerate(spans)]
+def read(spans: list[dict[str, Any]]) -> list[LoggedDecision]:
+    return [LoggedDecision(f"{i:016x}", f"{i:032x}", T0, False, span) for i, span in enumerate(spans)]
 
 
 def learnt(spans: list[dict[str, Any]]) -> tuple[list[str], dict[str, int]]:

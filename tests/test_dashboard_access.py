@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from autoopt_pipeline.dashboard.auth import Access, Person, Role, open_access
+from autoopt_pipeline.dashboard.auth import Access, Role, User, open_access
 from autoopt_pipeline.errors import InvalidSettings
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -50,7 +50,7 @@ def bearer(token: str) -> dict[str, str]:
 
 def test_on_this_machine_alone_nobody_signs_in() -> None:
     access = open_access(Settings(), host="127.0.0.1", who="marta")
-    assert access.everybody == Person("marta", Role.OPERATOR)
+    assert access.everybody == User("marta", Role.OPERATOR)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "dashboard.internal", "::"])  # noqa: S104
@@ -129,8 +129,8 @@ def test_behind_tls_the_cookie_is_sent_over_nothing_else(home: Path, people: Acc
 
 def test_a_proxys_header_counts_only_from_its_own_addresses(people: Access) -> None:
     headers = httpx.Headers({"X-Forwarded-User": "vera"})
-    assert people.by_proxy(headers, "10.1.2.3") == Person("vera", Role.VIEWER)
-    assert people.by_proxy(headers, "::ffff:10.1.2.3") == Person("vera", Role.VIEWER)
+    assert people.by_proxy(headers, "10.1.2.3") == User("vera", Role.VIEWER)
+    assert people.by_proxy(headers, "::ffff:10.1.2.3") == User("vera", Role.VIEWER)
     for address in ("192.168.0.1", "::1", None):
         assert people.by_proxy(headers, address) is None
     assert people.by_proxy(httpx.Headers({"X-Forwarded-User": "mallory"}), "10.1.2.3") is None
@@ -171,7 +171,7 @@ def test_who_may_see_some_tenants_finds_no_trace_of_others(
 
 def test_a_form_of_another_site_changes_nothing(home: Path, store: TenantConfigStore) -> None:
     configure(store, "acme")
-    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = stored_program(artifacts, made_program("acme"), changes={"verdict": "awaiting_approval"})
     form = {"version": version, "why": "because"}
     path = "/tenants/acme/modules/routing/approve"

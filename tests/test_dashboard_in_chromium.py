@@ -27,8 +27,8 @@ from autoopt_pipeline.devtools.stack import (
 )
 from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.progress import RunProgress
 from autoopt_pipeline.tenants.store import open_config_store, write_config
@@ -53,8 +53,8 @@ class Site:
     phoenix_port: int
 
     @property
-    def artifacts(self) -> ModuleArtifacts:
-        return ModuleArtifacts(Files(str(self.stack.home / ".autoopt" / "artifacts")), "acme", "routing")
+    def artifacts(self) -> VersionStore:
+        return VersionStore(ObjectStore(str(self.stack.home / ".autoopt" / "artifacts")), "acme", "routing")
 
 
 def tell_progress(instance: dg.DagsterInstance, done: int) -> None:

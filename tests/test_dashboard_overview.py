@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from autoopt_pipeline.dashboard.overview_query import _SORTED_BY, Query, select
 from autoopt_pipeline.dashboard.paging import PAGE
 from autoopt_pipeline.registry.records import Rollback, Verdict
-from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Evidence, Outcome, Reason
-from autoopt_pipeline.status.module_status import Health, Standing
+from autoopt_pipeline.scheduling.conditions import Attempts, Evidence, Reason, RunOutcome, ScheduleDecision
+from autoopt_pipeline.status.module_status import Health, ModuleStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACK = Rollback(versions=("v2",), at=NOW, by="watch", why="errors rose")
-PROPOSED = Outcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
+PROPOSED = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
     tenant: str = "acme", module: str = "routing", reason: Reason = Reason.NOT_DUE, **changes: object
-) -> Standing:
+) -> ModuleStatus:
     fields: dict[str, object] = {"attempts": Attempts(outcome_at=NOW), **changes}
-    return Standing(tenant, module, Decision(reason, "told"), **fields)  # ty: ignore[invalid-argument-type]
+    return ModuleStatus(tenant, module, ScheduleDecision(reason, "told"), **fields)  # ty: ignore[invalid-argument-type]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def standing(
         (standing(attempts=Attempts()), Health.NEW),
     ],
 )
-def test_health_is_the_worst_that_can_be_said(found: Standing, health: Health) -> None:
+def test_health_is_the_worst_that_can_be_said(found: ModuleStatus, health: Health) -> None:
     assert found.health is health
 
 
@@ -58,7 +58,7 @@ def test_what_is_turned_off_is_shown_to_who_looks_for_it() -> None:
 def test_the_worst_comes_first_and_any_column_can_be_sorted_both_ways() -> None:
     evidence = {"a": 5, "b": 90, "c": 50}
     board = [
-        Standing(name, "routing", Decision(Reason.TOO_FEW_TRACES, "", Evidence(count), 100), Attempts())
+        ModuleStatus(name, "routing", ScheduleDecision(Reason.TOO_FEW_TRACES, "", Evidence(count), 100), Attempts())
         for name, count in evidence.items()
     ] + [standing("broken", reason=Reason.ERROR)]
     assert select(board, Query()).rows[0].tenant_id == "broken"
@@ -86,11 +86,11 @@ queries = st.builds(
     down=st.booleans(),
 )
 standings = st.builds(
-    Standing,
+    ModuleStatus,
     st.text("abcd", min_size=1, max_size=4),
     st.sampled_from(["routing", "modality", "unified"]),
     st.builds(
-        Decision,
+        ScheduleDecision,
         st.sampled_from(Reason),
         st.just(""),
         st.none() | st.builds(Evidence, st.integers(0, 500)),
@@ -98,7 +98,7 @@ standings = st.builds(
         st.none() | st.datetimes(timezones=st.just(UTC)),
     ),
     st.builds(Attempts, st.none() | st.datetimes(timezones=st.just(UTC)), failures=st.integers(0, 2)),
-    st.none() | st.builds(Outcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
+    st.none() | st.builds(RunOutcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
     active_score=st.none() | st.floats(0, 1),
 )
 
@@ -106,7 +106,7 @@ standings = st.builds(
 @given(
     board=st.lists(standings, max_size=3 * PAGE, unique_by=lambda each: (each.tenant_id, each.module)), query=queries
 )
-def test_pages_hold_every_match_once_in_one_order(board: Sequence[Standing], query: Query) -> None:
+def test_pages_hold_every_match_once_in_one_order(board: Sequence[ModuleStatus], query: Query) -> None:
     first = select(board, query)
     pages = [
         select(reversed(board), Query.read(_params(query.encode(page=number)))) for number in range(1, first.pages + 1)

@@ -9,13 +9,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.dashboard.status_cache import Looking
+from autoopt_pipeline.dashboard.status_cache import StatusCache
 from autoopt_pipeline.devtools.processes import free_port
 from autoopt_pipeline.errors import ConfigStoreUnavailable
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.status.module_status import Standing
+from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -35,8 +35,8 @@ def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Tena
     return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
-def artifacts(home: Path, tenant: str, module: str = "routing") -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, module)
+def artifacts(home: Path, tenant: str, module: str = "routing") -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, module)
 
 
 def outcome(home: Path, tenant: str, module: str = "routing", **metadata: Any) -> None:
@@ -322,15 +322,19 @@ def test_a_trend_is_the_score_of_what_served_from_outcome_to_outcome(home: Path,
 
 
 def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
-    answers: list[list[Standing] | Exception] = [[], ConfigStoreUnavailable("gone", "bring it back"), RuntimeError("x")]
+    answers: list[list[ModuleStatus] | Exception] = [
+        [],
+        ConfigStoreUnavailable("gone", "bring it back"),
+        RuntimeError("x"),
+    ]
 
-    def look() -> list[Standing]:
+    def look() -> list[ModuleStatus]:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    looking = Looking(look, lambda _: [])
+    looking = StatusCache(look, lambda _: [])
     looking._take()
     first, trouble = looking.latest()
     assert (first is not None, trouble) == (True, None)

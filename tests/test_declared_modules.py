@@ -20,7 +20,7 @@ from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import KEPT_NAMES
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.modules.yaml_modules import KEPT_FIELD_NAMES, PROGRAM, declared_modules
-from autoopt_pipeline.registry.serialization import pack, unpack
+from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.serving._forms import span_attributes
 from autoopt_pipeline.span_contract import CONFIRMING, REFUTING, UNDECIDED, SpanContract
 from autoopt_pipeline.tenants.config import LMSettings
@@ -151,7 +151,7 @@ def ask(spec: ModuleSpec, examples: list) -> list[Answer]:
     demo = {**examples[0].inputs, spec.output_field: labels[-1].name, "confidence": 0.9}
     for predictor in program.predictors():
         predictor.demos = [dspy.Example(**demo).with_inputs(*examples[0].inputs)]
-    stored = unpack(spec, labels, pack(spec, "acme", labels, program))
+    stored = deserialize(spec, labels, serialize(spec, "acme", labels, program))
     return answer_all(spec, stored, examples, metered_lm(LMSettings(model="stand-in"), Meter(100, 10**9)))
 
 

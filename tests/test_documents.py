@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from autoopt_pipeline.devtools.stack import copy_instance
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.traces.client import OLDEST_PHOENIX, SUPPORTED_PHOENIX, Phoenix
 from tests.test_cli import AGENTS, autoopt
@@ -198,7 +198,7 @@ def _without_numbers(text: str) -> str:
 
 
 def test_a_version_that_is_not_there_is_told_and_can_be_gone_back_from(place: Place) -> None:
-    active = ModuleArtifacts(Files(str(place.home / ".autoopt" / "artifacts")), place.tenant, "routing").active()
+    active = VersionStore(ObjectStore(str(place.home / ".autoopt" / "artifacts")), place.tenant, "routing").active()
     assert active
     shutil.rmtree(place.home / ".autoopt" / "artifacts" / place.tenant / "routing" / "versions" / active.version)
     assert f"the manifest of {active.version} is missing" in " ".join(autoopt("status", place.tenant).split())

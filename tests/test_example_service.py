@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from starlette.testclient import TestClient
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Truth, sample_truths
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, SyntheticRequest, sample_truths
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.resources import Services
@@ -45,7 +45,7 @@ def route(service: TestClient, tenant: str, query: str) -> dict:
     return answer.json()
 
 
-def right(service: TestClient, tenant: str, truths: list[Truth]) -> int:
+def right(service: TestClient, tenant: str, truths: list[SyntheticRequest]) -> int:
     return sum(route(service, tenant, truth.query)["agent"] == truth.answers["agent"] for truth in truths)
 
 

@@ -10,13 +10,13 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits, Truth, play
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config
 from autoopt_pipeline.traces.client import Phoenix
@@ -39,11 +39,11 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
     autoopt("tenants", "add", tenant, *AGENTS)
     agents = ["search_agent", "report_agent"]
-    truths = [Truth(query, {"agent": agents[0]}) for query in [SECRET, *OTHERS]]
-    habits = Habits(reviewed=1.0, malformed=0.0)
+    truths = [SyntheticRequest(query, {"agent": agents[0]}) for query in [SECRET, *OTHERS]]
+    habits = TrafficProfile(reviewed=1.0, malformed=0.0)
     start = NOW - timedelta(hours=1)
     send_traffic(
-        phoenix, tenant, list(play(truths, {"agent": agents}, habits, start=start, end=NOW, rng=random.Random(1)))
+        phoenix, tenant, list(simulate(truths, {"agent": agents}, habits, start=start, end=NOW, rng=random.Random(1)))
     )
     for number, module in enumerate(("routing", "unified")):
         store(artifacts(home, tenant, module), made_program(tenant, module, demos=[LEARNT, *OTHERS]), 2 * number)
@@ -66,8 +66,8 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
     return secret.trace_id
 
 
-def artifacts(home: Path, tenant: str, module: str = "routing") -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, module)
+def artifacts(home: Path, tenant: str, module: str = "routing") -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, module)
 
 
 def config_of(home: Path, tenant: str) -> RoutingConfigUnified:
@@ -121,7 +121,7 @@ def test_a_call_that_died_is_finished_by_the_next(
     tenant: str, home: Path, trace_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "delete", _dead)
+        patch.setattr(ObjectStore, "delete", _dead)
         assert "dead" in autoopt("forget", tenant, trace_id, status=2)
     assert config_of(home, tenant).forgotten_traces == [trace_id]
     assert len(holding(home)) == 4
@@ -130,7 +130,7 @@ def test_a_call_that_died_is_finished_by_the_next(
     assert [manifest.verdict for manifest in artifacts(home, tenant).versions()].count("forget") == 1
 
 
-def _dead(files: Files, path: str) -> bool:
+def _dead(files: ObjectStore, path: str) -> bool:
     raise ArtifactStoreUnavailable("dead", "start again")
 
 
@@ -166,7 +166,7 @@ def test_no_other_tenants_programs_are_touched(tenant: str, home: Path, trace_id
 def test_what_was_shared_is_forgotten_where_it_went(tenant: str, home: Path, trace_id: str) -> None:
     quoting = {"decide": f"As in '{LEARNT}', it is a search."}
     store(artifacts(home, tenant), made_program(tenant, instructions=quoting), 5)
-    shared = SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
+    shared = SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
     shared.publish(shared_of(tenant, instructions=quoting))
     taker, own = f"{tenant}x", f"{tenant}y"
     for other in (taker, own):
@@ -230,9 +230,11 @@ def test_what_cannot_be_forgotten_is_refused_in_one_line(
 
 @pytest.mark.parametrize("openinference", [False, True], ids=["flat keys", "OpenInference JSON"])
 def test_a_traces_text_is_found_as_it_is_learnt(phoenix: Phoenix, tenant: str, openinference: bool) -> None:
-    truths = [Truth(query, {"agent": "a"}) for query in [SECRET, *OTHERS]]
-    habits = Habits(reviewed=1.0, malformed=0.0, openinference=openinference)
-    played = play(truths, {"agent": ["a", "b"]}, habits, start=NOW - timedelta(hours=1), end=NOW, rng=random.Random(1))
+    truths = [SyntheticRequest(query, {"agent": "a"}) for query in [SECRET, *OTHERS]]
+    habits = TrafficProfile(reviewed=1.0, malformed=0.0, openinference=openinference)
+    played = simulate(
+        truths, {"agent": ["a", "b"]}, habits, start=NOW - timedelta(hours=1), end=NOW, rng=random.Random(1)
+    )
     send_traffic(phoenix, tenant, list(played))
     read = collect(phoenix, tenant, get_module("routing"), start=NOW - timedelta(hours=2), end=NOW)
     wanted = {decision.trace_id for decision in read.decisions[:2]}

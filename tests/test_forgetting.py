@@ -14,16 +14,16 @@ from autoopt_pipeline.erasure.programs import (
     versions_with,
     without_text,
 )
-from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, StaleIncumbent
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, PromotionConflict
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import redact
-from autoopt_pipeline.optimization.pipeline import Job, optimize
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import TrialStep, Verdict
-from autoopt_pipeline.registry.serialization import unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import deserialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
@@ -41,21 +41,21 @@ def text(*wanted: str) -> ForgottenText:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 def holds(folder: Path, secret: str = SECRET) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and secret in path.read_text()]
 
 
-def active_version(artifacts: ModuleArtifacts) -> str | None:
+def active_version(artifacts: VersionStore) -> str | None:
     active = artifacts.active()
     return active.version if active else None
 
 
-def demos_of(artifacts: ModuleArtifacts) -> list[str]:
-    program = unpack(get_module("routing"), LABELS, artifacts.load(active_version(artifacts) or ""))
+def demos_of(artifacts: VersionStore) -> list[str]:
+    program = deserialize(get_module("routing"), LABELS, artifacts.load(active_version(artifacts) or ""))
     return [demo["query"] for predictor in program.predictors() for demo in predictor.demos]
 
 
@@ -89,7 +89,7 @@ def test_longer_texts_are_found_inside_others_and_short_ones_only_as_a_whole() -
 
 
 def test_the_active_version_is_replaced_by_its_equal_without_the_text_at_once(
-    artifacts: ModuleArtifacts, tmp_path: Path
+    artifacts: VersionStore, tmp_path: Path
 ) -> None:
     clean = store(artifacts, made_program("acme", demos=[OTHER]), 0)
     held = store(artifacts, made_program("acme", demos=[SECRET]), 1)
@@ -109,7 +109,7 @@ def test_the_active_version_is_replaced_by_its_equal_without_the_text_at_once(
     artifacts.load(clean)
 
 
-def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: ModuleArtifacts) -> None:
+def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: VersionStore) -> None:
     store(artifacts, made_program("acme", demos=[SECRET]), 0)
     active = store(artifacts, made_program("acme", demos=[OTHER]), 1, active=True)
     cleaned = forget_in_programs(artifacts, text(SECRET), who="marta")
@@ -118,24 +118,24 @@ def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: Mod
     assert len(artifacts.moves()) == 1
 
 
-def test_instructions_that_quote_the_text_become_the_baselines(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_instructions_that_quote_the_text_become_the_baselines(artifacts: VersionStore, tmp_path: Path) -> None:
     quoting = made_program("acme", demos=[OTHER], instructions={"decide": f"As in '{SECRET}', search first."})
     store(artifacts, quoting, active=True)
     forget_in_programs(artifacts, text(SECRET), who="marta")
-    program = unpack(get_module("routing"), LABELS, artifacts.load(active_version(artifacts) or ""))
+    program = deserialize(get_module("routing"), LABELS, artifacts.load(active_version(artifacts) or ""))
     assert program.decide.signature.instructions == BASELINE
     assert demos_of(artifacts) == [OTHER]
     assert holds(tmp_path) == []
 
 
-def test_a_text_that_stands_in_the_baseline_itself_withdraws_nothing_for_that(artifacts: ModuleArtifacts) -> None:
+def test_a_text_that_stands_in_the_baseline_itself_withdraws_nothing_for_that(artifacts: VersionStore) -> None:
     active = store(artifacts, made_program("acme", demos=[OTHER]), active=True)
     assert forget_in_programs(artifacts, text("take the query"), who="marta").withdrawn == ()
     assert active_version(artifacts) == active
 
 
 def test_a_composed_program_is_cleaned_in_all_its_parts(tmp_path: Path) -> None:
-    artifacts = ModuleArtifacts(Files(str(tmp_path)), "acme", "unified")
+    artifacts = VersionStore(ObjectStore(str(tmp_path)), "acme", "unified")
     store(artifacts, made_program("acme", "unified", demos=[SECRET, OTHER]), active=True)
     forget_in_programs(artifacts, text(SECRET), who="marta")
     state = artifacts.load(active_version(artifacts) or "").state
@@ -147,7 +147,7 @@ def test_a_composed_program_is_cleaned_in_all_its_parts(tmp_path: Path) -> None:
     assert holds(tmp_path) == []
 
 
-def test_damaged_and_half_written_programs_are_found_too(artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_damaged_and_half_written_programs_are_found_too(artifacts: VersionStore, tmp_path: Path) -> None:
     version = store(artifacts, made_program("acme", demos=[SECRET]), 0, active=True)
     versions = tmp_path / "acme" / "routing" / "versions"
     damaged = (versions / version / "program.json").read_text().replace('"format": 1', '"format": 1,,')
@@ -162,14 +162,14 @@ def test_damaged_and_half_written_programs_are_found_too(artifacts: ModuleArtifa
 
 @pytest.mark.parametrize("writes", range(8))
 def test_whenever_it_dies_a_second_call_finishes(
-    tmp_path: Path, artifacts: ModuleArtifacts, monkeypatch: pytest.MonkeyPatch, writes: int
+    tmp_path: Path, artifacts: VersionStore, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     older = store(artifacts, made_program("acme", demos=[SECRET]), 0)
     active = store(artifacts, made_program("acme", demos=[OTHER, SECRET]), 1, active=True)
     left = [writes]
 
     def dying(method):
-        def call(self: Files, *args):
+        def call(self: ObjectStore, *args):
             if left[0] == 0:
                 raise ArtifactStoreUnavailable("dead", "start again")
             left[0] -= 1
@@ -179,7 +179,7 @@ def test_whenever_it_dies_a_second_call_finishes(
 
     with monkeypatch.context() as patch:
         for name in ("create", "replace", "delete"):
-            patch.setattr(Files, name, dying(getattr(Files, name)))
+            patch.setattr(ObjectStore, name, dying(getattr(ObjectStore, name)))
         with pytest.raises(ArtifactStoreUnavailable):
             forget_in_programs(artifacts, text(SECRET), who="marta")
     assert demos_of(artifacts)[0] == OTHER  # something serves at every moment
@@ -192,25 +192,25 @@ def test_whenever_it_dies_a_second_call_finishes(
 
 
 def test_a_promotion_in_between_is_cleaned_as_well(
-    artifacts: ModuleArtifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifacts: VersionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(artifacts, made_program("acme", demos=[SECRET]), 0, active=True)
-    move, moved = ModuleArtifacts.move, []
+    move, moved = VersionStore.move, []
 
-    def promoted_first(self: ModuleArtifacts, to: str, **kwargs):
+    def promoted_first(self: VersionStore, to: str, **kwargs):
         if not moved:
             moved.append(to)
             newer = store(self, made_program("acme", demos=[OTHER, SECRET]), 1)
             move(self, newer, expected=kwargs["expected"], by="run", why="")
         return move(self, to, **kwargs)
 
-    monkeypatch.setattr(ModuleArtifacts, "move", promoted_first)
+    monkeypatch.setattr(VersionStore, "move", promoted_first)
     forget_in_programs(artifacts, text(SECRET), who="marta")
     assert demos_of(artifacts) == [OTHER]
     assert holds(tmp_path) == []
 
 
-def test_a_withdrawn_equal_of_what_is_left_does_not_come_back(artifacts: ModuleArtifacts) -> None:
+def test_a_withdrawn_equal_of_what_is_left_does_not_come_back(artifacts: VersionStore) -> None:
     withdrawn = store(artifacts, made_program("acme", demos=[OTHER]), 0)
     artifacts.withdraw(withdrawn, by="marta", why="")
     store(artifacts, made_program("acme", demos=[OTHER, SECRET]), 1, active=True)
@@ -220,20 +220,20 @@ def test_a_withdrawn_equal_of_what_is_left_does_not_come_back(artifacts: ModuleA
 
 
 def test_an_active_version_that_keeps_changing_is_an_error(
-    artifacts: ModuleArtifacts, monkeypatch: pytest.MonkeyPatch
+    artifacts: VersionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = store(artifacts, made_program("acme", demos=[SECRET]), 0, active=True)
 
-    def stale(self: ModuleArtifacts, to: str, **kwargs):
-        raise StaleIncumbent("somebody else", "repeat")
+    def stale(self: VersionStore, to: str, **kwargs):
+        raise PromotionConflict("somebody else", "repeat")
 
-    monkeypatch.setattr(ModuleArtifacts, "move", stale)
-    with pytest.raises(StaleIncumbent, match="repeat the command"):
+    monkeypatch.setattr(VersionStore, "move", stale)
+    with pytest.raises(PromotionConflict, match="repeat the command"):
         forget_in_programs(artifacts, text(SECRET), who="marta")
     assert versions_with(artifacts, text(SECRET)) == [version]
 
 
-def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: ModuleArtifacts) -> None:
+def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: VersionStore) -> None:
     waiting = store(artifacts, made_program("acme", demos=[SECRET]))
     step = TrialStep(
         sequence=1,
@@ -252,7 +252,7 @@ def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: ModuleArti
     forget_in_programs(artifacts, text(SECRET), who="marta")
     config = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=label.name) for label in LABELS])
     lm = metered_lm(LMSettings(model="stand-in"), Meter(10, 10**6))
-    report = optimize(Job(get_module("routing"), config, [], AT, AT, "run"), lm, artifacts)
+    report = optimize(OptimizationJob(get_module("routing"), config, [], AT, AT, "run"), lm, artifacts)
     assert report.verdict is Verdict.NOT_ENOUGH_DATA
     assert any(f"the trial of {waiting} ends" in note and "withdrawn" in note for note in report.notes)
 
@@ -312,7 +312,7 @@ def test_a_full_list_is_an_error_that_names_it(configs: SqliteConfigStore) -> No
         never_learn_again(configs, "acme", ["a" * 32], [], now=AT)
 
 
-def test_without_text_is_still_a_program_that_loads(artifacts: ModuleArtifacts) -> None:
+def test_without_text_is_still_a_program_that_loads(artifacts: VersionStore) -> None:
     program = without_text(made_program("acme", demos=[SECRET, OTHER]), text(SECRET))
     assert SECRET not in json.dumps(program.model_dump())
-    unpack(get_module("routing"), LABELS, program)
+    deserialize(get_module("routing"), LABELS, program)

@@ -9,14 +9,14 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits, Truth, play
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import plan_tenants
 from autoopt_pipeline.orchestration.run_requests import run_requests
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.shared_instructions import SharedInstructions, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
-from autoopt_pipeline.scheduling.conditions import Decision, Reason
+from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
 from autoopt_pipeline.tenants.store import write_config
@@ -40,17 +40,17 @@ def configure(store: TenantConfigStore) -> Callable[..., None]:
 
 @pytest.fixture
 def shared(home: Path) -> SharedStore:
-    return SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
+    return SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
 
 
 def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
     end = datetime.now(UTC)
     agents = [label.name for label in LABELS]
-    truths = [Truth(f"question number {i}", {"agent": agents[i % 2]}) for i in range(count)]
-    habits = Habits(reviewed=1.0, malformed=0.0)
+    truths = [SyntheticRequest(f"question number {i}", {"agent": agents[i % 2]}) for i in range(count)]
+    habits = TrafficProfile(reviewed=1.0, malformed=0.0)
     start = end - timedelta(minutes=5)
     send_traffic(
-        phoenix, tenant, list(play(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1)))
+        phoenix, tenant, list(simulate(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1)))
     )
 
 
@@ -58,7 +58,7 @@ def donated(tenant: str) -> SharedInstructions:
     return shared_of(tenant, fingerprint=made_program(tenant).fingerprint, instructions={"decide": BETTER})
 
 
-def decision(store: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> Decision:
+def decision(store: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> ScheduleDecision:
     plan = plan_tenants(
         store.current(), instance, phoenix, now=datetime.now(UTC), settings=Settings(settling_seconds=0)
     )
@@ -97,7 +97,7 @@ def test_a_run_with_too_little_data_starts_from_what_others_share(
     metadata = metadata_of(materialize(instance, tenant, ["routing"]), "routing")
     assert metadata["verdict"] == "not_enough_data"
     assert "1 tenant shares" in metadata["reason"]
-    active = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, "routing").active()
+    active = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing").active()
     assert active is not None
     assert metadata["active_version"] == active.version
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.sensors.alerts import State
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, TrialStep
 from autoopt_pipeline.registry.rollout_records import all_watched
-from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_manifests, read_pointers
+from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.scheduling.conditions import Attempts, decide
 from autoopt_pipeline.tenant_id import safe_name, validate_tenant_id
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config, with_field
@@ -156,18 +156,18 @@ VERSION = f"acme/routing/versions/{MANIFEST.version}"
 
 
 @pytest.fixture(scope="module")
-def files() -> Files:
-    return Files("memory://fuzz")
+def files() -> ObjectStore:
+    return ObjectStore("memory://fuzz")
 
 
 @pytest.fixture(scope="module")
-def artifacts(files: Files) -> ModuleArtifacts:
-    return ModuleArtifacts(files, "acme", "routing")
+def artifacts(files: ObjectStore) -> VersionStore:
+    return VersionStore(files, "acme", "routing")
 
 
 @given(st.data())
 def test_a_damaged_version_is_the_version_or_an_invalid_artifact(
-    files: Files, artifacts: ModuleArtifacts, data: st.DataObject
+    files: ObjectStore, artifacts: VersionStore, data: st.DataObject
 ) -> None:
     program, manifest = PROGRAM.encode(), MANIFEST.model_dump_json().encode()
     files.replace(f"{VERSION}/program.json", data.draw(st.just(program) | mutated(program)))
@@ -182,7 +182,7 @@ def test_a_damaged_version_is_the_version_or_an_invalid_artifact(
 
 @given(mutated(PROGRAM.encode()))
 def test_a_program_that_somebody_wrote_only_ever_shows_other_words(
-    files: Files, artifacts: ModuleArtifacts, raw: bytes
+    files: ObjectStore, artifacts: VersionStore, raw: bytes
 ) -> None:
     """Whoever may write a program may write its digest, too."""
     manifest = MANIFEST.model_copy(update={"program_sha256": hashlib.sha256(raw).hexdigest()})
@@ -190,7 +190,7 @@ def test_a_program_that_somebody_wrote_only_ever_shows_other_words(
     files.replace(f"{VERSION}/manifest.json", manifest.model_dump_json().encode())
     own = get_module("routing").build_program(LABELS)
     try:
-        program = unpack(get_module("routing"), LABELS, artifacts.load(MANIFEST.version))
+        program = deserialize(get_module("routing"), LABELS, artifacts.load(MANIFEST.version))
     except InvalidArtifact as e:
         one_line(e)
         return
@@ -208,12 +208,12 @@ ENTRY = LedgerEntry(sequence=1, at=NOW, candidate_digest="c", holdout_digest="h"
 MOVE = {"sequence": 1, "at": NOW.isoformat(), "by": "t", "why": "", "expected": None, "to": MANIFEST.version}
 POINTER = {"version": MANIFEST.version, "sequence": 1, "canary": {"v": 0.5}}
 WITHDRAWAL = {"at": NOW.isoformat(), "by": "t", "why": ""}
-RECORDS: dict[str, tuple[object, Callable[[ModuleArtifacts], object]]] = {
+RECORDS: dict[str, tuple[object, Callable[[VersionStore], object]]] = {
     "moves/00000001.json": (MOVE, lambda own: (own.moves(), own.active())),
-    "ledger/00000001.json": (ENTRY.model_dump(mode="json"), ModuleArtifacts.ledger),
+    "ledger/00000001.json": (ENTRY.model_dump(mode="json"), VersionStore.ledger),
     "trials/00000001.json": (STEP.model_dump(mode="json"), lambda own: (own.trial(), own.trial_steps())),
-    "watches/00000001.json": ({"sequence": 1}, ModuleArtifacts.watches),
-    "active.json": (POINTER, ModuleArtifacts.active),
+    "watches/00000001.json": ({"sequence": 1}, VersionStore.watches),
+    "active.json": (POINTER, VersionStore.active),
     f"versions/{MANIFEST.version}/withdrawn.json": (WITHDRAWAL, lambda own: own.withdrawal(MANIFEST.version)),
 }
 
@@ -223,11 +223,11 @@ RECORDS: dict[str, tuple[object, Callable[[ModuleArtifacts], object]]] = {
 def test_a_record_that_somebody_wrote_is_read_or_is_an_invalid_artifact(path: str, data: st.DataObject) -> None:
     document, read = RECORDS[path]
     valid = json.dumps(document).encode()
-    files = Files(f"memory://fuzz-{path.partition('/')[0]}")
+    files = ObjectStore(f"memory://fuzz-{path.partition('/')[0]}")
     files.replace(f"acme/routing/{path}", data.draw(st.just(valid) | mutated(valid)))
     try:
-        read(ModuleArtifacts(files, "acme", "routing"))
-        ModuleArtifacts(files, "acme", "routing").last_trial_step()
+        read(VersionStore(files, "acme", "routing"))
+        VersionStore(files, "acme", "routing").last_trial_step()
     except InvalidArtifact as e:
         one_line(e)
     pointer = read_pointers(files, [("acme", "routing")])["acme", "routing"]
@@ -236,7 +236,7 @@ def test_a_record_that_somebody_wrote_is_read_or_is_an_invalid_artifact(path: st
 
 @given(st.data())
 def test_what_others_share_or_watch_is_read_or_left(data: st.DataObject) -> None:
-    files = Files("memory://fuzz-shared")
+    files = ObjectStore("memory://fuzz-shared")
     shared = shared_of("acme").model_dump_json().encode()
     files.replace("_shared/routing/acme.json", data.draw(mutated(shared)))
     files.replace("_watches/routing/acme.json", data.draw(mutated(b'{"tenant_id": "acme", "module": "routing"}')))
@@ -252,4 +252,4 @@ def test_any_cursor_of_the_alert_sensor_is_its_own_or_none(cursor: str) -> None:
 
 def test_a_stored_program_is_unchanged_by_packing_and_unpacking() -> None:
     """The mutations above begin from something that is valid."""
-    assert unpack(get_module("routing"), LABELS, Program.model_validate_json(PROGRAM.encode()))
+    assert deserialize(get_module("routing"), LABELS, Program.model_validate_json(PROGRAM.encode()))

@@ -2,35 +2,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, compare, judge
 from autoopt_pipeline.registry.records import Verdict
 
 LABELS = ["a", "b", "c"]
 graded = st.one_of(
     st.builds(
-        Graded,
+        ScoredAnswer,
         score=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
         label=st.sampled_from(LABELS),
         confidence=st.none() | st.floats(0, 1),
     ),
-    st.just(Graded(0.0, None, None)),
+    st.just(ScoredAnswer(0.0, None, None)),
 )
 cases = st.lists(
-    st.builds(Case, label=st.sampled_from(LABELS), incumbent=graded, candidate=graded), min_size=1, max_size=100
+    st.builds(PairedCase, label=st.sampled_from(LABELS), incumbent=graded, candidate=graded), min_size=1, max_size=100
 )
 alphas = st.floats(0.0001, 0.05)
 
 
-def answer(label: str | None, right: str, confidence: float | None = 0.8) -> Graded:
-    return Graded(float(label == right), label, confidence)
+def answer(label: str | None, right: str, confidence: float | None = 0.8) -> ScoredAnswer:
+    return ScoredAnswer(float(label == right), label, confidence)
 
 
-def case(label: str, incumbent: str | None, candidate: str | None) -> Case:
-    return Case(label, answer(incumbent, label), answer(candidate, label))
+def case(label: str, incumbent: str | None, candidate: str | None) -> PairedCase:
+    return PairedCase(label, answer(incumbent, label), answer(candidate, label))
 
 
-def made(fixed: int, broken: int, both: int, neither: int = 0, label: str = "a") -> list[Case]:
+def made(fixed: int, broken: int, both: int, neither: int = 0, label: str = "a") -> list[PairedCase]:
     return [
         *[case(label, "c", label)] * fixed,
         *[case(label, label, "c")] * broken,
@@ -40,7 +40,9 @@ def made(fixed: int, broken: int, both: int, neither: int = 0, label: str = "a")
 
 
 @given(cases, cases, alphas)
-def test_promoted_means_proven_and_large_enough(judged: list[Case], guard: list[Case], alpha: float) -> None:
+def test_promoted_means_proven_and_large_enough(
+    judged: list[PairedCase], guard: list[PairedCase], alpha: float
+) -> None:
     decision = judge(judged, guard, alpha=alpha)
     if decision.verdict is Verdict.PROMOTED:
         assert decision.comparison.p_value <= alpha
@@ -48,7 +50,9 @@ def test_promoted_means_proven_and_large_enough(judged: list[Case], guard: list[
 
 
 @given(cases, cases, alphas)
-def test_waiting_means_large_enough_and_not_proven(judged: list[Case], guard: list[Case], alpha: float) -> None:
+def test_waiting_means_large_enough_and_not_proven(
+    judged: list[PairedCase], guard: list[PairedCase], alpha: float
+) -> None:
     decision = judge(judged, guard, alpha=alpha)
     if decision.verdict is Verdict.WAITING:
         assert decision.comparison.p_value > alpha
@@ -56,14 +60,14 @@ def test_waiting_means_large_enough_and_not_proven(judged: list[Case], guard: li
 
 
 @given(cases, alphas)
-def test_an_equal_candidate_is_rejected(judged: list[Case], alpha: float) -> None:
-    same = [Case(case.label, case.incumbent, case.incumbent) for case in judged]
+def test_an_equal_candidate_is_rejected(judged: list[PairedCase], alpha: float) -> None:
+    same = [PairedCase(case.label, case.incumbent, case.incumbent) for case in judged]
     assert judge(same, [], alpha=alpha).verdict is Verdict.REJECTED
 
 
 @given(cases, alphas)
-def test_no_candidate_is_promoted_both_ways(judged: list[Case], alpha: float) -> None:
-    swapped = [Case(case.label, case.candidate, case.incumbent) for case in judged]
+def test_no_candidate_is_promoted_both_ways(judged: list[PairedCase], alpha: float) -> None:
+    swapped = [PairedCase(case.label, case.candidate, case.incumbent) for case in judged]
     verdicts = [judge(judged, [], alpha=alpha).verdict, judge(swapped, [], alpha=alpha).verdict]
     assert verdicts.count(Verdict.PROMOTED) <= 1
 
@@ -73,7 +77,9 @@ def test_an_answer_that_is_missing_is_a_wrong_answer() -> None:
 
 
 def test_partial_scores_count_by_how_much_they_gain() -> None:
-    halves = compare([Case("a", Graded(0.5, "b", None), Graded(1.0, "a", None))] * 40 + made(0, 20, 40))
+    halves = compare(
+        [PairedCase("a", ScoredAnswer(0.5, "b", None), ScoredAnswer(1.0, "a", None))] * 40 + made(0, 20, 40)
+    )
     assert (halves.fixed, halves.broken, halves.gain) == (40, 20, pytest.approx(0.0))
     assert halves.p_value == pytest.approx(0.5, abs=0.01)
 
@@ -127,12 +133,12 @@ def test_a_gain_on_unreviewed_traces_proves_nothing() -> None:
     assert judge(made(0, 0, 100), made(90, 0, 10), alpha=0.03).verdict is Verdict.REJECTED
 
 
-def confident(right: float, wrong: float) -> list[Case]:
+def confident(right: float, wrong: float) -> list[PairedCase]:
     """A clear gain by a candidate that is so sure of right and of wrong answers."""
     return [
-        *[Case("a", answer("c", "a", 0.3), answer("a", "a", right))] * 30,
-        *[Case("a", answer("a", "a", 0.8), answer("a", "a", right))] * 50,
-        *[Case("a", answer("c", "a", 0.3), answer("c", "a", wrong))] * 20,
+        *[PairedCase("a", answer("c", "a", 0.3), answer("a", "a", right))] * 30,
+        *[PairedCase("a", answer("a", "a", 0.8), answer("a", "a", right))] * 50,
+        *[PairedCase("a", answer("c", "a", 0.3), answer("c", "a", wrong))] * 20,
     ]
 
 
@@ -152,7 +158,10 @@ def test_a_confidence_that_is_a_little_less_believable_does_not() -> None:
 
 def test_answers_that_are_harder_to_foretell_are_not_the_confidences_fault() -> None:
     """From one in ten right to half: saying how often it is right then has a Brier score of 0.25 and no longer 0.09."""
-    cases = [Case("a", Graded(float(i < 10), "a", 0.1), Graded(float(i < 50), "a", 0.5)) for i in range(100)]
+    cases = [
+        PairedCase("a", ScoredAnswer(float(i < 10), "a", 0.1), ScoredAnswer(float(i < 50), "a", 0.5))
+        for i in range(100)
+    ]
     decision = judge(cases, [], alpha=0.03)
     assert decision.calibration.candidate > decision.calibration.incumbent + 0.15
     assert decision.verdict is Verdict.PROMOTED
@@ -165,7 +174,7 @@ def test_the_reason_carries_the_numbers() -> None:
 
 
 @given(cases, alphas)
-def test_a_decision_says_how_many_cases_it_takes(judged: list[Case], alpha: float) -> None:
+def test_a_decision_says_how_many_cases_it_takes(judged: list[PairedCase], alpha: float) -> None:
     able = judge(judged, [], alpha=alpha).power
     assert able is not None
     assert (able.gain, able.alpha, able.have) == (GOAL, alpha, len(judged))

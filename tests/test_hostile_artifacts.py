@@ -9,24 +9,24 @@ import pytest
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.serialization import unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_pointers
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.serialization import deserialize
+from autoopt_pipeline.registry.version_store import VersionStore, read_pointers
 from tests.stored import LABELS, made_program, manifest_of, store
 
 ROUTING = get_module("routing")
 
 
 @pytest.fixture
-def acme(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def acme(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 def tampered(change: dict[str, Any]) -> Any:
     """A program whose predictors' states were changed, and what becomes of it when it is to serve."""
     program = made_program("acme", demos=["where is it"])
     state = {name: {**predictor, **change} for name, predictor in program.state.items()}
-    return unpack(ROUTING, LABELS, program.model_copy(update={"state": state}))
+    return deserialize(ROUTING, LABELS, program.model_copy(update={"state": state}))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_program_that_sets_anything_but_its_words_is_refused(change: dict[str,
 
 
 @pytest.mark.parametrize("version", ["../../rival/routing/versions/v", "..", "a/b", "", "v\n", ".", "\u202ev"])
-def test_a_pointer_leads_to_no_other_folder(acme: ModuleArtifacts, tmp_path: Path, version: str) -> None:
+def test_a_pointer_leads_to_no_other_folder(acme: VersionStore, tmp_path: Path, version: str) -> None:
     folder = tmp_path / "acme" / "routing"
     (folder / "moves").mkdir(parents=True)
     move = {"sequence": 1, "at": "2026-01-01T00:00:00Z", "by": "t", "why": "", "expected": None, "to": version}
@@ -69,11 +69,13 @@ def test_a_pointer_leads_to_no_other_folder(acme: ModuleArtifacts, tmp_path: Pat
     (folder / "active.json").write_text(json.dumps({"version": version, "sequence": 1}))
     with pytest.raises(InvalidArtifact):
         acme.active()
-    assert isinstance(read_pointers(Files(str(tmp_path)), [("acme", "routing")])["acme", "routing"], InvalidArtifact)
+    assert isinstance(
+        read_pointers(ObjectStore(str(tmp_path)), [("acme", "routing")])["acme", "routing"], InvalidArtifact
+    )
 
 
-def test_a_link_to_another_tenants_version_is_refused(acme: ModuleArtifacts, tmp_path: Path) -> None:
-    rival = ModuleArtifacts(Files(str(tmp_path)), "rival", "routing")
+def test_a_link_to_another_tenants_version_is_refused(acme: VersionStore, tmp_path: Path) -> None:
+    rival = VersionStore(ObjectStore(str(tmp_path)), "rival", "routing")
     version = store(rival, made_program("rival", demos=["a secret plan"]))
     versions = tmp_path / "acme" / "routing" / "versions"
     versions.mkdir(parents=True)
@@ -85,7 +87,7 @@ def test_a_link_to_another_tenants_version_is_refused(acme: ModuleArtifacts, tmp
 
 
 def test_a_move_under_another_number_is_refused_and_files_of_others_are_left_alone(
-    acme: ModuleArtifacts, tmp_path: Path
+    acme: VersionStore, tmp_path: Path
 ) -> None:
     version = store(acme, made_program("acme"), active=True)
     folder = tmp_path / "acme" / "routing"
@@ -99,7 +101,7 @@ def test_a_move_under_another_number_is_refused_and_files_of_others_are_left_alo
         acme.active()
 
 
-def test_a_huge_or_deep_program_is_an_error_of_one_line(acme: ModuleArtifacts, tmp_path: Path) -> None:
+def test_a_huge_or_deep_program_is_an_error_of_one_line(acme: VersionStore, tmp_path: Path) -> None:
     for raw in (b'{"state": ' + b'{"a": ' * 100_000, b'{"a": [' + b"0," * 1_000_000 + b"0]}"):
         manifest = manifest_of(made_program("acme"), "v").model_copy(
             update={"program_sha256": hashlib.sha256(raw).hexdigest()}

@@ -14,9 +14,9 @@ from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.optimization.answer_checkpoint import SAVE_AFTER, KeptAnswers
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.optimization.answer_checkpoint import SAVE_AFTER, AnswerCheckpoint
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.llm_server import LLMServer, llm_server
 from tests.test_optimizers import LABELS, examples
@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parents[1]
 RUN = """
 import sys
 from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.optimization.answer_checkpoint import KeptAnswers
@@ -37,7 +37,7 @@ from autoopt_pipeline.devtools.traffic import Habits
 from tests.test_optimize import decisions, job
 
 url, root = sys.argv[1:]
-artifacts = ModuleArtifacts(Files(root), "acme", "routing")
+artifacts = VersionStore(Files(root), "acme", "routing")
 kept = KeptAnswers(artifacts)
 lm = metered_lm(LMSettings(model="openai/test", api_base=url), Meter(6000, 10**9), answers=kept)
 report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
@@ -52,8 +52,8 @@ def server() -> Iterator[LLMServer]:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 def run(server: LLMServer, root: Path) -> "subprocess.Popen[str]":
@@ -86,28 +86,28 @@ def test_a_run_killed_after_nine_tenths_of_its_calls_repeats_less_than_a_tenth_o
 
 
 def ask(
-    server: LLMServer, artifacts: ModuleArtifacts, *, model: str = "openai/test", temperature: float | None = None
+    server: LLMServer, artifacts: VersionStore, *, model: str = "openai/test", temperature: float | None = None
 ) -> int:
     """How many requests of fifty reach the server."""
     before = server.calls
     settings = LMSettings(model=model, api_base=server.url, temperature=temperature)
-    lm = metered_lm(settings, Meter(100, 10**9), answers=KeptAnswers(artifacts))
+    lm = metered_lm(settings, Meter(100, 10**9), answers=AnswerCheckpoint(artifacts))
     answer_all(ROUTING, ROUTING.build_program(LABELS), examples(ROUTING, 50), lm)
     return server.calls - before
 
 
 @pytest.mark.parametrize("temperature", [None, 0.7])
 def test_only_what_was_not_saved_yet_is_asked_again(
-    server: LLMServer, artifacts: ModuleArtifacts, temperature: float | None
+    server: LLMServer, artifacts: VersionStore, temperature: float | None
 ) -> None:
     assert ask(server, artifacts, temperature=temperature) == 50
     assert ask(server, artifacts, temperature=temperature) < SAVE_AFTER
-    KeptAnswers(artifacts).drop()
+    AnswerCheckpoint(artifacts).drop()
     assert ask(server, artifacts, temperature=temperature) == 50
 
 
 def test_another_model_and_another_endpoint_give_answers_of_their_own(
-    server: LLMServer, artifacts: ModuleArtifacts
+    server: LLMServer, artifacts: VersionStore
 ) -> None:
     ask(server, artifacts)
     assert ask(server, artifacts, model="openai/other") == 50
@@ -115,16 +115,14 @@ def test_another_model_and_another_endpoint_give_answers_of_their_own(
         assert ask(elsewhere, artifacts) == 50
 
 
-def test_answers_that_are_damaged_are_asked_again(
-    server: LLMServer, artifacts: ModuleArtifacts, tmp_path: Path
-) -> None:
+def test_answers_that_are_damaged_are_asked_again(server: LLMServer, artifacts: VersionStore, tmp_path: Path) -> None:
     ask(server, artifacts)
     for chunk in (tmp_path / "acme" / "routing" / "answers").iterdir():
         chunk.write_bytes(b'{"00": {"text": "x", "run": "import os"}}')
     assert ask(server, artifacts) == 50
 
 
-def test_dropping_leaves_nothing(server: LLMServer, artifacts: ModuleArtifacts, tmp_path: Path) -> None:
+def test_dropping_leaves_nothing(server: LLMServer, artifacts: VersionStore, tmp_path: Path) -> None:
     ask(server, artifacts)
-    KeptAnswers(artifacts).drop()
+    AnswerCheckpoint(artifacts).drop()
     assert not (tmp_path / "acme" / "routing" / "answers").exists()

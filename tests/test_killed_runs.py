@@ -22,10 +22,10 @@ from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.launchers.local import LocalRunLauncher
 from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.step_errors import failing_the_step, skipping
+from autoopt_pipeline.orchestration.step_errors import skipping, translate_errors
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import read_attempts, values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values, read_attempts
 from autoopt_pipeline.scheduling.conditions import LostRun
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import Retry
@@ -40,8 +40,8 @@ STEP_AND_RUN = """
 import multiprocessing, os, time
 
 def step():
-    from autoopt_pipeline.orchestration.step_errors import end_with_the_run
-    end_with_the_run()
+    from autoopt_pipeline.orchestration.step_errors import exit_with_parent
+    exit_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
@@ -155,7 +155,7 @@ def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched
         say = autoopt("trigger", "--tenant-id", "acme", "--module", "routing")
         assert "routing: promoted, proven better" in say
         (outcome,) = opened.fetch_materializations(dg.AssetKey("routing"), limit=9).records
-        metadata = values_of(outcome.asset_materialization)
+        metadata = metadata_values(outcome.asset_materialization)
         assert (metadata["version"], metadata["active_version"]) == (version.version, version.version)
         assert metadata["score_after"] == pytest.approx(score, rel=1e-3)
         assert metadata["lm_calls"] == 0
@@ -189,16 +189,16 @@ def test_a_run_that_is_ended_because_somebody_wants_it_is_not_taken_for_lost(ins
 @dg.asset(name="routing", partitions_def=dg.DynamicPartitionsDefinition(name="tenants"), output_required=False)
 def learnt(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
     if "fail" in context.run.tags:
-        with failing_the_step(context, Retry()):
+        with translate_errors(context, Retry()):
             raise PhoenixRefused("Phoenix is something else", "see what it is")
     if purpose := context.run.tags.get("interrupted"):
         if purpose == "on purpose":
             context.instance.report_run_canceling(context.run)
-        with failing_the_step(context, Retry()):
+        with translate_errors(context, Retry()):
             raise dg.DagsterExecutionInterruptedError
     if "late" in context.run.tags:
         learn(context.instance)  # another run comes first
-        with failing_the_step(context, Retry()):
+        with translate_errors(context, Retry()):
             if skipping(context, "routing"):
                 return
     yield dg.MaterializeResult(metadata={"window_end": dg.MetadataValue.timestamp(datetime.now(UTC))})

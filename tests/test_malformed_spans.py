@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.evaluation.split import split_examples
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.coercion import as_text, number, parse_json
-from autoopt_pipeline.modules.spec import Decision, ExampleSet, Label, ModuleSpec
+from autoopt_pipeline.modules.spec import ExampleSet, Label, LoggedDecision, ModuleSpec
 from autoopt_pipeline.registry.records import Program
 from tests.examples import annotation, decision
 
@@ -65,7 +65,7 @@ nonsense = (
 )
 
 
-def build(module: str, given: Decision) -> ExampleSet:
+def build(module: str, given: LoggedDecision) -> ExampleSet:
     spec = get_module(module)
     parts = {part.name: replace(given, annotations=()) for part in spec.parts}
     return spec.build_examples(spec.labels or AGENTS, [replace(given, parts=parts)])

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.modules.catalog import missing_module, modules, read_modules_again
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
@@ -97,7 +97,7 @@ def test_the_module_is_an_error_and_its_tenants_other_modules_and_other_tenants_
     assert told.startswith("1 tenant: module 'gone' is not installed here -> install it and reload the code location")
     assert told.endswith("'autoopt config unset TENANT modules.gone'")
     for name in both:
-        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        send_traffic(phoenix, name, requests(5, TrafficProfile(reviewed=0)))
     launched, cursor = evaluate(instance, "auto_optimization_sensor")
     assert isinstance(launched, dg.SensorResult)
     assert {request.partition_key: request.asset_selection for request in launched.run_requests or ()} == {
@@ -241,7 +241,7 @@ def test_what_is_read_of_the_other_modules_is_shown_beside_the_error(
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
     monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
     configure(acme, tenant, modules={"routing": {}, "gone": {}})
-    send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
     told = json.loads(autoopt("traces", "sample", tenant, "--json", status=2))
     assert len(told["modules"]["routing"]) == 3
     assert "unknown module 'gone'" in told["errors"]["gone"]

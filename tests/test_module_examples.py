@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Annotation, Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import Annotation, Example, ExampleSet, Label, LoggedDecision, ModuleSpec, Provenance
 from tests.examples import T0, annotation, decision
 
 CROSS_MODAL, WORKFLOW, UNIFIED = get_module("cross_modal"), get_module("workflow"), get_module("unified")
@@ -29,7 +29,7 @@ PLAN = {
 }
 
 
-def build(spec: ModuleSpec, *decisions: Decision) -> ExampleSet:
+def build(spec: ModuleSpec, *decisions: LoggedDecision) -> ExampleSet:
     return spec.build_examples(spec.labels or AGENTS, decisions)
 
 
@@ -125,7 +125,7 @@ def test_a_wrong_decision_to_fuse_teaches_not_to_and_the_other_way_round() -> No
     assert why_not(CROSS_MODAL, FUSION, annotation("ambiguous")).startswith("judged wrong or unclear")
 
 
-def _outcomes(fused: float, unfused: float, each: int = 2) -> list[Decision]:
+def _outcomes(fused: float, unfused: float, each: int = 2) -> list[LoggedDecision]:
     wordings = ("the clip and what was said about it", "The clip, and what was said about it!")
     made = []
     for number in range(2 * each):
@@ -136,7 +136,7 @@ def _outcomes(fused: float, unfused: float, each: int = 2) -> list[Decision]:
             "cross_modal.fused": done,
             "cross_modal.quality": fused if done else unfused,
         }
-        made.append(Decision(f"{number:016x}", f"{number:032x}", T0, False, attributes))
+        made.append(LoggedDecision(f"{number:016x}", f"{number:032x}", T0, False, attributes))
     return made
 
 
@@ -201,7 +201,7 @@ def test_plans_that_cannot_be_learnt_are_counted_by_reason(agents: object, why: 
     assert why_not(WORKFLOW, {**PLAN, "orchestration.execution_order": agents}) == why
 
 
-def _parts(**annotations: Annotation) -> dict[str, Decision]:
+def _parts(**annotations: Annotation) -> dict[str, LoggedDecision]:
     routed = {
         "routing.query": PLAN["orchestration.query"],
         "routing.chosen_agent": "search_agent",

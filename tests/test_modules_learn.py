@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision, ModuleSpec
-from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec
+from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from tests.examples import as_read
 
@@ -27,25 +27,25 @@ CONFIG = RoutingConfigUnified(
 END = datetime(2026, 1, 2, tzinfo=UTC)
 START = END - timedelta(days=1)
 HABITS = {
-    "modality": Habits(),
-    "routing": Habits(),
-    "cross_modal": Habits(fuses=True),
-    "workflow": Habits(plans=True),
-    "unified": Habits(plans=True),
+    "modality": TrafficProfile(),
+    "routing": TrafficProfile(),
+    "cross_modal": TrafficProfile(fuses=True),
+    "workflow": TrafficProfile(plans=True),
+    "unified": TrafficProfile(plans=True),
 }
 
 
-def decisions(spec: ModuleSpec, count: int, habits: Habits, *, seed: int = 3) -> list[Decision]:
+def decisions(spec: ModuleSpec, count: int, habits: TrafficProfile, *, seed: int = 3) -> list[LoggedDecision]:
     rng = random.Random(seed)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
     truths = list(sample_truths_for(habits, count, rng))
-    return as_read(spec, list(play(truths, choices, habits, start=START, end=END, rng=rng)))
+    return as_read(spec, list(simulate(truths, choices, habits, start=START, end=END, rng=rng)))
 
 
-def run(spec: ModuleSpec, given: list[Decision], folder: Path) -> tuple[Report, ModuleArtifacts]:
-    artifacts = ModuleArtifacts(Files(str(folder)), "acme", spec.name)
+def run(spec: ModuleSpec, given: list[LoggedDecision], folder: Path) -> tuple[Report, VersionStore]:
+    artifacts = VersionStore(ObjectStore(str(folder)), "acme", spec.name)
     lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
-    return optimize(Job(spec, CONFIG, given, START, END, "run"), lm, artifacts), artifacts
+    return optimize(OptimizationJob(spec, CONFIG, given, START, END, "run"), lm, artifacts), artifacts
 
 
 @pytest.mark.parametrize("module", BUILT_IN)

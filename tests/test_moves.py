@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.promotion_blocks import comeback
 from autoopt_pipeline.registry.records import Manifest, Move
-from autoopt_pipeline.registry.transitions import pointer_after, rolled_back, standing
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.transitions import pointer_after, rollback_stack, rolled_back
+from autoopt_pipeline.registry.version_store import VersionStore
 from tests.test_artifacts import program, save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,7 +51,7 @@ histories = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), max_size=20).m
 def test_going_back_leaves_behind_what_came_after(
     path: list[str | None], stands: list[str | None], left: set[str]
 ) -> None:
-    assert list(standing(moved(*path))) == stands
+    assert list(rollback_stack(moved(*path))) == stands
     assert set(rolled_back(moved(*path))) == left
 
 
@@ -71,12 +71,12 @@ def test_the_pointer_says_whether_the_last_move_went_back_and_from_what() -> Non
 
 @given(histories)
 def test_the_last_version_that_stands_is_the_active_one(moves: list[Move]) -> None:
-    assert standing(moves)[-1] == (moves[-1].to if moves else None)
+    assert rollback_stack(moves)[-1] == (moves[-1].to if moves else None)
 
 
 @given(histories)
 def test_every_version_that_ever_was_active_either_stands_or_was_rolled_back(moves: list[Move]) -> None:
-    stands, left = set(standing(moves)) - {None}, set(rolled_back(moves))
+    stands, left = set(rollback_stack(moves)) - {None}, set(rolled_back(moves))
     assert stands | left == {move.to for move in moves} - {None}
     assert stands & left == set()
 
@@ -85,19 +85,19 @@ def test_every_version_that_ever_was_active_either_stands_or_was_rolled_back(mov
 def test_rolling_back_again_and_again_ends_at_the_baseline_and_brings_nothing_back(moves: list[Move]) -> None:
     before = set(rolled_back(moves))
     steps = 0
-    while len(standing(moves)) > 1:
-        path = [*(move.to for move in moves), standing(moves)[-2]]
+    while len(rollback_stack(moves)) > 1:
+        path = [*(move.to for move in moves), rollback_stack(moves)[-2]]
         moves = moved(*path)
         assert before <= set(rolled_back(moves))
         before = set(rolled_back(moves))
         steps += 1
     assert steps <= 4
-    assert standing(moves) == (None,)
+    assert rollback_stack(moves) == (None,)
 
 
 def manifests(tmp_path: Path, **programs: str) -> list[Manifest]:
     """Versions of these names, with programs of these texts."""
-    artifacts = ModuleArtifacts(Files(str(tmp_path)), "acme:eu", "routing")
+    artifacts = VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing")
     save(artifacts, "any")
     (like,) = artifacts.versions()
     return [

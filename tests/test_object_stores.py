@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidSettings
-from autoopt_pipeline.registry.object_store import CHECK_FOLDER, Files
+from autoopt_pipeline.registry.object_store import CHECK_FOLDER, ObjectStore
 
 CONFLICT = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>ConditionalRequestConflict</Code>'
@@ -109,10 +109,10 @@ def root(s3: Between) -> str:
 
 
 def test_a_store_is_tried_once_before_anything_rests_on_it(s3: Between, root: str) -> None:
-    files = Files(root)
+    files = ObjectStore(root)
     assert files.create("a/1.json", b"one")
     assert not files.create("a/1.json", b"two")
-    assert Files(root).create("a/2.json", b"three")
+    assert ObjectStore(root).create("a/2.json", b"three")
     tried = [path for path in s3.conditional if CHECK_FOLDER in path]
     assert len(tried) == 2
     assert files.names(CHECK_FOLDER) == []
@@ -120,7 +120,7 @@ def test_a_store_is_tried_once_before_anything_rests_on_it(s3: Between, root: st
 
 def test_a_store_that_ignores_conditions_is_refused_before_anything_is_written(s3: Between, root: str) -> None:
     s3.drops_condition = True
-    files = Files(root)
+    files = ObjectStore(root)
     with pytest.raises(
         InvalidSettings, match=r"two writers can create the same file.* -> use a store with conditional"
     ):
@@ -131,7 +131,7 @@ def test_a_store_that_ignores_conditions_is_refused_before_anything_is_written(s
 
 @pytest.mark.parametrize("conflicts", [1, 3])
 def test_a_conflict_that_passes_is_waited_for(s3: Between, root: str, conflicts: int) -> None:
-    files = Files(root)
+    files = ObjectStore(root)
     files.create("a/1.json", b"one")
     s3.conflicts = conflicts
     assert files.create("a/2.json", b"two")
@@ -140,7 +140,7 @@ def test_a_conflict_that_passes_is_waited_for(s3: Between, root: str, conflicts:
 
 
 def test_a_conflict_that_does_not_pass_is_an_error(s3: Between, root: str) -> None:
-    files = Files(root)
+    files = ObjectStore(root)
     files.create("a/1.json", b"one")
     s3.conflicts = 100
     with pytest.raises(ArtifactStoreUnavailable, match=r"a/2\.json"):
@@ -156,7 +156,7 @@ def test_a_volume_without_hard_links_is_named_as_that(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "link", link)  # as SMB and blobfuse answer
     with pytest.raises(InvalidSettings, match=r"no hard links .* -> use a local or an NFS volume"):
-        Files(str(tmp_path)).create("a/1.json", b"one")
+        ObjectStore(str(tmp_path)).create("a/1.json", b"one")
     assert asked == [str(tmp_path / "a" / "1.json")]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -11,7 +11,7 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, play, sample_truths_for
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, PlayedRequest, TrafficProfile, sample_truths_for, simulate
 from autoopt_pipeline.errors import (
     ArtifactStoreUnavailable,
     InvalidArtifact,
@@ -25,13 +25,13 @@ from autoopt_pipeline.evaluation.split import split_examples
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Annotation, Decision, Label, Provenance
-from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, optimize
+from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, Provenance
+from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, OptimizationJob, optimize
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import pack, unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import deserialize, serialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, WatchSettings, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.examples import as_read, example
@@ -44,19 +44,19 @@ END = datetime(2026, 1, 2, tzinfo=UTC)
 START = END - timedelta(days=1)
 
 
-def played(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[PlayedRequest]:
+def played(count: int, habits: TrafficProfile | None = None, *, seed: int = 1) -> list[PlayedRequest]:
     rng = random.Random(seed)
-    habits = habits or Habits()
+    habits = habits or TrafficProfile()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
-    return list(play(list(sample_truths_for(habits, count, rng)), choices, habits, start=START, end=END, rng=rng))
+    return list(simulate(list(sample_truths_for(habits, count, rng)), choices, habits, start=START, end=END, rng=rng))
 
 
-def decisions(count: int, habits: Habits | None = None, *, seed: int = 1) -> list[Decision]:
+def decisions(count: int, habits: TrafficProfile | None = None, *, seed: int = 1) -> list[LoggedDecision]:
     return as_read(ROUTING, played(count, habits, seed=seed))
 
 
-def job(given: list[Decision], config: RoutingConfigUnified = CONFIG, run_id: str = "run") -> Job:
-    return Job(ROUTING, config, given, START, END, run_id)
+def job(given: list[LoggedDecision], config: RoutingConfigUnified = CONFIG, run_id: str = "run") -> OptimizationJob:
+    return OptimizationJob(ROUTING, config, given, START, END, run_id)
 
 
 def stand_in(max_calls: int = 6000) -> MeteredLM:
@@ -64,23 +64,23 @@ def stand_in(max_calls: int = 6000) -> MeteredLM:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 @pytest.fixture(scope="module")
-def traffic() -> list[Decision]:
+def traffic() -> list[LoggedDecision]:
     return decisions(450)
 
 
 @pytest.fixture(scope="module")
-def promoted(traffic: list[Decision], tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, ModuleArtifacts]:
-    artifacts = ModuleArtifacts(Files(str(tmp_path_factory.mktemp("artifacts"))), "acme", "routing")
+def promoted(traffic: list[LoggedDecision], tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, VersionStore]:
+    artifacts = VersionStore(ObjectStore(str(tmp_path_factory.mktemp("artifacts"))), "acme", "routing")
     return optimize(job(traffic), stand_in(), artifacts), artifacts
 
 
 def test_where_there_is_something_to_learn_a_better_program_is_promoted(
-    promoted: tuple[Report, ModuleArtifacts],
+    promoted: tuple[Report, VersionStore],
 ) -> None:
     report, artifacts = promoted
     assert report.verdict is Verdict.PROMOTED
@@ -97,14 +97,14 @@ def test_where_there_is_something_to_learn_a_better_program_is_promoted(
     assert report.stand_in
 
 
-def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, ModuleArtifacts]) -> None:
+def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, VersionStore]) -> None:
     last = promoted[1].last_move()
     assert last
     assert last.canary == {"baseline": 0.1}
 
 
 def test_a_canary_is_tried_before_anything_else_is_searched_for(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     config = CONFIG.model_copy(update={"watch": WatchSettings(canary_share=0.2)})
     report = optimize(job(traffic, config), stand_in(), artifacts)
@@ -119,7 +119,7 @@ def test_a_canary_is_tried_before_anything_else_is_searched_for(
     assert str(report.version) in meanwhile.reason
 
 
-def test_the_manifest_says_how_a_version_came_to_be(promoted: tuple[Report, ModuleArtifacts]) -> None:
+def test_the_manifest_says_how_a_version_came_to_be(promoted: tuple[Report, VersionStore]) -> None:
     report, artifacts = promoted
     (manifest,) = artifacts.versions()
     assert manifest.version == report.version
@@ -130,11 +130,11 @@ def test_the_manifest_says_how_a_version_came_to_be(promoted: tuple[Report, Modu
 
 
 def test_the_promoted_program_answers_better_than_the_baseline(
-    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision]
+    promoted: tuple[Report, VersionStore], traffic: list[LoggedDecision]
 ) -> None:
     report, artifacts = promoted
     labels = labels_of(ROUTING, CONFIG)
-    program = unpack(ROUTING, labels, artifacts.load(report.version or ""))
+    program = deserialize(ROUTING, labels, artifacts.load(report.version or ""))
     fresh = ROUTING.build_examples(labels, decisions(150, seed=99)).examples
     baseline = ROUTING.build_program(labels)
 
@@ -146,7 +146,7 @@ def test_the_promoted_program_answers_better_than_the_baseline(
 
 
 def test_the_same_traces_give_byte_identical_programs(
-    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision], artifacts: ModuleArtifacts
+    promoted: tuple[Report, VersionStore], traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     report, first = promoted
     shuffled = random.Random(5).sample(traffic, len(traffic))
@@ -155,40 +155,40 @@ def test_the_same_traces_give_byte_identical_programs(
     assert first.load(report.version or "").encode() == artifacts.load(again.version or "").encode()
 
 
-def test_where_labels_do_not_depend_on_the_query_nothing_is_promoted(artifacts: ModuleArtifacts) -> None:
-    report = optimize(job(decisions(450, Habits(answers_depend_on_query=False))), stand_in(), artifacts)
+def test_where_labels_do_not_depend_on_the_query_nothing_is_promoted(artifacts: VersionStore) -> None:
+    report = optimize(job(decisions(450, TrafficProfile(answers_depend_on_query=False))), stand_in(), artifacts)
     assert report.verdict is Verdict.REJECTED
     assert artifacts.active() is None
 
 
-def test_the_same_candidate_again_changes_nothing(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+def test_the_same_candidate_again_changes_nothing(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
     first = optimize(job(traffic), stand_in(), artifacts)
     second = optimize(job(traffic, run_id="second"), stand_in(), artifacts)
     assert second.verdict is Verdict.REJECTED
     assert second.active_version == first.version
 
 
-def test_without_reviews_there_is_no_verdict_on_gain(artifacts: ModuleArtifacts) -> None:
+def test_without_reviews_there_is_no_verdict_on_gain(artifacts: VersionStore) -> None:
     lm = stand_in()
-    report = optimize(job(decisions(600, Habits(reviewed=0, complains=0))), lm, artifacts)
+    report = optimize(job(decisions(600, TrafficProfile(reviewed=0, complains=0))), lm, artifacts)
     assert report.verdict is Verdict.NO_INDEPENDENT_LABELS
     assert report.reason.startswith("needs about 250 more reviews: 0 of ")
     assert "100 are needed" in report.reason
     assert lm.meter.calls == 0
 
 
-def test_complaints_alone_cannot_prove_a_gain(artifacts: ModuleArtifacts) -> None:
-    report = optimize(job(decisions(600, Habits(reviewed=0, complains=1))), stand_in(), artifacts)
+def test_complaints_alone_cannot_prove_a_gain(artifacts: VersionStore) -> None:
+    report = optimize(job(decisions(600, TrafficProfile(reviewed=0, complains=1))), stand_in(), artifacts)
     assert report.verdict is Verdict.NO_INDEPENDENT_LABELS
 
 
-def test_too_little_data_says_how_much_is_missing(artifacts: ModuleArtifacts) -> None:
+def test_too_little_data_says_how_much_is_missing(artifacts: VersionStore) -> None:
     report = optimize(job(decisions(150)), stand_in(), artifacts)
     assert report.verdict is Verdict.NOT_ENOUGH_DATA
     assert "of 100 holdout examples" in report.reason
 
 
-def test_manual_mode_waits_for_approval(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+def test_manual_mode_waits_for_approval(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
     config = with_field(CONFIG, "promotion_mode", "manual")
     report = optimize(job(traffic, config), stand_in(), artifacts)
     assert report.verdict is Verdict.AWAITING_APPROVAL
@@ -201,7 +201,7 @@ def test_manual_mode_waits_for_approval(traffic: list[Decision], artifacts: Modu
 
 
 def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
-    traffic: list[Decision], artifacts: ModuleArtifacts, promoted: tuple[Report, ModuleArtifacts]
+    traffic: list[LoggedDecision], artifacts: VersionStore, promoted: tuple[Report, VersionStore]
 ) -> None:
     other_report, other_artifacts = promoted
     version = other_report.version or ""
@@ -220,7 +220,7 @@ def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
 
 
 def test_a_spent_budget_ends_the_search_and_keeps_the_best_so_far(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     config = with_field(CONFIG, "budget.max_lm_calls", "560")
     report = optimize(job(traffic, config), stand_in(560), artifacts)
@@ -231,7 +231,7 @@ def test_a_spent_budget_ends_the_search_and_keeps_the_best_so_far(
 
 
 def test_a_budget_that_cannot_pay_the_comparison_is_an_error_that_says_how_much(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     config = with_field(CONFIG, "budget.max_lm_calls", "50")
     with pytest.raises(InvalidConfig, match=r"raise budget\.max_lm_calls"):
@@ -239,34 +239,34 @@ def test_a_budget_that_cannot_pay_the_comparison_is_an_error_that_says_how_much(
     assert artifacts.ledger() == []
 
 
-def test_without_agents_routing_cannot_be_optimized(artifacts: ModuleArtifacts) -> None:
+def test_without_agents_routing_cannot_be_optimized(artifacts: VersionStore) -> None:
     with pytest.raises(InvalidConfig, match="tenant bare: routing has 0 agents"):
         optimize(job([], RoutingConfigUnified(tenant_id="bare")), stand_in(), artifacts)
 
 
 def test_an_agent_that_is_gone_is_neither_learnt_nor_answered(
-    promoted: tuple[Report, ModuleArtifacts], traffic: list[Decision]
+    promoted: tuple[Report, VersionStore], traffic: list[LoggedDecision]
 ) -> None:
     report, artifacts = promoted
     left = [Label(name) for name in SAMPLE_AGENTS if name != "search_agent"]
     found = ROUTING.build_examples(left, traffic)
     assert "search_agent" not in {e.label for e in found.examples}
-    program = unpack(ROUTING, left, artifacts.load(report.version or ""))
+    program = deserialize(ROUTING, left, artifacts.load(report.version or ""))
     assert "search_agent" not in str(program.dump_state())
     answers = answer_all(ROUTING, program, [example("where did we put the poster")], stand_in())
     assert (answers[0].values or {})["agent"] in {label.name for label in left}
 
 
-def test_a_program_of_another_signature_is_refused(promoted: tuple[Report, ModuleArtifacts]) -> None:
+def test_a_program_of_another_signature_is_refused(promoted: tuple[Report, VersionStore]) -> None:
     report, artifacts = promoted
     stored = artifacts.load(report.version or "")
     other = replace(get_module("modality"), name="routing")
     with pytest.raises(InvalidArtifact, match="another signature"):
-        unpack(other, other.labels or (), stored)
+        deserialize(other, other.labels or (), stored)
 
 
 def test_an_incumbent_that_cannot_be_loaded_is_compared_as_the_baseline_and_said_so(
-    traffic: list[Decision], artifacts: ModuleArtifacts, promoted: tuple[Report, ModuleArtifacts]
+    traffic: list[LoggedDecision], artifacts: VersionStore, promoted: tuple[Report, VersionStore]
 ) -> None:
     report, other = promoted
     stored = other.load(report.version or "").model_copy(update={"fingerprint": "older"})
@@ -279,7 +279,7 @@ def test_an_incumbent_that_cannot_be_loaded_is_compared_as_the_baseline_and_said
 
 
 def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     labels = labels_of(ROUTING, CONFIG)
     examples = ROUTING.build_examples(labels, traffic).examples
@@ -288,7 +288,7 @@ def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
     incumbent = ROUTING.build_program(labels)
     signature = incumbent.predictors()[0].signature
     incumbent.predictors()[0].signature = signature.with_instructions(f"Such as: {quoted}! Choose the one agent.")
-    stored = pack(ROUTING, "acme", labels, incumbent)
+    stored = serialize(ROUTING, "acme", labels, incumbent)
     artifacts.save(stored, manifest_of(stored, "old"))
     artifacts.move("old", expected=None, by="t", why="")
     report = optimize(job(traffic), stand_in(), artifacts)
@@ -297,10 +297,10 @@ def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
     assert "1 held-out queries stand in a program's instructions, and judge nobody" in report.notes
 
 
-def test_forgetting_does_not_renew_the_allowance(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
-    optimize(job(decisions(450, Habits(answers_depend_on_query=False), seed=4)), stand_in(), artifacts)
+def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
+    optimize(job(decisions(450, TrafficProfile(answers_depend_on_query=False), seed=4)), stand_in(), artifacts)
     looks = len(artifacts.ledger())
-    stored = pack(ROUTING, "acme", labels_of(ROUTING, CONFIG), ROUTING.build_program(labels_of(ROUTING, CONFIG)))
+    stored = serialize(ROUTING, "acme", labels_of(ROUTING, CONFIG), ROUTING.build_program(labels_of(ROUTING, CONFIG)))
     artifacts.save(stored, manifest_of(stored, "clean"))
     artifacts.move("clean", expected=None, by="forget", why="", judged=False)
     optimize(job(traffic, run_id="next"), stand_in(), artifacts)
@@ -321,11 +321,11 @@ def over_http(server: LLMServer, monkeypatch: pytest.MonkeyPatch, max_calls: int
 
 
 def test_any_openai_compatible_endpoint_works_and_gets_its_instructions_searched_too(
-    server: LLMServer, monkeypatch: pytest.MonkeyPatch, artifacts: ModuleArtifacts
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, artifacts: VersionStore
 ) -> None:
     lm = over_http(server, monkeypatch)
     server.trouble = [429, 500, "no fields at all"]
-    report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
+    report = optimize(job(decisions(290, TrafficProfile(reviewed=1.0))), lm, artifacts)
     assert report.verdict is Verdict.PROMOTED
     notes = " ".join([*(tried.optimizer for tried in report.tried), *report.notes])
     assert "+ gepa" in notes
@@ -339,8 +339,8 @@ def test_any_openai_compatible_endpoint_works_and_gets_its_instructions_searched
 def test_an_endpoint_that_fails_is_an_error_and_not_a_bad_candidate(
     server: LLMServer,
     monkeypatch: pytest.MonkeyPatch,
-    traffic: list[Decision],
-    artifacts: ModuleArtifacts,
+    traffic: list[LoggedDecision],
+    artifacts: VersionStore,
     status: int,
 ) -> None:
     server.always = status
@@ -396,7 +396,7 @@ def test_a_refusal_that_quotes_the_key_is_raised_without_it(server: LLMServer, m
 
 
 def test_an_outage_in_the_middle_of_a_search_is_an_error_and_not_a_bad_candidate(
-    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[Decision], artifacts: ModuleArtifacts
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     def fail_from_now_on(line: str) -> None:
         if line.startswith("labeled-few-shot"):
@@ -414,13 +414,13 @@ def test_reasoning_models_get_no_temperature() -> None:
 
 
 def test_without_bootstrapped_demos_the_labelled_ones_still_compete(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     report = optimize(job(traffic, with_field(CONFIG, "dspy_max_bootstrapped_demos", "0")), stand_in(), artifacts)
     assert report.verdict is Verdict.PROMOTED
 
 
-def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[Decision], artifacts: ModuleArtifacts) -> None:
+def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
     lm = metered_lm(LMSettings(model="stand-in"), Meter(6000, 2_000_000))
     report = optimize(job(traffic), lm, artifacts)
     assert report.verdict is Verdict.PROMOTED
@@ -429,7 +429,7 @@ def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[Decision],
 
 
 def test_too_few_tokens_for_a_comparison_are_an_error_and_not_a_verdict(
-    traffic: list[Decision], artifacts: ModuleArtifacts
+    traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
     lm = metered_lm(LMSettings(model="stand-in"), Meter(6000, 5000))
     with pytest.raises(InvalidConfig, match=r"raise budget\.max_lm_calls and budget\.max_tokens"):
@@ -438,20 +438,22 @@ def test_too_few_tokens_for_a_comparison_are_an_error_and_not_a_verdict(
 
 
 def test_an_artifact_store_that_fails_never_makes_the_baseline_the_incumbent(
-    traffic: list[Decision], promoted: tuple[Report, ModuleArtifacts], monkeypatch: pytest.MonkeyPatch
+    traffic: list[LoggedDecision], promoted: tuple[Report, VersionStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, artifacts = promoted
     before = artifacts.active()
     (root,) = Path(artifacts._files._root).glob("acme/routing/versions/*/program.json")
-    monkeypatch.setattr(Files, "read", _failing_at(root.name, Files.read))
+    monkeypatch.setattr(ObjectStore, "read", _failing_at(root.name, ObjectStore.read))
     with pytest.raises(ArtifactStoreUnavailable):
         optimize(job(traffic), stand_in(), artifacts)
     monkeypatch.undo()
     assert artifacts.active() == before
 
 
-def _failing_at(name: str, read: Callable[[Files, str], bytes | None]) -> Callable[[Files, str], bytes | None]:
-    def failing(self: Files, path: str) -> bytes | None:
+def _failing_at(
+    name: str, read: Callable[[ObjectStore, str], bytes | None]
+) -> Callable[[ObjectStore, str], bytes | None]:
+    def failing(self: ObjectStore, path: str) -> bytes | None:
         with self._errors(path):
             if path.endswith(name):
                 raise OSError("503 Slow Down")
@@ -460,12 +462,12 @@ def _failing_at(name: str, read: Callable[[Files, str], bytes | None]) -> Callab
     return failing
 
 
-def test_a_better_program_replaces_the_one_that_made_the_traffic(artifacts: ModuleArtifacts) -> None:
+def test_a_better_program_replaces_the_one_that_made_the_traffic(artifacts: VersionStore) -> None:
     """The unreviewed traces then carry the incumbent's own answers, and must not keep it in place."""
     few_demos = with_field(CONFIG, "dspy_max_labeled_demos", "12")
     first = optimize(job(decisions(330), few_demos), stand_in(), artifacts)
     assert first.verdict is Verdict.PROMOTED
-    incumbent = unpack(ROUTING, labels_of(ROUTING, CONFIG), artifacts.load(first.version or ""))
+    incumbent = deserialize(ROUTING, labels_of(ROUTING, CONFIG), artifacts.load(first.version or ""))
     served = _decided_by(incumbent, decisions(1500, seed=7))
     report = optimize(job(served), stand_in(20_000), artifacts)
     assert report.examples["guard"] > 50
@@ -473,7 +475,7 @@ def test_a_better_program_replaces_the_one_that_made_the_traffic(artifacts: Modu
     assert report.incumbent_version == first.version
 
 
-def _decided_by(program: dspy.Module, traffic: list[Decision]) -> list[Decision]:
+def _decided_by(program: dspy.Module, traffic: list[LoggedDecision]) -> list[LoggedDecision]:
     """The same requests, had this program decided them; reviews say what is right."""
     labels = labels_of(ROUTING, CONFIG)
     kept = []

@@ -14,14 +14,14 @@ import pytest
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
 from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
-from autoopt_pipeline.evaluation.split import Judged, Split, split_examples
+from autoopt_pipeline.evaluation.split import HoldoutExample, Split, split_examples
 from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
-    Workshop,
+    OptimizerContext,
     bootstrappers,
     demo_pickers,
     feedback_metric,
@@ -30,7 +30,7 @@ from autoopt_pipeline.optimization.optimizers import (
     scorer,
 )
 from autoopt_pipeline.optimization.search import Search, check_budget, comparison_calls, search
-from autoopt_pipeline.registry.serialization import pack, queries_shown, unpack
+from autoopt_pipeline.registry.serialization import deserialize, queries_shown, serialize
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from tests.llm_server import LLMServer, llm_server
@@ -64,7 +64,7 @@ def examples(spec: ModuleSpec, count: int, seed: int = 1) -> tuple[Example, ...]
 
 def split_of(spec: ModuleSpec, train: int, dev: int, holdout: int = 0) -> Split:
     made = examples(spec, train + dev + holdout)
-    judged = tuple(Judged(example, (example.query,)) for example in made[train + dev :])
+    judged = tuple(HoldoutExample(example, (example.query,)) for example in made[train + dev :])
     return Split(made[:train], made[train : train + dev], judged, (), 0, 0, 0, 0)
 
 
@@ -72,9 +72,11 @@ def stand_in(max_calls: int = 10**6, max_tokens: int = 10**12) -> MeteredLM:
     return metered_lm(LMSettings(model="stand-in"), Meter(max_calls, max_tokens))
 
 
-def workshop(spec: ModuleSpec, train: int = 60, dev: int = 40, *, labeled: int = 20, bootstrapped: int = 4) -> Workshop:
+def workshop(
+    spec: ModuleSpec, train: int = 60, dev: int = 40, *, labeled: int = 20, bootstrapped: int = 4
+) -> OptimizerContext:
     split, lm = split_of(spec, train, dev), stand_in()
-    return Workshop(spec, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped)
+    return OptimizerContext(spec, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped)
 
 
 def searched(
@@ -142,7 +144,7 @@ def test_bootstrapped_demos_are_of_training_queries_and_fully_right(spec: Module
 
 def test_each_bootstrap_differs_and_is_the_same_again() -> None:
     def digests() -> list[str]:
-        return [pack(ROUTING, "acme", LABELS, o.compile()).digest for o in bootstrappers(workshop(ROUTING))]
+        return [serialize(ROUTING, "acme", LABELS, o.compile()).digest for o in bootstrappers(workshop(ROUTING))]
 
     first = digests()
     assert len(set(first)) == len(first)
@@ -210,7 +212,7 @@ def test_demos_of_predictors_that_are_told_a_part_are_recognised_as_their_exampl
     asked = {e.query for e in train}
     for optimizer in [*list(demo_pickers(shop))[1:], next(bootstrappers(shop))]:
         program = optimizer.compile()
-        stored = unpack(spec, LABELS, pack(spec, "acme", LABELS, program))
+        stored = deserialize(spec, LABELS, serialize(spec, "acme", LABELS, program))
         assert program.label.demos
         assert queries_shown(stored) == queries_shown(program) <= asked
     assert program.topic.demos  # what was bootstrapped has topics too
@@ -296,7 +298,7 @@ def test_the_finalist_beats_the_incumbent_and_every_cost_is_told(
     told = sum(tried.making_calls + tried.judging_calls for tried in found.tried)
     repeated = sum(int(note.split()[-3]) for note in found.notes)
     assert lm.meter.calls == 60 + told + repeated
-    assert found.finalist.stored.digest == pack(ROUTING, "acme", LABELS, found.finalist.program).digest
+    assert found.finalist.stored.digest == serialize(ROUTING, "acme", LABELS, found.finalist.program).digest
     assert capsys.readouterr().out == ""
     assert not list(quiet_folder.iterdir())
 

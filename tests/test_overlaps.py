@@ -13,7 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.definitions import defs
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
-from autoopt_pipeline.orchestration.launch import run_here
+from autoopt_pipeline.orchestration.launch import run_in_process
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.run_history import feed
 from autoopt_pipeline.run_history.events import ModuleFailed
@@ -85,7 +85,7 @@ def test_a_run_that_is_left_to_another_ends_no_row_of_failures(acme: dg.DagsterI
     failed_run(acme, "acme", ["routing"])
     first = run_that_began(acme)
     lines: list[str] = []
-    ended = run_here(defs, acme, "acme", ["routing"], {}, lines.append)
+    ended = run_in_process(defs, acme, "acme", ["routing"], {}, lines.append)
     assert (ended.outcomes, ended.causes) == ({}, {})
     assert ended.skipped
     assert f"run {first} of tenant acme began earlier" in ended.skipped

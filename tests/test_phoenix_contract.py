@@ -16,12 +16,19 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import set_span_in_context
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, PlayedRequest, Truth, play, sample_truths_for
+from autoopt_pipeline.devtools.traffic import (
+    SAMPLE_AGENTS,
+    PlayedRequest,
+    SyntheticRequest,
+    TrafficProfile,
+    sample_truths_for,
+    simulate,
+)
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, Provenance
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
-from autoopt_pipeline.scheduling.conditions import Outcome
+from autoopt_pipeline.scheduling.conditions import RunOutcome
 from autoopt_pipeline.span_contract import ROUTING, ROUTING_SPAN, project_name
 from autoopt_pipeline.traces.client import CountRequest, NewAnnotation, Phoenix, Project
 from autoopt_pipeline.traces.counts import Wanted, gather_evidence
@@ -32,13 +39,15 @@ ON_POSTGRES_TOO = True
 NOW = datetime.now(UTC).replace(microsecond=0)
 AGENTS = ["search_agent", "report_agent"]
 SPEC = get_module("routing")
-ALL_REVIEWED = Habits(reviewed=1.0, malformed=0.0)
+ALL_REVIEWED = TrafficProfile(reviewed=1.0, malformed=0.0)
 
 
-def requests(count: int, habits: Habits = ALL_REVIEWED, *, end: datetime = NOW, seed: int = 1) -> list[PlayedRequest]:
-    truths = [Truth(f"question number {i}", {"agent": AGENTS[i % 2]}) for i in range(count)]
+def requests(
+    count: int, habits: TrafficProfile = ALL_REVIEWED, *, end: datetime = NOW, seed: int = 1
+) -> list[PlayedRequest]:
+    truths = [SyntheticRequest(f"question number {i}", {"agent": AGENTS[i % 2]}) for i in range(count)]
     start = end - timedelta(hours=1)
-    return list(play(truths, {"agent": AGENTS}, habits, start=start, end=end, rng=random.Random(seed)))
+    return list(simulate(truths, {"agent": AGENTS}, habits, start=start, end=end, rng=random.Random(seed)))
 
 
 def project_of(phoenix: Phoenix, tenant: str) -> Project:
@@ -47,7 +56,7 @@ def project_of(phoenix: Phoenix, tenant: str) -> Project:
     return project
 
 
-def wanted(tenant: str, since: datetime, outcome: Outcome | None = None) -> Wanted:
+def wanted(tenant: str, since: datetime, outcome: RunOutcome | None = None) -> Wanted:
     return Wanted(tenant, SPEC, since, outcome)
 
 
@@ -73,7 +82,7 @@ def test_the_spans_of_one_trace_are_read_together_for_a_composed_module(phoenix:
     habits = replace(ALL_REVIEWED, plans=True, fuses=True)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
     start = NOW - timedelta(hours=1)
-    played = list(play(list(sample_truths_for(habits, 20, rng)), choices, habits, start=start, end=NOW, rng=rng))
+    played = list(simulate(list(sample_truths_for(habits, 20, rng)), choices, habits, start=start, end=NOW, rng=rng))
     send_traffic(phoenix, tenant, played)
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
     agents = [Label(name) for name in SAMPLE_AGENTS]
@@ -167,7 +176,7 @@ def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkey
 
 
 def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant: str) -> None:
-    send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
+    send_traffic(phoenix, tenant, requests(2, TrafficProfile(reviewed=0, complains=0, malformed=0)))
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
     by_api, by_hand = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     phoenix.annotate([NewAnnotation(by_api.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
@@ -206,7 +215,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_annotations_are_read_only_where_there_are_some(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
-    send_traffic(phoenix, tenant, requests(2, Habits(reviewed=0, complains=0, malformed=0)))
+    send_traffic(phoenix, tenant, requests(2, TrafficProfile(reviewed=0, complains=0, malformed=0)))
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
     first, second = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
     assert not [path for path in asked if path.endswith("/span_annotations")]
@@ -230,17 +239,17 @@ def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, asked: lis
 
 
 def test_new_evidence_is_what_came_since_the_last_outcome(phoenix: Phoenix, tenant: str) -> None:
-    first = requests(30, Habits(reviewed=0, complains=0), end=NOW - timedelta(hours=3))
+    first = requests(30, TrafficProfile(reviewed=0, complains=0), end=NOW - timedelta(hours=3))
     send_traffic(phoenix, tenant, first)
     end = NOW - timedelta(hours=2)
     seen = collect(phoenix, tenant, SPEC, start=end - timedelta(days=1), end=end)
-    outcome = Outcome(end, seen.annotations)
+    outcome = RunOutcome(end, seen.annotations)
     assert (seen.annotations, len(seen.decisions)) == (AnnotationsSeen(0), 30)
 
     nothing = gather_evidence(phoenix, [wanted(tenant, end, outcome)], until=NOW)[tenant, "routing"]
     assert (nothing.new_traces, nothing.new_annotations) == (0, 0)
 
-    send_traffic(phoenix, tenant, requests(12, Habits(reviewed=0, complains=0), seed=2))
+    send_traffic(phoenix, tenant, requests(12, TrafficProfile(reviewed=0, complains=0), seed=2))
     late = [NewAnnotation(d.span_id, ROUTING.annotation, "HUMAN", "correct", {}) for d in seen.decisions[:7]]
     phoenix.annotate(late)
     new = gather_evidence(phoenix, [wanted(tenant, end, outcome)], until=NOW)[tenant, "routing"]
@@ -259,7 +268,7 @@ def test_what_is_new_is_not_hidden_by_as_much_that_phoenix_deletes(phoenix: Phoe
     seen = collect(phoenix, tenant, SPEC, start=end - timedelta(days=1), end=end)
     assert seen.annotations
     assert seen.annotations.total == 70
-    outcome = Outcome(end, seen.annotations)
+    outcome = RunOutcome(end, seen.annotations)
 
     send_traffic(phoenix, tenant, requests(40, seed=2))
     _delete_traces(phoenix, tenant, before=NOW - timedelta(hours=4, minutes=30))
@@ -273,7 +282,7 @@ def test_what_is_deleted_with_nothing_new_is_no_evidence(phoenix: Phoenix, tenan
     half = NOW - timedelta(minutes=30)
     seen = collect(phoenix, tenant, SPEC, start=half, end=NOW)  # the lookback leaves out what is older
     assert 20 < len(seen.decisions) < 40
-    outcome = Outcome(NOW, seen.annotations)
+    outcome = RunOutcome(NOW, seen.annotations)
     for minutes in (50, 20):  # some of what was not read goes, then all of it and some of what was
         _delete_traces(phoenix, tenant, before=NOW - timedelta(minutes=minutes))
         new = gather_evidence(phoenix, [wanted(tenant, NOW, outcome)], until=NOW)[tenant, "routing"]
@@ -290,7 +299,7 @@ def test_traces_that_are_not_settled_are_left_for_the_next_time(phoenix: Phoenix
     until = played[12].time
     seen = collect(phoenix, tenant, SPEC, start=NOW - timedelta(days=1), end=until)
     assert len(seen.decisions) == 12
-    outcome = Outcome(until, seen.annotations)
+    outcome = RunOutcome(until, seen.annotations)
     later = gather_evidence(phoenix, [wanted(tenant, until, outcome)], until=NOW)[tenant, "routing"]
     assert later.new_traces == 8
 

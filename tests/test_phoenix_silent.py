@@ -22,15 +22,15 @@ from autoopt_pipeline.dashboard.count_cache import Counts
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.errors import AutooptError, PhoenixUnavailable
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.scheduling.conditions import Attempts, Condition, Decision, Evidence, Reason
+from autoopt_pipeline.scheduling.conditions import Attempts, Condition, Evidence, Reason, ScheduleDecision
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.status.module_status import Standing
+from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
@@ -71,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Processes(folder / "logs") as processes:
         endpoint = start_phoenix(processes, folder, port, free_port())
         wait_for_phoenix(processes, endpoint)
-        send_traffic(Phoenix(endpoint), "acme", requests(37, Habits(reviewed=0), end=datetime.now(UTC)))
+        send_traffic(Phoenix(endpoint), "acme", requests(37, TrafficProfile(reviewed=0), end=datetime.now(UTC)))
         (pid,) = {
             each.pid for each in psutil.net_connections() if each.pid and each.laddr
             and each.laddr.port == port and each.status == psutil.CONN_LISTEN
@@ -160,7 +160,7 @@ def test_a_dashboard_that_never_saw_phoenix_answer_says_so_soon(server: Server, 
 
 
 def test_versions_side_by_side_keep_their_numbers_too(home: Path, server: Server, browser: TestClient) -> None:
-    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = stored_program(artifacts, made_program("acme"))
     artifacts.move(version, expected=None, by="ada", why="better", canary={"baseline": 0.1})
     part = "/tenants/acme/modules/routing/live"
@@ -201,16 +201,16 @@ def test_a_command_says_what_it_waits_for_and_gives_up(server: Server, acme: Non
         assert {each["decision"] for each in json.loads(out)["modules"] if each["enabled"]} == {"error"}
 
 
-def counted(**decision: Any) -> Standing:
+def counted(**decision: Any) -> ModuleStatus:
     enough = Condition("enough new traces", False, "37 new traces, 100 needed", Reason.TOO_FEW_TRACES, need=100)
     known = {"evidence": Evidence(37), "need": 100, "conditions": (enough,)}
-    told = Decision(**{"reason": Reason.TOO_FEW_TRACES, "detail": "", **known, **decision})
-    return Standing("acme", "routing", told, Attempts())
+    told = ScheduleDecision(**{"reason": Reason.TOO_FEW_TRACES, "detail": "", **known, **decision})
+    return ModuleStatus("acme", "routing", told, Attempts())
 
 
-def uncounted(reason: Reason, detail: str, *, outcome_id: int | None = None) -> Standing:
+def uncounted(reason: Reason, detail: str, *, outcome_id: int | None = None) -> ModuleStatus:
     attempts = Attempts(outcome_id=outcome_id)
-    return Standing("acme", "routing", Decision(reason, detail), attempts, uncounted="Phoenix is gone")
+    return ModuleStatus("acme", "routing", ScheduleDecision(reason, detail), attempts, uncounted="Phoenix is gone")
 
 
 def test_what_was_counted_decides_as_long_as_nothing_newer_is_known() -> None:

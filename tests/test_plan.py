@@ -8,14 +8,14 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
     Attempts,
-    Decision,
     Evidence,
     LostRun,
     NeedsEvidence,
-    Outcome,
     Reason,
-    count_from,
+    RunOutcome,
+    ScheduleDecision,
     decide,
+    new_since,
 )
 from autoopt_pipeline.scheduling.limits import Allowance, Spending
 from autoopt_pipeline.tenants.config import (
@@ -56,15 +56,15 @@ configs = st.builds(
 evidences = st.builds(Evidence, new_traces=st.integers(0, 2000), new_annotations=st.integers(0, 2000))
 
 
-def decided(config: RoutingConfigUnified, tried: Attempts, evidence: Evidence | None) -> Decision:
+def decided(config: RoutingConfigUnified, tried: Attempts, evidence: Evidence | None) -> ScheduleDecision:
     answer = decide(config, ROUTING, tried, evidence, now=NOW)
-    assert isinstance(answer, Decision)
+    assert isinstance(answer, ScheduleDecision)
     return answer
 
 
-def said(answer: Decision | NeedsEvidence) -> Decision | NeedsEvidence:
+def said(answer: ScheduleDecision | NeedsEvidence) -> ScheduleDecision | NeedsEvidence:
     """The decision without what else was looked at."""
-    return replace(answer, conditions=(), evidence=None, need=None) if isinstance(answer, Decision) else answer
+    return replace(answer, conditions=(), evidence=None, need=None) if isinstance(answer, ScheduleDecision) else answer
 
 
 @given(configs, attempts, evidences)
@@ -117,10 +117,10 @@ def test_more_evidence_never_makes_a_due_module_wait(tried: Attempts, one: Evide
 @given(configs, attempts)
 def test_what_waits_says_until_when_and_is_free_then(config: RoutingConfigUnified, tried: Attempts) -> None:
     answer = decide(config, ROUTING, tried, None, now=NOW)
-    if isinstance(answer, Decision) and answer.until:
+    if isinstance(answer, ScheduleDecision) and answer.until:
         assert answer.until > NOW
         later = decide(config, ROUTING, tried, None, now=answer.until)
-        assert not isinstance(later, Decision) or later.reason is not answer.reason
+        assert not isinstance(later, ScheduleDecision) or later.reason is not answer.reason
 
 
 def test_backoff_doubles_and_is_capped() -> None:
@@ -157,18 +157,18 @@ def test_a_failure_does_not_hold_a_tenant_longer_than_its_own_interval_when_that
 
 
 def test_new_traces_count_from_what_was_last_learnt_from_within_the_lookback() -> None:
-    outcome = Outcome(NOW - timedelta(hours=2), annotations=None)
-    assert count_from(CONFIG, outcome, now=NOW) == outcome.window_end
-    old = Outcome(NOW - timedelta(days=400), annotations=None)
-    assert count_from(CONFIG, old, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
-    assert count_from(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+    outcome = RunOutcome(NOW - timedelta(hours=2), annotations=None)
+    assert new_since(CONFIG, outcome, now=NOW) == outcome.window_end
+    old = RunOutcome(NOW - timedelta(days=400), annotations=None)
+    assert new_since(CONFIG, old, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+    assert new_since(CONFIG, None, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
 
 
 def test_an_outcome_of_a_clock_that_ran_ahead_does_not_hide_the_traces_of_today() -> None:
-    ahead = Outcome(NOW + timedelta(days=2), annotations=None)
-    assert count_from(CONFIG, ahead, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
-    hardly = Outcome(NOW + timedelta(seconds=20), annotations=None)
-    assert count_from(CONFIG, hardly, now=NOW) == hardly.window_end
+    ahead = RunOutcome(NOW + timedelta(days=2), annotations=None)
+    assert new_since(CONFIG, ahead, now=NOW) == NOW - timedelta(seconds=CONFIG.lookback_seconds)
+    hardly = RunOutcome(NOW + timedelta(seconds=20), annotations=None)
+    assert new_since(CONFIG, hardly, now=NOW) == hardly.window_end
 
 
 def test_annotations_on_old_traces_are_new_evidence() -> None:
@@ -187,27 +187,27 @@ def test_each_way_to_turn_a_module_off_says_which() -> None:
     assert decisions[-1].detail == "the tenant lists 0 agents; routing needs at least 2 to choose from"
 
 
-def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> Outcome:
-    return Outcome(NOW - timedelta(days=1), None, verdict, decisions, labels)
+def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> RunOutcome:
+    return RunOutcome(NOW - timedelta(days=1), None, verdict, decisions, labels)
 
 
 def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=1))
     for verdict, need in (("promoted", 100), ("waiting", 100), ("rejected", 250)):
         answer = decide(CONFIG, ROUTING, tried, Evidence(249), _after(verdict), now=NOW)
-        assert isinstance(answer, Decision)
+        assert isinstance(answer, ScheduleDecision)
         assert answer.need == need
         assert answer.launch is (need == 100)
     enough = decide(CONFIG, ROUTING, tried, Evidence(250), _after("rejected"), now=NOW)
-    assert isinstance(enough, Decision)
+    assert isinstance(enough, ScheduleDecision)
     assert enough.launch
 
 
 def test_what_is_older_than_the_lookback_asks_for_nothing_more() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=40))
-    before = Outcome(NOW - timedelta(days=30), None, "rejected", 40_000)
+    before = RunOutcome(NOW - timedelta(days=30), None, "rejected", 40_000)
     answer = decide(CONFIG, ROUTING, tried, Evidence(9900), before, now=NOW)
-    assert isinstance(answer, Decision)
+    assert isinstance(answer, ScheduleDecision)
     assert answer.launch
 
 
@@ -215,14 +215,14 @@ def test_an_agent_that_was_added_makes_a_module_due_that_answers_with_agents() -
     tried = Attempts(outcome_at=NOW - timedelta(days=1))
     before = _after("promoted", labels=frozenset({"search_agent"}))
     answer = decide(CONFIG, ROUTING, tried, Evidence(0), before, now=NOW)
-    assert isinstance(answer, Decision)
+    assert isinstance(answer, ScheduleDecision)
     assert (answer.reason, "report_agent" in answer.detail) == (Reason.DUE, True)
     for spec, outcome in (
         (get_module("modality"), before),
         (ROUTING, _after("promoted", labels=frozenset({"search_agent", "report_agent", "gone_agent"}))),
     ):
         answer = decide(CONFIG, spec, tried, Evidence(0), outcome, now=NOW)
-        assert isinstance(answer, Decision)
+        assert isinstance(answer, ScheduleDecision)
         assert answer.reason is Reason.TOO_FEW_TRACES
 
 
@@ -236,12 +236,12 @@ def test_a_module_that_is_to_be_retrained_waits_for_no_interval_and_no_evidence_
 ) -> None:
     asked = decide(retraining(config, since), ROUTING, tried, None, now=NOW)
     usual = decide(config, ROUTING, tried, None, now=NOW)
-    if isinstance(usual, Decision) and usual.reason is not Reason.NOT_DUE:
+    if isinstance(usual, ScheduleDecision) and usual.reason is not Reason.NOT_DUE:
         assert said(asked) == said(usual)  # disabled, under way and backing off still count
     elif tried.outcome_at and tried.outcome_at > since:
         assert said(asked) == said(usual)
     else:
-        assert isinstance(asked, Decision)
+        assert isinstance(asked, ScheduleDecision)
         assert asked.launch
         assert "to be retrained" in asked.detail
 
@@ -261,8 +261,8 @@ def test_jitter_makes_a_module_due_later_by_at_most_its_share_of_the_interval(
 ) -> None:
     plain = decide(config, ROUTING, tried, None, now=NOW)
     spread = decide(config, ROUTING, tried, None, now=NOW, jitter=jitter)
-    if isinstance(plain, Decision) and plain.until:
-        assert isinstance(spread, Decision)
+    if isinstance(plain, ScheduleDecision) and plain.until:
+        assert isinstance(spread, ScheduleDecision)
         assert spread.until
         later = spread.until - plain.until
         assert timedelta(0) <= later <= jitter * timedelta(seconds=config.optimization_interval_seconds)
@@ -273,17 +273,17 @@ def test_all_modules_of_a_tenant_are_due_together_whatever_the_jitter() -> None:
     due = {
         answer.until
         for name in ("routing", "modality")
-        if isinstance(answer := decide(CONFIG, get_module(name), tried, None, now=NOW, jitter=0.5), Decision)
+        if isinstance(answer := decide(CONFIG, get_module(name), tried, None, now=NOW, jitter=0.5), ScheduleDecision)
     }
     assert len(due) == 1
 
 
 def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_asked() -> None:
     quiet = decide(NIGHT, ROUTING, Attempts(), None, now=NOW)
-    assert isinstance(quiet, Decision)
+    assert isinstance(quiet, ScheduleDecision)
     assert (quiet.reason, quiet.until) == (Reason.QUIET_HOURS, NOW.replace(hour=6, minute=0, second=0))
     spent = decide(CONFIG, ROUTING, Attempts(), None, now=NOW, allowances=[SPENT])
-    assert isinstance(spent, Decision)
+    assert isinstance(spent, ScheduleDecision)
     assert spent.reason is Reason.BUDGET_EXHAUSTED
     assert spent.until == datetime(2026, 1, 3, tzinfo=UTC)
     assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 20h55m55s")
@@ -292,12 +292,12 @@ def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_aske
 def test_what_is_not_due_says_so_in_quiet_hours_too() -> None:
     tried = Attempts(outcome_at=NOW)
     answer = decide(NIGHT, ROUTING, tried, None, now=NOW, allowances=[SPENT])
-    assert isinstance(answer, Decision)
+    assert isinstance(answer, ScheduleDecision)
     assert answer.reason is Reason.NOT_DUE
 
 
 def test_retraining_waits_for_the_end_of_quiet_hours_and_for_a_new_budget() -> None:
     for config, allowances in ((NIGHT, []), (CONFIG, [SPENT])):
         answer = decide(retraining(config, NOW), ROUTING, Attempts(), None, now=NOW, allowances=allowances)
-        assert isinstance(answer, Decision)
+        assert isinstance(answer, ScheduleDecision)
         assert not answer.launch

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits
-from autoopt_pipeline.errors import TenantsUndecided
+from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.errors import PlanningFailed
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration import planner
@@ -34,8 +34,9 @@ from autoopt_pipeline.run_history.outcomes import (
     read_spending,
     report_spent,
 )
-from autoopt_pipeline.scheduling.conditions import MAX_BACKOFF, Attempts, Decision, Evidence, Reason, decide
+from autoopt_pipeline.scheduling.conditions import MAX_BACKOFF, Attempts, Evidence, Reason, ScheduleDecision, decide
 from autoopt_pipeline.scheduling.limits import Spending
+from autoopt_pipeline.scheduling.turns import QueuePosition, queue_order
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
@@ -102,7 +103,7 @@ def test_a_new_tenant_with_enough_traces_is_due_with_all_its_modules_in_one_run(
     store: TenantConfigStore, phoenix: Phoenix, tenant: str, planned: Callable[[], Plan]
 ) -> None:
     configure(store, tenant, min_samples_for_optimization=20)
-    send_traffic(phoenix, tenant, requests(25, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(25, TrafficProfile(reviewed=0)))
     plan = planned()
     (request,) = run_requests(plan, list(plan.due()))
     assert request.partition_key == tenant
@@ -193,7 +194,7 @@ def test_a_run_that_is_killed_is_tried_again_as_the_retry_policy_says_and_reads_
 ) -> None:
     retry = {"max_retries": 2, "delay_seconds": 20}
     configure(store, tenant, min_samples_for_optimization=5, retry=retry)
-    send_traffic(phoenix, tenant, requests(10, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(10, TrafficProfile(reviewed=0)))
     read = datetime.now(UTC).replace(microsecond=0)
     waits, first, runs = [], "", set()
     for _ in range(3):
@@ -274,7 +275,7 @@ def test_a_tenant_that_fails_for_days_is_tried_at_the_longest_wait_only(
         seen = [moment for moment in failed if moment > now - horizon]
         tried = Attempts(failures=len(seen), last_failure_at=seen[-1] if seen else None)
         answer = decide(config, get_module("routing"), tried, Evidence(500), now=now)
-        assert isinstance(answer, Decision)
+        assert isinstance(answer, ScheduleDecision)
         if answer.launch:
             failed.append(now)
         now = answer.until or now + timedelta(minutes=1)
@@ -321,7 +322,7 @@ def test_the_longest_waiting_tenant_comes_first(
 ) -> None:
     waiting, waited_more, never = f"{tenant}-b", f"{tenant}-a", f"{tenant}-c"
     for name in (waited_more, waiting, never):
-        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        send_traffic(phoenix, name, requests(5, TrafficProfile(reviewed=0)))
         configure(
             store,
             name,
@@ -422,7 +423,7 @@ def test_a_run_may_take_as_long_as_its_tenant_says(
     store: TenantConfigStore, phoenix: Phoenix, tenant: str, planned: Callable[[], Plan]
 ) -> None:
     configure(store, tenant, min_samples_for_optimization=2, max_run_seconds=900)
-    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(5, TrafficProfile(reviewed=0)))
     plan = planned()
     (request,) = run_requests(plan, list(plan.due()))
     assert request.tags["dagster/max_runtime"] == "900"
@@ -452,7 +453,7 @@ def test_the_sensor_plans_only_registered_tenants(
     sensors: dict[str, dg.SensorDefinition],
 ) -> None:
     configure(store, tenant, min_samples_for_optimization=2)
-    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(5, TrafficProfile(reviewed=0)))
     sensor = sensors["auto_optimization_sensor"]
     assert isinstance(tick(sensor, instance), dg.SkipReason)
     register_tenant(instance, tenant)
@@ -473,7 +474,7 @@ def test_launches_are_capped_and_what_is_held_back_is_said(
     names = [f"{tenant}-{i}" for i in range(4)]
     for name in names:
         configure(store, name, min_samples_for_optimization=2)
-        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        send_traffic(phoenix, name, requests(5, TrafficProfile(reviewed=0)))
     for name in names[:3]:
         register_tenant(instance, name)
     said: list[str] = []
@@ -512,10 +513,10 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
 
 
 @given(st.lists(st.tuples(st.floats(0, 2e9), st.text(min_size=1))), st.integers(1, 5))
-def test_in_a_round_of_looks_everybody_has_a_turn(turns: list[planner.Turn], at_once: int) -> None:
+def test_in_a_round_of_looks_everybody_has_a_turn(turns: list[QueuePosition], at_once: int) -> None:
     turns, after, reached = list(dict.fromkeys(turns)), None, set()
     for _ in range(-(-len(turns) // at_once)):
-        some = planner.in_turn(turns, after)[:at_once]
+        some = queue_order(turns, after)[:at_once]
         reached |= {*some}
         after = some[-1]
     assert reached == {*turns}
@@ -535,7 +536,7 @@ def test_whoever_is_held_back_is_launched_before_those_who_have_waited_less(
     names = [f"{tenant}-{i}" for i in range(4)]
     for name in names:
         configure(store, name, min_samples_for_optimization=2)
-        send_traffic(phoenix, name, requests(5, Habits(reviewed=0)))
+        send_traffic(phoenix, name, requests(5, TrafficProfile(reviewed=0)))
         register_tenant(instance, name)
     launched, cursor = list[str | None](), None
     for _ in names:
@@ -559,7 +560,7 @@ def test_an_error_is_a_failed_tick_and_never_a_skip(
 ) -> None:
     store.write(tenant, {"tenant_id": tenant, "nonsense": 1})
     register_tenant(instance, tenant)
-    with pytest.raises(TenantsUndecided, match=f"{tenant}.*nonsense"):
+    with pytest.raises(PlanningFailed, match=f"{tenant}.*nonsense"):
         tick(sensors["auto_optimization_sensor"], instance)
 
 
@@ -572,7 +573,7 @@ def test_one_broken_tenant_does_not_keep_another_from_its_run(
 ) -> None:
     store.write(f"{tenant}-broken", {"nonsense": 1})
     configure(store, tenant, min_samples_for_optimization=2)
-    send_traffic(phoenix, tenant, requests(5, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(5, TrafficProfile(reviewed=0)))
     for name in (tenant, f"{tenant}-broken"):
         register_tenant(instance, name)
     result = tick(sensors["auto_optimization_sensor"], instance)

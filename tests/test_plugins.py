@@ -126,7 +126,7 @@ assert "dspy" not in sys.modules
 
 from autoopt_pipeline.registry.object_store import Files
 from autoopt_pipeline.registry.serialization import unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.spec import Decision
@@ -144,7 +144,7 @@ for number in range(500):
         attributes["triage.hours"] = int(hours)
     span_id = f"{{number:016x}}"
     decisions.append(Decision(span_id, span_id * 2, end - timedelta(minutes=number + 1), False, attributes))
-artifacts = ModuleArtifacts(Files({str(tmp_path / "artifacts")!r}), "acme", "urgency")
+artifacts = VersionStore(Files({str(tmp_path / "artifacts")!r}), "acme", "urgency")
 job = Job(spec, RoutingConfigUnified(tenant_id="acme"), decisions, end - timedelta(days=1), end, "run")
 report = optimize(job, metered_lm(LMSettings(model="stand-in"), Meter(6000, 10**9)), artifacts)
 program = unpack(spec, spec.labels, artifacts.load(artifacts.active().version))

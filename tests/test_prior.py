@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
 from autoopt_pipeline.evaluation.gate import Calibration, Comparison, GateDecision
-from autoopt_pipeline.evaluation.trial_log import Terms, begin
+from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.optimization.warm_start import (
     MAX_INSTRUCTIONS_CHARS,
@@ -26,11 +26,11 @@ from autoopt_pipeline.optimization.warm_start import (
     share_instructions,
     shareable,
 )
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import pack, unpack
+from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedInstructions, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, parse_config
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import write_config
@@ -58,7 +58,7 @@ def configs(tmp_path: Path) -> SqliteConfigStore:
 
 @pytest.fixture
 def pool(root: Path, configs: SqliteConfigStore) -> Pool:
-    return Pool(SharedStore(Files(str(root)), "routing"), configs)
+    return Pool(SharedStore(ObjectStore(str(root)), "routing"), configs)
 
 
 def configure(configs: SqliteConfigStore, tenant: str, **fields: object) -> RoutingConfigUnified:
@@ -68,8 +68,8 @@ def configure(configs: SqliteConfigStore, tenant: str, **fields: object) -> Rout
     return config
 
 
-def artifacts_of(root: Path, tenant: str) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(root)), tenant, "routing")
+def artifacts_of(root: Path, tenant: str) -> VersionStore:
+    return VersionStore(ObjectStore(str(root)), tenant, "routing")
 
 
 def program_with(instructions: str, demos: Sequence[str] = ()) -> dspy.Module:
@@ -117,20 +117,20 @@ def publish(
     program = program_with(instructions, demos=["a demo of the donor's own"])
     baseline = ROUTING.build_program(LABELS)
     fit = shareable(ROUTING, LABELS, program, [baseline], None, tenant, seen)
-    manifest = manifest_of(pack(ROUTING, tenant, LABELS, program), "v").model_copy(update={"shareable": fit})
+    manifest = manifest_of(serialize(ROUTING, tenant, LABELS, program), "v").model_copy(update={"shareable": fit})
     return share_instructions(pool, ROUTING, LABELS, promotion(tenant, gain=gain), manifest, program)
 
 
 def started(pool: Pool, root: Path, config: RoutingConfigUnified) -> Report:
     """The taker's run with too little data."""
-    job = Job(ROUTING, config, decisions(30), AT - timedelta(days=1), AT, "run", pool=pool)
+    job = OptimizationJob(ROUTING, config, decisions(30), AT - timedelta(days=1), AT, "run", pool=pool)
     return optimize(job, stand_in(), artifacts_of(root, config.tenant_id))
 
 
 def serving(root: Path, tenant: str) -> dspy.Module | None:
     artifacts = artifacts_of(root, tenant)
     active = artifacts.active()
-    return unpack(ROUTING, LABELS, artifacts.load(active.version)) if active else None
+    return deserialize(ROUTING, LABELS, artifacts.load(active.version)) if active else None
 
 
 def test_a_tenant_with_too_little_data_starts_from_what_others_share(
@@ -172,7 +172,9 @@ def test_the_gate_judges_the_next_candidate_against_what_was_started_from(
     config = configure(configs, "taker", start_from_shared=True)
     first = started(pool, root, config)
     artifacts = artifacts_of(root, "taker")
-    job = Job(ROUTING, config, decisions(450), AT - timedelta(days=1), AT + timedelta(days=1), "next", pool=pool)
+    job = OptimizationJob(
+        ROUTING, config, decisions(450), AT - timedelta(days=1), AT + timedelta(days=1), "next", pool=pool
+    )
     report = optimize(job, stand_in(), artifacts)
     assert report.verdict is Verdict.PROMOTED
     assert report.gate is not None
@@ -217,7 +219,7 @@ def test_nobody_starts_from_itself(pool: Pool, configs: SqliteConfigStore, root:
 def test_where_a_version_is_active_it_stays(pool: Pool, configs: SqliteConfigStore, root: Path) -> None:
     publish(pool, configs, "donor")
     config = configure(configs, "taker", start_from_shared=True)
-    own = store(artifacts_of(root, "taker"), pack(ROUTING, "taker", LABELS, program_with("Own.")), active=True)
+    own = store(artifacts_of(root, "taker"), serialize(ROUTING, "taker", LABELS, program_with("Own.")), active=True)
     assert started(pool, root, config).active_version == own
     assert [manifest.version for manifest in artifacts_of(root, "taker").versions()] == [own]
 
@@ -231,14 +233,14 @@ def test_a_composed_module_starts_from_what_others_share_unless_its_parts_have_l
     configure(configs, "donor", share_instructions=True)
     program = unified.build_program(LABELS)
     program.routing.decide.signature = program.routing.decide.signature.with_instructions(BETTER)
-    pool = Pool(SharedStore(Files(str(root)), "unified"), configs)
+    pool = Pool(SharedStore(ObjectStore(str(root)), "unified"), configs)
     report = replace(promotion("donor"), module="unified")
-    manifest = manifest_of(pack(unified, "donor", LABELS, program), "v")
+    manifest = manifest_of(serialize(unified, "donor", LABELS, program), "v")
     shared = manifest.model_copy(update={"shareable": ["routing.decide"]})
     share_instructions(pool, unified, LABELS, report, shared, program)
-    parts = {"routing": pack(ROUTING, "taker", LABELS, program_with("Own."))} if learnt else {}
-    artifacts = ModuleArtifacts(Files(str(root)), "taker", "unified")
-    optimize(Job(unified, config, [], AT, AT, "run", parts=parts, pool=pool), stand_in(), artifacts)
+    parts = {"routing": serialize(ROUTING, "taker", LABELS, program_with("Own."))} if learnt else {}
+    artifacts = VersionStore(ObjectStore(str(root)), "taker", "unified")
+    optimize(OptimizationJob(unified, config, [], AT, AT, "run", parts=parts, pool=pool), stand_in(), artifacts)
     assert (artifacts.active() is None) == learnt
 
 
@@ -271,16 +273,18 @@ def test_instructions_of_a_promotion_are_published_when_the_tenant_shares(
     config = configure(configs, "donor", share_instructions=True)
     artifacts = artifacts_of(root, "donor")
     labels = labels_of(ROUTING, config)
-    spare = ModuleArtifacts(Files(str(root / "spare")), "donor", "routing")
-    learnt = optimize(Job(ROUTING, config, decisions(450), AT, AT + timedelta(days=1), "r"), stand_in(), spare)
-    program = unpack(ROUTING, labels, spare.load(learnt.version or ""))
+    spare = VersionStore(ObjectStore(str(root / "spare")), "donor", "routing")
+    learnt = optimize(
+        OptimizationJob(ROUTING, config, decisions(450), AT, AT + timedelta(days=1), "r"), stand_in(), spare
+    )
+    program = deserialize(ROUTING, labels, spare.load(learnt.version or ""))
     program.decide.signature = program.decide.signature.with_instructions(BETTER)
-    stored = pack(ROUTING, "donor", labels, program)
+    stored = serialize(ROUTING, "donor", labels, program)
     waiting = "20260101T000000Z-waiting"
     artifacts.save(stored, manifest_of(stored, waiting).model_copy(update={"shareable": ["decide"]}))
-    terms = Terms(None, "stand-in", tuple(label.name for label in labels))
+    terms = TrialConditions(None, "stand-in", tuple(label.name for label in labels))
     begin(artifacts, waiting, terms, after=0, alpha=0.05, queries=[], run_id="r")
-    job = Job(ROUTING, config, decisions(450, seed=9), AT, AT + timedelta(days=1), "run", pool=pool)
+    job = OptimizationJob(ROUTING, config, decisions(450, seed=9), AT, AT + timedelta(days=1), "run", pool=pool)
     report = optimize(job, stand_in(), artifacts)
     assert report.verdict is Verdict.PROMOTED
     shared = pool.store.read("donor")
@@ -309,7 +313,7 @@ def test_what_was_made_from_instructions_that_must_not_leave_stays_too() -> None
     old = program_with("Such as: where did we put the old poster.")
     new = program_with("Such as: where did we put the old poster. Be brief.")
     baseline = ROUTING.build_program(LABELS)
-    kept = manifest_of(pack(ROUTING, "donor", LABELS, old), "v")
+    kept = manifest_of(serialize(ROUTING, "donor", LABELS, old), "v")
     free = kept.model_copy(update={"shareable": ["decide"]})
     assert shareable(ROUTING, LABELS, new, [old, baseline], kept, "donor", ["other queries"]) == []
     assert shareable(ROUTING, LABELS, new, [old, baseline], free, "donor", ["other queries"]) == ["decide"]
@@ -324,10 +328,10 @@ def test_baseline_instructions_are_not_published(pool: Pool, configs: SqliteConf
 def test_a_store_that_fails_is_a_note_for_the_promotion_stands(
     pool: Pool, configs: SqliteConfigStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(files: Files, path: str, content: bytes) -> None:
+    def fail(files: ObjectStore, path: str, content: bytes) -> None:
         raise ArtifactStoreUnavailable("gone", "wait")
 
-    monkeypatch.setattr(Files, "replace", fail)
+    monkeypatch.setattr(ObjectStore, "replace", fail)
     assert publish(pool, configs, "donor") == ["the instructions are not shared: gone -> wait"]
 
 
@@ -407,5 +411,5 @@ def test_other_signatures_foreign_agents_and_unfit_lengths_are_passed_over() -> 
 
 def test_no_tenants_folder_can_be_the_shared_one(pool: Pool, configs: SqliteConfigStore, root: Path) -> None:
     publish(pool, configs, "shared")
-    store(artifacts_of(root, "shared"), pack(ROUTING, "shared", LABELS, program_with("x")))
+    store(artifacts_of(root, "shared"), serialize(ROUTING, "shared", LABELS, program_with("x")))
     assert sorted(path.name for path in root.iterdir()) == ["_shared", "shared"]

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from autoopt_pipeline.definitions import defs
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.lm import progress as reporting
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import Progress, tracking
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization import progress as reporting
-from autoopt_pipeline.orchestration.launch import run_here
+from autoopt_pipeline.orchestration.launch import run_in_process
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.run_history import progress as telling
 from autoopt_pipeline.run_history.instance import open_instance
@@ -301,7 +301,7 @@ def test_without_a_terminal_the_lines_of_the_runs_log_say_how_far_it_is(
 
     with open_instance(home) as instance:
         register_tenant(instance, slow)
-        ended = run_here(defs, instance, slow, ["routing"], {}, say)
+        ended = run_in_process(defs, instance, slow, ["routing"], {}, say)
         logged = [entry.user_message for entry in instance.all_logs(ended.run_id) if entry.dagster_event is None]
     told = [line for line in lines if "progress: " in line]
     assert all(re.match(r"routing: progress: incumbent on dev: \d+ of \d+ after", line) for line in told)

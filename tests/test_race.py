@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoopt_pipeline.optimization.racing import MIN_RUNG, Entrant, Race, balanced, clearly_behind, rungs
+from autoopt_pipeline.optimization.racing import MIN_RUNG, Contestant, Race, balanced, clearly_behind, rungs
 
 Scores = dict[str, list[float]]
 
@@ -21,13 +21,13 @@ class Answers:
         self.scores = scores
         self.asked: Counter[tuple[str, int]] = Counter()
 
-    def __call__(self, entrant: Entrant[None], first: int, stop: int) -> list[float]:
+    def __call__(self, entrant: Contestant[None], first: int, stop: int) -> list[float]:
         self.asked.update((entrant.key, number) for number in range(first, stop))
         return self.scores[entrant.key][first:stop]
 
 
-def entrant(key: str, name: str | None = None) -> Entrant[None]:
-    return Entrant(name or key, key, None)
+def entrant(key: str, name: str | None = None) -> Contestant[None]:
+    return Contestant(name or key, key, None)
 
 
 def raced(scores: Scores, *heats: list[str]) -> tuple[Race[None], Answers]:
@@ -148,7 +148,7 @@ def test_an_end_in_the_middle_leaves_the_best_so_far(allowed: int, leader: str, 
 
     answers = Answers({"incumbent": [0.5] * 100, "good": [0.75] * 100, "better": [1.0] * 100})
 
-    def score(who: Entrant[None], first: int, stop: int) -> list[float]:
+    def score(who: Contestant[None], first: int, stop: int) -> list[float]:
         if answers.asked.total() + stop - first > allowed:
             raise SpentError
         return answers(who, first, stop)

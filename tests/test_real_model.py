@@ -18,7 +18,7 @@ import pytest
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.smollm2 import smollm2_settings, start_smollm2
-from autoopt_pipeline.devtools.traffic import Habits, PlayedRequest, Truth, play, sample_truths
+from autoopt_pipeline.devtools.traffic import PlayedRequest, SyntheticRequest, TrafficProfile, sample_truths, simulate
 from autoopt_pipeline.errors import StackFailed
 from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.evaluation.split import side_of
@@ -27,10 +27,10 @@ from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.tenants.config import Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -44,10 +44,10 @@ KINDS = ("video", "text")
 """The labels that occur."""
 SIZES = {"train": 24, "dev": 10, "holdout": 24}
 MAX_CALLS = 100
-REVIEWED = Habits(reviewed=1.0, malformed=0.0)
+REVIEWED = TrafficProfile(reviewed=1.0, malformed=0.0)
 
 
-def truths(sizes: dict[str, int]) -> list[Truth]:
+def truths(sizes: dict[str, int]) -> list[SyntheticRequest]:
     """Requests for two kinds of content, so many on each side of the split."""
     left, chosen = dict(sizes), {}
     for truth in sample_truths(10_000, random.Random(7), mixed=0):
@@ -63,7 +63,7 @@ def played(sizes: dict[str, int]) -> list[PlayedRequest]:
     end = datetime.now(UTC)
     choices = {"agent": ["search_agent", "report_agent"], "modality": KINDS}
     rng = random.Random(1)
-    return list(play(truths(sizes), choices, REVIEWED, start=end - timedelta(hours=1), end=end, rng=rng))
+    return list(simulate(truths(sizes), choices, REVIEWED, start=end - timedelta(hours=1), end=end, rng=rng))
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class Place:
         with open_instance(self.home) as instance:
             (record,) = instance.fetch_materializations(dg.AssetKey("modality"), limit=1).records
         assert record.asset_materialization
-        return values_of(record.asset_materialization)
+        return metadata_values(record.asset_materialization)
 
     @property
-    def artifacts(self) -> ModuleArtifacts:
-        return ModuleArtifacts(Files(str(self.home / ".autoopt" / "artifacts")), self.tenant, "modality")
+    def artifacts(self) -> VersionStore:
+        return VersionStore(ObjectStore(str(self.home / ".autoopt" / "artifacts")), self.tenant, "modality")
 
 
 @pytest.fixture(scope="module")

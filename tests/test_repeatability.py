@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
 from autoopt_pipeline.evaluation.answer_noise import COUNTLESS, cost, interval, newest, repetition, told, told_of_gate
-from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.cases import ScoredAnswer
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.statistics import cases_needed
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.run_history.outcomes import read_spending
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -37,8 +37,8 @@ def said(*agents: str | None) -> list[Answer]:
     return [NO_ANSWER if agent is None else Answer({"agent": agent}, 0.9) for agent in agents]
 
 
-def graded(*scores: float) -> list[Graded]:
-    return [Graded(score, "a", 0.9) for score in scores]
+def graded(*scores: float) -> list[ScoredAnswer]:
+    return [ScoredAnswer(score, "a", 0.9) for score in scores]
 
 
 def test_answers_scores_and_what_cannot_be_read_are_counted_apart() -> None:
@@ -215,7 +215,7 @@ def test_the_active_version_is_asked_and_not_about_its_demos(
     )
     queries = [each["inputs"]["query"] for each in newest_query["modules"]["routing"] if each["label"]]
     program = made_program(UNSTEADY.tenant_id, demos=queries[:3])
-    artifacts = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), UNSTEADY.tenant_id, "routing")
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), UNSTEADY.tenant_id, "routing")
     artifacts.save(program, manifest_of(program, "v1"))
     artifacts.move("v1", expected=None, by="t", why="")
     (asked, *_) = aa()

@@ -13,19 +13,19 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision
-from autoopt_pipeline.optimization.pipeline import Job, optimize
+from autoopt_pipeline.modules.spec import LoggedDecision
+from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified, with_field
 from tests.examples import as_read
 
@@ -62,8 +62,8 @@ class Moody:
 class World:
     """A tenant's module, its traces, and runs of it. `mood` is how the model answers the holdout."""
 
-    artifacts: ModuleArtifacts
-    decisions: list[Decision]
+    artifacts: VersionStore
+    decisions: list[LoggedDecision]
     said: list[str] = field(default_factory=list)
 
     def run(
@@ -84,7 +84,7 @@ class World:
             if line.startswith("finalist"):
                 engine.silent_on = mood
 
-        job = Job(ROUTING, config, self.decisions, START, END, run_id, attempt=attempt, only="coverage")
+        job = OptimizationJob(ROUTING, config, self.decisions, START, END, run_id, attempt=attempt, only="coverage")
         return optimize(job, MeteredLM(lm, meter, model, 1, False), self.artifacts, say=say)
 
     @property
@@ -93,16 +93,16 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def decisions() -> list[Decision]:
+def decisions() -> list[LoggedDecision]:
     rng = random.Random(1)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
-    requests = play(list(sample_truths(600, rng)), choices, Habits(), start=START, end=END, rng=rng)
+    requests = simulate(list(sample_truths(600, rng)), choices, TrafficProfile(), start=START, end=END, rng=rng)
     return as_read(ROUTING, list(requests))
 
 
 @pytest.fixture
-def world(tmp_path: Path, decisions: list[Decision]) -> World:
-    return World(ModuleArtifacts(Files(str(tmp_path)), "acme", "routing"), decisions)
+def world(tmp_path: Path, decisions: list[LoggedDecision]) -> World:
+    return World(VersionStore(ObjectStore(str(tmp_path)), "acme", "routing"), decisions)
 
 
 def test_a_rejection_stands_when_the_run_is_repeated_and_the_model_answers_better(world: World) -> None:
@@ -138,7 +138,7 @@ def test_a_run_that_died_before_its_verdict_looks_again_at_the_same_charge(
         raise ArtifactStoreUnavailable("the disk is full", "make room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModuleArtifacts, "save", full)
+        patch.setattr(VersionStore, "save", full)
         with pytest.raises(ArtifactStoreUnavailable):
             world.run("first")
     again = world.run("again")
@@ -153,7 +153,7 @@ def test_a_run_that_died_between_its_verdict_and_the_promotion_promotes_when_it_
         raise ArtifactStoreUnavailable("the store is away", "wait")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModuleArtifacts, "move", away)
+        patch.setattr(VersionStore, "move", away)
         with pytest.raises(ArtifactStoreUnavailable):
             world.run("first")
     again = world.run("again", mood=1.0)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision, Label
-from autoopt_pipeline.optimization.report import Change, Compared, Report, changes_between
+from autoopt_pipeline.modules.spec import Label, LoggedDecision
+from autoopt_pipeline.optimization.report import Change, ComparedExample, Report, changes_between
 from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
@@ -55,7 +55,7 @@ ROUTED = {"routing.query": "where is it", "routing.chosen_agent": "a", "routing.
     ],
 )
 def test_a_span_that_is_as_promised_and_teaches_nothing_is_not_malformed(
-    given_decision: Decision, malformed: int
+    given_decision: LoggedDecision, malformed: int
 ) -> None:
     found = get_module("routing").build_examples([Label("a"), Label("b")], [given_decision])
     assert found.examples == ()
@@ -101,8 +101,8 @@ def rendered(text: str) -> list[Token]:
 
 
 def reporting(text: str) -> Report:
-    bad, good = Graded(0.0, text, None), Graded(1.0, text, None)
-    row = Compared(example(text, text), Answer({}, None), Answer({}, None), Case(text, bad, good))
+    bad, good = ScoredAnswer(0.0, text, None), ScoredAnswer(1.0, text, None)
+    row = ComparedExample(example(text, text), Answer({}, None), Answer({}, None), PairedCase(text, bad, good))
     change = Change("decide", 1, (text,), (text,), "\n".join(f"+{line}" for line in text.splitlines()))
     return replace(REPORT, reason=text, compared=(row,), changes=(change,), notes=(f"note {text}",))
 

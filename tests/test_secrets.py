@@ -20,7 +20,7 @@ from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.stack import copy_instance, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.resources import Services
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.traces.client import Phoenix
@@ -97,7 +97,7 @@ class Place:
         for path in self.folder.rglob("*"):
             if path.is_file():
                 yield str(path.relative_to(self.folder)), path.read_bytes()
-        files = Files(self.env["AUTOOPT_ARTIFACTS_URL"])
+        files = ObjectStore(self.env["AUTOOPT_ARTIFACTS_URL"])
         for path in files.tree(TENANT):
             yield f"s3/{path}", files.read(path) or b""
         stored = redis.Redis.from_url(self.env["AUTOOPT_CONFIG_STORE_URL"])

@@ -7,8 +7,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import Pointer, VersionStore
 from autoopt_pipeline.serving._serving import _ASYNC_THREADS
 from autoopt_pipeline.traces.client import Phoenix
 from tests.llm_server import llm_server
@@ -24,7 +24,7 @@ def test_its_blocks_run_and_its_decisions_and_feedback_arrive(phoenix: Phoenix, 
     tenant = f"t{uuid.uuid4().hex[:12]}"  # the document's acme, where no other test is
     root = tmp_path / "artifacts"
     made = made_program(tenant, demos=["where is the report"])
-    version = store(ModuleArtifacts(Files(str(root)), tenant, "routing"), made, active=True)
+    version = store(VersionStore(ObjectStore(str(root)), tenant, "routing"), made, active=True)
     code = "\n".join([*BLOCKS, "assert serving.flush(60)", "assert not serving.problems()"]).replace("acme", tenant)
     with llm_server() as llm:
         env = {

@@ -23,8 +23,8 @@ from autoopt_pipeline.errors import InvalidRequest, InvalidTenantId, UnknownModu
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.builtin.programs import Decider
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import Pointer, VersionStore
 from autoopt_pipeline.serving import Serving
 from autoopt_pipeline.serving import _programs as programs
 from autoopt_pipeline.serving._snapshot import drawn_canary
@@ -47,8 +47,8 @@ def serving(tmp_path: Path, lm: dspy.LM) -> Serving:
     return Serving(str(tmp_path), lm=lm, refresh_seconds=3600)
 
 
-def artifacts(root: Path, tenant: str = "acme", module: str = "routing") -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(root)), tenant, module)
+def artifacts(root: Path, tenant: str = "acme", module: str = "routing") -> VersionStore:
+    return VersionStore(ObjectStore(str(root)), tenant, module)
 
 
 def promote(root: Path, number: int, *, tenant: str = "acme", module: str = "routing", text: str = "") -> str:
@@ -59,7 +59,7 @@ def promote(root: Path, number: int, *, tenant: str = "acme", module: str = "rou
 def set_canary(root: Path, version: str, canary: dict[str, float], *, sequence: int = 1) -> None:
     pointer = Pointer(version=version, sequence=sequence, canary=canary)
     path = f"{safe_name('acme')}/routing/active.json"
-    Files(str(root)).replace(path, pointer.model_dump_json().encode())
+    ObjectStore(str(root)).replace(path, pointer.model_dump_json().encode())
 
 
 def decided(serving: Serving, **more: object) -> str | None:
@@ -220,13 +220,13 @@ class TestAsyncio:
         self, tmp_path: Path, lm: dspy.LM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         promote(tmp_path, 1)
-        read_many = Files.read_many
+        read_many = ObjectStore.read_many
 
-        def slow(self: Files, paths: list[str]) -> dict:
+        def slow(self: ObjectStore, paths: list[str]) -> dict:
             time.sleep(0.5)
             return read_many(self, paths)
 
-        monkeypatch.setattr(Files, "read_many", slow)
+        monkeypatch.setattr(ObjectStore, "read_many", slow)
         serving = Serving(str(tmp_path), lm=lm)
 
         async def watch() -> float:
@@ -270,12 +270,12 @@ class TestFollowing:
         assert decided(serving) == first
         hanging, reading = threading.Event(), threading.Event()
 
-        def hang(self: Files, paths: list[str]) -> dict:
+        def hang(self: ObjectStore, paths: list[str]) -> dict:
             reading.set()
             hanging.wait()
             return {}
 
-        monkeypatch.setattr(Files, "read_many", hang)
+        monkeypatch.setattr(ObjectStore, "read_many", hang)
         assert reading.wait(20)
         began = time.monotonic()
         assert decided(serving) == first
@@ -462,13 +462,13 @@ class TestOutages:
     @pytest.fixture
     def failing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         """Turns the store off and on again."""
-        read = Files.read_many
+        read = ObjectStore.read_many
 
         def turn_off(off: bool) -> None:
-            def refuse(self: Files, paths: list[str]) -> dict:
+            def refuse(self: ObjectStore, paths: list[str]) -> dict:
                 raise OSError("connection refused")
 
-            monkeypatch.setattr(Files, "read_many", refuse if off else read)
+            monkeypatch.setattr(ObjectStore, "read_many", refuse if off else read)
 
         return turn_off
 
@@ -508,8 +508,8 @@ class TestOutages:
     ) -> None:
         version = promote(tmp_path, 1)
         back = threading.Event()
-        read = Files.read_many
-        monkeypatch.setattr(Files, "read_many", lambda self, paths: back.wait() and read(self, paths))
+        read = ObjectStore.read_many
+        monkeypatch.setattr(ObjectStore, "read_many", lambda self, paths: back.wait() and read(self, paths))
         serving = Serving(str(tmp_path), lm=lm, refresh_seconds=3600, load_seconds=0.3)
         began = time.monotonic()
         assert decided(serving) is None

@@ -24,10 +24,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from autoopt_pipeline.errors import InvalidRequest, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Decision as Read
 from autoopt_pipeline.modules.spec import ExampleSet, Label, Provenance
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.modules.spec import LoggedDecision as Read
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.serving import _feedback as sending
 from autoopt_pipeline.span_contract import ARM, PROGRAM_VERSION, REQUEST_ID, REVIEW_SAMPLE, TENANT_ID, project_name
@@ -137,7 +137,7 @@ class TestSpans:
     def test_a_composed_decision_is_read_back_from_the_spans_of_its_parts(
         self, serve: Callable[..., Serving], phoenix: Phoenix, provider: TracerProvider, tenant: str, tmp_path: Path
     ) -> None:
-        artifacts = ModuleArtifacts(Files(str(tmp_path)), tenant, "routing")
+        artifacts = VersionStore(ObjectStore(str(tmp_path)), tenant, "routing")
         version = store(artifacts, made_program(tenant, demos=["one"]), active=True)
         serving = serve()
         decision = serving.decide(tenant, "unified", agents=AGENTS, query=QUERY)
@@ -165,7 +165,7 @@ class TestSpans:
         provider, memory = memory_provider()
         serving = serve(tracer_provider=provider)
         serving.decide(tenant, "routing", agents=AGENTS, query=QUERY, request_id="r1")
-        artifacts = ModuleArtifacts(Files(str(tmp_path)), tenant, "routing")
+        artifacts = VersionStore(ObjectStore(str(tmp_path)), tenant, "routing")
         version = store(artifacts, made_program(tenant), active=True)
         serving.refresh()
         serving.decide(tenant, "routing", agents=AGENTS, query=QUERY)

@@ -13,10 +13,10 @@ from pathlib import Path
 import dspy
 import pytest
 
-from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, PromotionConflict
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, Pointer, read_pointers
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import Pointer, VersionStore, read_pointers
 from autoopt_pipeline.serving import Serving
 from tests.stored import made_program, store
 
@@ -29,7 +29,7 @@ WRITER = f"""
 import os, random, signal, sys, time
 sys.path.insert(0, {str(PROJECT)!r})
 from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import made_program, store
 made = made_program("acme", demos=["x" * {BYTES}])
 moves = os.path.join(sys.argv[1], "acme", "routing", "moves")
@@ -38,7 +38,7 @@ for kill in range(int(sys.argv[2])):
     made_until = len(os.listdir(moves)) if os.path.isdir(moves) else 0
     child = os.fork()
     if child == 0:
-        artifacts = ModuleArtifacts(Files(sys.argv[1]), "acme", "routing")
+        artifacts = VersionStore(Files(sys.argv[1]), "acme", "routing")
         number = kill * 10_000
         while True:
             number += 1
@@ -80,7 +80,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_reader_sees_whole_versions_only_whenever_the_writer_is_killed(tmp_path: Path) -> None:
     """The writer is killed at a moment of its own each time, and readers look all the while."""
-    artifacts = ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
     stop = threading.Event()
     wrong: list[str] = []
     seen: set[str] = set()
@@ -88,7 +88,7 @@ def test_a_reader_sees_whole_versions_only_whenever_the_writer_is_killed(tmp_pat
     def read() -> None:
         while not stop.is_set():
             try:
-                pointer = read_pointers(Files(str(tmp_path)), [("acme", "routing")])["acme", "routing"]
+                pointer = read_pointers(ObjectStore(str(tmp_path)), [("acme", "routing")])["acme", "routing"]
                 if isinstance(pointer, Pointer) and pointer.version and pointer.version not in seen:
                     assert artifacts.load(pointer.version).state["decide"]["demos"][0]["query"] == "x" * BYTES
                     seen.add(pointer.version)
@@ -124,7 +124,7 @@ def test_a_reader_sees_whole_versions_only_whenever_the_writer_is_killed(tmp_pat
 
 
 def test_a_pointer_is_always_one_of_those_that_were_written(root: str) -> None:
-    files = Files(root)
+    files = ObjectStore(root)
     path = "acme/routing/active.json"
     long = {f"v{i}": 0.0 for i in range(100)}
     written = [Pointer(version=f"v{i}", sequence=i, canary=long).model_dump_json().encode() for i in range(1, 41)]
@@ -153,7 +153,7 @@ def test_of_many_writers_exactly_one_creates_a_file(root: str) -> None:
     barrier = threading.Barrier(8)
 
     def create(number: int) -> None:
-        files = Files(root)
+        files = ObjectStore(root)
         barrier.wait()
         if files.create("acme/routing/moves/00000001.json", str(number).encode()):
             created.append(number)
@@ -164,15 +164,15 @@ def test_of_many_writers_exactly_one_creates_a_file(root: str) -> None:
     for thread in threads:
         thread.join()
     (winner,) = created
-    assert Files(root).read("acme/routing/moves/00000001.json") == str(winner).encode()
+    assert ObjectStore(root).read("acme/routing/moves/00000001.json") == str(winner).encode()
 
 
 def test_a_move_that_another_one_overtook_is_refused(root: str) -> None:
-    artifacts = ModuleArtifacts(Files(root), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(root), "acme", "routing")
     first = store(artifacts, made_program("acme", demos=["1"]), 1, active=True)
     second = store(artifacts, made_program("acme", demos=["2"]), 2)
     artifacts.move(second, expected=first, by="a", why="")
-    with pytest.raises(StaleIncumbent):
+    with pytest.raises(PromotionConflict):
         artifacts.move(first, expected=first, by="b", why="")
     active = artifacts.active()
     assert active
@@ -180,8 +180,8 @@ def test_a_move_that_another_one_overtook_is_refused(root: str) -> None:
 
 
 def test_pointers_of_many_are_read_in_one_go_and_a_damaged_one_is_its_own_problem(root: str) -> None:
-    files = Files(root)
-    version = store(ModuleArtifacts(files, "acme", "routing"), made_program("acme"), active=True)
+    files = ObjectStore(root)
+    version = store(VersionStore(files, "acme", "routing"), made_program("acme"), active=True)
     files.replace("rival/routing/active.json", b"{")
     found = read_pointers(files, [("acme", "routing"), ("rival", "routing"), ("nobody", "routing")])
     assert found["acme", "routing"] == Pointer(version=version, sequence=1)
@@ -191,7 +191,7 @@ def test_pointers_of_many_are_read_in_one_go_and_a_damaged_one_is_its_own_proble
 
 
 def test_serving_follows_promotions(root: str) -> None:
-    artifacts = ModuleArtifacts(Files(root), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(root), "acme", "routing")
     first = store(artifacts, made_program("acme", demos=["1"]), 1, active=True)
     lm = dspy.LM("stand-in/nearest-demo", engine=StandInEngine(), cache=False)
     serving = Serving(root, lm=lm, refresh_seconds=3600, load_seconds=30)
@@ -208,7 +208,7 @@ def test_a_server_that_is_down_is_an_error_that_may_go_away(s3: str, monkeypatch
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    files = Files(f"{s3}/{os.getpid()}")
+    files = ObjectStore(f"{s3}/{os.getpid()}")
     with pytest.raises(ArtifactStoreUnavailable, match="AUTOOPT_ARTIFACTS_URL"):
         files.read("acme/routing/active.json")
     (problem,) = read_pointers(files, [("acme", "routing")]).values()

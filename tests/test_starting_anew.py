@@ -13,10 +13,10 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits, Truth, play
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -36,8 +36,8 @@ def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Tena
     return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
 
 
-def artifacts(home: Path, tenant: str) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, "routing")
+def artifacts(home: Path, tenant: str) -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing")
 
 
 def partitions(home: Path) -> set[str]:
@@ -114,7 +114,7 @@ def test_a_tenant_that_is_removed_deleted_and_added_again_starts_anew(
 ) -> None:
     autoopt("tenants", "add", tenant, *AGENTS)
     autoopt("config", "set", tenant, "min_samples_for_optimization=5")
-    send_traffic(phoenix, tenant, requests(12, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(12, TrafficProfile(reviewed=0)))
     stored_program(artifacts(home, tenant), made_program(tenant), active=True)
     with open_instance(home) as instance:
         materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC) - timedelta(minutes=1))
@@ -134,10 +134,12 @@ def test_a_tenant_that_is_removed_deleted_and_added_again_starts_anew(
         assert "No run has come to an outcome yet" in text_of(browser.get(f"/tenants/{tenant}/modules/routing"))
 
     start = datetime.now(UTC)
-    truths = [Truth(f"new question {number}", {"agent": "search_agent"}) for number in range(6)]
+    truths = [SyntheticRequest(f"new question {number}", {"agent": "search_agent"}) for number in range(6)]
     answers = {"agent": ["search_agent", "report_agent"]}
     end = start + timedelta(seconds=1)
-    send_traffic(phoenix, tenant, list(play(truths, answers, Habits(), start=start, end=end, rng=random.Random(1))))
+    send_traffic(
+        phoenix, tenant, list(simulate(truths, answers, TrafficProfile(), start=start, end=end, rng=random.Random(1)))
+    )
     time.sleep(1)
     assert json.loads(autoopt("traces", "stats", tenant, "--json"))["modules"]["routing"]["decisions"] == 6
     said = autoopt("trigger", "--tenant-id", tenant, "--module", "routing")

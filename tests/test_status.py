@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits
-from autoopt_pipeline.registry.object_store import Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -22,8 +22,8 @@ from tests.test_phoenix_contract import requests
 from tests.test_planning import configure, failed_run, materialize
 
 
-def artifacts(home: Path, tenant: str) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, "routing")
+def artifacts(home: Path, tenant: str) -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing")
 
 
 def told(*arguments: str, status: int = 0) -> dict[tuple[str, str], dict]:
@@ -41,7 +41,7 @@ def test_everything_that_is_known_of_a_module_is_in_the_json(
     with open_instance(home) as instance:
         materialize(instance, tenant, "routing", traces=1, end=now - timedelta(hours=2))
         run_id = failed_run(instance, tenant, ["modality"])
-    send_traffic(phoenix, tenant, requests(12, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(12, TrafficProfile(reviewed=0)))
 
     modules = told(tenant)
     routing, modality = modules[tenant, "routing"], modules[tenant, "modality"]
@@ -77,7 +77,7 @@ def test_new_traces_are_counted_of_what_waits_for_its_interval_when_one_tenant_i
     configure(store, tenant)
     with open_instance(home) as instance:
         materialize(instance, tenant, "routing", traces=0, end=datetime.now(UTC) - timedelta(hours=2))
-    send_traffic(phoenix, tenant, requests(7, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(7, TrafficProfile(reviewed=0)))
     assert "7 of 100 new traces" in autoopt("status", tenant)
     assert told()[tenant, "routing"]["new_traces"] is None
     down = autoopt("status", tenant, status=2, AUTOOPT_PHOENIX_ENDPOINT="http://127.0.0.1:9")

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import format_span_id
 
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Annotation, Decision, Label
+from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.traces.client import NewAnnotation, Phoenix
 from autoopt_pipeline.traces.inspect import as_read, survey
@@ -28,8 +28,10 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))
 
 
-def decision(number: int, attributes: dict, *annotations: Annotation) -> Decision:
-    return Decision(f"{number:016x}", f"{number:032x}", NOW + timedelta(seconds=number), False, attributes, annotations)
+def decision(number: int, attributes: dict, *annotations: Annotation) -> LoggedDecision:
+    return LoggedDecision(
+        f"{number:016x}", f"{number:032x}", NOW + timedelta(seconds=number), False, attributes, annotations
+    )
 
 
 def review(label: str) -> Annotation:
@@ -83,7 +85,7 @@ def test_the_newest_decisions_come_first() -> None:
 def test_a_decision_that_is_usable_only_beside_others_is_shown_as_a_run_reads_it() -> None:
     spec = get_module("cross_modal")
 
-    def fused(number: int, quality: float, *, fuse: bool) -> Decision:
+    def fused(number: int, quality: float, *, fuse: bool) -> LoggedDecision:
         return decision(
             number,
             {

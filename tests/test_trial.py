@@ -2,18 +2,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import MIN_GAIN
 from autoopt_pipeline.evaluation.sequential_test import MAX_CASES, MIN_CASES, follow_up
 from autoopt_pipeline.registry.records import Verdict
 
-RIGHT, WRONG = Graded(1.0, "a", 0.8), Graded(0.0, "b", 0.3)
+RIGHT, WRONG = ScoredAnswer(1.0, "a", 0.8), ScoredAnswer(0.0, "b", 0.3)
 sized = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
 alphas = st.floats(0.0001, 0.05)
 
 
-def made(fixed: int, broken: int, same: int) -> list[Case]:
-    return [Case("a", WRONG, RIGHT)] * fixed + [Case("a", RIGHT, WRONG)] * broken + [Case("a", RIGHT, RIGHT)] * same
+def made(fixed: int, broken: int, same: int) -> list[PairedCase]:
+    return (
+        [PairedCase("a", WRONG, RIGHT)] * fixed
+        + [PairedCase("a", RIGHT, WRONG)] * broken
+        + [PairedCase("a", RIGHT, RIGHT)] * same
+    )
 
 
 @given(sized, alphas)
@@ -63,7 +67,7 @@ def test_a_gain_worth_less_than_a_version_is_not_promoted_however_well_proven() 
 
 
 def test_a_class_that_got_clearly_worse_in_the_trial_stops_the_promotion() -> None:
-    lost = [Case("b", Graded(1.0, "b", 0.8), Graded(0.0, "a", 0.3))] * 12
+    lost = [PairedCase("b", ScoredAnswer(1.0, "b", 0.8), ScoredAnswer(0.0, "a", 0.3))] * 12
     decision = follow_up([*made(40, 0, 60), *lost], alpha=0.01)
     assert decision.verdict is Verdict.REJECTED
     assert "clearly worse on 'b'" in decision.reason

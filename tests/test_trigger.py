@@ -12,10 +12,10 @@ from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.stack import Stack, start_dagster_dev
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.names import NEW_EVIDENCE_TAG
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -43,7 +43,7 @@ def test_what_is_due_is_run_once_as_the_sensor_would(
     home: Path, store: TenantConfigStore, phoenix: Phoenix, tenant: str, trigger: Trigger
 ) -> None:
     configure(store, tenant, min_samples_for_optimization=20)
-    send_traffic(phoenix, tenant, requests(25, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(25, TrafficProfile(reviewed=0)))
     dry = trigger("--module", "routing", "--dry-run")
     assert "25 new traces, 20 needed" in dry
     assert runs(home) == []
@@ -68,7 +68,7 @@ def test_too_few_traces_are_counted_and_skipped(
     home: Path, store: TenantConfigStore, phoenix: Phoenix, tenant: str, trigger: Trigger
 ) -> None:
     configure(store, tenant)
-    send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
     told = trigger("--module", "routing", "--module", "modality", status=1)
     assert f"{tenant}/modality,routing" in told
     assert "yes  interval over      interval 1h; never attempted" in told
@@ -144,7 +144,7 @@ def test_an_error_that_nobody_foresaw_is_an_error_too(
 
 def test_the_exit_status_tells_a_shell_what_happened(store: TenantConfigStore, phoenix: Phoenix, tenant: str) -> None:
     configure(store, tenant, min_samples_for_optimization=2, modules={"routing": {}, "modality": {"enabled": False}})
-    send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
 
     def status(*options: str) -> int:
         command = [AUTOOPT, "trigger", *options]
@@ -159,7 +159,7 @@ def test_a_launched_run_goes_through_the_queue_and_is_followed_to_its_end(
     home: Path, store: TenantConfigStore, phoenix: Phoenix, tenant: str, trigger: Trigger
 ) -> None:
     configure(store, tenant)
-    send_traffic(phoenix, tenant, requests(3, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
     with Processes(home / "logs") as processes:
         url = start_dagster_dev(processes, Stack(home, phoenix.endpoint, {}), free_port())
         told = trigger("--module", "routing", "--force", "--launch", AUTOOPT_DAGSTER_UI_URL=url)

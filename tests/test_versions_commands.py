@@ -15,10 +15,10 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import TrialStep
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import made_program, shared_of, store
 from tests.test_cli import AGENTS, autoopt
 
@@ -27,12 +27,12 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def artifacts(home: Path) -> ModuleArtifacts:
+def artifacts(home: Path) -> VersionStore:
     autoopt("tenants", "add", "acme", *AGENTS)
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme", "routing")
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
 
 
-def make(artifacts: ModuleArtifacts, number: int, *, active: bool = True, verdict: str = "promoted") -> str:
+def make(artifacts: VersionStore, number: int, *, active: bool = True, verdict: str = "promoted") -> str:
     """The version of minute `number`, which shows the model demo number `number` and the one before."""
     demos = [f"find thing {number - 1}", f"find thing {number}"]
     program = made_program("acme", demos=demos, instructions={"decide": f"Choose well.\nThink {number} times."})
@@ -40,17 +40,17 @@ def make(artifacts: ModuleArtifacts, number: int, *, active: bool = True, verdic
 
 
 @pytest.fixture
-def three(artifacts: ModuleArtifacts) -> list[str]:
+def three(artifacts: VersionStore) -> list[str]:
     """Three versions, each active after the one before."""
     return [make(artifacts, number) for number in (1, 2, 3)]
 
 
-def active(artifacts: ModuleArtifacts) -> str | None:
+def active(artifacts: VersionStore) -> str | None:
     found = artifacts.active()
     return found.version if found else None
 
 
-def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: VersionStore, three: list[str]) -> None:
     one, two, three_ = three
     assert autoopt("rollback", "acme", "routing", "--why", "slow") == f"acme/routing: {three_} -> {two}\n"
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {two} -> {one}\n"
@@ -63,7 +63,7 @@ def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: Modul
 
 
 def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_again(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     autoopt("rollback", "acme", "routing", "--to", "baseline", "--why", "all of them annoy people")
     assert active(artifacts) is None
@@ -76,7 +76,7 @@ def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_aga
 
 
 def test_a_promotion_by_hand_is_watched_as_configured_unless_said_otherwise(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     four = make(artifacts, 4, active=False)
     assert f"{three[2]} -> {four}, with 10 % of requests for {three[2]}" in autoopt("promote", "acme", "routing", four)
@@ -88,9 +88,7 @@ def test_a_promotion_by_hand_is_watched_as_configured_unless_said_otherwise(
     assert f"{four} -> {five}\n" in autoopt("promote", "acme", "routing", five)
 
 
-def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(
-    artifacts: ModuleArtifacts, three: list[str]
-) -> None:
+def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(artifacts: VersionStore, three: list[str]) -> None:
     autoopt("config", "set", "acme", "watch.enabled=false")
     four = make(artifacts, 4, active=False)
     said = autoopt("promote", "acme", "routing", four, "--canary", "0.25")
@@ -103,7 +101,7 @@ def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(
     assert "nobody watches" in refused
 
 
-def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: VersionStore, three: list[str]) -> None:
     assert autoopt("rollback", "acme", "routing", "--to", three[0]) == f"acme/routing: {three[2]} -> {three[0]}\n"
     refused = autoopt("rollback", "acme", "routing", "--to", three[1], status=2)
     assert "was rolled back on" in refused
@@ -114,7 +112,7 @@ def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: Mod
     assert len(artifacts.moves()) == 4
 
 
-def test_a_withdrawn_version_is_passed_over(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_a_withdrawn_version_is_passed_over(artifacts: VersionStore, three: list[str]) -> None:
     artifacts.withdraw(three[1], by="marta", why="a trace was forgotten")
     assert "a trace was forgotten" in autoopt("rollback", "acme", "routing", "--to", three[1], status=2)
     assert "a trace was forgotten" in autoopt("promote", "acme", "routing", three[1], status=2)
@@ -122,9 +120,7 @@ def test_a_withdrawn_version_is_passed_over(artifacts: ModuleArtifacts, three: l
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {three[2]} -> {three[0]}\n"
 
 
-def test_what_was_made_for_another_signature_cannot_be_made_active(
-    artifacts: ModuleArtifacts, three: list[str]
-) -> None:
+def test_what_was_made_for_another_signature_cannot_be_made_active(artifacts: VersionStore, three: list[str]) -> None:
     program = made_program("acme", demos=["find it"]).model_copy(update={"fingerprint": "another"})
     foreign = store(artifacts, program, 9)
     for command in (["promote", "acme", "routing", foreign], ["promote", "acme", "routing", foreign, "--force"]):
@@ -135,7 +131,7 @@ def test_what_was_made_for_another_signature_cannot_be_made_active(
 
 @pytest.mark.parametrize(("verdict", "words"), [("rejected", "was rejected"), ("waiting", "is not proven yet")])
 def test_what_is_not_proven_is_made_active_only_for_who_insists(
-    artifacts: ModuleArtifacts, three: list[str], verdict: str, words: str
+    artifacts: VersionStore, three: list[str], verdict: str, words: str
 ) -> None:
     unproven = make(artifacts, 4, active=False, verdict=verdict)
     refused = autoopt("promote", "acme", "routing", unproven, status=2)
@@ -149,7 +145,7 @@ def test_what_is_not_proven_is_made_active_only_for_who_insists(
 
 
 def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     proposed = make(artifacts, 4, active=False, verdict="awaiting_approval")
     said = autoopt("decline", "acme", "routing", proposed, "--why", "too slow")
@@ -164,7 +160,7 @@ def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
     assert "note: it had been declined on" in autoopt("promote", "acme", "routing", proposed)
 
 
-def test_what_a_trial_has_proven_needs_no_insisting(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_what_a_trial_has_proven_needs_no_insisting(artifacts: VersionStore, three: list[str]) -> None:
     candidate = make(artifacts, 4, active=False, verdict="waiting")
     for sequence, verdict in enumerate(("waiting", "awaiting_approval"), start=1):
         step = TrialStep(
@@ -187,7 +183,7 @@ def test_what_a_trial_has_proven_needs_no_insisting(artifacts: ModuleArtifacts, 
 
 
 def test_what_was_compared_with_something_else_is_promoted_and_said_so(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     late = make(artifacts, 4, active=False)
     assert re.search(rf"{late}.*stale", autoopt("versions", "acme", "routing"))
@@ -196,12 +192,12 @@ def test_what_was_compared_with_something_else_is_promoted_and_said_so(
     )
 
 
-def test_promoting_what_is_active_changes_nothing(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_promoting_what_is_active_changes_nothing(artifacts: VersionStore, three: list[str]) -> None:
     assert "is active already" in autoopt("promote", "acme", "routing", three[2], status=2)
     assert len(artifacts.moves()) == 3
 
 
-def test_the_history_says_who_moved_what_when_and_why(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_the_history_says_who_moved_what_when_and_why(artifacts: VersionStore, three: list[str]) -> None:
     autoopt("rollback", "acme", "routing", "--to", "baseline", "--why", "[red] slow")
     said = autoopt("history", "acme", "routing")
     move = artifacts.moves()[-1]
@@ -210,7 +206,7 @@ def test_the_history_says_who_moved_what_when_and_why(artifacts: ModuleArtifacts
     assert said.count(" -> ") == 4
 
 
-def test_a_version_is_shown_cut_short_or_in_full(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_a_version_is_shown_cut_short_or_in_full(artifacts: VersionStore, three: list[str]) -> None:
     long = store(artifacts, made_program("acme", demos=[f"find {'very ' * 60}thing {n}" for n in range(20)]), 5)
     short, full = (autoopt("show", "acme", "routing", long, *flag) for flag in ([], ["--full"]))
     assert "20 demos" in short
@@ -222,7 +218,7 @@ def test_a_version_is_shown_cut_short_or_in_full(artifacts: ModuleArtifacts, thr
         assert words in shown
 
 
-def test_of_a_withdrawn_version_the_manifest_is_shown(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_of_a_withdrawn_version_the_manifest_is_shown(artifacts: VersionStore, three: list[str]) -> None:
     artifacts.withdraw(three[1], by="marta", why="a trace was forgotten")
     shown = autoopt("show", "acme", "routing", three[1])
     assert "by marta: a trace was forgotten; its program is gone" in shown
@@ -230,7 +226,7 @@ def test_of_a_withdrawn_version_the_manifest_is_shown(artifacts: ModuleArtifacts
     assert "find thing" not in shown
 
 
-def test_a_difference_names_demos_and_instructions(artifacts: ModuleArtifacts, three: list[str]) -> None:
+def test_a_difference_names_demos_and_instructions(artifacts: VersionStore, three: list[str]) -> None:
     said = autoopt("diff", "acme", "routing")
     assert f"{three[1]} -> {three[2]}" in said
     for line in ("+ find thing 3", "- find thing 1", "-Think 2 times.", "+Think 3 times."):
@@ -242,14 +238,14 @@ def test_a_difference_names_demos_and_instructions(artifacts: ModuleArtifacts, t
 
 
 def test_a_version_that_was_replaced_is_what_the_active_one_is_compared_with_after_a_rollback(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     autoopt("rollback", "acme", "routing")
     assert f"{three[0]} -> {three[1]}" in autoopt("diff", "acme", "routing")
 
 
 def test_a_damaged_manifest_is_named_and_the_others_are_listed(
-    artifacts: ModuleArtifacts, home: Path, three: list[str]
+    artifacts: VersionStore, home: Path, three: list[str]
 ) -> None:
     (manifest,) = home.rglob(f"{three[1]}/manifest.json")
     manifest.write_text('{"version": ')
@@ -264,7 +260,7 @@ def test_a_damaged_manifest_is_named_and_the_others_are_listed(
 
 
 def test_an_active_version_that_somebody_deleted_is_told_as_missing(
-    artifacts: ModuleArtifacts, home: Path, three: list[str]
+    artifacts: VersionStore, home: Path, three: list[str]
 ) -> None:
     (folder,) = (path for path in home.rglob(three[2]) if path.is_dir())
     shutil.rmtree(folder)
@@ -277,7 +273,7 @@ def test_an_active_version_that_somebody_deleted_is_told_as_missing(
     assert three[2] not in autoopt("versions", "acme", "routing")
 
 
-def test_a_manifest_of_another_version_is_damage(artifacts: ModuleArtifacts, home: Path, three: list[str]) -> None:
+def test_a_manifest_of_another_version_is_damage(artifacts: VersionStore, home: Path, three: list[str]) -> None:
     one, two = (next(home.rglob(f"{version}/manifest.json")) for version in three[:2])
     one.write_bytes(two.read_bytes())
     assert f"it is the manifest of {three[1]}" in autoopt("versions", "acme", "routing")
@@ -298,9 +294,9 @@ def test_wrong_names_are_one_line_with_the_nearest(home: Path, command: str, thr
 
 
 def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
-    artifacts: ModuleArtifacts, home: Path, three: list[str]
+    artifacts: VersionStore, home: Path, three: list[str]
 ) -> None:
-    shared = SharedStore(Files(str(home / ".autoopt" / "artifacts")), "routing")
+    shared = SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
     shared.publish(shared_of("acme", version=three[2]))
     later = make(artifacts, 4, active=False)
     autoopt("promote", "acme", "routing", later)
@@ -314,11 +310,11 @@ def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
 _TOGETHER = """
 import sys, time
 from pathlib import Path
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.cli import main
 
 ready, go = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
-move = ModuleArtifacts.move
+move = VersionStore.move
 
 def together(self, *args, **kwargs):
     ready.touch()
@@ -326,13 +322,13 @@ def together(self, *args, **kwargs):
         time.sleep(0.0005)
     return move(self, *args, **kwargs)
 
-ModuleArtifacts.move = together
+VersionStore.move = together
 main.run()
 """
 
 
 def test_of_a_promotion_and_a_rollback_in_two_processes_at_once_none_is_lost_silently(
-    artifacts: ModuleArtifacts, home: Path, three: list[str]
+    artifacts: VersionStore, home: Path, three: list[str]
 ) -> None:
     """Both have seen the same active version before either of them moves, in every round."""
     other = make(artifacts, 4, active=False)
@@ -369,8 +365,8 @@ def test_of_a_promotion_and_a_rollback_in_two_processes_at_once_none_is_lost_sil
         artifacts.move(three[2], expected=after[-1].to, by="t", why="once more")
 
 
-def test_removed_tenants_are_exported_and_deleted(artifacts: ModuleArtifacts, home: Path, three: list[str]) -> None:
-    kept = ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), "acme:eu", "routing")
+def test_removed_tenants_are_exported_and_deleted(artifacts: VersionStore, home: Path, three: list[str]) -> None:
+    kept = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme:eu", "routing")
     store(kept, made_program("acme:eu"), active=True)
     assert "still has a configuration" in autoopt("artifacts", "delete", "acme", status=2)
     autoopt("tenants", "remove", "acme", "--yes")
@@ -386,7 +382,7 @@ def test_removed_tenants_are_exported_and_deleted(artifacts: ModuleArtifacts, ho
     assert active(kept) is not None
 
 
-def test_nothing_is_deleted_while_a_run_is_under_way(artifacts: ModuleArtifacts, home: Path, three: list[str]) -> None:
+def test_nothing_is_deleted_while_a_run_is_under_way(artifacts: VersionStore, home: Path, three: list[str]) -> None:
     autoopt("tenants", "remove", "acme", "--yes")
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run = create_run_for_test(
@@ -400,7 +396,7 @@ def test_nothing_is_deleted_while_a_run_is_under_way(artifacts: ModuleArtifacts,
 
 
 def test_where_the_system_has_no_name_for_the_user_the_number_is_recorded(
-    artifacts: ModuleArtifacts, three: list[str], monkeypatch: pytest.MonkeyPatch
+    artifacts: VersionStore, three: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
@@ -409,9 +405,7 @@ def test_where_the_system_has_no_name_for_the_user_the_number_is_recorded(
     assert artifacts.moves()[-1].by == "uid 54321"
 
 
-def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(
-    artifacts: ModuleArtifacts, three: list[str]
-) -> None:
+def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(artifacts: VersionStore, three: list[str]) -> None:
     told = json.loads(autoopt("artifacts", "delete", "acme", "--even-if-configured", "--yes", "--json"))
     assert told["tenant"] == "acme"
     assert len(told["deleted"]) == 10
@@ -421,14 +415,14 @@ def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(
 
 @pytest.mark.parametrize("command", [["delete", "acm"], ["export", "acm", "out"]])
 def test_a_tenant_that_never_was_is_told_with_the_nearest(
-    artifacts: ModuleArtifacts, home: Path, command: list[str]
+    artifacts: VersionStore, home: Path, command: list[str]
 ) -> None:
     assert "did you mean 'acme'?" in autoopt("artifacts", *command, status=2)
     assert not (home / "out").exists()
 
 
 def test_the_json_of_every_command_has_the_fields_that_are_documented(
-    artifacts: ModuleArtifacts, three: list[str]
+    artifacts: VersionStore, three: list[str]
 ) -> None:
     documented = {
         command: set(re.findall(r"`(\w+)`", fields))

@@ -7,23 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths
-from autoopt_pipeline.errors import StaleIncumbent
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate
+from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.runner import dspy_example
-from autoopt_pipeline.evaluation.split import Judged, split_examples
-from autoopt_pipeline.evaluation.trial_log import Terms, begin, new_cases, open_trial
+from autoopt_pipeline.evaluation.split import HoldoutExample, split_examples
+from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin, new_cases, open_trial
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
-from autoopt_pipeline.modules.spec import Decision
-from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, Job, _Optimization, optimize
+from autoopt_pipeline.modules.spec import LoggedDecision
+from autoopt_pipeline.optimization.pipeline import (
+    MAX_DEV,
+    MAX_HOLDOUT,
+    MAX_TRAIN,
+    OptimizationJob,
+    _Optimization,
+    optimize,
+)
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Program, Verdict
-from autoopt_pipeline.registry.serialization import pack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import serialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.examples import as_read, example
@@ -32,24 +39,26 @@ from tests.stored import manifest_of
 ROUTING = get_module("routing")
 CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
 LABELS = labels_of(ROUTING, CONFIG)
-TERMS = Terms(None, "stand-in", tuple(SAMPLE_AGENTS))
+TERMS = TrialConditions(None, "stand-in", tuple(SAMPLE_AGENTS))
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def traffic(count: int, *, day: int, habits: Habits | None = None) -> list[Decision]:
+def traffic(count: int, *, day: int, habits: TrafficProfile | None = None) -> list[LoggedDecision]:
     rng = random.Random(day)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
     start = START + timedelta(days=day)
     truths = list(sample_truths(count, rng))
-    requests = play(truths, choices, habits or Habits(), start=start, end=start + timedelta(days=1), rng=rng)
+    requests = simulate(
+        truths, choices, habits or TrafficProfile(), start=start, end=start + timedelta(days=1), rng=rng
+    )
     found = as_read(ROUTING, list(requests))
     return [
-        Decision(f"{day:04x}{d.span_id[4:]}", f"{day:04x}{d.trace_id[4:]}", *list(d.__dict__.values())[2:])
+        LoggedDecision(f"{day:04x}{d.span_id[4:]}", f"{day:04x}{d.trace_id[4:]}", *list(d.__dict__.values())[2:])
         for d in found
     ]
 
 
-def split(decisions: list[Decision], shown: set[str] | None = None) -> list[Judged]:
+def split(decisions: list[LoggedDecision], shown: set[str] | None = None) -> list[HoldoutExample]:
     examples = ROUTING.build_examples(LABELS, decisions).examples
     parts = split_examples(
         examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN, shown=shown or set()
@@ -57,7 +66,7 @@ def split(decisions: list[Decision], shown: set[str] | None = None) -> list[Judg
     return [*parts.holdout, *parts.guard]
 
 
-def program(decisions: list[Decision], *, upside_down: bool = False) -> Program:
+def program(decisions: list[LoggedDecision], *, upside_down: bool = False) -> Program:
     """All training examples as demos; upside down, every one of them shows a wrong agent."""
     examples = ROUTING.build_examples(LABELS, decisions).examples
     parts = split_examples(examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=80)
@@ -69,26 +78,26 @@ def program(decisions: list[Decision], *, upside_down: bool = False) -> Program:
             demo["agent"] = names[(names.index(demo["agent"]) + 1) % len(names)]
     for predictor in built.predictors():
         predictor.demos = demos
-    return pack(ROUTING, "acme", LABELS, built)
+    return serialize(ROUTING, "acme", LABELS, built)
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(tmp_path)), "acme", "routing")
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 @pytest.fixture(scope="module")
-def old() -> list[Decision]:
+def old() -> list[LoggedDecision]:
     return traffic(300, day=0)
 
 
 def wait(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     stored: Program,
-    seen: list[Judged],
+    seen: list[HoldoutExample],
     *,
     alpha: float = 0.01,
-    terms: Terms = TERMS,
+    terms: TrialConditions = TERMS,
 ) -> str:
     version = f"20260101T000000Z-{stored.digest[:8]}"
     artifacts.save(stored, manifest_of(stored, version, verdict="waiting"))
@@ -98,14 +107,16 @@ def wait(
 
 
 def run(
-    artifacts: ModuleArtifacts, decisions: list[Decision], config: RoutingConfigUnified = CONFIG, run_id: str = "r2"
+    artifacts: VersionStore, decisions: list[LoggedDecision], config: RoutingConfigUnified = CONFIG, run_id: str = "r2"
 ) -> Report:
     lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
-    return optimize(Job(ROUTING, config, decisions, START, START + timedelta(days=9), run_id), lm, artifacts)
+    return optimize(
+        OptimizationJob(ROUTING, config, decisions, START, START + timedelta(days=9), run_id), lm, artifacts
+    )
 
 
 def test_a_waiting_candidate_is_promoted_by_new_traces_and_no_other_is_searched_for(
-    artifacts: ModuleArtifacts, old: list[Decision]
+    artifacts: VersionStore, old: list[LoggedDecision]
 ) -> None:
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, [*old, *traffic(400, day=3)])
@@ -119,7 +130,7 @@ def test_a_waiting_candidate_is_promoted_by_new_traces_and_no_other_is_searched_
     assert "in its trial" in move.why
 
 
-def test_what_it_was_judged_on_before_counts_no_more(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_what_it_was_judged_on_before_counts_no_more(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, old)
     assert report.verdict is Verdict.WAITING
@@ -127,7 +138,7 @@ def test_what_it_was_judged_on_before_counts_no_more(artifacts: ModuleArtifacts,
     assert report.lm_calls == 0
 
 
-def test_every_new_trace_counts_once_over_several_nights(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     wait(artifacts, program(old), split(old), alpha=1e-30)
     nights = [*old]
     for night in (2, 3):
@@ -142,20 +153,20 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: ModuleArtifa
     assert run(artifacts, nights, run_id="again").lm_calls == 0
 
 
-def test_a_group_that_grew_is_not_new(artifacts: ModuleArtifacts) -> None:
-    first = Judged(example("find the old red report"), ("find the old red report",))
+def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
+    first = HoldoutExample(example("find the old red report"), ("find the old red report",))
     begin(artifacts, "v", TERMS, after=0, alpha=0.01, queries=first.group, run_id="r")
     trial = open_trial(artifacts, TERMS)
     assert trial is not None
-    grown = Judged(
+    grown = HoldoutExample(
         example("find the old red report please"), ("find the old red report", "find the old red report please")
     )
-    fresh = Judged(example("something else"), ("something else",))
+    fresh = HoldoutExample(example("something else"), ("something else",))
     assert new_cases(trial, [grown, fresh], 10) == [fresh]
 
 
 def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
-    artifacts: ModuleArtifacts, old: list[Decision]
+    artifacts: VersionStore, old: list[LoggedDecision]
 ) -> None:
     wait(artifacts, program(old, upside_down=True), split(old))
     everything = [*old, *traffic(500, day=3)]
@@ -167,14 +178,14 @@ def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
     assert run(artifacts, everything, run_id="r3").tried
 
 
-def test_a_trial_ends_when_another_version_becomes_active(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_a_trial_ends_when_another_version_becomes_active(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     artifacts.move(version, expected=None, by="marta", why="I am sure")
     assert open_trial(artifacts, replace(TERMS, incumbent=version)) is None
 
 
 def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
-    artifacts: ModuleArtifacts, old: list[Decision]
+    artifacts: VersionStore, old: list[LoggedDecision]
 ) -> None:
     before = wait(artifacts, program(old, upside_down=True), split(old))
     artifacts.move(before, expected=None, by="marta", why="the first one")
@@ -196,18 +207,18 @@ def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
     ids=["opponent", "model", "labels"],
 )
 def test_cases_under_other_terms_are_not_added_up(
-    artifacts: ModuleArtifacts, old: list[Decision], other: Terms
+    artifacts: VersionStore, old: list[LoggedDecision], other: TrialConditions
 ) -> None:
     wait(artifacts, program(old), split(old), terms=other)
     assert open_trial(artifacts, TERMS) is None
     assert open_trial(artifacts, other) is not None
 
 
-def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifacts: ModuleArtifacts) -> None:
+def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifacts: VersionStore) -> None:
     lm = metered_lm(LMSettings(model="stand-in"), Meter(1, 1))
 
     def opponent(parts: dict[str, Program]) -> str | None:
-        job = Job(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
+        job = OptimizationJob(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
         return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).terms.incumbent
 
     routing = program(traffic(60, day=0))
@@ -216,7 +227,7 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
     assert opponent({"routing": routing}) != opponent({"routing": other}) != opponent({})
 
 
-def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     examples = ROUTING.build_examples(LABELS, old).examples
     queries = split_examples(examples, max_holdout=300, max_dev=100, max_train=2000).queries
     assert queries == {normalize_query(each.query) for each in examples}
@@ -224,16 +235,16 @@ def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: ModuleArt
     trial = open_trial(artifacts, TERMS)
     assert trial is not None
     like_one = normalize_query(examples[0].query)
-    assert new_cases(trial, [Judged(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
+    assert new_cases(trial, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
 
 
-def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: ModuleArtifacts) -> None:
+def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:
     begin(artifacts, "v1", TERMS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
-    with pytest.raises(StaleIncumbent):
+    with pytest.raises(PromotionConflict):
         begin(artifacts, "v2", TERMS, after=0, alpha=0.01, queries=["a"], run_id="slower")
 
 
-def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     wait(artifacts, program(old), split(old))
     later = datetime.now(UTC) + timedelta(minutes=1)
     retrain = with_field(CONFIG, "modules.routing.retrain_after", f'"{later.isoformat()}"')
@@ -243,17 +254,19 @@ def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: ModuleArtifa
 
 
 def test_a_trial_ends_when_nothing_new_comes_for_a_whole_lookback(
-    artifacts: ModuleArtifacts, old: list[Decision]
+    artifacts: VersionStore, old: list[LoggedDecision]
 ) -> None:
     wait(artifacts, program(old), split(old))
     lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
     much_later = datetime.now(UTC) + timedelta(days=40)
-    report = optimize(Job(ROUTING, CONFIG, [*old, *traffic(300, day=3)], START, much_later, "r9"), lm, artifacts)
+    report = optimize(
+        OptimizationJob(ROUTING, CONFIG, [*old, *traffic(300, day=3)], START, much_later, "r9"), lm, artifacts
+    )
     assert report.tried
     assert any("no new held-out traces" in note for note in report.notes)
 
 
-def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, [*old, *traffic(400, day=3)], with_field(CONFIG, "promotion_mode", "manual"))
     assert report.verdict is Verdict.AWAITING_APPROVAL
@@ -261,7 +274,7 @@ def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: ModuleArtif
     assert report.version == version
 
 
-def test_two_runs_cannot_enter_the_same_step(artifacts: ModuleArtifacts, old: list[Decision]) -> None:
+def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     wait(artifacts, program(old), split(old), alpha=1e-30)
     everything = [*old, *traffic(100, day=3)]
     lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
@@ -270,13 +283,13 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: ModuleArtifacts, old: li
         if line.startswith("trial of"):
             run(artifacts, everything, run_id="quicker")
 
-    with pytest.raises(StaleIncumbent, match="another run went on"):
-        job = Job(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
+    with pytest.raises(PromotionConflict, match="another run went on"):
+        job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
         optimize(job, lm, artifacts, say=another_run_is_quicker)
     assert len(artifacts.trial()) == 2
 
 
-def test_the_ledger_keeps_what_a_look_and_its_trial_took_apart(artifacts: ModuleArtifacts) -> None:
+def test_the_ledger_keeps_what_a_look_and_its_trial_took_apart(artifacts: VersionStore) -> None:
     entry = LedgerEntry(sequence=1, at=START, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.01)
     assert artifacts.charge(entry)
     assert artifacts.charge(entry.model_copy(update={"sequence": 2, "kind": "trial"}))

@@ -13,7 +13,7 @@ from autoopt_pipeline.modules.online_score import LiveOutcome
 from autoopt_pipeline.rollouts.analysis import (
     ENOUGH,
     MAX_DECISIONS,
-    Look,
+    RolloutAnalysis,
     Side,
     WatchVerdict,
     differences,
@@ -42,7 +42,7 @@ def side(*scores: float, decisions: int | None = None) -> Side:
     return Side(len(found) if decisions is None else decisions, found)
 
 
-def look(newer: Side, older: Side, *, age: timedelta = timedelta(days=1)) -> Look:
+def look(newer: Side, older: Side, *, age: timedelta = timedelta(days=1)) -> RolloutAnalysis:
     return judge_watch(newer, older, age=age, longest=FORTNIGHT)
 
 

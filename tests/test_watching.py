@@ -16,7 +16,7 @@ from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.sensors.rollouts import look_once, watch_sensor
 from autoopt_pipeline.registry.rollout_records import all_watched
 from autoopt_pipeline.registry.transitions import watch_since
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.settings import Settings, load_settings
@@ -40,7 +40,7 @@ def parts(phoenix: Phoenix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def programs(parts: Connections, tenant: str) -> ModuleArtifacts:
+def programs(parts: Connections, tenant: str) -> VersionStore:
     """Two versions of a configured tenant's routing: the second is active, the first keeps half of the requests."""
     write_config(parts.configs, configured(tenant))
     artifacts = parts.artifacts(tenant, "routing")
@@ -54,13 +54,13 @@ def configured(tenant: str, **watch: object) -> RoutingConfigUnified:
     return RoutingConfigUnified(tenant_id=tenant, agents=agents, watch=WatchSettings.model_validate(watch))
 
 
-def bring(artifacts: ModuleArtifacts, version: str, settings: WatchSettings) -> None:
+def bring(artifacts: VersionStore, version: str, settings: WatchSettings) -> None:
     active = artifacts.active()
     before = active.version if active else None
     roll_out(artifacts, version, expected=before, by="run 1", why="better", settings=settings)
 
 
-def serve(parts: Connections, artifacts: ModuleArtifacts, requests: int, right: Callable[[Decision], bool]) -> None:
+def serve(parts: Connections, artifacts: VersionStore, requests: int, right: Callable[[Decision], bool]) -> None:
     """Let an application answer requests, and a user judge each answer."""
     provider = TracerProvider()
     trace_to_phoenix(parts.phoenix.endpoint, tracer_provider=provider)
@@ -80,7 +80,7 @@ def serve(parts: Connections, artifacts: ModuleArtifacts, requests: int, right: 
     provider.shutdown()
 
 
-def look(instance: dg.DagsterInstance, parts: Connections, artifacts: ModuleArtifacts) -> str:
+def look(instance: dg.DagsterInstance, parts: Connections, artifacts: VersionStore) -> str:
     (watched,) = [each for each in all_watched(parts.files) if each.tenant_id == artifacts.tenant_id]
     return look_once(instance, parts, watched, now=datetime.now(UTC) + timedelta(seconds=1)) or ""
 
@@ -93,7 +93,7 @@ def observed(instance: dg.DagsterInstance, tenant: str) -> dict[str, object]:
 
 
 def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_itself(
-    parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+    parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
 ) -> None:
     one, two = [manifest.version for manifest in programs.versions()]
     serve(parts, programs, REQUESTS, lambda decision: decision.version == one)
@@ -117,7 +117,7 @@ def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_
 
 
 def test_a_version_that_does_as_well_stays_watched_until_its_time_is_up(
-    parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+    parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
 ) -> None:
     serve(parts, programs, 24, lambda decision: True)
     line = look(instance, parts, programs)
@@ -134,7 +134,7 @@ def test_a_version_that_does_as_well_stays_watched_until_its_time_is_up(
 
 
 def test_a_canary_that_users_find_better_becomes_active(
-    parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+    parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
 ) -> None:
     two = programs.versions()[1].version
     three = store(programs, made_program(programs.tenant_id, demos=["three"]), 3)
@@ -162,7 +162,7 @@ def test_the_first_version_is_compared_with_the_baseline(
 
 @pytest.mark.parametrize(("gone", "why"), [(False, "watch.enabled is false"), (True, "the tenant was removed")])
 def test_a_watch_that_nobody_wants_any_more_ends_and_the_new_version_stays(
-    gone: bool, why: str, parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+    gone: bool, why: str, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
 ) -> None:
     if gone:
         parts.configs.write(programs.tenant_id, None)
@@ -182,14 +182,14 @@ class TestSensor:
         return found
 
     def test_looks_at_what_is_due_and_leaves_alone_what_was_looked_at(
-        self, parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+        self, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
     ) -> None:
         time.sleep(0.01)
         assert self.evaluate(instance, parts.settings).skip_message == "1 watched, 1 looked at"
         assert self.evaluate(instance, parts.settings).skip_message == "1 watched, 0 looked at"
 
     def test_an_error_of_one_tenant_is_an_error_of_the_tick_and_the_others_are_looked_at(
-        self, parts: Connections, programs: ModuleArtifacts, instance: dg.DagsterInstance
+        self, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
     ) -> None:
         broken = f"{programs.tenant_id}-b"
         parts.configs.write(broken, {"tenant_id": broken, "lm": 7})

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import Habits
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import TrialCase, TrialStep
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.text import ago, duration
@@ -30,8 +30,8 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 @pytest.fixture
-def artifacts(home: Path, tenant: str) -> ModuleArtifacts:
-    return ModuleArtifacts(Files(str(home / ".autoopt" / "artifacts")), tenant, "routing")
+def artifacts(home: Path, tenant: str) -> VersionStore:
+    return VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_module_that_was_never_optimized_says_what_it_waits_for(
     store: TenantConfigStore, phoenix: Phoenix, tenant: str, why: Callable[..., str]
 ) -> None:
     configure(store, tenant)
-    send_traffic(phoenix, tenant, requests(37, Habits(reviewed=0)))
+    send_traffic(phoenix, tenant, requests(37, TrafficProfile(reviewed=0)))
     story = why()
     assert "too_few_traces: 37 new traces, 100 needed" in story
     assert "never optimized" in story
@@ -94,7 +94,7 @@ def test_a_module_that_was_never_optimized_says_what_it_waits_for(
 
 
 def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
-    home: Path, store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: ModuleArtifacts
+    home: Path, store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
     version = stored_program(artifacts, made_program(tenant))
@@ -140,7 +140,7 @@ def test_failures_are_told_with_their_cause_and_the_next_attempt(
 
 
 def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
-    store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: ModuleArtifacts
+    store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
     artifacts.add_trial_step(step(1))
@@ -153,7 +153,7 @@ def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
 
 
 def test_a_trial_that_is_decided_is_not_open(
-    store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: ModuleArtifacts
+    store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
     artifacts.add_trial_step(step(1))

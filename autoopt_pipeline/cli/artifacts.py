@@ -16,7 +16,7 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.registry.audit_log import enter_act
 from autoopt_pipeline.registry.export import delete, export, stored_files
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
 from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -89,7 +89,7 @@ def _enter(parts: Connections, tenant: str, *, anything: bool) -> None:
         enter_act(parts.files, by=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
 
 
-def _check_known(parts: Connections, files: Files, tenant: str) -> None:
+def _check_known(parts: Connections, files: ObjectStore, tenant: str) -> None:
     """Raises `UnknownTenant` when nobody ever was called so."""
     validate_tenant_id(tenant)
     if not parts.configs.history(tenant) and not stored_files(files, tenant):

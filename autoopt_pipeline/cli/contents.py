@@ -13,7 +13,7 @@ from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.module_versions import Programs, cost_of, how_it_ended, lm_of, predictors_of
+from autoopt_pipeline.registry.module_versions import ModuleVersions, cost_of, how_it_ended, lm_of, predictors_of
 from autoopt_pipeline.registry.records import Manifest
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.text import listed_counts, listed_unread, one_line, percent
@@ -110,7 +110,7 @@ def diff(
         _print_change(change, full)
 
 
-def _told(programs: Programs, manifest: Manifest, full: bool) -> Iterator[tuple[str, str]]:
+def _told(programs: ModuleVersions, manifest: Manifest, full: bool) -> Iterator[tuple[str, str]]:
     """What a manifest says, in words for people."""
     yield "verdict", programs.verdict(manifest)
     yield "reason", one_line(manifest.reason, full=full, length=400)

@@ -12,7 +12,7 @@ from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import UnknownTrace
 from autoopt_pipeline.registry.audit_log import enter_act
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
+from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.config import valid_trace_id
 
@@ -103,7 +103,7 @@ def _never_learn_again(
     parts: Connections,
     tenant: str,
     trace_ids: Sequence[str],
-    programs: Sequence[ModuleArtifacts],
+    programs: Sequence[VersionStore],
     text: "ForgottenText",
 ) -> None:
     """Enter it in the configuration, and have the modules retrained whose active program learnt it."""
@@ -120,7 +120,7 @@ def _never_learn_again(
 
 
 def _forget_in_datasets(
-    parts: Connections, tenant: str, programs: Sequence[ModuleArtifacts], span_ids: Sequence[str], text: "ForgottenText"
+    parts: Connections, tenant: str, programs: Sequence[VersionStore], span_ids: Sequence[str], text: "ForgottenText"
 ) -> None:
     from autoopt_pipeline.modules.catalog import module_names
     from autoopt_pipeline.traces.experiments import forget_in_datasets
@@ -132,7 +132,7 @@ def _forget_in_datasets(
 
 
 def _forget_where_shared(
-    parts: Connections, tenant: str, programs: Sequence[ModuleArtifacts], text: "ForgottenText"
+    parts: Connections, tenant: str, programs: Sequence[VersionStore], text: "ForgottenText"
 ) -> None:
     """Take it out of instructions that the tenant shares, and of programs of other tenants that started from them."""
     from autoopt_pipeline.erasure.programs import (
@@ -155,7 +155,7 @@ def _forget_where_shared(
                     console.print(f"{own.module}: {taker.tenant_id} had started from them, and is cleaned too")
 
 
-def _forget_in_programs(programs: Sequence[ModuleArtifacts], text: "ForgottenText") -> None:
+def _forget_in_programs(programs: Sequence[VersionStore], text: "ForgottenText") -> None:
     from autoopt_pipeline.erasure.programs import forget_in_programs
 
     for each in programs:

@@ -10,7 +10,7 @@ from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, move_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.module_versions import Programs, path_of
+from autoopt_pipeline.registry.module_versions import ModuleVersions, path_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings
 from autoopt_pipeline.tenants.store import watch_settings
@@ -87,7 +87,7 @@ def decline(
         console.print(f"note: {escape(note)}")
 
 
-def _watch_settings(programs: Programs, canary: float | None, watch: bool | None) -> WatchSettings:
+def _watch_settings(programs: ModuleVersions, canary: float | None, watch: bool | None) -> WatchSettings:
     """As the tenant has it, but for what was said on the command line. A canary is watched, or nothing would end it."""
     settings = watch_settings(connections().configs, programs.artifacts.tenant_id)
     if canary and watch is False:
@@ -101,7 +101,7 @@ def _watch_settings(programs: Programs, canary: float | None, watch: bool | None
     )
 
 
-def _tell(programs: Programs, moved: "Moved", json: bool) -> None:
+def _tell(programs: ModuleVersions, moved: "Moved", json: bool) -> None:
     if json:
         console.print_json(data={**header(programs), **move_as_dict(moved.move), "notes": moved.notes})
         return

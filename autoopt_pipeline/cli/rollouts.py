@@ -13,10 +13,10 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.registry.module_versions import between, how_it_ended
 from autoopt_pipeline.registry.rollout_records import all_watched
 from autoopt_pipeline.registry.transitions import Watch, watch_since
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.rollouts.analysis import Look
+    from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 
 
 def watches(
@@ -53,14 +53,14 @@ def watches(
         raise typer.Exit(2)
 
 
-def _open(parts: Connections) -> Iterator[tuple[ModuleArtifacts, Watch]]:
+def _open(parts: Connections) -> Iterator[tuple[VersionStore, Watch]]:
     for watched in sorted(all_watched(parts.files), key=lambda each: (each.tenant_id, each.module)):
         artifacts = parts.artifacts(watched.tenant_id, watched.module)
         if watch := watch_since(artifacts.last_move()):
             yield artifacts, watch
 
 
-def _look(parts: Connections, artifacts: ModuleArtifacts, watch: Watch) -> "Look | AutooptError":
+def _look(parts: Connections, artifacts: VersionStore, watch: Watch) -> "RolloutAnalysis | AutooptError":
     from autoopt_pipeline.rollouts.production import look_now
 
     settling = parts.settings.settling_seconds
@@ -70,7 +70,7 @@ def _look(parts: Connections, artifacts: ModuleArtifacts, watch: Watch) -> "Look
         return e
 
 
-def _as_dict(artifacts: ModuleArtifacts, watch: Watch, look: "Look | AutooptError") -> dict[str, Any]:
+def _as_dict(artifacts: VersionStore, watch: Watch, look: "RolloutAnalysis | AutooptError") -> dict[str, Any]:
     told: dict[str, Any] = {
         "tenant": artifacts.tenant_id,
         "module": artifacts.module,

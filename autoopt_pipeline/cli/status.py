@@ -17,7 +17,7 @@ from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.text import ago, percent
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.status.module_status import Standing
+    from autoopt_pipeline.status.module_status import ModuleStatus
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
@@ -56,7 +56,7 @@ def status(
         raise typer.Exit(2)
 
 
-def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None:
+def _print(standings: Sequence["ModuleStatus"], tenants: int, now: datetime) -> None:
     attention = {each.tenant_id for each in standings if each.needs_attention}
     first = sorted(standings, key=lambda each: each.tenant_id not in attention)
     if tenants <= _TENANTS_SHOWN:
@@ -77,7 +77,7 @@ def _print(standings: Sequence["Standing"], tenants: int, now: datetime) -> None
     console.print("one tenant: 'autoopt status TENANT'; everything: 'autoopt status --json'")
 
 
-def _print_rows(standings: Sequence["Standing"], now: datetime) -> None:
+def _print_rows(standings: Sequence["ModuleStatus"], now: datetime) -> None:
     # Modules of which there is the same to say share a row.
     rows: dict[tuple[str, str, str], list[str]] = {}
     for each in standings:
@@ -97,7 +97,7 @@ def _colored(reason: str) -> str:
     return f"[{color}]{reason}[/]" if color else reason
 
 
-def _told(standing: "Standing", now: datetime) -> str:
+def _told(standing: "ModuleStatus", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
     if standing.progress:
         lines.append(escape(standing.progress.told(now)))

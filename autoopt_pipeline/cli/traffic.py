@@ -9,7 +9,14 @@ import typer
 
 from autoopt_pipeline.cli.context import connections, console
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, Truth, play, read_truths, sample_truths_for
+from autoopt_pipeline.devtools.traffic import (
+    SAMPLE_AGENTS,
+    SyntheticRequest,
+    TrafficProfile,
+    read_truths,
+    sample_truths_for,
+    simulate,
+)
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.span_contract import project_name
@@ -35,7 +42,7 @@ def traffic(
     config, _ = read_config(parts.configs, tenant)
     agents = [agent.name for agent in config.agents]
     rng = random.Random(f"{tenant}/{seed}")  # noqa: S311 - for variety, not for secrets
-    habits = Habits(
+    habits = TrafficProfile(
         right=right,
         reviewed=reviewed,
         openinference=openinference,
@@ -46,7 +53,7 @@ def traffic(
     labels = get_module("modality").labels or ()
     choices = {"agent": agents, "modality": [label.name for label in labels]}
     end = datetime.now(UTC)
-    requests = list(play(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
+    requests = list(simulate(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
     key = parts.settings.phoenix_api_key
     with console.status(f"sending {len(requests)} traces"):
         send_traffic(parts.phoenix, tenant, requests, api_key=key.get_secret_value() if key else None)
@@ -61,9 +68,9 @@ def _truths(
     queries: Path | None,
     query_field: str,
     label_field: str,
-    habits: Habits,
+    habits: TrafficProfile,
     rng: random.Random,
-) -> list[Truth]:
+) -> list[SyntheticRequest]:
     if queries:
         found = read_truths(queries, query_field, label_field, agents)
         return rng.sample(found, min(traces, len(found)))

@@ -15,7 +15,7 @@ from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.scheduling.conditions import Decision, Reason
+from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.text import one_line, percent
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import dagster as dg
 
-    from autoopt_pipeline.orchestration.launch import Ended
+    from autoopt_pipeline.orchestration.launch import RunResult
     from autoopt_pipeline.orchestration.planner import Plan
 
 SKIPPED_STATUS = 1
@@ -89,15 +89,15 @@ def trigger(
         raise typer.Exit(SKIPPED_STATUS)
 
 
-def _asked_for(plan: "Plan", names: Sequence[str]) -> dict[str, Decision]:
+def _asked_for(plan: "Plan", names: Sequence[str]) -> dict[str, ScheduleDecision]:
     """The decisions of the modules named; without names, of those that the tenant has turned on, if there are any."""
     decisions = {module: decision for (_, module), decision in plan.decisions.items()}
     enabled = {module: each for module, each in decisions.items() if each.reason is not Reason.DISABLED}
     return decisions if names else enabled or decisions
 
 
-def _print_conditions(tenant: str, decisions: dict[str, Decision], chosen: Sequence[str]) -> None:
-    groups: dict[Decision, list[str]] = {}
+def _print_conditions(tenant: str, decisions: dict[str, ScheduleDecision], chosen: Sequence[str]) -> None:
+    groups: dict[ScheduleDecision, list[str]] = {}
     for module, decision in decisions.items():
         groups.setdefault(decision, []).append(module)
     for decision, modules in groups.items():
@@ -123,8 +123,8 @@ def _run(
     modules: Sequence[str],
     *,
     launch: bool,
-) -> "Ended":
-    from autoopt_pipeline.orchestration.launch import follow, run_here, submit
+) -> "RunResult":
+    from autoopt_pipeline.orchestration.launch import follow, run_in_process, submit
     from autoopt_pipeline.orchestration.partitions import register_tenant
     from autoopt_pipeline.orchestration.run_requests import run_tags
 
@@ -140,7 +140,7 @@ def _run(
         if not launch:
             from autoopt_pipeline.definitions import defs
 
-            return run_here(defs, opened, tenant, modules, tags, say, view.show)
+            return run_in_process(defs, opened, tenant, modules, tags, say, view.show)
         run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
         with _left_running(run_id, tenant):
             return follow(opened, run_id, say, view.show)
@@ -155,7 +155,7 @@ def _left_running(run_id: str, tenant: str) -> "Generator[None, None, None]":
         raise
 
 
-def _print_end(ended: "Ended", tenant: str, modules: Sequence[str]) -> None:
+def _print_end(ended: "RunResult", tenant: str, modules: Sequence[str]) -> None:
     """What came of each module. Raises `RunFailed` where one of them has no outcome, unless another run has it."""
     for module, metadata in sorted(ended.outcomes.items()):
         console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}")

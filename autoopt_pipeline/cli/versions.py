@@ -8,7 +8,7 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.registry.module_versions import Programs, lm_of, path_of
+from autoopt_pipeline.registry.module_versions import ModuleVersions, lm_of, path_of
 from autoopt_pipeline.registry.records import Move
 from autoopt_pipeline.text import percent
 
@@ -60,7 +60,7 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         console.print("nothing was ever moved: the module's baseline serves")
 
 
-def header(programs: Programs) -> dict[str, Any]:
+def header(programs: ModuleVersions) -> dict[str, Any]:
     return {"tenant": programs.artifacts.tenant_id, "module": programs.artifacts.module}
 
 
@@ -73,7 +73,7 @@ def move_as_dict(move: Move) -> dict[str, Any]:
     }
 
 
-def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:
+def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:
     """Whether a version is active, what happened last to it, and when it was withdrawn, declined or rolled back."""
     event = programs.last_event(version)
     withdrawn, left = programs.withdrawal(version), programs.rolled_back.get(version)
@@ -89,7 +89,7 @@ def standing_as_dict(programs: Programs, version: str) -> dict[str, Any]:
     }
 
 
-def _as_dict(programs: Programs) -> dict[str, Any]:
+def _as_dict(programs: ModuleVersions) -> dict[str, Any]:
     return {
         **header(programs),
         "active": programs.active,

@@ -23,7 +23,7 @@ from autoopt_pipeline.errors import (
     ConfigConflict,
     InvalidArtifact,
     InvalidTenantId,
-    StaleIncumbent,
+    PromotionConflict,
     UnknownModule,
     UnknownTenant,
 )
@@ -37,7 +37,7 @@ _STATUS: dict[type[AutooptError], HTTPStatus] = {
     InvalidTenantId: HTTPStatus.NOT_FOUND,
     InvalidArtifact: HTTPStatus.NOT_FOUND,
     ConfigConflict: HTTPStatus.CONFLICT,
-    StaleIncumbent: HTTPStatus.CONFLICT,
+    PromotionConflict: HTTPStatus.CONFLICT,
 }
 
 _log = logging.getLogger(__name__)

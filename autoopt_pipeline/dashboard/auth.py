@@ -33,7 +33,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class Person:
+class User:
     """Whoever asks. `tenants` are patterns of the ids that they may see: `acme`, `org:*`, `*`."""
 
     name: str
@@ -67,8 +67,8 @@ class _User(Strict):
         return text
 
     @property
-    def person(self) -> Person:
-        return Person(self.name, self.role, tuple(self.tenants))
+    def person(self) -> User:
+        return User(self.name, self.role, tuple(self.tenants))
 
 
 class _Proxy(Strict):
@@ -92,22 +92,22 @@ class _File(Strict):
 class Access:
     """`everybody` is who asks where nobody has to sign in; None where they have to."""
 
-    everybody: Person | None
-    users: Mapping[str, Person]
-    tokens: Mapping[str, Person]
+    everybody: User | None
+    users: Mapping[str, User]
+    tokens: Mapping[str, User]
     proxy: _Proxy | None = None
 
-    def by_token(self, token: str) -> Person | None:
+    def by_token(self, token: str) -> User | None:
         digest = hashlib.sha256(token.encode()).hexdigest()
         # All are compared, so that the time tells nothing of how much of one was right.
         found = [person for known, person in self.tokens.items() if hmac.compare_digest(known, digest)]
         return found[0] if found else None
 
-    def by_name(self, name: str) -> Person | None:
+    def by_name(self, name: str) -> User | None:
         """Who signed in before, as they are allowed now."""
         return self.users.get(name)
 
-    def by_proxy(self, headers: Mapping[str, str], address: str | None) -> Person | None:
+    def by_proxy(self, headers: Mapping[str, str], address: str | None) -> User | None:
         """Who a reverse proxy says is asking. Its header is believed only from its own addresses."""
         if self.proxy is None or address is None:
             return None
@@ -132,14 +132,14 @@ def open_access(settings: Settings, *, host: str, who: str) -> Access:
                 f"AUTOOPT_DASHBOARD_TOKEN has {len(token)} characters, and can be guessed",
                 f"set one of {_SHORTEST_TOKEN} or more, e.g. by 'openssl rand -hex 32'",
             )
-        person = Person("operator", Role.OPERATOR)
+        person = User("operator", Role.OPERATOR)
         return Access(None, {person.name: person}, {hashlib.sha256(token.encode()).hexdigest(): person})
     if host not in LOOPBACK:
         raise InvalidSettings(
             f"the dashboard would be open to everybody who reaches {host}",
             "set AUTOOPT_DASHBOARD_ACCESS or AUTOOPT_DASHBOARD_TOKEN (docs/dashboard.md), or use --host 127.0.0.1",
         )
-    return Access(Person(who, Role.OPERATOR), {}, {})
+    return Access(User(who, Role.OPERATOR), {}, {})
 
 
 def _read(path: Path) -> Access:

@@ -8,13 +8,13 @@ import dagster as dg
 from starlette.requests import Request
 
 from autoopt_pipeline.clients import Connections
-from autoopt_pipeline.dashboard.auth import Access, Person
+from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
 from autoopt_pipeline.dashboard.security import person_of
-from autoopt_pipeline.dashboard.status_cache import Looking
+from autoopt_pipeline.dashboard.status_cache import StatusCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
-from autoopt_pipeline.status.module_status import Standing, Story, module_stories, tenant_standings
+from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean
 
@@ -29,19 +29,19 @@ class Dashboard:
     parts: Connections
     instance: dg.DagsterInstance
     access: Access
-    looking: Looking
+    looking: StatusCache
     counts: Counts
 
-    def standings(self, entry: StoredConfig) -> list[Standing]:
+    def standings(self, entry: StoredConfig) -> list[ModuleStatus]:
         """How a tenant's modules stand now, with what was counted last where Phoenix does not answer."""
         now, stored = datetime.now(UTC), {entry.tenant_id: entry}
         return self.counts.completed(tenant_standings(stored, self.instance, self.parts, now=now, count_all=True))
 
-    def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[Story]:
+    def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[ModuleDetail]:
         """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
         return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
 
-    def configs(self, person: Person) -> Mapping[str, StoredConfig]:
+    def configs(self, person: User) -> Mapping[str, StoredConfig]:
         """The tenants that a person may see, by id."""
         return {tenant: entry for tenant, entry in self.parts.configs.current().items() if person.sees(tenant)}
 
@@ -50,19 +50,19 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
     """Nothing is looked at before somebody watches."""
     counts = Counts()
 
-    def look() -> list[Standing]:
+    def look() -> list[ModuleStatus]:
         read_modules_again()
         stored = parts.configs.current()
         count_all = len(stored) <= _COUNTED_TENANTS
         standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
         return counts.completed(standings, of_all=True)
 
-    def look_at(tenant: str) -> list[Standing]:
+    def look_at(tenant: str) -> list[ModuleStatus]:
         history = parts.configs.history(tenant)
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
         return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    return Dashboard(parts, instance, access, Looking(look, look_at), counts)
+    return Dashboard(parts, instance, access, StatusCache(look, look_at), counts)
 
 
 def dashboard_of(request: Request) -> Dashboard:

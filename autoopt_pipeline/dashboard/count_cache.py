@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from autoopt_pipeline.dashboard.status_cache import Trouble
+from autoopt_pipeline.dashboard.status_cache import RefreshError
 from autoopt_pipeline.registry.transitions import Watch
-from autoopt_pipeline.rollouts.analysis import Look
-from autoopt_pipeline.run_history.outcomes import Key
-from autoopt_pipeline.scheduling.conditions import Condition, Decision, Evidence, Reason
-from autoopt_pipeline.status.module_status import Standing, Story
+from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
+from autoopt_pipeline.run_history.outcomes import ModuleKey
+from autoopt_pipeline.scheduling.conditions import Condition, Evidence, Reason, ScheduleDecision
+from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
 
 _LOOKS_KEPT = 100
 """A look holds some thousand outcomes."""
@@ -29,7 +29,7 @@ class _Counted:
 class KnownLook:
     """How two versions that serve side by side did at a moment (UTC)."""
 
-    look: Look
+    look: RolloutAnalysis
     at: datetime
 
 
@@ -38,16 +38,16 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counted: dict[Key, _Counted] = {}
-        self._per_day: dict[Key, int] = {}
-        self._looks: dict[tuple[Key, int], KnownLook] = {}
-        self._trouble: Trouble | None = None
+        self._counted: dict[ModuleKey, _Counted] = {}
+        self._per_day: dict[ModuleKey, int] = {}
+        self._looks: dict[tuple[ModuleKey, int], KnownLook] = {}
+        self._trouble: RefreshError | None = None
 
     @property
-    def trouble(self) -> Trouble | None:
+    def trouble(self) -> RefreshError | None:
         return self._trouble
 
-    def completed(self, standings: Iterable[Standing], *, of_all: bool = False) -> list[Standing]:
+    def completed(self, standings: Iterable[ModuleStatus], *, of_all: bool = False) -> list[ModuleStatus]:
         """These, with the last known counts where there are no new ones. With `of_all` they are all that there are."""
         found = list(standings)
         with self._lock:
@@ -63,7 +63,7 @@ class Counts:
                 self._per_day = {key: number for key, number in self._per_day.items() if key in keys}
             return [self._complete(each) if each.uncounted else each for each in found]
 
-    def completed_stories(self, stories: Sequence[Story]) -> list[Story]:
+    def completed_stories(self, stories: Sequence[ModuleDetail]) -> list[ModuleDetail]:
         """As `completed`, with the traces of a day as they were last counted."""
         standings = self.completed(story.standing for story in stories)
         told = []
@@ -77,7 +77,7 @@ class Counts:
                 told.append(replace(story, standing=standing, traces_per_day=per_day))
         return told
 
-    def keep_look(self, key: Key, watch: Watch, look: Look) -> KnownLook:
+    def keep_look(self, key: ModuleKey, watch: Watch, look: RolloutAnalysis) -> KnownLook:
         """Keep how a watch stands now."""
         known = KnownLook(look, datetime.now(UTC))
         with self._lock:
@@ -86,18 +86,18 @@ class Counts:
                 del self._looks[next(iter(self._looks))]
         return known
 
-    def last_look(self, key: Key, watch: Watch) -> KnownLook | None:
+    def last_look(self, key: ModuleKey, watch: Watch) -> KnownLook | None:
         """How this watch stood when that was last known."""
         return self._looks.get((key, watch.move.sequence))
 
-    def _notice(self, standings: Sequence[Standing], *, of_all: bool) -> None:
+    def _notice(self, standings: Sequence[ModuleStatus], *, of_all: bool) -> None:
         what = next((each.uncounted for each in standings if each.uncounted), "")
         if what:
-            self._trouble = Trouble(self._trouble.since if self._trouble else datetime.now(UTC), what)
+            self._trouble = RefreshError(self._trouble.since if self._trouble else datetime.now(UTC), what)
         elif of_all or any(each.decision.evidence for each in standings):
             self._trouble = None
 
-    def _complete(self, standing: Standing) -> Standing:
+    def _complete(self, standing: ModuleStatus) -> ModuleStatus:
         known = self._counted.get((standing.tenant_id, standing.module))
         if known and known.outcome_id != standing.attempts.outcome_id:
             known = None  # a run has learnt from these since
@@ -111,11 +111,11 @@ class Counts:
         return replace(standing, decision=counted)
 
 
-_UNKNOWN = Decision(Reason.ERROR, "what is new is not known")
+_UNKNOWN = ScheduleDecision(Reason.ERROR, "what is new is not known")
 
 
-def _decided_by(known: _Counted) -> Decision:
+def _decided_by(known: _Counted) -> ScheduleDecision:
     """The decision where everything but the count is met, for else Phoenix would not have been needed for it."""
     enough = known.enough
     reason = Reason.DUE if enough.met else enough.otherwise
-    return Decision(reason, enough.detail, known.evidence, enough.need, conditions=(enough,))
+    return ScheduleDecision(reason, enough.detail, known.evidence, enough.need, conditions=(enough,))

@@ -8,13 +8,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
-from autoopt_pipeline.status.module_status import Health, Standing
+from autoopt_pipeline.status.module_status import Health, ModuleStatus
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _LATER = datetime.max.replace(tzinfo=UTC)
 
 
-_Key = Callable[[Standing], Any]
+_Key = Callable[[ModuleStatus], Any]
 
 _SORTED_BY: Mapping[str, _Key] = {
     "health": lambda each: list(Health).index(each.health),
@@ -74,7 +74,7 @@ class Query:
 class Page:
     """One page of what was found. `health` counts all that the person may see, `modules` and the others name them."""
 
-    rows: Sequence[Standing]
+    rows: Sequence[ModuleStatus]
     found: int
     tenants: int
     health: Mapping[Health, int]
@@ -92,7 +92,7 @@ class Page:
         return (self.query.page - 1) * PAGE + 1
 
 
-def select(standings: Iterable[Standing], query: Query) -> Page:
+def select(standings: Iterable[ModuleStatus], query: Query) -> Page:
     """Filter, sort and cut. Equal rows are in the order of tenants and modules, so that pages do not overlap."""
     seen = sorted(standings, key=lambda each: (each.tenant_id.lower(), each.module))
     found = [each for each in seen if _matches(each, query)]
@@ -111,7 +111,7 @@ def select(standings: Iterable[Standing], query: Query) -> Page:
     )
 
 
-def _matches(standing: Standing, query: Query) -> bool:
+def _matches(standing: ModuleStatus, query: Query) -> bool:
     health = standing.health
     # Whoever looks for a tenant wants to find it, also where it is turned off.
     hidden = health is Health.OFF and not (query.text or query.health or query.decision)
@@ -125,6 +125,6 @@ def _matches(standing: Standing, query: Query) -> bool:
     )
 
 
-def _share_of_needed(standing: Standing) -> float:
+def _share_of_needed(standing: ModuleStatus) -> float:
     evidence, need = standing.decision.evidence, standing.decision.need
     return evidence.total / need if evidence and need else 0.0

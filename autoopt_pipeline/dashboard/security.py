@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoopt_pipeline.dashboard.auth import LOOPBACK, Access, Person
+from autoopt_pipeline.dashboard.auth import LOOPBACK, Access, User
 
 SESSION_SECONDS = 12 * 3600
 """How long who has signed in stays so."""
@@ -87,7 +87,7 @@ class Guard:
             return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": to})
         return RedirectResponse(to, HTTPStatus.SEE_OTHER)
 
-    def _who(self, request: Request) -> tuple[Person | None, bool]:
+    def _who(self, request: Request) -> tuple[User | None, bool]:
         """Who asks, and whether a browser says so by itself, so that forms have to prove where they come from."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and not self._access.everybody:
@@ -123,7 +123,7 @@ class Sessions:
         await (self._tls if https else self._plain)(scope, receive, send)
 
 
-def person_of(request: Request) -> Person:
+def person_of(request: Request) -> User:
     return request.scope["person"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.status.module_status import Standing
+from autoopt_pipeline.status.module_status import ModuleStatus
 
 _PAUSE_SECONDS = 5.0
 """Least time between two looks."""
@@ -32,34 +32,34 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Look:
+class StatusSnapshot:
     """How all modules of all tenants stood at a moment (UTC)."""
 
     at: datetime
-    standings: tuple[Standing, ...]
+    standings: tuple[ModuleStatus, ...]
 
 
 @dataclass(frozen=True)
-class Trouble:
+class RefreshError:
     """Why something cannot be known, and since when (UTC)."""
 
     since: datetime
     what: str
 
 
-class Looking:
+class StatusCache:
     """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given."""
 
     def __init__(
         self,
-        look: Callable[[], Sequence[Standing]],
-        look_at: Callable[[str], Sequence[Standing]],
+        look: Callable[[], Sequence[ModuleStatus]],
+        look_at: Callable[[str], Sequence[ModuleStatus]],
     ) -> None:
         self._look = look
         self._look_at = look_at
         self._changed = threading.Condition()
-        self._latest: Look | None = None
-        self._trouble: Trouble | None = None
+        self._latest: StatusSnapshot | None = None
+        self._trouble: RefreshError | None = None
         self._rounds = 0
         self._wanted_at = 0.0
         self._stopping = False
@@ -73,7 +73,7 @@ class Looking:
             self._stopping = True
             self._changed.notify_all()
 
-    def latest(self) -> tuple[Look | None, Trouble | None]:
+    def latest(self) -> tuple[StatusSnapshot | None, RefreshError | None]:
         """The newest look, and the trouble since then. Waits for a first one, and where the last one is old."""
         with self._changed:
             self._wanted_at = time.monotonic()
@@ -95,7 +95,7 @@ class Looking:
         with self._changed:
             if self._latest:
                 others = tuple(each for each in self._latest.standings if each.tenant_id != tenant)
-                self._latest = Look(self._latest.at, others + anew)
+                self._latest = StatusSnapshot(self._latest.at, others + anew)
 
     def _run(self) -> None:
         while True:
@@ -116,7 +116,7 @@ class Looking:
     def _take(self) -> None:
         at = datetime.now(UTC)
         try:
-            look, what = Look(at, tuple(self._look())), ""
+            look, what = StatusSnapshot(at, tuple(self._look())), ""
         except AutooptError as e:
             look, what = None, str(e)
         except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next look may well succeed
@@ -128,5 +128,5 @@ class Looking:
                 self._latest, self._trouble = look, None
             else:
                 since = self._trouble.since if self._trouble else at
-                self._trouble = Trouble(since, what)
+                self._trouble = RefreshError(since, what)
             self._changed.notify_all()

@@ -37,7 +37,7 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import STAND_IN, Settings
@@ -281,7 +281,7 @@ class _Demo:
     def _metadata(self, asset: dg.AssetKey, run_id: str) -> dict[str, Any] | None:
         for record in self.instance.fetch_materializations(asset, limit=100).records:
             if record.run_id == run_id and record.asset_materialization:
-                return values_of(record.asset_materialization)
+                return metadata_values(record.asset_materialization)
         return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, Habits, play, sample_truths_for
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.client import Phoenix
@@ -21,7 +21,7 @@ class SampleTenant:
     shows: str
     expected: frozenset[str]
     traces: int
-    habits: Habits = field(default_factory=Habits)
+    habits: TrafficProfile = field(default_factory=TrafficProfile)
     modules: tuple[str, ...] = ("modality", "routing")
     enabled: bool = True
 
@@ -32,7 +32,7 @@ SAMPLE_TENANTS = (
         "learns from its traffic, with all five modules",
         frozenset({"promoted"}),
         450,
-        Habits(plans=True, fuses=True),
+        TrafficProfile(plans=True, fuses=True),
         modules=("modality", "routing", "cross_modal", "workflow", "unified"),
     ),
     SampleTenant(
@@ -40,21 +40,21 @@ SAMPLE_TENANTS = (
         "an org:tenant id, OpenInference spans",
         frozenset({"promoted"}),
         450,
-        Habits(openinference=True),
+        TrafficProfile(openinference=True),
     ),
     SampleTenant(
         "umbrella",
         "right answers that do not depend on the query",
         frozenset({"rejected"}),
         450,
-        Habits(answers_depend_on_query=False),
+        TrafficProfile(answers_depend_on_query=False),
     ),
     SampleTenant(
         "initech",
         "nobody reviews its traffic",
         frozenset({"no_independent_labels"}),
         560,
-        Habits(reviewed=0.0, complains=0.0),
+        TrafficProfile(reviewed=0.0, complains=0.0),
     ),
     SampleTenant("newcomer", "too few traces", frozenset({"too_few_traces"}), 40),
     SampleTenant("dormant", "optimization turned off", frozenset({"disabled"}), 60, enabled=False),
@@ -65,7 +65,7 @@ REAL_MODEL_TENANT = SampleTenant(
     "a real language model answers",
     frozenset({"promoted", "rejected", "waiting"}),  # whatever the model is worth
     310,
-    Habits(reviewed=1.0),
+    TrafficProfile(reviewed=1.0),
     modules=("modality",),
 )
 """Comes to `SAMPLE_TENANTS` where there is a real model: one module, few traces and a small budget, for it is slow."""
@@ -107,4 +107,6 @@ def send_sample_traffic(
     labels = get_module("modality").labels or ()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
     truths = list(sample_truths_for(tenant.habits, traces, rng))
-    send_traffic(phoenix, tenant.tenant_id, list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng)))
+    send_traffic(
+        phoenix, tenant.tenant_id, list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+    )

@@ -122,7 +122,7 @@ _VAGUE = (
 
 
 @dataclass(frozen=True)
-class Truth:
+class SyntheticRequest:
     """A request and the answers that are right for it, by output field.
 
     `agents` and `pattern` are there where a plan of several agents is known, `modalities` where the request is
@@ -171,7 +171,7 @@ class PlayedRequest:
 
 
 @dataclass(frozen=True)
-class Habits:
+class TrafficProfile:
     """How the played application and its users behave. Shares are from 0 to 1."""
 
     right: float = 0.7
@@ -184,7 +184,9 @@ class Habits:
     fuses: bool = False
 
 
-def sample_truths(count: int, rng: random.Random, *, planned: float = 0.0, mixed: float = 0.12) -> Iterator[Truth]:
+def sample_truths(
+    count: int, rng: random.Random, *, planned: float = 0.0, mixed: float = 0.12
+) -> Iterator[SyntheticRequest]:
     """Requests with the agents of `SAMPLE_AGENTS`, worded freely, with typing errors and vague ones.
 
     A share `planned` takes several agents, and a share `mixed` is about two kinds of content.
@@ -205,15 +207,15 @@ def sample_truths(count: int, rng: random.Random, *, planned: float = 0.0, mixed
         if rng.random() < 0.03:
             query = rng.choice(_VAGUE)
         answers = {"agent": agents[0], "modality": "mixed" if both else kinds[0]}
-        yield Truth(_with_typing_errors(query, rng), answers, agents, parallel, tuple(kinds))
+        yield SyntheticRequest(_with_typing_errors(query, rng), answers, agents, parallel, tuple(kinds))
 
 
-def sample_truths_for(habits: Habits, count: int, rng: random.Random) -> Iterator[Truth]:
+def sample_truths_for(habits: TrafficProfile, count: int, rng: random.Random) -> Iterator[SyntheticRequest]:
     """Requests with enough of what the application decides for each decision to be learnt."""
     return sample_truths(count, rng, planned=0.35 if habits.plans else 0.0, mixed=0.5 if habits.fuses else 0.12)
 
 
-def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence[str]) -> list[Truth]:
+def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence[str]) -> list[SyntheticRequest]:
     """Labelled queries from a JSON-lines file. Raises `InvalidQueries` naming the line."""
     truths = []
     try:
@@ -239,16 +241,16 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
             )
         if not isinstance(query, str) or not query.strip():
             raise InvalidQueries(f"{path}, line {number}: {query_field!r} is no text", "give the query as text")
-        truths.append(Truth(query, {"agent": str(label)}))
+        truths.append(SyntheticRequest(query, {"agent": str(label)}))
     if not truths:
         raise InvalidQueries(f"{path} has no queries", "give one JSON object a line")
     return truths
 
 
-def play(
-    truths: Sequence[Truth],
+def simulate(
+    truths: Sequence[SyntheticRequest],
     choices: Mapping[str, Sequence[str]],
-    habits: Habits,
+    habits: TrafficProfile,
     *,
     start: datetime,
     end: datetime,
@@ -268,7 +270,11 @@ def play(
 
 
 def _routed(
-    truth: Truth, choices: Mapping[str, Sequence[str]], habits: Habits, drawn: bool, rng: random.Random
+    truth: SyntheticRequest,
+    choices: Mapping[str, Sequence[str]],
+    habits: TrafficProfile,
+    drawn: bool,
+    rng: random.Random,
 ) -> PlayedSpan:
     right = truth.answers
     if not habits.answers_depend_on_query:
@@ -289,7 +295,9 @@ def _routed(
     return PlayedSpan(ROUTING_SPAN, attributes, not success and rng.random() < 0.3, reviews)
 
 
-def _planned(truth: Truth, agents: Sequence[str], habits: Habits, drawn: bool, rng: random.Random) -> PlayedSpan:
+def _planned(
+    truth: SyntheticRequest, agents: Sequence[str], habits: TrafficProfile, drawn: bool, rng: random.Random
+) -> PlayedSpan:
     plans = [*((agent,) for agent in agents), *_NEXT, *_TOGETHER]
     right, parallel = truth.agents, truth.parallel
     if not habits.answers_depend_on_query:
@@ -316,7 +324,7 @@ def _planned(truth: Truth, agents: Sequence[str], habits: Habits, drawn: bool, r
     return PlayedSpan(ORCHESTRATION_SPAN, attributes, reviews=reviews)
 
 
-def _fused(truth: Truth, habits: Habits, drawn: bool, rng: random.Random) -> PlayedSpan:
+def _fused(truth: SyntheticRequest, habits: TrafficProfile, drawn: bool, rng: random.Random) -> PlayedSpan:
     """A detector that always sees a second modality; fusing gains only where the request is about both."""
     gains = truth.answers["modality"] == "mixed" if habits.answers_depend_on_query else rng.random() < 0.5
     fused = gains if rng.random() < habits.right else rng.random() < 0.5
@@ -353,7 +361,9 @@ def _confidence(all_right: bool, rng: random.Random) -> float:
     return round(min(0.99, max(0.05, rng.gauss(0.82 if all_right else 0.68, 0.12))), 2)
 
 
-def _attributes(query: str, chosen: dict[str, str], confidence: float, success: bool, habits: Habits) -> dict[str, Any]:
+def _attributes(
+    query: str, chosen: dict[str, str], confidence: float, success: bool, habits: TrafficProfile
+) -> dict[str, Any]:
     if habits.openinference:
         return {
             "openinference.span.kind": "CHAIN",

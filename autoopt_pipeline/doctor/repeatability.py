@@ -103,11 +103,11 @@ def _serving(
 ) -> "tuple[dspy.Module, str]":
     """The program that serves and its name. Raises `InvalidArtifact` where what is active cannot serve."""
     from autoopt_pipeline.modules.answer_format import CHAT
-    from autoopt_pipeline.registry.serialization import compose, unpack
+    from autoopt_pipeline.registry.serialization import compose, deserialize
 
     artifacts = parts.artifacts(tenant_id, spec.name)
     if active := artifacts.active():
-        return unpack(spec, labels, artifacts.load(active.version)), active.version
+        return deserialize(spec, labels, artifacts.load(active.version)), active.version
     refused: dict[str, InvalidArtifact] = {}
 
     def refuse(part: ModuleSpec, why: InvalidArtifact) -> None:

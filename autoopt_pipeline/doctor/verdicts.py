@@ -11,7 +11,7 @@ from autoopt_pipeline.doctor.findings import Finding, ok, warn
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.scheduling.conditions import Outcome, why_off
+from autoopt_pipeline.scheduling.conditions import RunOutcome, why_off
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import listed_counts
 
@@ -46,7 +46,7 @@ def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SEC
         attempts = read_attempts(instance, modules(), failures_since=datetime.now(UTC), tenants=stored, begins=begins)
         ids = {key: attempt.outcome_id for key, attempt in attempts.items() if key in on and attempt.outcome_id}
         left = sorted(ids, key=lambda key: -ids[key])
-        outcomes: dict[tuple[str, str], Outcome] = {}
+        outcomes: dict[tuple[str, str], RunOutcome] = {}
         while left and time.monotonic() < deadline:
             some, left = left[:_AT_ONCE], left[_AT_ONCE:]
             outcomes |= read_outcomes(instance, {key: attempts[key] for key in some})

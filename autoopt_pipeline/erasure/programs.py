@@ -11,14 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoopt_pipeline.errors import ConfigConflict, InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.errors import ConfigConflict, InvalidArtifact, PromotionConflict
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -67,7 +67,7 @@ class Cleaned:
     now: str | None = None
 
 
-def versions_with(artifacts: ModuleArtifacts, text: ForgottenText, *, demos: bool = True) -> list[str]:
+def versions_with(artifacts: VersionStore, text: ForgottenText, *, demos: bool = True) -> list[str]:
     """The versions whose demos or instructions hold the text, damaged and half written ones included, oldest first.
 
     Without `demos`, only instructions are looked at.
@@ -75,10 +75,10 @@ def versions_with(artifacts: ModuleArtifacts, text: ForgottenText, *, demos: boo
     return list(dict.fromkeys(version for version, raw in artifacts.texts() if _holds(raw, text, demos=demos)))
 
 
-def forget_in_programs(artifacts: ModuleArtifacts, text: ForgottenText, *, who: str, demos: bool = True) -> Cleaned:
+def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str, demos: bool = True) -> Cleaned:
     """Withdraw every version that holds the text; in place of the active one, its equal without the text serves.
 
-    Raises `StaleIncumbent` when others keep changing the active version, and whatever the artifact store raises.
+    Raises `PromotionConflict` when others keep changing the active version, and whatever the artifact store raises.
     """
     why = "it held the text of a trace that is to be forgotten"
     before = after = None
@@ -104,12 +104,12 @@ def forget_in_programs(artifacts: ModuleArtifacts, text: ForgottenText, *, who: 
                 judged=False,
                 after=last,
             )
-        except StaleIncumbent:
+        except PromotionConflict:
             continue
         before, after = last.to, successor
         break
     else:
-        raise StaleIncumbent(
+        raise PromotionConflict(
             f"{artifacts.tenant_id}/{artifacts.module}: the active version keeps changing", "repeat the command"
         )
     for version in holding:
@@ -140,7 +140,7 @@ def forget_in_shared(shared: SharedStore, tenant_id: str, text: ForgottenText) -
     return published is not None and text.is_in(published.instructions) and shared.withdraw(tenant_id)
 
 
-def started_from_shared(artifacts: ModuleArtifacts) -> bool:
+def started_from_shared(artifacts: VersionStore) -> bool:
     """Whether any version of the module began with what other tenants share."""
     return any(manifest.optimizer == SHARED_PRIOR for manifest in artifacts.versions())
 
@@ -182,7 +182,7 @@ def _with_forgotten(
     return parse_config(data, where=f"tenant {config.tenant_id}")
 
 
-def _store_without(artifacts: ModuleArtifacts, version: str, program: Program, text: ForgottenText, who: str) -> str:
+def _store_without(artifacts: VersionStore, version: str, program: Program, text: ForgottenText, who: str) -> str:
     """Store an active program without the text, unless that was done before, and return the version."""
     clean = without_text(program, text)
     manifests = artifacts.versions()

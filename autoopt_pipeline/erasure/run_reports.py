@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import dagster as dg
 
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 
 _PAGE = 200
 
@@ -21,7 +21,7 @@ def runs_saying(
         while True:
             page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
             for record in page.records:
-                values = values_of(record.asset_materialization).values()
+                values = metadata_values(record.asset_materialization).values()
                 if any(said(html.unescape(str(value))) for value in values):
                     found[record.run_id] = None
             cursor = page.cursor

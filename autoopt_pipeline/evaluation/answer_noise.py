@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.cases import ScoredAnswer
 from autoopt_pipeline.evaluation.gate import GOAL
 from autoopt_pipeline.evaluation.statistics import cases_needed, spread
 from autoopt_pipeline.modules.similarity import normalize_query
@@ -69,7 +69,8 @@ def newest(examples: Sequence[Example], shown: Collection[str], most: int) -> li
 
 
 def repetition(
-    answers: tuple[Sequence["Answer"], Sequence["Answer"]], grades: tuple[Sequence[Graded], Sequence[Graded]]
+    answers: tuple[Sequence["Answer"], Sequence["Answer"]],
+    grades: tuple[Sequence[ScoredAnswer], Sequence[ScoredAnswer]],
 ) -> Repetition:
     """Compare two askings of the same examples, in the same order. Raises ValueError without any."""
     pairs = list(zip(*answers, strict=True))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.cases import ScoredAnswer
 
 UNKNOWN = 0.5
 """What a missing confidence counts as: it says nothing either way."""
@@ -22,23 +22,23 @@ class Bin:
     mean_score: float | None
 
 
-def confidence_of(answer: Graded) -> float:
+def confidence_of(answer: ScoredAnswer) -> float:
     """The answer's confidence, `UNKNOWN` where it has none."""
     return UNKNOWN if answer.confidence is None else answer.confidence
 
 
-def squared_errors(answers: Sequence[Graded]) -> list[float]:
+def squared_errors(answers: Sequence[ScoredAnswer]) -> list[float]:
     """How far each confidence was from the score, squared: 0 to 1."""
     return [(confidence_of(answer) - answer.score) ** 2 for answer in answers]
 
 
-def brier(answers: Sequence[Graded]) -> float:
+def brier(answers: Sequence[ScoredAnswer]) -> float:
     """Mean squared error of the confidence (Brier 1950): 0 is perfect, always saying 0.5 gives 0.25 for right and
     wrong answers. Raises ZeroDivisionError without answers."""
     return sum(squared_errors(answers)) / len(answers)
 
 
-def unexplained(answers: Sequence[Graded]) -> list[float]:
+def unexplained(answers: Sequence[ScoredAnswer]) -> list[float]:
     """Each answer's squared error less the squared distance of its score from the mean score.
 
     Their mean is the Brier score less its uncertainty, which is what the confidence itself is to blame for (reliability
@@ -50,9 +50,9 @@ def unexplained(answers: Sequence[Graded]) -> list[float]:
     return [error - (answer.score - mean) ** 2 for error, answer in zip(errors, answers, strict=True)]
 
 
-def reliability(answers: Sequence[Graded]) -> tuple[Bin, ...]:
+def reliability(answers: Sequence[ScoredAnswer]) -> tuple[Bin, ...]:
     """Confidence beside score in `BINS` equal bins, the last one including 1. Believable means: about the same."""
-    members: list[list[Graded]] = [[] for _ in range(BINS)]
+    members: list[list[ScoredAnswer]] = [[] for _ in range(BINS)]
     for answer in answers:
         members[min(int(confidence_of(answer) * BINS), BINS - 1)].append(answer)
     return tuple(

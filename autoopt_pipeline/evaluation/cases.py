@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Graded:
+class ScoredAnswer:
     """One program's answer to one example.
 
     `score` is 0 to 1; `label` is the class that the answer amounts to, None where it was no valid answer (score 0);
@@ -17,12 +17,12 @@ class Graded:
 
 
 @dataclass(frozen=True)
-class Case:
+class PairedCase:
     """One held-out example answered by both programs; `label` is the class of its right answer."""
 
     label: str
-    incumbent: Graded
-    candidate: Graded
+    incumbent: ScoredAnswer
+    candidate: ScoredAnswer
 
     @property
     def difference(self) -> float:

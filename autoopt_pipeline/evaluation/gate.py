@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
 
@@ -85,7 +85,7 @@ class GateDecision:
     power: Power | None
 
 
-def compare(cases: Sequence[Case], test: Callable[[Sequence[float]], float] = sign_flip_p) -> Comparison:
+def compare(cases: Sequence[PairedCase], test: Callable[[Sequence[float]], float] = sign_flip_p) -> Comparison:
     """Score both programs on the same cases; `test` gives the p value. Raises ValueError without any."""
     if not cases:
         raise ValueError("nothing to compare")
@@ -99,12 +99,12 @@ def compare(cases: Sequence[Case], test: Callable[[Sequence[float]], float] = si
     )
 
 
-def calibration(cases: Sequence[Case]) -> Calibration:
+def calibration(cases: Sequence[PairedCase]) -> Calibration:
     """The Brier scores of both programs. Raises ZeroDivisionError without cases."""
     return Calibration(brier([case.incumbent for case in cases]), brier([case.candidate for case in cases]))
 
 
-def judge(cases: Sequence[Case], guard: Sequence[Case], *, alpha: float) -> GateDecision:
+def judge(cases: Sequence[PairedCase], guard: Sequence[PairedCase], *, alpha: float) -> GateDecision:
     """Compare candidate and incumbent on a holdout. `guard` may show a loss and never a gain.
 
     Promote only when the gain is large enough and significant at `alpha`, and nothing got clearly worse. A candidate
@@ -123,7 +123,7 @@ def judge(cases: Sequence[Case], guard: Sequence[Case], *, alpha: float) -> Gate
     return GateDecision(verdict, reason(why, result, alpha), alpha, result, calibration(cases), able)
 
 
-def clear_loss(cases: Sequence[Case]) -> str | None:
+def clear_loss(cases: Sequence[PairedCase]) -> str | None:
     """In words, where the candidate is clearly worse although it may be better on the whole; None if nowhere."""
     for label in sorted({case.label for case in cases}):
         own = [case for case in cases if case.label == label]
@@ -138,7 +138,7 @@ def clear_loss(cases: Sequence[Case]) -> str | None:
     return None
 
 
-def _less_believable(cases: Sequence[Case]) -> bool:
+def _less_believable(cases: Sequence[PairedCase]) -> bool:
     """Both the squared error and what of it the scores' own spread does not explain have clearly grown.
 
     Either alone would blame the confidence for another share of right answers: one that is hard to foretell (half),
@@ -164,19 +164,19 @@ def reason(why: str, result: Comparison, alpha: float) -> str:
     return f"{why}: {result}, p {result.p_value:.2g}, allowed {alpha:.2g}"
 
 
-def _guard_loss(guard: Sequence[Case], incumbent_score: float) -> str | None:
+def _guard_loss(guard: Sequence[PairedCase], incumbent_score: float) -> str | None:
     if guard and _lost(guard, MAX_GUARD_LOSS + 1 - incumbent_score):
         return f"clearly worse on {len(guard)} unreviewed traces ({_change(guard)})"
     return None
 
 
-def _lost(cases: Sequence[Case], most: float) -> bool:
+def _lost(cases: Sequence[PairedCase], most: float) -> bool:
     losses = [-case.difference for case in cases]
     return sum(losses) / len(losses) > most and sign_flip_p(losses) <= LOSS_ALPHA
 
 
-def _f1_fell(cases: Sequence[Case], label: str) -> bool:
-    def f1(answers: Sequence[Graded]) -> float:
+def _f1_fell(cases: Sequence[PairedCase], label: str) -> bool:
+    def f1(answers: Sequence[ScoredAnswer]) -> float:
         right = sum(answer.label == case.label == label for answer, case in zip(answers, cases, strict=True))
         given = sum(answer.label == label for answer in answers)
         wanted = sum(case.label == label for case in cases)
@@ -185,11 +185,11 @@ def _f1_fell(cases: Sequence[Case], label: str) -> bool:
     return f1([case.candidate for case in cases]) < f1([case.incumbent for case in cases])
 
 
-def _score(answers: Sequence[Graded]) -> float:
+def _score(answers: Sequence[ScoredAnswer]) -> float:
     return sum(answer.score for answer in answers) / len(answers)
 
 
-def _change(cases: Sequence[Case]) -> str:
+def _change(cases: Sequence[PairedCase]) -> str:
     before, after = _score([case.incumbent for case in cases]), _score([case.candidate for case in cases])
     return f"{_percent(before)} -> {_percent(after)}"
 

@@ -15,7 +15,7 @@ import dspy
 from dspy.lm15 import Response
 
 from autoopt_pipeline.errors import AnswersUnreadable, LMUnavailable
-from autoopt_pipeline.evaluation.cases import Graded
+from autoopt_pipeline.evaluation.cases import ScoredAnswer
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
 from autoopt_pipeline.lm.metering import Outage, answer_text, listening
@@ -204,15 +204,15 @@ def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
     )
 
 
-def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Graded]:
+def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[ScoredAnswer]:
     """Score answers from 0 to 1; no valid answer is a wrong one."""
     return [_grade(spec, example, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
-def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> Graded:
+def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> ScoredAnswer:
     if answer.values is None:
-        return Graded(0.0, None, answer.confidence)
-    return Graded(spec.score(example.right, answer.values), spec.label(answer.values), answer.confidence)
+        return ScoredAnswer(0.0, None, answer.confidence)
+    return ScoredAnswer(spec.score(example.right, answer.values), spec.label(answer.values), answer.confidence)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ once, when the waiting begins, and looking every night costs nothing more.
 
 from collections.abc import Sequence
 
-from autoopt_pipeline.evaluation.cases import Case
+from autoopt_pipeline.evaluation.cases import PairedCase
 from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, calibration, clear_loss, compare, reason
 from autoopt_pipeline.evaluation.statistics import anytime_p
 from autoopt_pipeline.registry.records import Verdict
@@ -18,7 +18,7 @@ MAX_CASES = 1000
 """A candidate still unproven after so many new cases is given up: what it may gain is not worth the wait."""
 
 
-def follow_up(cases: Sequence[Case], *, alpha: float) -> GateDecision:
+def follow_up(cases: Sequence[PairedCase], *, alpha: float) -> GateDecision:
     """Judge a waiting candidate on all cases since its waiting began, oldest first. Raises ValueError without any.
 
     `alpha` is that of the trial's charge. `waiting` means: ask again when more traces have come.

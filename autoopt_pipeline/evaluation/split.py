@@ -20,7 +20,7 @@ _SIDES = ("train", "dev", "holdout")
 
 
 @dataclass(frozen=True)
-class Judged:
+class HoldoutExample:
     """A holdout example, and the normalized queries of its whole group: what it must not have been seen as before."""
 
     example: Example
@@ -38,8 +38,8 @@ class Split:
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
-    holdout: tuple[Judged, ...]
-    guard: tuple[Judged, ...]
+    holdout: tuple[HoldoutExample, ...]
+    guard: tuple[HoldoutExample, ...]
     duplicates: int
     near_duplicates: int
     dropped_to_protect_holdout: int
@@ -68,7 +68,7 @@ def split_examples(
         by_query[normalize_query(example.query)].append(example)
     in_demos = {normalize_query(query) for query in shown}
     groups = group_near_duplicates(sorted(in_demos.union(by_query)))
-    parts: dict[str, list[Judged]] = {side: [] for side in _SIDES}
+    parts: dict[str, list[HoldoutExample]] = {side: [] for side in _SIDES}
     dropped = unfit = used = 0
     for group in groups:
         sides = [side_of(query) for query in group]
@@ -82,7 +82,7 @@ def split_examples(
             unfit += 1
             continue
         best = _representative([example for query in members for example in by_query[query]])
-        parts[side].append(Judged(best, group))
+        parts[side].append(HoldoutExample(best, group))
     return Split(
         train=tuple(judged.example for judged in _newest(parts["train"], max_train)),
         dev=tuple(judged.example for judged in _newest(parts["dev"], max_dev)),
@@ -101,7 +101,7 @@ def _representative(examples: Sequence[Example]) -> Example:
     return max(examples, key=lambda e: (e.independent, _RANK[e.provenance], e.time, e.span_id))
 
 
-def _newest(part: Sequence[Judged], limit: int) -> tuple[Judged, ...]:
+def _newest(part: Sequence[HoldoutExample], limit: int) -> tuple[HoldoutExample, ...]:
     """The newest examples, ordered by a hash of the query: an order that says nothing of time or label."""
     by_age = sorted(part, key=lambda judged: (judged.example.time, judged.group), reverse=True)
     return tuple(sorted(by_age[:limit], key=lambda judged: hashlib.sha256(judged.group[0].encode()).digest()))

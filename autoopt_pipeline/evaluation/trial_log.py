@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from autoopt_pipeline.errors import StaleIncumbent
-from autoopt_pipeline.evaluation.cases import Case, Graded
-from autoopt_pipeline.evaluation.split import Judged
+from autoopt_pipeline.errors import PromotionConflict
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.split import HoldoutExample
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
 from autoopt_pipeline.registry.records import TrialCase, TrialStep, Verdict
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 
 
 @dataclass(frozen=True)
-class Terms:
+class TrialConditions:
     """Between whom a trial is, and by whose answers. Cases under other terms must not be added up.
 
     `incumbent` is the active version; of a composed module without one, it names its parts'.
@@ -37,23 +37,23 @@ class Trial:
     """
 
     version: str
-    terms: Terms
+    terms: TrialConditions
     alpha: float
     seen: frozenset[str]
-    cases: tuple[Case, ...]
+    cases: tuple[PairedCase, ...]
     steps: int
     began: datetime
     last_new: datetime
 
 
-def open_trial(artifacts: ModuleArtifacts, terms: Terms) -> Trial | None:
+def open_trial(artifacts: VersionStore, terms: TrialConditions) -> Trial | None:
     """The trial that is under way on these terms, if there is one."""
     steps = artifacts.trial()
     if not steps or steps[-1].verdict != Verdict.WAITING:
         return None
     begun = [step for step in steps if not step.cases][-1]
     steps = steps[steps.index(begun) :]
-    if Terms(begun.incumbent, begun.lm, tuple(begun.labels)) != terms:
+    if TrialConditions(begun.incumbent, begun.lm, tuple(begun.labels)) != terms:
         return None
     moves, (manifests, _) = artifacts.moves(), artifacts.survey()
     digest = next((each.program_sha256 for each in manifests if each.version == begun.version), "")
@@ -72,9 +72,9 @@ def open_trial(artifacts: ModuleArtifacts, terms: Terms) -> Trial | None:
 
 
 def begin(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     version: str,
-    terms: Terms,
+    terms: TrialConditions,
     *,
     after: int,
     alpha: float,
@@ -83,26 +83,26 @@ def begin(
 ) -> None:
     """Open a trial. What the candidate was made of, chosen by or judged on counts no more: `queries`, normalized.
 
-    Raises `StaleIncumbent` when there are steps that the caller, who saw them up to `after`, has not seen.
+    Raises `PromotionConflict` when there are steps that the caller, who saw them up to `after`, has not seen.
     """
     _enter(artifacts, after + 1, version, terms, alpha, digests(queries), (), Verdict.WAITING, run_id)
 
 
 def go_on(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     trial: Trial,
     *,
-    judged: Iterable[Judged],
-    cases: Sequence[Case],
+    judged: Iterable[HoldoutExample],
+    cases: Sequence[PairedCase],
     verdict: Verdict,
     run_id: str,
 ) -> None:
-    """Enter what new traces said. Raises `StaleIncumbent` when another run was quicker."""
+    """Enter what new traces said. Raises `PromotionConflict` when another run was quicker."""
     seen = digests(query for each in judged for query in each.group)
     _enter(artifacts, trial.steps + 1, trial.version, trial.terms, trial.alpha, seen, cases, verdict, run_id)
 
 
-def new_cases(trial: Trial, judged: Iterable[Judged], limit: int) -> list[Judged]:
+def new_cases(trial: Trial, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
     """Holdout examples whose whole group is new to the trial, oldest first; the newest `limit` of them."""
     new = [each for each in judged if trial.seen.isdisjoint(digests(each.group))]
     return sorted(new, key=lambda each: (each.example.time, each.group))[-limit:]
@@ -114,13 +114,13 @@ def digests(queries: Iterable[str]) -> list[str]:
 
 
 def _enter(
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     sequence: int,
     version: str,
-    terms: Terms,
+    terms: TrialConditions,
     alpha: float,
     seen: list[str],
-    cases: Sequence[Case],
+    cases: Sequence[PairedCase],
     verdict: Verdict,
     run_id: str,
 ) -> None:
@@ -138,13 +138,13 @@ def _enter(
         verdict=verdict.value,
     )
     if not artifacts.add_trial_step(step):
-        raise StaleIncumbent(
+        raise PromotionConflict(
             f"{artifacts.tenant_id}/{artifacts.module}: another run went on with a trial meanwhile",
             "nothing is lost; the next run goes on from there",
         )
 
 
-def _stored(case: Case) -> TrialCase:
+def _stored(case: PairedCase) -> TrialCase:
     return TrialCase(
         label=case.label,
         incumbent_score=case.incumbent.score,
@@ -156,9 +156,9 @@ def _stored(case: Case) -> TrialCase:
     )
 
 
-def _case(stored: TrialCase) -> Case:
-    return Case(
+def _case(stored: TrialCase) -> PairedCase:
+    return PairedCase(
         stored.label,
-        Graded(stored.incumbent_score, stored.incumbent_label, stored.incumbent_confidence),
-        Graded(stored.candidate_score, stored.candidate_label, stored.candidate_confidence),
+        ScoredAnswer(stored.incumbent_score, stored.incumbent_label, stored.incumbent_confidence),
+        ScoredAnswer(stored.candidate_score, stored.candidate_label, stored.candidate_confidence),
     )

@@ -9,10 +9,10 @@ from typing import Any
 from autoopt_pipeline.modules.coercion import as_text, boolean, number, parse_json, stripped
 from autoopt_pipeline.modules.spec import (
     Annotation,
-    Decision,
     Example,
     ExampleSet,
     Label,
+    LoggedDecision,
     ModuleSpec,
     Provenance,
     Values,
@@ -40,12 +40,12 @@ class Unusable(Exception):
         self.malformed = malformed
 
 
-def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
     """Examples of a module that answers with one of its labels."""
     known = {label.name for label in labels}
     field = spec.output_field
 
-    def build(decision: Decision) -> Example:
+    def build(decision: LoggedDecision) -> Example:
         inputs = read_inputs(spec, decision)
         answer = read_text(decision.attributes, spec.contract.answers[field])
         own = {field: answer} if answer else None
@@ -57,7 +57,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
     return each(decisions, build)
 
 
-def each(decisions: Iterable[Decision], build: Callable[[Decision], Example]) -> ExampleSet:
+def each(decisions: Iterable[LoggedDecision], build: Callable[[LoggedDecision], Example]) -> ExampleSet:
     """One example per usable decision; the others are counted by reason."""
     examples: list[Example] = []
     unusable: Counter[str] = Counter()
@@ -72,7 +72,7 @@ def each(decisions: Iterable[Decision], build: Callable[[Decision], Example]) ->
 
 
 @dataclass(frozen=True)
-class Right:
+class GroundTruth:
     """The right values, who says so, and whether that was said of a trace drawn without regard to its outcome."""
 
     values: Values
@@ -81,7 +81,11 @@ class Right:
 
 
 def make_example(
-    spec: ModuleSpec, decision: Decision, inputs: dict[str, str], right: Right, assumed: Values | None = None
+    spec: ModuleSpec,
+    decision: LoggedDecision,
+    inputs: dict[str, str],
+    right: GroundTruth,
+    assumed: Values | None = None,
 ) -> Example:
     return Example(
         inputs,
@@ -96,7 +100,7 @@ def make_example(
     )
 
 
-def read_inputs(spec: ModuleSpec, decision: Decision) -> dict[str, str]:
+def read_inputs(spec: ModuleSpec, decision: LoggedDecision) -> dict[str, str]:
     """All input fields as text; optional ones are empty where the span lacks them."""
     check_whole(spec, decision)
     contract = spec.contract
@@ -117,7 +121,7 @@ def read_inputs(spec: ModuleSpec, decision: Decision) -> dict[str, str]:
     return inputs
 
 
-def check_whole(spec: ModuleSpec, decision: Decision) -> None:
+def check_whole(spec: ModuleSpec, decision: LoggedDecision) -> None:
     """Raise `Unusable` where an input was cut off: its beginning is not what was asked."""
     if not decision.cut:
         return
@@ -129,7 +133,9 @@ def check_whole(spec: ModuleSpec, decision: Decision) -> None:
             raise Unusable(f"{name} was cut off (a limit on the length of attributes)", malformed=True)
 
 
-def find_right(spec: ModuleSpec, decision: Decision, own: Values | None, from_label: Callable[[str], Values]) -> Right:
+def find_right(
+    spec: ModuleSpec, decision: LoggedDecision, own: Values | None, from_label: Callable[[str], Values]
+) -> GroundTruth:
     """The best label there is (see `Provenance`). `own` is what the application answered, None where it did not.
 
     `from_label` turns what an annotator wrote into values; it may raise `Unusable`.
@@ -140,10 +146,12 @@ def find_right(spec: ModuleSpec, decision: Decision, own: Values | None, from_la
     if own is None:
         raise Unusable(f"no {spec.output_field}", malformed=True)
     check_outcome(spec, decision)
-    return Right(own, Provenance.OUTCOME, False)
+    return GroundTruth(own, Provenance.OUTCOME, False)
 
 
-def find_judged(spec: ModuleSpec, decision: Decision, read: Callable[[Annotation], Values | None]) -> Right | None:
+def find_judged(
+    spec: ModuleSpec, decision: LoggedDecision, read: Callable[[Annotation], Values | None]
+) -> GroundTruth | None:
     """What the best annotator holds for right, None where nobody said anything: people first, of those the last.
 
     `read` gives the values that an annotation says are right, None where it says nothing; it raises `Unusable` where
@@ -153,7 +161,7 @@ def find_judged(spec: ModuleSpec, decision: Decision, read: Callable[[Annotation
         provenance = JUDGES.get(annotation.kind)
         values = read(annotation) if provenance else None
         if provenance and values is not None:
-            return Right(values, provenance, is_review(spec, decision, annotation))
+            return GroundTruth(values, provenance, is_review(spec, decision, annotation))
     return None
 
 
@@ -191,7 +199,7 @@ def read_verdict(
     return right
 
 
-def check_outcome(spec: ModuleSpec, decision: Decision) -> None:
+def check_outcome(spec: ModuleSpec, decision: LoggedDecision) -> None:
     """Raise `Unusable` unless the decision went well and was sure of itself, or where nobody says how sure it was, is
     known to have gone well."""
     success = boolean(read_attribute(decision.attributes, spec.contract.success))
@@ -208,7 +216,7 @@ def check_outcome(spec: ModuleSpec, decision: Decision) -> None:
         raise Unusable("unsure, and nobody reviewed it")
 
 
-def is_review(spec: ModuleSpec, decision: Decision, annotation: Annotation) -> bool:
+def is_review(spec: ModuleSpec, decision: LoggedDecision, annotation: Annotation) -> bool:
     """Whether an annotation belongs to a review of traces drawn at random.
 
     Either it says so, or it was made at Phoenix's own pages on a trace that the application drew for review.

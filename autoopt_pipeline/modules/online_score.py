@@ -7,7 +7,7 @@ from statistics import fmean
 
 from autoopt_pipeline.modules.coercion import boolean, number, stripped
 from autoopt_pipeline.modules.labeling import JUDGES, by_authority, read_attribute
-from autoopt_pipeline.modules.spec import Annotation, Decision, Label, ModuleSpec, Values
+from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec, Values
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, REFUTING, UNDECIDED
 
 
@@ -20,7 +20,7 @@ class LiveOutcome:
     score: float
 
 
-def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: Decision) -> LiveOutcome | None:
+def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision) -> LiveOutcome | None:
     """What people and judges said of a decision, else what became of the request. None where nobody can tell.
 
     Unlike an example, a complaint counts, for it may come from either of two versions that serve side by side; so does
@@ -42,7 +42,9 @@ def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: Decision) 
     return None if score is None else LiveOutcome(decision.time, decision.time, score)
 
 
-def _judged(spec: ModuleSpec, labels: Sequence[Label], decision: Decision, annotation: Annotation) -> float | None:
+def _judged(
+    spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, annotation: Annotation
+) -> float | None:
     """The score that an annotation comes to; None where it does not say."""
     verdict = (stripped(annotation.label) or "").lower()
     if verdict in UNDECIDED:
@@ -57,12 +59,14 @@ def _judged(spec: ModuleSpec, labels: Sequence[Label], decision: Decision, annot
     return None if right is None or own is None else spec.score(right, own)
 
 
-def _right(spec: ModuleSpec, labels: Sequence[Label], decision: Decision, annotation: Annotation) -> Values | None:
+def _right(
+    spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, annotation: Annotation
+) -> Values | None:
     found = spec.build_examples(labels, [replace(decision, annotations=(annotation,))], redact=str)
     return found.examples[0].right if found.examples else None
 
 
-def _became(spec: ModuleSpec, decision: Decision) -> float | None:
+def _became(spec: ModuleSpec, decision: LoggedDecision) -> float | None:
     success = boolean(read_attribute(decision.attributes, spec.contract.success))
     if decision.failed or success is False:
         return 0.0

@@ -89,7 +89,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Decision:
+class LoggedDecision:
     """One span of the application, with the columns of its module's contract and its annotations.
 
     Of a composed module, `parts` holds the decisions of its parts in the same trace, by module name. `cut` names the
@@ -102,7 +102,7 @@ class Decision:
     failed: bool
     attributes: dict[str, Any]
     annotations: tuple[Annotation, ...] = ()
-    parts: Mapping[str, "Decision"] = field(default_factory=dict)
+    parts: Mapping[str, "LoggedDecision"] = field(default_factory=dict)
     cut: frozenset[str] = frozenset()
 
 
@@ -124,7 +124,9 @@ class ProgramBuilder(Protocol):
 
 
 class ExampleBuilder(Protocol):
-    def __call__(self, spec: "ModuleSpec", labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet: ...
+    def __call__(
+        self, spec: "ModuleSpec", labels: Sequence[Label], decisions: Sequence[LoggedDecision]
+    ) -> ExampleSet: ...
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class ModuleSpec:
         return builder(self, labels)
 
     def build_examples(
-        self, labels: Sequence[Label], decisions: Sequence[Decision], redact: Redact = default_redact
+        self, labels: Sequence[Label], decisions: Sequence[LoggedDecision], redact: Redact = default_redact
     ) -> ExampleSet:
         """Examples with their inputs redacted, so that no text gets further as it was."""
         builder: ExampleBuilder = _load(self.examples)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.lm.metering import answer_text
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 
 SAVE_AFTER = 20
 """Answers after which they are saved: so many at most are asked for again."""
@@ -39,13 +39,13 @@ class _Kept(BaseModel):
 _CHUNK = TypeAdapter(dict[str, _Kept])
 
 
-class KeptAnswers:
+class AnswerCheckpoint:
     """The answers to one module's requests, by key. Safe to share between threads and between the models of a run.
 
     A store that fails meanwhile costs nothing but the answers that could not be saved.
     """
 
-    def __init__(self, artifacts: ModuleArtifacts) -> None:
+    def __init__(self, artifacts: VersionStore) -> None:
         self._artifacts = artifacts
         self._lock = threading.Lock()
         self._unsaved: dict[str, _Kept] = {}

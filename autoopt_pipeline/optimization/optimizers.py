@@ -60,7 +60,7 @@ _WORTH = {Provenance.HUMAN: 1.0, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.6}
 
 
 @dataclass(frozen=True)
-class Workshop:
+class OptimizerContext:
     """What all optimizers work with: `lm` answers, `teacher` writes instructions and makes demos."""
 
     spec: ModuleSpec
@@ -92,7 +92,7 @@ class Improver:
         return Optimizer(f"{name} + {self.name}", lambda: self.compile(program))
 
 
-def demo_pickers(shop: Workshop) -> Iterator[Optimizer]:
+def demo_pickers(shop: OptimizerContext) -> Iterator[Optimizer]:
     """Labelled demos. Making these programs calls no model."""
     most = min(shop.max_labeled_demos, len(shop.train))
     yield Optimizer("start", shop.start.deepcopy)
@@ -101,14 +101,14 @@ def demo_pickers(shop: Workshop) -> Iterator[Optimizer]:
     yield Optimizer(f"labeled-few-shot-{most}", lambda: _labeled_few_shot(shop, most))
 
 
-def bootstrappers(shop: Workshop) -> Iterator[Optimizer]:
+def bootstrappers(shop: OptimizerContext) -> Iterator[Optimizer]:
     """Demos with the teacher's own answers, where these were fully right, as DSPy's random search makes them."""
     if shop.max_bootstrapped_demos > 0 and len(shop.train) >= MIN_FOR_BOOTSTRAP:
         for seed in range(BOOTSTRAPS):
             yield Optimizer(f"bootstrap-few-shot-{seed}", lambda seed=seed: _bootstrap(shop, seed))
 
 
-def improvers(shop: Workshop) -> Iterator[Improver]:
+def improvers(shop: OptimizerContext) -> Iterator[Improver]:
     """Searches for instructions, where there is enough to reflect on."""
     if len(shop.train) >= MIN_FOR_GEPA:
         yield Improver("gepa", lambda program: _gepa(shop, program))
@@ -117,7 +117,7 @@ def improvers(shop: Workshop) -> Iterator[Improver]:
         yield Improver("miprov2", lambda program: _mipro(shop, program))
 
 
-def _coverage(shop: Workshop, k: int) -> dspy.Module:
+def _coverage(shop: OptimizerContext, k: int) -> dspy.Module:
     program = shop.start.deepcopy()
     for predictor in program.predictors():
         # The classes of a predictor are those of what it answers first; one between others has no right answers.
@@ -158,12 +158,12 @@ def pick_coverage(examples: Sequence[Example], k: int, label: Callable[[Example]
     return chosen
 
 
-def _labeled_few_shot(shop: Workshop, k: int) -> dspy.Module:
+def _labeled_few_shot(shop: OptimizerContext, k: int) -> dspy.Module:
     optimizer = dspy.LabeledFewShot(k=k)
     return _with_demos_of(shop, optimizer.compile(shop.start, trainset=_dspy(shop, shop.train)))
 
 
-def _bootstrap(shop: Workshop, seed: int) -> dspy.Module:
+def _bootstrap(shop: OptimizerContext, seed: int) -> dspy.Module:
     """One candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
 
     It gets enough examples to fill the demos, not all: where the teacher is hardly ever fully right it would ask them.
@@ -183,7 +183,7 @@ def _bootstrap(shop: Workshop, seed: int) -> dspy.Module:
         return _with_demos_of(shop, optimizer.compile(shop.start, trainset=trainset))
 
 
-def _gepa(shop: Workshop, program: dspy.Module) -> dspy.Module:
+def _gepa(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
     predictors = len(program.predictors())
     # On examples that the program shows it is right whatever its instructions say.
     shown = {normalize_query(query) for query in queries_shown(program)}
@@ -207,7 +207,7 @@ def _gepa(shop: Workshop, program: dspy.Module) -> dspy.Module:
         )
 
 
-def _mipro(shop: Workshop, program: dspy.Module) -> dspy.Module:
+def _mipro(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
     chosen_on = _dspy(shop, shop.dev[-SEARCH_DEV:])
     with using(shop.lm):
         optimizer = dspy.MIPROv2(
@@ -285,7 +285,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _with_demos_of(shop: Workshop, compiled: dspy.Module) -> dspy.Module:
+def _with_demos_of(shop: OptimizerContext, compiled: dspy.Module) -> dspy.Module:
     """A fresh copy of the start with the demos of a compiled program.
 
     DSPy refuses to bootstrap from what it has compiled, and as a demo it takes the whole example.
@@ -296,7 +296,7 @@ def _with_demos_of(shop: Workshop, compiled: dspy.Module) -> dspy.Module:
     return program
 
 
-def _cut(shop: Workshop, signature: type[dspy.Signature], demos: Sequence[dspy.Example]) -> list[dspy.Example]:
+def _cut(shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]) -> list[dspy.Example]:
     """Demos with nothing but the predictor's own fields, of those that show an answer and not just how sure it is.
 
     One that does not tell the whole query, because other predictors get the rest, keeps it beside its fields: else
@@ -329,14 +329,14 @@ def _rng(seed: int) -> random.Random:
     return random.Random(seed)  # noqa: S311  for reproducible picks, not for secrets
 
 
-def _affordable(shop: Workshop) -> int:
+def _affordable(shop: OptimizerContext) -> int:
     return int(shop.lm.meter.calls_left * SEARCH_SHARE)
 
 
-def _any_number(shop: Workshop) -> int:
+def _any_number(shop: OptimizerContext) -> int:
     """More errors than there can be: an answer that cannot be read is a wrong one, and ends no search."""
     return len(shop.train) * 100
 
 
-def _dspy(shop: Workshop, examples: Sequence[Example]) -> list[dspy.Example]:
+def _dspy(shop: OptimizerContext, examples: Sequence[Example]) -> list[dspy.Example]:
     return [dspy_example(shop.spec, example) for example in examples]

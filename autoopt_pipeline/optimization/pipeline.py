@@ -14,13 +14,13 @@ from typing import Literal
 
 import dspy
 
-from autoopt_pipeline.errors import InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, judge
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import follow_up
-from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, Judged, Split, split_examples
-from autoopt_pipeline.evaluation.trial_log import Terms, Trial, begin, go_on, new_cases, open_trial
+from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, HoldoutExample, Split, split_examples
+from autoopt_pipeline.evaluation.trial_log import Trial, TrialConditions, begin, go_on, new_cases, open_trial
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
@@ -29,9 +29,9 @@ from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_for
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
-from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, ModuleSpec
+from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
-from autoopt_pipeline.optimization.report import Compared, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
     MIN_DEV,
@@ -44,9 +44,9 @@ from autoopt_pipeline.optimization.search import (
 from autoopt_pipeline.optimization.warm_start import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
 from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Move, Program, Verdict
-from autoopt_pipeline.registry.serialization import compose, queries_shown, unpack
+from autoopt_pipeline.registry.serialization import compose, deserialize, queries_shown
 from autoopt_pipeline.registry.transitions import Watch, watch_since
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -66,7 +66,7 @@ _MANUAL = "promotion_mode is manual; "
 
 
 @dataclass(frozen=True)
-class Job:
+class OptimizationJob:
     """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
@@ -77,7 +77,7 @@ class Job:
 
     spec: ModuleSpec
     config: RoutingConfigUnified
-    decisions: Sequence[Decision]
+    decisions: Sequence[LoggedDecision]
     window_start: datetime
     window_end: datetime
     run_id: str
@@ -90,9 +90,9 @@ class Job:
 
 
 def optimize(
-    job: Job,
+    job: OptimizationJob,
     lm: MeteredLM,
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     *,
     teacher: MeteredLM | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -113,10 +113,10 @@ class _Optimization:
 
     def __init__(
         self,
-        job: Job,
+        job: OptimizationJob,
         lm: MeteredLM,
         teacher: MeteredLM,
-        artifacts: ModuleArtifacts,
+        artifacts: VersionStore,
         say: Callable[[str], None],
         tracker: PhaseTracker,
     ) -> None:
@@ -130,7 +130,7 @@ class _Optimization:
         self.epoch = sum(move.judged for move in self.moves)
         self.watch = watch_since(self.moves[-1] if self.moves else None)
         self.steps_seen = artifacts.last_trial_step()
-        self.terms = Terms(self._opponent(), lm.name, tuple(label.name for label in self.labels))
+        self.terms = TrialConditions(self._opponent(), lm.name, tuple(label.name for label in self.labels))
         self.notes: list[str] = []
 
     def run(self) -> Report:
@@ -322,11 +322,13 @@ class _Optimization:
         report = self._conclude(self.artifacts.manifest(trial.version), waiting, verdict, reason)
         # The promotion comes first: a run that dies in between must not leave a trial that ended without one.
         if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
-            with suppress(StaleIncumbent):
+            with suppress(PromotionConflict):
                 enter(verdict=report.verdict)
         return report
 
-    def _compare(self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[Judged]) -> list[Compared]:
+    def _compare(
+        self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[HoldoutExample]
+    ) -> list[ComparedExample]:
         examples = [each.example for each in judged]
         try:
             with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
@@ -364,7 +366,7 @@ class _Optimization:
                 watch = watch_since(move)
                 if watch and watch.is_canary:
                     verdict, reason = Verdict.CANARY, f"{reason}; {_trying(watch)}"
-            except StaleIncumbent as e:
+            except PromotionConflict as e:
                 verdict, reason = Verdict.STALE, str(e)
         if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
             self.notes += share_instructions(self.job.pool, self.spec, self.labels, self.draft, manifest, program)
@@ -432,7 +434,7 @@ class _Optimization:
         if self.incumbent_version is None:
             return start
         try:
-            return unpack(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
+            return deserialize(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so the baseline is compared: {e}")
             return start
@@ -467,7 +469,7 @@ class _Optimization:
             self.notes.append(f"the trial of {trial.version} ends: no new held-out traces in the lookback")
         else:
             try:
-                return trial, unpack(self.spec, self.labels, self.artifacts.load(trial.version))
+                return trial, deserialize(self.spec, self.labels, self.artifacts.load(trial.version))
             except InvalidArtifact as e:
                 self.notes.append(f"the trial of {trial.version} ends: {e}")
         return None, None
@@ -480,7 +482,7 @@ class _Optimization:
             for predictor in program.predictors()
         ]
 
-        def quoted(judged: Judged) -> bool:
+        def quoted(judged: HoldoutExample) -> bool:
             long_enough = [words for query in judged.group if len(words := split_words(query)) >= MIN_QUOTED_WORDS]
             return any(f" {' '.join(words)} " in text for words in long_enough for text in instructions)
 
@@ -510,7 +512,7 @@ class _Optimization:
             )
             if (repeated := charge in entries) or self.artifacts.charge(charge):
                 return charge, repeated
-        raise StaleIncumbent(
+        raise PromotionConflict(
             f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
             "let them finish first",
         )

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entrant(Generic[P]):
+class Contestant(Generic[P]):
     """A program that wants to win. Programs with the same `key` are the same; making it took `cost` calls."""
 
     name: str
@@ -32,10 +32,10 @@ class Entrant(Generic[P]):
 
 
 @dataclass
-class Standing(Generic[P]):
+class RaceEntry(Generic[P]):
     """How far an entrant got: its scores (0 to 1) on the first examples, and whether it was dropped after them."""
 
-    entrant: Entrant[P]
+    entrant: Contestant[P]
     scores: list[float] = field(default_factory=list)
     dropped: bool = False
 
@@ -53,35 +53,35 @@ class Race(Generic[P]):
     """
 
     def __init__(
-        self, size: int, score: Callable[[Entrant[P], int, int], Sequence[float]], incumbent: Entrant[P]
+        self, size: int, score: Callable[[Contestant[P], int, int], Sequence[float]], incumbent: Contestant[P]
     ) -> None:
         self._size = size
         self._score = score
         self._keys = {incumbent.key}
-        self.incumbent: Standing[P] = Standing(incumbent)
-        self.standings: list[Standing[P]] = []
+        self.incumbent: RaceEntry[P] = RaceEntry(incumbent)
+        self.standings: list[RaceEntry[P]] = []
         """All entrants but the incumbent, in the order of their coming: what came first was cheaper."""
-        self.repeats: list[Entrant[P]] = []
+        self.repeats: list[Contestant[P]] = []
         """Programs that were in the race already, under another name or as the incumbent, and so were not judged."""
 
     def start(self) -> None:
         """Judge the incumbent on all examples; before that nobody can be compared with it."""
         self._judge(self.incumbent, self._size)
 
-    def run(self, entrants: Iterable[Entrant[P]]) -> None:
+    def run(self, entrants: Iterable[Contestant[P]]) -> None:
         """One heat, of programs that may be made only as they are taken from `entrants`.
 
         Each is judged on the first rung as it comes. The best of earlier heats and the incumbent are the measure.
         """
         first, *further = rungs(self._size)
         champion = self.leader
-        heat: list[Standing[P]] = []
+        heat: list[RaceEntry[P]] = []
         for entrant in entrants:
             if entrant.key in self._keys:
                 self.repeats.append(entrant)
                 continue
             self._keys.add(entrant.key)
-            heat.append(Standing(entrant))
+            heat.append(RaceEntry(entrant))
             self.standings.append(heat[-1])
             self._judge(heat[-1], first)
         self._drop(heat, champion, first)
@@ -92,18 +92,18 @@ class Race(Generic[P]):
             self._drop(heat, champion, rung)
 
     @property
-    def leader(self) -> Standing[P]:
+    def leader(self) -> RaceEntry[P]:
         """The best so far: the first of the best entrants if it beats the incumbent on what both were asked."""
         going = [standing for standing in self.standings if not standing.dropped]
         best = max(going, key=lambda standing: (len(standing.scores), standing.mean()), default=self.incumbent)
         return best if best.mean() > self.incumbent.mean(len(best.scores)) else self.incumbent
 
-    def _judge(self, standing: Standing[P], upto: int) -> None:
+    def _judge(self, standing: RaceEntry[P], upto: int) -> None:
         asked = len(standing.scores)
         if asked < upto:
             standing.scores.extend(self._score(standing.entrant, asked, upto))
 
-    def _drop(self, heat: Sequence[Standing[P]], champion: Standing[P], rung: int) -> None:
+    def _drop(self, heat: Sequence[RaceEntry[P]], champion: RaceEntry[P], rung: int) -> None:
         """Keep the better half of those still going, of equals the earlier, but nobody who is clearly behind."""
         going = [standing for standing in heat if not standing.dropped]
         ranked = sorted(going, key=lambda standing: -standing.mean())

@@ -10,20 +10,20 @@ from typing import Any
 import dspy
 
 from autoopt_pipeline.evaluation.calibration import Bin, reliability
-from autoopt_pipeline.evaluation.cases import Case, Graded
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.spec import Example
-from autoopt_pipeline.registry.module_versions import Programs
+from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import built, told
+from autoopt_pipeline.registry.serialization import instantiate, told
 
 NO_ANSWER = "(no valid answer)"
 
 
 @dataclass(frozen=True)
-class Tried:
+class CandidateStats:
     """One optimizer's program: how it did in the race, and the LM calls that making and judging it took.
 
     `dev_score` (0 to 1) is of the `judged_on` dev examples that it was asked before it was dropped. The finalist
@@ -47,13 +47,13 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedExample:
     """One holdout example with what both programs answered."""
 
     example: Example
     incumbent: Answer
     candidate: Answer
-    case: Case
+    case: PairedCase
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,21 @@ class Report:
     lm_output_tokens: int = 0
     lm_cached_tokens: int = 0
     seconds: float = 0.0
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[CandidateStats, ...] = ()
     incumbent_dev_score: float | None = None
     optimizer: str | None = None
     gate: GateDecision | None = None
-    compared: tuple[Compared, ...] = ()
+    compared: tuple[ComparedExample, ...] = ()
     unread: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def fixed(self) -> list[Compared]:
+    def fixed(self) -> list[ComparedExample]:
         return [each for each in self.compared if each.case.fixed]
 
     @property
-    def broken(self) -> list[Compared]:
+    def broken(self) -> list[ComparedExample]:
         return [each for each in self.compared if each.case.broken]
 
     @property
@@ -152,11 +152,11 @@ def compared(
     examples: Sequence[Example],
     before: Sequence[Answer],
     after: Sequence[Answer],
-    grades: tuple[Sequence[Graded], Sequence[Graded]],
-) -> list[Compared]:
+    grades: tuple[Sequence[ScoredAnswer], Sequence[ScoredAnswer]],
+) -> list[ComparedExample]:
     """Put the answers of incumbent and candidate side by side."""
     return [
-        Compared(example, old, new, Case(example.label, old_grade, new_grade))
+        ComparedExample(example, old, new, PairedCase(example.label, old_grade, new_grade))
         for example, old, new, old_grade, new_grade in zip(examples, before, after, *grades, strict=True)
     ]
 
@@ -182,14 +182,14 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
     return tuple(changes)
 
 
-def changes_of_versions(programs: Programs, before: str | None, after: str | None) -> tuple[Change, ...]:
+def changes_of_versions(programs: ModuleVersions, before: str | None, after: str | None) -> tuple[Change, ...]:
     """What one stored version shows the model that another does not; None is the baseline, of a composed module without
     what its parts have learnt. Raises `InvalidArtifact` where one of them cannot be read."""
     stored = {name: programs.artifacts.load(name) for name in (before, after) if name}
     # The labels of both, so that no demo is left out for an answer that one of them did not know.
     labels = list(dict.fromkeys(label for each in stored.values() for label in each.labels))
     module = programs.artifacts.module
-    older, newer = (built(stored[name] if name else None, module, labels) for name in (before, after))
+    older, newer = (instantiate(stored[name] if name else None, module, labels) for name in (before, after))
     return changes_between(older, newer)
 
 

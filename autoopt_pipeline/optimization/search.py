@@ -19,15 +19,15 @@ from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
     Optimizer,
-    Workshop,
+    OptimizerContext,
     bootstrappers,
     demo_pickers,
     improvers,
 )
-from autoopt_pipeline.optimization.racing import Entrant, Race, Standing, balanced
-from autoopt_pipeline.optimization.report import Tried
+from autoopt_pipeline.optimization.racing import Contestant, Race, RaceEntry, balanced
+from autoopt_pipeline.optimization.report import CandidateStats
 from autoopt_pipeline.registry.records import Program
-from autoopt_pipeline.registry.serialization import pack
+from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
 INCUMBENT = "incumbent"
@@ -50,7 +50,7 @@ class Search:
     """What a search came to; no finalist where nothing beat the incumbent on dev. The score is a share of 1."""
 
     finalist: Finalist | None
-    tried: tuple[Tried, ...]
+    tried: tuple[CandidateStats, ...]
     incumbent_dev_score: float
     incumbent_unread: Mapping[str, int]
     notes: tuple[str, ...]
@@ -82,8 +82,8 @@ def search(
     calls do, it depends on how many calls were under way.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
-    course = _Course(spec, config.tenant_id, labels, dev, lm, say, tracker)
-    shop = Workshop(
+    course = _RaceRunner(spec, config.tenant_id, labels, dev, lm, say, tracker)
+    shop = OptimizerContext(
         spec=spec,
         start=start,
         train=split.train,
@@ -128,7 +128,7 @@ def search(
     )
 
 
-def _faster_format(course: "_Course", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
+def _faster_format(course: "_RaceRunner", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
     """The format for what is made from now on: JSON, whose prompts are short, unless that is clearly worse."""
     race.run([course.entrant("json-schema", in_format(incumbent, JSON_SCHEMA))])
     in_json = race.standings[-1]
@@ -148,7 +148,7 @@ def _chosen(optimizers: Iterable[_Named], only: str | None) -> list[_Named]:
 
 
 @dataclass
-class _Course:
+class _RaceRunner:
     """Where the race is run: makes entrants and asks them, and keeps count of what that takes."""
 
     spec: ModuleSpec
@@ -166,7 +166,7 @@ class _Course:
         self.notes.append(line)
         self.say(line)
 
-    def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Entrant[dspy.Module]]:
+    def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Contestant[dspy.Module]]:
         """Entrants, each made as it is taken. An optimizer that breaks must not cost the others' work."""
         for optimizer in optimizers:
             before = self.lm.meter.calls
@@ -182,10 +182,10 @@ class _Course:
             self.say(f"{optimizer.name}: made with {cost} LM calls")
             yield self.entrant(optimizer.name, program, cost)
 
-    def entrant(self, name: str, program: dspy.Module, cost: int = 0) -> Entrant[dspy.Module]:
-        return Entrant(name, self._stored(program).digest, program, cost)
+    def entrant(self, name: str, program: dspy.Module, cost: int = 0) -> Contestant[dspy.Module]:
+        return Contestant(name, self._stored(program).digest, program, cost)
 
-    def score(self, entrant: Entrant[dspy.Module], first: int, stop: int) -> list[float]:
+    def score(self, entrant: Contestant[dspy.Module], first: int, stop: int) -> list[float]:
         asked, before = self.dev[first:stop], self.lm.meter.calls
         try:
             with self.tracker.phase(f"{entrant.name} on dev", len(asked)) as answered:
@@ -204,11 +204,11 @@ class _Course:
         self.say(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
         return scores
 
-    def finalist(self, entrant: Entrant[dspy.Module]) -> Finalist:
+    def finalist(self, entrant: Contestant[dspy.Module]) -> Finalist:
         return Finalist(entrant.name, entrant.program, self._stored(entrant.program))
 
-    def tried(self, standing: Standing[dspy.Module], *, won: bool) -> Tried:
-        return Tried(
+    def tried(self, standing: RaceEntry[dspy.Module], *, won: bool) -> CandidateStats:
+        return CandidateStats(
             optimizer=standing.entrant.name,
             dev_score=standing.mean(),
             judged_on=len(standing.scores),
@@ -218,11 +218,11 @@ class _Course:
             unread=self.unread_of(standing),
         )
 
-    def unread_of(self, standing: Standing[dspy.Module]) -> dict[str, int]:
+    def unread_of(self, standing: RaceEntry[dspy.Module]) -> dict[str, int]:
         return dict(sorted(self.unread.get(standing.entrant.key, {}).items()))
 
     def _stored(self, program: dspy.Module) -> Program:
-        return pack(self.spec, self.tenant_id, self.labels, program)
+        return serialize(self.spec, self.tenant_id, self.labels, program)
 
 
 def choosing_examples(split: Split) -> list[Example]:

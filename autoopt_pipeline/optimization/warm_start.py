@@ -11,16 +11,16 @@ from importlib.metadata import version as package_version
 
 import dspy
 
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, StaleIncumbent
+from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, PromotionConflict
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
 from autoopt_pipeline.registry.records import Manifest, Program
-from autoopt_pipeline.registry.serialization import fingerprint, pack
+from autoopt_pipeline.registry.serialization import fingerprint, serialize
 from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedInstructions, SharedStore
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 
@@ -135,7 +135,7 @@ def start_from_shared(
     config: RoutingConfigUnified,
     spec: ModuleSpec,
     labels: Sequence[Label],
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     report: Report,
     run_id: str,
 ) -> Started | None:
@@ -156,7 +156,7 @@ def start_from_shared(
     for name, predictor in program.named_predictors():
         if name in chosen:
             predictor.signature = predictor.signature.with_instructions(chosen[name].instructions[name])
-    stored = pack(spec, config.tenant_id, labels, program)
+    stored = serialize(spec, config.tenant_id, labels, program)
     if why_unwanted(artifacts, stored.digest):
         return None
     donors = len({shared.tenant_id for shared in chosen.values()})
@@ -167,7 +167,7 @@ def start_from_shared(
         return Started(version, False, f"{version} waits for approval, {why}")
     try:
         artifacts.move(version, expected=None, by=f"run {run_id}", why=why, judged=False)
-    except StaleIncumbent:
+    except PromotionConflict:
         return None
     return Started(version, True, f"meanwhile {version} is active, {why}")
 
@@ -247,7 +247,7 @@ def _holds(words: Sequence[str], wanted: Sequence[str]) -> bool:
     return bool(wanted) and tuple(wanted) in _runs(words, len(wanted))
 
 
-def _store(artifacts: ModuleArtifacts, program: Program, report: Report, run_id: str, why: str) -> str:
+def _store(artifacts: VersionStore, program: Program, report: Report, run_id: str, why: str) -> str:
     """Store a program that nothing was measured of, unless an equal one is there, and return its version."""
     for manifest in artifacts.versions():
         if manifest.program_sha256 == program.digest and artifacts.withdrawal(manifest.version) is None:

@@ -19,7 +19,7 @@ from autoopt_pipeline.orchestration.budget_guard import accounted, blaming_the_d
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_config import RunOverrides
-from autoopt_pipeline.orchestration.step_errors import end_with_the_run, failing_the_step, skipping
+from autoopt_pipeline.orchestration.step_errors import exit_with_parent, skipping, translate_errors
 from autoopt_pipeline.run_history.outcomes import outcome_since
 from autoopt_pipeline.run_history.progress import StepProgress
 from autoopt_pipeline.scheduling.conditions import learnt_from
@@ -56,15 +56,15 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
     ) -> Iterator[dg.MaterializeResult]:
-        end_with_the_run()
-        with failing_the_step(context, Retry()):
+        exit_with_parent()
+        with translate_errors(context, Retry()):
             _check_one_tenant(context)
             if skipping(context, spec.name):
                 return
             connections = services.connect()
             entry = newest_version(connections.configs, context.partition_key)
             tenant = entry.parse()
-        with failing_the_step(context, tenant.retry):
+        with translate_errors(context, tenant.retry):
             material = _gather(context, connections, spec, config.applied_to(tenant), entry)
         yield _optimize(context, connections, spec, material, config)
 
@@ -129,29 +129,29 @@ def _optimize(
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.metering import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
-    from autoopt_pipeline.optimization.answer_checkpoint import KeptAnswers
-    from autoopt_pipeline.optimization.pipeline import Job, optimize
+    from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
+    from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
     from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
 
     config, collected, settings = material.config, material.collected, connections.settings
-    with failing_the_step(context, config.retry):
+    with translate_errors(context, config.retry):
         budget = budget_today(context, config, settings, force=overrides.force)
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
-        failing_the_step(context, config.retry),
+        translate_errors(context, config.retry),
         accounted(context, spec.name, meter),
         blaming_the_day(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
         artifacts = connections.artifacts(config.tenant_id, spec.name)
-        kept = KeptAnswers(artifacts)
+        kept = AnswerCheckpoint(artifacts)
         if kept.found:
             context.log.info(f"{kept.found} answers of a try that came to no outcome are not asked for again")
         lm = metered_lm(answering, meter, answers=kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
-        job = Job(
+        job = OptimizationJob(
             spec,
             config.model_copy(update={"budget": budget}),
             collected.decisions,

@@ -15,10 +15,10 @@ from dagster._utils.error import SerializableErrorInfo
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
 from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
-from autoopt_pipeline.scheduling.conditions import Decision, Reason
+from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
 
@@ -36,11 +36,11 @@ _DAGSTER_SECONDS = 300
 
 _INTERRUPTIONS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 
-Say = Callable[[str], None]
+LogCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunResult:
     """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
 
     `skipped` says why modules were left to another run, where they were.
@@ -53,21 +53,21 @@ class Ended:
     skipped: str | None = None
 
 
-def is_to_run(decision: Decision, *, force: bool) -> bool:
+def is_to_run(decision: ScheduleDecision, *, force: bool) -> bool:
     """Whether to run a module now: it is due, or a person insists and nothing else forbids it."""
     unmet = {each.otherwise for each in decision.conditions if each.met is False}
     return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
 
 
-def run_here(
+def run_in_process(
     defs: dg.Definitions,
     instance: dg.DagsterInstance,
     tenant: str,
     modules: Sequence[str],
     tags: Mapping[str, str],
-    say: Say,
+    say: LogCallback,
     show: ShowProgress | None = None,
-) -> Ended:
+) -> RunResult:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
     `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
@@ -142,8 +142,8 @@ def submit(
     return run_id
 
 
-def follow(instance: dg.DagsterInstance, run_id: str, say: Say, show: ShowProgress | None = None) -> Ended:
-    """Tell of a run that others execute, as `run_here` does, until it has ended."""
+def follow(instance: dg.DagsterInstance, run_id: str, say: LogCallback, show: ShowProgress | None = None) -> RunResult:
+    """Tell of a run that others execute, as `run_in_process` does, until it has ended."""
     cursor, last = None, None
     while True:
         run = _run(instance, run_id)
@@ -171,7 +171,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _tell(entry: dg.EventLogEntry, say: Say, show: ShowProgress | None) -> None:
+def _tell(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) -> None:
     """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
     if entry.dagster_event is None and int(entry.level) >= logging.INFO:
         if show is None or not entry.user_message.startswith(LOGGED_AS):
@@ -189,14 +189,14 @@ def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
     return (error.cause or error) if error else None
 
 
-def _ended(instance: dg.DagsterInstance, run_id: str) -> Ended:
+def _ended(instance: dg.DagsterInstance, run_id: str) -> RunResult:
     outcomes = {}
     for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
         materialization = entry.asset_materialization
         if materialization:
-            outcomes[materialization.asset_key.to_user_string()] = values_of(materialization)
+            outcomes[materialization.asset_key.to_user_string()] = metadata_values(materialization)
     run = _run(instance, run_id)
-    return Ended(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
+    return RunResult(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:

@@ -14,21 +14,21 @@ import dagster as dg
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
 from autoopt_pipeline.orchestration.budget_guard import allowances
-from autoopt_pipeline.run_history.outcomes import Key, failure_horizon, read_attempts, read_outcomes
+from autoopt_pipeline.run_history.outcomes import ModuleKey, failure_horizon, read_attempts, read_outcomes
 from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
     Attempts,
-    Decision,
     Evidence,
     LostRun,
     NeedsEvidence,
-    Outcome,
     Reason,
-    count_from,
+    RunOutcome,
+    ScheduleDecision,
     decide,
+    new_since,
     why_off,
 )
-from autoopt_pipeline.scheduling.turns import Turn, in_turn
+from autoopt_pipeline.scheduling.turns import QueuePosition, queue_order
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
@@ -51,12 +51,12 @@ class Plan:
     """
 
     window_end: datetime
-    decisions: dict[Key, Decision]
-    attempts: dict[Key, Attempts] = field(default_factory=dict)
+    decisions: dict[ModuleKey, ScheduleDecision]
+    attempts: dict[ModuleKey, Attempts] = field(default_factory=dict)
     configs: dict[str, RoutingConfigUnified] = field(default_factory=dict)
     phoenix_asked: bool = False
     phoenix_error: PhoenixUnavailable | PhoenixRefused | None = None
-    reached: Turn | None = None
+    reached: QueuePosition | None = None
 
     def due(self) -> dict[str, list[str]]:
         """Due modules by tenant, the longest waiting tenant first."""
@@ -95,10 +95,10 @@ class Plan:
         """How many (tenant, module) have each reason."""
         return dict(sorted(Counter(d.reason.value for d in self.decisions.values()).items()))
 
-    def errors(self) -> dict[Key, Decision]:
+    def errors(self) -> dict[ModuleKey, ScheduleDecision]:
         return {key: d for key, d in self.decisions.items() if d.reason is Reason.ERROR}
 
-    def missing(self) -> set[Key]:
+    def missing(self) -> set[ModuleKey]:
         """The errors that are about a module which a configuration names and this process does not know."""
         return {key for key in self.errors() if key[1] != WHOLE_TENANT and key[1] not in modules()}
 
@@ -113,7 +113,7 @@ def plan_tenants(
     only_modules: Collection[str] | None = None,
     count_all: bool = False,
     seconds: float | None = None,
-    after: Turn | None = None,
+    after: QueuePosition | None = None,
 ) -> Plan:
     """Decide for every tenant given. What is wrong with one tenant is that tenant's decision, nobody else's.
 
@@ -127,19 +127,21 @@ def plan_tenants(
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
-    decisions: dict[Key, Decision] = {}
+    decisions: dict[ModuleKey, ScheduleDecision] = {}
     configs: dict[str, RoutingConfigUnified] = {}
     for tenant, entry in stored.items():
         try:
             configs[tenant] = entry.parse()
         except AutooptError as e:
-            decisions[tenant, WHOLE_TENANT] = Decision(Reason.ERROR, str(e))
+            decisions[tenant, WHOLE_TENANT] = ScheduleDecision(Reason.ERROR, str(e))
     failures_since = failures_count_since(configs.values(), now=now)
     begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}
     attempts = read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins)
     limits = allowances(instance, configs.values(), settings, now=now)
 
-    def ask(key: Key, evidence: Evidence | None, outcome: Outcome | None = None) -> Decision | NeedsEvidence:
+    def ask(
+        key: ModuleKey, evidence: Evidence | None, outcome: RunOutcome | None = None
+    ) -> ScheduleDecision | NeedsEvidence:
         return decide(
             configs[key[0]],
             get_module(key[1]),
@@ -161,17 +163,21 @@ def plan_tenants(
             key = (tenant, module)
             if module not in modules():
                 off = why_off(config, module)
-                decisions[key] = Decision(Reason.DISABLED, off) if off else Decision(Reason.ERROR, why_missing(module))
+                decisions[key] = (
+                    ScheduleDecision(Reason.DISABLED, off)
+                    if off
+                    else ScheduleDecision(Reason.ERROR, why_missing(module))
+                )
                 continue
             answer = ask(key, None)
-            if isinstance(answer, Decision):
+            if isinstance(answer, ScheduleDecision):
                 decisions[key] = answer
             if isinstance(answer, NeedsEvidence) or (count_all and answer.reason is not Reason.DISABLED):
                 pending.setdefault(tenant, []).append(module)
             if isinstance(answer, NeedsEvidence):
                 moment = answer.since.timestamp() if answer.since else 0.0
                 since[tenant] = min(moment, since.get(tenant, moment))
-    turns = in_turn([(since.get(tenant, 0.0), tenant) for tenant in pending], after)
+    turns = queue_order([(since.get(tenant, 0.0), tenant) for tenant in pending], after)
     reached, left, phoenix_error = None, turns, None
     while left and not (reached and deadline and time.monotonic() >= deadline):
         some, left = left[:_TENANTS_AT_ONCE], left[_TENANTS_AT_ONCE:]
@@ -183,7 +189,9 @@ def plan_tenants(
             phoenix_error = e
             left = [*some, *left]
             break
-    without = Decision(Reason.ERROR, str(phoenix_error)) if phoenix_error else Decision(Reason.LEFT, _LEFT)
+    without = (
+        ScheduleDecision(Reason.ERROR, str(phoenix_error)) if phoenix_error else ScheduleDecision(Reason.LEFT, _LEFT)
+    )
     for _, tenant in left:
         decisions |= {(tenant, module): without for module in pending[tenant] if (tenant, module) not in decisions}
     return Plan(
@@ -201,31 +209,31 @@ _LEFT = "Phoenix is asked about it in one of the next looks"
 
 
 def _decide_by_evidence(
-    ask: Callable[[Key, Evidence, Outcome | None], Decision | NeedsEvidence],
-    pending: Mapping[Key, RoutingConfigUnified],
-    attempts: Mapping[Key, Attempts],
+    ask: Callable[[ModuleKey, Evidence, RunOutcome | None], ScheduleDecision | NeedsEvidence],
+    pending: Mapping[ModuleKey, RoutingConfigUnified],
+    attempts: Mapping[ModuleKey, Attempts],
     begins: Mapping[str, datetime],
     instance: dg.DagsterInstance,
     phoenix: Phoenix,
     *,
     now: datetime,
     until: datetime,
-) -> dict[Key, Decision]:
+) -> dict[ModuleKey, ScheduleDecision]:
     outcomes = read_outcomes(instance, {key: attempts[key] for key in pending if key in attempts})
     wanted = [
         Wanted(
             tenant,
             get_module(module),
-            count_from(config, outcomes.get((tenant, module)), now=now, begins=begins.get(tenant)),
+            new_since(config, outcomes.get((tenant, module)), now=now, begins=begins.get(tenant)),
             outcomes.get((tenant, module)),
         )
         for (tenant, module), config in pending.items()
     ]
     evidence = gather_evidence(phoenix, wanted, until=until)
-    decided: dict[Key, Decision] = {}
+    decided: dict[ModuleKey, ScheduleDecision] = {}
     for key in pending:
         answer = ask(key, evidence[key], outcomes.get(key))
-        if isinstance(answer, Decision):
+        if isinstance(answer, ScheduleDecision):
             decided[key] = answer
     return decided
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from autoopt_pipeline.evaluation.calibration import Bin
 from autoopt_pipeline.evaluation.gate import GateDecision
-from autoopt_pipeline.optimization.report import Change, Compared, Report
+from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL
 from autoopt_pipeline.secrets import scrub
@@ -222,7 +222,7 @@ def _reliability(bins: Sequence[Bin]) -> str:
     return _table(["confidence", "answers", "mean confidence", "mean score"], rows)
 
 
-def _rows(rows: Sequence[Compared], project_url: str) -> str:
+def _rows(rows: Sequence[ComparedExample], project_url: str) -> str:
     shown = [
         [
             _link(row.example.query, f"{project_url}/traces/{quote(row.example.trace_id, safe='')}"),

@@ -21,7 +21,7 @@ from autoopt_pipeline.tenants.config import Retry
 
 
 @contextmanager
-def failing_the_step(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
+def translate_errors(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
     """Turn errors into failures, or have the step tried again.
 
     Only what may pass by itself is tried again. Answers are kept meanwhile, so a search goes on where it stopped.
@@ -65,7 +65,7 @@ def _delay(retry: Retry, attempt: int) -> float:
     return policy.calculate_delay(attempt)
 
 
-def end_with_the_run() -> None:
+def exit_with_parent() -> None:
     """Have this process told to stop when that of its run is gone.
 
     A step outlives a run that is killed, and what it goes on to do, the next run of the tenant does as well.

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.timeline import Stretch
 
 ACTS_FOLDER = "_acts"  # safe names begin with a letter or a digit
@@ -38,7 +38,7 @@ class Act(BaseModel):
     text: str
 
 
-def enter_act(files: Files, *, by: str, what: str, tenant_id: str, module: str, text: str) -> None:
+def enter_act(files: ObjectStore, *, by: str, what: str, tenant_id: str, module: str, text: str) -> None:
     """Enter what a person has just done."""
     act = Act(at=datetime.now(UTC), by=by, what=what, tenant_id=tenant_id, module=module, text=text)
     while not files.create(_path(act), act.model_dump_json().encode()):
@@ -46,7 +46,7 @@ def enter_act(files: Files, *, by: str, what: str, tenant_id: str, module: str, 
 
 
 def recent_acts(
-    files: Files, sees: Callable[[str], bool], *, before: datetime | None = None, limit: int
+    files: ObjectStore, sees: Callable[[str], bool], *, before: datetime | None = None, limit: int
 ) -> Stretch[Act]:
     """The newest acts before a moment, of the tenants that somebody sees. An entry that cannot be read is left out."""
     names: list[tuple[datetime, str]] = []
@@ -63,7 +63,7 @@ def recent_acts(
     return Stretch([act for path in paths if (act := _parsed(found[path])) and sees(act.tenant_id)], reaches)
 
 
-def _days(files: Files, before: datetime | None) -> Iterator[tuple[datetime, str]]:
+def _days(files: ObjectStore, before: datetime | None) -> Iterator[tuple[datetime, str]]:
     """Days with acts and their folders, newest first. What is called otherwise is none of ours."""
     for name in reversed(files.names(ACTS_FOLDER)):
         day = _moment(name, _DAY)
@@ -72,7 +72,7 @@ def _days(files: Files, before: datetime | None) -> Iterator[tuple[datetime, str
 
 
 def _of_day(
-    files: Files, folder: str, sees: Callable[[str], bool], before: datetime | None
+    files: ObjectStore, folder: str, sees: Callable[[str], bool], before: datetime | None
 ) -> Iterator[tuple[datetime, str]]:
     for name in files.names(f"{ACTS_FOLDER}/{folder}"):
         time, _, tenant = name.removesuffix(".json").partition("-")

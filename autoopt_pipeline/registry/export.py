@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
 from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
 from autoopt_pipeline.tenant_id import safe_name
@@ -22,7 +22,7 @@ _ORDER = ("active.json", "moves", "versions")
 """What goes first of a module, so that a reader in between finds nothing active rather than what is gone."""
 
 
-def stored_files(files: Files, tenant_id: str) -> list[str]:
+def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:
     """Paths of all files of a tenant in the order of deletion: what stands outside of its folder, then by module."""
     own = files.tree(safe_name(tenant_id))
     outside = [
@@ -36,7 +36,7 @@ def stored_files(files: Files, tenant_id: str) -> list[str]:
     ]
 
 
-def export(files: Files, tenant_id: str, target: Path) -> list[str]:
+def export(files: ObjectStore, tenant_id: str, target: Path) -> list[str]:
     """Copy all files of a tenant into a new folder, or a new zip file where the target's name ends so.
 
     Links are not followed but refused, and so are names that lead elsewhere. The target is complete or not there.
@@ -51,7 +51,7 @@ def export(files: Files, tenant_id: str, target: Path) -> list[str]:
     return paths
 
 
-def delete(files: Files, tenant_id: str) -> list[str]:
+def delete(files: ObjectStore, tenant_id: str) -> list[str]:
     """Delete all files of a tenant, links themselves included and not what they lead to; return their paths.
 
     A call that died is finished by the next one. Moves go oldest first, so what is active does not change meanwhile.
@@ -76,7 +76,7 @@ def _unfinished(path: str) -> bool:
     return path.rpartition("/")[2].startswith(".writing-")
 
 
-def _check_plain(files: Files, path: str) -> None:
+def _check_plain(files: ObjectStore, path: str) -> None:
     # Object stores allow keys that are no plain paths.
     if files.is_link(path) or any(
         part in {"", ".", ".."} or not part.isprintable() or "\\" in part for part in path.split("/")
@@ -90,7 +90,7 @@ def _elsewhere(path: str) -> InvalidArtifact:
     )
 
 
-def _content(files: Files, path: str) -> bytes:
+def _content(files: ObjectStore, path: str) -> bytes:
     content = files.read(path)
     if content is None:
         raise ArtifactStoreUnavailable(f"{path} was deleted meanwhile", "export again")

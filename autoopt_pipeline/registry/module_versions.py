@@ -8,11 +8,11 @@ from typing import Any
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Declined, Manifest, Move, Program, Withdrawal
 from autoopt_pipeline.registry.rollout_records import WatchResult
-from autoopt_pipeline.registry.transitions import Watch, rolled_back, standing, watch_since
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, modules_of
+from autoopt_pipeline.registry.transitions import Watch, rollback_stack, rolled_back, watch_since
+from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
@@ -32,13 +32,13 @@ class VersionEvent:
 
 
 @dataclass(frozen=True)
-class Programs:
+class ModuleVersions:
     """One tenant's module as it was stored at one moment.
 
     `damaged` are versions whose manifests cannot be read, and those that should serve and are not there.
     """
 
-    artifacts: ModuleArtifacts
+    artifacts: VersionStore
     manifests: Sequence[Manifest]
     damaged: dict[str, InvalidArtifact]
     moves: Sequence[Move]
@@ -115,7 +115,7 @@ class Programs:
         """
         if self.watch and self.watch.is_canary:
             return self.active
-        for version in reversed(standing(self.moves)[:-1]):
+        for version in reversed(rollback_stack(self.moves)[:-1]):
             if version is None or self.withdrawal(version) is None:
                 return version
         raise InvalidArtifact(
@@ -145,21 +145,21 @@ class Programs:
         return None if text == BASELINE else self.manifest(text).version
 
 
-def decided_about(artifacts: ModuleArtifacts, version: str, moves: Sequence[Move]) -> str | None:
+def decided_about(artifacts: VersionStore, version: str, moves: Sequence[Move]) -> str | None:
     """What became of a version that waited for a person: `approved`, `declined`, or nothing yet (None)."""
     if any(version in move.serving for move in moves):
         return "approved"
     return "declined" if artifacts.declined(version) else None
 
 
-def read_programs(files: Files, tenant: str, module: str) -> Programs:
+def read_programs(files: ObjectStore, tenant: str, module: str) -> ModuleVersions:
     """What is stored of a tenant's module, be it installed or not. Raises `InvalidTenantId`, or `UnknownModule` where
     nobody knows it."""
     validate_tenant_id(tenant)
     # The programs of a module that is no longer installed can still be looked at.
     if module not in module_names() and all(each.module != module for each in modules_of(files, tenant)):
         get_module(module)
-    artifacts = ModuleArtifacts(files, tenant, module)
+    artifacts = VersionStore(files, tenant, module)
     manifests, damaged = artifacts.survey()
     moves = artifacts.moves()
     there = {manifest.version for manifest in manifests} | damaged.keys()
@@ -169,7 +169,7 @@ def read_programs(files: Files, tenant: str, module: str) -> Programs:
                 f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
                 "restore it from a backup, or activate another",
             )
-    return Programs(artifacts, manifests, damaged, moves)
+    return ModuleVersions(artifacts, manifests, damaged, moves)
 
 
 def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from autoopt_pipeline.secrets import protect_address
 from autoopt_pipeline.urls import without_secrets
 
 
-class Files:
+class ObjectStore:
     """Whole files under a root: any fsspec URL, or a local folder."""
 
     def __init__(self, root_url: str) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from autoopt_pipeline.registry.records import Declined, Manifest, Move
 from autoopt_pipeline.registry.transitions import rolled_back
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 
 
-def why_unwanted(artifacts: ModuleArtifacts, digest: str) -> str | None:
+def why_unwanted(artifacts: VersionStore, digest: str) -> str | None:
     """Why a program with this digest must not be promoted by itself, as far as people or a watch have decided."""
     manifests, _ = artifacts.survey()
     found = {each.version: artifacts.declined(each.version) for each in manifests if each.program_sha256 == digest}

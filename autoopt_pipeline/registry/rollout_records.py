@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.tenant_id import safe_name
 
 WATCHED_FOLDER = "_watches"  # safe names begin with a letter or a digit
@@ -70,27 +70,27 @@ class Watched(BaseModel):
         return datetime.now(UTC) - self.at > _SETTLED
 
 
-def enter_watched(files: Files, tenant_id: str, module: str, *, at: datetime | None = None) -> None:
+def enter_watched(files: ObjectStore, tenant_id: str, module: str, *, at: datetime | None = None) -> None:
     """Say that a tenant's module is about to be watched; with `at`, that it is since then, unless that stands there."""
     watched = Watched(tenant_id=tenant_id, module=module, at=at or datetime.now(UTC))
     write = files.create if at else files.replace
     write(_path(watched), watched.model_dump_json().encode())
 
 
-def note_look(files: Files, watched: Watched, now: datetime) -> None:
+def note_look(files: ObjectStore, watched: Watched, now: datetime) -> None:
     """Remember a look, unless another watch has begun meanwhile."""
     if _read(files, _path(watched)) == watched:
         looked = watched.model_copy(update={"looked_at": now})
         files.replace(_path(watched), looked.model_dump_json().encode())
 
 
-def drop_watched(files: Files, watched: Watched) -> None:
+def drop_watched(files: ObjectStore, watched: Watched) -> None:
     """Take an entry away, unless another watch has begun meanwhile."""
     if _read(files, _path(watched)) == watched:
         files.delete(_path(watched))
 
 
-def all_watched(files: Files) -> list[Watched]:
+def all_watched(files: ObjectStore) -> list[Watched]:
     """Every tenant's module that may be watched. Entries that cannot be read are left out; nobody serves by them."""
     folders = [f"{WATCHED_FOLDER}/{module}" for module in files.names(WATCHED_FOLDER)]
     paths = [f"{folder}/{name}" for folder in folders for name in files.names(folder)]
@@ -102,7 +102,7 @@ def _path(watched: Watched) -> str:
     return f"{WATCHED_FOLDER}/{watched.module}/{safe_name(watched.tenant_id)}.json"
 
 
-def _read(files: Files, path: str) -> Watched | None:
+def _read(files: ObjectStore, path: str) -> Watched | None:
     raw = files.read(path)
     return _parse(raw) if raw else None
 

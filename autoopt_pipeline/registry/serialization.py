@@ -32,7 +32,7 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 
-def pack(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
+def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
     """A program as it is stored."""
     return Program(
         tenant_id=tenant_id,
@@ -48,7 +48,7 @@ def pack(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dsp
     )
 
 
-def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
+def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
     """A stored program, ready to answer with the labels of today.
 
     Demos that answer with a label that no longer exists are left out. Raises `InvalidArtifact` when the
@@ -79,14 +79,14 @@ def unpack(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.M
     return program
 
 
-def built(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
+def instantiate(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
     """A stored program (None: the module's baseline), ready to be asked or compared, with these labels.
 
     Raises `InvalidArtifact` when it was made for another signature, and so can serve nobody.
     """
     spec = get_module(module)
     choices = spec.labels or tuple(Label(name) for name in labels)
-    return spec.build_program(choices) if stored is None else unpack(spec, choices, stored)
+    return spec.build_program(choices) if stored is None else deserialize(spec, choices, stored)
 
 
 def compose(
@@ -99,15 +99,15 @@ def compose(
     """The program that serves where a module has no active version of its own.
 
     The baseline, with the stored programs of those parts that have one. `refused` is told of a part whose program
-    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `unpack`. Baselines
-    are asked in `baseline_format`.
+    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `deserialize`.
+    Baselines are asked in `baseline_format`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, unpack(part, part.labels or labels, parts[part.name]))
+            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name]))
         except InvalidArtifact as e:
             if refused is None:
                 raise

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.tenant_id import safe_name
 
 SHARED_PRIOR = "shared-prior"
@@ -46,7 +46,7 @@ class SharedInstructions(BaseModel):
 class SharedStore:
     """One module's publications."""
 
-    def __init__(self, files: Files, module: str) -> None:
+    def __init__(self, files: ObjectStore, module: str) -> None:
         self._files = files
         self._folder = f"{SHARED_FOLDER}/{module}"
         self.module = module

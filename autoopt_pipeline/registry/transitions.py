@@ -50,7 +50,7 @@ def watch_since(move: Move | None) -> Watch | None:
     return Watch(move, version, against, share)
 
 
-def standing(moves: Iterable[Move]) -> tuple[str | None, ...]:
+def rollback_stack(moves: Iterable[Move]) -> tuple[str | None, ...]:
     """The versions that a rollback steps through: the baseline (None) first, then each one that replaced it, the
     active one last. What somebody went back from is not among them, so a rollback never brings it back."""
     return _follow(moves)[0]

@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, StaleIncumbent
+from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, PromotionConflict
 from autoopt_pipeline.registry.audit_log import enter_act
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import (
     Active,
     Declined,
@@ -49,10 +49,10 @@ _NUMBERED = re.compile(r"[0-9]{8}\.json")
 _DECLINED = "declined.json"
 
 
-class ModuleArtifacts:
+class VersionStore:
     """The artifacts of one tenant's module."""
 
-    def __init__(self, files: Files, tenant_id: str, module: str) -> None:
+    def __init__(self, files: ObjectStore, tenant_id: str, module: str) -> None:
         self._files = files
         self._folder = f"{safe_name(tenant_id)}/{module}"
         self.tenant_id = tenant_id
@@ -169,8 +169,8 @@ class ModuleArtifacts:
     ) -> Move:
         """Make a version active, or with None the baseline; with `canary`, another one keeps or gets a share.
 
-        Raises `StaleIncumbent` when the active one is no longer `expected`, or `after` is given and no longer the last
-        move, and `InvalidArtifact` as `load`.
+        Raises `PromotionConflict` when the active one is no longer `expected`, or `after` is given and no longer the
+        last move, and `InvalidArtifact` as `load`.
         """
         for version in serving(to, canary):
             self.load(version)
@@ -192,7 +192,7 @@ class ModuleArtifacts:
         path = f"{self._folder}/moves/{move.sequence:08d}.json"
         overtaken = current != expected or (after is not None and last != after)
         if overtaken or not self._files.create(path, move.model_dump_json(indent=1).encode()):
-            raise StaleIncumbent(
+            raise PromotionConflict(
                 f"{self.tenant_id}/{self.module}: the active version is no longer {expected or 'the baseline'}",
                 "compare with the one that is active now",
             )
@@ -325,13 +325,13 @@ class ModuleArtifacts:
         return InvalidArtifact(f"{self.tenant_id}/{self.module}: {what}", remedy)
 
 
-def modules_of(files: Files, tenant_id: str) -> list[ModuleArtifacts]:
+def modules_of(files: ObjectStore, tenant_id: str) -> list[VersionStore]:
     """The artifacts of every module that a tenant has any of, installed or not."""
-    return [ModuleArtifacts(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]
+    return [VersionStore(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]
 
 
 def read_pointers(
-    files: Files, places: Iterable[tuple[str, str]]
+    files: ObjectStore, places: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Pointer | AutooptError | None]:
     """What is active, by tenant and module, as `active.json` says it: one small file each, for readers.
 
@@ -343,7 +343,7 @@ def read_pointers(
 
 
 def read_manifests(
-    files: Files, versions: Mapping[tuple[str, str], str]
+    files: ObjectStore, versions: Mapping[tuple[str, str], str]
 ) -> dict[tuple[str, str], Manifest | AutooptError]:
     """The manifest of one version each of tenants and modules. What is wrong with one manifest is its value."""
     path_of = {

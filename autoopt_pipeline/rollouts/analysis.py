@@ -50,7 +50,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Look:
+class RolloutAnalysis:
     """What is known of a watch at one moment. `p_worse` and `p_better` hold however often one looks."""
 
     verdict: WatchVerdict
@@ -62,7 +62,7 @@ class Look:
     p_better: float = 1.0
 
 
-def judge_watch(newer: Side, older: Side, *, age: timedelta, longest: timedelta) -> Look:
+def judge_watch(newer: Side, older: Side, *, age: timedelta, longest: timedelta) -> RolloutAnalysis:
     """Compare the newer version with the older one. `age` is how long the watch has been going on."""
     losses = differences(older.outcomes, newer.outcomes)
     p_worse, p_better = _p(losses), _p([-loss for loss in losses])
@@ -80,7 +80,7 @@ def judge_watch(newer: Side, older: Side, *, age: timedelta, longest: timedelta)
     else:
         verdict, why = WatchVerdict.WATCHING, "open, for no span says yet that it was decided by one of the two"
     reason = f"{why}: {newer}; its predecessor {older}; {len(losses)} comparisons"
-    return Look(verdict, reason, newer, older, len(losses), p_worse, p_better)
+    return RolloutAnalysis(verdict, reason, newer, older, len(losses), p_worse, p_better)
 
 
 def differences(one: Sequence[LiveOutcome], other: Sequence[LiveOutcome]) -> list[float]:

@@ -5,12 +5,12 @@ The commands and the dashboard both do it through these.
 
 from dataclasses import dataclass
 
-from autoopt_pipeline.errors import AutooptError, InvalidArtifact, NotProven
-from autoopt_pipeline.registry.module_versions import PROPOSED, Programs, path_of
+from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
+from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of
 from autoopt_pipeline.registry.records import Manifest, Move
-from autoopt_pipeline.registry.serialization import built
+from autoopt_pipeline.registry.serialization import instantiate
 from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import standing
+from autoopt_pipeline.registry.transitions import rollback_stack
 from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings
@@ -27,7 +27,7 @@ class Moved:
 
 
 def promote(
-    programs: Programs,
+    programs: ModuleVersions,
     version: str,
     *,
     by: str,
@@ -38,13 +38,13 @@ def promote(
 ) -> Moved:
     """Make a version active: approve a candidate, or choose an earlier one; `settings` say how it is watched.
 
-    Raises `NotProven` for one that was rejected or waits for proof, unless forced; `InvalidArtifact` where it cannot
-    serve or is active already; and `StaleIncumbent`.
+    Raises `GateNotPassed` for one that was rejected or waits for proof, unless forced; `InvalidArtifact` where it
+    cannot serve or is active already; and `PromotionConflict`.
     """
     manifest = programs.manifest(version)
     verdict = programs.verdict(manifest)
     if not force and verdict in _UNPROVEN and not programs.was_active(version):
-        raise NotProven(
+        raise GateNotPassed(
             f"{programs.name}: {version} {_UNPROVEN[verdict]}: {manifest.reason}",
             "to make it active all the same, say --force",
         )
@@ -57,11 +57,11 @@ def promote(
     return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
 
 
-def roll_back(programs: Programs, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
+def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
     """Go back to an earlier active version or the baseline, by default what was active before. A canary is given up.
 
     What was left is not promoted by itself any more. Raises `InvalidArtifact` where there is nothing to go back to, or
-    it cannot serve; and `StaleIncumbent`.
+    it cannot serve; and `PromotionConflict`.
     """
     version = programs.previous() if to is None else _earlier(programs, to)
     if version is not None:
@@ -72,7 +72,7 @@ def roll_back(programs: Programs, to: str | None = None, *, by: str, why: str, s
     return Moved(move, (*_stop_sharing(programs, shared), *entered))
 
 
-def decline(programs: Programs, version: str, *, by: str, why: str) -> list[str]:
+def decline(programs: ModuleVersions, version: str, *, by: str, why: str) -> list[str]:
     """Say that a version which waits for approval is not wanted. The same program is not proposed again.
 
     Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
@@ -89,9 +89,9 @@ def decline(programs: Programs, version: str, *, by: str, why: str) -> list[str]
     return _enter(programs, "declined", by=by, text=f"{version}: {why}")
 
 
-def _earlier(programs: Programs, text: str) -> str | None:
+def _earlier(programs: ModuleVersions, text: str) -> str | None:
     version = programs.named(text)
-    if version in standing(programs.moves):
+    if version in rollback_stack(programs.moves):
         return version
     left = programs.rolled_back.get(str(version))
     what = f"was rolled back on {left.at:%Y-%m-%d} by {left.by}" if left else "was never active"
@@ -101,7 +101,7 @@ def _earlier(programs: Programs, text: str) -> str | None:
     )
 
 
-def _worth_knowing(programs: Programs, manifest: Manifest) -> list[str]:
+def _worth_knowing(programs: ModuleVersions, manifest: Manifest) -> list[str]:
     notes = []
     if left := programs.rolled_back.get(manifest.version):
         notes.append(f"it had been rolled back on {left.at:%Y-%m-%d} by {left.by}: {left.why}")
@@ -112,24 +112,24 @@ def _worth_knowing(programs: Programs, manifest: Manifest) -> list[str]:
     return notes
 
 
-def _check_moves(programs: Programs, to: str | None) -> None:
+def _check_moves(programs: ModuleVersions, to: str | None) -> None:
     if to == programs.active and programs.watch is None:
         raise InvalidArtifact(
             f"{programs.name}: {to or BASELINE} is active already", "nothing was changed, and nothing has to be"
         )
 
 
-def _check_serves(programs: Programs, version: str) -> None:
+def _check_serves(programs: ModuleVersions, version: str) -> None:
     """Raises `InvalidArtifact` when nothing could be answered with a version: it was withdrawn, it is damaged or it
     was made for another signature."""
     stored = programs.artifacts.load(version)
     try:
-        built(stored, stored.module, stored.labels)
+        instantiate(stored, stored.module, stored.labels)
     except InvalidArtifact as e:
         raise InvalidArtifact(f"{e.what} ({version})", f"choose another, or 'autoopt rollback --to {BASELINE}'") from e
 
 
-def _enter(programs: Programs, what: str, *, by: str, text: str) -> list[str]:
+def _enter(programs: ModuleVersions, what: str, *, by: str, text: str) -> list[str]:
     """Enter what was done. Never fails, for it is done."""
     try:
         programs.artifacts.enter_act(what, by=by, text=text)
@@ -138,7 +138,7 @@ def _enter(programs: Programs, what: str, *, by: str, text: str) -> list[str]:
     return []
 
 
-def _stop_sharing(programs: Programs, shared: SharedStore) -> list[str]:
+def _stop_sharing(programs: ModuleVersions, shared: SharedStore) -> list[str]:
     """Says what was done. Never fails, for the move stands."""
     try:
         withdrawn = stop_sharing(shared, programs.artifacts)

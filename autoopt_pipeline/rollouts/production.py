@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.online_score import live_outcome
-from autoopt_pipeline.modules.spec import Decision, Label, ModuleSpec
+from autoopt_pipeline.modules.spec import Label, LoggedDecision, ModuleSpec
 from autoopt_pipeline.registry.transitions import Watch
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
-from autoopt_pipeline.rollouts.analysis import MAX_DECISIONS, Look, Side, judge_watch
+from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.rollouts.analysis import MAX_DECISIONS, RolloutAnalysis, Side, judge_watch
 from autoopt_pipeline.span_contract import ARM, BASELINE, CANARY, MODULE, PROGRAM_VERSION, project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -19,8 +19,8 @@ from autoopt_pipeline.traces.reader import read_decisions
 
 
 def look_now(
-    phoenix: Phoenix, configs: TenantConfigStore, artifacts: ModuleArtifacts, watch: Watch, *, settling_seconds: float
-) -> Look:
+    phoenix: Phoenix, configs: TenantConfigStore, artifacts: VersionStore, watch: Watch, *, settling_seconds: float
+) -> RolloutAnalysis:
     """How an open watch stands, for who asks; nothing comes of it. Decisions that may still be on their way to Phoenix
     do not count. Raises `UnknownTenant` or `InvalidConfig`, and what `Phoenix` raises."""
     config, _ = read_config(configs, artifacts.tenant_id)
@@ -28,7 +28,9 @@ def look_now(
     return look_at(phoenix, config, get_module(artifacts.module), watch, until=until)
 
 
-def look_at(phoenix: Phoenix, config: RoutingConfigUnified, spec: ModuleSpec, watch: Watch, *, until: datetime) -> Look:
+def look_at(
+    phoenix: Phoenix, config: RoutingConfigUnified, spec: ModuleSpec, watch: Watch, *, until: datetime
+) -> RolloutAnalysis:
     """Compare what both versions decided before `until` (UTC)."""
     newer, older = read_sides(phoenix, config.tenant_id, spec, labels_of(spec, config), watch, until=until)
     longest = timedelta(days=config.watch.max_days)
@@ -60,7 +62,7 @@ def read_sides(
 
 
 def _side(
-    spec: ModuleSpec, labels: Sequence[Label], found: Sequence[Decision], version: str | None, *, as_canary: bool
+    spec: ModuleSpec, labels: Sequence[Label], found: Sequence[LoggedDecision], version: str | None, *, as_canary: bool
 ) -> Side:
     """What one version decided. Before a server has read the new pointer, its requests are in no comparison: there the
     predecessor still serves as the active version."""

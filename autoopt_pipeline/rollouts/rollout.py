@@ -7,8 +7,8 @@ from autoopt_pipeline.registry.records import Move
 from autoopt_pipeline.registry.rollout_records import WatchResult
 from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import Watch, rolled_back
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
-from autoopt_pipeline.rollouts.analysis import Look
+from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings
 
@@ -17,11 +17,11 @@ WATCH = "watch"
 
 
 def roll_out(
-    artifacts: ModuleArtifacts, version: str, *, expected: str | None, by: str, why: str, settings: WatchSettings
+    artifacts: VersionStore, version: str, *, expected: str | None, by: str, why: str, settings: WatchSettings
 ) -> Move:
     """Make a version active, or a canary first, as the tenant has it; its predecessor keeps a share where it can serve.
 
-    Raises `StaleIncumbent` and `InvalidArtifact` as `ModuleArtifacts.move`.
+    Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.move`.
     """
     if not (settings.enabled and _serves(artifacts, expected)):
         return artifacts.move(version, expected=expected, by=by, why=why)
@@ -32,10 +32,10 @@ def roll_out(
     return artifacts.move(version, expected=expected, by=by, why=why, canary=canary)
 
 
-def end_watch(artifacts: ModuleArtifacts, watch: Watch, look: Look, *, stays: str | None) -> Move:
+def end_watch(artifacts: VersionStore, watch: Watch, look: RolloutAnalysis, *, stays: str | None) -> Move:
     """Let one of two versions have all requests, and remember what was seen of both.
 
-    Raises `StaleIncumbent` when somebody else made a move meanwhile, which ended the watch.
+    Raises `PromotionConflict` when somebody else made a move meanwhile, which ended the watch.
     """
     result = WatchResult(
         sequence=watch.move.sequence,
@@ -59,7 +59,7 @@ def end_watch(artifacts: ModuleArtifacts, watch: Watch, look: Look, *, stays: st
     return move
 
 
-def stop_sharing(shared: SharedStore, artifacts: ModuleArtifacts) -> str | None:
+def stop_sharing(shared: SharedStore, artifacts: VersionStore) -> str | None:
     """Withdraw instructions that a version shared which somebody went back from: others must not start from them.
 
     Returns that version, or None where nothing was to be done.
@@ -70,7 +70,7 @@ def stop_sharing(shared: SharedStore, artifacts: ModuleArtifacts) -> str | None:
     return None
 
 
-def _serves(artifacts: ModuleArtifacts, version: str | None) -> bool:
+def _serves(artifacts: VersionStore, version: str | None) -> bool:
     try:
         return version is None or bool(artifacts.load(version))
     except InvalidArtifact:

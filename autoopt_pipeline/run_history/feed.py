@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
 from autoopt_pipeline.run_history.failures import FAILURES, causes_in
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, values_of
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
 from autoopt_pipeline.run_history.runs import selected_modules
 from autoopt_pipeline.run_history.ticks import finished_ticks, read_tick, sensor_states
 
@@ -154,7 +154,7 @@ class Source:
                 observation = record.asset_observation
                 if observation is None or observation.partition is None:
                     continue
-                said = values_of(observation)
+                said = metadata_values(observation)
                 if said.get("event") != ROLLED_BACK:
                     continue
                 detail = f"{said.get('from') or 'baseline'} -> {said.get('to') or 'baseline'}: {said.get('reason', '')}"

@@ -19,10 +19,10 @@ from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, PARTITION_TAG, WINDOW_END_TAG
 from autoopt_pipeline.run_history.runs import selected_modules, unfinished_runs
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
-from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, Outcome, believable
+from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome, believable
 from autoopt_pipeline.scheduling.limits import Spending
 
-Key = tuple[str, str]
+ModuleKey = tuple[str, str]
 
 ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
 """Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
@@ -33,7 +33,7 @@ ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 
 _CHUNK = 1000
 
-_read: dict[Key, tuple[Attempts, Outcome | None]] = {}
+_read: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
 """The newest outcomes that this process has read, by (tenant, module). An outcome never changes, and reading one takes
 0.3 ms, so the sensor, which comes back every minute, reads each once. Its id and time tell it from any other's."""
 
@@ -45,10 +45,10 @@ def read_attempts(
     failures_since: datetime,
     tenants: Collection[str] | None = None,
     begins: Mapping[str, datetime] | None = None,
-) -> dict[Key, Attempts]:
+) -> dict[ModuleKey, Attempts]:
     """What became of the runs of every (tenant, module) that had any, without moments that are still to come; with few
     `tenants`, only theirs are read. Of a tenant that `begins` at a moment, what ended before that does not count."""
-    attempts: dict[Key, Attempts] = {}
+    attempts: dict[ModuleKey, Attempts] = {}
     only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
     for module in modules:
         asset = dg.AssetKey(module)
@@ -77,7 +77,7 @@ def runs_of_newest_outcomes(instance: dg.DagsterInstance, modules: Collection[st
     return found
 
 
-def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[Key, Attempts]) -> dict[Key, Outcome]:
+def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Attempts]) -> dict[ModuleKey, RunOutcome]:
     """What the last optimization of each of these saw, from its materialization's metadata."""
     wanted = {
         key: Attempts(outcome_at=attempt.outcome_at, outcome_id=attempt.outcome_id)
@@ -106,10 +106,10 @@ def reason_of(instance: dg.DagsterInstance, module: str, outcome_id: int) -> str
     """Why an outcome is what it is, in words; "" where it does not say."""
     wanted = dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=[outcome_id])
     records = instance.fetch_materializations(wanted, limit=1).records
-    return str(values_of(records[0].asset_materialization).get("reason", "")) if records else ""
+    return str(metadata_values(records[0].asset_materialization).get("reason", "")) if records else ""
 
 
-def values_of(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
+def metadata_values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
     """What an event says, by name, without Dagster's types around it; nothing where there is none."""
     return {name: value.value for name, value in event.metadata.items()} if event else {}
 
@@ -219,7 +219,7 @@ def _add_spending(spent: dict[str, Spending], event: dg.AssetMaterialization | d
     spent[event.partition] = spent.get(event.partition, Spending()) + one
 
 
-def _outcome(record: dg.EventLogRecord) -> Outcome | None:
+def _outcome(record: dg.EventLogRecord) -> RunOutcome | None:
     """None when the materialization was reported by hand and says nothing of traces."""
     materialization = record.asset_materialization
     metadata = materialization.metadata if materialization else {}
@@ -229,7 +229,7 @@ def _outcome(record: dg.EventLogRecord) -> Outcome | None:
     def total(name: str) -> int | None:
         return int(str(metadata[name].value)) if name in metadata else None
 
-    return Outcome(
+    return RunOutcome(
         window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
         annotations=_annotations_seen(total(ANNOTATION_TOTAL), metadata.get(ANNOTATION_MARKS)),
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
@@ -268,7 +268,7 @@ def _is_over(moment: datetime, tenant: str, begins: Mapping[str, datetime] | Non
 
 def _add_failures(
     instance: dg.DagsterInstance,
-    attempts: dict[Key, Attempts],
+    attempts: dict[ModuleKey, Attempts],
     modules: Collection[str],
     since: datetime,
     begins: Mapping[str, datetime] | None,

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.names import PARTITION_TAG
-from autoopt_pipeline.run_history.outcomes import Key
+from autoopt_pipeline.run_history.outcomes import ModuleKey
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.text import ago
 from autoopt_pipeline.validation import Strict
@@ -105,7 +105,7 @@ class StepProgress:
             self._context.log.info(f"{LOGGED_AS}{progress}")
 
 
-def read_progress(instance: dg.DagsterInstance, running: Mapping[Key, str]) -> dict[Key, RunProgress]:
+def read_progress(instance: dg.DagsterInstance, running: Mapping[ModuleKey, str]) -> dict[ModuleKey, RunProgress]:
     """How far these are, by the runs that are under way. Left out is what is in no long phase, or not understood."""
     found = {}
     keys = {_row(key): key for key in running}
@@ -127,7 +127,7 @@ def read_module_progress(instance: dg.DagsterInstance, tenant: str, module: str)
     return told if under_way else None
 
 
-def _write(instance: dg.DagsterInstance, key: Key, told: RunProgress | None) -> None:
+def _write(instance: dg.DagsterInstance, key: ModuleKey, told: RunProgress | None) -> None:
     instance.daemon_cursor_storage.set_cursor_values({_row(key): told.model_dump_json() if told else ""})
 
 
@@ -138,5 +138,5 @@ def _parse(text: str) -> RunProgress | None:
         return None
 
 
-def _row(key: Key) -> str:
+def _row(key: ModuleKey) -> str:
     return f"autoopt/progress/{key[0]}/{key[1]}"

@@ -18,11 +18,11 @@ from autoopt_pipeline.errors import (
     ConfigStoreUnavailable,
     PhoenixRefused,
     PhoenixUnavailable,
-    TenantsUndecided,
+    PlanningFailed,
 )
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR
 from autoopt_pipeline.run_history.events import Ticked
-from autoopt_pipeline.scheduling.turns import Turn
+from autoopt_pipeline.scheduling.turns import QueuePosition
 
 PHOENIX = "Phoenix"
 
@@ -71,7 +71,7 @@ class TickReport(_Report):
     oldest_due_since: datetime | None
     phoenix_asked: bool
     phoenix_error: str | None
-    reached: Turn | None = None
+    reached: QueuePosition | None = None
     missing: tuple[str, ...] = ()
 
 
@@ -129,7 +129,7 @@ def read_tick(tick: InstigatorTick) -> Ticked:
         if service := _SERVICES.get(error.cls_name or ""):
             return Ticked(at, sensor, service, _text(error), _BEFORE_PHOENIX if service == PHOENIX else frozenset())
     # Tenants' own errors come after everything was asked.
-    undecided = any(error.cls_name == TenantsUndecided.__name__ for error in errors)
+    undecided = any(error.cls_name == PlanningFailed.__name__ for error in errors)
     works = _BEFORE_PHOENIX | {PHOENIX} if undecided else frozenset[str]()
     return Ticked(at, sensor, f"sensor {sensor}", _text(errors[-1]) if errors else "", works)
 

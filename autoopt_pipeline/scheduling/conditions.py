@@ -11,7 +11,7 @@ from enum import StrEnum
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
-from autoopt_pipeline.scheduling.evidence_backoff import needed_evidence
+from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
 from autoopt_pipeline.scheduling.limits import Allowance, midnight, quiet_until, spread
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
@@ -66,7 +66,7 @@ class Attempts:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What the last optimization saw: traces before `window_end` (UTC), and annotations, where known.
 
     `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
@@ -110,7 +110,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Decision:
+class ScheduleDecision:
     """Whether to optimize now, and why (not), with the numbers that decided.
 
     `conditions` are all that were looked at, in the order in which they decide; an error has none.
@@ -141,12 +141,12 @@ def decide(
     spec: ModuleSpec,
     attempts: Attempts,
     evidence: Evidence | None,
-    outcome: Outcome | None = None,
+    outcome: RunOutcome | None = None,
     *,
     now: datetime,
     jitter: float = 0.0,
     allowances: Sequence[Allowance] = (),
-) -> Decision | NeedsEvidence:
+) -> ScheduleDecision | NeedsEvidence:
     """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
 
     `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
@@ -169,12 +169,12 @@ def decide(
         since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
         if unmet:
             return NeedsEvidence(since)
-        return Decision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
-    return Decision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
+        return ScheduleDecision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
+    return ScheduleDecision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
 
 
-def count_from(
-    config: RoutingConfigUnified, outcome: Outcome | None, *, now: datetime, begins: datetime | None = None
+def new_since(
+    config: RoutingConfigUnified, outcome: RunOutcome | None, *, now: datetime, begins: datetime | None = None
 ) -> datetime:
     """From when on traces are new: the end of what was last learnt from, within what is learnt from."""
     earliest = learnt_from(config, until=now, begins=begins)
@@ -262,7 +262,7 @@ def _enough_new(
     spec: ModuleSpec,
     attempts: Attempts,
     evidence: Evidence | None,
-    outcome: Outcome | None,
+    outcome: RunOutcome | None,
     now: datetime,
 ) -> Condition:
     name = "enough new traces"
@@ -276,7 +276,7 @@ def _enough_new(
     need = config.min_samples(spec.name)
     # What is older than the lookback is learnt from no more, so then everything is new.
     if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
-        need = needed_evidence(need, outcome.decisions, outcome.verdict)
+        need = evidence_required(need, outcome.decisions, outcome.verdict)
     counts = _counts(evidence, need)
     if need > config.min_samples(spec.name):
         counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
@@ -334,7 +334,7 @@ def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, n
     return since
 
 
-def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: Outcome | None) -> list[str]:
+def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: RunOutcome | None) -> list[str]:
     """Agents that the last program could not answer with."""
     if outcome is None or outcome.labels is None or spec.labels is not None:
         return []

@@ -9,7 +9,7 @@ SHARE_AFTER_LOOK = 0.25
 on hardly more than the same traces find hardly anything else, and each makes proof harder for the next."""
 
 
-def needed_evidence(min_samples: int, decisions_at_last_attempt: int, verdict: str) -> int:
+def evidence_required(min_samples: int, decisions_at_last_attempt: int, verdict: str) -> int:
     """New traces and annotations that make a module due after an attempt which ended with `verdict`.
 
     `min_samples` is the tenant's setting and always the least. An empty verdict means: no attempt yet.

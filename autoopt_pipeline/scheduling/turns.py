@@ -2,11 +2,11 @@
 
 from bisect import bisect_right
 
-Turn = tuple[float, str]
+QueuePosition = tuple[float, str]
 """A tenant's place in the order in which Phoenix is asked: since when (Unix time) a module of it waits, and its id."""
 
 
-def in_turn(turns: list[Turn], after: Turn | None) -> list[Turn]:
+def queue_order(turns: list[QueuePosition], after: QueuePosition | None) -> list[QueuePosition]:
     """The longest waiting first; with `after`, from the next one on, and then from the first."""
     ordered = sorted(turns)
     start = bisect_right(ordered, after) if after else 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Pointer
 from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.secrets import scrub_logs_of
@@ -77,7 +77,7 @@ class _Entry:
         return (self.spec.name, *(part.name for part in self.spec.parts))
 
 
-class Programs:
+class ProgramCache:
     """The programs of one artifact store. Safe to use from threads, from asyncio, and on both sides of a fork."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Programs:
 
     def begin(self) -> None:
         """Make what belongs to one process. After a fork, what was being loaded is left to the parent."""
-        self._files = Files(self._root_url)
+        self._files = ObjectStore(self._root_url)
         self._lock = threading.Lock()
         self._outage = False
         self._nothing: Problem | None = None
@@ -327,7 +327,7 @@ class Programs:
         return now + self._refresh_seconds * intervals * jitter
 
 
-def _keep_refreshing(programs: "weakref.ref[Programs]", stopped: threading.Event, seconds: float) -> None:
+def _keep_refreshing(programs: "weakref.ref[ProgramCache]", stopped: threading.Event, seconds: float) -> None:
     while not stopped.wait(seconds):
         alive = programs()
         if alive is None:

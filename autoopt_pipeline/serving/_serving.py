@@ -17,7 +17,7 @@ from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Probl
 from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind, Said
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
-from autoopt_pipeline.serving._programs import Programs
+from autoopt_pipeline.serving._programs import ProgramCache
 from autoopt_pipeline.serving._target import target_of
 from autoopt_pipeline.serving._tracing import Recording, Tracing
 from autoopt_pipeline.settings import Settings, load_settings, sendable_key
@@ -72,7 +72,7 @@ class Serving:
         protect(key if isinstance(key, str) else None)
         self._lm = lm
         self._review_share = review_share
-        self._programs = Programs(
+        self._programs = ProgramCache(
             artifacts_url or settings.resolved_artifacts_url,
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,

@@ -8,10 +8,10 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Pointer, Program
-from autoopt_pipeline.registry.serialization import compose, unpack
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.serialization import compose, deserialize
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving._answers import Arm, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
 
@@ -84,7 +84,7 @@ class Snapshot:
         if built is None:
             if version is not None:
                 parts = {}
-                program = unpack(self._spec, labels, self.programs[self._spec.name, version])
+                program = deserialize(self._spec, labels, self.programs[self._spec.name, version])
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
                 of_parts = {name: self.programs[name, part] for name, part in parts.items()}
@@ -96,7 +96,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    files: Files,
+    files: ObjectStore,
     tenant_id: str,
     spec: ModuleSpec,
     pointers: Pointers,
@@ -115,7 +115,7 @@ def take_snapshot(
 
     def load(of: ModuleSpec, version: str) -> Program:
         stored = before.programs.get((of.name, version)) if before else None
-        return stored or ModuleArtifacts(files, tenant_id, of.name).load(version)
+        return stored or VersionStore(files, tenant_id, of.name).load(version)
 
     if pointer and pointer.version:
         programs[spec.name, pointer.version] = load(spec, pointer.version)
@@ -127,7 +127,7 @@ def take_snapshot(
         try:
             stored = load(of, version)
             for labels in label_sets[:1]:
-                unpack(of, of.labels or labels, stored)  # refuses it where it does not fit
+                deserialize(of, of.labels or labels, stored)  # refuses it where it does not fit
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e

@@ -7,14 +7,14 @@ from autoopt_pipeline.registry.module_versions import between
 from autoopt_pipeline.registry.transitions import watch_since
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.status.module_status import Story
+from autoopt_pipeline.status.module_status import ModuleDetail
 from autoopt_pipeline.text import ago, duration, listed_unread, percent
 
 DOING = "doing"
 """What says how far a run is stands under this word."""
 
 
-def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
+def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
     """What to know of a module: each sentence with the word that it stands under, empty where that goes on."""
     standing, decision = story.standing, story.standing.decision
     yield "now", f"{decision.reason.value}: {decision.detail}"
@@ -49,7 +49,7 @@ def sentences(story: Story, now: datetime) -> Iterator[tuple[str, str]]:
         yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {told}"
 
 
-def _configured(story: Story) -> str:
+def _configured(story: ModuleDetail) -> str:
     config, module = story.config, story.standing.module
     interval = timedelta(seconds=config.interval_seconds(module))
     return (
@@ -58,7 +58,7 @@ def _configured(story: Story) -> str:
     )
 
 
-def _last(story: Story, now: datetime) -> str:
+def _last(story: ModuleDetail, now: datetime) -> str:
     standing, last = story.standing, story.last
     if last is None:
         return "never optimized"
@@ -81,7 +81,7 @@ def _last(story: Story, now: datetime) -> str:
     return told
 
 
-def _needed(story: Story, now: datetime) -> str:
+def _needed(story: ModuleDetail, now: datetime) -> str:
     decision = story.standing.decision
     if decision.reason is Reason.DUE:
         return "nothing: the sensor launches a run at its next look"
@@ -95,7 +95,7 @@ def _needed(story: Story, now: datetime) -> str:
     return "; ".join(parts) or f"that this changes: {decision.detail}"
 
 
-def _serves(story: Story, now: datetime) -> str:
+def _serves(story: ModuleDetail, now: datetime) -> str:
     standing, moved = story.standing, story.moved
     if standing.trouble:
         return standing.trouble

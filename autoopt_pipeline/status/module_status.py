@@ -18,12 +18,12 @@ from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
 from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
-from autoopt_pipeline.registry.version_store import ModuleArtifacts, read_manifests, read_pointers
+from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.outcomes import Key, read_outcomes, values_of
+from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values, read_outcomes
 from autoopt_pipeline.run_history.progress import RunProgress, read_progress
 from autoopt_pipeline.run_history.runs import selected_modules
-from autoopt_pipeline.scheduling.conditions import Attempts, Decision, Outcome, Reason
+from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
@@ -49,7 +49,7 @@ class Health(StrEnum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModuleStatus:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
@@ -62,9 +62,9 @@ class Standing:
 
     tenant_id: str
     module: str
-    decision: Decision
+    decision: ScheduleDecision
     attempts: Attempts
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
     active: str | None = None
     active_score: float | None = None
     trouble: str | None = None
@@ -163,7 +163,7 @@ def tenant_standings(
     *,
     now: datetime,
     count_all: bool = False,
-) -> list[Standing]:
+) -> list[ModuleStatus]:
     """Every module of these tenants, in a fixed number of requests and queries per module, however many tenants.
 
     With `count_all`, new traces are counted also where something else decides.
@@ -179,7 +179,7 @@ def tenant_standings(
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
     pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
-    versions, troubles, rollbacks = dict[Key, str](), dict[Key, str](), dict[Key, Rollback]()
+    versions, troubles, rollbacks = dict[ModuleKey, str](), dict[ModuleKey, str](), dict[ModuleKey, Rollback]()
     for key, pointer in pointers.items():
         if isinstance(pointer, AutooptError):
             troubles[key] = str(pointer)
@@ -188,7 +188,7 @@ def tenant_standings(
             versions[key] = pointer.version
         if pointer and pointer.rolled_back:
             rollbacks[key] = pointer.rolled_back
-    scores, unreported = dict[Key, float | None](), dict[Key, Manifest]()
+    scores, unreported = dict[ModuleKey, float | None](), dict[ModuleKey, Manifest]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
@@ -200,7 +200,7 @@ def tenant_standings(
     decided = _decided(connections, outcomes)
     progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
-        Standing(
+        ModuleStatus(
             *key,
             decision,
             attempts.get(key, Attempts()),
@@ -219,14 +219,14 @@ def tenant_standings(
     ]
 
 
-def _uncounted(plan: Plan, decision: Decision, *, count_all: bool) -> str:
+def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> str:
     """Why Phoenix could not count what is new, where it was asked to."""
     error = str(plan.phoenix_error or "")
     asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
     return error if asked and decision.evidence is None else ""
 
 
-def _decided(connections: Connections, outcomes: Mapping[Key, Outcome]) -> dict[Key, str]:
+def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome]) -> dict[ModuleKey, str]:
     """What people have decided about versions that were proposed to them. A file or two for each proposed."""
     decided = {}
     for key, outcome in outcomes.items():
@@ -289,13 +289,13 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Story:
+class ModuleDetail:
     """Everything that explains how one module of one tenant stands. Failures and events are newest first.
 
     `traces_per_day` is how many came in the last day; None where Phoenix could not say.
     """
 
-    standing: Standing
+    standing: ModuleStatus
     config: RoutingConfigUnified
     config_version: int
     last: LastOutcome | None
@@ -314,7 +314,7 @@ class Story:
         return _RATE_WINDOW * ((need - evidence.total) / self.traces_per_day)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, as `Standing.as_dict`."""
+        """For JSON, as `ModuleStatus.as_dict`."""
         config, module = self.config, self.standing.module
         return self.standing.as_dict() | {
             "config": {
@@ -341,7 +341,7 @@ def module_stories(
     connections: Connections,
     *,
     now: datetime,
-) -> list[Story]:
+) -> list[ModuleDetail]:
     """The stories of these modules of a tenant, in their order.
 
     Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the stories.
@@ -356,17 +356,17 @@ def module_stories(
 
 
 def _story(
-    standing: Standing,
+    standing: ModuleStatus,
     config: RoutingConfigUnified,
     entry: StoredConfig,
     instance: dg.DagsterInstance,
     connections: Connections,
     now: datetime,
-) -> Story:
+) -> ModuleDetail:
     tenant, module = standing.tenant_id, standing.module
     artifacts = connections.artifacts(tenant, module)
     moves = artifacts.moves()
-    return Story(
+    return ModuleDetail(
         standing,
         config,
         entry.version,
@@ -388,7 +388,7 @@ def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
 def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
     wanted = events_of(entry, module)
     for record in instance.fetch_materializations(wanted, limit=1).records:
-        metadata = values_of(record.asset_materialization)
+        metadata = metadata_values(record.asset_materialization)
         return LastOutcome(
             at=datetime.fromtimestamp(record.timestamp, UTC),
             run_id=record.run_id,
@@ -425,7 +425,7 @@ def _word_on_active(manifest: Manifest) -> str:
     return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
 
 
-def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedRun, ...]:
+def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:
     """The newest runs that failed since the last outcome, as many as are told."""
     if not standing.attempts.failures:
         return ()
@@ -448,7 +448,7 @@ def _failures(instance: dg.DagsterInstance, standing: Standing) -> tuple[FailedR
     return tuple(told)
 
 
-def _open_trial(artifacts: ModuleArtifacts, moved: Move | None) -> OpenTrial | None:
+def _open_trial(artifacts: VersionStore, moved: Move | None) -> OpenTrial | None:
     """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
     steps = artifacts.trial()
     if not steps or steps[-1].verdict != Verdict.WAITING:
@@ -475,7 +475,7 @@ def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> t
     wanted = events_of(entry, module)
     found = []
     for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
-        details = values_of(record.asset_observation)
+        details = metadata_values(record.asset_observation)
         if kind := details.pop("event", None):
             at = datetime.fromtimestamp(record.timestamp, UTC)
             found.append(Event(at, str(kind), str(details.pop("reason", "")), details))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.run_history.outcomes import Key, values_of
+from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values
 
 _OUTCOMES = 12
 """How many are shown of each module, at most."""
@@ -29,8 +29,8 @@ class Point:
 
 
 def read_trends(
-    instance: dg.DagsterInstance, keys: Collection[Key], begins: Mapping[str, datetime] | None = None
-) -> Mapping[Key, Sequence[Point]]:
+    instance: dg.DagsterInstance, keys: Collection[ModuleKey], begins: Mapping[str, datetime] | None = None
+) -> Mapping[ModuleKey, Sequence[Point]]:
     """The last outcomes with scores, oldest first; of tenants that begin at a moment, only those since then.
 
     One query for each module; of a module that has many outcomes lately the others' older ones may be missing.
@@ -38,7 +38,7 @@ def read_trends(
     tenants: dict[str, list[str]] = {}
     for tenant, module in keys:
         tenants.setdefault(module, []).append(tenant)
-    found: dict[Key, list[Point]] = {}
+    found: dict[ModuleKey, list[Point]] = {}
     for module, partitions in tenants.items():
         wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=partitions)
         for record in instance.fetch_materializations(wanted, limit=_OUTCOMES * len(partitions)).records:
@@ -55,7 +55,7 @@ def read_trends(
 
 
 def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
-    said = values_of(event)
+    said = metadata_values(event)
     before, after = said.get("score_before"), said.get("score_after")
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return None

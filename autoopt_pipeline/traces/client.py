@@ -18,7 +18,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
-from autoopt_pipeline.modules.spec import Annotation, Decision
+from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.secrets import protect, protect_address, scrub
 from autoopt_pipeline.span_contract import SpanContract, span_filter
 from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience, Silence
@@ -209,7 +209,7 @@ class Phoenix:
 
     def decisions(
         self, project: Project, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
-    ) -> list[Decision]:
+    ) -> list[LoggedDecision]:
         """All decisions of a project that started in [start, end), oldest first, with their annotations.
 
         Only the contract's columns, and the attributes in `also`, are read, page by page, so the server stays
@@ -492,8 +492,8 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> Decision:
-    return Decision(
+def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> LoggedDecision:
+    return LoggedDecision(
         span_id=row["span_id"],
         trace_id=str(row.get("context.trace_id")),
         time=row["start_time"].to_pydatetime(),

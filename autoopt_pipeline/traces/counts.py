@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from autoopt_pipeline.modules.spec import ModuleSpec
-from autoopt_pipeline.scheduling.conditions import Evidence, Outcome
+from autoopt_pipeline.scheduling.conditions import Evidence, RunOutcome
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
 from autoopt_pipeline.traces.reader import annotations_of
@@ -18,7 +18,7 @@ class Wanted:
     tenant_id: str
     spec: ModuleSpec
     since: datetime
-    outcome: Outcome | None
+    outcome: RunOutcome | None
 
 
 def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: datetime) -> dict[tuple[str, str], Evidence]:

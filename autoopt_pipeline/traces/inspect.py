@@ -8,7 +8,7 @@ from datetime import datetime
 from autoopt_pipeline.modules.coercion import as_text
 from autoopt_pipeline.modules.labeling import read_attribute
 from autoopt_pipeline.modules.redaction import Redact
-from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec, Provenance
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Survey:
     newest: datetime | None
 
 
-def survey(decisions: Sequence[Decision], found: ExampleSet) -> Survey:
+def survey(decisions: Sequence[LoggedDecision], found: ExampleSet) -> Survey:
     """Count what a module's `build_examples` found in these decisions; what is most frequent comes first."""
     times = [decision.time for decision in decisions]
     provenance = Counter(example.provenance.value for example in found.examples)
@@ -56,7 +56,7 @@ class AsRead:
     `answer` is what the application decided, by output field; a field that the span lacks is empty.
     """
 
-    decision: Decision
+    decision: LoggedDecision
     inputs: dict[str, str]
     answer: dict[str, str]
     example: Example | None
@@ -64,7 +64,7 @@ class AsRead:
 
 
 def as_read(
-    spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision], redact: Redact, *, newest: int
+    spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision], redact: Redact, *, newest: int
 ) -> list[AsRead]:
     """The newest of the decisions, the last one first, read as a run that has all of them reads them."""
     # A decision may be usable only beside others, so all are read.
@@ -77,7 +77,7 @@ def as_read(
 
 
 def _as_read(
-    spec: ModuleSpec, labels: Sequence[Label], decision: Decision, example: Example | None, redact: Redact
+    spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, example: Example | None, redact: Redact
 ) -> AsRead:
     answer = _answers(spec, decision, redact)
     if example:
@@ -88,13 +88,13 @@ def _as_read(
     return AsRead(decision, inputs, answer, None, next(iter(reasons), "not usable beside the others"))
 
 
-def _answers(spec: ModuleSpec, decision: Decision, redact: Redact) -> dict[str, str]:
+def _answers(spec: ModuleSpec, decision: LoggedDecision, redact: Redact) -> dict[str, str]:
     if not spec.parts:
         return _texts(decision, spec.contract.answers, redact)
     own = [(part, decision.parts[part.name]) for part in spec.parts if part.name in decision.parts]
     return {name: text for part, found in own for name, text in _answers(part, found, redact).items()}
 
 
-def _texts(decision: Decision, fields: dict[str, tuple[str, ...]], redact: Redact) -> dict[str, str]:
+def _texts(decision: LoggedDecision, fields: dict[str, tuple[str, ...]], redact: Redact) -> dict[str, str]:
     read = {name: as_text(read_attribute(decision.attributes, paths)) for name, paths in fields.items()}
     return {name: redact(text or "") for name, text in read.items()}

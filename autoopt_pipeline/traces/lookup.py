@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from autoopt_pipeline.modules.labeling import Unusable, read_inputs
-from autoopt_pipeline.modules.spec import Decision, ModuleSpec, query_of
+from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec, query_of
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.traces.client import PAGE, Phoenix
 
@@ -60,9 +60,9 @@ def find_asked(
     return tuple(found)
 
 
-def _decision(span: "Span") -> Decision:
+def _decision(span: "Span") -> LoggedDecision:
     context = span["context"]
-    return Decision(
+    return LoggedDecision(
         span_id=context["span_id"],
         trace_id=context["trace_id"],
         time=datetime.fromisoformat(span["start_time"]),

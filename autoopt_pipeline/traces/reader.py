@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from autoopt_pipeline.errors import PhoenixRefused
-from autoopt_pipeline.modules.spec import Decision, ModuleSpec
+from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.span_contract import SpanContract, project_name
 from autoopt_pipeline.traces.client import Phoenix, Project
@@ -17,7 +17,7 @@ class Collected:
     """Decisions of one window, and the annotations that the project has; None where Phoenix cannot say."""
 
     project_id: str
-    decisions: tuple[Decision, ...]
+    decisions: tuple[LoggedDecision, ...]
     annotations: AnnotationsSeen
 
     def without(self, trace_ids: Collection[str]) -> "Collected":
@@ -40,7 +40,7 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
 
 
 def _annotations_seen(
-    project: Project, spec: ModuleSpec, decisions: Sequence[Decision], start: datetime
+    project: Project, spec: ModuleSpec, decisions: Sequence[LoggedDecision], start: datetime
 ) -> AnnotationsSeen:
     # The total was read before the decisions: what is annotated meanwhile counts as new next time.
     total = annotations_of(spec, project.annotations)
@@ -51,13 +51,13 @@ def _annotations_seen(
 
 def read_decisions(
     phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
-) -> list[Decision]:
+) -> list[LoggedDecision]:
     """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'.
 
     What was cut off before it came to Phoenix is marked.
     """
 
-    def read(contract: SpanContract, also: Sequence[str] = ()) -> list[Decision]:
+    def read(contract: SpanContract, also: Sequence[str] = ()) -> list[LoggedDecision]:
         return mark_cut(phoenix.decisions(project, contract, start=start, end=end, also=also), contract)
 
     decisions = read(spec.contract, also)
@@ -71,7 +71,9 @@ def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:
     return sum(counts.get(name, 0) for name in names)
 
 
-def join_parts(decisions: Sequence[Decision], parts: Mapping[str, Sequence[Decision]]) -> list[Decision]:
+def join_parts(
+    decisions: Sequence[LoggedDecision], parts: Mapping[str, Sequence[LoggedDecision]]
+) -> list[LoggedDecision]:
     """Give each decision those of its parts in the same trace; of several, the last one counts."""
     by_trace = {name: {decision.trace_id: decision for decision in own} for name, own in parts.items()}
     return [

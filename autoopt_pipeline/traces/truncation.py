@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from autoopt_pipeline.modules.spec import Decision
+from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.span_contract import SpanContract
 
 _JSON = re.compile(r'\s*(?:\{\s*"|\[\s*["\[{])')
@@ -28,7 +28,7 @@ _NEAR = 8
 """Lengths below a limit with which texts of the limit's length are compared: there a cut pile stands out."""
 
 
-def mark_cut(decisions: Sequence[Decision], contract: SpanContract) -> list[Decision]:
+def mark_cut(decisions: Sequence[LoggedDecision], contract: SpanContract) -> list[LoggedDecision]:
     """The decisions of one window, with the names of their attributes whose text was cut."""
     broken = {decision.span_id: _ending_in_the_middle(decision) for decision in decisions}
     limits = {len(decision.attributes[name]) for decision in decisions for name in broken[decision.span_id]}
@@ -41,7 +41,7 @@ def mark_cut(decisions: Sequence[Decision], contract: SpanContract) -> list[Deci
     return [replace(decision, cut=broken[decision.span_id] | _of_length(decision, limits)) for decision in decisions]
 
 
-def _ending_in_the_middle(decision: Decision) -> frozenset[str]:
+def _ending_in_the_middle(decision: LoggedDecision) -> frozenset[str]:
     return frozenset(
         name for name, text in decision.attributes.items() if isinstance(text, str) and _ends_in_the_middle(text)
     )
@@ -60,7 +60,7 @@ def _ends_in_the_middle(text: str) -> bool:
     return False
 
 
-def _of_length(decision: Decision, limits: set[int]) -> frozenset[str]:
+def _of_length(decision: LoggedDecision, limits: set[int]) -> frozenset[str]:
     return frozenset(
         name for name, text in decision.attributes.items() if isinstance(text, str) and len(text) in limits
     )

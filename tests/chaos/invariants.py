@@ -7,7 +7,7 @@ from itertools import pairwise
 import dagster as dg
 
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenant_id import safe_name
@@ -53,7 +53,7 @@ def nothing_is_learnt_twice(world: World) -> None:
 def what_is_active_is_whole_and_passed_the_gate(world: World) -> None:
     for name, tenant in world.tenants.items():
         for module in tenant.modules:
-            artifacts = ModuleArtifacts(world.files, name, module)
+            artifacts = VersionStore(world.files, name, module)
             moves = artifacts.moves()
             for before, after in pairwise(moves):
                 assert after.expected == before.to, f"{name}/{module}: move {after.sequence} overtook another"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.version_store import VersionStore
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
 
@@ -25,7 +25,7 @@ def test_the_first_run_and_the_daemon_are_killed_and_the_tenant_is_promoted_all_
     assert fresh.kill("dagster-daemon")
     fresh.settle()
     assert any(run.run_id in trouble for trouble in fresh.troubles())
-    assert ModuleArtifacts(fresh.files, "alpha", "modality").active(), "nothing was promoted"
+    assert VersionStore(fresh.files, "alpha", "modality").active(), "nothing was promoted"
     assert len(outcomes(fresh, "alpha", "modality")) == before + 1
     check_all(fresh)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, send_sample_traffic
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.traces.client import Phoenix
@@ -33,7 +33,7 @@ WINDOW = timedelta(hours=1)
 @pytest.fixture(scope="module")
 def end(phoenix: Phoenix) -> datetime:
     end = datetime.now(UTC)
-    tenant = replace(SAMPLE_TENANTS[0], tenant_id="faulty", habits=Habits())
+    tenant = replace(SAMPLE_TENANTS[0], tenant_id="faulty", habits=TrafficProfile())
     send_sample_traffic(phoenix, tenant, 300, start=end - WINDOW, end=end, seed=1)
     return end
 

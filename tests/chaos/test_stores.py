@@ -9,8 +9,8 @@ import redis
 
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigStoreUnavailable
-from autoopt_pipeline.registry.object_store import CHECK_FOLDER, Files
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
+from autoopt_pipeline.registry.object_store import CHECK_FOLDER, ObjectStore
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
 from tests.chaos import faults
@@ -31,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_what_is_active_and_takes_the_next_version_once_there_is_room(disk: Path) -> None:
-    artifacts = ModuleArtifacts(Files(str(disk)), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(disk)), "acme", "routing")
     first = store(artifacts, made_program("acme", demos=["a"]), 1, active=True)
     ballast = fill(disk)
     with pytest.raises(ArtifactStoreUnavailable, match="No space left"):
@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_what_is_active_and_takes_the_next_version_once_there
 
 
 def test_a_disk_that_became_read_only_still_serves(disk: Path) -> None:
-    artifacts = ModuleArtifacts(Files(str(disk)), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(str(disk)), "acme", "routing")
     first = store(artifacts, made_program("acme", demos=["a"]), 1, active=True)
     with read_only(disk):
         with pytest.raises(ArtifactStoreUnavailable, match="Read-only file system"):
@@ -89,7 +89,7 @@ def bucket(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     "fault", [faults.fails, faults.stores_and_hangs_up, faults.slow(2)], ids=["500", "answer-lost", "slow"]
 )
 def test_a_write_to_s3_that_the_driver_repeats_is_one_promotion(s3: Proxy, bucket: str, fault: faults.Fault) -> None:
-    artifacts = ModuleArtifacts(Files(bucket), "acme", "routing")
+    artifacts = VersionStore(ObjectStore(bucket), "acme", "routing")
     store(artifacts, made_program("acme", demos=["a"]), 1, active=True)
     with s3.failing(faults.once(fault), method="PUT", path="/moves/"):
         second = store(artifacts, made_program("acme", demos=["b"]), 2, active=True)
@@ -97,18 +97,18 @@ def test_a_write_to_s3_that_the_driver_repeats_is_one_promotion(s3: Proxy, bucke
     active = artifacts.active()
     assert active
     assert active.version == second
-    assert (Files(bucket).read("acme/routing/active.json") or b"").find(second.encode()) > 0
+    assert (ObjectStore(bucket).read("acme/routing/active.json") or b"").find(second.encode()) > 0
 
 
 @pytest.mark.parametrize("lost", ["/moves/", CHECK_FOLDER], ids=["the-move", "the-check-of-the-store"])
 def test_of_four_that_move_at_once_over_a_bad_line_one_is_told_so(s3: Proxy, bucket: str, lost: str) -> None:
     def create(number: int) -> bool:
-        return Files(bucket).create("acme/routing/moves/00000001.json", str(number).encode())
+        return ObjectStore(bucket).create("acme/routing/moves/00000001.json", str(number).encode())
 
     with s3.failing(faults.once(faults.stores_and_hangs_up), method="PUT", path=lost), ThreadPoolExecutor(4) as writers:
         created = [number for number, made in enumerate(writers.map(create, range(4))) if made]
     (winner,) = created
-    assert Files(bucket).read("acme/routing/moves/00000001.json") == str(winner).encode()
+    assert ObjectStore(bucket).read("acme/routing/moves/00000001.json") == str(winner).encode()
 
 
 @pytest.fixture

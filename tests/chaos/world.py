@@ -26,16 +26,22 @@ from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.sample_tenants import SampleTenant, sample_config
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.stack import Stack, copy_instance, start_daemon, start_phoenix, wait_for_phoenix
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, PlayedRequest, Truth, play, sample_truths_for
+from autoopt_pipeline.devtools.traffic import (
+    SAMPLE_AGENTS,
+    PlayedRequest,
+    SyntheticRequest,
+    sample_truths_for,
+    simulate,
+)
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import Key
+from autoopt_pipeline.run_history.outcomes import ModuleKey
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import causes, sensor_states
-from autoopt_pipeline.scheduling.conditions import Decision, Reason
+from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
@@ -86,8 +92,8 @@ class World:
         return self.home / ".autoopt" / "artifacts"
 
     @property
-    def files(self) -> Files:
-        return Files(str(self.artifacts_folder))
+    def files(self) -> ObjectStore:
+        return ObjectStore(str(self.artifacts_folder))
 
     @property
     def redis(self) -> redis.Redis:
@@ -123,10 +129,12 @@ class World:
         labels = get_module("modality").labels or ()
         choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
         truths = [
-            Truth(f"{truth.query} {marker(name)}", truth.answers, truth.agents, truth.parallel, truth.modalities)
+            SyntheticRequest(
+                f"{truth.query} {marker(name)}", truth.answers, truth.agents, truth.parallel, truth.modalities
+            )
             for truth in sample_truths_for(tenant.habits, traces, rng)
         ]
-        played = list(play(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        played = list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
         send_traffic(self.phoenix, name, list(change(played)))
 
     def feed(self, name: str) -> None:
@@ -143,7 +151,7 @@ class World:
         stored = self.configs.current()
         return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, count_all=count_all)
 
-    def unsettled(self) -> dict[Key, Decision]:
+    def unsettled(self) -> dict[ModuleKey, ScheduleDecision]:
         """What waits for a run or an outcome; tenants that are broken on purpose are left out."""
         decisions = self.plan().decisions
         return {key: d for key, d in decisions.items() if d.reason not in _AT_REST and key[0] not in self.broken}

@@ -19,9 +19,9 @@ from kubernetes.client import V1Pod
 from autoopt_pipeline.devtools.sample_tenants import SampleTenant, sample_config, send_sample_traffic
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import sensor_states
 from autoopt_pipeline.settings import STAND_IN
@@ -90,7 +90,7 @@ class Deployment:
     def outcome(self, record: dg.RunRecord) -> dict[str, Any]:
         """What the materialization of a run says."""
         [entry] = self.instance.all_logs(record.dagster_run.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
-        return values_of(entry.asset_materialization)
+        return metadata_values(entry.asset_materialization)
 
     def cause(self, record: dg.RunRecord) -> str:
         """Why a run failed."""
@@ -126,7 +126,7 @@ class Deployment:
 
     def standing(self) -> dict[str, Any]:
         """What an upgrade must keep: programs and moves, runs and outcomes, tenants and what is scheduled."""
-        files = Files(ARTIFACTS)
+        files = ObjectStore(ARTIFACTS)
         records = self.instance.get_run_records()
         return {
             "programs": {path: files.read(path) for path in files.tree("")},

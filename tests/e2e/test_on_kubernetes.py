@@ -23,7 +23,7 @@ from kubernetes.utils import parse_quantity
 from autoopt_pipeline.devtools.sample_tenants import SampleTenant
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
-from autoopt_pipeline.orchestration.sensors.optimization import NEW_EVIDENCE_TAG
+from autoopt_pipeline.names import NEW_EVIDENCE_TAG
 from autoopt_pipeline.serving import Serving
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenant_id import safe_name

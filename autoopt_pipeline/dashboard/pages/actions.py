@@ -22,7 +22,7 @@ from autoopt_pipeline.orchestration.launch import is_to_run, submit
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import plan_tenants
 from autoopt_pipeline.orchestration.run_requests import run_tags
-from autoopt_pipeline.registry.module_versions import PROPOSED, Programs, path_of, read_programs
+from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of, read_programs
 from autoopt_pipeline.rollouts import manual
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import watch_settings
@@ -120,11 +120,11 @@ def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | Non
     )
 
 
-def _before(programs: Programs) -> str:
+def _before(programs: ModuleVersions) -> str:
     return programs.previous() or BASELINE
 
 
-def _programs(dashboard: Dashboard, tenant: str, module: str) -> Programs:
+def _programs(dashboard: Dashboard, tenant: str, module: str) -> ModuleVersions:
     return read_programs(dashboard.parts.files, tenant, module)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.clients import Connections
-from autoopt_pipeline.dashboard.auth import Person
+from autoopt_pipeline.dashboard.auth import User
 from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
@@ -25,7 +25,7 @@ from autoopt_pipeline.registry.audit_log import recent_acts
 from autoopt_pipeline.registry.module_versions import PROPOSED
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.feed import ended_at
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, values_of
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
 from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
@@ -98,7 +98,7 @@ def _moment(text: str) -> datetime | None:
 def _page(
     instance: dg.DagsterInstance,
     parts: Connections,
-    person: Person,
+    person: User,
     only: Sequence[str] | None,
     before: datetime | None,
 ) -> tuple[Stretch[Happened], list[str]]:
@@ -179,7 +179,7 @@ def _outcome(module: str, record: dg.EventLogRecord) -> Happened | None:
     event = record.asset_materialization
     if event is None or not event.partition:
         return None
-    said = values_of(event)
+    said = metadata_values(event)
     verdict = str(said.get("verdict", "reported by hand"))
     return Happened(
         datetime.fromtimestamp(record.timestamp, UTC),
@@ -193,7 +193,7 @@ def _outcome(module: str, record: dg.EventLogRecord) -> Happened | None:
 
 def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
     event = record.asset_observation
-    said = values_of(event)
+    said = metadata_values(event)
     if event is None or not event.partition or "event" not in said:
         return None
     way = f"{said['from']} -> {said['to']}: " if {"from", "to"} <= said.keys() else ""
@@ -202,13 +202,13 @@ def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
     return Happened(at, kind, event.partition, module, text, run_id=str(said.get("run_id", "")), bad=bad)
 
 
-def _acts(parts: Connections, person: Person, before: datetime | None) -> Stretch[Happened]:
+def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
     acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
     found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.found]
     return Stretch(found, acts.reaches)
 
 
-def _configurations(parts: Connections, person: Person, before: datetime | None) -> Stretch[Happened]:
+def _configurations(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
     changes = newest_of(
         parts.configs.changes,
         lambda change: person.sees(change.tenant_id),

@@ -17,7 +17,7 @@ from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
     PROPOSED,
-    Programs,
+    ModuleVersions,
     VersionEvent,
     between,
     cost_of,
@@ -29,9 +29,9 @@ from autoopt_pipeline.registry.module_versions import (
     read_programs,
 )
 from autoopt_pipeline.registry.records import Manifest, Move
-from autoopt_pipeline.registry.transitions import standing as stands
+from autoopt_pipeline.registry.transitions import rollback_stack as stands
 from autoopt_pipeline.rollouts.production import look_now
-from autoopt_pipeline.run_history.outcomes import values_of
+from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import DOING, sentences
@@ -201,7 +201,7 @@ def outcome_page(request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OutcomeRow:
     """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1.
 
     `decided` is what a person decided about the version that it proposed.
@@ -240,19 +240,19 @@ class Outcome:
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
 
 
-def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[Outcome]:
+def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[OutcomeRow]:
     """The last ones, newest first."""
     artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
     moves: list[Move] | None = None
     for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
-        said, decided = values_of(record.asset_materialization), None
+        said, decided = metadata_values(record.asset_materialization), None
         if said.get("verdict") == PROPOSED and "version" in said:
             moves = artifacts.moves() if moves is None else moves
             decided = decided_about(artifacts, str(said["version"]), moves)
-        yield Outcome(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
+        yield OutcomeRow(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
 
 
-def _made(outcome: Outcome, manifest: Manifest) -> bool:
+def _made(outcome: OutcomeRow, manifest: Manifest) -> bool:
     return outcome.said.get("version") == manifest.version and outcome.run_id == manifest.run_id
 
 
@@ -271,7 +271,7 @@ class Version:
     wrong: str = ""
 
 
-def _versions(programs: Programs) -> list[Version]:
+def _versions(programs: ModuleVersions) -> list[Version]:
     """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
     found = [
         Version(each.version, programs.verdict(each), each, programs.last_event(each.version))

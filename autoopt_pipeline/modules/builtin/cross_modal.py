@@ -9,7 +9,7 @@ from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.builtin.modality import MODALITY
 from autoopt_pipeline.modules.coercion import boolean, number, parse_json, stripped
 from autoopt_pipeline.modules.labeling import (
-    Right,
+    GroundTruth,
     Unusable,
     check_whole,
     each,
@@ -24,10 +24,10 @@ from autoopt_pipeline.modules.scoring import FUSE, SINGLE
 from autoopt_pipeline.modules.similarity import group_near_duplicates, normalize_query
 from autoopt_pipeline.modules.spec import (
     Annotation,
-    Decision,
     Example,
     ExampleSet,
     Label,
+    LoggedDecision,
     ModuleSpec,
     Provenance,
     Values,
@@ -46,7 +46,7 @@ _NAMING = ("primary", "secondary")
 MODALITIES = tuple(label.name for label in MODALITY.labels or () if label.name != "mixed")
 
 
-def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
     """Examples whose label is a gain over not fusing, never how good an outcome was by itself.
 
     An annotation judges the decision that was taken, or its score is the gain. Where nobody said anything, fused and
@@ -55,7 +55,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
     """
     gains = _measured_gains(spec, decisions)
 
-    def build(decision: Decision) -> Example:
+    def build(decision: LoggedDecision) -> Example:
         check_whole(spec, decision)
         detected = read_modalities(decision.attributes, spec.contract.inputs["modalities"])
         if len(detected) < 2:
@@ -118,7 +118,7 @@ def parse_fusion(label: str) -> dict[str, str]:
     return {"fuse": fuse, **dict(zip(_NAMING, [*names, NONE], strict=False))} if names else {"fuse": fuse}
 
 
-def _right(spec: ModuleSpec, decision: Decision, detected: list[Detected], measured: float | None) -> Right:
+def _right(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected], measured: float | None) -> GroundTruth:
     own = _own(spec, decision, detected)
     opposite = {"fuse": SINGLE if own["fuse"] == FUSE else FUSE} if own else None
 
@@ -133,14 +133,14 @@ def _right(spec: ModuleSpec, decision: Decision, detected: list[Detected], measu
         return judged
     if measured is None:
         raise Unusable("nobody reviewed it, and no like query was answered the other way")
-    return Right(_decided(measured), Provenance.OUTCOME, False)
+    return GroundTruth(_decided(measured), Provenance.OUTCOME, False)
 
 
 def _decided(gain: float) -> dict[str, str]:
     return {"fuse": FUSE if gain >= MIN_GAIN else SINGLE}
 
 
-def _own(spec: ModuleSpec, decision: Decision, detected: list[Detected]) -> dict[str, str] | None:
+def _own(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected]) -> dict[str, str] | None:
     """What the application decided, with the modalities that it named where they fit; None where it did not decide."""
     fused = _fused(spec, decision)
     if fused is None:
@@ -152,13 +152,13 @@ def _own(spec: ModuleSpec, decision: Decision, detected: list[Detected]) -> dict
     return {**own, **dict(zip(_NAMING, named, strict=True))} if fits else own
 
 
-def _assumed(right: Right, detected: list[Detected]) -> dict[str, str]:
+def _assumed(right: GroundTruth, detected: list[Detected]) -> dict[str, str]:
     """The surest modalities, where nobody said which are right."""
     surest = (detected[0].modality, detected[1].modality if right.values["fuse"] == FUSE else NONE)
     return {field: name for field, name in zip(_NAMING, surest, strict=True) if field not in right.values}
 
 
-def _measured_gains(spec: ModuleSpec, decisions: Sequence[Decision]) -> dict[str, float]:
+def _measured_gains(spec: ModuleSpec, decisions: Sequence[LoggedDecision]) -> dict[str, float]:
     """By span id: mean quality of fused less that of unfused outcomes among like queries, where there are enough."""
     quality: dict[str, dict[str, list[float]]] = defaultdict(lambda: {FUSE: [], SINGLE: []})
     query_of_span: dict[str, str] = {}
@@ -179,7 +179,7 @@ def _measured_gains(spec: ModuleSpec, decisions: Sequence[Decision]) -> dict[str
     return {span: gain_of_query[query] for span, query in query_of_span.items() if query in gain_of_query}
 
 
-def _quality(spec: ModuleSpec, decision: Decision) -> float | None:
+def _quality(spec: ModuleSpec, decision: LoggedDecision) -> float | None:
     quality = number(read_attribute(decision.attributes, spec.contract.quality))
     if quality is None:
         return None
@@ -187,7 +187,7 @@ def _quality(spec: ModuleSpec, decision: Decision) -> float | None:
     return 0.0 if failed else min(max(quality, 0.0), 1.0)
 
 
-def _fused(spec: ModuleSpec, decision: Decision) -> bool | None:
+def _fused(spec: ModuleSpec, decision: LoggedDecision) -> bool | None:
     return boolean(read_attribute(decision.attributes, spec.contract.answers["fuse"]))
 
 

@@ -6,18 +6,18 @@ from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.builtin.modality import MODALITY
 from autoopt_pipeline.modules.builtin.routing import ROUTING
 from autoopt_pipeline.modules.builtin.workflow import WORKFLOW
-from autoopt_pipeline.modules.labeling import Right, Unusable, each, make_example
-from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec, Provenance
+from autoopt_pipeline.modules.labeling import GroundTruth, Unusable, each, make_example
+from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec, Provenance
 
 _WORST_FIRST = (Provenance.OUTCOME, Provenance.JUDGE, Provenance.HUMAN)
 
 
-def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
     """Examples of traces where every part is known; one is worth as much as its least certain part."""
 
-    def build(decision: Decision) -> Example:
+    def build(decision: LoggedDecision) -> Example:
         parts = [_part(part, labels, decision) for part in spec.parts]
-        right = Right(
+        right = GroundTruth(
             {name: value for part in parts for name, value in part.right.items()},
             min((part.provenance for part in parts), key=_WORST_FIRST.index),
             all(part.independent for part in parts),
@@ -30,7 +30,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
     return each(decisions, build)
 
 
-def _part(part: ModuleSpec, labels: Sequence[Label], decision: Decision) -> Example:
+def _part(part: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision) -> Example:
     own = decision.parts.get(part.name)
     if own is None:
         raise Unusable(f"the trace has no {part.contract.span_name} span for {part.name}")

@@ -16,17 +16,17 @@ from autoopt_pipeline.modules.labeling import (
     read_text,
 )
 from autoopt_pipeline.modules.scoring import PARALLEL, SEQUENTIAL
-from autoopt_pipeline.modules.spec import Decision, Example, ExampleSet, Label, ModuleSpec
+from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec
 
 MAX_AGENTS = 8
 """Longest plan that is learnt from."""
 
 
-def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[Decision]) -> ExampleSet:
+def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
     """Examples whose right answer is a plan: of orchestrations that went well, or that somebody judged."""
     known = {label.name for label in labels}
 
-    def build(decision: Decision) -> Example:
+    def build(decision: LoggedDecision) -> Example:
         inputs = read_inputs(spec, decision) | {"available_agents": agents_text(labels)}
         right = find_right(spec, decision, _own_plan(spec, decision), parse_plan)
         if not known.issuperset(right.values["agents"]):
@@ -51,7 +51,7 @@ def parse_plan(label: str) -> dict[str, Any]:
     return {"agents": agents, "pattern": PARALLEL if "+" in label and len(agents) > 1 else SEQUENTIAL}
 
 
-def _own_plan(spec: ModuleSpec, decision: Decision) -> dict[str, Any] | None:
+def _own_plan(spec: ModuleSpec, decision: LoggedDecision) -> dict[str, Any] | None:
     value = read_attribute(decision.attributes, spec.contract.answers["agents"])
     if isinstance(value, str):
         value = parse_json(value) if value.lstrip().startswith("[") else value.split(",")

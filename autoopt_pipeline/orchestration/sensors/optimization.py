@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from autoopt_pipeline.errors import (
-    TenantsUndecided,
+    PlanningFailed,
 )
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITIONS_SENSOR
 from autoopt_pipeline.orchestration.partitions import registered_tenants
@@ -17,7 +17,7 @@ from autoopt_pipeline.orchestration.sensors.partitions import partitions_sensor
 from autoopt_pipeline.orchestration.sensors.rollouts import watch_sensor
 from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
-from autoopt_pipeline.scheduling.turns import Turn
+from autoopt_pipeline.scheduling.turns import QueuePosition
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
@@ -79,7 +79,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         missing = plan.missing()
         if errors := {key: error for key, error in plan.errors().items() if key not in missing}:
             (tenant, module), first = next(iter(errors.items()))
-            raise TenantsUndecided(
+            raise PlanningFailed(
                 f"{len(errors)} of {len(plan.decisions)} could not be decided, first {tenant}/{module}: {first.detail}",
                 "'autoopt status' shows the others",
             ) from plan.phoenix_error
@@ -120,7 +120,7 @@ def _log(context: dg.SensorEvaluationContext, plan: Plan) -> None:
 _MISSING_TOLD = 20
 
 
-def tick_report(plan: Plan, *, reached: Turn | None) -> TickReport:
+def tick_report(plan: Plan, *, reached: QueuePosition | None) -> TickReport:
     waiting = [d.waiting_since for d in plan.decisions.values() if d.launch and d.waiting_since]
     return TickReport(
         decisions=plan.counts(),

@@ -6,7 +6,7 @@ import dagster as dg
 
 from autoopt_pipeline.errors import (
     InvalidTenantId,
-    TenantsLost,
+    TenantConfigsMissing,
 )
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.names import PARTITIONS_SENSOR
@@ -48,7 +48,7 @@ def partitions_sensor(settings: Settings) -> dg.SensorDefinition:
         if waiting:
             context.log.info(f"removed once their run has finished: {', '.join(waiting)}")
         if not added and not removed and lost:
-            raise TenantsLost(
+            raise TenantConfigsMissing(
                 f"{len(lost)} tenants that nobody removed have no configuration any more, first {lost[0]}",
                 "restore the configuration store, see that it evicts nothing ('autoopt doctor'), and save their "
                 "configurations again; or delete these partitions in Dagster",

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from autoopt_pipeline.clients import Connections
-from autoopt_pipeline.errors import AutooptError, StaleIncumbent, UnknownModule, UnknownTenant
+from autoopt_pipeline.errors import AutooptError, PromotionConflict, UnknownModule, UnknownTenant
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
 from autoopt_pipeline.names import WATCH_SENSOR
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.registry.rollout_records import Watched, all_watched, drop_watched, note_look
 from autoopt_pipeline.registry.transitions import Watch, watch_since
-from autoopt_pipeline.registry.version_store import ModuleArtifacts
-from autoopt_pipeline.rollouts.analysis import Look, WatchVerdict
+from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.rollouts.analysis import RolloutAnalysis, WatchVerdict
 from autoopt_pipeline.rollouts.production import look_at
 from autoopt_pipeline.rollouts.rollout import end_watch, stop_sharing
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, WATCH_ENDED
@@ -91,10 +91,10 @@ def look_once(instance: dg.DagsterInstance, connections: Connections, watched: W
     try:
         config, _ = read_config(connections.configs, watched.tenant_id)
     except UnknownTenant:
-        look = Look(WatchVerdict.ENDED, "the tenant was removed")
+        look = RolloutAnalysis(WatchVerdict.ENDED, "the tenant was removed")
         return _end(instance, connections, artifacts, watch, look, stays=watch.move.to)
     if not config.watch.enabled:
-        look = Look(WatchVerdict.ENDED, "watch.enabled is false")
+        look = RolloutAnalysis(WatchVerdict.ENDED, "watch.enabled is false")
         return _end(instance, connections, artifacts, watch, look, stays=watch.version)
     until = now - timedelta(seconds=connections.settings.settling_seconds)
     look = look_at(connections.phoenix, config, get_module(watched.module), watch, until=until)
@@ -108,15 +108,15 @@ def look_once(instance: dg.DagsterInstance, connections: Connections, watched: W
 def _end(
     instance: dg.DagsterInstance,
     connections: Connections,
-    artifacts: ModuleArtifacts,
+    artifacts: VersionStore,
     watch: Watch,
-    look: Look,
+    look: RolloutAnalysis,
     *,
     stays: str | None,
 ) -> str | None:
     try:
         end_watch(artifacts, watch, look, stays=stays)
-    except StaleIncumbent:
+    except PromotionConflict:
         return None  # somebody's move ended it
     went_back = look.verdict is WatchVerdict.WORSE
     if went_back:
