@@ -29,10 +29,13 @@ up: install $(WITH_LM) ## The same, running until Ctrl-C, with the dashboard and
 lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 million parameters) here until Ctrl-C
 	@.venv-lm/bin/python autoopt_pipeline/devtools/smollm2_server.py --port $(LM_PORT)
 
+# One worker more than there are cores, because tests wait for servers; four at most, because each starts some.
+TEST_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
+
 # Where the model cannot be had, the other tests run all the same.
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
-	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 fuzz: install ## Far more of the tests that try what others may have written; some three minutes
 	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
