@@ -26,19 +26,19 @@ PROJECT = Path(__file__).parents[1]
 
 RUN = """
 import sys
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.optimization.answer_checkpoint import KeptAnswers
+from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.tenants.config import LMSettings
 from autoopt_pipeline.devtools.traffic import Habits
 from tests.test_optimize import decisions, job
 
 url, root = sys.argv[1:]
-artifacts = VersionStore(Files(root), "acme", "routing")
-kept = KeptAnswers(artifacts)
+artifacts = VersionStore(ObjectStore(root), "acme", "routing")
+kept = AnswerCheckpoint(artifacts)
 lm = metered_lm(LMSettings(model="openai/test", api_base=url), Meter(6000, 10**9), answers=kept)
 report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
 print(report.verdict.value, artifacts.versions()[-1].program_sha256, lm.meter.calls)

@@ -162,7 +162,7 @@ def test_a_volume_without_hard_links_is_named_as_that(tmp_path: Path, monkeypatc
 
 
 def test_a_store_whose_driver_is_not_installed_names_what_to_install(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['s3fs'] = None; from autoopt_pipeline.registry.object_store import Files; Files('s3://b/x')"
+    code = "import sys; sys.modules['s3fs'] = None; from autoopt_pipeline.registry.object_store import ObjectStore; ObjectStore('s3://b/x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     error = done.stderr.strip().splitlines()[-1]
     assert "artifact root 's3://b/x': Install s3fs to access S3 -> pip install 'autoopt-pipeline[s3]'" in error

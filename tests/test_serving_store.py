@@ -28,7 +28,7 @@ BYTES = 400_000
 WRITER = f"""
 import os, random, signal, sys, time
 sys.path.insert(0, {str(PROJECT)!r})
-from autoopt_pipeline.registry.object_store import Files
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import made_program, store
 made = made_program("acme", demos=["x" * {BYTES}])
@@ -38,7 +38,7 @@ for kill in range(int(sys.argv[2])):
     made_until = len(os.listdir(moves)) if os.path.isdir(moves) else 0
     child = os.fork()
     if child == 0:
-        artifacts = VersionStore(Files(sys.argv[1]), "acme", "routing")
+        artifacts = VersionStore(ObjectStore(sys.argv[1]), "acme", "routing")
         number = kill * 10_000
         while True:
             number += 1

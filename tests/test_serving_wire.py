@@ -183,7 +183,7 @@ serving = Serving(lm=dspy.LM("stand-in/x", engine=StandInEngine(), cache=False))
 serving.decide("acme", "routing", agents={AGENTS!r}, query="x")
 print(json.dumps([problem.what for problem in serving.problems()]))
 """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AUTOOPT_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOOPT_", "DAGSTER_"))}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
