@@ -33,14 +33,14 @@ from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.tenants.config import LMSettings
-from autoopt_pipeline.devtools.traffic import Habits
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from tests.test_optimize import decisions, job
 
 url, root = sys.argv[1:]
 artifacts = VersionStore(ObjectStore(root), "acme", "routing")
 kept = AnswerCheckpoint(artifacts)
 lm = metered_lm(LMSettings(model="openai/test", api_base=url), Meter(6000, 10**9), answers=kept)
-report = optimize(job(decisions(290, Habits(reviewed=1.0))), lm, artifacts)
+report = optimize(job(decisions(290, TrafficProfile(reviewed=1.0))), lm, artifacts)
 print(report.verdict.value, artifacts.versions()[-1].program_sha256, lm.meter.calls)
 """
 

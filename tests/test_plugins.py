@@ -125,11 +125,11 @@ spec = get_module("urgency")
 assert "dspy" not in sys.modules
 
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.serialization import unpack
+from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.modules.spec import Decision
+from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified
 
@@ -143,11 +143,11 @@ for number in range(500):
     if number % 10:
         attributes["triage.hours"] = int(hours)
     span_id = f"{{number:016x}}"
-    decisions.append(Decision(span_id, span_id * 2, end - timedelta(minutes=number + 1), False, attributes))
+    decisions.append(LoggedDecision(span_id, span_id * 2, end - timedelta(minutes=number + 1), False, attributes))
 artifacts = VersionStore(ObjectStore({str(tmp_path / "artifacts")!r}), "acme", "urgency")
 job = OptimizationJob(spec, RoutingConfigUnified(tenant_id="acme"), decisions, end - timedelta(days=1), end, "run")
 report = optimize(job, metered_lm(LMSettings(model="stand-in"), Meter(6000, 10**9)), artifacts)
-program = unpack(spec, spec.labels, artifacts.load(artifacts.active().version))
+program = deserialize(spec, spec.labels, artifacts.load(artifacts.active().version))
 print(report.verdict.value)
 print(report.unusable, sorted(report.balance))
 print(type(program).__name__, sorted({{row.case.candidate.score for row in report.compared}}))
