@@ -318,8 +318,9 @@ def _asked(train: Sequence[Example], signature: type[dspy.Signature], demo: dspy
 
     None too where a predictor is told nothing but what others answered.
     """
+    told_both = {name for name in signature.input_fields if name in demo}
     for example in train:
-        shared = [name for name in example.inputs if name in signature.input_fields and name in demo]
+        shared = [name for name in example.inputs if name in told_both]
         if shared and all(demo[name] == example.inputs[name] for name in shared):
             return example.query
     return None
