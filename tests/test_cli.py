@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import dagster as dg
 import pytest
@@ -32,15 +33,11 @@ def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> s
     """Run the entry point and return what it prints, or its error where there is one."""
     out, err = io.StringIO(), io.StringIO()
     returned = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DAGSTER_HOME", os.environ.get("DAGSTER_HOME", ""))  # a command sets it, for its process
-        if not os.environ["DAGSTER_HOME"]:
-            del os.environ["DAGSTER_HOME"]
+    # A command sets variables for its process, which is this one.
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ, env):
         patch.setattr(sys, "argv", ["autoopt", *arguments])
         patch.setattr(context.console, "file", out)
         patch.setattr(context.console, "width", width)
-        for name, value in env.items():
-            patch.setenv(name, value)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main.run()

@@ -1,6 +1,6 @@
 """`autoopt traces`: what is read of a tenant's spans, by the same functions as in a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +52,18 @@ class _Reader:
         collected = collect(self.parts.phoenix, self.config.tenant_id, spec, start=self.start, end=self.end)
         return spec, labels, collected.without(frozenset(self.config.forgotten_traces))
 
+    def read_each(
+        self, names: Iterable[str], errors: dict[str, AutooptError]
+    ) -> "Iterator[tuple[str, tuple[ModuleSpec, tuple[Label, ...], Collected]]]":
+        """What is read of each module. What cannot be read is put among the errors, and holds up no other."""
+        for name in names:
+            try:
+                found = self.read(name)
+            except (UnknownModule, InvalidConfig) as e:
+                errors[name] = e
+            else:
+                yield name, found
+
 
 def _reader(tenant: str) -> _Reader:
     parts = connections()
@@ -71,12 +83,7 @@ def stats(tenant: TenantId, json: Json = False) -> None:
     reader = _reader(tenant)
     surveys: dict[str, Survey] = {}
     errors: dict[str, AutooptError] = {}
-    for name in reader.config.modules:
-        try:
-            spec, labels, collected = reader.read(name)
-        except (UnknownModule, InvalidConfig) as e:
-            errors[name] = e
-            continue
+    for name, (spec, labels, collected) in reader.read_each(reader.config.modules, errors):
         surveys[name] = survey(collected.decisions, spec.build_examples(labels, collected.decisions, reader.redact))
     others = _other_span_names(reader)
     if json:
@@ -111,15 +118,10 @@ def sample(
     reader = _reader(tenant)
     shown: dict[str, list[AsRead]] = {}
     errors: dict[str, AutooptError] = {}
-    for name in [module] if module else reader.config.modules:
-        try:
-            spec, labels, collected = reader.read(name)
-        except (UnknownModule, InvalidConfig) as e:
-            if module:
-                raise
-            errors[name] = e
-            continue
+    for name, (spec, labels, collected) in reader.read_each([module] if module else reader.config.modules, errors):
         shown[name] = as_read(spec, labels, collected.decisions, reader.redact, newest=number)
+    if module and errors:
+        raise errors[module]
     if json:
         console.print_json(
             data={

@@ -5,9 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from autoopt_pipeline.errors import (
-    PlanningFailed,
-)
+from autoopt_pipeline.errors import PlanningFailed
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITIONS_SENSOR
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
