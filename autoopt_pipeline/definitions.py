@@ -10,7 +10,7 @@ from autoopt_pipeline.names import OPTIMIZE_JOB
 from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.executor import module_executor
 from autoopt_pipeline.orchestration.resources import Services
-from autoopt_pipeline.orchestration.sensors.alerts import build_alerting
+from autoopt_pipeline.orchestration.sensors.alerts import build_alert_sensors
 from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
 from autoopt_pipeline.orchestration.sensors.retention import build_retention_sensor
 from autoopt_pipeline.secrets import guard_process
@@ -36,7 +36,7 @@ def _definitions() -> dg.Definitions:
                 description="All modules of a tenant, whether it has them on or not; for backfills by command.",
             )
         ],
-        sensors=[*sensors, *build_alerting(settings, [sensor.name for sensor in sensors])],
+        sensors=[*sensors, *build_alert_sensors(settings, [sensor.name for sensor in sensors])],
         resources={"services": Services()},
         executor=module_executor,
     )

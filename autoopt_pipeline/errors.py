@@ -156,9 +156,15 @@ class InvalidQueries(AutooptError):
 
 
 class AlertNotDelivered(AutooptError):
-    """A receiver of alerts does not take them."""
+    """A receiver of alerts does not answer, or cannot take an alert now."""
 
     transient = True
+
+
+class AlertRefused(AlertNotDelivered):
+    """A receiver of alerts refused one, and would refuse it again."""
+
+    transient = False
 
 
 class InvalidHome(AutooptError):

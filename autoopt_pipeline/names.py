@@ -3,7 +3,6 @@
 OPTIMIZATION_SENSOR = "auto_optimization_sensor"
 PARTITIONS_SENSOR = "tenant_partitions_sensor"
 WATCH_SENSOR = "promotion_watch_sensor"
-ALERT_SENSOR = "alert_sensor"
 RETENTION_SENSOR = "run_retention_sensor"
 
 TENANTS_PARTITIONS = "tenants"

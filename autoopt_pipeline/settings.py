@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     alert_webhook_secret: SecretStr | None = Field(None, description="Signs what is posted to the webhook.")
     alert_slack_url: SecretStr | None = Field(None, description="Slack's incoming webhook that gets the alerts.")
     alert_after_failures: int = Field(
-        3, ge=1, description="Failures, or looks of a sensor without an answer, in a row that are trouble that lasts."
+        3, ge=1, description="Consecutive failures of a module, or failed ticks of a sensor, that raise an alert."
     )
 
     dashboard_token: SecretStr | None = Field(

@@ -1,4 +1,4 @@
-"""A server on loopback that takes alerts, or has trouble with them."""
+"""A server on loopback that takes alerts, or fails to."""
 
 import json
 import threading
@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Receiver:
-    """What arrived, and what is answered: an HTTP status, after `silence` seconds."""
+    """What arrived, and what is answered: an HTTP status, after `silence` seconds, and 503 once it has taken so many
+    alerts as it `takes`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -17,6 +18,7 @@ class Receiver:
         self.headers: list[dict[str, str]] = []
         self.status = 200
         self.silence = 0.0
+        self.takes = 1_000_000
         self.asked = 0
 
     @property
@@ -35,10 +37,11 @@ def alert_receiver() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             state.asked += 1
             time.sleep(state.silence)
-            if state.status == 200:
+            status = state.status if len(state.bodies) < state.takes else 503
+            if status == 200:
                 state.bodies.append(body)
                 state.headers.append({name.lower(): value for name, value in self.headers.items()})
-            self.send_response(state.status)
+            self.send_response(status)
             self.send_header("location", "http://127.0.0.1:9/elsewhere")
             self.send_header("content-length", "0")
             self.end_headers()

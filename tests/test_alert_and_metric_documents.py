@@ -2,11 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from promql_parser import VectorSelector, parse, walk
 
-from autoopt_pipeline.monitoring.alerts.formats import SIGNATURE_HEADER, signature
+from autoopt_pipeline.monitoring.alerts.delivery import SIGNATURE_HEADER, signature
 from autoopt_pipeline.monitoring.alerts.models import MAX_AFFECTED, Affected, Alert, Kind
 from autoopt_pipeline.monitoring.prometheus import Exporter
 from autoopt_pipeline.settings import Settings
@@ -14,6 +19,8 @@ from autoopt_pipeline.settings import Settings
 DOCS = Path(__file__).parents[1] / "docs"
 ALERTS = (DOCS / "alerts.md").read_text()
 METRICS = (DOCS / "metrics.md").read_text()
+CHART = DOCS.parent / "helm" / "autoopt-pipeline"
+RULES = yaml.safe_load((CHART / "prometheus-rules.yaml").read_text())["groups"][0]["rules"]
 
 
 def block(text: str, language: str) -> str:
@@ -27,11 +34,11 @@ def first_cells(text: str) -> list[str]:
 
 
 def test_every_kind_and_field_of_an_alert_is_documented_and_no_other() -> None:
-    before, _, after = ALERTS.partition("## What the webhook gets")
-    kinds = first_cells(before.partition("**What is told.**")[2])[1:]
+    before, _, after = ALERTS.partition("## Webhook format")
+    kinds = first_cells(before.partition("## What you are alerted about")[2])[1:]
     assert kinds == [kind.value for kind in Kind]
     assert first_cells(after) == list(Alert.model_fields)
-    listed = re.search(r"the first (\d+) modules that it is about: ((?:`\w+`,? ?)+)", after.replace(";", ""))
+    listed = re.search(r"The first (\d+) affected modules, each with ((?:`\w+`,? ?(?:and )?)+)", after)
     assert listed
     assert int(listed[1]) == MAX_AFFECTED
     assert re.findall(r"`(\w+)`", listed[2]) == list(Affected.model_fields)
@@ -66,8 +73,28 @@ def test_every_metric_is_documented_with_its_type_and_no_other(instance: dg.Dags
     assert documented == served
 
 
-def test_the_rules_speak_of_metrics_that_exist() -> None:
-    rules = yaml.safe_load(METRICS.split("```yaml\n")[1].split("```")[0])["groups"][0]["rules"]
-    known = set(first_cells(METRICS))
-    used = {name for rule in rules for name in re.findall(r"autoopt_\w+", rule["expr"])}
-    assert used <= known
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_a_rule_is_promql_on_metrics_and_labels_that_the_exporter_has(
+    instance: dg.DagsterInstance, rule: dict[str, Any]
+) -> None:
+    registry = CollectorRegistry()
+    registry.register(Exporter(instance, ["routing"], max_tenants=1))
+    served = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+    }
+    labels = dict(re.findall(r"^\| `(autoopt_\w+)` \| \w+ \| (.*?) \|", METRICS, re.MULTILINE))
+    selectors: list[VectorSelector] = []
+    walk(parse(rule["expr"]), lambda node: selectors.append(node) if isinstance(node, VectorSelector) else None)
+    assert selectors
+    for selector in selectors:
+        assert selector.name in served
+        for matcher in selector.matchers.matchers:
+            assert f"`{matcher.name}`" in labels[selector.name]
+    assert rule["labels"].keys() == {"severity"}
+    used = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    assert all(any(f"`{label}`" in labels[selector.name] for selector in selectors) for label in used)
+
+
+def test_every_rule_is_documented_and_no_other() -> None:
+    assert re.findall(r"^\| `(Autoopt\w+)`", METRICS, re.MULTILINE) == [rule["alert"] for rule in RULES]

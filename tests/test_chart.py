@@ -82,7 +82,7 @@ EVERYTHING: dict[str, Any] = {
     "dagsterWebserver": {**POD, "replicaCount": 2, "pathPrefix": "/dagster"},
     "dagsterDaemon": {**POD, "runRetries": {"enabled": True}},
     "codeServer": POD,
-    "metrics": {**POD, "enabled": True, "serviceMonitor": {"enabled": True}},
+    "metrics": {**POD, "enabled": True, "serviceMonitor": {"enabled": True}, "rules": {"enabled": True}},
     "dashboard": {
         **POD,
         "enabled": True,
@@ -204,7 +204,7 @@ def test_lint_finds_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_kubernetes_knows_every_field(manifests: dict[str, list[dict[str, Any]]], name: str, version: str) -> None:
     for manifest in manifests[name]:
-        if manifest["kind"] != "ServiceMonitor":  # not Kubernetes' own
+        if manifest["kind"] not in {"ServiceMonitor", "PrometheusRule"}:  # not Kubernetes' own
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -333,6 +333,12 @@ def test_every_setting_can_be_set_and_no_other() -> None:
     rendered = of_kind(render({**PRODUCTION, "settings": every}), "ConfigMap")["settings"]["data"]
     assert len(rendered) == len(every)
     assert set(rendered) <= {f"AUTOOPT_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_alert_rules_are_installed_as_they_are(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    rules = of_kind(manifests["everything"], "PrometheusRule")
+    assert rules["metrics"]["spec"] == yaml.safe_load((CHART / "prometheus-rules.yaml").read_text())
+    assert of_kind(manifests["trial"], "PrometheusRule") == {}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.sensors.alerts import State
+from autoopt_pipeline.monitoring.alerts.collect import AlertCursor
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, TrialStep
 from autoopt_pipeline.registry.rollout_records import all_watched
@@ -246,8 +246,8 @@ def test_what_others_share_or_watch_is_read_or_left(data: st.DataObject) -> None
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
-def test_any_cursor_of_the_alert_sensor_is_its_own_or_none(cursor: str) -> None:
-    assert State.load(cursor) is None
+def test_any_cursor_of_an_alert_sensor_is_its_own_or_none(cursor: str) -> None:
+    assert AlertCursor.load(cursor) is None
 
 
 def test_a_stored_program_is_unchanged_by_packing_and_unpacking() -> None:

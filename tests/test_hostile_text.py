@@ -18,7 +18,7 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.monitoring.alerts.formats import slack_body, webhook_body
+from autoopt_pipeline.monitoring.alerts.delivery import slack_body, webhook_body
 from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
 from autoopt_pipeline.span_contract import TENANT_ID
 from autoopt_pipeline.tenants.config import LMSettings

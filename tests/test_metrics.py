@@ -12,10 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from autoopt_pipeline.devtools.processes import LOOPBACK, free_port
+from autoopt_pipeline.errors import LMUnavailable
 from autoopt_pipeline.monitoring import prometheus
 from autoopt_pipeline.monitoring.prometheus import Exporter
+from autoopt_pipeline.orchestration.step_errors import translate_errors
+from autoopt_pipeline.tenants.config import Retry
 from tests.test_cli import AUTOOPT
-from tests.test_planning import failed_run
+from tests.test_planning import failed_run, lost_run
 
 PROJECT = Path(__file__).parents[1]
 
@@ -90,12 +93,39 @@ def test_runs_that_failed_are_timed_and_those_in_a_row_shown(instance: dg.Dagste
     )
     shown = scraped(source)
     assert shown["autoopt_run_duration_seconds_count", "success"] == 1
-    assert shown["autoopt_failures_in_a_row", "routing", "acme"] == 2
+    assert shown["autoopt_consecutive_failures", "routing", "acme"] == 2
     assert shown["autoopt_failing_modules",] == 2
     instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition="acme"))
     then = scraped(source)
-    assert ("autoopt_failures_in_a_row", "routing", "acme") not in then
+    assert ("autoopt_consecutive_failures", "routing", "acme") not in then
     assert then["autoopt_failing_modules",] == 1
+
+
+@dg.asset(name="routing")
+def lm_is_down(context: dg.AssetExecutionContext) -> None:
+    with translate_errors(context, Retry(max_retries=0)):
+        raise LMUnavailable("the model does not answer", "check it")
+
+
+@dg.asset(name="modality")
+def has_a_bug(context: dg.AssetExecutionContext) -> None:
+    with translate_errors(context, Retry(max_retries=0)):
+        raise KeyError("x")
+
+
+def test_failed_runs_are_counted_by_the_first_module_and_its_error(instance: dg.DagsterInstance, at_once: None) -> None:
+    source = exporter(instance)
+    job = dg.Definitions([lm_is_down, has_a_bug]).resolve_implicit_global_asset_job_def()
+    for module in ("routing", "routing", "modality"):
+        job.execute_in_process(
+            instance=instance,
+            tags={"dagster/partition": "acme"},
+            asset_selection=[dg.AssetKey(module)],
+            raise_on_error=False,
+        )
+    lost_run(instance, "acme", ["modality"])
+    shown = {key[1:]: value for key, value in scraped(source).items() if key[0] == "autoopt_run_failures_total"}
+    assert shown == {("LMUnavailable", "routing"): 2, ("unexpected", "modality"): 1, ("lost", "run"): 1}
 
 
 def test_tenants_beyond_the_highest_number_share_a_label(instance: dg.DagsterInstance, at_once: None) -> None:
@@ -106,7 +136,7 @@ def test_tenants_beyond_the_highest_number_share_a_label(instance: dg.DagsterIns
     shown = scraped(source)
     calls = {key[1]: value for key, value in shown.items() if key[0] == "autoopt_lm_calls_total"}
     assert calls == {"a": 2, "b": 1, "_other": 2}
-    assert {key[2] for key in shown if key[0] == "autoopt_failures_in_a_row"} == {"a", "b"}
+    assert {key[2] for key in shown if key[0] == "autoopt_consecutive_failures"} == {"a", "b"}
     assert shown["autoopt_failing_modules",] == 4
 
 

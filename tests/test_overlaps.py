@@ -15,10 +15,8 @@ from autoopt_pipeline.definitions import defs
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
 from autoopt_pipeline.orchestration.launch import run_in_process
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.run_history import feed
-from autoopt_pipeline.run_history.events import ModuleFailed
-from autoopt_pipeline.run_history.feed import Source
 from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.module_failures import read_module_failures
 from autoopt_pipeline.run_history.outcomes import read_attempts
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from tests.dashboards import text_of, visiting
@@ -33,7 +31,6 @@ DAGSTER = Path(sys.executable).parent / "dagster"
 def acme(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """The instance of a home with the tenant acme. No Phoenix answers: nothing here comes so far as to ask it."""
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(feed, "SETTLING", timedelta(0))
     write_config(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), sample_config(SAMPLE_TENANTS[0]))
     with open_instance(home) as opened:
         register_tenant(opened, "acme")
@@ -52,9 +49,7 @@ def run_that_began(instance: dg.DagsterInstance) -> str:
 def test_a_run_by_hand_beside_another_is_told_in_one_line_and_fails_nothing(
     home: Path, acme: dg.DagsterInstance
 ) -> None:
-    source = Source(acme, ["modality", "routing"], [])
     metrics = exporter(acme)
-    began = source.start(datetime.now(UTC))
     first = run_that_began(acme)
     command = [DAGSTER, "asset", "materialize", "--select", "routing,modality", "--partition", "acme"]
     done = subprocess.run(
@@ -71,7 +66,7 @@ def test_a_run_by_hand_beside_another_is_told_in_one_line_and_fails_nothing(
     acme.delete_run(first)
     attempts = read_attempts(acme, ["modality", "routing"], failures_since=datetime.now(UTC) - timedelta(hours=1))
     assert {key: each.failures for key, each in attempts.items()} == {}
-    assert source.read(began, now=datetime.now(UTC) + timedelta(seconds=1))[1] == []
+    assert read_module_failures(acme, ["modality", "routing"], 0, until=datetime.now(UTC)).failures == []
     assert scraped(metrics)["autoopt_failing_modules",] == 0
     assert "failed" not in autoopt("why", "acme", "routing", status=2)  # 2, for no Phoenix answers
     with visiting(home) as browser:
@@ -80,8 +75,6 @@ def test_a_run_by_hand_beside_another_is_told_in_one_line_and_fails_nothing(
 
 
 def test_a_run_that_is_left_to_another_ends_no_row_of_failures(acme: dg.DagsterInstance) -> None:
-    source = Source(acme, ["routing"], [])
-    began = source.start(datetime.now(UTC))
     failed_run(acme, "acme", ["routing"])
     first = run_that_began(acme)
     lines: list[str] = []
@@ -90,5 +83,7 @@ def test_a_run_that_is_left_to_another_ends_no_row_of_failures(acme: dg.DagsterI
     assert ended.skipped
     assert f"run {first} of tenant acme began earlier" in ended.skipped
     assert lines[0] == f"routing: skipped: {ended.skipped}"
-    (event,) = source.read(began, now=datetime.now(UTC) + timedelta(seconds=1))[1]
-    assert isinstance(event, ModuleFailed)  # the one before, and nothing that works again
+    assert acme.report_run_canceled(acme.get_run_by_id(first)) is not None  # ty: ignore[invalid-argument-type]
+    failed_run(acme, "acme", ["routing"])
+    failures = read_module_failures(acme, ["routing"], 0, until=datetime.now(UTC)).failures
+    assert [failure.number for failure in failures] == [1, 2]

@@ -1,4 +1,4 @@
-"""`autoopt alerts`: whether those who are to be told can be reached."""
+"""`autoopt alerts`: whether the receivers of alerts can be reached."""
 
 import time
 from datetime import UTC, datetime
@@ -13,25 +13,26 @@ from autoopt_pipeline.monitoring.alerts.delivery import receivers, send
 from autoopt_pipeline.monitoring.alerts.models import Kind, make_alert
 from autoopt_pipeline.settings import load_settings
 
-app = typer.Typer(help="Who is told of failures, rollbacks and outages.", no_args_is_help=True)
+app = typer.Typer(help="Receivers of alerts about failed runs, rollbacks and outages.", no_args_is_help=True)
 
 
 @app.command()
 def test(
     json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/alerts.md lists the fields.")] = False,
 ) -> None:
-    """Send a message to everybody who is configured to be told, and say what came back.
+    """Send a test alert to every configured receiver, and show the answers.
 
-    Exit status 2 when one of them did not take it.
+    Exit status 2 when a receiver did not take it.
     """
-    listening = receivers(load_settings())
-    if not listening:
+    configured = receivers(load_settings())
+    if not configured:
         raise InvalidSettings(
-            "nobody is told of anything", "set AUTOOPT_ALERT_WEBHOOK_URL or AUTOOPT_ALERT_SLACK_URL (docs/alerts.md)"
+            "no receiver of alerts is configured",
+            "set AUTOOPT_ALERT_WEBHOOK_URL or AUTOOPT_ALERT_SLACK_URL (docs/alerts.md)",
         )
     alert = make_alert(Kind.TEST, datetime.now(UTC), "autoopt sends its alerts here")
     results = []
-    for receiver in listening:
+    for receiver in configured:
         began, status, error = time.monotonic(), None, None
         try:
             status = send(receiver, alert)

@@ -25,7 +25,7 @@ def code_location() -> Iterator[Finding]:
 
 
 def sensor_names() -> list[str]:
-    """Those that the settings here ask for: where nobody is told of alerts, there is no sensor for them."""
+    """Those that the settings here ask for: there is one for each configured receiver of alerts."""
     from autoopt_pipeline.definitions import defs
 
     return [sensor.name for sensor in defs.sensors or ()]

@@ -1,7 +1,7 @@
 """Metrics for Prometheus, read from Dagster's own records when they are asked for.
 
-Counters count from the start of the exporter. What tenants are is not known beforehand, so of tenants that have a
-label of their own there is a highest number; the others share `_other`, which no tenant can be called.
+Counters count from the start of the exporter. Nobody knows beforehand which tenants there are, so the number of tenants
+with a label of their own is limited. The others share `_other`, which no tenant can be called.
 """
 
 import threading
@@ -14,14 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
-from autoopt_pipeline.run_history.feed import (
-    SETTLING,
-    EndedRuns,
-    ended_at,
-    latest_id,
-    read_ended_runs,
-    read_events,
-)
+from autoopt_pipeline.run_history.failures import WHOLE_RUN, first_failure
+from autoopt_pipeline.run_history.feed import SETTLING, RunEnd, latest_id, read_ended_runs, read_events
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
@@ -41,6 +35,8 @@ _CACHED_SECONDS = 30
 _FAILURES_SINCE = timedelta(days=7)
 """Failures before that are not counted."""
 
+_ENDS: dict[str, RunEnd] = {"success": dg.DagsterEventType.RUN_SUCCESS, "failure": dg.DagsterEventType.RUN_FAILURE}
+
 _RUN_BUCKETS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
 """Seconds: from a run without enough data to the longest that the local instance lets go on."""
 
@@ -55,43 +51,46 @@ class Exporter(Collector):
         self._labelled: set[str] = set()
         self._lock = threading.Lock()
         self._read_at: float | None = None
-        self._runs = EndedRuns(after=datetime.now(UTC))
-        self._materializations = {m: latest_id(instance.fetch_materializations, m) for m in self._modules}
-        self._observations = {m: latest_id(instance.fetch_observations, m) for m in self._modules}
+        self._ended = {status: latest_id(instance.fetch_run_status_changes, event) for status, event in _ENDS.items()}
+        self._materializations = {m: latest_id(instance.fetch_materializations, dg.AssetKey(m)) for m in self._modules}
+        self._observations = {m: latest_id(instance.fetch_observations, dg.AssetKey(m)) for m in self._modules}
 
         self._registry = own = CollectorRegistry()
         self._decisions = Gauge(
             "autoopt_decisions",
-            "Modules of tenants by decision, at the last look that did not fail.",
+            "Tenants' modules by decision, in the last planning tick that succeeded.",
             ["reason"],
             registry=own,
         )
         self._oldest_due = Gauge(
             "autoopt_oldest_due_seconds",
-            "How long the longest waiting module that is due has been so; 0 for none.",
+            "How long the longest waiting due module has waited; 0 for none.",
             registry=own,
         )
         self._tick_seconds = Gauge(
-            "autoopt_tick_duration_seconds", "What the sensor's last look took.", ["sensor"], registry=own
+            "autoopt_tick_duration_seconds", "Duration of the sensor's last tick.", ["sensor"], registry=own
         )
         self._tick_at = Gauge(
-            "autoopt_tick_timestamp_seconds",
-            "When the sensor's last look began, in Unix time.",
-            ["sensor"],
-            registry=own,
+            "autoopt_tick_timestamp_seconds", "Start of the sensor's last tick, in Unix time.", ["sensor"], registry=own
         )
         self._tick_failed = Gauge(
-            "autoopt_tick_failed", "1 where the sensor's last look failed, else 0.", ["sensor"], registry=own
+            "autoopt_tick_failed", "1 if the sensor's last tick failed, else 0.", ["sensor"], registry=own
         )
         self._phoenix = Gauge(
-            "autoopt_phoenix_reachable", "1 or 0, by the last look that asked Phoenix; NaN before that.", registry=own
+            "autoopt_phoenix_up", "1 or 0, from the last planning tick that asked Phoenix; NaN before.", registry=own
         )
         self._phoenix.set(float("nan"))
         self._run_seconds = Histogram(
             "autoopt_run_duration_seconds",
-            "Runs that ended, by status: success or failure.",
+            "Duration of runs by status: success or failure.",
             ["status"],
             buckets=_RUN_BUCKETS,
+            registry=own,
+        )
+        self._run_failures = Counter(
+            "autoopt_run_failures",
+            "Failed runs by the module that failed first and the class of its error.",
+            ["module", "error"],
             registry=own,
         )
         self._verdicts = Counter(
@@ -100,25 +99,23 @@ class Exporter(Collector):
             ["module", "verdict"],
             registry=own,
         )
-        self._rollbacks = Counter(
-            "autoopt_rollbacks", "Tenants that the watch moved back, by module.", ["module"], registry=own
-        )
-        self._watches = Gauge("autoopt_watches", "New versions that are watched in production.", registry=own)
-        self._watches_left = Gauge(
-            "autoopt_watches_left", "Looks at them that the sensor left for its next tick.", registry=own
+        self._rollbacks = Counter("autoopt_rollbacks", "Automatic rollbacks by module.", ["module"], registry=own)
+        self._rollouts = Gauge("autoopt_rollouts_active", "Rollouts that are monitored in production.", registry=own)
+        self._rollouts_deferred = Gauge(
+            "autoopt_rollouts_deferred", "Rollout checks deferred to the next tick.", registry=own
         )
         self._lm_calls = Counter(
-            "autoopt_lm_calls", "Calls of language models, of failed attempts too.", ["tenant"], registry=own
+            "autoopt_lm_calls", "Language model calls, including those of failed attempts.", ["tenant"], registry=own
         )
         self._lm_tokens = Counter(
-            "autoopt_lm_tokens", "Tokens of language models, of failed attempts too.", ["tenant"], registry=own
+            "autoopt_lm_tokens", "Language model tokens, including those of failed attempts.", ["tenant"], registry=own
         )
         self._failing = Gauge(
-            "autoopt_failing_modules", "Modules of tenants whose last run failed, within seven days.", registry=own
+            "autoopt_failing_modules", "Tenants' modules whose last run failed, within seven days.", registry=own
         )
         self._failures = Gauge(
-            "autoopt_failures_in_a_row",
-            "Runs of the module that failed since its last outcome.",
+            "autoopt_consecutive_failures",
+            "Failed runs of the module since its last outcome.",
             ["tenant", "module"],
             registry=own,
         )
@@ -148,10 +145,10 @@ class Exporter(Collector):
                 self._tick_at.labels(sensor).set(tick.timestamp)
                 self._tick_failed.labels(sensor).set(tick.is_failure)
                 if sensor == OPTIMIZATION_SENSOR:
-                    said = read_tick(tick)
-                    if said.service == PHOENIX or said.works is None or PHOENIX in said.works:
-                        self._phoenix.set(said.service != PHOENIX)
-            # The cursor is that of the last look that did not fail.
+                    result = read_tick(tick)
+                    if result.failed == PHOENIX or result.phoenix_answered:
+                        self._phoenix.set(result.failed != PHOENIX)
+            # The cursor is that of the last tick that did not fail.
             data = state.sensor_instigator_data
             if sensor == OPTIMIZATION_SENSOR and data and (report := TickReport.load(data.cursor)):
                 for reason in Reason:
@@ -160,15 +157,20 @@ class Exporter(Collector):
                 self._oldest_due.set((now - due).total_seconds() if due else 0)
 
             if sensor == WATCH_SENSOR and data and (seen := WatchReport.load(data.cursor)):
-                self._watches.set(seen.watched)
-                self._watches_left.set(seen.left)
+                self._rollouts.set(seen.watched)
+                self._rollouts_deferred.set(seen.left)
 
     def _read_runs(self, now: datetime) -> None:
-        self._runs, records = read_ended_runs(self._instance, self._modules, self._runs, until=now - SETTLING)
-        for record in records:
-            if record.start_time:
-                seconds = ended_at(record).timestamp() - record.start_time
-                self._run_seconds.labels(record.dagster_run.status.value.lower()).observe(seconds)
+        for status, event in _ENDS.items():
+            after = self._ended[status]
+            ended = read_ended_runs(self._instance, self._modules, event, after, until=now - SETTLING)
+            self._ended[status] = ended.after
+            for run in ended.runs:
+                if run.record.start_time:
+                    self._run_seconds.labels(status).observe(run.event.timestamp - run.record.start_time)
+                if event is dg.DagsterEventType.RUN_FAILURE:
+                    failure = first_failure(run.event)
+                    self._run_failures.labels(failure.module or WHOLE_RUN, failure.error).inc()
 
     def _read_outcomes(self, module: str, now: datetime) -> None:
         after = self._materializations[module]

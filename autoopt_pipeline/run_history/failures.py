@@ -1,26 +1,37 @@
 """Why runs failed, each in one line, from their failure events."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEvent, DagsterEventType
 from dagster._core.events import JobFailureData
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.executor.child_process_executor import ChildProcessCrashException
+from dagster._utils.error import SerializableErrorInfo
 
+from autoopt_pipeline import errors
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import one_line
 
 WHOLE_RUN = "run"
 """Stands for all modules of a run that failed before or beside them: its process died, or somebody ended it."""
 
-FAILURES = {
+LOST, UNEXPECTED = "lost", "unexpected"
+"""Classes of failures beside those of `errors`: the process died or never began, and an error that is not ours."""
+
+_FAILURES = {
     DagsterEventType.ENGINE_EVENT,
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.RUN_FAILURE,
     DagsterEventType.RUN_CANCELED,
 }
 """The events that say why a run failed."""
+
+_OUR_ERRORS = {
+    name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.AutooptError)
+}
+_OF_DEAD_PROCESSES = {ChildProcessCrashException.__name__, dg.DagsterExecutionInterruptedError.__name__}
 
 _MAX_CHARS = 500
 
@@ -30,19 +41,44 @@ _SAYS_NOTHING = "This run has been marked as failed from outside the execution c
 _KILLED = "a process of it was killed, most likely for want of memory (OOMKilled): give it more"
 
 
+@dataclass(frozen=True)
+class FirstFailure:
+    """The first failure of a run: the module (None where no step failed), the class of its error, and its cause in one
+    line, which is None where only the run's other events know it (`causes_of`)."""
+
+    module: str | None
+    error: str
+    cause: str | None
+
+
+def first_failure(run_failure: dg.EventLogEntry) -> FirstFailure:
+    """What the event RUN_FAILURE holds by itself, so that many runs cost no query each."""
+    data = run_failure.dagster_event.event_specific_data if run_failure.dagster_event else None
+    step = data.first_step_failure_event if isinstance(data, JobFailureData) else None
+    if step is None:
+        return FirstFailure(None, LOST, None)
+    failure = step.step_failure_data
+    names = [error.cls_name for error in error_chain(failure.error)]
+    if not _OF_DEAD_PROCESSES.isdisjoint(names):
+        return FirstFailure(step.step_key, LOST, None)
+    return FirstFailure(step.step_key, next((n for n in names if n in _OUR_ERRORS), UNEXPECTED), _of_step(failure))
+
+
+def error_chain(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
+    """An error, and what caused it, down to the first cause."""
+    while error:
+        yield error
+        error = error.cause
+
+
 def causes_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
     """One line for each module of a run that failed; for the `WHOLE_RUN` only where no module says why."""
-    return causes_in(instance.all_logs(run_id, of_type=FAILURES))
-
-
-def causes_in(entries: Iterable[dg.EventLogEntry]) -> dict[str, str]:
-    """The same from what a run has told, in order, of which nothing but `FAILURES` is read."""
     causes: dict[str, str] = {}
     crashes: dict[str, str] = {}
     whole = before = ""
-    for entry in entries:
+    for entry in instance.all_logs(run_id, of_type=_FAILURES):
         event = entry.dagster_event
-        if event is None or event.event_type not in FAILURES:
+        if event is None:
             continue
         step = str(event.step_key)
         if event.event_type is DagsterEventType.STEP_FAILURE:

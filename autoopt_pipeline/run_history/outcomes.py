@@ -48,23 +48,53 @@ def read_attempts(
 ) -> dict[ModuleKey, Attempts]:
     """What became of the runs of every (tenant, module) that had any, without moments that are still to come; with few
     `tenants`, only theirs are read. Of a tenant that `begins` at a moment, what ended before that does not count."""
-    attempts: dict[ModuleKey, Attempts] = {}
     only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
-    for module in modules:
-        asset = dg.AssetKey(module)
-        latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION, only)
-        finished_at = {
-            record.storage_id: datetime.fromtimestamp(record.timestamp, UTC)
-            for record in _summaries(instance, asset, list(latest.values()))
-        }
-        for tenant, storage_id in latest.items():
-            if not _is_over(finished_at[storage_id], tenant, begins):
-                attempts[tenant, module] = Attempts(_believed(finished_at[storage_id]), storage_id)
+    attempts = {
+        (tenant, module): Attempts(_believed(ended), storage_id)
+        for (tenant, module), (ended, storage_id) in _newest_outcomes(instance, modules, only).items()
+        if not _is_over(ended, tenant, begins)
+    }
     _add_failures(instance, attempts, modules, failures_since, begins)
     for tenant, run_id in unfinished_runs(instance, modules).items():
         for module in modules:
             attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
     return attempts
+
+
+def _newest_outcomes(
+    instance: dg.DagsterInstance, modules: Collection[str], only: set[str] | None
+) -> dict[ModuleKey, tuple[datetime, int]]:
+    """When each (tenant, module) had its newest outcome, and the outcome's storage id; of these tenants `only`."""
+    newest = {}
+    for module in modules:
+        asset = dg.AssetKey(module)
+        latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION, only)
+        records = _summaries(instance, asset, list(latest.values()))
+        ended = {record.storage_id: _utc(record.timestamp) for record in records}
+        newest |= {(tenant, module): (ended[storage_id], storage_id) for tenant, storage_id in latest.items()}
+    return newest
+
+
+def failure_streaks(
+    instance: dg.DagsterInstance, modules: Collection[str], tenants: Collection[str], *, since: datetime
+) -> dict[ModuleKey, list[str]]:
+    """The runs that failed after the newest outcome of each of these tenants' modules, oldest first. Two queries for a
+    module, and one for the runs. Runs that a person cancelled have not failed."""
+    outcomes = _newest_outcomes(instance, modules, set(tenants))
+    failed = instance.get_run_records(
+        dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.FAILURE], tags={PARTITION_TAG: sorted(tenants)}, updated_after=since
+        )
+    )
+    streaks: dict[ModuleKey, list[str]] = {}
+    for record in sorted(failed, key=lambda record: record.end_time or record.update_timestamp.timestamp()):
+        run = record.dagster_run
+        for module in selected_modules(run).intersection(modules):
+            key = (run.tags[PARTITION_TAG], module)
+            # Where one module of a run failed, the others have their outcome all the same.
+            if key not in outcomes or outcomes[key][0] < _began(record):
+                streaks.setdefault(key, []).append(run.run_id)
+    return streaks
 
 
 def runs_of_newest_outcomes(instance: dg.DagsterInstance, modules: Collection[str]) -> set[str]:
@@ -287,7 +317,7 @@ def _add_failures(
         ended = _utc(record.end_time or record.update_timestamp)
         if _is_over(ended, tenant, begins):
             continue
-        began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
+        began = _began(record)
         for module in selected.intersection(modules):
             known = attempts.get((tenant, module), Attempts())
             # Where one module of a run failed, the others have their outcome all the same.
@@ -300,6 +330,10 @@ def _add_failures(
                 last_failed_run=run.run_id,
                 lost=_lost(run, known.lost),
             )
+
+
+def _began(record: dg.RunRecord) -> datetime:
+    return _utc(record.start_time or record.create_timestamp)
 
 
 def _lost(run: dg.DagsterRun, before: LostRun | None) -> LostRun | None:

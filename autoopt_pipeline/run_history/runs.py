@@ -1,6 +1,7 @@
 """Which runs of tenants' modules are queued or under way."""
 
 from collections.abc import Collection
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -31,3 +32,9 @@ def unfinished_runs(instance: dg.DagsterInstance, of: Collection[str]) -> dict[s
         for run in runs
         if PARTITION_TAG in run.tags and selected_modules(run).intersection(of)
     }
+
+
+def ended_at(record: dg.RunRecord) -> datetime:
+    if record.end_time:
+        return datetime.fromtimestamp(record.end_time, UTC)
+    return record.update_timestamp.astimezone(UTC)

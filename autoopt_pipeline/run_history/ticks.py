@@ -1,9 +1,10 @@
-"""What sensors' ticks say of themselves, for alerts and metrics.
+"""Sensors' ticks, and what sensors leave as cursors, for alerts and metrics.
 
 A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
@@ -21,32 +22,28 @@ from autoopt_pipeline.errors import (
     PlanningFailed,
 )
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR
-from autoopt_pipeline.run_history.events import Ticked
+from autoopt_pipeline.run_history.failures import error_chain
 from autoopt_pipeline.scheduling.turns import QueuePosition
 
 PHOENIX = "Phoenix"
 
-CONFIG_STORE = "the configuration store"
+_CONFIG_STORE = "the configuration store"
 
 _MODULES = "finding the tenants' modules"
 
-_SERVICES = {
+_SERVERS = {
     PhoenixUnavailable.__name__: PHOENIX,
     PhoenixRefused.__name__: PHOENIX,
-    ConfigStoreUnavailable.__name__: CONFIG_STORE,
-    ConfigStoreRefused.__name__: CONFIG_STORE,
+    ConfigStoreUnavailable.__name__: _CONFIG_STORE,
+    ConfigStoreRefused.__name__: _CONFIG_STORE,
     ArtifactStoreUnavailable.__name__: "the artifact store",
 }
-"""Errors, as ticks name them, by the service that they are about."""
-
-_BEFORE_PHOENIX = frozenset({CONFIG_STORE})
-"""What has answered by the time that Phoenix is asked."""
-
+"""The server that an error of a tick is about."""
 
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
-class _Report(BaseModel):
+class StoredCursor(BaseModel):
     """What a sensor leaves as its cursor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +57,7 @@ class _Report(BaseModel):
             return None
 
 
-class TickReport(_Report):
+class TickReport(StoredCursor):
     """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
 
     `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` says of modules
@@ -75,7 +72,7 @@ class TickReport(_Report):
     missing: tuple[str, ...] = ()
 
 
-class WatchReport(_Report):
+class WatchReport(StoredCursor):
     """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
 
     watched: int
@@ -95,13 +92,9 @@ def _last_tick(state: InstigatorState) -> float:
     return getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
 
 
-def finished_ticks(
-    instance: dg.DagsterInstance, state: InstigatorState, *, limit: int, after: float | None = None
-) -> Sequence[InstigatorTick]:
-    """The latest, newest first; `after` is a Unix time."""
-    return instance.get_ticks(
-        state.instigator_origin_id, state.selector_id, after=after, limit=limit, statuses=_FINISHED
-    )
+def finished_ticks(instance: dg.DagsterInstance, state: InstigatorState, *, limit: int) -> Sequence[InstigatorTick]:
+    """The latest, newest first."""
+    return instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=limit, statuses=_FINISHED)
 
 
 def report_of(tick: InstigatorTick) -> TickReport | None:
@@ -111,36 +104,83 @@ def report_of(tick: InstigatorTick) -> TickReport | None:
     return TickReport.load(tick.cursor)
 
 
-def read_tick(tick: InstigatorTick) -> Ticked:
-    """What kept the tick from what it is for. An error that is of no service is the sensor's own."""
-    at, sensor = datetime.fromtimestamp(tick.timestamp, UTC), tick.instigator_name
-    if not tick.is_failure:
-        report = report_of(tick)
-        if report is None:
-            return Ticked(at, sensor)
-        if report.phoenix_error:
-            return Ticked(at, sensor, PHOENIX, report.phoenix_error, _BEFORE_PHOENIX)
-        answered = _BEFORE_PHOENIX | {f"sensor {sensor}"} | ({PHOENIX} if report.phoenix_asked else set())
-        if report.missing:
-            return Ticked(at, sensor, _MODULES, report.missing[0], answered)
-        return Ticked(at, sensor, works=None if report.phoenix_asked else answered | {_MODULES})
-    errors = causes(tick)
-    for error in errors:
-        if service := _SERVICES.get(error.cls_name or ""):
-            return Ticked(at, sensor, service, _text(error), _BEFORE_PHOENIX if service == PHOENIX else frozenset())
-    # Tenants' own errors come after everything was asked.
-    undecided = any(error.cls_name == PlanningFailed.__name__ for error in errors)
-    works = _BEFORE_PHOENIX | {PHOENIX} if undecided else frozenset[str]()
-    return Ticked(at, sensor, f"sensor {sensor}", _text(errors[-1]) if errors else "", works)
+@dataclass(frozen=True)
+class TickResult:
+    """What a tick could not do its work for: a server, or the sensor itself; None where it could.
+
+    A tick that succeeded need not have asked Phoenix.
+    """
+
+    sensor: str
+    at: datetime
+    failed: str | None
+    cause: str = ""
+    phoenix_answered: bool = False
+
+
+def read_tick(tick: InstigatorTick) -> TickResult:
+    sensor, at = tick.instigator_name, datetime.fromtimestamp(tick.timestamp, UTC)
+    if tick.is_failure:
+        errors = causes(tick)
+        for error in errors:
+            if server := _SERVERS.get(error.cls_name or ""):
+                return TickResult(sensor, at, server, _text(error))
+        # Errors of single tenants are raised after Phoenix has answered.
+        answered = any(error.cls_name == PlanningFailed.__name__ for error in errors)
+        return TickResult(sensor, at, f"sensor {sensor}", _text(errors[-1]) if errors else "", answered)
+    report = report_of(tick)
+    if report is None:
+        return TickResult(sensor, at, None, phoenix_answered=True)
+    if report.phoenix_error:
+        return TickResult(sensor, at, PHOENIX, report.phoenix_error)
+    if report.missing:
+        return TickResult(sensor, at, _MODULES, report.missing[0], report.phoenix_asked)
+    return TickResult(sensor, at, None, phoenix_answered=report.phoenix_asked)
+
+
+@dataclass
+class Outage:
+    """Consecutive ticks of a sensor in which a server, or the sensor itself, failed: the first of them at `since`, and
+    at `at` the one that made it an outage. It is `over` where it has worked in a later tick."""
+
+    subject: str
+    sensor: str
+    since: datetime
+    at: datetime
+    cause: str
+    over: bool = False
+
+
+def find_outages(ticks: Iterable[TickResult], *, after: int) -> list[Outage]:
+    """Every `after` consecutive ticks of a sensor that failed for the same reason, in order.
+
+    Sensors that miss the same server are one outage. A tick that did not ask a server is neither for nor against it.
+    """
+    outages = []
+    streaks: dict[tuple[str, str], list[TickResult]] = {}
+    running: dict[str, Outage] = {}
+    for tick in sorted(ticks, key=lambda tick: tick.at):
+        for subject, sensor in [key for key in streaks if key[1] == tick.sensor and key[0] != tick.failed]:
+            if tick.phoenix_answered if subject == PHOENIX else tick.failed is None:
+                del streaks[subject, sensor]
+                if subject in running and not any(
+                    of == subject and len(streak) >= after for (of, _), streak in streaks.items()
+                ):
+                    running.pop(subject).over = True
+        if tick.failed is None:
+            continue
+        streak = streaks.setdefault((tick.failed, tick.sensor), [])
+        streak.append(tick)
+        if len(streak) >= after and tick.failed not in running:
+            outage = Outage(tick.failed, tick.sensor, streak[0].at, tick.at, tick.cause)
+            running[tick.failed] = outage
+            outages.append(outage)
+    return outages
 
 
 def causes(tick: InstigatorTick) -> list[SerializableErrorInfo]:
     """The error of a failed tick, and what caused it, down to the first cause."""
-    chain, error = [], tick.error
-    while error:
-        chain.append(error)
-        error = error.cause
-    return chain
+    return list(error_chain(tick.error))
 
 
 def _text(error: SerializableErrorInfo) -> str:

@@ -24,9 +24,8 @@ from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, WATCH_SEN
 from autoopt_pipeline.registry.audit_log import recent_acts
 from autoopt_pipeline.registry.module_versions import PROPOSED
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.feed import ended_at
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
-from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
+from autoopt_pipeline.run_history.runs import UNFINISHED, ended_at, selected_modules
 from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
 

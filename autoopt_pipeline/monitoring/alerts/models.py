@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -12,26 +12,21 @@ from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import one_line
 
 MAX_AFFECTED = 20
-"""Modules that one alert lists; the others are in its count."""
-
-REPEAT_AFTER = timedelta(days=1)
-"""Trouble that stays the same is told again after this."""
+"""Modules that one alert lists. It counts the others."""
 
 _MAX_CHARS = 500
 
 
 class Kind(StrEnum):
+    UNREACHABLE = "unreachable"
+    ROLLED_BACK = "rolled_back"
     RUN_FAILED = "run_failed"
     FAILING_REPEATEDLY = "failing_repeatedly"
-    RECOVERED = "recovered"
-    ROLLED_BACK = "rolled_back"
-    UNREACHABLE = "unreachable"
-    REACHABLE = "reachable"
     TEST = "test"
 
 
 class Affected(BaseModel):
-    """A module of a tenant that the alert is about."""
+    """A tenant's module that the alert is about."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,43 +38,34 @@ class Affected(BaseModel):
 
 
 class Alert(BaseModel):
-    """One message. It may arrive twice, with the same `id`."""
+    """One message. It may arrive twice."""
 
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = Field(1, description="Of this schema. It grows when a field changes or goes.")
-    id: str = Field(description="The same when the same message is sent again.")
+    id: str = Field(description="A hash of the other fields, so the same when the same message is sent again.")
     kind: Kind
-    at: datetime = Field(description="When it was noticed, UTC.")
+    at: datetime = Field(description="When the newest of it happened, UTC.")
     summary: str = Field(description="What happened, in one line.")
     detail: str = Field("", description="The cause, in one line, and what to do where that is known.")
     affected: tuple[Affected, ...] = Field((), description=f"The first {MAX_AFFECTED} modules that it is about.")
-    affected_total: int = Field(0, description="How many it is about.")
+    affected_total: int = Field(0, description="How many modules it is about.")
 
 
-def make_alert(
-    kind: Kind,
-    at: datetime,
-    summary: str,
-    *,
-    detail: str = "",
-    affected: Sequence[Affected] = (),
-    total: int | None = None,
-) -> Alert:
-    """An alert of bounded size. `total` is how many are affected where `affected` has not all of them."""
-    listed = tuple(affected[:MAX_AFFECTED])
+def make_alert(kind: Kind, at: datetime, summary: str, *, detail: str = "", affected: Sequence[Affected] = ()) -> Alert:
+    """An alert of bounded size."""
     alert = Alert(
         id="",
         kind=kind,
         at=at,
         summary=beginning_of(summary),
         detail=beginning_of(detail),
-        affected=listed,
-        affected_total=len(affected) if total is None else total,
+        affected=tuple(affected[:MAX_AFFECTED]),
+        affected_total=len(affected),
     )
     return alert.model_copy(update={"id": hashlib.sha256(alert.model_dump_json().encode()).hexdigest()[:16]})
 
 
 def beginning_of(text: str) -> str:
-    """Of a text that anybody may have written, what fits in one line."""
+    """One line of text that anybody may have written."""
     return one_line(scrub(text), length=_MAX_CHARS)

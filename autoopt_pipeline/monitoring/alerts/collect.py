@@ -1,0 +1,143 @@
+"""What to alert about, read from Dagster's records: at most one alert of each kind since a cursor.
+
+The cursor holds places in these records and nothing else, and an alert is made of what came after its place. So as long
+as the place stays, an alert that was not delivered is made again, together with what has happened meanwhile.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from pydantic import Field
+
+from autoopt_pipeline.monitoring.alerts.messages import failure_alert, outage_alert, page, rollback_alert
+from autoopt_pipeline.monitoring.alerts.models import Affected, Alert, Kind, beginning_of
+from autoopt_pipeline.run_history.feed import latest_id, read_events
+from autoopt_pipeline.run_history.module_failures import read_module_failures
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
+from autoopt_pipeline.run_history.ticks import StoredCursor, find_outages, finished_ticks, read_tick, sensor_states
+
+_TICKS, _MOST_TICKS = 20, 500
+"""Ticks of a sensor that are read beside those that make an outage, usually and after a receiver was down."""
+
+
+class AlertCursor(StoredCursor):
+    """Up to where one receiver has got its alerts: ids of events, and for each sensor the start of a tick (Unix time).
+
+    `sent_at` is when it got the last alert of a kind.
+    """
+
+    failures: dict[Kind, int]
+    observations: dict[str, int]
+    ticks: dict[str, float] = Field({})
+    sent_at: dict[Kind, datetime] = Field({})
+
+
+@dataclass(frozen=True)
+class AlertSource:
+    """Dagster's records of these modules and sensors, those of runs and modules `until` a moment.
+
+    `alert_after` is the number of consecutive failures of a module, or failed ticks of a sensor, that raise an alert.
+    """
+
+    instance: dg.DagsterInstance
+    modules: Collection[str]
+    sensors: Collection[str]
+    alert_after: int
+    until: datetime
+    ui_url: str | None = None
+
+
+Collected = tuple[Alert | None, AlertCursor]
+"""An alert, None where there is nothing to alert about, and the cursor for when it has been delivered."""
+
+
+def start_cursor(source: AlertSource) -> AlertCursor:
+    """For a new receiver, which gets what happens from now on, and outages that have not ended."""
+    failure = latest_id(source.instance.fetch_run_status_changes, dg.DagsterEventType.RUN_FAILURE)
+    return AlertCursor(
+        failures={Kind.RUN_FAILED: failure, Kind.FAILING_REPEATEDLY: failure},
+        observations={module: _latest_observation(source, module) for module in source.modules},
+    )
+
+
+def _unreachable(source: AlertSource, cursor: AlertCursor) -> Collected:
+    results = []
+    for sensor, state in sensor_states(source.instance).items():
+        if sensor in source.sensors:
+            ticks = finished_ticks(source.instance, state, limit=source.alert_after + _TICKS)
+            if sum(tick.timestamp <= cursor.ticks.get(sensor, 0) for tick in ticks) < source.alert_after:
+                ticks = finished_ticks(source.instance, state, limit=source.alert_after + _MOST_TICKS)
+            results += [read_tick(tick) for tick in reversed(ticks)]
+    outages = [
+        outage
+        for outage in find_outages(results, after=source.alert_after)
+        if outage.at.timestamp() > cursor.ticks.get(outage.sensor, 0)
+        and not (outage.over and outage.sensor not in cursor.ticks)
+    ]
+    places = cursor.ticks | {result.sensor: result.at.timestamp() for result in results}
+    alert = outage_alert(outages, source.alert_after) if outages else None
+    return alert, cursor.model_copy(update={"ticks": places})
+
+
+def _rolled_back(source: AlertSource, cursor: AlertCursor) -> Collected:
+    fetch, places, rolled_back, times = source.instance.fetch_observations, {}, [], []
+    for module in source.modules:
+        known = cursor.observations.get(module)
+        places[module] = _latest_observation(source, module) if known is None else known
+        for record in read_events(fetch, module, places[module], until=source.until):
+            places[module] = record.storage_id
+            observation = record.asset_observation
+            values = metadata_values(observation)
+            if observation is None or observation.partition is None or values.get("event") != ROLLED_BACK:
+                continue
+            times.append(record.timestamp)
+            path = f"{values.get('from') or 'baseline'} -> {values.get('to') or 'baseline'}"
+            rolled_back.append(
+                Affected(
+                    tenant=observation.partition,
+                    module=module,
+                    detail=beginning_of(f"{path}: {values.get('reason', '')}"),
+                    url=page(source.ui_url, f"assets/{module}?view=partitions"),
+                )
+            )
+    alert = rollback_alert(rolled_back, datetime.fromtimestamp(max(times), UTC)) if rolled_back else None
+    return alert, cursor.model_copy(update={"observations": places})
+
+
+def _latest_observation(source: AlertSource, module: str) -> int:
+    return latest_id(source.instance.fetch_observations, dg.AssetKey(module))
+
+
+def _run_failed(source: AlertSource, cursor: AlertCursor) -> Collected:
+    """Of a module's consecutive failures the first. Any may be the first where the module has had an outcome since, or
+    where older failures are left out."""
+    return _failures(source, cursor, Kind.RUN_FAILED, lambda number, full: full or number in {None, 1})
+
+
+def _failing_repeatedly(source: AlertSource, cursor: AlertCursor) -> Collected:
+    """Of a module's consecutive failures each n-th, so that a module that has failed for long is reported, too."""
+
+    def is_news(number: int | None, full: bool) -> bool:
+        return number is not None and number >= source.alert_after and (full or number % source.alert_after == 0)
+
+    return _failures(source, cursor, Kind.FAILING_REPEATEDLY, is_news)
+
+
+def _failures(
+    source: AlertSource, cursor: AlertCursor, kind: Kind, is_news: Callable[[int | None, bool], bool]
+) -> Collected:
+    read = read_module_failures(source.instance, source.modules, cursor.failures[kind], until=source.until)
+    failures = [failure for failure in read.failures if is_news(failure.number, read.full)]
+    alert = failure_alert(kind, failures, ui_url=source.ui_url, newest_only=read.full) if failures else None
+    return alert, cursor.model_copy(update={"failures": cursor.failures | {kind: read.after}})
+
+
+COLLECTORS: dict[Kind, Callable[[AlertSource, AlertCursor], Collected]] = {
+    Kind.UNREACHABLE: _unreachable,
+    Kind.ROLLED_BACK: _rolled_back,
+    Kind.RUN_FAILED: _run_failed,
+    Kind.FAILING_REPEATEDLY: _failing_repeatedly,
+}
+"""By kind of alert, in the order in which they are sent."""
