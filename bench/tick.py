@@ -43,7 +43,7 @@ from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.stack import Stack, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.run_history.instance import open_instance
 
-SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor", "run_retention_sensor")
+SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "rollout_monitor_sensor", "run_retention_sensor")
 STATES = {
     "quiet": "1 % of tenants are due, the others' interval is not over",
     "idle": "all intervals are over, 1 % of tenants have new traces",
@@ -238,7 +238,7 @@ def _of_a_look(row: dict[str, Any]) -> dict[str, Any]:
         "Phoenix CPU s": round(row["phoenix_cpu"], 1),
         "MB": round(row["memory_mb"]),
         "runs": row["launched"],
-        "left": row["decisions"].get("left", 0) // 5,
+        "deferred": row["decisions"].get("deferred", 0) // 5,
     }
 
 

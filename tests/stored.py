@@ -81,7 +81,7 @@ def store(
     artifacts.save(program, manifest.model_copy(update=changes))
     if active:
         before = artifacts.active()
-        artifacts.move(version, expected=before.version if before else None, by="t", why="")
+        artifacts.transition(version, expected=before.version if before else None, actor="t", reason="")
     return version
 
 

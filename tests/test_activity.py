@@ -71,11 +71,11 @@ def test_all_that_people_do_is_told_with_who_did_it(home: Path, store: TenantCon
     )
     module = "/tenants/acme/modules/routing"
     with visiting(home) as browser:
-        send(browser, f"{module}/approve?version={one}", version=one, why="looks right")
-        autoopt("promote", "acme", "routing", two, "--why", "better", "--no-watch")
-        autoopt("rollback", "acme", "routing", "--why", "it annoys people")
-        autoopt("promote", "acme", "routing", two, "--why", "they got used to it", "--no-watch")
-        send(browser, f"{module}/decline?version={three}", version=three, why="too long")
+        send(browser, f"{module}/approve?version={one}", version=one, reason="looks right")
+        autoopt("promote", "acme", "routing", two, "--reason", "better", "--no-rollout")
+        autoopt("rollback", "acme", "routing", "--reason", "it annoys people")
+        autoopt("promote", "acme", "routing", two, "--reason", "they got used to it", "--no-rollout")
+        send(browser, f"{module}/decline?version={three}", version=three, reason="too long")
         send(browser, "/tenants/acme/configuration/remove")
         autoopt("artifacts", "delete", "acme", "--yes")
         send(browser, "/tenants/acme/configuration/revert?version=2")
@@ -100,15 +100,15 @@ def test_all_that_people_do_is_told_with_who_did_it(home: Path, store: TenantCon
         ("tenant added", "acme", "", "configuration version 1", "ada"),
     ]
     said = json.loads(autoopt("config", "history", "acme", "--json"))["versions"]
-    assert [each["by"] for each in said] == ["ada", "ada", "tester", "ada", "tester"]
+    assert [each["actor"] for each in said] == ["ada", "ada", "tester", "ada", "tester"]
 
 
 def test_pages_go_back_to_the_first_thing_that_happened_and_tell_each_once(
     home: Path, store: TenantConfigStore
 ) -> None:
     for number in range(70):
-        write_config(store, RoutingConfigUnified(tenant_id=f"t{number:02}"), by="ada")
-        artifacts(home, f"t{number:02}").enter_act("declined", by="marta", text=f"v{number}")
+        write_config(store, RoutingConfigUnified(tenant_id=f"t{number:02}"), actor="ada")
+        artifacts(home, f"t{number:02}").enter_act("declined", actor="marta", text=f"v{number}")
     with visiting(home) as browser:
         pages = list(all_pages(browser))
         assert "Failures" not in browser.get("/activity?before=2026-01-01T00:00:00%2B00:00").text
@@ -120,9 +120,9 @@ def test_pages_go_back_to_the_first_thing_that_happened_and_tell_each_once(
 
 def test_who_sees_some_tenants_sees_what_happened_to_those_alone(home: Path, store: TenantConfigStore) -> None:
     for tenant in ("acme", "globex:eu", "globex:us", "globex:gone"):
-        write_config(store, RoutingConfigUnified(tenant_id=tenant), by="ada")
-        artifacts(home, tenant).enter_act("declined", by="marta", text="v")
-    store.write("globex:gone", None, by="ada")
+        write_config(store, RoutingConfigUnified(tenant_id=tenant), actor="ada")
+        artifacts(home, tenant).enter_act("declined", actor="marta", text="v")
+    store.write("globex:gone", None, actor="ada")
     with visiting(home, everybody(Role.VIEWER, ["globex:*"])) as browser:
         rows = rows_of(browser.get("/activity").text)
         page = browser.get("/activity").text
@@ -150,7 +150,7 @@ class Counting(ObjectStore):
 
 
 def old_act(files: ObjectStore, at: datetime, tenant: str) -> None:
-    act = Act(at=at, by="ada", what="declined", tenant_id=tenant, module="routing", text="v")
+    act = Act(at=at, actor="ada", what="declined", tenant_id=tenant, module="routing", text="v")
     name = f"{ACTS_FOLDER}/{at:%Y-%m-%d}/{at:%H%M%S%f}-{tenant}.json"
     files.create(name, act.model_dump_json().encode())
 
@@ -179,7 +179,7 @@ def test_a_page_of_acts_reads_no_more_than_it_shows_however_many_there_are(tmp_p
 def test_acts_of_the_same_moment_and_what_is_no_act_cost_nobody_anything(tmp_path: Path) -> None:
     files = ObjectStore(str(tmp_path))
     for _ in range(20):
-        enter_act(files, by="ada", what="declined", tenant_id="org:a b", module="routing", text="x")
+        enter_act(files, actor="ada", what="declined", tenant_id="org:a b", module="routing", text="x")
     old_act(files, NOW, "acme")
     for name in ("nonsense/x.json", "2026-05-04/x.json", "2026-05-04/999999999999-acme.json", "2026-13-01/x.json"):
         files.create(f"{ACTS_FOLDER}/{name}", b"{")

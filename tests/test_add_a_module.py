@@ -64,7 +64,7 @@ def followed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Foll
     env = environment(installed, DAGSTER_HOME=str(home), AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
     own = [(kind, file, text.replace("acme", tenant)) for kind, file, text in BLOCKS]
     output = follow([(kind, file, text if file else PAGES.sub("", text)) for kind, file, text in own], home, env)
-    return Followed(home, tenant, {**env, "AUTOOPT_MODULES": str(home / "own" / "modules.yaml")}, output)
+    return Followed(home, tenant, {**env, "AUTOOPT_MODULES_FILE": str(home / "own" / "modules.yaml")}, output)
 
 
 def test_the_declared_module_is_an_asset(followed: Followed) -> None:
@@ -93,16 +93,16 @@ def test_what_it_says_of_numbers_holds(followed: Followed) -> None:
     metadata = followed.metadata("urgency")
     reviewed = int(re.search(r"(\d+) requests reviewed", followed.output)[1])  # ty: ignore[not-subscriptable]
     assert 330 <= reviewed <= 420
-    assert metadata["decisions_read"] == 500
+    assert metadata["spans_read"] == 500
     assert metadata["examples_holdout"] >= 100
     assert metadata["examples_holdout"] == pytest.approx(0.4 * reviewed, rel=0.25)
 
 
 def test_the_metadata_that_it_tells_to_read_is_there(followed: Followed) -> None:
     named = re.findall(r"\*\*(\w+)\*\*", DOCUMENT[DOCUMENT.index("Read its metadata") :])
-    assert set(named) - {"data"} == {"verdict", "reason", "score_before", "score_after", "report"}
+    assert set(named) - {"training_data"} == {"verdict", "reason", "incumbent_score", "candidate_score", "report"}
     for module in ("urgency", "triage"):
-        assert set(named) - {"data"} <= followed.metadata(module).keys()
+        assert set(named) - {"training_data"} <= followed.metadata(module).keys()
 
 
 def test_half_marks_show_in_the_packages_scores(followed: Followed) -> None:

@@ -30,10 +30,12 @@ def root(tmp_path: Path) -> Path:
 def fill(files: ObjectStore, tenant: str) -> None:
     artifacts = VersionStore(files, tenant, "routing")
     one, two = save(artifacts, "one", tenant=tenant), save(artifacts, "two", tenant=tenant)
-    artifacts.move(one, expected=None, by="t", why="")
-    artifacts.move(two, expected=one, by="t", why="")
+    artifacts.transition(one, expected=None, actor="t", reason="")
+    artifacts.transition(two, expected=one, actor="t", reason="")
     artifacts.charge(
-        LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
+        LedgerEntry(
+            sequence=1, kind="holdout_test", at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
+        )
     )
     SharedStore(files, "routing").publish(shared_of(tenant, version=two))
 

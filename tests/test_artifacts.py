@@ -43,14 +43,16 @@ def test_a_version_is_read_back_as_it_was_saved(artifacts: VersionStore) -> None
 
 def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
-    artifacts.move(one, expected=None, by="run 1", why="proven better")
-    artifacts.move(two, expected=one, by="run 2", why="proven better")
-    artifacts.move(one, expected=two, by="marta", why="two is slow")
+    artifacts.transition(one, expected=None, actor="run 1", reason="proven better")
+    artifacts.transition(two, expected=one, actor="run 2", reason="proven better")
+    artifacts.transition(one, expected=two, actor="marta", reason="two is slow")
     active = artifacts.active()
     assert active is not None
     assert active.version == one
-    moves = [json.loads(path.read_text()) for path in sorted((folder(tmp_path) / "moves").iterdir())]
-    assert [(move["expected"], move["to"], move["by"]) for move in moves] == [
+    transitions = [json.loads(path.read_text()) for path in sorted((folder(tmp_path) / "transitions").iterdir())]
+    assert [
+        (transition["from_version"], transition["to_version"], transition["actor"]) for transition in transitions
+    ] == [
         (None, one, "run 1"),
         (one, two, "run 2"),
         (two, one, "marta"),
@@ -59,9 +61,9 @@ def test_moves_lead_from_version_to_version_and_are_recorded(artifacts: VersionS
 
 def test_a_move_from_a_version_that_is_no_longer_active_is_refused(artifacts: VersionStore) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
-    artifacts.move(one, expected=None, by="a", why="")
+    artifacts.transition(one, expected=None, actor="a", reason="")
     with pytest.raises(PromotionConflict, match="no longer the baseline"):
-        artifacts.move(two, expected=None, by="b", why="")
+        artifacts.transition(two, expected=None, actor="b", reason="")
     active = artifacts.active()
     assert active is not None
     assert active.version == one
@@ -76,7 +78,9 @@ def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
     def promote(version: str) -> None:
         barrier.wait()
         try:
-            VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing").move(version, expected=None, by="t", why="")
+            VersionStore(ObjectStore(str(tmp_path)), "acme:eu", "routing").transition(
+                version, expected=None, actor="t", reason=""
+            )
             won.append(version)
         except PromotionConflict:
             pass
@@ -93,9 +97,9 @@ def test_of_many_concurrent_promotions_exactly_one_wins(tmp_path: Path) -> None:
 
 def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
-    artifacts.move(one, expected=None, by="a", why="")
+    artifacts.transition(one, expected=None, actor="a", reason="")
     before = (folder(tmp_path) / "active.json").read_bytes()
-    artifacts.move(two, expected=one, by="a", why="")
+    artifacts.transition(two, expected=one, actor="a", reason="")
     (folder(tmp_path) / "active.json").write_bytes(before)
     active = artifacts.active()
     assert active is not None
@@ -105,36 +109,21 @@ def test_a_pointer_that_a_dead_writer_left_behind_is_mended(artifacts: VersionSt
 
 def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
-    artifacts.move(one, expected=None, by="run 1", why="proven better")
+    artifacts.transition(one, expected=None, actor="run 1", reason="proven better")
     before = (folder(tmp_path) / "active.json").read_bytes()
-    artifacts.move(None, expected=one, by="marta", why="it annoys people")
+    artifacts.transition(None, expected=one, actor="marta", reason="it annoys people")
     told = json.loads((folder(tmp_path) / "active.json").read_text())
     assert (told["version"], told["sequence"], told["canary"]) == (None, 2, None)
-    assert (told["rolled_back"]["versions"], told["rolled_back"]["by"]) == ([one], "marta")
+    assert (told["rolled_back"]["versions"], told["rolled_back"]["actor"]) == ([one], "marta")
     (folder(tmp_path) / "active.json").write_bytes(before)  # the writer died before it
     assert artifacts.active() is None
     assert json.loads((folder(tmp_path) / "active.json").read_text()) == told
     with pytest.raises(PromotionConflict):
-        artifacts.move(two, expected=one, by="run 2", why="proven better")
-    artifacts.move(two, expected=None, by="run 3", why="proven better")
+        artifacts.transition(two, expected=one, actor="run 2", reason="proven better")
+    artifacts.transition(two, expected=None, actor="run 3", reason="proven better")
     active = artifacts.active()
     assert active is not None
     assert (active.version, active.sequence) == (two, 3)
-
-
-def test_moves_and_pointers_stored_before_there_was_a_way_back_to_the_baseline_are_read(
-    artifacts: VersionStore, tmp_path: Path
-) -> None:
-    one = save(artifacts, "one")
-    move = f'{{"sequence": 1, "at": "2026-01-01T00:00:00Z", "by": "t", "why": "", "expected": null, "to": "{one}"}}'
-    (folder(tmp_path) / "moves").mkdir()
-    (folder(tmp_path) / "moves" / "00000001.json").write_text(move)
-    (folder(tmp_path) / "active.json").write_text(f'{{"version": "{one}", "sequence": 1, "canary": null}}')
-    active = artifacts.active()
-    assert active is not None
-    assert active.version == one
-    artifacts.move(None, expected=one, by="marta", why="")
-    assert [move.to for move in artifacts.moves()] == [one, None]
 
 
 def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: VersionStore, tmp_path: Path) -> None:
@@ -152,7 +141,7 @@ def test_a_version_without_its_manifest_is_not_there(artifacts: VersionStore, tm
     (folder(tmp_path) / "versions" / version / "manifest.json").unlink()
     assert artifacts.versions() == []
     with pytest.raises(InvalidArtifact, match="does not exist"):
-        artifacts.move(version, expected=None, by="a", why="")
+        artifacts.transition(version, expected=None, actor="a", reason="")
 
 
 def test_a_damaged_program_is_refused(artifacts: VersionStore, tmp_path: Path) -> None:
@@ -178,7 +167,9 @@ def test_a_version_is_never_overwritten(artifacts: VersionStore) -> None:
 
 
 def test_a_place_in_the_ledger_is_taken_once(artifacts: VersionStore) -> None:
-    entry = LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
+    entry = LedgerEntry(
+        sequence=1, kind="holdout_test", at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
+    )
     assert artifacts.charge(entry)
     assert not artifacts.charge(entry.model_copy(update={"candidate_digest": "other"}))
     assert artifacts.ledger() == [entry]
@@ -192,9 +183,9 @@ def test_no_temporary_file_is_left_or_listed(artifacts: VersionStore, tmp_path: 
 def test_other_stores_work_the_same_way() -> None:
     artifacts = VersionStore(ObjectStore("memory://autoopt-test"), "acme:eu", "routing")
     one, two = save(artifacts, "one"), save(artifacts, "two")
-    artifacts.move(one, expected=None, by="a", why="")
+    artifacts.transition(one, expected=None, actor="a", reason="")
     with pytest.raises(PromotionConflict):
-        artifacts.move(two, expected=None, by="b", why="")
+        artifacts.transition(two, expected=None, actor="b", reason="")
     assert {manifest.version for manifest in artifacts.versions()} == {one, two}
 
 
@@ -214,15 +205,15 @@ def test_a_withdrawn_version_keeps_its_manifest_and_can_neither_be_loaded_nor_co
 ) -> None:
     one, two = save(artifacts, "very private"), save(artifacts, "two")
     (folder(tmp_path) / "versions" / one / ".writing-dead").write_text("very private")
-    artifacts.withdraw(one, by="marta", why="a trace was forgotten")
+    artifacts.withdraw(one, actor="marta", reason="a trace was forgotten")
     assert {manifest.version for manifest in artifacts.versions()} == {one, two}
     withdrawal = artifacts.withdrawal(one)
     assert withdrawal is not None
-    assert (withdrawal.by, withdrawal.why) == ("marta", "a trace was forgotten")
+    assert (withdrawal.actor, withdrawal.reason) == ("marta", "a trace was forgotten")
     assert artifacts.withdrawal(two) is None
     for attempt in (
         lambda: artifacts.load(one),
-        lambda: artifacts.move(one, expected=None, by="t", why=""),
+        lambda: artifacts.transition(one, expected=None, actor="t", reason=""),
         lambda: save(artifacts, "very private"),
     ):
         with pytest.raises(InvalidArtifact, match=r"withdrawn on .*: a trace was forgotten"):
@@ -234,14 +225,14 @@ def test_withdrawing_again_finishes_what_a_dead_writer_left_and_keeps_the_first_
     artifacts: VersionStore, tmp_path: Path
 ) -> None:
     version = save(artifacts, "one")
-    artifacts.withdraw(version, by="marta", why="first")
+    artifacts.withdraw(version, actor="marta", reason="first")
     (folder(tmp_path) / "versions" / version / "program.json").write_text("left over")
     assert [text for _, text in artifacts.texts()] == ["left over"]
-    artifacts.withdraw(version, by="t", why="second")
+    artifacts.withdraw(version, actor="t", reason="second")
     assert list(artifacts.texts()) == []
     withdrawal = artifacts.withdrawal(version)
     assert withdrawal is not None
-    assert withdrawal.why == "first"
+    assert withdrawal.reason == "first"
 
 
 def test_a_tenants_modules_are_those_with_artifacts(artifacts: VersionStore, tmp_path: Path) -> None:

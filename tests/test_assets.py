@@ -86,7 +86,7 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     assert result.success
     metadata = metadata_of(result, "routing")
     assert metadata["verdict"] == "promoted"
-    assert metadata["score_after"] > metadata["score_before"]
+    assert metadata["candidate_score"] > metadata["incumbent_score"]
     assert "stand-in" in metadata["language_model"]
     assert metadata["version"] == metadata["active_version"]
     assert metadata["examples_holdout"] >= 100
@@ -104,7 +104,7 @@ def test_a_materialization_says_what_a_person_wants_to_know(
         assert part in metadata["report"]
     traces = f"{phoenix.endpoint}/projects/{project_of(phoenix, 'acme').id}/traces/"
     assert metadata["report"].count(traces) >= min(20, metadata["fixed"])
-    assert 0 < metadata["brier_after"] < 0.5
+    assert 0 < metadata["candidate_brier"] < 0.5
     assert metadata["phoenix_comparison"].startswith(f"{phoenix.endpoint}/datasets/")
     assert metadata["balance"].keys() == set(SAMPLE_AGENTS)
     assert metadata["lm_calls"] > 0
@@ -114,7 +114,7 @@ def test_a_materialization_says_what_a_person_wants_to_know(
     outcome = read_outcomes(instance, attempts)["acme", "routing"]
     assert outcome.window_end == acme
     assert outcome.labels == set(SAMPLE_AGENTS)
-    assert outcome.decisions == metadata["decisions_read"] == ACME.traces
+    assert outcome.decisions == metadata["spans_read"] == ACME.traces
     assert outcome.annotations
     assert outcome.annotations.total == metadata["annotation_total"] > 0
     assert outcome.annotations.new(outcome.annotations.total, oldest=project_of(phoenix, "acme").oldest) == 0
@@ -128,13 +128,13 @@ def test_all_five_modules_run_together_and_unified_after_its_parts(
     assert result.success
     metadata = {module: metadata_of(result, module) for module in modules}
     assert metadata["workflow"]["verdict"] == "promoted"
-    assert {part["verdict"] for part in metadata.values()} <= {"promoted", "rejected", "waiting"}
+    assert {part["verdict"] for part in metadata.values()} <= {"promoted", "rejected", "inconclusive"}
     assert metadata["unified"]["annotation_total"] > metadata["workflow"]["annotation_total"] > 0
     # It started from the plans that were learnt a moment ago, so it is compared with them, not with the baseline.
     artifacts = Connections(load_settings()).artifacts("acme", "workflow")
     assert artifacts.active() is not None
-    if "score_before" in metadata["unified"]:
-        assert metadata["unified"]["score_before"] > 0.3
+    if "incumbent_score" in metadata["unified"]:
+        assert metadata["unified"]["incumbent_score"] > 0.3
     checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()}
     assert checks.keys() == set(modules)
     for check in checks.values():
@@ -146,7 +146,7 @@ def test_unified_does_not_start_where_a_part_failed_and_dagster_says_so(
     configured: Path, acme: datetime, instance: dg.DagsterInstance
 ) -> None:
     active = Connections(load_settings()).artifacts("acme", "routing")
-    active._files.create("acme/routing/moves/00000001.json", b"not json")
+    active._files.create("acme/routing/transitions/00000001.json", b"not json")
     result = materialize(instance, "acme", ["unified", "routing"], {WINDOW_END_TAG: acme.isoformat()})
     assert "restore it from a backup" in failure_of(result)
     assert not result.filter_events(lambda e: e.step_key == "unified")
@@ -174,9 +174,7 @@ def test_the_data_check_warns_where_nobody_reviews_and_where_spans_cannot_be_rea
 def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, instance: dg.DagsterInstance) -> None:
     halfway = acme - timedelta(hours=1.5)
     tags = {WINDOW_END_TAG: halfway.isoformat()}
-    counts = [
-        metadata_of(materialize(instance, "acme", ["routing"], tags), "routing")["decisions_read"] for _ in range(2)
-    ]
+    counts = [metadata_of(materialize(instance, "acme", ["routing"], tags), "routing")["spans_read"] for _ in range(2)]
     assert counts[0] == counts[1] == pytest.approx(ACME.traces / 2, rel=0.05)
 
 

@@ -66,7 +66,7 @@ EVERYTHING: dict[str, Any] = {
         "lm": "openai/gpt-4o-mini",
         "lmApiKeyEnv": "OPENAI_API_KEY",
         "dailyLmTokens": 50_000_000,
-        "jitter": 0.25,
+        "scheduleJitter": 0.25,
         "alertAfterFailures": 5,
     },
     "image": {"repository": "registry.example/autoopt", "tag": "2026-01"},
@@ -311,14 +311,14 @@ def test_settings_are_read_as_they_were_given(
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.daily_lm_tokens == 50_000_000
-    assert settings.jitter == 0.25
+    assert settings.schedule_jitter == 0.25
     assert settings.alert_after_failures == 5
     assert settings.dagster_ui_url == "https://dagster.example/dagster"
     assert settings.dagster_api_url == "http://rel-autoopt-pipeline-webserver.ns.svc:80/dagster"
     access = of_kind(manifests["everything"], "Secret")["dashboard-access"]["stringData"]["access.yaml"]
     (tmp_path / "access.yaml").write_text(access)
     assert "marta" in open_access(Settings(dashboard_access=tmp_path / "access.yaml"), host="::", who="").users
-    assert str(settings.modules) == "/etc/autoopt/modules.yaml"
+    assert str(settings.modules_file) == "/etc/autoopt/modules.yaml"
     (tmp_path / "modules.yaml").write_text(config_maps["modules"]["data"]["modules.yaml"])
     [module] = declared_modules(tmp_path / "modules.yaml")
     assert module.name == "urgent"
@@ -340,7 +340,7 @@ def test_every_setting_can_be_set_and_no_other() -> None:
     [
         ({"setings": {}}, "setings"),
         ({"settings": {"jiter": 0.1}}, "jiter"),
-        ({"settings": {"jitter": 2}}, "jitter"),
+        ({"settings": {"scheduleJitter": 2}}, "scheduleJitter"),
         ({"settings": {"phoenixApiKey": "s3cret"}}, "phoenixApiKey"),
         ({"settings": {"lmApiKeyEnv": "sk-1234"}}, "lmApiKeyEnv"),
         ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
@@ -431,7 +431,7 @@ def test_a_pod_starts_anew_when_what_it_reads_has_changed() -> None:
 
     before = checksums(PRODUCTION)
     assert checksums(PRODUCTION) == before
-    assert checksums({**PRODUCTION, "settings": {**PRODUCTION["settings"], "jitter": 0.2}}) != before
+    assert checksums({**PRODUCTION, "settings": {**PRODUCTION["settings"], "scheduleJitter": 0.2}}) != before
     assert checksums({**PRODUCTION, "dagsterDaemon": {"lmPool": {"defaultLimit": 9}}}) != before
 
 

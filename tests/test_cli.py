@@ -53,7 +53,7 @@ def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> s
 def promoted_version(home: Path) -> str:
     artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = save(artifacts, "one", tenant="acme")
-    artifacts.move(version, expected=None, by="t", why="")
+    artifacts.transition(version, expected=None, actor="t", reason="")
     return version
 
 
@@ -119,7 +119,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["versions", "../acme", "routing"], "invalid tenant id '../acme'"),
         (["promote", "acme", "routing", "../../x"], "does not exist"),
         (["tenants", "import", "missing.json"], "missing.json"),
-        (["traffic", "nobody"], "tenant nobody has no configuration"),
+        (["simulate", "nobody"], "tenant nobody has no configuration"),
         (["status", "nobody"], "tenant nobody has no configuration"),
         (["config", "history", "nobody"], "tenant nobody has no configuration"),
         (["versions", "nobody", "routing"], "tenant nobody has no configuration"),
@@ -172,7 +172,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(home: Path, name: str, value:
 def test_phoenix_down_is_told_and_touches_nothing(home: Path) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     down = {"AUTOOPT_PHOENIX_ENDPOINT": "http://127.0.0.1:9"}
-    assert "http://127.0.0.1:9 does not answer" in autoopt("traffic", "acme", status=2, **down)
+    assert "http://127.0.0.1:9 does not answer" in autoopt("simulate", "acme", status=2, **down)
     assert "http://127.0.0.1:9 does not answer" in autoopt("status", status=2, **down)
 
 
@@ -192,7 +192,7 @@ def test_traffic_is_sent_and_seen_in_the_status(home: Path, phoenix: Phoenix, te
     here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
     autoopt("tenants", "add", tenant, *AGENTS)
     assert "has no project" in autoopt("status", tenant, **here)
-    assert "30 traces" in autoopt("traffic", tenant, "--traces", "30", **here)
+    assert "30 traces" in autoopt("simulate", tenant, "--traces", "30", **here)
     assert "30 new traces, 100 needed" in autoopt("status", tenant, **here)
 
 
@@ -202,12 +202,12 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     Path("queries.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     autoopt("tenants", "add", tenant, "--agent", "bank", "--agent", "home")
     fields = ["--query-field", "text", "--label-field", "domain"]
-    assert "20 traces" in autoopt("traffic", tenant, "--queries", "queries.jsonl", *fields, **here)
-    wrong = autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
+    assert "20 traces" in autoopt("simulate", tenant, "--queries", "queries.jsonl", *fields, **here)
+    wrong = autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, **here)
     assert "line 1" in wrong
     assert "--query-field" in wrong
     Path("queries.jsonl").write_text(json.dumps({"query": "x", "agent": "moon"}))
-    assert "'moon' is no agent" in autoopt("traffic", tenant, "--queries", "queries.jsonl", status=2, **here)
+    assert "'moon' is no agent" in autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, **here)
     assert trace_count(phoenix, tenant) == 20
 
 
@@ -267,7 +267,7 @@ def test_a_key_in_the_wrong_place_is_not_repeated(home: Path) -> None:
 def test_a_bad_file_of_queries_is_refused_with_its_line(home: Path, content: str, words: str) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     Path("queries.jsonl").write_text(content)
-    assert words in autoopt("traffic", "acme", "--queries", "queries.jsonl", status=2)
+    assert words in autoopt("simulate", "acme", "--queries", "queries.jsonl", status=2)
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "abc"])

@@ -173,7 +173,7 @@ def test_a_form_of_another_site_changes_nothing(home: Path, store: TenantConfigS
     configure(store, "acme")
     artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = stored_program(artifacts, made_program("acme"), changes={"verdict": "awaiting_approval"})
-    form = {"version": version, "why": "because"}
+    form = {"version": version, "reason": "because"}
     path = "/tenants/acme/modules/routing/approve"
     with visiting(home) as browser:
         proof = csrf(browser.get(path))

@@ -93,7 +93,7 @@ def test_a_page_that_is_sent_as_it_came_saves_nothing(browser: TestClient, store
         lm=lm,
         teacher_lm=None,
         budget={},
-        forgotten_traces=["A" * 32, "b" * 32],
+        excluded_traces=["A" * 32, "b" * 32],
         modules={"routing": routing, "gone": {}},
         quiet_hours=quiet,
     )

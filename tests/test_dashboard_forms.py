@@ -57,8 +57,8 @@ DOCUMENTS = st.fixed_dictionaries(
         "budget": st.fixed_dictionaries({}, optional={"max_lm_calls": st.integers(1, 10**9)}),
         "daily_budget": st.fixed_dictionaries({}, optional={"max_tokens": st.none() | st.integers(0, 10**9)}),
         "quiet_hours": st.lists(QUIET, max_size=3),
-        "watch": st.fixed_dictionaries({}, optional={"holdback_share": st.floats(0.001, 0.5)}),
-        "forgotten_traces": st.lists(st.from_regex("[0-9a-f]{32}", fullmatch=True), max_size=3),
+        "rollout": st.fixed_dictionaries({}, optional={"holdback_fraction": st.floats(0.001, 0.5)}),
+        "excluded_traces": st.lists(st.from_regex("[0-9a-f]{32}", fullmatch=True), max_size=3),
     },
 )
 
@@ -77,7 +77,7 @@ VALID = (
 
 def as_a_browser_sends(texts: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Several lines come with CRLF; boxes that are ticked come with the mark that the form has them."""
-    several = {"forgotten_traces"}
+    several = {"excluded_traces"}
     return {
         name: ("\r\n".join(typed),)
         if name in several
@@ -113,7 +113,7 @@ SINGLE = st.sampled_from(
         ("promotion_mode", "manual", "manual"),
         ("budget.max_tokens", "12345", 12345),
         ("daily_budget.max_lm_calls", "0", 0),
-        ("watch.max_days", "1.5", 1.5),
+        ("rollout.max_days", "1.5", 1.5),
         ("modules.modality.min_samples_for_optimization", "9", 9),
         ("modules.routing.retrain_after", "2026-02-03T04:05", "2026-02-03T04:05:00Z"),
         ("retry.backoff", "constant", "constant"),
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_told_at_the_input_also_behind_a_row_that_is_taken_away
     ("posted", "name", "words"),
     [
         ({"optimization_interval_seconds": ("often",)}, "optimization_interval_seconds", "often"),
-        ({"watch.enabled": ("false",), "watch.canary_share": ("0.1",)}, "watch", "needs a watch"),
+        ({"rollout.monitor": ("false",), "rollout.canary_fraction": ("0.1",)}, "rollout", "needs a rollout"),
         ({"lookback_seconds": ("60",)}, "", "must not be shorter"),
         ({"modules.routing.retrain_after": ("soon",)}, "modules.routing.retrain_after", "soon"),
         ({"quiet_hours.0.start": ("25:00",), "quiet_hours.0.end": ("7",)}, "quiet_hours.0.start", "25:00"),
@@ -234,11 +234,11 @@ def test_choosing_for_one_default_module_keeps_the_others() -> None:
 
 
 def test_what_others_added_to_a_list_meanwhile_is_kept() -> None:
-    base = chosen({**AGENTS, "forgotten_traces": ["1" * 32], "modules": {"routing": {}}})
+    base = chosen({**AGENTS, "excluded_traces": ["1" * 32], "modules": {"routing": {}}})
     newest = chosen(
         {
             "agents": [{"name": "c"}, {"name": "b"}, {"name": "a", "description": "theirs"}],
-            "forgotten_traces": ["1" * 32, "2" * 32],
+            "excluded_traces": ["1" * 32, "2" * 32],
             "modules": {"routing": {}, "workflow": {}},
         }
     )
@@ -246,7 +246,7 @@ def test_what_others_added_to_a_list_meanwhile_is_kept() -> None:
         "agents.0.description": ("mine",),
         "agents.1:remove": ("1",),
         "agents.2.name": ("d",),
-        "forgotten_traces": (f"{'1' * 32}\r\n{'3' * 32}",),
+        "excluded_traces": (f"{'1' * 32}\r\n{'3' * 32}",),
         "modules": ("", "routing", "modality"),
     }
     carried = rebased(SHAPES, base, newest, as_a_browser_sends(shown(SHAPES, base)) | typed)
@@ -257,7 +257,7 @@ def test_what_others_added_to_a_list_meanwhile_is_kept() -> None:
         {"name": "a", "description": "mine"},
         {"name": "d"},
     ]
-    assert merged["forgotten_traces"] == ["1" * 32, "2" * 32, "3" * 32]
+    assert merged["excluded_traces"] == ["1" * 32, "2" * 32, "3" * 32]
     assert set(merged["modules"]) == {"routing", "workflow", "modality"}
 
 
@@ -282,7 +282,7 @@ def test_an_input_knows_its_limits_its_default_and_whether_it_is_chosen() -> Non
     assert demos.shape.limits == {"min": "1", "max": "200", "step": "1"}
     assert found["budget.max_lm_calls"].chosen
     assert not found["budget.max_tokens"].chosen
-    assert found["watch.holdback_share"].shape.in_words == "more than 0, up to 0.5"
+    assert found["rollout.holdback_fraction"].shape.in_words == "more than 0, up to 0.5"
     assert found["promotion_mode"].shape.kind is Kind.CHOICE
     assert found["quiet_hours.0.weekdays"].shape.options == WEEKDAYS
     assert found["agents.0.name"].shape.required

@@ -117,9 +117,9 @@ def said(browser: webdriver.Chrome) -> str:
     return " ".join(browser.find_element(By.TAG_NAME, "body").text.split())
 
 
-def decide(browser: webdriver.Chrome, button: str, why: str) -> None:
+def decide(browser: webdriver.Chrome, button: str, reason: str) -> None:
     click(browser, f"//a[starts-with(normalize-space(), '{button}')]")
-    fill(browser, "why", why)
+    fill(browser, "reason", reason)
     press(browser, f"//button[normalize-space()='{button}']")
 
 
@@ -148,7 +148,10 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     decide(browser, "Roll back", "people ask for the old answers")
     wait_for_text(browser, "people ask for the old answers")
     assert site.artifacts.active() is None
-    assert [move.why for move in site.artifacts.moves()] == ["it answers well", "people ask for the old answers"]
+    assert [transition.reason for transition in site.artifacts.transitions()] == [
+        "it answers well",
+        "people ask for the old answers",
+    ]
 
 
 PAGES = ["/", "/?health=error", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",

@@ -14,7 +14,7 @@ from autoopt_pipeline.scheduling.conditions import Attempts, Evidence, Reason, R
 from autoopt_pipeline.status.module_status import Health, ModuleStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-BACK = Rollback(versions=("v2",), at=NOW, by="watch", why="errors rose")
+BACK = Rollback(versions=("v2",), at=NOW, actor="rollout", reason="errors rose")
 PROPOSED = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
@@ -29,17 +29,17 @@ def standing(
     ("found", "health"),
     [
         (standing(reason=Reason.ERROR), Health.ERROR),
-        (standing(trouble="damaged"), Health.ERROR),
-        (standing(reason=Reason.DISABLED, attempts=Attempts(failures=1)), Health.OFF),
+        (standing(error="damaged"), Health.ERROR),
+        (standing(reason=Reason.DISABLED, attempts=Attempts(failures=1)), Health.DISABLED),
         (standing(reason=Reason.BACKING_OFF, attempts=Attempts(failures=2)), Health.FAILING),
-        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.PROPOSED),
-        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.WELL),
+        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.NEEDS_APPROVAL),
+        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.HEALTHY),
         (standing(rolled_back=BACK), Health.ROLLED_BACK),
         (standing(reason=Reason.DUE, rolled_back=BACK), Health.DUE),
-        (standing(outcome=PROPOSED, rolled_back=BACK), Health.PROPOSED),
+        (standing(outcome=PROPOSED, rolled_back=BACK), Health.NEEDS_APPROVAL),
         (standing(reason=Reason.IN_PROGRESS), Health.RUNNING),
         (standing(reason=Reason.DUE), Health.DUE),
-        (standing(), Health.WELL),
+        (standing(), Health.HEALTHY),
         (standing(attempts=Attempts()), Health.NEW),
     ],
 )
@@ -51,8 +51,8 @@ def test_what_is_turned_off_is_shown_to_who_looks_for_it() -> None:
     board = [standing("acme"), standing("dormant", reason=Reason.DISABLED)]
     assert [row.tenant_id for row in select(board, Query()).rows] == ["acme"]
     assert [row.tenant_id for row in select(board, Query(text="DORM")).rows] == ["dormant"]
-    assert [row.tenant_id for row in select(board, Query(health="off")).rows] == ["dormant"]
-    assert select(board, Query()).health == {Health.WELL: 1, Health.OFF: 1}
+    assert [row.tenant_id for row in select(board, Query(health="disabled")).rows] == ["dormant"]
+    assert select(board, Query()).health == {Health.HEALTHY: 1, Health.DISABLED: 1}
 
 
 def test_the_worst_comes_first_and_any_column_can_be_sorted_both_ways() -> None:

@@ -70,7 +70,13 @@ def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: Tenant
     configure(store, tenant)
     version = stored_program(artifacts(home, tenant), made_program(tenant, demos=["find it"]), active=True)
     outcome(
-        home, tenant, verdict="promoted", reason="proven better", version=version, score_before=0.3, score_after=0.6
+        home,
+        tenant,
+        verdict="promoted",
+        reason="proven better",
+        version=version,
+        incumbent_score=0.3,
+        candidate_score=0.6,
     )
     told = [line.split(None, 1)[1] for line in autoopt("why", tenant, "routing").splitlines() if "serves" in line]
     with visiting(home) as browser:
@@ -110,33 +116,33 @@ def test_a_version_is_told_with_its_differences_and_its_report(
 
 
 def test_a_persons_decisions_are_recorded_with_their_reason(home: Path, store: TenantConfigStore, tenant: str) -> None:
-    configure(store, tenant, watch={"enabled": False})
+    configure(store, tenant, rollout={"monitor": False})
     programs = artifacts(home, tenant)
     one = stored_program(programs, made_program(tenant, demos=["a"]), 1, changes={"verdict": "awaiting_approval"})
     two = stored_program(programs, made_program(tenant, demos=["b"]), 2, changes={"verdict": "awaiting_approval"})
     module = f"/tenants/{tenant}/modules/routing"
     with visiting(home) as browser:
         assert f"Approve {two}" in text_of(browser.get(module))
-        unsaid = send(browser, f"{module}/approve", version=one, why="  ")
+        unsaid = send(browser, f"{module}/approve", version=one, reason="  ")
         assert (unsaid.status_code, "Say why" in unsaid.text) == (409, True)
-        done = send(browser, f"{module}/approve?version={one}", version=one, why="looks right")
+        done = send(browser, f"{module}/approve?version={one}", version=one, reason="looks right")
         assert (done.status_code, done.headers["location"]) == (303, module)
         assert f"baseline -> {one}" in text_of(browser.get(module)).replace("&gt;", ">")
-        assert send(browser, f"{module}/decline", version=two, why="too long").status_code == 303
+        assert send(browser, f"{module}/decline", version=two, reason="too long").status_code == 303
         assert "Approve" not in text_of(browser.get(module))
-        again = send(browser, f"{module}/decline?version={two}", version=two, why="kept <b>text</b>")
+        again = send(browser, f"{module}/decline?version={two}", version=two, reason="kept <b>text</b>")
         assert (again.status_code, "kept &lt;b&gt;text&lt;/b&gt;" in again.text) == (409, True)
         assert "it is declined" in text_of(again)
-        assert send(browser, f"{module}/roll-back", version="", why="it was not").status_code == 303
+        assert send(browser, f"{module}/roll-back", version="", reason="it was not").status_code == 303
         empty = browser.get(f"{module}/roll-back")
         assert "nothing comes before it" in text_of(empty)
-    assert [(move.to, move.by, move.why) for move in programs.moves()] == [
+    assert [(transition.to_version, transition.actor, transition.reason) for transition in programs.transitions()] == [
         (one, "tester", "looks right"),
         (None, "tester", "it was not"),
     ]
     declined = programs.declined(two)
     assert declined is not None
-    assert (declined.by, declined.why) == ("tester", "too long")
+    assert (declined.actor, declined.reason) == ("tester", "too long")
 
 
 def row_of(page: str, version: str) -> str:
@@ -147,9 +153,9 @@ def row_of(page: str, version: str) -> str:
     return re.sub(r"\d+ s ago", "N s ago", told)
 
 
-@pytest.mark.parametrize("by", ["watch", "marta"])
+@pytest.mark.parametrize("actor", ["rollout monitor", "marta"])
 def test_versions_name_who_did_what_happened_last_to_each(
-    home: Path, store: TenantConfigStore, tenant: str, by: str
+    home: Path, store: TenantConfigStore, tenant: str, actor: str
 ) -> None:
     configure(store, tenant)
     programs = artifacts(home, tenant)
@@ -157,31 +163,31 @@ def test_versions_name_who_did_what_happened_last_to_each(
         stored_program(programs, made_program(tenant, demos=[demo]), number)
         for number, demo in enumerate(["a", "b", "c"], start=1)
     )
-    programs.move(one, expected=None, by="root", why="better")
-    programs.move(two, expected=one, by="run r2", why="better still", canary={one: 0.1})
-    programs.move(one, expected=two, by=by, why="errors rose")
+    programs.transition(one, expected=None, actor="root", reason="better")
+    programs.transition(two, expected=one, actor="run r2", reason="better still", canary={one: 0.1})
+    programs.transition(one, expected=two, actor=actor, reason="errors rose")
     outcome(home, tenant, verdict="promoted", version=two)
     with visiting(home) as browser:
         page = browser.get(f"/tenants/{tenant}/modules/routing").text
         version = text_of(browser.get(f"/tenants/{tenant}/modules/routing/versions/{two}"))
         board = text_of(browser.get(f"/?text={tenant}"))
         asked = text_of(browser.get(f"/why?tenant={tenant}"))
-    assert row_of(page, two).startswith(f"{two} rolled back N s ago by {by} ")
-    assert row_of(page, one).startswith(f"{one} active N s ago by {by} ")
+    assert row_of(page, two).startswith(f"{two} rolled back N s ago by {actor} ")
+    assert row_of(page, one).startswith(f"{one} active N s ago by {actor} ")
     assert row_of(page, three).startswith(f"{three} made ")
-    assert f"by {by}: errors rose" in version
+    assert f"by {actor}: errors rose" in version
     assert f"rolled back {tenant} routing" in board
     assert "routing rolled back now not_due" in asked
     said = json.loads(autoopt("versions", tenant, "routing", "--json"))
-    assert [(each["last_event"]["what"], each["last_event"]["by"]) for each in said["versions"]] == [
-        ("active", by),
-        ("rolled back", by),
+    assert [(each["last_event"]["what"], each["last_event"]["actor"]) for each in said["versions"]] == [
+        ("active", actor),
+        ("rolled back", actor),
         ("made", "run r"),
     ]
 
 
 def test_an_approved_version_is_nowhere_said_to_wait(home: Path, store: TenantConfigStore, tenant: str) -> None:
-    configure(store, tenant, watch={"enabled": False})
+    configure(store, tenant, rollout={"monitor": False})
     programs = artifacts(home, tenant)
     version = stored_program(programs, made_program(tenant), changes={"verdict": "awaiting_approval"})
     outcome(home, tenant, verdict="awaiting_approval", version=version, report="**awaiting_approval**: it is better")
@@ -189,7 +195,7 @@ def test_an_approved_version_is_nowhere_said_to_wait(home: Path, store: TenantCo
     pages = ["/", f"/tenants/{tenant}", module, f"{module}/versions/{version}", f"/why?tenant={tenant}"]
     with visiting(home) as browser:
         assert "awaiting" in browser.get(module).text
-        assert send(browser, f"{module}/approve?version={version}", version=version, why="good").status_code == 303
+        assert send(browser, f"{module}/approve?version={version}", version=version, reason="good").status_code == 303
         for path in pages:
             page = browser.get(path).text
             assert "approved" in page, path
@@ -197,16 +203,16 @@ def test_an_approved_version_is_nowhere_said_to_wait(home: Path, store: TenantCo
 
 
 def test_a_decision_that_somebody_overtook_changes_nothing(home: Path, store: TenantConfigStore, tenant: str) -> None:
-    configure(store, tenant, watch={"enabled": False})
+    configure(store, tenant, rollout={"monitor": False})
     programs = artifacts(home, tenant)
     one, two = (stored_program(programs, made_program(tenant, demos=[name]), n) for n, name in enumerate("ab"))
     module = f"/tenants/{tenant}/modules/routing"
     with visiting(home) as browser:
-        programs.move(one, expected=None, by="vera", why="first")
-        answer = send(browser, f"{module}/approve?version={one}", version=one, why="mine")
+        programs.transition(one, expected=None, actor="vera", reason="first")
+        answer = send(browser, f"{module}/approve?version={one}", version=one, reason="mine")
         assert (answer.status_code, "is active already" in text_of(answer)) == (409, True)
         assert "mine" in answer.text
-        assert [move.by for move in programs.moves()] == ["vera"]
+        assert [transition.actor for transition in programs.transitions()] == ["vera"]
         assert browser.get(f"{module}/approve?version={two}").status_code == 200
 
 
@@ -273,12 +279,12 @@ def test_what_a_tenant_wrote_is_text_and_never_markup(home: Path, store: TenantC
         active=True,
         changes={"reason": HOSTILE, "optimizer": HOSTILE, "verdict": "awaiting_approval"},
     )
-    programs.move(None, expected=version, by=HOSTILE, why=HOSTILE)
+    programs.transition(None, expected=version, actor=HOSTILE, reason=HOSTILE)
     link = "javascript:alert(1)"
     outcome(
         home, tenant, verdict=HOSTILE, reason=HOSTILE, version=version, phoenix_traces=link, phoenix_comparison=link,
         report=f"{HOSTILE}\n\n[x](javascript:alert(1)) ![x](http://evil.example/x.png)",
-        score_before=0.1, score_after=0.2,
+        incumbent_score=0.1, candidate_score=0.2,
     )  # fmt: skip
     module = f"/tenants/{tenant}/modules/routing"
     with visiting(home) as browser:
@@ -312,7 +318,7 @@ def test_the_activity_tells_failures_first_with_their_cause(home: Path, store: T
 
 def test_a_trend_is_the_score_of_what_served_from_outcome_to_outcome(home: Path, tenant: str) -> None:
     for verdict, before, after in (("promoted", 0.2, 0.5), ("rejected", 0.4, 0.9), ("promoted", 0.5, 0.75)):
-        outcome(home, tenant, verdict=verdict, score_before=before, score_after=after)
+        outcome(home, tenant, verdict=verdict, incumbent_score=before, candidate_score=after)
     outcome(home, tenant, verdict="not_enough_data")
     with open_instance(home) as instance:
         points = read_trends(instance, [(tenant, "routing"), (tenant, "modality")])

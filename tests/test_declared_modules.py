@@ -52,7 +52,7 @@ def declared(folder: Path, text: str) -> list[ModuleSpec]:
 def refusal(folder: Path, text: str) -> InvalidSettings:
     with pytest.raises(InvalidSettings) as refused:
         declared(folder, text)
-    assert str(refused.value).startswith(f"AUTOOPT_MODULES {folder / 'modules.yaml'}")
+    assert str(refused.value).startswith(f"AUTOOPT_MODULES_FILE {folder / 'modules.yaml'}")
     assert "\n" not in str(refused.value)
     return refused.value
 
@@ -329,7 +329,7 @@ def test_any_sound_module_can_be_declared(
 
 def run(command: list[str], home: Path, modules: str) -> subprocess.CompletedProcess[str]:
     (home / "modules.yaml").write_text(modules)
-    env = {**os.environ, "DAGSTER_HOME": str(home), "AUTOOPT_MODULES": "modules.yaml", "COLUMNS": "200"}
+    env = {**os.environ, "DAGSTER_HOME": str(home), "AUTOOPT_MODULES_FILE": "modules.yaml", "COLUMNS": "200"}
     return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
 
 
@@ -362,7 +362,7 @@ def test_a_bad_file_is_one_line_of_status_and_the_first_that_dagster_says(home: 
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: AUTOOPT_MODULES {home / 'modules.yaml'}: ")
+    assert line.startswith(f"error: AUTOOPT_MODULES_FILE {home / 'modules.yaml'}: ")
     assert words in line
     assert " -> " in line
     command = [str(COMMANDS / "dagster"), "definitions", "validate", "-m", "autoopt_pipeline.definitions"]

@@ -58,7 +58,7 @@ def test_what_a_run_and_the_sensor_need_is_defined() -> None:
         "sensors": {
             "tenant_partitions_sensor": ("RUNNING", 60),
             "auto_optimization_sensor": ("RUNNING", 60),
-            "promotion_watch_sensor": ("RUNNING", 60),
+            "rollout_monitor_sensor": ("RUNNING", 60),
             "run_retention_sensor": ("RUNNING", 600),
         },
     }
@@ -84,8 +84,8 @@ def test_steps_that_ask_language_models_share_a_pool_whose_places_come_back_when
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("AUTOOPT_JITTER", "5", "AUTOOPT_JITTER: has to be"),
-        ("AUTOOPT_MODULES", "/nowhere.yaml", "/nowhere.yaml"),
+        ("AUTOOPT_SCHEDULE_JITTER", "5", "AUTOOPT_SCHEDULE_JITTER: has to be"),
+        ("AUTOOPT_MODULES_FILE", "/nowhere.yaml", "/nowhere.yaml"),
         ("AUTOOPT_PHOENIX_ENDPOINT", "localhost:6006", "AUTOOPT_PHOENIX_ENDPOINT: 'localhost:6006' is no address"),
         ("AUTOOPT_DAGSTER_UI_URL", "127.0.0.1:3100", "AUTOOPT_DAGSTER_UI_URL: '127.0.0.1:3100' is no address"),
         ("AUTOOPT_LM_API_KEY_ENV", "sk-1234", "AUTOOPT_LM_API_KEY_ENV: has to be the name of a variable"),

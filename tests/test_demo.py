@@ -96,7 +96,7 @@ def test_all_modules_of_a_tenant_share_one_run(outcomes: list[dict]) -> None:
 
 def test_the_five_modules_run_and_most_find_something_to_learn(outcomes: list[dict]) -> None:
     verdicts = {module: o["verdict"] for module, o in of(outcomes, 1, "acme").items()}
-    assert set(verdicts.values()) <= {"promoted", "rejected", "waiting"}
+    assert set(verdicts.values()) <= {"promoted", "rejected", "inconclusive"}
     assert list(verdicts.values()).count("promoted") >= 3
 
 

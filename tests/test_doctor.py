@@ -104,7 +104,7 @@ def test_a_redaction_that_cannot_be_loaded_fails(home: Path) -> None:
 
 
 def test_a_file_of_modules_that_is_missing_fails(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOOPT_MODULES", "missing.yaml")
+    monkeypatch.setenv("AUTOOPT_MODULES_FILE", "missing.yaml")
     modules.cache_clear()
     try:
         failed = only(found(lambda: process.installed_modules(Settings())), Status.FAIL)
@@ -149,7 +149,7 @@ def test_every_version_that_serves_is_read_and_damaged_ones_fail(parts: Connecti
         artifacts = parts.artifacts(tenant, "routing")
         before = save_version(artifacts, made_program(tenant, demos=["one"]), 1, active=True)
         version[tenant] = save_version(artifacts, made_program(tenant, demos=["two"]), 2)
-        artifacts.move(before, expected=before, by="t", why="", canary={version[tenant]: 0.1})
+        artifacts.transition(before, expected=before, actor="t", reason="", canary={version[tenant]: 0.1})
     assert [finding.status for finding in found(lambda: versions.active_versions(parts))] == [Status.OK]
     (folder / "cut" / "routing" / "versions" / version["cut"] / "program.json").write_text("{")
     shutil.rmtree(folder / "lost" / "routing" / "versions" / version["lost"])

@@ -86,7 +86,7 @@ def learnt(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         _enter(place, patch)
         autoopt("tenants", "add", place.tenant, *AGENTS)
-        autoopt("traffic", place.tenant, "--traces", "400")
+        autoopt("simulate", place.tenant, "--traces", "400")
         yield place, place.follow(FIRST)
 
 
@@ -147,7 +147,7 @@ def test_without_programs_a_module_waits_until_somebody_forces_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(place.home / ".autoopt" / "artifacts")
-    monkeypatch.setenv("AUTOOPT_JITTER", "0")
+    monkeypatch.setenv("AUTOOPT_SCHEDULE_JITTER", "0")
     autoopt("config", "set", place.tenant, "optimization_interval_seconds=1")
     said = autoopt("why", place.tenant, "routing")
     assert "too_few_traces" in said
@@ -156,7 +156,7 @@ def test_without_programs_a_module_waits_until_somebody_forces_it(
 
 def test_what_troubleshooting_shows_is_what_the_commands_say(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     tenant = place.tenant
-    monkeypatch.setenv("AUTOOPT_JITTER", "0")
+    monkeypatch.setenv("AUTOOPT_SCHEDULE_JITTER", "0")
     said = []
 
     def why(*settings: str, of: str = tenant, status: int = 0) -> None:
@@ -165,7 +165,7 @@ def test_what_troubleshooting_shows_is_what_the_commands_say(place: Place, monke
         said.append(autoopt("why", of, "routing", status=status))
 
     why()
-    said.append(autoopt("watches"))
+    said.append(autoopt("rollouts"))
     said.append(autoopt("doctor", status=2))
     why("modules.routing.enabled=false")
     why("modules.routing.enabled=true", "optimization_interval_seconds=1")
@@ -178,7 +178,7 @@ def test_what_troubleshooting_shows_is_what_the_commands_say(place: Place, monke
     why("budget={}", 'lm={"model": "openai/gpt-4o-mini", "api_key_env": "HOOLI_API_KEY"}')
     said.append(autoopt(*force, status=2))
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", "http://127.0.0.1:9")
-    said.append(autoopt("traffic", tenant, status=2))
+    said.append(autoopt("simulate", tenant, status=2))
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", place.phoenix)
     new = f"{tenant}-new"
     autoopt("tenants", "add", new)

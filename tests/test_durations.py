@@ -68,7 +68,7 @@ def test_every_field_that_is_shown_as_a_duration_reads_one() -> None:
 
 def test_a_configuration_is_changed_and_shown_in_durations_and_stored_in_seconds(home: Path) -> None:
     autoopt("tenants", "add", "acme")
-    autoopt("config", "set", "acme", "optimization_interval_seconds=2h", "lookback_seconds=60d", "watch.max_days=36h")
+    autoopt("config", "set", "acme", "optimization_interval_seconds=2h", "lookback_seconds=60d", "rollout.max_days=36h")
     autoopt("config", "set", "acme", "retry.delay_seconds=90")
     stored = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}").current()["acme"].document
     assert stored == {
@@ -76,12 +76,12 @@ def test_a_configuration_is_changed_and_shown_in_durations_and_stored_in_seconds
         "agents": [],
         "optimization_interval_seconds": 7200,
         "lookback_seconds": 5184000,
-        "watch": {"max_days": 1.5},
+        "rollout": {"max_days": 1.5},
         "retry": {"delay_seconds": 90},
     }
     shown = json.loads(autoopt("config", "get", "acme"))
     assert (shown["optimization_interval_seconds"], shown["lookback_seconds"]) == ("2h", "60d")
-    assert (shown["retry"]["delay_seconds"], shown["watch"]["max_days"]) == ("1m30s", "1d12h")
+    assert (shown["retry"]["delay_seconds"], shown["rollout"]["max_days"]) == ("1m30s", "1d12h")
     assert parse_config(shown, where="what is shown").retry.delay_seconds == 90
     assert "retry.delay_seconds: 5s -> 1m30s" in autoopt("config", "diff", "acme")
     assert " 2h " in autoopt("tenants", "list")

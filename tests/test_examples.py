@@ -95,7 +95,7 @@ def test_a_review_counts_even_where_the_request_failed_or_was_unsure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "failed", "why"),
+    ("change", "failed", "expected"),
     [
         ({"routing.query": None}, False, "no query"),
         ({"routing.query": "  "}, False, "query is no text"),
@@ -112,8 +112,8 @@ def test_a_review_counts_even_where_the_request_failed_or_was_unsure() -> None:
         ({}, True, "the request failed and nobody reviewed it"),
     ],
 )
-def test_what_cannot_be_used_is_counted_by_reason_and_never_guessed(change: dict, failed: bool, why: str) -> None:
-    assert reason({**FLAT, **change}, failed=failed) == why
+def test_what_cannot_be_used_is_counted_by_reason_and_never_guessed(change: dict, failed: bool, expected: str) -> None:
+    assert reason({**FLAT, **change}, failed=failed) == expected
 
 
 def test_modality_and_routing_read_the_same_span() -> None:

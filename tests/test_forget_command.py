@@ -10,7 +10,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate_requests
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
@@ -43,7 +43,9 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
     habits = TrafficProfile(reviewed=1.0, malformed=0.0)
     start = NOW - timedelta(hours=1)
     send_traffic(
-        phoenix, tenant, list(simulate(truths, {"agent": agents}, habits, start=start, end=NOW, rng=random.Random(1)))
+        phoenix,
+        tenant,
+        list(simulate_requests(truths, {"agent": agents}, habits, start=start, end=NOW, rng=random.Random(1))),
     )
     for number, module in enumerate(("routing", "unified")):
         store(artifacts(home, tenant, module), made_program(tenant, module, demos=[LEARNT, *OTHERS]), 2 * number)
@@ -88,7 +90,7 @@ def test_a_trace_is_forgotten_everywhere_and_the_command_says_what_it_did(
     assert holding(home) == []
     assert phoenix.dataset_id(dataset_name(tenant, "routing")) is None
     config = config_of(home, tenant)
-    assert config.forgotten_traces == [trace_id]
+    assert config.excluded_traces == [trace_id]
     assert config.retrain_after("routing") is not None
     assert "unified" not in config.modules  # what the tenant does not run is not begun by forgetting
     after = artifacts(home, tenant).active()
@@ -109,12 +111,12 @@ def test_a_trace_is_forgotten_everywhere_and_the_command_says_what_it_did(
 
 def test_repeating_it_changes_nothing_more(tenant: str, home: Path, trace_id: str) -> None:
     autoopt("forget", tenant, trace_id)
-    config, moves = config_of(home, tenant), artifacts(home, tenant).moves()
+    config, transitions = config_of(home, tenant), artifacts(home, tenant).transitions()
     said = autoopt("forget", tenant, trace_id.upper())
     assert "the configuration says so already" in said
     assert "withdrawn" not in said
     assert config_of(home, tenant) == config
-    assert artifacts(home, tenant).moves() == moves
+    assert artifacts(home, tenant).transitions() == transitions
 
 
 def test_a_call_that_died_is_finished_by_the_next(
@@ -123,7 +125,7 @@ def test_a_call_that_died_is_finished_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "delete", _dead)
         assert "dead" in autoopt("forget", tenant, trace_id, status=2)
-    assert config_of(home, tenant).forgotten_traces == [trace_id]
+    assert config_of(home, tenant).excluded_traces == [trace_id]
     assert len(holding(home)) == 4
     autoopt("forget", tenant, trace_id)
     assert holding(home) == []
@@ -141,12 +143,12 @@ def test_what_phoenix_does_not_have_any_more_is_forgotten_by_its_text(
     refused = autoopt("forget", tenant, trace_id, status=2)
     assert trace_id in refused
     assert "--query" in refused
-    assert config_of(home, tenant).forgotten_traces == []
+    assert config_of(home, tenant).excluded_traces == []
     assert len(holding(home)) == 4
     autoopt("forget", tenant, trace_id, "--query", SECRET)
     assert holding(home) == []
     assert phoenix.dataset_id(dataset_name(tenant, "routing")) is None
-    assert config_of(home, tenant).forgotten_traces == [trace_id]
+    assert config_of(home, tenant).excluded_traces == [trace_id]
 
 
 def test_a_removed_tenants_programs_can_be_cleaned_too(tenant: str, home: Path, trace_id: str) -> None:
@@ -232,7 +234,7 @@ def test_what_cannot_be_forgotten_is_refused_in_one_line(
 def test_a_traces_text_is_found_as_it_is_learnt(phoenix: Phoenix, tenant: str, openinference: bool) -> None:
     truths = [SyntheticRequest(query, {"agent": "a"}) for query in [SECRET, *OTHERS]]
     habits = TrafficProfile(reviewed=1.0, malformed=0.0, openinference=openinference)
-    played = simulate(
+    played = simulate_requests(
         truths, {"agent": ["a", "b"]}, habits, start=NOW - timedelta(hours=1), end=NOW, rng=random.Random(1)
     )
     send_traffic(phoenix, tenant, list(played))

@@ -21,7 +21,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import redact
 from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import TrialStep, Verdict
+from autoopt_pipeline.registry.records import SequentialTestStep, Verdict
 from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
@@ -99,8 +99,8 @@ def test_the_active_version_is_replaced_by_its_equal_without_the_text_at_once(
     assert (cleaned.before, cleaned.now) == (active, active_version(artifacts))
     assert demos_of(artifacts) == [OTHER, "third"]
     assert holds(tmp_path) == holds(tmp_path, SECRET.upper()) == []
-    move = artifacts.moves()[-1]
-    assert (move.by, move.expected) == ("forget", active)
+    transition = artifacts.transitions()[-1]
+    assert (transition.actor, transition.from_version) == ("forget", active)
     manifest = artifacts.versions()[-1]
     assert (manifest.version, manifest.parent, manifest.verdict) == (cleaned.now, active, "forget")
     assert "by marta" in manifest.reason
@@ -115,7 +115,7 @@ def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: Ver
     cleaned = forget_in_programs(artifacts, text(SECRET), who="marta")
     assert cleaned.now is None
     assert active_version(artifacts) == active
-    assert len(artifacts.moves()) == 1
+    assert len(artifacts.transitions()) == 1
 
 
 def test_instructions_that_quote_the_text_become_the_baselines(artifacts: VersionStore, tmp_path: Path) -> None:
@@ -195,16 +195,16 @@ def test_a_promotion_in_between_is_cleaned_as_well(
     artifacts: VersionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(artifacts, made_program("acme", demos=[SECRET]), 0, active=True)
-    move, moved = VersionStore.move, []
+    transition, moved = VersionStore.transition, []
 
     def promoted_first(self: VersionStore, to: str, **kwargs):
         if not moved:
             moved.append(to)
             newer = store(self, made_program("acme", demos=[OTHER, SECRET]), 1)
-            move(self, newer, expected=kwargs["expected"], by="run", why="")
-        return move(self, to, **kwargs)
+            transition(self, newer, expected=kwargs["expected"], actor="run", reason="")
+        return transition(self, to, **kwargs)
 
-    monkeypatch.setattr(VersionStore, "move", promoted_first)
+    monkeypatch.setattr(VersionStore, "transition", promoted_first)
     forget_in_programs(artifacts, text(SECRET), who="marta")
     assert demos_of(artifacts) == [OTHER]
     assert holds(tmp_path) == []
@@ -212,7 +212,7 @@ def test_a_promotion_in_between_is_cleaned_as_well(
 
 def test_a_withdrawn_equal_of_what_is_left_does_not_come_back(artifacts: VersionStore) -> None:
     withdrawn = store(artifacts, made_program("acme", demos=[OTHER]), 0)
-    artifacts.withdraw(withdrawn, by="marta", why="")
+    artifacts.withdraw(withdrawn, actor="marta", reason="")
     store(artifacts, made_program("acme", demos=[OTHER, SECRET]), 1, active=True)
     forget_in_programs(artifacts, text(SECRET), who="marta")
     assert active_version(artifacts) != withdrawn
@@ -227,7 +227,7 @@ def test_an_active_version_that_keeps_changing_is_an_error(
     def stale(self: VersionStore, to: str, **kwargs):
         raise PromotionConflict("somebody else", "repeat")
 
-    monkeypatch.setattr(VersionStore, "move", stale)
+    monkeypatch.setattr(VersionStore, "transition", stale)
     with pytest.raises(PromotionConflict, match="repeat the command"):
         forget_in_programs(artifacts, text(SECRET), who="marta")
     assert versions_with(artifacts, text(SECRET)) == [version]
@@ -235,7 +235,7 @@ def test_an_active_version_that_keeps_changing_is_an_error(
 
 def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: VersionStore) -> None:
     waiting = store(artifacts, made_program("acme", demos=[SECRET]))
-    step = TrialStep(
+    step = SequentialTestStep(
         sequence=1,
         at=AT,
         run_id="r",
@@ -246,15 +246,15 @@ def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: VersionSto
         alpha=0.01,
         seen=[],
         cases=[],
-        verdict=Verdict.WAITING.value,
+        verdict=Verdict.INCONCLUSIVE.value,
     )
-    artifacts.add_trial_step(step)
+    artifacts.add_sequential_test_step(step)
     forget_in_programs(artifacts, text(SECRET), who="marta")
     config = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=label.name) for label in LABELS])
     lm = metered_lm(LMSettings(model="stand-in"), Meter(10, 10**6))
     report = optimize(OptimizationJob(get_module("routing"), config, [], AT, AT, "run"), lm, artifacts)
     assert report.verdict is Verdict.NOT_ENOUGH_DATA
-    assert any(f"the trial of {waiting} ends" in note and "withdrawn" in note for note in report.notes)
+    assert any(f"the sequential test of {waiting} ends" in note and "withdrawn" in note for note in report.notes)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_the_configuration_lists_the_traces_and_marks_the_modules_that_the_tenan
 ) -> None:
     assert never_learn_again(configs, "acme", ["a" * 32], ["routing", "unified"], now=AT) == 2
     config, _ = read_config(configs, "acme")
-    assert config.forgotten_traces == ["a" * 32]
+    assert config.excluded_traces == ["a" * 32]
     assert config.retrain_after("routing") == AT
     assert config.retrain_after("modality") is None
     assert "unified" not in config.modules
@@ -296,7 +296,7 @@ def test_another_writer_in_between_is_not_overwritten(
     monkeypatch.setattr(SqliteConfigStore, "write", other_first)
     never_learn_again(configs, "acme", ["a" * 32], [], now=AT)
     config, version = read_config(configs, "acme")
-    assert (config.forgotten_traces, config.min_samples_for_optimization, version) == (["a" * 32], 7, 3)
+    assert (config.excluded_traces, config.min_samples_for_optimization, version) == (["a" * 32], 7, 3)
 
     def never(self: SqliteConfigStore, *args, **kwargs) -> int:
         raise ConfigConflict("newer", "again")
@@ -308,7 +308,7 @@ def test_another_writer_in_between_is_not_overwritten(
 
 def test_a_full_list_is_an_error_that_names_it(configs: SqliteConfigStore) -> None:
     never_learn_again(configs, "acme", [f"{number:032x}" for number in range(1000)], [], now=AT)
-    with pytest.raises(InvalidConfig, match="forgotten_traces"):
+    with pytest.raises(InvalidConfig, match="excluded_traces"):
         never_learn_again(configs, "acme", ["a" * 32], [], now=AT)
 
 

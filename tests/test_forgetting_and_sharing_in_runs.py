@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate_requests
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import plan_tenants
 from autoopt_pipeline.orchestration.run_requests import run_requests
@@ -50,7 +50,9 @@ def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
     habits = TrafficProfile(reviewed=1.0, malformed=0.0)
     start = end - timedelta(minutes=5)
     send_traffic(
-        phoenix, tenant, list(simulate(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1)))
+        phoenix,
+        tenant,
+        list(simulate_requests(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1))),
     )
 
 
@@ -76,13 +78,13 @@ def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
 ) -> None:
     send(phoenix, tenant)
     configure(tenant, modules={"routing": {}})
-    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 10
+    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["spans_read"] == 10
     assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
     now = datetime.now(UTC)
     read = collect(phoenix, tenant, get_module("routing"), start=now - timedelta(hours=1), end=now).decisions
-    configure(tenant, modules={"routing": {"retrain_after": now.isoformat()}}, forgotten_traces=[read[0].trace_id])
+    configure(tenant, modules={"routing": {"retrain_after": now.isoformat()}}, excluded_traces=[read[0].trace_id])
     assert decision(store, phoenix, instance, tenant).launch
-    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["decisions_read"] == 9
+    assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["spans_read"] == 9
     assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
 
 

@@ -18,8 +18,8 @@ from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.sensors.alerts import State
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, TrialStep
-from autoopt_pipeline.registry.rollout_records import all_watched
+from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, SequentialTestStep
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
@@ -200,19 +200,31 @@ def test_a_program_that_somebody_wrote_only_ever_shows_other_words(
         assert made.signature.fields.keys() == plain.signature.fields.keys()
 
 
-STEP = TrialStep(
+STEP = SequentialTestStep(
     sequence=1, at=NOW, run_id="r", version="v", incumbent=None, lm="x", labels=["a"], alpha=0.1, seen=[], cases=[],
-    verdict="waiting",
+    verdict="inconclusive",
 )  # fmt: skip
-ENTRY = LedgerEntry(sequence=1, at=NOW, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
-MOVE = {"sequence": 1, "at": NOW.isoformat(), "by": "t", "why": "", "expected": None, "to": MANIFEST.version}
+ENTRY = LedgerEntry(
+    sequence=1, kind="holdout_test", at=NOW, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
+)
+MOVE = {
+    "sequence": 1,
+    "at": NOW.isoformat(),
+    "actor": "t",
+    "reason": "",
+    "from_version": None,
+    "to_version": MANIFEST.version,
+}
 POINTER = {"version": MANIFEST.version, "sequence": 1, "canary": {"v": 0.5}}
-WITHDRAWAL = {"at": NOW.isoformat(), "by": "t", "why": ""}
+WITHDRAWAL = {"at": NOW.isoformat(), "actor": "t", "reason": ""}
 RECORDS: dict[str, tuple[object, Callable[[VersionStore], object]]] = {
-    "moves/00000001.json": (MOVE, lambda own: (own.moves(), own.active())),
+    "transitions/00000001.json": (MOVE, lambda own: (own.transitions(), own.active())),
     "ledger/00000001.json": (ENTRY.model_dump(mode="json"), VersionStore.ledger),
-    "trials/00000001.json": (STEP.model_dump(mode="json"), lambda own: (own.trial(), own.trial_steps())),
-    "watches/00000001.json": ({"sequence": 1}, VersionStore.watches),
+    "sequential_tests/00000001.json": (
+        STEP.model_dump(mode="json"),
+        lambda own: (own.sequential_test(), own.sequential_test_steps()),
+    ),
+    "rollouts/00000001.json": ({"sequence": 1}, VersionStore.rollout_results),
     "active.json": (POINTER, VersionStore.active),
     f"versions/{MANIFEST.version}/withdrawn.json": (WITHDRAWAL, lambda own: own.withdrawal(MANIFEST.version)),
 }
@@ -227,7 +239,7 @@ def test_a_record_that_somebody_wrote_is_read_or_is_an_invalid_artifact(path: st
     files.replace(f"acme/routing/{path}", data.draw(st.just(valid) | mutated(valid)))
     try:
         read(VersionStore(files, "acme", "routing"))
-        VersionStore(files, "acme", "routing").last_trial_step()
+        VersionStore(files, "acme", "routing").last_sequential_test_step()
     except InvalidArtifact as e:
         one_line(e)
     pointer = read_pointers(files, [("acme", "routing")])["acme", "routing"]
@@ -239,10 +251,10 @@ def test_what_others_share_or_watch_is_read_or_left(data: st.DataObject) -> None
     files = ObjectStore("memory://fuzz-shared")
     shared = shared_of("acme").model_dump_json().encode()
     files.replace("_shared/routing/acme.json", data.draw(mutated(shared)))
-    files.replace("_watches/routing/acme.json", data.draw(mutated(b'{"tenant_id": "acme", "module": "routing"}')))
+    files.replace("_rollouts/routing/acme.json", data.draw(mutated(b'{"tenant_id": "acme", "module": "routing"}')))
     with suppress(InvalidArtifact):
         SharedStore(files, "routing").read("acme")
-    all_watched(files)
+    indexed_rollouts(files)
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))

@@ -54,7 +54,7 @@ def test_waiting_means_large_enough_and_not_proven(
     judged: list[PairedCase], guard: list[PairedCase], alpha: float
 ) -> None:
     decision = judge(judged, guard, alpha=alpha)
-    if decision.verdict is Verdict.WAITING:
+    if decision.verdict is Verdict.INCONCLUSIVE:
         assert decision.comparison.p_value > alpha
         assert decision.comparison.gain >= MIN_GAIN
 
@@ -86,12 +86,12 @@ def test_partial_scores_count_by_how_much_they_gain() -> None:
 
 def test_a_gain_that_is_large_enough_and_not_proven_waits_for_more_traces() -> None:
     waiting = judge(made(10, 6, 84), [], alpha=0.03)
-    assert waiting.verdict is Verdict.WAITING
+    assert waiting.verdict is Verdict.INCONCLUSIVE
     assert "not proven yet (to see +5 points you need about" in waiting.reason
 
 
 def test_more_cases_of_the_same_kind_turn_waiting_into_proof() -> None:
-    assert judge(made(10, 3, 87), [], alpha=0.02).verdict is Verdict.WAITING
+    assert judge(made(10, 3, 87), [], alpha=0.02).verdict is Verdict.INCONCLUSIVE
     assert judge(made(30, 9, 261), [], alpha=0.02).verdict is Verdict.PROMOTED
 
 

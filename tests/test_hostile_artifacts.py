@@ -63,9 +63,16 @@ def test_a_program_that_sets_anything_but_its_words_is_refused(change: dict[str,
 @pytest.mark.parametrize("version", ["../../rival/routing/versions/v", "..", "a/b", "", "v\n", ".", "\u202ev"])
 def test_a_pointer_leads_to_no_other_folder(acme: VersionStore, tmp_path: Path, version: str) -> None:
     folder = tmp_path / "acme" / "routing"
-    (folder / "moves").mkdir(parents=True)
-    move = {"sequence": 1, "at": "2026-01-01T00:00:00Z", "by": "t", "why": "", "expected": None, "to": version}
-    (folder / "moves" / "00000001.json").write_text(json.dumps(move))
+    (folder / "transitions").mkdir(parents=True)
+    transition = {
+        "sequence": 1,
+        "at": "2026-01-01T00:00:00Z",
+        "actor": "t",
+        "reason": "",
+        "from_version": None,
+        "to_version": version,
+    }
+    (folder / "transitions" / "00000001.json").write_text(json.dumps(transition))
     (folder / "active.json").write_text(json.dumps({"version": version, "sequence": 1}))
     with pytest.raises(InvalidArtifact):
         acme.active()
@@ -83,7 +90,7 @@ def test_a_link_to_another_tenants_version_is_refused(acme: VersionStore, tmp_pa
     with pytest.raises(InvalidArtifact, match="belongs to rival/routing"):
         acme.load(version)
     with pytest.raises(InvalidArtifact, match="belongs to rival/routing"):
-        acme.move(version, expected=None, by="t", why="")
+        acme.transition(version, expected=None, actor="t", reason="")
 
 
 def test_a_move_under_another_number_is_refused_and_files_of_others_are_left_alone(
@@ -91,12 +98,12 @@ def test_a_move_under_another_number_is_refused_and_files_of_others_are_left_alo
 ) -> None:
     version = store(acme, made_program("acme"), active=True)
     folder = tmp_path / "acme" / "routing"
-    (folder / "moves" / "zzz.txt").write_text("of an editor")
-    (folder / "trials").mkdir()
-    (folder / "trials" / "zzz.json").write_text("{}")
-    assert [move.to for move in acme.moves()] == [version]
-    assert (acme.trial(), acme.last_trial_step()) == ([], 0)
-    (folder / "moves" / "00000002.json").write_bytes((folder / "moves" / "00000001.json").read_bytes())
+    (folder / "transitions" / "zzz.txt").write_text("of an editor")
+    (folder / "sequential_tests").mkdir()
+    (folder / "sequential_tests" / "zzz.json").write_text("{}")
+    assert [transition.to_version for transition in acme.transitions()] == [version]
+    assert (acme.sequential_test(), acme.last_sequential_test_step()) == ([], 0)
+    (folder / "transitions" / "00000002.json").write_bytes((folder / "transitions" / "00000001.json").read_bytes())
     with pytest.raises(InvalidArtifact, match=r"00000002\.json: it is number 1"):
         acme.active()
 

@@ -124,7 +124,7 @@ def prepared(store: TenantConfigStore, home: Path, phoenix: Phoenix) -> str:
     autoopt("tenants", "add", tenant, *AGENTS)
     autoopt("config", "set", tenant, "budget.max_lm_calls=500", 'retry={"max_retries": 0}')
     if phoenix.project(project_name(tenant)) is None:
-        autoopt("traffic", tenant, "--traces", "500")
+        autoopt("simulate", tenant, "--traces", "500")
     return tenant
 
 
@@ -197,7 +197,7 @@ def test_a_key_that_http_cannot_carry_is_one_line_that_names_its_variable(
 
 @pytest.mark.parametrize(
     "sensor",
-    ["tenant_partitions_sensor", "auto_optimization_sensor", "promotion_watch_sensor", "run_retention_sensor"],
+    ["tenant_partitions_sensor", "auto_optimization_sensor", "rollout_monitor_sensor", "run_retention_sensor"],
 )
 def test_what_fails_a_sensor_and_what_caused_it_hold_no_key(
     sensor: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch

@@ -147,7 +147,7 @@ def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched
             assert "the last was lost with its process; next attempt in" in " ".join(told.split())
             assert "never optimized" not in told
         facts = json.loads(autoopt("why", "acme", "routing", "--json"))
-        assert (facts["last"]["verdict"], facts["last"]["version"]) == ("promoted", version.version)
+        assert (facts["last_run"]["verdict"], facts["last_run"]["version"]) == ("promoted", version.version)
         assert datetime.fromisoformat(facts["next_due"]) - datetime.now(UTC) < timedelta(seconds=10)
         score = facts["active_score"]
 
@@ -157,11 +157,11 @@ def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched
         (outcome,) = opened.fetch_materializations(dg.AssetKey("routing"), limit=9).records
         metadata = metadata_values(outcome.asset_materialization)
         assert (metadata["version"], metadata["active_version"]) == (version.version, version.version)
-        assert metadata["score_after"] == pytest.approx(score, rel=1e-3)
+        assert metadata["candidate_score"] == pytest.approx(score, rel=1e-3)
         assert metadata["lm_calls"] == 0
         assert metadata["window_end"] == datetime.fromisoformat(run.tags[WINDOW_END_TAG]).timestamp()
         assert f"run {run.run_id} had come to this before it was lost" in metadata["report"]
-    assert len(programs.moves()) == len(programs.versions()) == 1
+    assert len(programs.transitions()) == len(programs.versions()) == 1
     assert json.loads(autoopt("status", "acme", "--json"))["modules"][2]["failures"] == 0
 
 

@@ -17,7 +17,7 @@ def charge(
     candidate: str,
     holdout: str = "h",
     incumbent: str | None = None,
-    kind: Literal["look", "trial"] = "look",
+    kind: Literal["holdout_test", "sequential_test"] = "holdout_test",
     *,
     attempt: str = "run",
     epoch: int = 0,
@@ -47,7 +47,7 @@ def test_all_charges_together_never_exceed_the_allowance() -> None:
             st.sampled_from("abc"),
             st.sampled_from("xyz"),
             st.sampled_from([None, "v1", "v2"]),
-            st.sampled_from(["look", "trial"]),
+            st.sampled_from(["holdout_test", "sequential_test"]),
             st.sampled_from(["run 1", "run 2"]),
             st.integers(0, 2),
         ),
@@ -55,7 +55,7 @@ def test_all_charges_together_never_exceed_the_allowance() -> None:
     )
 )
 def test_whatever_happens_the_charges_between_two_promotions_stay_within_the_allowance(
-    wanted: list[tuple[str, str, str | None, Literal["look", "trial"], str, int]],
+    wanted: list[tuple[str, str, str | None, Literal["holdout_test", "sequential_test"], str, int]],
 ) -> None:
     entries: list[LedgerEntry] = []
     for candidate, holdout, incumbent, kind, attempt, epoch in wanted:
@@ -87,15 +87,10 @@ def test_a_retried_run_is_the_same_look() -> None:
 
 def test_a_trial_is_charged_once_beside_its_look() -> None:
     look = charge([], "candidate")
-    trial = charge([look], "candidate", kind="trial")
-    assert (trial.kind, trial.sequence, trial.alpha) == ("trial", 2, alpha_of_charge(2))
-    assert charge([look, trial], "candidate", kind="trial") == trial
-    assert charge([look, trial], "candidate") == look
-
-
-def test_an_entry_written_before_there_were_trials_is_a_look() -> None:
-    old = charge([], "candidate").model_dump(mode="json", exclude={"kind"})
-    assert LedgerEntry.model_validate(old).kind == "look"
+    test = charge([look], "candidate", kind="sequential_test")
+    assert (test.kind, test.sequence, test.alpha) == ("sequential_test", 2, alpha_of_charge(2))
+    assert charge([look, test], "candidate", kind="sequential_test") == test
+    assert charge([look, test], "candidate") == look
 
 
 def test_the_same_candidate_on_more_traces_is_another_look() -> None:

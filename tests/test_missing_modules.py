@@ -18,11 +18,11 @@ from autoopt_pipeline.orchestration.assets import build_module_assets
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.sensors.optimization import build_sensors
-from autoopt_pipeline.registry.rollout_records import all_watched
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import Settings, load_settings
-from autoopt_pipeline.tenants.config import WatchSettings
+from autoopt_pipeline.tenants.config import RolloutPolicy
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -59,7 +59,7 @@ def declared(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of declared modules, which the process began with and in which nothing is declared yet."""
     path = home / "modules.yaml"
     path.write_text("modules: {}")
-    monkeypatch.setenv("AUTOOPT_MODULES", str(path))
+    monkeypatch.setenv("AUTOOPT_MODULES_FILE", str(path))
     modules.cache_clear()
     modules()
     return path
@@ -154,13 +154,13 @@ def test_a_module_that_is_off_is_no_error_though_it_is_gone(
 def watched(
     store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> Connections:
-    """A tenant with a watch of `routing`, and one of a module that is gone since."""
+    """A tenant with a rollout of `routing`, and one of a module that is gone since."""
     monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
     parts = Connections(load_settings())
     configure(parts.configs, tenant, modules={"routing": {}, "urgency": {}})
     for module in ("routing", "urgency"):
         artifacts = parts.artifacts(tenant, module)
-        bring(artifacts, save_version(artifacts, made_program(tenant, module, demos=["one"])), WatchSettings())
+        bring(artifacts, save_version(artifacts, made_program(tenant, module, demos=["one"])), RolloutPolicy())
     return parts
 
 
@@ -173,16 +173,16 @@ def test_the_watch_of_a_module_that_is_gone_is_an_error_and_others_are_looked_at
     declared.write_text("modules: {}")
     modules.cache_clear()
     for _ in range(2):
-        told, _ = evaluate(instance, "promotion_watch_sensor")
+        told, _ = evaluate(instance, "rollout_monitor_sensor")
         assert isinstance(told, dg.SkipReason)
         assert "errors: 1 of modules that are not known here (urgency)" in (told.skip_message or "")
-    looked = {each.module: each.looked_at for each in all_watched(parts.files)}
+    looked = {each.module: each.looked_at for each in indexed_rollouts(parts.files)}
     assert looked["routing"]
     assert looked["urgency"] is None
     (tenant,) = parts.configs.current()
     parts.configs.write(tenant, None)
-    evaluate(instance, "promotion_watch_sensor")
-    assert parts.artifacts(tenant, "urgency").last_move().canary is None  # ty: ignore[unresolved-attribute]
+    evaluate(instance, "rollout_monitor_sensor")
+    assert parts.artifacts(tenant, "urgency").last_transition().canary is None  # ty: ignore[unresolved-attribute]
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ class TestDashboard:
             assert "is not installed here" in browser.get("/tenants/acme").text
             declared.write_text(URGENCY)
             for _ in range(60):
-                browser.get("/")  # somebody watches, so it looks again and again
+                browser.get("/")  # somebody rollouts, so it looks again and again
                 page = browser.get("/tenants/acme").text
                 if "is not installed here" not in page:
                     break

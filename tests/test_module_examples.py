@@ -152,7 +152,7 @@ def test_one_outcome_with_one_would_be_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("detected", "why"),
+    ("detected", "expected"),
     [
         (None, "no modalities"),
         ("video", "modalities are no JSON"),
@@ -162,8 +162,8 @@ def test_one_outcome_with_one_would_be_chance() -> None:
         ('[{"modality": "video", "confidence": NaN}]', "a detected modality is unknown or has no confidence"),
     ],
 )
-def test_malformed_modalities_are_counted_by_reason(detected: str | None, why: str) -> None:
-    assert why_not(CROSS_MODAL, {**FUSION, "cross_modal.detected_modalities": detected}, gain(0.3)) == why
+def test_malformed_modalities_are_counted_by_reason(detected: str | None, expected: str) -> None:
+    assert why_not(CROSS_MODAL, {**FUSION, "cross_modal.detected_modalities": detected}, gain(0.3)) == expected
 
 
 def test_a_plan_that_went_well_is_learnt_and_one_that_did_not_is_not() -> None:
@@ -187,7 +187,7 @@ def test_a_plan_may_be_a_list_too(written: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agents", "why"),
+    ("agents", "expected"),
     [
         ("search_agent,gone_agent", "the plan names an agent that is not one of the current ones"),
         (",".join(["search_agent"] * 9), "the plan has more than 8 agents"),
@@ -197,8 +197,8 @@ def test_a_plan_may_be_a_list_too(written: object) -> None:
         ("search_agent,,report_agent", "no agents"),
     ],
 )
-def test_plans_that_cannot_be_learnt_are_counted_by_reason(agents: object, why: str) -> None:
-    assert why_not(WORKFLOW, {**PLAN, "orchestration.execution_order": agents}) == why
+def test_plans_that_cannot_be_learnt_are_counted_by_reason(agents: object, expected: str) -> None:
+    assert why_not(WORKFLOW, {**PLAN, "orchestration.execution_order": agents}) == expected
 
 
 def _parts(**annotations: Annotation) -> dict[str, LoggedDecision]:

@@ -1,4 +1,4 @@
-"""What moves say, for every history that people and runs can make."""
+"""What transitions say, for every history that people and runs can make."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.promotion_blocks import comeback
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.records import Manifest, Transition
 from autoopt_pipeline.registry.transitions import pointer_after, rollback_stack, rolled_back
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.test_artifacts import program, save
@@ -17,16 +17,16 @@ from tests.test_artifacts import program, save
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def moved(*path: str | None) -> list[Move]:
-    """The moves from the baseline along a path of versions."""
+def moved(*path: str | None) -> list[Transition]:
+    """The transitions from the baseline along a path of versions."""
     return [
-        Move(
+        Transition(
             sequence=number + 1,
             at=AT + timedelta(days=number),
-            by="marta",
-            why="it annoys people",
-            expected=path[number - 1] if number else None,
-            to=to,
+            actor="marta",
+            reason="it annoys people",
+            from_version=path[number - 1] if number else None,
+            to_version=to,
         )
         for number, to in enumerate(path)
     ]
@@ -60,7 +60,7 @@ def test_the_pointer_says_whether_the_last_move_went_back_and_from_what() -> Non
     assert (back.version, back.sequence) == ("a", 4)
     assert back.rolled_back
     assert set(back.rolled_back.versions) == {"b", "c"}
-    assert (back.rolled_back.at, back.rolled_back.by, back.rolled_back.why) == (
+    assert (back.rolled_back.at, back.rolled_back.actor, back.rolled_back.reason) == (
         AT + timedelta(days=3),
         "marta",
         "it annoys people",
@@ -70,29 +70,31 @@ def test_the_pointer_says_whether_the_last_move_went_back_and_from_what() -> Non
 
 
 @given(histories)
-def test_the_last_version_that_stands_is_the_active_one(moves: list[Move]) -> None:
-    assert rollback_stack(moves)[-1] == (moves[-1].to if moves else None)
+def test_the_last_version_that_stands_is_the_active_one(transitions: list[Transition]) -> None:
+    assert rollback_stack(transitions)[-1] == (transitions[-1].to_version if transitions else None)
 
 
 @given(histories)
-def test_every_version_that_ever_was_active_either_stands_or_was_rolled_back(moves: list[Move]) -> None:
-    stands, left = set(rollback_stack(moves)) - {None}, set(rolled_back(moves))
-    assert stands | left == {move.to for move in moves} - {None}
+def test_every_version_that_ever_was_active_either_stands_or_was_rolled_back(transitions: list[Transition]) -> None:
+    stands, left = set(rollback_stack(transitions)) - {None}, set(rolled_back(transitions))
+    assert stands | left == {transition.to_version for transition in transitions} - {None}
     assert stands & left == set()
 
 
 @given(histories)
-def test_rolling_back_again_and_again_ends_at_the_baseline_and_brings_nothing_back(moves: list[Move]) -> None:
-    before = set(rolled_back(moves))
+def test_rolling_back_again_and_again_ends_at_the_baseline_and_brings_nothing_back(
+    transitions: list[Transition],
+) -> None:
+    before = set(rolled_back(transitions))
     steps = 0
-    while len(rollback_stack(moves)) > 1:
-        path = [*(move.to for move in moves), rollback_stack(moves)[-2]]
-        moves = moved(*path)
-        assert before <= set(rolled_back(moves))
-        before = set(rolled_back(moves))
+    while len(rollback_stack(transitions)) > 1:
+        path = [*(transition.to_version for transition in transitions), rollback_stack(transitions)[-2]]
+        transitions = moved(*path)
+        assert before <= set(rolled_back(transitions))
+        before = set(rolled_back(transitions))
         steps += 1
     assert steps <= 4
-    assert rollback_stack(moves) == (None,)
+    assert rollback_stack(transitions) == (None,)
 
 
 def manifests(tmp_path: Path, **programs: str) -> list[Manifest]:

@@ -91,7 +91,7 @@ def test_doctor_and_a_run_look_up_the_endpoint_of_the_model_and_nothing_else(
     autoopt("tenants", "add", tenant, *AGENTS)
     autoopt("config", "set", tenant, "budget.max_lm_calls=500", 'retry={"max_retries": 0}')
     if phoenix.project(project_name(tenant)) is None:
-        autoopt("traffic", tenant, "--traces", "500")
+        autoopt("simulate", tenant, "--traces", "500")
     env = {
         **recorded.env,
         "AUTOOPT_LM": model,

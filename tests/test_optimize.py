@@ -11,7 +11,13 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, PlayedRequest, TrafficProfile, sample_truths_for, simulate
+from autoopt_pipeline.devtools.traffic import (
+    SAMPLE_AGENTS,
+    PlayedRequest,
+    TrafficProfile,
+    sample_truths_for,
+    simulate_requests,
+)
 from autoopt_pipeline.errors import (
     ArtifactStoreUnavailable,
     InvalidArtifact,
@@ -32,7 +38,7 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, WatchSettings, with_field
+from autoopt_pipeline.tenants.config import Agent, LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.examples import as_read, example
 from tests.llm_server import LLMServer, llm_server
@@ -48,7 +54,9 @@ def played(count: int, habits: TrafficProfile | None = None, *, seed: int = 1) -
     rng = random.Random(seed)
     habits = habits or TrafficProfile()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
-    return list(simulate(list(sample_truths_for(habits, count, rng)), choices, habits, start=START, end=END, rng=rng))
+    return list(
+        simulate_requests(list(sample_truths_for(habits, count, rng)), choices, habits, start=START, end=END, rng=rng)
+    )
 
 
 def decisions(count: int, habits: TrafficProfile | None = None, *, seed: int = 1) -> list[LoggedDecision]:
@@ -98,7 +106,7 @@ def test_where_there_is_something_to_learn_a_better_program_is_promoted(
 
 
 def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, VersionStore]) -> None:
-    last = promoted[1].last_move()
+    last = promoted[1].last_transition()
     assert last
     assert last.canary == {"baseline": 0.1}
 
@@ -106,14 +114,14 @@ def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[R
 def test_a_canary_is_tried_before_anything_else_is_searched_for(
     traffic: list[LoggedDecision], artifacts: VersionStore
 ) -> None:
-    config = CONFIG.model_copy(update={"watch": WatchSettings(canary_share=0.2)})
+    config = CONFIG.model_copy(update={"rollout": RolloutPolicy(canary_fraction=0.2)})
     report = optimize(job(traffic, config), stand_in(), artifacts)
     assert report.verdict is Verdict.CANARY
     assert report.active_version is None
     assert "gets 20 % of the requests since" in report.reason
-    last = artifacts.last_move()
+    last = artifacts.last_transition()
     assert last
-    assert (last.to, last.canary) == (None, {report.version: 0.2})
+    assert (last.to_version, last.canary) == (None, {report.version: 0.2})
     meanwhile = optimize(job(traffic, config), lm := stand_in(), artifacts)
     assert (meanwhile.verdict, lm.meter.calls) == (Verdict.CANARY, 0)
     assert str(report.version) in meanwhile.reason
@@ -194,7 +202,7 @@ def test_manual_mode_waits_for_approval(traffic: list[LoggedDecision], artifacts
     assert report.verdict is Verdict.AWAITING_APPROVAL
     assert artifacts.active() is None
     assert report.version
-    artifacts.move(report.version, expected=None, by="marta", why="looks good")
+    artifacts.transition(report.version, expected=None, actor="marta", reason="looks good")
     active = artifacts.active()
     assert active is not None
     assert active.version == report.version
@@ -210,7 +218,7 @@ def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
 
     def promote_the_other(line: str) -> None:
         if line.startswith("finalist"):
-            artifacts.move("other", expected=None, by="another run", why="")
+            artifacts.transition("other", expected=None, actor="another run", reason="")
 
     report = optimize(job(traffic), stand_in(), artifacts, say=promote_the_other)
     assert report.verdict is Verdict.STALE
@@ -272,7 +280,7 @@ def test_an_incumbent_that_cannot_be_loaded_is_compared_as_the_baseline_and_said
     stored = other.load(report.version or "").model_copy(update={"fingerprint": "older"})
     (manifest,) = other.versions()
     artifacts.save(stored, manifest.model_copy(update={"version": "old", "program_sha256": stored.digest}))
-    artifacts.move("old", expected=None, by="t", why="")
+    artifacts.transition("old", expected=None, actor="t", reason="")
     again = optimize(job(traffic), stand_in(), artifacts)
     assert again.verdict is Verdict.PROMOTED
     assert any("another signature" in note for note in again.notes)
@@ -290,7 +298,7 @@ def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
     incumbent.predictors()[0].signature = signature.with_instructions(f"Such as: {quoted}! Choose the one agent.")
     stored = serialize(ROUTING, "acme", labels, incumbent)
     artifacts.save(stored, manifest_of(stored, "old"))
-    artifacts.move("old", expected=None, by="t", why="")
+    artifacts.transition("old", expected=None, actor="t", reason="")
     report = optimize(job(traffic), stand_in(), artifacts)
     assert report.gate is not None
     assert report.gate.comparison.cases == len(parts.holdout) - 1
@@ -302,7 +310,7 @@ def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], 
     looks = len(artifacts.ledger())
     stored = serialize(ROUTING, "acme", labels_of(ROUTING, CONFIG), ROUTING.build_program(labels_of(ROUTING, CONFIG)))
     artifacts.save(stored, manifest_of(stored, "clean"))
-    artifacts.move("clean", expected=None, by="forget", why="", judged=False)
+    artifacts.transition("clean", expected=None, actor="forget", reason="", resets_alpha_budget=False)
     optimize(job(traffic, run_id="next"), stand_in(), artifacts)
     assert artifacts.ledger()[looks].alpha == alpha_of_charge(looks + 1)
     assert artifacts.ledger()[looks].epoch == 0

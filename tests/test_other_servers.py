@@ -77,7 +77,7 @@ def old() -> Iterator[Server]:
         (["trigger", "--tenant-id", "acme", "--module", "routing", "--force"], 2),
         (["traces", "stats", "acme"], 2),
         (["traces", "sample", "acme"], 2),
-        (["traffic", "acme", "--traces", "5"], 2),
+        (["simulate", "acme", "--traces", "5"], 2),
         (["doctor"], 2),
     ],
 )

@@ -140,7 +140,7 @@ def test_as_many_cases_as_are_said_to_be_needed_show_the_gain_four_times_in_five
     weights = [gain + broken, broken, 1 - gain - 2 * broken]
     tries = 1000
     seen = sum(sign_flip_p(rng.choices([1.0, -1.0, 0.0], weights, k=n)) <= alpha for _ in range(tries))
-    # With few discordant cases p moves in steps, so the chance cannot be met exactly; it errs to too many cases.
+    # With few discordant cases p transitions in steps, so the chance cannot be met exactly; it errs to too many cases.
     assert POWER - 0.05 <= seen / tries <= POWER + 0.1
 
 

@@ -22,7 +22,7 @@ from autoopt_pipeline.devtools.traffic import (
     SyntheticRequest,
     TrafficProfile,
     sample_truths_for,
-    simulate,
+    simulate_requests,
 )
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.catalog import get_module
@@ -47,7 +47,7 @@ def requests(
 ) -> list[PlayedRequest]:
     truths = [SyntheticRequest(f"question number {i}", {"agent": AGENTS[i % 2]}) for i in range(count)]
     start = end - timedelta(hours=1)
-    return list(simulate(truths, {"agent": AGENTS}, habits, start=start, end=end, rng=random.Random(seed)))
+    return list(simulate_requests(truths, {"agent": AGENTS}, habits, start=start, end=end, rng=random.Random(seed)))
 
 
 def project_of(phoenix: Phoenix, tenant: str) -> Project:
@@ -82,7 +82,9 @@ def test_the_spans_of_one_trace_are_read_together_for_a_composed_module(phoenix:
     habits = replace(ALL_REVIEWED, plans=True, fuses=True)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
     start = NOW - timedelta(hours=1)
-    played = list(simulate(list(sample_truths_for(habits, 20, rng)), choices, habits, start=start, end=NOW, rng=rng))
+    played = list(
+        simulate_requests(list(sample_truths_for(habits, 20, rng)), choices, habits, start=start, end=NOW, rng=rng)
+    )
     send_traffic(phoenix, tenant, played)
     window = {"start": NOW - timedelta(hours=2), "end": NOW}
     agents = [Label(name) for name in SAMPLE_AGENTS]

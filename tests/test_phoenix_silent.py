@@ -162,7 +162,7 @@ def test_a_dashboard_that_never_saw_phoenix_answer_says_so_soon(server: Server, 
 def test_versions_side_by_side_keep_their_numbers_too(home: Path, server: Server, browser: TestClient) -> None:
     artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "acme", "routing")
     version = stored_program(artifacts, made_program("acme"))
-    artifacts.move(version, expected=None, by="ada", why="better", canary={"baseline": 0.1})
+    artifacts.transition(version, expected=None, actor="ada", reason="better", canary={"baseline": 0.1})
     part = "/tenants/acme/modules/routing/live"
     before = text_of(browser.get(part))
     assert f"{version} 0 0" in before

@@ -193,7 +193,7 @@ def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None
 
 def test_after_a_rejection_the_next_attempt_needs_clearly_more() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=1))
-    for verdict, need in (("promoted", 100), ("waiting", 100), ("rejected", 250)):
+    for verdict, need in (("promoted", 100), ("inconclusive", 100), ("rejected", 250)):
         answer = decide(CONFIG, ROUTING, tried, Evidence(249), _after(verdict), now=NOW)
         assert isinstance(answer, ScheduleDecision)
         assert answer.need == need

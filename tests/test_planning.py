@@ -77,7 +77,7 @@ def reasons(plan: Plan) -> dict[tuple[str, str], Reason]:
 def materialize(instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime) -> None:
     metadata = {
         "window_end": dg.MetadataValue.timestamp(end),
-        "decisions_read": traces,
+        "spans_read": traces,
         "annotation_total": 0,
     }
     instance.report_runless_asset_event(dg.AssetMaterialization(module, partition=tenant, metadata=metadata))
@@ -501,12 +501,12 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
     for name in (newest, older, oldest, never, other):
         configure(store, name)
     now, after = datetime.now(UTC) + 2 * HOUR, None
-    settings = SETTINGS.model_copy(update={"jitter": 0})  # which would spread them by their ids
+    settings = SETTINGS.model_copy(update={"schedule_jitter": 0})  # which would spread them by their ids
     asked: list[set[str]] = []
     for _ in range(3):
         plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings, seconds=0, after=after)
         after = plan.reached
-        found = {key: reason for key, reason in reasons(plan).items() if reason is not Reason.LEFT}
+        found = {key: reason for key, reason in reasons(plan).items() if reason is not Reason.DEFERRED}
         assert set(found.values()) == {Reason.TOO_FEW_TRACES}
         asked.append({name for name, _ in found})
     assert asked == [{never, other}, {oldest, older}, {newest, never}]

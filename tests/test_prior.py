@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
 from autoopt_pipeline.evaluation.gate import Calibration, Comparison, GateDecision
-from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin
+from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, open_test
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
@@ -149,8 +149,8 @@ def test_a_tenant_with_too_little_data_starts_from_what_others_share(
     assert manifest.version == report.version == report.active_version
     assert (manifest.optimizer, manifest.verdict) == (SHARED_PRIOR, "not_enough_data")
     assert manifest.candidate_score is None
-    (move,) = artifacts_of(root, "taker").moves()
-    assert "unproven here" in move.why
+    (transition,) = artifacts_of(root, "taker").transitions()
+    assert "unproven here" in transition.reason
 
 
 def test_nothing_of_the_donor_but_its_instructions_reaches_the_taker(
@@ -269,7 +269,7 @@ def test_another_donors_damaged_publication_does_no_harm(pool: Pool, configs: Sq
 def test_instructions_of_a_promotion_are_published_when_the_tenant_shares(
     pool: Pool, configs: SqliteConfigStore, root: Path
 ) -> None:
-    """Along the real way to a promotion: a candidate with instructions of its own wins its trial."""
+    """Along the real way to a promotion: a candidate with instructions of its own wins its sequential test."""
     config = configure(configs, "donor", share_instructions=True)
     artifacts = artifacts_of(root, "donor")
     labels = labels_of(ROUTING, config)
@@ -282,8 +282,8 @@ def test_instructions_of_a_promotion_are_published_when_the_tenant_shares(
     stored = serialize(ROUTING, "donor", labels, program)
     waiting = "20260101T000000Z-waiting"
     artifacts.save(stored, manifest_of(stored, waiting).model_copy(update={"shareable": ["decide"]}))
-    terms = TrialConditions(None, "stand-in", tuple(label.name for label in labels))
-    begin(artifacts, waiting, terms, after=0, alpha=0.05, queries=[], run_id="r")
+    conditions = SequentialTestConditions(None, "stand-in", tuple(label.name for label in labels))
+    open_test(artifacts, waiting, conditions, after=0, alpha=0.05, queries=[], run_id="r")
     job = OptimizationJob(ROUTING, config, decisions(450, seed=9), AT, AT + timedelta(days=1), "run", pool=pool)
     report = optimize(job, stand_in(), artifacts)
     assert report.verdict is Verdict.PROMOTED

@@ -217,7 +217,7 @@ def test_the_active_version_is_asked_and_not_about_its_demos(
     program = made_program(UNSTEADY.tenant_id, demos=queries[:3])
     artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), UNSTEADY.tenant_id, "routing")
     artifacts.save(program, manifest_of(program, "v1"))
-    artifacts.move("v1", expected=None, by="t", why="")
+    artifacts.transition("v1", expected=None, actor="t", reason="")
     (asked, *_) = aa()
     assert "the baseline is asked the newest" in without_demos["what"]
     assert "v1 is asked the newest" in asked["what"]

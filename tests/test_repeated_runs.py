@@ -13,7 +13,7 @@ import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate_requests
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
@@ -96,7 +96,9 @@ class World:
 def decisions() -> list[LoggedDecision]:
     rng = random.Random(1)
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in get_module("modality").labels or ()]}
-    requests = simulate(list(sample_truths(600, rng)), choices, TrafficProfile(), start=START, end=END, rng=rng)
+    requests = simulate_requests(
+        list(sample_truths(600, rng)), choices, TrafficProfile(), start=START, end=END, rng=rng
+    )
     return as_read(ROUTING, list(requests))
 
 
@@ -153,7 +155,7 @@ def test_a_run_that_died_between_its_verdict_and_the_promotion_promotes_when_it_
         raise ArtifactStoreUnavailable("the store is away", "wait")
 
     with monkeypatch.context() as patch:
-        patch.setattr(VersionStore, "move", away)
+        patch.setattr(VersionStore, "transition", away)
         with pytest.raises(ArtifactStoreUnavailable):
             world.run("first")
     again = world.run("again", mood=1.0)
@@ -176,13 +178,15 @@ def test_what_awaits_approval_still_does_and_is_promoted_where_the_tenant_no_lon
 
 def test_a_trial_that_ended_is_not_begun_again_by_repeating_the_run_that_began_it(world: World) -> None:
     first = world.run("first", mood=0.68)
-    assert first.verdict is Verdict.WAITING, first.reason
-    (begun,) = world.artifacts.trial()
-    world.artifacts.add_trial_step(begun.model_copy(update={"sequence": 2, "verdict": "rejected", "run_id": "n2"}))
+    assert first.verdict is Verdict.INCONCLUSIVE, first.reason
+    (begun,) = world.artifacts.sequential_test()
+    world.artifacts.add_sequential_test_step(
+        begun.model_copy(update={"sequence": 2, "verdict": "rejected", "run_id": "n2"})
+    )
     again = world.run("again")
     assert (again.verdict, world.looked) == (Verdict.REJECTED, False)
-    assert "that trial has ended" in again.reason
-    assert len(world.artifacts.trial_steps()) == 2
+    assert "that sequential test has ended" in again.reason
+    assert len(world.artifacts.sequential_test_steps()) == 2
 
 
 def test_a_damaged_manifest_is_told_and_nothing_is_asked_again(world: World) -> None:

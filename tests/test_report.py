@@ -67,7 +67,7 @@ def test_reviews_without_a_right_answer_are_not_called_unreadable() -> None:
     check = data_check(replace(REPORT, provenance={"human": 60}, unusable=judged_wrong), ["a", "b"])
     assert check.passed
     check = data_check(replace(REPORT, provenance={"human": 60}, unusable={"no query": 40}, malformed=40), ["a", "b"])
-    assert check.description == "40 of 100 spans cannot be read; see unusable_decisions"
+    assert check.description == "40 of 100 spans cannot be read; see skipped_spans"
 
 
 def test_a_label_with_hardly_any_examples_is_named_only_where_labels_are_the_classes() -> None:

@@ -283,6 +283,6 @@ def test_the_retention_sensor_ticks_and_says_how_many(
     for _ in range(2):
         runs("acme")
     with dg.build_sensor_context(instance=instance, resources={"services": Services()}, cursor="") as context:
-        skipped = build_retention_sensor(Settings(keep_runs_days=1))(context)
+        skipped = build_retention_sensor(Settings(run_retention_days=1))(context)
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == "0 runs deleted"

@@ -160,7 +160,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(place: Place) -> None:
     agents = [f"--agent={name}=helps" for name in ("search_agent", "summary_agent", "report_agent", "support_agent")]
     place.autoopt("tenants", "add", TENANT, *agents)
     place.autoopt("config", "set", TENANT, "budget.max_lm_calls=500", 'retry={"max_retries": 0}')
-    place.autoopt("traffic", TENANT, "--traces", "400")
+    place.autoopt("simulate", TENANT, "--traces", "400")
 
     assert "RUN_SUCCESS" in place.materialize("routing")
     assert place.llm.keys == {f"Bearer {SECRETS['lm']}"}

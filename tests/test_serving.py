@@ -257,7 +257,7 @@ class TestFollowing:
         first = promote(tmp_path, 1, text="very private")
         assert decided(serving) == first
         second = promote(tmp_path, 2)
-        artifacts(tmp_path).withdraw(first, by="marta", why="a trace was forgotten")
+        artifacts(tmp_path).withdraw(first, actor="marta", reason="a trace was forgotten")
         serving.refresh()
         loaded = serving.program("acme", "routing", agents=AGENTS)
         assert loaded.version == second
@@ -421,7 +421,7 @@ class TestWhatIsRefused:
     def test_a_version_that_is_withdrawn_while_it_is_active(
         self, serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        artifacts(tmp_path).withdraw(promote(tmp_path, 1), by="t", why="wrong")
+        artifacts(tmp_path).withdraw(promote(tmp_path, 1), actor="t", reason="wrong")
         assert decided(serving) is None
         self.refuse(serving, caplog, "was withdrawn")
 
@@ -538,13 +538,13 @@ class TestCanary:
     def test_a_request_id_always_falls_to_the_same_arm_and_the_decision_says_which(
         self, serving: Serving, tmp_path: Path
     ) -> None:
-        trial = promote(tmp_path, 1)
+        test = promote(tmp_path, 1)
         active = promote(tmp_path, 2)
-        set_canary(tmp_path, active, {trial: 0.3}, sequence=2)
+        set_canary(tmp_path, active, {test: 0.3}, sequence=2)
         first = [serving.decide("acme", "routing", agents=AGENTS, query=QUERY, request_id=str(i)) for i in range(40)]
         again = [serving.decide("acme", "routing", agents=AGENTS, query=QUERY, request_id=str(i)) for i in range(40)]
         assert [d.version for d in first] == [d.version for d in again]
-        assert {(d.version, d.arm) for d in first} == {(active, "active"), (trial, "canary")}
+        assert {(d.version, d.arm) for d in first} == {(active, "active"), (test, "canary")}
         set_canary(tmp_path, active, {}, sequence=3)
         serving.refresh()
         assert {decided(serving, request_id=str(i)) for i in range(40)} == {active}
@@ -611,7 +611,7 @@ os._exit(0)
 def test_a_rollback_to_the_baseline_is_followed_and_is_no_loss_of_the_store(serving: Serving, tmp_path: Path) -> None:
     version = promote(tmp_path, 1)
     assert decided(serving) == version
-    artifacts(tmp_path).move(None, expected=version, by="marta", why="it annoys people")
+    artifacts(tmp_path).transition(None, expected=version, actor="marta", reason="it annoys people")
     serving.refresh()
     assert decided(serving) is None
     assert serving.problems() == []

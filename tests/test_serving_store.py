@@ -32,10 +32,10 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import made_program, store
 made = made_program("acme", demos=["x" * {BYTES}])
-moves = os.path.join(sys.argv[1], "acme", "routing", "moves")
+transitions = os.path.join(sys.argv[1], "acme", "routing", "transitions")
 random.seed(1)
 for kill in range(int(sys.argv[2])):
-    made_until = len(os.listdir(moves)) if os.path.isdir(moves) else 0
+    made_until = len(os.listdir(transitions)) if os.path.isdir(transitions) else 0
     child = os.fork()
     if child == 0:
         artifacts = VersionStore(ObjectStore(sys.argv[1]), "acme", "routing")
@@ -43,7 +43,7 @@ for kill in range(int(sys.argv[2])):
         while True:
             number += 1
             store(artifacts, made, number, active=True)
-    while kill % 8 == 0 and not (os.path.isdir(moves) and len(os.listdir(moves)) > made_until):
+    while kill % 8 == 0 and not (os.path.isdir(transitions) and len(os.listdir(transitions)) > made_until):
         time.sleep(0.002)  # some versions are made on a slow machine, too
     time.sleep(random.uniform(0.005, 0.12))
     os.kill(child, signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_of_many_writers_exactly_one_creates_a_file(root: str) -> None:
     def create(number: int) -> None:
         files = ObjectStore(root)
         barrier.wait()
-        if files.create("acme/routing/moves/00000001.json", str(number).encode()):
+        if files.create("acme/routing/transitions/00000001.json", str(number).encode()):
             created.append(number)
 
     threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
@@ -164,16 +164,16 @@ def test_of_many_writers_exactly_one_creates_a_file(root: str) -> None:
     for thread in threads:
         thread.join()
     (winner,) = created
-    assert ObjectStore(root).read("acme/routing/moves/00000001.json") == str(winner).encode()
+    assert ObjectStore(root).read("acme/routing/transitions/00000001.json") == str(winner).encode()
 
 
 def test_a_move_that_another_one_overtook_is_refused(root: str) -> None:
     artifacts = VersionStore(ObjectStore(root), "acme", "routing")
     first = store(artifacts, made_program("acme", demos=["1"]), 1, active=True)
     second = store(artifacts, made_program("acme", demos=["2"]), 2)
-    artifacts.move(second, expected=first, by="a", why="")
+    artifacts.transition(second, expected=first, actor="a", reason="")
     with pytest.raises(PromotionConflict):
-        artifacts.move(first, expected=first, by="b", why="")
+        artifacts.transition(first, expected=first, actor="b", reason="")
     active = artifacts.active()
     assert active
     assert active.version == second

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
+from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate_requests
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -45,9 +45,7 @@ def partitions(home: Path) -> set[str]:
         return registered_tenants(instance)
 
 
-@pytest.mark.parametrize(
-    "command", [["tenants", "remove", "acme"], ["artifacts", "delete", "acme", "--even-if-configured"]]
-)
+@pytest.mark.parametrize("command", [["tenants", "remove", "acme"], ["artifacts", "delete", "acme", "--force"]])
 def test_nothing_is_taken_away_where_nobody_can_be_asked(
     home: Path, store: TenantConfigStore, command: list[str]
 ) -> None:
@@ -138,7 +136,9 @@ def test_a_tenant_that_is_removed_deleted_and_added_again_starts_anew(
     answers = {"agent": ["search_agent", "report_agent"]}
     end = start + timedelta(seconds=1)
     send_traffic(
-        phoenix, tenant, list(simulate(truths, answers, TrafficProfile(), start=start, end=end, rng=random.Random(1)))
+        phoenix,
+        tenant,
+        list(simulate_requests(truths, answers, TrafficProfile(), start=start, end=end, rng=random.Random(1))),
     )
     time.sleep(1)
     assert json.loads(autoopt("traces", "stats", tenant, "--json"))["modules"]["routing"]["decisions"] == 6
@@ -148,7 +148,7 @@ def test_a_tenant_that_is_removed_deleted_and_added_again_starts_anew(
         (record, _) = instance.fetch_materializations(dg.AssetKey("routing"), limit=5).records
         assert record.asset_materialization
         metadata = {name: value.value for name, value in record.asset_materialization.metadata.items()}
-    assert metadata["decisions_read"] == 6
+    assert metadata["spans_read"] == 6
     since = store.current()[tenant].since
     assert since
     assert metadata["window_start"] == pytest.approx(since.timestamp())

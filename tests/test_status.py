@@ -117,9 +117,9 @@ def test_a_damaged_program_is_told_with_its_module_and_hides_no_other(
     (path,) = (home / ".autoopt" / "artifacts").rglob(file)
     path.write_text("{}")
     modules = told(tenant)
-    assert "is damaged" in modules[tenant, "routing"]["trouble"]
+    assert "is damaged" in modules[tenant, "routing"]["error"]
     assert modules[tenant, "routing"]["active_score"] is None
-    assert modules[tenant, "modality"]["trouble"] is None
+    assert modules[tenant, "modality"]["error"] is None
     assert "is damaged" in autoopt("status", tenant)
 
 
@@ -150,21 +150,21 @@ def test_what_a_person_has_decided_about_needs_no_attention_any_more(
     }
     with open_instance(home) as instance:
         instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=metadata))
-    assert told(tenant)[tenant, "routing"]["waits_for_approval"]
+    assert told(tenant)[tenant, "routing"]["needs_approval"]
     if decided == "approved":
-        programs.move(version, expected=None, by="marta", why="good")
+        programs.transition(version, expected=None, actor="marta", reason="good")
     else:
-        programs.decline(version, by="marta", why="bad")
+        programs.decline(version, actor="marta", reason="bad")
     routing = told(tenant)[tenant, "routing"]
-    assert (routing["waits_for_approval"], routing["last_verdict"], routing["health"]) == (False, decided, "well")
+    assert (routing["needs_approval"], routing["last_verdict"], routing["health"]) == (False, decided, "healthy")
     for said in (autoopt("status", tenant), autoopt("why", tenant, "routing")):
         assert decided in said
         assert "awaiting" not in said
 
 
-@pytest.mark.parametrize("by", ["watch", "marta"])
+@pytest.mark.parametrize("actor", ["rollout monitor", "marta"])
 def test_a_rollback_is_a_state_of_its_own_until_the_next_move(
-    home: Path, store: TenantConfigStore, tenant: str, by: str
+    home: Path, store: TenantConfigStore, tenant: str, actor: str
 ) -> None:
     configure(store, tenant)
     programs = artifacts(home, tenant)
@@ -173,16 +173,16 @@ def test_a_rollback_is_a_state_of_its_own_until_the_next_move(
     with open_instance(home) as instance:
         materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
     before = told(tenant)[tenant, "routing"]
-    assert (before["health"], before["rolled_back"]) == ("well", None)
-    programs.move(one, expected=two, by=by, why="errors rose")
+    assert (before["health"], before["rolled_back"]) == ("healthy", None)
+    programs.transition(one, expected=two, actor=actor, reason="errors rose")
     routing = told(tenant)[tenant, "routing"]
     assert (routing["health"], routing["active_version"]) == ("rolled back", one)
-    assert {name: routing["rolled_back"][name] for name in ("versions", "by", "why")} == {
+    assert {name: routing["rolled_back"][name] for name in ("versions", "actor", "reason")} == {
         "versions": [two],
-        "by": by,
-        "why": "errors rose",
+        "actor": actor,
+        "reason": "errors rose",
     }
-    assert re.search(rf"rolled back \d s ago by {by}: {two}", " ".join(autoopt("status", tenant).split()))
-    assert re.search(rf"rolled back  {two}, \d s ago, by {by}: errors rose", autoopt("why", tenant, "routing"))
-    programs.move(two, expected=one, by="marta", why="it was not that")
-    assert told(tenant)[tenant, "routing"]["health"] == "well"
+    assert re.search(rf"rolled back \d s ago by {actor}: {two}", " ".join(autoopt("status", tenant).split()))
+    assert re.search(rf"rolled back  {two}, \d s ago, by {actor}: errors rose", autoopt("why", tenant, "routing"))
+    programs.transition(two, expected=one, actor="marta", reason="it was not that")
+    assert told(tenant)[tenant, "routing"]["health"] == "healthy"

@@ -88,14 +88,14 @@ def test_a_configuration_survives_json() -> None:
 
 
 def test_forgotten_traces_are_trace_ids_each_once_in_lower_case() -> None:
-    config = parse_config({"tenant_id": "a", "forgotten_traces": ["A" * 32, "a" * 32, "0" * 32]}, where="x")
-    assert config.forgotten_traces == ["a" * 32, "0" * 32]
+    config = parse_config({"tenant_id": "a", "excluded_traces": ["A" * 32, "a" * 32, "0" * 32]}, where="x")
+    assert config.excluded_traces == ["a" * 32, "0" * 32]
 
 
 @pytest.mark.parametrize("wrong", [["abc"], ["g" * 32], ["a" * 33], [f"{number:032x}" for number in range(1001)]])
 def test_a_list_of_forgotten_traces_that_is_none_or_too_long_is_refused(wrong: list[str]) -> None:
-    with pytest.raises(InvalidConfig, match="forgotten_traces"):
-        parse_config({"tenant_id": "a", "forgotten_traces": wrong}, where="x")
+    with pytest.raises(InvalidConfig, match="excluded_traces"):
+        parse_config({"tenant_id": "a", "excluded_traces": wrong}, where="x")
 
 
 def test_the_moment_to_retrain_after_is_kept_in_utc_and_needs_a_zone() -> None:

@@ -58,15 +58,15 @@ def test_what_every_version_did_is_told_across_tenants_newest_first_with_who_wro
     store: TenantConfigStore, tenant: str
 ) -> None:
     config, other = RoutingConfigUnified(tenant_id=tenant), RoutingConfigUnified(tenant_id=f"{tenant}:b")
-    write_config(store, config, by="ada")
-    write_config(store, other, by="import by grace")
-    write_config(store, config, by="marta")
-    store.write(tenant, None, by="ada")
+    write_config(store, config, actor="ada")
+    write_config(store, other, actor="import by grace")
+    write_config(store, config, actor="marta")
+    store.write(tenant, None, actor="ada")
     gone = datetime.now(UTC)
-    store.write(tenant, None, by="ada", since=gone)
-    write_config(store, config, by="grace")
-    write_config(store, config, by="grace")
-    told = [(each.tenant_id, each.version, each.by, each.what) for each in store.changes(None, 100)]
+    store.write(tenant, None, actor="ada", since=gone)
+    write_config(store, config, actor="grace")
+    write_config(store, config, actor="grace")
+    told = [(each.tenant_id, each.version, each.actor, each.what) for each in store.changes(None, 100)]
     assert told == [
         (tenant, 6, "grace", "configuration_saved"),
         (tenant, 5, "grace", "tenant_added"),
@@ -84,7 +84,7 @@ def test_what_every_version_did_is_told_across_tenants_newest_first_with_who_wro
     history = store.history(tenant)
     assert changes_in(history) == [each for each in reversed(pages) if each.tenant_id == tenant]
     assert [entry.since for entry in history] == [None] * 3 + [gone] * 3  # later versions carry it on
-    assert (store.current()[tenant].by, store.current()[tenant].since) == ("grace", gone)
+    assert (store.current()[tenant].actor, store.current()[tenant].since) == ("grace", gone)
 
 
 def test_a_stale_write_is_refused(store: TenantConfigStore, tenant: str) -> None:

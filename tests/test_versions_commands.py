@@ -16,7 +16,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import TrialStep
+from autoopt_pipeline.registry.records import SequentialTestStep
 from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.stored import made_program, shared_of, store
@@ -52,20 +52,24 @@ def active(artifacts: VersionStore) -> str | None:
 
 def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: VersionStore, three: list[str]) -> None:
     one, two, three_ = three
-    assert autoopt("rollback", "acme", "routing", "--why", "slow") == f"acme/routing: {three_} -> {two}\n"
+    assert autoopt("rollback", "acme", "routing", "--reason", "slow") == f"acme/routing: {three_} -> {two}\n"
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {two} -> {one}\n"
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {one} -> baseline\n"
     assert active(artifacts) is None
     assert "nothing comes before it" in autoopt("rollback", "acme", "routing", status=2)
-    assert [(move.expected, move.to) for move in artifacts.moves()[3:]] == [(three_, two), (two, one), (one, None)]
-    assert artifacts.moves()[3].why == "slow"
+    assert [(transition.from_version, transition.to_version) for transition in artifacts.transitions()[3:]] == [
+        (three_, two),
+        (two, one),
+        (one, None),
+    ]
+    assert artifacts.transitions()[3].reason == "slow"
     assert autoopt("versions", "acme", "routing").count("rolled back 20") == 3
 
 
 def test_after_a_rollback_to_the_baseline_a_version_can_be_promoted_and_left_again(
     artifacts: VersionStore, three: list[str]
 ) -> None:
-    autoopt("rollback", "acme", "routing", "--to", "baseline", "--why", "all of them annoy people")
+    autoopt("rollback", "acme", "routing", "--to", "baseline", "--reason", "all of them annoy people")
     assert active(artifacts) is None
     said = autoopt("promote", "acme", "routing", three[1])
     assert f"baseline -> {three[1]}" in said
@@ -81,15 +85,15 @@ def test_a_promotion_by_hand_is_watched_as_configured_unless_said_otherwise(
     four = make(artifacts, 4, active=False)
     assert f"{three[2]} -> {four}, with 10 % of requests for {three[2]}" in autoopt("promote", "acme", "routing", four)
     assert "10 % of requests" in autoopt("versions", "acme", "routing")
-    assert f"{four} -> {four}\n" in autoopt("promote", "acme", "routing", four, "--no-watch")
-    assert "is active already" in autoopt("promote", "acme", "routing", four, "--no-watch", status=2)
-    autoopt("config", "set", "acme", "watch.enabled=false")
+    assert f"{four} -> {four}\n" in autoopt("promote", "acme", "routing", four, "--no-rollout")
+    assert "is active already" in autoopt("promote", "acme", "routing", four, "--no-rollout", status=2)
+    autoopt("config", "set", "acme", "rollout.monitor=false")
     five = make(artifacts, 5, active=False)
     assert f"{four} -> {five}\n" in autoopt("promote", "acme", "routing", five)
 
 
 def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(artifacts: VersionStore, three: list[str]) -> None:
-    autoopt("config", "set", "acme", "watch.enabled=false")
+    autoopt("config", "set", "acme", "rollout.monitor=false")
     four = make(artifacts, 4, active=False)
     said = autoopt("promote", "acme", "routing", four, "--canary", "0.25")
     assert f"{three[2]} -> {three[2]}, with 25 % of requests for {four}" in said
@@ -97,8 +101,8 @@ def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(artifacts: V
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {three[2]} -> {three[2]}\n"
     assert "rolled back" in autoopt("show", "acme", "routing", four)
     assert "with 25 % of requests" in autoopt("history", "acme", "routing")
-    refused = autoopt("promote", "acme", "routing", four, "--canary", "0.25", "--no-watch", status=2)
-    assert "nobody watches" in refused
+    refused = autoopt("promote", "acme", "routing", four, "--canary", "0.25", "--no-rollout", status=2)
+    assert "a canary without a rollout" in refused
 
 
 def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: VersionStore, three: list[str]) -> None:
@@ -109,11 +113,11 @@ def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: Ver
     never = make(artifacts, 4, active=False)
     assert "was never active" in autoopt("rollback", "acme", "routing", "--to", never, status=2)
     assert "is active already" in autoopt("rollback", "acme", "routing", "--to", three[0], status=2)
-    assert len(artifacts.moves()) == 4
+    assert len(artifacts.transitions()) == 4
 
 
 def test_a_withdrawn_version_is_passed_over(artifacts: VersionStore, three: list[str]) -> None:
-    artifacts.withdraw(three[1], by="marta", why="a trace was forgotten")
+    artifacts.withdraw(three[1], actor="marta", reason="a trace was forgotten")
     assert "a trace was forgotten" in autoopt("rollback", "acme", "routing", "--to", three[1], status=2)
     assert "a trace was forgotten" in autoopt("promote", "acme", "routing", three[1], status=2)
     assert f"{three[0]} -> {three[2]}" in autoopt("diff", "acme", "routing")
@@ -129,7 +133,7 @@ def test_what_was_made_for_another_signature_cannot_be_made_active(artifacts: Ve
     assert active(artifacts) == three[2]
 
 
-@pytest.mark.parametrize(("verdict", "words"), [("rejected", "was rejected"), ("waiting", "is not proven yet")])
+@pytest.mark.parametrize(("verdict", "words"), [("rejected", "was rejected"), ("inconclusive", "is not proven yet")])
 def test_what_is_not_proven_is_made_active_only_for_who_insists(
     artifacts: VersionStore, three: list[str], verdict: str, words: str
 ) -> None:
@@ -138,7 +142,7 @@ def test_what_is_not_proven_is_made_active_only_for_who_insists(
     assert f"{words}: reason 4" in refused
     assert "--force" in refused
     assert active(artifacts) == three[2]
-    autoopt("promote", "acme", "routing", unproven, "--force", "--why", "I am sure")
+    autoopt("promote", "acme", "routing", unproven, "--force", "--reason", "I am sure")
     assert active(artifacts) == unproven
     autoopt("promote", "acme", "routing", three[0])
     autoopt("promote", "acme", "routing", unproven)  # somebody insisted before
@@ -148,11 +152,11 @@ def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
     artifacts: VersionStore, three: list[str]
 ) -> None:
     proposed = make(artifacts, 4, active=False, verdict="awaiting_approval")
-    said = autoopt("decline", "acme", "routing", proposed, "--why", "too slow")
-    assert said == f"acme/routing: {proposed} is declined, and serves nobody\n"
+    said = autoopt("decline", "acme", "routing", proposed, "--reason", "too slow")
+    assert said == f"acme/routing: {proposed} is declined\n"
     assert active(artifacts) == three[2]
     listed = json.loads(autoopt("versions", "acme", "routing", "--json"))["versions"]
-    assert [(each["verdict"], each["declined"] and each["declined"]["why"]) for each in listed][3:] == [
+    assert [(each["verdict"], each["declined"] and each["declined"]["reason"]) for each in listed][3:] == [
         ("declined", "too slow")
     ]
     assert "does not wait for approval: it is declined" in autoopt("decline", "acme", "routing", proposed, status=2)
@@ -161,9 +165,9 @@ def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
 
 
 def test_what_a_trial_has_proven_needs_no_insisting(artifacts: VersionStore, three: list[str]) -> None:
-    candidate = make(artifacts, 4, active=False, verdict="waiting")
-    for sequence, verdict in enumerate(("waiting", "awaiting_approval"), start=1):
-        step = TrialStep(
+    candidate = make(artifacts, 4, active=False, verdict="inconclusive")
+    for sequence, verdict in enumerate(("inconclusive", "awaiting_approval"), start=1):
+        step = SequentialTestStep(
             sequence=sequence,
             at=NOW,
             run_id="r",
@@ -176,7 +180,7 @@ def test_what_a_trial_has_proven_needs_no_insisting(artifacts: VersionStore, thr
             cases=[],
             verdict=verdict,
         )
-        artifacts.add_trial_step(step)
+        artifacts.add_sequential_test_step(step)
     assert "awaiting_approval" in autoopt("versions", "acme", "routing")
     autoopt("promote", "acme", "routing", candidate)
     assert active(artifacts) == candidate
@@ -194,15 +198,15 @@ def test_what_was_compared_with_something_else_is_promoted_and_said_so(
 
 def test_promoting_what_is_active_changes_nothing(artifacts: VersionStore, three: list[str]) -> None:
     assert "is active already" in autoopt("promote", "acme", "routing", three[2], status=2)
-    assert len(artifacts.moves()) == 3
+    assert len(artifacts.transitions()) == 3
 
 
 def test_the_history_says_who_moved_what_when_and_why(artifacts: VersionStore, three: list[str]) -> None:
-    autoopt("rollback", "acme", "routing", "--to", "baseline", "--why", "[red] slow")
+    autoopt("rollback", "acme", "routing", "--to", "baseline", "--reason", "[red] slow")
     said = autoopt("history", "acme", "routing")
-    move = artifacts.moves()[-1]
-    assert f"4  {move.at:%Y-%m-%d %H:%M:%S} UTC  {three[2]} -> baseline" in said
-    assert f"by {move.by}: [red] slow" in said
+    transition = artifacts.transitions()[-1]
+    assert f"4  {transition.at:%Y-%m-%d %H:%M:%S} UTC  {three[2]} -> baseline" in said
+    assert f"by {transition.actor}: [red] slow" in said
     assert said.count(" -> ") == 4
 
 
@@ -219,7 +223,7 @@ def test_a_version_is_shown_cut_short_or_in_full(artifacts: VersionStore, three:
 
 
 def test_of_a_withdrawn_version_the_manifest_is_shown(artifacts: VersionStore, three: list[str]) -> None:
-    artifacts.withdraw(three[1], by="marta", why="a trace was forgotten")
+    artifacts.withdraw(three[1], actor="marta", reason="a trace was forgotten")
     shown = autoopt("show", "acme", "routing", three[1])
     assert "by marta: a trace was forgotten; its program is gone" in shown
     assert "reason 2" in shown
@@ -314,15 +318,15 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.cli import main
 
 ready, go = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
-move = VersionStore.move
+transition = VersionStore.transition
 
 def together(self, *args, **kwargs):
     ready.touch()
     while not go.exists():
         time.sleep(0.0005)
-    return move(self, *args, **kwargs)
+    return transition(self, *args, **kwargs)
 
-VersionStore.move = together
+VersionStore.transition = together
 main.run()
 """
 
@@ -330,11 +334,11 @@ main.run()
 def test_of_a_promotion_and_a_rollback_in_two_processes_at_once_none_is_lost_silently(
     artifacts: VersionStore, home: Path, three: list[str]
 ) -> None:
-    """Both have seen the same active version before either of them moves, in every round."""
+    """Both have seen the same active version before either of them transitions, in every round."""
     other = make(artifacts, 4, active=False)
     won = []
     for number in range(4):
-        before = artifacts.moves()
+        before = artifacts.transitions()
         commands = [["promote", "acme", "routing", other], ["rollback", "acme", "routing", "--to", three[0]]]
         go = home / f"go{number}"
         ready = [home / f"ready{number}-{each}" for each in range(2)]
@@ -357,12 +361,12 @@ def test_of_a_promotion_and_a_rollback_in_two_processes_at_once_none_is_lost_sil
         won.append(winner)
         (loser,) = [err for _, err in told if err]
         assert f"the active version is no longer {three[2]}" in loser
-        after = artifacts.moves()
+        after = artifacts.transitions()
         assert after[:-1] == before
-        assert (after[-1].expected, after[-1].to) == (three[2], [other, three[0]][winner])
-        assert all(old.to == new.expected for old, new in pairwise(after))
-        assert active(artifacts) == after[-1].to
-        artifacts.move(three[2], expected=after[-1].to, by="t", why="once more")
+        assert (after[-1].from_version, after[-1].to_version) == (three[2], [other, three[0]][winner])
+        assert all(old.to_version == new.from_version for old, new in pairwise(after))
+        assert active(artifacts) == after[-1].to_version
+        artifacts.transition(three[2], expected=after[-1].to_version, actor="t", reason="once more")
 
 
 def test_removed_tenants_are_exported_and_deleted(artifacts: VersionStore, home: Path, three: list[str]) -> None:
@@ -376,7 +380,7 @@ def test_removed_tenants_are_exported_and_deleted(artifacts: VersionStore, home:
     said = autoopt("artifacts", "delete", "acme", "--yes")
     assert "acme: 10 files deleted" in said
     assert f"routing versions/{three[0]}: 2" in said
-    assert "routing moves: 3" in said
+    assert "routing transitions: 3" in said
     assert artifacts.versions() == []
     assert "nothing is left to delete" in autoopt("artifacts", "delete", "acme", "--yes")
     assert active(kept) is not None
@@ -402,14 +406,14 @@ def test_where_the_system_has_no_name_for_the_user_the_number_is_recorded(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
     autoopt("rollback", "acme", "routing")
-    assert artifacts.moves()[-1].by == "uid 54321"
+    assert artifacts.transitions()[-1].actor == "uid 54321"
 
 
 def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(artifacts: VersionStore, three: list[str]) -> None:
-    told = json.loads(autoopt("artifacts", "delete", "acme", "--even-if-configured", "--yes", "--json"))
+    told = json.loads(autoopt("artifacts", "delete", "acme", "--force", "--yes", "--json"))
     assert told["tenant"] == "acme"
     assert len(told["deleted"]) == 10
-    assert artifacts.moves() == []
+    assert artifacts.transitions() == []
     assert "acme" in autoopt("tenants", "list")
 
 
@@ -445,4 +449,4 @@ def test_the_json_of_every_command_has_the_fields_that_are_documented(
     (note,) = json.loads(given["promote"])["notes"]
     assert "it had been rolled back" in note
     assert json.loads(given["versions"])["active"] == three[2]
-    assert json.loads(given["history"])["moves"][-1]["to"] == three[2]
+    assert json.loads(given["history"])["transitions"][-1]["to"] == three[2]

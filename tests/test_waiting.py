@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate_requests
 from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.runner import dspy_example
+from autoopt_pipeline.evaluation.sequential_test_log import (
+    SequentialTestConditions,
+    new_cases,
+    open_sequential_test,
+    open_test,
+)
 from autoopt_pipeline.evaluation.split import HoldoutExample, split_examples
-from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin, new_cases, open_trial
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
@@ -39,7 +44,7 @@ from tests.stored import manifest_of
 ROUTING = get_module("routing")
 CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
 LABELS = labels_of(ROUTING, CONFIG)
-TERMS = TrialConditions(None, "stand-in", tuple(SAMPLE_AGENTS))
+CONDITIONS = SequentialTestConditions(None, "stand-in", tuple(SAMPLE_AGENTS))
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -48,7 +53,7 @@ def traffic(count: int, *, day: int, habits: TrafficProfile | None = None) -> li
     choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
     start = START + timedelta(days=day)
     truths = list(sample_truths(count, rng))
-    requests = simulate(
+    requests = simulate_requests(
         truths, choices, habits or TrafficProfile(), start=start, end=start + timedelta(days=1), rng=rng
     )
     found = as_read(ROUTING, list(requests))
@@ -97,12 +102,20 @@ def wait(
     seen: list[HoldoutExample],
     *,
     alpha: float = 0.01,
-    terms: TrialConditions = TERMS,
+    conditions: SequentialTestConditions = CONDITIONS,
 ) -> str:
     version = f"20260101T000000Z-{stored.digest[:8]}"
-    artifacts.save(stored, manifest_of(stored, version, verdict="waiting"))
+    artifacts.save(stored, manifest_of(stored, version, verdict="inconclusive"))
     queries = [query for judged in seen for query in judged.group]
-    begin(artifacts, version, terms, after=artifacts.last_trial_step(), alpha=alpha, queries=queries, run_id="r")
+    open_test(
+        artifacts,
+        version,
+        conditions,
+        after=artifacts.last_sequential_test_step(),
+        alpha=alpha,
+        queries=queries,
+        run_id="r",
+    )
     return version
 
 
@@ -126,15 +139,15 @@ def test_a_waiting_candidate_is_promoted_by_new_traces_and_no_other_is_searched_
     assert report.gate is not None
     assert report.lm_calls == 2 * report.gate.comparison.cases
     assert artifacts.ledger() == []  # its alpha was charged when the waiting began
-    (move,) = artifacts.moves()
-    assert "in its trial" in move.why
+    (transition,) = artifacts.transitions()
+    assert "in its sequential test" in transition.reason
 
 
 def test_what_it_was_judged_on_before_counts_no_more(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, old)
-    assert report.verdict is Verdict.WAITING
-    assert report.reason == f"{version} has 0 cases in its trial, and there are no new held-out traces"
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reason == f"{version} has 0 cases in its sequential test, and no held-out trace is new"
     assert report.lm_calls == 0
 
 
@@ -143,11 +156,11 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore
     nights = [*old]
     for night in (2, 3):
         nights += traffic(100, day=night)
-        assert run(artifacts, nights, run_id=f"n{night}").verdict is Verdict.WAITING
-    trial = open_trial(artifacts, TERMS)
-    assert trial is not None
-    begun, *steps = artifacts.trial()
-    assert len(trial.cases) == sum(len(step.cases) for step in steps) > 30
+        assert run(artifacts, nights, run_id=f"n{night}").verdict is Verdict.INCONCLUSIVE
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
+    begun, *steps = artifacts.sequential_test()
+    assert len(test.cases) == sum(len(step.cases) for step in steps) > 30
     assert all(set(step.seen).isdisjoint(begun.seen) for step in steps)
     assert set(steps[0].seen).isdisjoint(steps[1].seen)
     assert run(artifacts, nights, run_id="again").lm_calls == 0
@@ -155,14 +168,14 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore
 
 def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
     first = HoldoutExample(example("find the old red report"), ("find the old red report",))
-    begin(artifacts, "v", TERMS, after=0, alpha=0.01, queries=first.group, run_id="r")
-    trial = open_trial(artifacts, TERMS)
-    assert trial is not None
+    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=first.group, run_id="r")
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
     grown = HoldoutExample(
         example("find the old red report please"), ("find the old red report", "find the old red report please")
     )
     fresh = HoldoutExample(example("something else"), ("something else",))
-    assert new_cases(trial, [grown, fresh], 10) == [fresh]
+    assert new_cases(test, [grown, fresh], 10) == [fresh]
 
 
 def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
@@ -174,44 +187,44 @@ def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
     assert report.verdict is Verdict.REJECTED, report.reason
     assert "given up" in report.reason
     assert artifacts.active() is None
-    assert open_trial(artifacts, TERMS) is None
+    assert open_sequential_test(artifacts, CONDITIONS) is None
     assert run(artifacts, everything, run_id="r3").tried
 
 
 def test_a_trial_ends_when_another_version_becomes_active(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
-    artifacts.move(version, expected=None, by="marta", why="I am sure")
-    assert open_trial(artifacts, replace(TERMS, incumbent=version)) is None
+    artifacts.transition(version, expected=None, actor="marta", reason="I am sure")
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=version)) is None
 
 
 def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
     artifacts: VersionStore, old: list[LoggedDecision]
 ) -> None:
     before = wait(artifacts, program(old, upside_down=True), split(old))
-    artifacts.move(before, expected=None, by="marta", why="the first one")
+    artifacts.transition(before, expected=None, actor="marta", reason="the first one")
     stored = program(old)
-    version = wait(artifacts, stored, split(old), terms=replace(TERMS, incumbent=before))
-    assert open_trial(artifacts, replace(TERMS, incumbent=before)) is not None
-    artifacts.move(version, expected=before, by="run", why="proven")
-    artifacts.move(before, expected=version, by="marta", why="it annoys people")
-    assert open_trial(artifacts, replace(TERMS, incumbent=before)) is None
+    version = wait(artifacts, stored, split(old), conditions=replace(CONDITIONS, incumbent=before))
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is not None
+    artifacts.transition(version, expected=before, actor="run", reason="proven")
+    artifacts.transition(before, expected=version, actor="marta", reason="it annoys people")
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is None
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(TERMS, incumbent="another"),
-        replace(TERMS, lm="openai/gpt"),
-        replace(TERMS, labels=(*SAMPLE_AGENTS, "new_agent")),
+        replace(CONDITIONS, incumbent="another"),
+        replace(CONDITIONS, lm="openai/gpt"),
+        replace(CONDITIONS, labels=(*SAMPLE_AGENTS, "new_agent")),
     ],
     ids=["opponent", "model", "labels"],
 )
 def test_cases_under_other_terms_are_not_added_up(
-    artifacts: VersionStore, old: list[LoggedDecision], other: TrialConditions
+    artifacts: VersionStore, old: list[LoggedDecision], other: SequentialTestConditions
 ) -> None:
-    wait(artifacts, program(old), split(old), terms=other)
-    assert open_trial(artifacts, TERMS) is None
-    assert open_trial(artifacts, other) is not None
+    wait(artifacts, program(old), split(old), conditions=other)
+    assert open_sequential_test(artifacts, CONDITIONS) is None
+    assert open_sequential_test(artifacts, other) is not None
 
 
 def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifacts: VersionStore) -> None:
@@ -219,7 +232,7 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
 
     def opponent(parts: dict[str, Program]) -> str | None:
         job = OptimizationJob(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
-        return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).terms.incumbent
+        return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).conditions.incumbent
 
     routing = program(traffic(60, day=0))
     other = routing.model_copy(update={"labels": ["x"]})
@@ -231,17 +244,17 @@ def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: VersionSt
     examples = ROUTING.build_examples(LABELS, old).examples
     queries = split_examples(examples, max_holdout=300, max_dev=100, max_train=2000).queries
     assert queries == {normalize_query(each.query) for each in examples}
-    begin(artifacts, "v", TERMS, after=0, alpha=0.01, queries=queries, run_id="r")
-    trial = open_trial(artifacts, TERMS)
-    assert trial is not None
+    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=queries, run_id="r")
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
     like_one = normalize_query(examples[0].query)
-    assert new_cases(trial, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
+    assert new_cases(test, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
 
 
 def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:
-    begin(artifacts, "v1", TERMS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
+    open_test(artifacts, "v1", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
     with pytest.raises(PromotionConflict):
-        begin(artifacts, "v2", TERMS, after=0, alpha=0.01, queries=["a"], run_id="slower")
+        open_test(artifacts, "v2", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="slower")
 
 
 def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
@@ -280,17 +293,19 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[
     lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
 
     def another_run_is_quicker(line: str) -> None:
-        if line.startswith("trial of"):
+        if line.startswith("sequential test of"):
             run(artifacts, everything, run_id="quicker")
 
     with pytest.raises(PromotionConflict, match="another run went on"):
         job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
         optimize(job, lm, artifacts, say=another_run_is_quicker)
-    assert len(artifacts.trial()) == 2
+    assert len(artifacts.sequential_test()) == 2
 
 
 def test_the_ledger_keeps_what_a_look_and_its_trial_took_apart(artifacts: VersionStore) -> None:
-    entry = LedgerEntry(sequence=1, at=START, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.01)
+    entry = LedgerEntry(
+        sequence=1, kind="holdout_test", at=START, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.01
+    )
     assert artifacts.charge(entry)
-    assert artifacts.charge(entry.model_copy(update={"sequence": 2, "kind": "trial"}))
-    assert [charge.kind for charge in artifacts.ledger()] == ["look", "trial"]
+    assert artifacts.charge(entry.model_copy(update={"sequence": 2, "kind": "sequential_test"}))
+    assert [charge.kind for charge in artifacts.ledger()] == ["holdout_test", "sequential_test"]

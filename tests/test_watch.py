@@ -13,11 +13,11 @@ from autoopt_pipeline.modules.online_score import LiveOutcome
 from autoopt_pipeline.rollouts.analysis import (
     ENOUGH,
     MAX_DECISIONS,
+    AnalysisStatus,
     RolloutAnalysis,
-    Side,
-    WatchVerdict,
+    VersionSample,
+    analyze_rollout,
     differences,
-    judge_watch,
 )
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,64 +36,69 @@ outcomes = st.lists(
 )
 
 
-def side(*scores: float, decisions: int | None = None) -> Side:
+def side(*scores: float, decisions: int | None = None) -> VersionSample:
     """A version whose outcomes became known one a minute."""
     found = tuple(outcome(i, score) for i, score in enumerate(scores))
-    return Side(len(found) if decisions is None else decisions, found)
+    return VersionSample(len(found) if decisions is None else decisions, found)
 
 
-def look(newer: Side, older: Side, *, age: timedelta = timedelta(days=1)) -> RolloutAnalysis:
-    return judge_watch(newer, older, age=age, longest=FORTNIGHT)
+def look(newer: VersionSample, older: VersionSample, *, age: timedelta = timedelta(days=1)) -> RolloutAnalysis:
+    return analyze_rollout(newer, older, age=age, longest=FORTNIGHT)
 
 
-def production(rng: random.Random, newer: float, older: float, *, drift: float = 0.0) -> tuple[Side, Side]:
+def production(
+    rng: random.Random, newer: float, older: float, *, drift: float = 0.0
+) -> tuple[VersionSample, VersionSample]:
     """Outcomes of 5000 requests, a tenth of which the older version keeps; verdicts come hours later, in any order."""
     found: tuple[list[LiveOutcome], list[LiveOutcome]] = ([], [])
     for minute in range(5000):
         arm = rng.random() < 0.1
         right = (older if arm else newer) + drift * (minute / 5000 - 0.5)
         found[arm].append(outcome(minute, float(rng.random() < right), after=rng.expovariate(1 / 300)))
-    return Side(len(found[0]), tuple(found[0])), Side(len(found[1]), tuple(found[1]))
+    return VersionSample(len(found[0]), tuple(found[0])), VersionSample(len(found[1]), tuple(found[1]))
 
 
-def first_verdict(newer: Side, older: Side) -> WatchVerdict:
+def first_verdict(newer: VersionSample, older: VersionSample) -> AnalysisStatus:
     """The verdict at the first look that has one, of looks that are ever further apart."""
     minutes = 60.0
     while minutes < 5600:
         now = AT + timedelta(minutes=minutes)
-        known = [Side(each.decisions, tuple(o for o in each.outcomes if o.known_at <= now)) for each in (newer, older)]
-        found = judge_watch(known[0], known[1], age=now - AT, longest=FORTNIGHT)
-        if found.verdict is not WatchVerdict.WATCHING:
-            return found.verdict
+        known = [
+            VersionSample(each.decisions, tuple(o for o in each.outcomes if o.known_at <= now))
+            for each in (newer, older)
+        ]
+        found = analyze_rollout(known[0], known[1], age=now - AT, longest=FORTNIGHT)
+        if found.status is not AnalysisStatus.OPEN:
+            return found.status
         minutes *= 1.25
-    return WatchVerdict.WATCHING
+    return AnalysisStatus.OPEN
 
 
-def verdicts(newer: float, older: float, *, drift: float = 0.0, watches: int = 60) -> Counter[WatchVerdict]:
-    return Counter(first_verdict(*production(random.Random(s), newer, older, drift=drift)) for s in range(watches))
+def verdicts(newer: float, older: float, *, drift: float = 0.0, rollouts: int = 60) -> Counter[AnalysisStatus]:
+    return Counter(first_verdict(*production(random.Random(s), newer, older, drift=drift)) for s in range(rollouts))
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.5])
 def test_a_version_that_is_no_worse_is_hardly_ever_rolled_back_however_the_traffic_drifts(drift: float) -> None:
-    # At most 5 in 100 by design; 60 watches with more than 7 would be one chance in 100.
-    assert verdicts(0.7, 0.7, drift=drift)[WatchVerdict.WORSE] <= 7
+    # At most 5 in 100 by design; 60 rollouts with more than 7 would be one chance in 100.
+    assert verdicts(0.7, 0.7, drift=drift)[AnalysisStatus.WORSE] <= 7
 
 
 def test_a_version_that_is_20_points_worse_is_always_found_out() -> None:
-    assert verdicts(0.6, 0.8)[WatchVerdict.WORSE] == 60
+    assert verdicts(0.6, 0.8)[AnalysisStatus.WORSE] == 60
 
 
 def test_a_version_that_is_better_is_never_rolled_back_and_soon_left_alone() -> None:
     found = verdicts(0.9, 0.75)
-    assert found[WatchVerdict.WORSE] == 0
-    assert found[WatchVerdict.BETTER] >= 57
+    assert found[AnalysisStatus.WORSE] == 0
+    assert found[AnalysisStatus.BETTER] >= 57
 
 
 def test_traffic_that_grows_hard_is_blamed_on_no_version() -> None:
     """Compared one by one from the start, the few outcomes of the older version would be the early, easy ones."""
     hard = tuple(outcome(m, float(m < 1000)) for m in range(2000))
     few = tuple(outcome(m + 0.5, float(m < 1000)) for m in range(0, 2000, 10))
-    found = look(Side(2000, hard), Side(200, few))
+    found = look(VersionSample(2000, hard), VersionSample(200, few))
     assert found.p_worse > 0.5
     assert found.comparisons == pytest.approx(200, abs=2)
 
@@ -126,13 +131,13 @@ def test_verdicts_that_are_stored_at_once_are_compared_in_the_order_of_their_dec
 
 def test_without_outcomes_of_both_nothing_is_said() -> None:
     found = look(side(*[0.0] * 300), side())
-    assert (found.verdict, found.comparisons, found.p_worse) == (WatchVerdict.WATCHING, 0, 1.0)
+    assert (found.status, found.comparisons, found.p_worse) == (AnalysisStatus.OPEN, 0, 1.0)
     assert "300 outcomes of 300 decisions, on average 0.0 %" in found.reason
     assert "0 outcomes of 0 decisions" in found.reason
 
 
 @pytest.mark.parametrize(
-    ("newer", "older", "age", "why"),
+    ("newer", "older", "age", "reason"),
     [
         (side(*[1.0] * ENOUGH), side(*[1.0] * ENOUGH), timedelta(days=1), "enough, and not clearly worse"),
         (side(decisions=MAX_DECISIONS), side(), timedelta(days=1), "enough, and not clearly worse"),
@@ -140,19 +145,19 @@ def test_without_outcomes_of_both_nothing_is_said() -> None:
     ],
 )
 def test_a_watch_ends_when_it_has_seen_enough_or_for_long_enough(
-    newer: Side, older: Side, age: timedelta, why: str
+    newer: VersionSample, older: VersionSample, age: timedelta, reason: str
 ) -> None:
     found = look(newer, older, age=age)
-    assert found.verdict is WatchVerdict.NO_WORSE
-    assert found.reason.startswith(why)
+    assert found.status is AnalysisStatus.NOT_WORSE
+    assert found.reason.startswith(reason)
 
 
 def test_a_clear_loss_outranks_every_other_end() -> None:
     found = look(side(*[0.0] * ENOUGH), side(*[1.0] * ENOUGH), age=FORTNIGHT)
-    assert found.verdict is WatchVerdict.WORSE
+    assert found.status is AnalysisStatus.WORSE
 
 
 @given(outcomes)
 def test_a_score_is_the_mean_outcome(found: list[LiveOutcome]) -> None:
-    score = Side(len(found), tuple(found)).score
+    score = VersionSample(len(found), tuple(found)).score
     assert score == (fmean(o.score for o in found) if found else None)

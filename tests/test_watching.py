@@ -1,4 +1,4 @@
-"""The watch in real life: an application serves two versions, people judge, and the sensor looks."""
+"""The rollout in real life: an application serves two versions, people judge, and the sensor looks."""
 
 import time
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.orchestration.resources import Services
-from autoopt_pipeline.orchestration.sensors.rollouts import look_once, watch_sensor
-from autoopt_pipeline.registry.rollout_records import all_watched
-from autoopt_pipeline.registry.transitions import watch_since
+from autoopt_pipeline.orchestration.sensors.rollouts import check_rollout, rollout_sensor
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
+from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
 from autoopt_pipeline.settings import Settings, load_settings
-from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified, WatchSettings
+from autoopt_pipeline.tenants.config import Agent, RolloutPolicy, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.traces.client import Phoenix
 from tests.stored import made_program, store
@@ -45,19 +45,19 @@ def programs(parts: Connections, tenant: str) -> VersionStore:
     write_config(parts.configs, configured(tenant))
     artifacts = parts.artifacts(tenant, "routing")
     store(artifacts, made_program(tenant, demos=["one"]), 1, active=True)
-    bring(artifacts, store(artifacts, made_program(tenant, demos=["two"]), 2), WatchSettings(holdback_share=0.5))
+    bring(artifacts, store(artifacts, made_program(tenant, demos=["two"]), 2), RolloutPolicy(holdback_fraction=0.5))
     return artifacts
 
 
-def configured(tenant: str, **watch: object) -> RoutingConfigUnified:
+def configured(tenant: str, **rollout: object) -> RoutingConfigUnified:
     agents = [Agent(name=name) for name in AGENTS]
-    return RoutingConfigUnified(tenant_id=tenant, agents=agents, watch=WatchSettings.model_validate(watch))
+    return RoutingConfigUnified(tenant_id=tenant, agents=agents, rollout=RolloutPolicy.model_validate(rollout))
 
 
-def bring(artifacts: VersionStore, version: str, settings: WatchSettings) -> None:
+def bring(artifacts: VersionStore, version: str, settings: RolloutPolicy) -> None:
     active = artifacts.active()
     before = active.version if active else None
-    roll_out(artifacts, version, expected=before, by="run 1", why="better", settings=settings)
+    roll_out(artifacts, version, expected=before, actor="run 1", reason="better", policy=settings)
 
 
 def serve(parts: Connections, artifacts: VersionStore, requests: int, right: Callable[[Decision], bool]) -> None:
@@ -81,8 +81,8 @@ def serve(parts: Connections, artifacts: VersionStore, requests: int, right: Cal
 
 
 def look(instance: dg.DagsterInstance, parts: Connections, artifacts: VersionStore) -> str:
-    (watched,) = [each for each in all_watched(parts.files) if each.tenant_id == artifacts.tenant_id]
-    return look_once(instance, parts, watched, now=datetime.now(UTC) + timedelta(seconds=1)) or ""
+    (watched,) = [each for each in indexed_rollouts(parts.files) if each.tenant_id == artifacts.tenant_id]
+    return check_rollout(instance, parts, watched, now=datetime.now(UTC) + timedelta(seconds=1)) or ""
 
 
 def observed(instance: dg.DagsterInstance, tenant: str) -> dict[str, object]:
@@ -97,23 +97,23 @@ def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_
 ) -> None:
     one, two = [manifest.version for manifest in programs.versions()]
     serve(parts, programs, REQUESTS, lambda decision: decision.version == one)
-    told = autoopt("watches", programs.tenant_id)
+    told = autoopt("rollouts", programs.tenant_id)
     assert f"{two} is active" in told
     assert f"{one} keeps 50 % of requests" in told
     assert "clearly worse" in told
     line = look(instance, parts, programs)
     assert f"{two} -> {one}" in line
-    last = programs.last_move()
+    last = programs.last_transition()
     assert last
-    assert (last.to, last.by, last.canary) == (one, "watch", None)
-    assert "clearly worse" in last.why
+    assert (last.to_version, last.actor, last.canary) == (one, "rollout monitor", None)
+    assert "clearly worse" in last.reason
     said = observed(instance, programs.tenant_id)
     assert (said["event"], said["from"], said["to"]) == ("rolled_back", two, one)
     assert (said["score"], said["score_of_predecessor"]) == ("0.0 %", "100.0 %")
-    assert "nothing is watched now" in autoopt("watches", programs.tenant_id)
+    assert "no rollout is under way" in autoopt("rollouts", programs.tenant_id)
     assert "rolled back" in autoopt("versions", programs.tenant_id, "routing")
     assert "worse: " in autoopt("show", programs.tenant_id, "routing", two)
-    assert "ended" in autoopt("watches", programs.tenant_id, "routing")
+    assert "ended" in autoopt("rollouts", programs.tenant_id, "routing")
 
 
 def test_a_version_that_does_as_well_stays_watched_until_its_time_is_up(
@@ -123,14 +123,14 @@ def test_a_version_that_does_as_well_stays_watched_until_its_time_is_up(
     line = look(instance, parts, programs)
     assert "open, p 1" in line
     assert "on average 100.0 %" in line
-    assert watch_since(programs.last_move())
+    assert active_rollout(programs.last_transition())
     write_config(parts.configs, configured(programs.tenant_id, max_days=1e-6))
     line = look(instance, parts, programs)
     assert "not clearly worse" in line
-    last = programs.last_move()
+    last = programs.last_transition()
     assert last
-    assert (last.to, last.canary) == (programs.versions()[1].version, None)
-    assert observed(instance, programs.tenant_id)["event"] == "watch_ended"
+    assert (last.to_version, last.canary) == (programs.versions()[1].version, None)
+    assert observed(instance, programs.tenant_id)["event"] == "rollout_finished"
 
 
 def test_a_canary_that_users_find_better_becomes_active(
@@ -138,7 +138,7 @@ def test_a_canary_that_users_find_better_becomes_active(
 ) -> None:
     two = programs.versions()[1].version
     three = store(programs, made_program(programs.tenant_id, demos=["three"]), 3)
-    bring(programs, three, WatchSettings(canary_share=0.5))
+    bring(programs, three, RolloutPolicy(canary_fraction=0.5))
     serve(parts, programs, REQUESTS, lambda decision: decision.version == three)
     line = look(instance, parts, programs)
     assert "clearly better" in line
@@ -154,30 +154,30 @@ def test_the_first_version_is_compared_with_the_baseline(
     write_config(parts.configs, configured(tenant))
     artifacts = parts.artifacts(tenant, "routing")
     only = store(artifacts, made_program(tenant, demos=["one"]), 1)
-    bring(artifacts, only, WatchSettings(holdback_share=0.5))
+    bring(artifacts, only, RolloutPolicy(holdback_fraction=0.5))
     serve(parts, artifacts, REQUESTS, lambda decision: decision.version is None)
     assert f"{only} -> baseline" in look(instance, parts, artifacts)
     assert artifacts.active() is None
 
 
-@pytest.mark.parametrize(("gone", "why"), [(False, "watch.enabled is false"), (True, "the tenant was removed")])
+@pytest.mark.parametrize(("gone", "reason"), [(False, "rollout.monitor is false"), (True, "the tenant was removed")])
 def test_a_watch_that_nobody_wants_any_more_ends_and_the_new_version_stays(
-    gone: bool, why: str, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
+    gone: bool, reason: str, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
 ) -> None:
     if gone:
         parts.configs.write(programs.tenant_id, None)
     else:
-        write_config(parts.configs, configured(programs.tenant_id, enabled=False))
-    assert why in look(instance, parts, programs)
-    last = programs.last_move()
+        write_config(parts.configs, configured(programs.tenant_id, monitor=False))
+    assert reason in look(instance, parts, programs)
+    last = programs.last_transition()
     assert last
-    assert (last.to, last.canary) == (programs.versions()[1].version, None)
+    assert (last.to_version, last.canary) == (programs.versions()[1].version, None)
 
 
 class TestSensor:
     def evaluate(self, instance: dg.DagsterInstance, settings: Settings) -> dg.SkipReason:
         context = dg.build_sensor_context(instance=instance, resources={"services": Services()})
-        (found,) = [watch_sensor(settings)(context)]
+        (found,) = [rollout_sensor(settings)(context)]
         assert isinstance(found, dg.SkipReason)
         return found
 
@@ -185,8 +185,8 @@ class TestSensor:
         self, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
     ) -> None:
         time.sleep(0.01)
-        assert self.evaluate(instance, parts.settings).skip_message == "1 watched, 1 looked at"
-        assert self.evaluate(instance, parts.settings).skip_message == "1 watched, 0 looked at"
+        assert self.evaluate(instance, parts.settings).skip_message == "1 rollouts, 1 analyzed"
+        assert self.evaluate(instance, parts.settings).skip_message == "1 rollouts, 0 analyzed"
 
     def test_an_error_of_one_tenant_is_an_error_of_the_tick_and_the_others_are_looked_at(
         self, parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
@@ -194,9 +194,9 @@ class TestSensor:
         broken = f"{programs.tenant_id}-b"
         parts.configs.write(broken, {"tenant_id": broken, "lm": 7})
         bad = parts.artifacts(broken, "routing")
-        bring(bad, store(bad, made_program(broken, demos=["one"]), 1), WatchSettings())
-        with pytest.raises(dg.DagsterError, match=rf"1 of 2 watches .*{broken}/routing: .*lm"):
+        bring(bad, store(bad, made_program(broken, demos=["one"]), 1), RolloutPolicy())
+        with pytest.raises(dg.DagsterError, match=rf"1 of 2 rollouts .*{broken}/routing: .*lm"):
             self.evaluate(instance, parts.settings)
-        looked = {watched.tenant_id: watched.looked_at for watched in all_watched(parts.files)}
+        looked = {entry.tenant_id: entry.analyzed_at for entry in indexed_rollouts(parts.files)}
         assert looked[programs.tenant_id]
         assert looked[broken] is None

@@ -130,7 +130,7 @@ def test_the_loop_runs_outside_of_a_checkout(complete: Installed, phoenix: Phoen
     assert (home / "autoopt.env").stat().st_mode & 0o777 == 0o600
     here = {"DAGSTER_HOME": str(home), "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
     complete.autoopt("tenants", "add", tenant, *AGENTS, **here)
-    complete.autoopt("traffic", tenant, "--traces", "400", **here)
+    complete.autoopt("simulate", tenant, "--traces", "400", **here)
     assert "routing: promoted" in complete.autoopt("trigger", "--tenant-id", tenant, "--module", "routing", **here)
     assert "active" in complete.autoopt("versions", tenant, "routing", **here)
     assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", "autoopt.env", ".autoopt"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import TrialCase, TrialStep
+from autoopt_pipeline.registry.records import SequentialTestCase, SequentialTestStep
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -50,8 +50,8 @@ def outcome(home: Path, tenant: str, **metadata: Any) -> None:
         )
 
 
-def step(sequence: int, *scores: tuple[float, float], verdict: str = "waiting") -> TrialStep:
-    return TrialStep(
+def step(sequence: int, *scores: tuple[float, float], verdict: str = "inconclusive") -> SequentialTestStep:
+    return SequentialTestStep(
         sequence=sequence,
         at=datetime.now(UTC),
         run_id="r",
@@ -62,7 +62,7 @@ def step(sequence: int, *scores: tuple[float, float], verdict: str = "waiting") 
         alpha=0.01,
         seen=[],
         cases=[
-            TrialCase(
+            SequentialTestCase(
                 label="a",
                 incumbent_score=before,
                 incumbent_label=None,
@@ -98,15 +98,15 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
 ) -> None:
     configure(store, tenant)
     version = stored_program(artifacts, made_program(tenant))
-    artifacts.move(version, expected=None, by="ada", why="people like [it]", canary={"baseline": 0.1})
+    artifacts.transition(version, expected=None, actor="ada", reason="people like [it]", canary={"baseline": 0.1})
     outcome(
         home,
         tenant,
         verdict="awaiting_approval",
         reason="proven better: 9 fixed",
         version="v2",
-        score_before=0.25,
-        score_after=0.5,
+        incumbent_score=0.25,
+        candidate_score=0.5,
         lm_calls=12,
     )
     story = why()
@@ -116,8 +116,8 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
     assert "moved by ada: people like [it]" in story
     assert "baseline keeps 10 % of requests" in story
     facts = json.loads(why("--json"))
-    assert (facts["last"]["score_after"], facts["last"]["lm_calls"]) == (0.5, 12)
-    assert (facts["moved"]["by"], facts["active_version"]) == ("ada", version)
+    assert (facts["last"]["candidate_score"], facts["last"]["lm_calls"]) == (0.5, 12)
+    assert (facts["last_transition"]["actor"], facts["active_version"]) == ("ada", version)
     assert datetime.fromisoformat(facts["last"]["at"]).utcoffset() == timedelta(0)
 
 
@@ -143,22 +143,22 @@ def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
     store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
-    artifacts.add_trial_step(step(1))
-    assert "waits for new held-out traces since 0 s ago: none has come yet" in why()
-    artifacts.add_trial_step(step(2, (0.0, 1.0), (1.0, 1.0)))
-    assert "on 2 so far it has 100.0 %, and what it would replace 50.0 %" in why()
+    artifacts.add_sequential_test_step(step(1))
+    assert "testing it on new held-out traces since 0 s ago: none so far" in why()
+    artifacts.add_sequential_test_step(step(2, (0.0, 1.0), (1.0, 1.0)))
+    assert "2 so far: candidate 100.0 %, incumbent 50.0 %" in why()
     version = stored_program(artifacts, made_program(tenant))
-    artifacts.move(version, expected=None, by="ada", why="")
-    assert json.loads(why("--json"))["trial"] is None
+    artifacts.transition(version, expected=None, actor="ada", reason="")
+    assert json.loads(why("--json"))["sequential_test"] is None
 
 
 def test_a_trial_that_is_decided_is_not_open(
     store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
-    artifacts.add_trial_step(step(1))
-    artifacts.add_trial_step(step(2, (0.0, 1.0), verdict="promoted"))
-    assert json.loads(why("--json"))["trial"] is None
+    artifacts.add_sequential_test_step(step(1))
+    artifacts.add_sequential_test_step(step(2, (0.0, 1.0), verdict="promoted"))
+    assert json.loads(why("--json"))["sequential_test"] is None
 
 
 def test_a_rollback_that_nobody_made_is_told(

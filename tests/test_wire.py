@@ -228,7 +228,7 @@ class TestOneRequestRefused:
         return lambda sent: Answered(status=status, error=error) if "flagged" in sent.question else None
 
     @pytest.mark.parametrize(
-        ("status", "message", "why"),
+        ("status", "message", "reason"),
         [
             (403, "Your chosen model requires moderation and your input was flagged", "refused"),
             (400, "The response was filtered due to the prompt triggering content management policy", "refused"),
@@ -236,11 +236,11 @@ class TestOneRequestRefused:
             (400, "This model's maximum context length is 2048 tokens, however you requested 9000", "too_long"),
         ],
     )
-    def test_is_a_wrong_answer_of_its_kind(self, server: LLMServer, status: int, message: str, why: str) -> None:
+    def test_is_a_wrong_answer_of_its_kind(self, server: LLMServer, status: int, message: str, reason: str) -> None:
         server.answer = self.flagged(status, message)
         questions = [*examples(ROUTING, 99), example("flagged for good reason", "search_agent")]
         answers = answer_all(ROUTING, ROUTING.build_program(LABELS), questions, self.lm(server))
-        assert [answer.unread for answer in answers if answer.unread] == [why]
+        assert [answer.unread for answer in answers if answer.unread] == [reason]
         assert message[:40] in next(answer.detail for answer in answers if answer.unread)
 
     def test_more_than_two_in_a_hundred_are_an_error(self, server: LLMServer) -> None:

@@ -49,7 +49,7 @@ def set_fields(
     for path, value in _fields(changes).items():
         config = with_field(config, path, value)
     check_names(config, before)
-    written = write_config(store, config, by=who(), expected_version=version)
+    written = write_config(store, config, actor=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
 
 
@@ -78,7 +78,7 @@ def unset_fields(
     before = config.model_dump(mode="json")
     for field in fields:
         config = without_field(config, field.strip())
-    written = write_config(store, config, by=who(), expected_version=version)
+    written = write_config(store, config, actor=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
     print_changes(changed_fields(before, config.model_dump(mode="json")))
 
@@ -97,7 +97,7 @@ def edit(tenant: TenantId) -> None:
         if config is None:
             console.print(f"{tenant}: nothing was changed")
             return
-        written = write_config(store, config, by=who(), expected_version=newest.version)
+        written = write_config(store, config, actor=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
 
@@ -131,7 +131,7 @@ def history(tenant: TenantId, json: Json = False) -> None:
             {
                 "version": entry.version,
                 "written_at": entry.written_at.isoformat(),
-                "by": entry.by,
+                "actor": entry.actor,
                 "state": "removed" if entry.document is None else "saved",
                 "what": change.what,
             }
@@ -145,7 +145,7 @@ def history(tenant: TenantId, json: Json = False) -> None:
             (
                 str(each.version),
                 f"{each.at:%Y-%m-%d %H:%M:%S}",
-                escape(each.by or "?"),
+                escape(each.actor or "?"),
                 each.what.replace("_", " "),
             )
             for each in changes
@@ -193,10 +193,10 @@ def revert(
     if newest.document is None:
         check_distinct(tenant, spellings(store.current()))
         with partitions() as register:
-            written = write_config(store, config, by=who(), expected_version=newest.version)
+            written = write_config(store, config, actor=who(), expected_version=newest.version)
             register(tenant)
         console.print(f"{tenant} is back: configuration version {written}, the same as {version}")
         return
-    written = write_config(store, config, by=who(), expected_version=newest.version)
+    written = write_config(store, config, actor=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}, the same as {version}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))

@@ -61,7 +61,7 @@ def forget(
     for module in programs:
         module.drop_kept_answers()
     told = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
-    enter_act(parts.files, by=who(), what="erased", tenant_id=tenant, module="", text=told)
+    enter_act(parts.files, actor=who(), what="erased", tenant_id=tenant, module="", text=told)
     console.print("no program and no dataset of the tenant holds the text any more")
     _say_what_is_left(parts, trace_ids, _runs_saying(tenant, text, trace_ids))
     if running:

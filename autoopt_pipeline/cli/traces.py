@@ -50,7 +50,7 @@ class _Reader:
         spec = get_module(name)
         labels = labels_of(spec, self.config)
         collected = collect(self.parts.phoenix, self.config.tenant_id, spec, start=self.start, end=self.end)
-        return spec, labels, collected.without(frozenset(self.config.forgotten_traces))
+        return spec, labels, collected.without(frozenset(self.config.excluded_traces))
 
     def read_each(
         self, names: Iterable[str], errors: dict[str, AutooptError]

@@ -173,8 +173,8 @@ def _print_end(ended: "RunResult", tenant: str, modules: Sequence[str]) -> None:
 
 def _reason(metadata: dict[str, Any]) -> str:
     told = escape(str(metadata.get("reason", "")))
-    if "score_before" in metadata:
-        told += f"; score {percent(metadata['score_before'])} -> {percent(metadata['score_after'])} %"
+    if "incumbent_score" in metadata:
+        told += f"; score {percent(metadata['incumbent_score'])} -> {percent(metadata['candidate_score'])} %"
     if version := metadata.get("version"):
         told += f"; version {version}"
     return f"{told}; {metadata.get('active_version', 'baseline')} serves"

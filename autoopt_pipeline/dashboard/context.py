@@ -47,7 +47,7 @@ class Dashboard:
 
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
-    """Nothing is looked at before somebody watches."""
+    """Nothing is looked at before somebody rollouts."""
     counts = Counts()
 
     def look() -> list[ModuleStatus]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from autoopt_pipeline.dashboard.status_cache import RefreshError
-from autoopt_pipeline.registry.transitions import Watch
+from autoopt_pipeline.registry.transitions import Rollout
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.run_history.outcomes import ModuleKey
 from autoopt_pipeline.scheduling.conditions import Condition, Evidence, Reason, ScheduleDecision
@@ -77,18 +77,18 @@ class Counts:
                 told.append(replace(story, standing=standing, traces_per_day=per_day))
         return told
 
-    def keep_look(self, key: ModuleKey, watch: Watch, look: RolloutAnalysis) -> KnownLook:
-        """Keep how a watch stands now."""
+    def keep_look(self, key: ModuleKey, rollout: Rollout, look: RolloutAnalysis) -> KnownLook:
+        """Keep how a rollout stands now."""
         known = KnownLook(look, datetime.now(UTC))
         with self._lock:
-            self._looks[key, watch.move.sequence] = known
+            self._looks[key, rollout.transition.sequence] = known
             if len(self._looks) > _LOOKS_KEPT:
                 del self._looks[next(iter(self._looks))]
         return known
 
-    def last_look(self, key: ModuleKey, watch: Watch) -> KnownLook | None:
-        """How this watch stood when that was last known."""
-        return self._looks.get((key, watch.move.sequence))
+    def last_look(self, key: ModuleKey, rollout: Rollout) -> KnownLook | None:
+        """How this rollout stood when that was last known."""
+        return self._looks.get((key, rollout.transition.sequence))
 
     def _notice(self, standings: Sequence[ModuleStatus], *, of_all: bool) -> None:
         what = next((each.uncounted for each in standings if each.uncounted), "")

@@ -114,7 +114,7 @@ def select(standings: Iterable[ModuleStatus], query: Query) -> Page:
 def _matches(standing: ModuleStatus, query: Query) -> bool:
     health = standing.health
     # Whoever looks for a tenant wants to find it, also where it is turned off.
-    hidden = health is Health.OFF and not (query.text or query.health or query.decision)
+    hidden = health is Health.DISABLED and not (query.text or query.health or query.decision)
     return (
         not hidden
         and query.text.lower() in standing.tenant_id.lower()

@@ -1,4 +1,4 @@
-"""Looking at all tenants again and again, while somebody watches, so that no page has to wait for it."""
+"""Looking at all tenants again and again, while somebody rollouts, so that no page has to wait for it."""
 
 import logging
 import threading

@@ -99,7 +99,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
             {
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
                 "AUTOOPT_SETTLING_SECONDS": str(_SETTLING_SECONDS),
-                "AUTOOPT_JITTER": str(_JITTER),
+                "AUTOOPT_SCHEDULE_JITTER": str(_JITTER),
                 "AUTOOPT_LM": STAND_IN,
             },
         )
@@ -142,7 +142,7 @@ class _Demo:
     def play(self) -> list[DemoOutcome]:
         self._send_first_traffic()
         for config in self.chosen.values():
-            write_config(self.configs, config, by="autoopt demo")
+            write_config(self.configs, config, actor="autoopt demo")
             register_tenant(self.instance, config.tenant_id)
         self.say(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())
@@ -247,7 +247,7 @@ class _Demo:
             self.instance,
             self.phoenix,
             now=datetime.now(UTC),
-            settings=Settings(settling_seconds=_SETTLING_SECONDS, jitter=_JITTER),
+            settings=Settings(settling_seconds=_SETTLING_SECONDS, schedule_jitter=_JITTER),
         )
 
     def _run_outcomes(self, number: int, record: dg.RunRecord) -> Iterator[DemoOutcome]:
@@ -268,8 +268,8 @@ class _Demo:
                 reason=str(materialized["reason"]),
                 new_traces=new,
                 examples={part: materialized[f"examples_{part}"] for part in ("train", "dev", "holdout")},
-                incumbent_score=materialized.get("score_before"),
-                candidate_score=materialized.get("score_after"),
+                incumbent_score=materialized.get("incumbent_score"),
+                candidate_score=materialized.get("candidate_score"),
                 verdict=materialized["verdict"],
                 version=materialized.get("version"),
                 run_id=run.run_id,

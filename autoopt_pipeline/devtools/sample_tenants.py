@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate_requests
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.client import Phoenix
@@ -63,7 +63,7 @@ SAMPLE_TENANTS = (
 REAL_MODEL_TENANT = SampleTenant(
     "soylent",
     "a real language model answers",
-    frozenset({"promoted", "rejected", "waiting"}),  # whatever the model is worth
+    frozenset({"promoted", "rejected", "inconclusive"}),  # whatever the model is worth
     310,
     TrafficProfile(reviewed=1.0),
     modules=("modality",),
@@ -108,5 +108,7 @@ def send_sample_traffic(
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
     truths = list(sample_truths_for(tenant.habits, traces, rng))
     send_traffic(
-        phoenix, tenant.tenant_id, list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        phoenix,
+        tenant.tenant_id,
+        list(simulate_requests(truths, choices, tenant.habits, start=start, end=end, rng=rng)),
     )

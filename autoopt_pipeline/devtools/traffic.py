@@ -247,7 +247,7 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
     return truths
 
 
-def simulate(
+def simulate_requests(
     truths: Sequence[SyntheticRequest],
     choices: Mapping[str, Sequence[str]],
     habits: TrafficProfile,

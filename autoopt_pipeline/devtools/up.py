@@ -61,7 +61,7 @@ def run_up(
     for name, (what, port) in ports.items():
         require_free(port, what, f"--{name}-port (make up {name.upper()}_PORT=...)")
     local = home / ".autoopt"
-    modules = load_settings().modules
+    modules = load_settings().modules_file
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
@@ -71,7 +71,7 @@ def run_up(
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
                 "AUTOOPT_SETTLING_SECONDS": "5",
                 "AUTOOPT_LM": STAND_IN,
-                **({"AUTOOPT_MODULES": str(modules.absolute())} if modules else {}),
+                **({"AUTOOPT_MODULES_FILE": str(modules.absolute())} if modules else {}),
             },
         )
         console.print("starting Phoenix, Dagster and the dashboard ...")
@@ -121,7 +121,7 @@ def _add_sample_tenants(console: Console, home: Path, phoenix: Phoenix, lm: LMSe
             continue  # it was added before, and perhaps removed since
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
-        write_config(configs, config, by="autoopt up")
+        write_config(configs, config, actor="autoopt up")
         with open_instance(home) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")

@@ -39,9 +39,9 @@ def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def installed_modules(given: Settings) -> Iterator[Finding]:
-    """Built in, plugged in, and declared in AUTOOPT_MODULES."""
+    """Built in, plugged in, and declared in AUTOOPT_MODULES_FILE."""
     found = ", ".join(modules())
-    yield ok(f"{found}; AUTOOPT_MODULES is {given.modules}" if given.modules else found)
+    yield ok(f"{found}; AUTOOPT_MODULES_FILE is {given.modules_file}" if given.modules_file else found)
 
 
 def packages(requirements: Iterable[str] | None = None) -> Iterator[Finding]:

@@ -128,7 +128,7 @@ def _examples(
     end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
     start = end - timedelta(seconds=config.lookback_seconds)
     collected = collect(parts.phoenix, config.tenant_id, spec, start=start, end=end)
-    decisions = collected.without(frozenset(config.forgotten_traces)).decisions
+    decisions = collected.without(frozenset(config.excluded_traces)).decisions
     return spec.build_examples(labels, decisions, load_redaction(parts.settings.redaction)).examples
 
 
@@ -166,7 +166,7 @@ def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
     from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 
     artifacts = parts.artifacts(tenant_id, module)
-    epoch = sum(move.judged for move in artifacts.moves())
+    epoch = sum(transition.resets_alpha_budget for transition in artifacts.transitions())
     return alpha_of_charge(1 + sum(charge.epoch == epoch for charge in artifacts.ledger()))
 
 

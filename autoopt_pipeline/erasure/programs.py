@@ -24,7 +24,7 @@ from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 
 FORGET = "forget"
-"""Who moves the active version, and the verdict of the version that it moves to: privacy outranks the gate."""
+"""The actor of an erasure's transition, and the verdict of the version it leads to: privacy outranks the gate."""
 
 MIN_QUOTED_WORDS, MIN_QUOTED_CHARS = 3, 20
 """Texts of at least so many words or characters are also looked for inside longer texts. Shorter ones ("show videos")
@@ -80,42 +80,42 @@ def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str
 
     Raises `PromotionConflict` when others keep changing the active version, and whatever the artifact store raises.
     """
-    why = "it held the text of a trace that is to be forgotten"
+    reason = "it held the text of a trace that is to be forgotten"
     before = after = None
     for _ in range(_TRIES):
         holding = versions_with(artifacts, text, demos=demos)
-        last = artifacts.last_move()
+        last = artifacts.last_transition()
         in_service = [version for version in holding if version in last.serving] if last else []
         if last is None or not in_service:
             break
-        successor = last.to
-        if last.to in holding:
+        successor = last.to_version
+        if last.to_version in holding:
             try:
-                program = artifacts.load(last.to)
+                program = artifacts.load(last.to_version)
             except InvalidArtifact:
                 break  # it serves nobody, so nothing has to take its place
-            successor = _store_without(artifacts, last.to, program, text, who)
+            successor = _store_without(artifacts, last.to_version, program, text, who)
         try:
-            artifacts.move(
+            artifacts.transition(
                 successor,
-                expected=last.to,
-                by=FORGET,
-                why=f"{', '.join(in_service)} is withdrawn: {why}",
-                judged=False,
+                expected=last.to_version,
+                actor=FORGET,
+                reason=f"{', '.join(in_service)} is withdrawn: {reason}",
+                resets_alpha_budget=False,
                 after=last,
             )
         except PromotionConflict:
             continue
-        before, after = last.to, successor
+        before, after = last.to_version, successor
         break
     else:
         raise PromotionConflict(
             f"{artifacts.tenant_id}/{artifacts.module}: the active version keeps changing", "repeat the command"
         )
     for version in holding:
-        artifacts.withdraw(version, by=who, why=why)
+        artifacts.withdraw(version, actor=who, reason=reason)
     if holding:
-        artifacts.enter_act("erased", by=who, text=f"{', '.join(holding)}: {why}")
+        artifacts.enter_act("erased", actor=who, text=f"{', '.join(holding)}: {reason}")
     return Cleaned(tuple(holding), before, after)
 
 
@@ -165,7 +165,7 @@ def never_learn_again(
         if changed == config:
             return None
         try:
-            return write_config(configs, changed, by=who, expected_version=version)
+            return write_config(configs, changed, actor=who, expected_version=version)
         except ConfigConflict:
             continue
     raise ConfigConflict(f"tenant {tenant_id}: the configuration keeps changing", "repeat the command")
@@ -176,7 +176,7 @@ def _with_forgotten(
 ) -> RoutingConfigUnified:
     known = [module for module in retrain if module in config.modules]
     data = chosen_fields(config, *(["modules"] if known else []))
-    data["forgotten_traces"] = list(dict.fromkeys([*config.forgotten_traces, *trace_ids]))
+    data["excluded_traces"] = list(dict.fromkeys([*config.excluded_traces, *trace_ids]))
     for module in known:
         data["modules"][module]["retrain_after"] = now
     return parse_config(data, where=f"tenant {config.tenant_id}")

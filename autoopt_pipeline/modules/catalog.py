@@ -1,7 +1,7 @@
 """The modules that are installed: built in here, plugged in by other packages, or declared in a file.
 
 A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`;
-the file is the one that the setting `AUTOOPT_MODULES` names.
+the file is the one that the setting `AUTOOPT_MODULES_FILE` names.
 
 A process knows the modules that were there when it first asked. The code location has an asset for each, so it learns
 of others when Dagster loads it anew; whatever else runs for long may `read_modules_again`.
@@ -95,9 +95,9 @@ def _plugged_in() -> Iterator[tuple[str, ModuleSpec]]:
 
 
 def _declared() -> Iterator[tuple[str, ModuleSpec]]:
-    if path := load_settings().modules:
+    if path := load_settings().modules_file:
         for spec in declared_modules(path.absolute()):
-            yield f"AUTOOPT_MODULES {path.absolute()}", spec
+            yield f"AUTOOPT_MODULES_FILE {path.absolute()}", spec
 
 
 def module_names() -> tuple[str, ...]:

@@ -145,7 +145,7 @@ class ModulesFile(Strict):
 
 def declared_modules(path: Path) -> list[ModuleSpec]:
     """The modules of a file. Raises `InvalidSettings` with one line that names the file, the place and the value."""
-    where = f"AUTOOPT_MODULES {path}"
+    where = f"AUTOOPT_MODULES_FILE {path}"
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - makes text, lists and mappings only
         return [module.spec(name) for name, module in ModulesFile.model_validate(data).modules.items()]

@@ -13,7 +13,7 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.run_history.feed import (
     SETTLING,
     EndedRuns,
@@ -25,8 +25,8 @@ from autoopt_pipeline.run_history.feed import (
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
+    RolloutReport,
     TickReport,
-    WatchReport,
     finished_ticks,
     read_tick,
     sensor_states,
@@ -101,7 +101,7 @@ class Exporter(Collector):
             registry=own,
         )
         self._rollbacks = Counter(
-            "autoopt_rollbacks", "Tenants that the watch moved back, by module.", ["module"], registry=own
+            "autoopt_rollbacks", "Tenants that the rollout moved back, by module.", ["module"], registry=own
         )
         self._watches = Gauge("autoopt_watches", "New versions that are watched in production.", registry=own)
         self._watches_left = Gauge(
@@ -159,9 +159,9 @@ class Exporter(Collector):
                 due = report.oldest_due_since
                 self._oldest_due.set((now - due).total_seconds() if due else 0)
 
-            if sensor == WATCH_SENSOR and data and (seen := WatchReport.load(data.cursor)):
-                self._watches.set(seen.watched)
-                self._watches_left.set(seen.left)
+            if sensor == ROLLOUT_SENSOR and data and (seen := RolloutReport.load(data.cursor)):
+                self._watches.set(seen.active)
+                self._watches_left.set(seen.deferred)
 
     def _read_runs(self, now: datetime) -> None:
         self._runs, records = read_ended_runs(self._instance, self._modules, self._runs, until=now - SETTLING)

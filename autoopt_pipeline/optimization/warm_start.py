@@ -61,7 +61,7 @@ class Started:
 
     version: str
     active: bool
-    why: str
+    reason: str
 
 
 def shareable(
@@ -166,7 +166,7 @@ def start_from_shared(
     if config.promotion_mode == "manual":
         return Started(version, False, f"{version} waits for approval, {why}")
     try:
-        artifacts.move(version, expected=None, by=f"run {run_id}", why=why, judged=False)
+        artifacts.transition(version, expected=None, actor=f"run {run_id}", reason=why, resets_alpha_budget=False)
     except PromotionConflict:
         return None
     return Started(version, True, f"meanwhile {version} is active, {why}")

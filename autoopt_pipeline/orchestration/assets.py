@@ -116,7 +116,7 @@ def _gather(
     start = learnt_from(config, until=end, begins=entry.since)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
     collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
-    learnable = collected.without(frozenset(config.forgotten_traces))
+    learnable = collected.without(frozenset(config.excluded_traces))
     return _Material(config, entry.version, start, end, learnable)
 
 

@@ -149,7 +149,7 @@ def plan_tenants(
             evidence,
             outcome,
             now=now,
-            jitter=settings.jitter,
+            jitter=settings.schedule_jitter,
             allowances=limits.get(key[0], ()),
         )
 
@@ -190,7 +190,9 @@ def plan_tenants(
             left = [*some, *left]
             break
     without = (
-        ScheduleDecision(Reason.ERROR, str(phoenix_error)) if phoenix_error else ScheduleDecision(Reason.LEFT, _LEFT)
+        ScheduleDecision(Reason.ERROR, str(phoenix_error))
+        if phoenix_error
+        else ScheduleDecision(Reason.DEFERRED, _DEFERRED)
     )
     for _, tenant in left:
         decisions |= {(tenant, module): without for module in pending[tenant] if (tenant, module) not in decisions}
@@ -205,7 +207,7 @@ def plan_tenants(
     )
 
 
-_LEFT = "Phoenix is asked about it in one of the next looks"
+_DEFERRED = "the tick ran out of time; the next ticks count its traces"
 
 
 def _decide_by_evidence(

@@ -43,7 +43,7 @@ def report_metadata(
 ) -> dict[str, dg.MetadataValue]:
     """Everything a person wants to see of a run, and what the next plan needs (`window_end`, totals, labels)."""
     numbers: dict[str, int | float] = {
-        "decisions_read": report.decisions,
+        "spans_read": report.decisions,
         **{f"examples_{name}": count for name, count in report.examples.items()},
         "lm_calls": report.lm_calls,
         "lm_tokens": report.lm_tokens,
@@ -54,7 +54,7 @@ def report_metadata(
         "config_version": config_version,
     }
     if report.teacher_lm:
-        numbers["lm_calls_of_teacher"] = report.teacher_calls
+        numbers["teacher_lm_calls"] = report.teacher_calls
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
@@ -64,14 +64,14 @@ def report_metadata(
     if report.gate:
         comparison, calibration = report.gate.comparison, report.gate.calibration
         metadata |= {
-            "score_before": _number(comparison.incumbent_score),
-            "score_after": _number(comparison.candidate_score),
+            "incumbent_score": _number(comparison.incumbent_score),
+            "candidate_score": _number(comparison.candidate_score),
             "fixed": _number(comparison.fixed),
             "broken": _number(comparison.broken),
             "p_value": _number(comparison.p_value),
             "alpha": _number(report.gate.alpha),
-            "brier_before": _number(calibration.incumbent),
-            "brier_after": _number(calibration.candidate),
+            "incumbent_brier": _number(calibration.incumbent),
+            "candidate_brier": _number(calibration.candidate),
         }
     if report.version:
         metadata["version"] = dg.MetadataValue.text(report.version)
@@ -98,7 +98,7 @@ def report_metadata(
         "provenance": dg.MetadataValue.json(report.provenance),
         "balance": dg.MetadataValue.json(report.balance),
         "labels": dg.MetadataValue.json(list(labels)),
-        "unusable_decisions": dg.MetadataValue.json(report.unusable),
+        "skipped_spans": dg.MetadataValue.json(report.unusable),
     }
 
 
@@ -107,7 +107,7 @@ def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
     found = sum(report.provenance.values())
     problems = []
     if report.decisions and report.malformed > MAX_MALFORMED * report.decisions:
-        problems.append(f"{report.malformed} of {report.decisions} spans cannot be read; see unusable_decisions")
+        problems.append(f"{report.malformed} of {report.decisions} spans cannot be read; see skipped_spans")
     elif report.decisions and report.decisions - found > MAX_UNUSABLE * report.decisions:
         problems.append(f"{report.decisions - found} of {report.decisions} decisions teach nothing")
     # Where classes are plans, agents are none of them, and how often each is right is not counted.
@@ -124,7 +124,7 @@ def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
         metadata={
             "provenance": dg.MetadataValue.json(report.provenance),
             "balance": dg.MetadataValue.json(report.balance),
-            "unusable_decisions": dg.MetadataValue.json(report.unusable),
+            "skipped_spans": dg.MetadataValue.json(report.unusable),
             "malformed": report.malformed,
             "duplicates": report.examples["duplicates"],
             "near_duplicates": report.examples["near_duplicates"],

@@ -74,11 +74,11 @@ def exit_with_parent() -> None:
     if run is None:
         return
 
-    def watch() -> None:
+    def rollout() -> None:
         run.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
+    threading.Thread(target=rollout, name="end-with-the-run", daemon=True).start()
 
 
 def skipping(context: dg.AssetExecutionContext, module: str) -> bool:

@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     PROMOTED = "promoted"
     CANARY = "canary"
     REJECTED = "rejected"
-    WAITING = "waiting"
+    INCONCLUSIVE = "inconclusive"
     AWAITING_APPROVAL = "awaiting_approval"
     NOT_ENOUGH_DATA = "not_enough_data"
     NO_INDEPENDENT_LABELS = "no_independent_labels"
@@ -32,54 +32,55 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Move(StoredRecord):
-    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
+class Transition(StoredRecord):
+    """One change of what serves: when (UTC), by whom (`actor`), why, from which active version to which.
 
-    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
-    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
+    None is the module's baseline. It serves before the first transition, and after a transition to None.
 
-    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
-    move, both serve, and the watch compares them.
+    `resets_alpha_budget` is false when neither the gate nor a person chose the version for its quality: a start from
+    shared instructions, a clean copy of a version that had to be withdrawn, or the end of a rollout.
+
+    `canary` names another version (`BASELINE` for none) and its fraction of the requests, 0 to 1. While this is the
+    last transition, both serve, and the rollout monitor compares them.
     """
 
     sequence: int
     at: datetime
-    by: str
-    why: str
-    expected: VersionName | None
-    to: VersionName | None
-    judged: bool = True
+    actor: str
+    reason: str
+    from_version: VersionName | None
+    to_version: VersionName | None
+    resets_alpha_budget: bool = True
     canary: dict[VersionName, float] | None = None
 
     @property
     def serving(self) -> set[str]:
-        """The versions that serve as long as this is the last move."""
-        return serving(self.to, self.canary)
+        """The versions that serve while this is the last transition."""
+        return serving(self.to_version, self.canary)
 
 
 class Active(StoredRecord):
-    """The version that serves, by the move of this sequence."""
+    """The version that serves, by the transition of this sequence."""
 
     version: VersionName
     sequence: int
 
 
 class Rollback(StoredRecord):
-    """The versions that a move went back from, when (UTC), who made it, and why."""
+    """The versions that a transition rolled back, when (UTC), by whom, and why."""
 
     versions: tuple[VersionName, ...]
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class Pointer(StoredRecord):
-    """The content of `active.json`, derived from the moves; before the first one there is no such file.
+    """The content of `active.json`, derived from the transitions; before the first one there is no such file.
 
-    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
-    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
-    last move's, and `rolled_back` is None where that move went back from nothing.
+    `version` is None after a rollback to the module's baseline. The baseline then serves as it does without the file,
+    but the sequence shows readers that this is newer than what they know. `canary` is the last transition's, and
+    `rolled_back` is None when that transition was no rollback.
     """
 
     version: VersionName | None
@@ -96,7 +97,7 @@ class Pointer(StoredRecord):
 
 
 def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
-    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
+    """The stored versions among those that a transition lets serve: the baseline is none, by either of its names."""
     return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
@@ -199,30 +200,31 @@ class Manifest(StoredRecord):
 
 
 class Withdrawal(StoredRecord):
-    """Why a version's program is gone for good, by whom and when. Its manifest stays."""
+    """Who deleted a version's program for good, when (UTC) and why. Its manifest stays."""
 
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class Declined(StoredRecord):
-    """That a person does not want a version which was proposed to them, who, when, and why."""
+    """Who declined a version that awaited approval, when (UTC) and why."""
 
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class LedgerEntry(StoredRecord):
-    """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
+    """The alpha that one test of a finalist may spend: a holdout test, or a sequential test on new traces.
 
-    A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    It is written before the test begins. A sequential test has the `holdout_digest` of the holdout test before it.
+    `attempt` is the run (the same for its retries) with the model that answered, and `epoch` counts the earlier
+    transitions that reset the alpha budget.
     """
 
     sequence: int
-    kind: Literal["look", "trial"] = "look"
+    kind: Literal["holdout_test", "sequential_test"]
     attempt: str = ""
     epoch: int = 0
     at: datetime
@@ -232,8 +234,8 @@ class LedgerEntry(StoredRecord):
     alpha: float
 
 
-class TrialCase(StoredRecord):
-    """What both programs made of one held-out trace in a trial. Holds no text of it."""
+class SequentialTestCase(StoredRecord):
+    """What both programs made of one held-out trace in a sequential test. Holds no text of it."""
 
     label: str
     incumbent_score: float
@@ -244,12 +246,12 @@ class TrialCase(StoredRecord):
     candidate_confidence: float | None
 
 
-class TrialStep(StoredRecord):
-    """One step of a waiting candidate's trial; the first one begins it.
+class SequentialTestStep(StoredRecord):
+    """One step of an inconclusive candidate's sequential test; the first one begins it.
 
     `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
     and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
-    before, and `verdict` is `waiting` as long as the trial is open.
+    before, and `verdict` is `inconclusive` as long as the sequential test is open.
     """
 
     sequence: int
@@ -261,5 +263,5 @@ class TrialStep(StoredRecord):
     labels: list[str]
     alpha: float
     seen: list[str]
-    cases: list[TrialCase]
+    cases: list[SequentialTestCase]
     verdict: str

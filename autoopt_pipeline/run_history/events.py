@@ -27,7 +27,7 @@ class ModuleSucceeded:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The watch moved a tenant back by itself."""
+    """The rollout moved a tenant back by itself."""
 
     at: datetime
     tenant: str

@@ -24,8 +24,8 @@ from autoopt_pipeline.scheduling.limits import Spending
 
 ModuleKey = tuple[str, str]
 
-ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
-"""Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
+ROLLED_BACK, ROLLOUT_FINISHED, SPENT = "rolled_back", "rollout_finished", "spent"
+"""Kinds of observations: the rollout moved a tenant back, or ended without; a language model was asked
 without an outcome, by an attempt that failed or by a person."""
 
 ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
@@ -233,7 +233,7 @@ def _outcome(record: dg.EventLogRecord) -> RunOutcome | None:
         window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
         annotations=_annotations_seen(total(ANNOTATION_TOTAL), metadata.get(ANNOTATION_MARKS)),
         verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
-        decisions=total("decisions_read") or 0,
+        decisions=total("spans_read") or 0,
         labels=_labels(metadata.get("labels")),
         version=str(metadata["version"].value) if "version" in metadata else None,
     )

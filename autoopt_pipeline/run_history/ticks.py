@@ -75,11 +75,11 @@ class TickReport(_Report):
     missing: tuple[str, ...] = ()
 
 
-class WatchReport(_Report):
-    """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
+class RolloutReport(_Report):
+    """One tick of the rollout sensor: rollouts under way, and those that it deferred to the next tick."""
 
-    watched: int
-    left: int
+    active: int
+    deferred: int
 
 
 def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:

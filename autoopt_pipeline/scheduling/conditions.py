@@ -32,7 +32,7 @@ class Reason(StrEnum):
     BACKING_OFF = "backing_off"
     QUIET_HOURS = "quiet_hours"
     BUDGET_EXHAUSTED = "budget_exhausted"
-    LEFT = "left"
+    DEFERRED = "deferred"
     ERROR = "error"
 
 

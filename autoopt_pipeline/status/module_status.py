@@ -17,7 +17,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
-from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
+from autoopt_pipeline.registry.records import Manifest, Rollback, SequentialTestStep, Transition, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values, read_outcomes
@@ -39,13 +39,13 @@ class Health(StrEnum):
 
     ERROR = "error"
     FAILING = "failing"
-    PROPOSED = "waits for you"
+    NEEDS_APPROVAL = "needs approval"
     RUNNING = "running"
     DUE = "due"
     ROLLED_BACK = "rolled back"
-    WELL = "well"
+    HEALTHY = "healthy"
     NEW = "not optimized yet"
-    OFF = "off"
+    DISABLED = "disabled"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModuleStatus:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
+    traces (0 to 1) before it was promoted. `error` says why neither is known. `rolled_back` is the rollback that made
     it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
     far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
     where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
@@ -67,7 +67,7 @@ class ModuleStatus:
     outcome: RunOutcome | None = None
     active: str | None = None
     active_score: float | None = None
-    trouble: str | None = None
+    error: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
     progress: RunProgress | None = None
@@ -87,7 +87,7 @@ class ModuleStatus:
     @property
     def needs_attention(self) -> bool:
         """Something failed, or waits for a person."""
-        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
+        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.error is not None
         return failing or (self.enabled and self.proposed)
 
     @property
@@ -106,21 +106,21 @@ class ModuleStatus:
     def health(self) -> Health:
         """The first that holds."""
         reason = self.decision.reason
-        if reason is Reason.ERROR or self.trouble:
+        if reason is Reason.ERROR or self.error:
             return Health.ERROR
         if reason is Reason.DISABLED:
-            return Health.OFF
+            return Health.DISABLED
         if self.attempts.failures:
             return Health.FAILING
         if self.proposed:
-            return Health.PROPOSED
+            return Health.NEEDS_APPROVAL
         if reason is Reason.IN_PROGRESS:
             return Health.RUNNING
         if reason is Reason.DUE:
             return Health.DUE
         if self.rolled_back:
             return Health.ROLLED_BACK
-        return Health.WELL if self.last_at else Health.NEW
+        return Health.HEALTHY if self.last_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and what is not known is None."""
@@ -147,12 +147,12 @@ class ModuleStatus:
             "last_failure_at": _iso(attempts.last_failure_at),
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
-            "waits_for_approval": self.proposed,
+            "needs_approval": self.proposed,
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
-            "trouble": self.trouble,
+            "error": self.error,
         }
 
 
@@ -234,7 +234,7 @@ def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome])
             continue
         artifacts = connections.artifacts(*key)
         try:
-            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
+            if word := decided_about(artifacts, outcome.version, artifacts.transitions()):
                 decided[key] = word
         except AutooptError:
             continue  # what is wrong with the store is told with the active version
@@ -253,8 +253,8 @@ class LastOutcome:
     verdict: str
     reason: str
     version: str | None
-    score_before: float | None
-    score_after: float | None
+    incumbent_score: float | None
+    candidate_score: float | None
     lm_calls: int | None
     lm_tokens: int | None
     unread_answers: Mapping[str, Mapping[str, int]]
@@ -268,7 +268,7 @@ class FailedRun:
 
 
 @dataclass(frozen=True)
-class OpenTrial:
+class OpenSequentialTest:
     """A candidate that is tried on new held-out traces; mean scores (0 to 1) are None before the first of them."""
 
     version: str
@@ -298,10 +298,10 @@ class ModuleDetail:
     standing: ModuleStatus
     config: RoutingConfigUnified
     config_version: int
-    last: LastOutcome | None
+    last_run: LastOutcome | None
     failures: tuple[FailedRun, ...]
-    moved: Move | None
-    trial: OpenTrial | None
+    last_transition: Transition | None
+    sequential_test: OpenSequentialTest | None
     events: tuple[Event, ...]
     traces_per_day: int | None
 
@@ -324,10 +324,10 @@ class ModuleDetail:
                 "lookback_seconds": config.lookback_seconds,
                 "promotion_mode": config.promotion_mode,
             },
-            "last": _plain(self.last),
+            "last_run": _plain(self.last_run),
             "failed_runs": [_plain(each) for each in self.failures],
-            "moved": self.moved.model_dump(mode="json") if self.moved else None,
-            "trial": _plain(self.trial),
+            "last_transition": self.last_transition.model_dump(mode="json") if self.last_transition else None,
+            "sequential_test": _plain(self.sequential_test),
             "events": [_plain(each) for each in self.events],
             "traces_per_day": self.traces_per_day,
             "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
@@ -365,15 +365,15 @@ def _story(
 ) -> ModuleDetail:
     tenant, module = standing.tenant_id, standing.module
     artifacts = connections.artifacts(tenant, module)
-    moves = artifacts.moves()
+    transitions = artifacts.transitions()
     return ModuleDetail(
         standing,
         config,
         entry.version,
         _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
         _failures(instance, standing),
-        moves[-1] if moves else None,
-        _open_trial(artifacts, moves[-1] if moves else None),
+        transitions[-1] if transitions else None,
+        _open_sequential_test(artifacts, transitions[-1] if transitions else None),
         _events(instance, entry, module),
         _traces_per_day(connections, tenant, module, now),
     )
@@ -395,8 +395,8 @@ def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str
             verdict=str(metadata.get("verdict", "")),
             reason=str(metadata.get("reason", "")),
             version=metadata.get("version"),
-            score_before=metadata.get("score_before"),
-            score_after=metadata.get("score_after"),
+            incumbent_score=metadata.get("incumbent_score"),
+            candidate_score=metadata.get("candidate_score"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
             unread_answers=metadata.get("unread_answers") or {},
@@ -412,8 +412,8 @@ def _as_made(manifest: Manifest) -> LastOutcome:
         verdict=_word_on_active(manifest),
         reason=manifest.reason,
         version=manifest.version,
-        score_before=manifest.incumbent_score,
-        score_after=manifest.candidate_score,
+        incumbent_score=manifest.incumbent_score,
+        candidate_score=manifest.candidate_score,
         lm_calls=manifest.lm_calls,
         lm_tokens=manifest.lm_tokens,
         unread_answers=manifest.unread,
@@ -422,7 +422,7 @@ def _as_made(manifest: Manifest) -> LastOutcome:
 
 def _word_on_active(manifest: Manifest) -> str:
     """The verdict on a version that is active: what waited for a person or a proof has got it."""
-    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
+    return {PROPOSED: "approved", Verdict.INCONCLUSIVE.value: "promoted"}.get(manifest.verdict, manifest.verdict)
 
 
 def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:
@@ -448,21 +448,21 @@ def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[Fai
     return tuple(told)
 
 
-def _open_trial(artifacts: VersionStore, moved: Move | None) -> OpenTrial | None:
-    """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
-    steps = artifacts.trial()
-    if not steps or steps[-1].verdict != Verdict.WAITING:
+def _open_sequential_test(artifacts: VersionStore, moved: Transition | None) -> OpenSequentialTest | None:
+    """The sequential test that the next run will continue: no transition has been made since it began."""
+    steps = artifacts.sequential_test()
+    if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
         return None
     begun = max(number for number, step in enumerate(steps) if not step.cases)
     if moved and moved.at > steps[begun].at:
         return None
-    return _trial_of(steps[begun:])
+    return _summary_of(steps[begun:])
 
 
-def _trial_of(steps: list[TrialStep]) -> OpenTrial:
+def _summary_of(steps: list[SequentialTestStep]) -> OpenSequentialTest:
     cases = [case for step in steps for case in step.cases]
     count = len(cases)
-    return OpenTrial(
+    return OpenSequentialTest(
         steps[0].version,
         steps[0].at,
         count,

@@ -56,7 +56,7 @@ def read_trends(
 
 def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
     said = metadata_values(event)
-    before, after = said.get("score_before"), said.get("score_after")
+    before, after = said.get("incumbent_score"), said.get("candidate_score")
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return None
     return Point(datetime.fromtimestamp(at, UTC), before, after, str(said.get("verdict", "")))

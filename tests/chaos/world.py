@@ -31,7 +31,7 @@ from autoopt_pipeline.devtools.traffic import (
     PlayedRequest,
     SyntheticRequest,
     sample_truths_for,
-    simulate,
+    simulate_requests,
 )
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
@@ -134,7 +134,7 @@ class World:
             )
             for truth in sample_truths_for(tenant.habits, traces, rng)
         ]
-        played = list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        played = list(simulate_requests(truths, choices, tenant.habits, start=start, end=end, rng=rng))
         send_traffic(self.phoenix, name, list(change(played)))
 
     def feed(self, name: str) -> None:
@@ -146,7 +146,7 @@ class World:
 
     def plan(self, *, count_all: bool = False) -> Plan:
         """What the sensor would decide now if nothing were wrong with its Phoenix."""
-        settings = Settings(settling_seconds=0, jitter=0)
+        settings = Settings(settling_seconds=0, schedule_jitter=0)
         now = datetime.now(UTC)
         stored = self.configs.current()
         return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, count_all=count_all)
@@ -310,7 +310,7 @@ def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
                     "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
                     "AUTOOPT_SETTLING_SECONDS": "1",
                     "AUTOOPT_PHOENIX_TIMEOUT_SECONDS": "4",
-                    "AUTOOPT_JITTER": "0",
+                    "AUTOOPT_SCHEDULE_JITTER": "0",
                     "AUTOOPT_LM": STAND_IN,
                 },
             )

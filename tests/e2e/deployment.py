@@ -25,7 +25,7 @@ from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import sensor_states
 from autoopt_pipeline.settings import STAND_IN
-from autoopt_pipeline.tenants.config import WatchSettings
+from autoopt_pipeline.tenants.config import RolloutPolicy
 from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -61,7 +61,7 @@ class Deployment:
         """A tenant with traces of the last 20 hours, whose active program answers all requests."""
         end = datetime.now(UTC) - timedelta(seconds=10)
         self._send(tenant, tenant.traces, end - timedelta(hours=20), end)
-        config = {"watch": WatchSettings(enabled=False), **config}
+        config = {"rollout": RolloutPolicy(monitor=False), **config}
         write_config(self.configs, sample_config(tenant).model_copy(update=config))
 
     def send_more(self, tenant: SampleTenant) -> None:
@@ -125,7 +125,7 @@ class Deployment:
         return [outcome["version"] for outcome in outcomes if outcome["verdict"] == "promoted"][-1]
 
     def standing(self) -> dict[str, Any]:
-        """What an upgrade must keep: programs and moves, runs and outcomes, tenants and what is scheduled."""
+        """What an upgrade must keep: programs and transitions, runs and outcomes, tenants and what is scheduled."""
         files = ObjectStore(ARTIFACTS)
         records = self.instance.get_run_records()
         return {
@@ -189,7 +189,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
             "artifactsUrl": ARTIFACTS,
             "sensorIntervalSeconds": 5,
             "settlingSeconds": 5,
-            "jitter": 0,
+            "scheduleJitter": 0,
         },
         "secrets": {
             "lm": {"env": {"HOOLI_API_KEY": servers.secrets.llm}},

@@ -22,10 +22,10 @@ from autoopt_pipeline.orchestration.launch import is_to_run, submit
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import plan_tenants
 from autoopt_pipeline.orchestration.run_requests import run_tags
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of, read_programs
+from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, describe_transition, read_programs
 from autoopt_pipeline.rollouts import manual
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.tenants.store import watch_settings
+from autoopt_pipeline.tenants.store import rollout_policy
 
 _WHY_CHARS = 1000
 
@@ -62,23 +62,23 @@ def decide(request: Request, form: FormData) -> Response:
     """Do it. What is in the way is told beside the question, and nothing is lost of what was typed."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     action = _action(request)
-    person, why = person_of(request), str(form.get("why", "")).strip()[:_WHY_CHARS]
+    person, reason = person_of(request), str(form.get("reason", "")).strip()[:_WHY_CHARS]
     version = str(form.get("version", ""))
-    if action.reason_needed and not why:
+    if action.reason_needed and not reason:
         return _ask(request, wrong="Say why: others will read it later.", version=version)
     try:
         match action.name:
             case "run":
-                done = _run(dashboard, request, module, force="force" in form, by=person.name)
+                done = _run(dashboard, request, module, force="force" in form, actor=person.name)
             case "approve":
-                done = _approve(dashboard, tenant, module, version, by=person.name, why=why)
+                done = _approve(dashboard, tenant, module, version, actor=person.name, reason=reason)
             case "decline":
-                notes = manual.decline(_programs(dashboard, tenant, module), version, by=person.name, why=why)
-                done = ". ".join((f"{version} is declined, and serves nobody", *notes)) + "."
+                notes = manual.decline(_programs(dashboard, tenant, module), version, actor=person.name, reason=reason)
+                done = ". ".join((f"{version} is declined", *notes)) + "."
             case _:
-                done = _roll_back(dashboard, tenant, module, version, by=person.name, why=why)
+                done = _roll_back(dashboard, tenant, module, version, actor=person.name, reason=reason)
     except AutooptError as e:
-        return _ask(request, wrong=str(e), why=why, version=version)
+        return _ask(request, wrong=str(e), reason=reason, version=version)
     dashboard.looking.look_again_at(tenant)
     say(request, done)
     return RedirectResponse(f"/tenants/{quote(tenant, safe=':')}/modules/{quote(module)}", HTTPStatus.SEE_OTHER)
@@ -91,7 +91,7 @@ def _action(request: Request) -> Action:
     return action
 
 
-def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | None = None) -> Response:
+def _ask(request: Request, *, wrong: str = "", reason: str = "", version: str | None = None) -> Response:
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     action = _action(request)
     programs = _programs(dashboard, tenant, module)
@@ -115,7 +115,7 @@ def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | Non
         version=named,
         programs=programs,
         wrong=wrong,
-        why=why,
+        reason=reason,
         **{"conditions": (), "launches": True, "manifest": None, **told},
     )
 
@@ -139,7 +139,7 @@ def _conditions(dashboard: Dashboard, request: Request, module: str) -> dict[str
     return {"conditions": decision.conditions, "launches": decision.launch} if decision else {"launches": False}
 
 
-def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by: str) -> str:
+def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, actor: str) -> str:
     entry, parts = configured(request), dashboard.parts
     tenant = entry.tenant_id
     plan = plan_tenants(
@@ -157,20 +157,22 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by
             "tick 'run it all the same', unless it is turned off, under way, or the day's budget is spent",
         )
     register_tenant(dashboard.instance, tenant)  # as it may have been added a second ago
-    tags = run_tags(plan, tenant, [module]) | {STARTED_BY_TAG: by}
+    tags = run_tags(plan, tenant, [module]) | {STARTED_BY_TAG: actor}
     run_id = submit(dashboard.instance, parts.settings.resolved_dagster_api_url, tenant, [module], tags)
     return f"Run {run_id} is in Dagster's queue."
 
 
-def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
-    settings = watch_settings(dashboard.parts.configs, tenant)
+def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, actor: str, reason: str) -> str:
+    policy = rollout_policy(dashboard.parts.configs, tenant)
     programs = _programs(dashboard, tenant, module)
     shared = dashboard.parts.shared(module)
-    moved = manual.promote(programs, version, by=by, why=why, settings=settings, shared=shared)
-    return ". ".join((path_of(moved.move), *moved.notes)) + "."
+    moved = manual.promote(programs, version, actor=actor, reason=reason, policy=policy, shared=shared)
+    return ". ".join((describe_transition(moved.transition), *moved.notes)) + "."
 
 
-def _roll_back(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
+def _roll_back(dashboard: Dashboard, tenant: str, module: str, version: str, *, actor: str, reason: str) -> str:
     programs = _programs(dashboard, tenant, module)
-    moved = manual.roll_back(programs, version or None, by=by, why=why, shared=dashboard.parts.shared(module))
-    return ". ".join((path_of(moved.move), *moved.notes)) + "."
+    moved = manual.roll_back(
+        programs, version or None, actor=actor, reason=reason, shared=dashboard.parts.shared(module)
+    )
+    return ". ".join((describe_transition(moved.transition), *moved.notes)) + "."

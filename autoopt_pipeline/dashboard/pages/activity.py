@@ -1,6 +1,6 @@
 """What happened when, and who did it, across the tenants that a person may see; failures first.
 
-Everything is read from its place of record, a page at a time: what runs and the watch did from Dagster's event log,
+Everything is read from its place of record, a page at a time: what runs and the rollout did from Dagster's event log,
 what people did to configurations from their store, and to versions from the artifact store.
 """
 
@@ -20,7 +20,7 @@ from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, WATCH_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_acts
 from autoopt_pipeline.registry.module_versions import PROPOSED
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
@@ -50,7 +50,7 @@ class Happened:
     tenant: str
     module: str
     text: str
-    by: str = ""
+    actor: str = ""
     run_id: str = ""
     bad: bool = False
 
@@ -204,7 +204,7 @@ def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
 
 def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
     acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
-    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.found]
+    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.actor) for each in acts.found]
     return Stretch(found, acts.reaches)
 
 
@@ -217,7 +217,7 @@ def _configurations(parts: Connections, person: User, before: datetime | None) -
         most=_CHANGES_READ,
     )
     found = [
-        Happened(each.at, each.what, each.tenant_id, "", f"configuration version {each.version}", each.by)
+        Happened(each.at, each.what, each.tenant_id, "", f"configuration version {each.version}", each.actor)
         for each in changes.found
     ]
     return Stretch(found, changes.reaches)
@@ -233,5 +233,5 @@ def _sensors(instance: dg.DagsterInstance) -> list[Sensor]:
             said = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
         looked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
         found.append(Sensor(name, state.is_running, looked_at, said, bool(tick and tick.is_failure)))
-    first = (OPTIMIZATION_SENSOR, WATCH_SENSOR)
+    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
     return sorted(found, key=lambda each: each.name not in first)

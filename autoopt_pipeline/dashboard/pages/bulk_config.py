@@ -130,7 +130,7 @@ def add(request: Request, form: FormData) -> Response:
         config = new_tenant(tenant, lines, where="new tenant")
         if not person.sees(tenant):
             raise InvalidConfig(f"{tenant} is none of the tenants that you may see", "; ".join(person.tenants))
-        add_tenant(dashboard.parts.configs, config, by=person.name)
+        add_tenant(dashboard.parts.configs, config, actor=person.name)
     except (InvalidConfig, ConfigConflict) as e:
         status = HTTPStatus.CONFLICT if isinstance(e, ConfigConflict) else HTTPStatus.BAD_REQUEST
         return render(request, "configuration_add.html", status=status, tenant=tenant, agents=agents, wrong=str(e))
@@ -249,14 +249,14 @@ def apply(request: Request, form: FormData) -> Response:
     )
 
 
-def _write(dashboard: Dashboard, plan: Planned, expected: int, by: str) -> tuple[str, str]:
+def _write(dashboard: Dashboard, plan: Planned, expected: int, actor: str) -> tuple[str, str]:
     """What became of a planned change, and how that is told. Raises `ConfigStoreUnavailable`."""
     if plan.version != expected:
         return "conflict", f"somebody saved version {plan.version} meanwhile, upon {expected}"
     if plan.after is None:
         return "refused", plan.refused or "nothing changes"
     try:
-        written = write_config(dashboard.parts.configs, plan.after, by=by, expected_version=expected)
+        written = write_config(dashboard.parts.configs, plan.after, actor=actor, expected_version=expected)
     except ConfigConflict as e:
         return "conflict", e.what
     return "saved", f"version {written}"

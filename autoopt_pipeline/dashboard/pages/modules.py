@@ -19,18 +19,18 @@ from autoopt_pipeline.registry.module_versions import (
     PROPOSED,
     ModuleVersions,
     VersionEvent,
-    between,
     cost_of,
     decided_about,
+    describe_rollout,
+    describe_transition,
     how_it_ended,
     lm_of,
-    path_of,
     predictors_of,
     read_programs,
 )
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.records import Manifest, Transition
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
-from autoopt_pipeline.rollouts.production import look_now
+from autoopt_pipeline.rollouts.production import analyze_now
 from autoopt_pipeline.run_history.outcomes import metadata_values
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
@@ -101,10 +101,13 @@ def module_page(request: Request) -> Response:
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
-        charted=[each for each in reversed(outcomes) if each.score_after is not None][-20:],
-        moves=[(move, path_of(move)) for move in reversed(programs.moves[-_MOVES_SHOWN:])],
-        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.watches())],
-        can_go_back=len(stands(programs.moves)) > 1 or bool(programs.watch and programs.watch.is_canary),
+        charted=[each for each in reversed(outcomes) if each.candidate_score is not None][-20:],
+        transitions=[
+            (transition, describe_transition(transition))
+            for transition in reversed(programs.transitions[-_MOVES_SHOWN:])
+        ],
+        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.rollout_results())],
+        can_go_back=len(stands(programs.transitions)) > 1 or bool(programs.rollout and programs.rollout.is_canary),
         BASELINE=BASELINE,
         **_story(request),
     )
@@ -123,18 +126,18 @@ def progress_part(request: Request) -> Response:
 
 
 def live_part(request: Request) -> Response:
-    """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
+    """The analysis of the rollout so far. Reads decisions from Phoenix, so it is asked for."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     parts, counts = dashboard.parts, dashboard.counts
     programs = read_programs(parts.files, tenant, module)
     known, trouble, said = None, "", ""
-    if watch := programs.watch:
-        said, settling = between(watch), parts.settings.settling_seconds
+    if rollout := programs.rollout:
+        said, settling = describe_rollout(rollout), parts.settings.settling_seconds
         try:
-            look = look_now(parts.phoenix, parts.configs, programs.artifacts, watch, settling_seconds=settling)
-            known = counts.keep_look((tenant, module), watch, look)
+            look = analyze_now(parts.phoenix, parts.configs, programs.artifacts, rollout, settling_seconds=settling)
+            known = counts.keep_look((tenant, module), rollout, look)
         except AutooptError as e:
-            known, trouble = counts.last_look((tenant, module), watch), str(e)
+            known, trouble = counts.last_look((tenant, module), rollout), str(e)
     return render(request, "live.html", programs=programs, said=said, known=known, trouble=trouble, BASELINE=BASELINE)
 
 
@@ -172,7 +175,9 @@ def version_page(request: Request) -> Response:
         declined=programs.declined(manifest.version),
         left=programs.rolled_back.get(manifest.version),
         withdrawn=programs.withdrawal(manifest.version),
-        ended=[how_it_ended(e) for e in programs.artifacts.watches() if manifest.version in (e.version, e.against)],
+        ended=[
+            how_it_ended(e) for e in programs.artifacts.rollout_results() if manifest.version in (e.version, e.against)
+        ],
         predictors=predictors_of(stored) if stored else {},
         gone=gone,
         against=against,
@@ -227,12 +232,12 @@ class OutcomeRow:
         return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
-    def score_before(self) -> float | None:
-        return _number(self.said.get("score_before"))
+    def incumbent_score(self) -> float | None:
+        return _number(self.said.get("incumbent_score"))
 
     @property
-    def score_after(self) -> float | None:
-        return _number(self.said.get("score_after"))
+    def candidate_score(self) -> float | None:
+        return _number(self.said.get("candidate_score"))
 
     def link(self, name: str) -> str | None:
         """An address among what was said. None where it is none that a browser may follow."""
@@ -243,12 +248,12 @@ class OutcomeRow:
 def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[OutcomeRow]:
     """The last ones, newest first."""
     artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
-    moves: list[Move] | None = None
+    transitions: list[Transition] | None = None
     for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
         said, decided = metadata_values(record.asset_materialization), None
         if said.get("verdict") == PROPOSED and "version" in said:
-            moves = artifacts.moves() if moves is None else moves
-            decided = decided_about(artifacts, str(said["version"]), moves)
+            transitions = artifacts.transitions() if transitions is None else transitions
+            decided = decided_about(artifacts, str(said["version"]), transitions)
         yield OutcomeRow(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
 
 

@@ -126,8 +126,8 @@ def revert(request: Request, form: FormData) -> Response:
         config = reverted_to(entry, newest)
         if newest.document is None:
             check_distinct(newest.tenant_id, spellings(dashboard.parts.configs.current()))
-        by, expected = person_of(request).name, _number(form.get("newest"))
-        written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
+        actor, expected = person_of(request).name, _number(form.get("newest"))
+        written = write_config(dashboard.parts.configs, config, actor=actor, expected_version=expected)
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
     register_tenant(dashboard.instance, newest.tenant_id)  # as it may have been removed
@@ -144,8 +144,8 @@ def remove(request: Request, form: FormData) -> Response:
     """Remove the tenant, and its partition unless a run is under way."""
     dashboard, tenant = dashboard_of(request), configured(request).tenant_id
     try:
-        by, expected = person_of(request).name, _number(form.get("newest"))
-        dashboard.parts.configs.write(tenant, None, by=by, expected_version=expected)
+        actor, expected = person_of(request).name, _number(form.get("newest"))
+        dashboard.parts.configs.write(tenant, None, actor=actor, expected_version=expected)
     except ConfigConflict as e:
         return _ask_to_remove(request, wrong=str(e))
     withdrawn = withdraw_tenant(dashboard.instance, tenant)
@@ -203,8 +203,8 @@ def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldCh
 
 
 def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
-    by = person_of(request).name
-    written = write_config(dashboard.parts.configs, config, by=by, expected_version=newest.version)
+    actor = person_of(request).name
+    written = write_config(dashboard.parts.configs, config, actor=actor, expected_version=newest.version)
     dashboard.looking.look_again_at(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
     said = "; ".join(f"{each.field}: {each.told(each.before)} → {each.told(each.after)}" for each in changes)

@@ -12,7 +12,7 @@ from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.partitions import partitions_sensor
-from autoopt_pipeline.orchestration.sensors.rollouts import watch_sensor
+from autoopt_pipeline.orchestration.sensors.rollouts import rollout_sensor
 from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.scheduling.turns import QueuePosition
@@ -28,7 +28,7 @@ _DETAILS_IN_SUMMARY = 20
 
 
 def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
-    return [partitions_sensor(settings), _auto_optimization_sensor(settings, assets), watch_sensor(settings)]
+    return [partitions_sensor(settings), _auto_optimization_sensor(settings, assets), rollout_sensor(settings)]
 
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:

@@ -38,8 +38,8 @@ class Sweep:
 def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=RETENTION_SENSOR,
-        description=f"Deletes runs that ended more than {settings.keep_runs_days} days ago, a few at a time, but none "
-        "that holds the newest outcome of a tenant's module or a failure that still counts.",
+        description=f"Deletes runs that ended more than {settings.run_retention_days} days ago, a few per tick. "
+        "Keeps the newest outcome of each tenant's module, and failures that still count.",
         minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -54,7 +54,7 @@ def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
         sweep = delete_old_runs(
             context.instance,
             modules(),
-            older_than=now - timedelta(days=settings.keep_runs_days),
+            older_than=now - timedelta(days=settings.run_retention_days),
             failures_since=failures_count_since(configs, now=now),
             after=datetime.fromisoformat(context.cursor) if context.cursor else None,
         )

@@ -1,4 +1,4 @@
-"""`autoopt traffic`: play an application's requests, for trying things out."""
+"""`autoopt simulate`: play an application's requests, for trying things out."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from autoopt_pipeline.devtools.traffic import (
     TrafficProfile,
     read_truths,
     sample_truths_for,
-    simulate,
+    simulate_requests,
 )
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.catalog import get_module
@@ -23,19 +23,19 @@ from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.store import read_config
 
 
-def traffic(
+def simulate(
     tenant: TenantId,
-    traces: Annotated[int, typer.Option(min=1, help="Requests to play.")] = 400,
-    queries: Annotated[Path | None, typer.Option(help="JSON lines of real labelled queries to play instead.")] = None,
+    traces: Annotated[int, typer.Option(min=1, help="Requests to send.")] = 400,
+    queries: Annotated[Path | None, typer.Option(help="JSON lines of labelled queries to send instead.")] = None,
     query_field: Annotated[str, typer.Option(help="Field of the file that holds the query.")] = "query",
     label_field: Annotated[str, typer.Option(help="Field of the file that holds the right agent.")] = "agent",
-    hours: Annotated[float, typer.Option(min=0.0001, help="Spread over the last hours.")] = 1.0,
+    hours: Annotated[float, typer.Option(min=0.0001, help="Spread over this many past hours.")] = 1.0,
     right: Annotated[float, typer.Option(min=0, max=1, help="Share of decisions that are right.")] = 0.7,
     reviewed: Annotated[float, typer.Option(min=0, max=1, help="Share of requests reviewed at random.")] = 0.75,
     openinference: Annotated[bool, typer.Option(help="Write OpenInference JSON instead of routing.* keys.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed, other requests.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed sends other requests.")] = 1,
 ) -> None:
-    """Send sample traffic of a tenant to Phoenix, for the modules it has, with reviews on a random share of it."""
+    """Send simulated requests of a tenant to Phoenix, some of them reviewed at random."""
     from autoopt_pipeline.devtools.send import send_traffic
 
     parts = connections(patient=True)
@@ -53,7 +53,7 @@ def traffic(
     labels = get_module("modality").labels or ()
     choices = {"agent": agents, "modality": [label.name for label in labels]}
     end = datetime.now(UTC)
-    requests = list(simulate(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
+    requests = list(simulate_requests(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
     key = parts.settings.phoenix_api_key
     with console.status(f"sending {len(requests)} traces"):
         send_traffic(parts.phoenix, tenant, requests, api_key=key.get_secret_value() if key else None)

@@ -1,9 +1,9 @@
-"""Does the watch keep its word? Simulated fortnights of two versions side by side, judged by the watch's own function.
+"""How reliable rollouts are: simulated fortnights of two versions side by side, decided by the product's own analysis.
 
-    python bench/watch.py --watches 400 --seed 1 --share 0.1
+    python bench/rollout.py --rollouts 400 --seed 1 --share 0.1
 
-prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules that look at
-the same moments. What is assumed, and what came out, stands in bench/README.md.
+prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules at
+the same moments. bench/README.md has the assumptions and the results.
 """
 
 import argparse
@@ -15,20 +15,20 @@ from math import sqrt
 from statistics import NormalDist, fmean
 
 from autoopt_pipeline.modules.online_score import LiveOutcome
-from autoopt_pipeline.rollouts.analysis import Side, WatchVerdict, judge_watch
+from autoopt_pipeline.rollouts.analysis import AnalysisStatus, VersionSample, analyze_rollout
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 14
 LOOK_EVERY = 0.25
 OLDER = 0.8
 
-Rule = Callable[[Side, Side, timedelta], bool | None]
-"""True where the newer version is to go, False where it is to stay, None where one goes on looking."""
+Rule = Callable[[VersionSample, VersionSample, timedelta], bool | None]
+"""True to roll the newer version back, False to keep it, None to go on."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`gain` of the newer version; `drift` is how far the share of right answers moves in a fortnight, for both."""
+    """`gain` of the newer version; `drift` is the change of both versions' accuracy in a fortnight."""
 
     name: str
     gain: float
@@ -45,12 +45,12 @@ SCENARIOS = (
 )
 
 
-def our_watch(newer: Side, older: Side, age: timedelta) -> bool | None:
-    verdict = judge_watch(newer, older, age=age, longest=timedelta(days=DAYS)).verdict
-    return None if verdict is WatchVerdict.WATCHING else verdict is WatchVerdict.WORSE
+def our_watch(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
+    verdict = analyze_rollout(newer, older, age=age, longest=timedelta(days=DAYS)).status
+    return None if verdict is AnalysisStatus.OPEN else verdict is AnalysisStatus.WORSE
 
 
-def two_shares(newer: Side, older: Side, age: timedelta) -> bool | None:
+def two_shares(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
     """The test of two shares at 5 %, at every look."""
     if min(len(newer.outcomes), len(older.outcomes)) < 30:
         return None
@@ -61,7 +61,7 @@ def two_shares(newer: Side, older: Side, age: timedelta) -> bool | None:
     return True if 1 - NormalDist().cdf(z) <= 0.05 else None
 
 
-def lower_score(newer: Side, older: Side, age: timedelta) -> bool | None:
+def lower_score(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
     """Three points lower at any look, with 30 outcomes on each side."""
     if newer.score is None or older.score is None or min(len(newer.outcomes), len(older.outcomes)) < 30:
         return None
@@ -69,13 +69,15 @@ def lower_score(newer: Side, older: Side, age: timedelta) -> bool | None:
 
 
 RULES: dict[str, Rule] = {
-    "our watch": our_watch,
+    "our rollout": our_watch,
     "test of two shares at every look": two_shares,
     "3 points lower at any look": lower_score,
 }
 
 
-def production(rng: random.Random, scenario: Scenario, share: float, outcomes: int) -> tuple[Side, Side]:
+def production(
+    rng: random.Random, scenario: Scenario, share: float, outcomes: int
+) -> tuple[VersionSample, VersionSample]:
     """A fortnight's outcomes, known a few hours after their decisions."""
     found: tuple[list[LiveOutcome], list[LiveOutcome]] = ([], [])
     for number in range(outcomes):
@@ -84,14 +86,16 @@ def production(rng: random.Random, scenario: Scenario, share: float, outcomes: i
         decided_at = AT + timedelta(days=DAYS) * (number / outcomes)
         known_at = decided_at + timedelta(hours=rng.expovariate(1 / 3))
         found[older].append(LiveOutcome(known_at, decided_at, float(rng.random() < right)))
-    return Side(len(found[0]), tuple(found[0])), Side(len(found[1]), tuple(found[1]))
+    return VersionSample(len(found[0]), tuple(found[0])), VersionSample(len(found[1]), tuple(found[1]))
 
 
-def rolled_back_after(rule: Rule, newer: Side, older: Side) -> int | None:
+def rolled_back_after(rule: Rule, newer: VersionSample, older: VersionSample) -> int | None:
     """How many outcomes were known when the newer version had to go, None where it stayed."""
     age = timedelta(minutes=1)
     while age <= timedelta(days=DAYS):
-        known = [Side(s.decisions, tuple(o for o in s.outcomes if o.known_at <= AT + age)) for s in (newer, older)]
+        known = [
+            VersionSample(s.decisions, tuple(o for o in s.outcomes if o.known_at <= AT + age)) for s in (newer, older)
+        ]
         goes = rule(known[0], known[1], age)
         if goes is not None:
             return sum(len(side.outcomes) for side in known) if goes else None
@@ -101,7 +105,7 @@ def rolled_back_after(rule: Rule, newer: Side, older: Side) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--watches", type=int, default=400)
+    parser.add_argument("--rollouts", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.1, help="share of requests that the older version keeps")
     parser.add_argument("--outcomes", type=int, default=5000, help="known in a fortnight")
@@ -111,7 +115,7 @@ def main() -> None:
     for scenario in SCENARIOS:
         worlds = [
             production(random.Random(f"{given.seed}/{n}"), scenario, given.share, given.outcomes)  # noqa: S311
-            for n in range(given.watches)
+            for n in range(given.rollouts)
         ]
         for name, rule in RULES.items():
             ends = [rolled_back_after(rule, newer, older) for newer, older in worlds]

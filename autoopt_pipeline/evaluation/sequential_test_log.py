@@ -1,7 +1,8 @@
-"""Keeping a waiting candidate's trial (see `trial`) with its artifacts, step by step.
+"""Stores the steps of an inconclusive candidate's sequential test (see `sequential_test`) with its versions.
 
-A trial is open while its last step says `waiting` and it is still the same comparison: same opponent, model and labels.
-A candidate that was active already, and rolled back, must not come back by itself, nor under another version's name.
+A sequential test is open while its last step is `inconclusive` and its incumbent, model and labels
+are still the same.
+It also ends when a person has rolled back or declined the candidate's program, under whichever version's name.
 """
 
 import hashlib
@@ -13,13 +14,13 @@ from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.split import HoldoutExample
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
-from autoopt_pipeline.registry.records import TrialCase, TrialStep, Verdict
+from autoopt_pipeline.registry.records import SequentialTestCase, SequentialTestStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
 
 
 @dataclass(frozen=True)
-class TrialConditions:
-    """Between whom a trial is, and by whose answers. Cases under other terms must not be added up.
+class SequentialTestConditions:
+    """What a sequential test compares, and by whose answers. Cases under different conditions must not be added up.
 
     `incumbent` is the active version; of a composed module without one, it names its parts'.
     """
@@ -30,14 +31,14 @@ class TrialConditions:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """An open trial: who waits, at which alpha, which queries count no more, and the cases so far, oldest first.
+class SequentialTest:
+    """An open sequential test: the candidate, its alpha, the queries that no longer count, and its cases, oldest first.
 
     `last_new` is when it last had new cases, or began (UTC).
     """
 
     version: str
-    terms: TrialConditions
+    conditions: SequentialTestConditions
     alpha: float
     seen: frozenset[str]
     cases: tuple[PairedCase, ...]
@@ -46,22 +47,22 @@ class Trial:
     last_new: datetime
 
 
-def open_trial(artifacts: VersionStore, terms: TrialConditions) -> Trial | None:
-    """The trial that is under way on these terms, if there is one."""
-    steps = artifacts.trial()
-    if not steps or steps[-1].verdict != Verdict.WAITING:
+def open_sequential_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
+    """The sequential test that is open under these conditions; None without one."""
+    steps = artifacts.sequential_test()
+    if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
         return None
     begun = [step for step in steps if not step.cases][-1]
     steps = steps[steps.index(begun) :]
-    if TrialConditions(begun.incumbent, begun.lm, tuple(begun.labels)) != terms:
+    if SequentialTestConditions(begun.incumbent, begun.lm, tuple(begun.labels)) != conditions:
         return None
-    moves, (manifests, _) = artifacts.moves(), artifacts.survey()
+    transitions, (manifests, _) = artifacts.transitions(), artifacts.survey()
     digest = next((each.program_sha256 for each in manifests if each.version == begun.version), "")
-    if any(move.to == begun.version for move in moves) or why_unwanted(artifacts, digest):
+    if any(transition.to_version == begun.version for transition in transitions) or why_unwanted(artifacts, digest):
         return None
-    return Trial(
+    return SequentialTest(
         version=begun.version,
-        terms=terms,
+        conditions=conditions,
         alpha=begun.alpha,
         seen=frozenset(digest for step in steps for digest in step.seen),
         cases=tuple(_case(case) for step in steps for case in step.cases),
@@ -71,26 +72,26 @@ def open_trial(artifacts: VersionStore, terms: TrialConditions) -> Trial | None:
     )
 
 
-def begin(
+def open_test(
     artifacts: VersionStore,
     version: str,
-    terms: TrialConditions,
+    conditions: SequentialTestConditions,
     *,
     after: int,
     alpha: float,
     queries: Iterable[str],
     run_id: str,
 ) -> None:
-    """Open a trial. What the candidate was made of, chosen by or judged on counts no more: `queries`, normalized.
+    """Open a sequential test. `queries` (normalized) made, chose or judged the candidate, so they no longer count.
 
     Raises `PromotionConflict` when there are steps that the caller, who saw them up to `after`, has not seen.
     """
-    _enter(artifacts, after + 1, version, terms, alpha, digests(queries), (), Verdict.WAITING, run_id)
+    _enter(artifacts, after + 1, version, conditions, alpha, digests(queries), (), Verdict.INCONCLUSIVE, run_id)
 
 
-def go_on(
+def append_step(
     artifacts: VersionStore,
-    trial: Trial,
+    test: SequentialTest,
     *,
     judged: Iterable[HoldoutExample],
     cases: Sequence[PairedCase],
@@ -99,12 +100,12 @@ def go_on(
 ) -> None:
     """Enter what new traces said. Raises `PromotionConflict` when another run was quicker."""
     seen = digests(query for each in judged for query in each.group)
-    _enter(artifacts, trial.steps + 1, trial.version, trial.terms, trial.alpha, seen, cases, verdict, run_id)
+    _enter(artifacts, test.steps + 1, test.version, test.conditions, test.alpha, seen, cases, verdict, run_id)
 
 
-def new_cases(trial: Trial, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
-    """Holdout examples whose whole group is new to the trial, oldest first; the newest `limit` of them."""
-    new = [each for each in judged if trial.seen.isdisjoint(digests(each.group))]
+def new_cases(test: SequentialTest, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
+    """Holdout examples whose whole group is new to the sequential test, oldest first; the newest `limit` of them."""
+    new = [each for each in judged if test.seen.isdisjoint(digests(each.group))]
     return sorted(new, key=lambda each: (each.example.time, each.group))[-limit:]
 
 
@@ -117,35 +118,35 @@ def _enter(
     artifacts: VersionStore,
     sequence: int,
     version: str,
-    terms: TrialConditions,
+    conditions: SequentialTestConditions,
     alpha: float,
     seen: list[str],
     cases: Sequence[PairedCase],
     verdict: Verdict,
     run_id: str,
 ) -> None:
-    step = TrialStep(
+    step = SequentialTestStep(
         sequence=sequence,
         at=datetime.now(UTC),
         run_id=run_id,
         version=version,
-        incumbent=terms.incumbent,
-        lm=terms.lm,
-        labels=list(terms.labels),
+        incumbent=conditions.incumbent,
+        lm=conditions.lm,
+        labels=list(conditions.labels),
         alpha=alpha,
         seen=seen,
         cases=[_stored(case) for case in cases],
         verdict=verdict.value,
     )
-    if not artifacts.add_trial_step(step):
+    if not artifacts.add_sequential_test_step(step):
         raise PromotionConflict(
-            f"{artifacts.tenant_id}/{artifacts.module}: another run went on with a trial meanwhile",
+            f"{artifacts.tenant_id}/{artifacts.module}: another run went on with a sequential test meanwhile",
             "nothing is lost; the next run goes on from there",
         )
 
 
-def _stored(case: PairedCase) -> TrialCase:
-    return TrialCase(
+def _stored(case: PairedCase) -> SequentialTestCase:
+    return SequentialTestCase(
         label=case.label,
         incumbent_score=case.incumbent.score,
         incumbent_label=case.incumbent.label,
@@ -156,7 +157,7 @@ def _stored(case: PairedCase) -> TrialCase:
     )
 
 
-def _case(stored: TrialCase) -> PairedCase:
+def _case(stored: SequentialTestCase) -> PairedCase:
     return PairedCase(
         stored.label,
         ScoredAnswer(stored.incumbent_score, stored.incumbent_label, stored.incumbent_confidence),
