@@ -116,9 +116,9 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
     assert "moved by ada: people like [it]" in story
     assert "baseline keeps 10 % of requests" in story
     facts = json.loads(why("--json"))
-    assert (facts["last"]["candidate_score"], facts["last"]["lm_calls"]) == (0.5, 12)
+    assert (facts["last_run"]["candidate_score"], facts["last_run"]["lm_calls"]) == (0.5, 12)
     assert (facts["last_transition"]["actor"], facts["active_version"]) == ("ada", version)
-    assert datetime.fromisoformat(facts["last"]["at"]).utcoffset() == timedelta(0)
+    assert datetime.fromisoformat(facts["last_run"]["at"]).utcoffset() == timedelta(0)
 
 
 def test_failures_are_told_with_their_cause_and_the_next_attempt(
