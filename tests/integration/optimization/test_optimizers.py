@@ -1,7 +1,7 @@
 """DSPy's optimizers in a race for one budget: with the stand-in, and over HTTP with several calls under way."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     OptimizerContext,
     bootstrappers,
@@ -129,20 +129,8 @@ def test_what_the_data_is_too_little_for_is_left_out() -> None:
     assert [improver.name for improver in improvers(real)] == ["gepa", "miprov2"]
 
 
-class TwoSteps(dspy.Module):
-    """Thinks first; nobody knows what is right to think."""
-
-    def __init__(self, spec: ModuleSpec, labels: Sequence[Label]) -> None:
-        super().__init__()
-        self.think = dspy.Predict("query -> thoughts, confidence: float")
-        self.routing = ROUTING.build_program(labels)
-
-    def forward(self, query: str, **inputs: str) -> dspy.Prediction:
-        return self.routing(query=query, relationships=self.think(query=query).thoughts)
-
-
 def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedback_of_the_whole() -> None:
-    spec = replace(ROUTING, program=f"{__name__}:TwoSteps")
+    spec = replace(ROUTING, program="tests.support.unusual_parts:TwoSteps")
     shop = replace(workshop(ROUTING), spec=spec, start=spec.build_program(LABELS))
     for optimizer in list(demo_pickers(shop))[1:]:
         program = optimizer.compile()
@@ -159,20 +147,8 @@ def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedba
 # --- instructions ---
 
 
-class TitleThenBody(dspy.Module):
-    """No predictor is told the whole request."""
-
-    def __init__(self, spec: ModuleSpec, labels: Sequence[Label]) -> None:
-        super().__init__()
-        self.topic = dspy.Predict("title -> topic")
-        self.label = dspy.Predict(f"topic, body -> agent: Literal{[label.name for label in labels]}, confidence: float")
-
-    def forward(self, title: str, body: str) -> dspy.Prediction:
-        return self.label(topic=self.topic(title=title).topic, body=body)
-
-
 def test_demos_of_predictors_that_are_told_a_part_are_recognised_as_their_examples() -> None:
-    spec = replace(ROUTING, program=f"{__name__}:TitleThenBody")
+    spec = replace(ROUTING, program="tests.support.unusual_parts:TitleThenBody")
     shop = workshop(ROUTING)
     train = [replace(e, inputs={"title": f"request {i}", "body": e.query}) for i, e in enumerate(shop.train)]
     shop = replace(shop, spec=spec, start=spec.build_program(LABELS), train=train)

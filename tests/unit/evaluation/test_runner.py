@@ -13,7 +13,6 @@ from autoopt_pipeline.evaluation.runner import Answer, answer_all, grade
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Grading, ModuleSpec, Values
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.support.sample_decisions import example
 
@@ -43,17 +42,12 @@ def test_a_confidence_is_a_share_of_1_or_none(confidence: Any, read: float | Non
     assert sum(each.count for each in reliability(grade(ROUTING, asked, answers))) == 1
 
 
-def _score(spec: ModuleSpec, right: Values, given: Values) -> Any:
-    return given["agent"]
-
-
-ODD = Grading(_score, lambda spec, values: "a")
-ODDLY_GRADED = replace(ROUTING, name="odd", grading=f"{__name__}:ODD")
+ODDLY_GRADED = replace(ROUTING, name="odd", grading="tests.support.unusual_parts:ODD")
 
 
 @pytest.mark.parametrize("score", [math.nan, 1.5, -0.1, "0.5", None, 10**400, math.inf])
 def test_a_grading_that_gives_no_number_from_0_to_1_is_named(score: Any) -> None:
-    with pytest.raises(InvalidModule, match=r"module odd: its grading tests\.test_evaluation:ODD") as error:
+    with pytest.raises(InvalidModule, match=r"module odd: its grading tests\.support\.unusual_parts:ODD") as error:
         grade(ODDLY_GRADED, [example("where is it", "a")], [Answer({"agent": score}, None)])
     assert "from 0 to 1" in error.value.remedy
 
