@@ -17,7 +17,7 @@ from tests.chaos import faults
 from tests.chaos.faults import Proxy, fill, own_disk, proxy, read_only
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
-from tests.stored import made_program, store
+from tests.support.stored_programs import made_program, store
 
 NO_DISK = "a file system of its own needs root"
 

@@ -48,7 +48,7 @@ from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.chaos.faults import Proxy, own_disk, proxy
-from tests.postgres import Postgres, new_postgres
+from tests.support.postgres import Postgres, new_postgres
 
 INTERVAL_SECONDS = 3
 MIN_SAMPLES = 40

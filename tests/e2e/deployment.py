@@ -31,8 +31,9 @@ from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.e2e.cluster import Cluster, started_at, wait_until
 from tests.e2e.servers import BUCKET, DATABASE_USER, Servers
+from tests.support.project import PROJECT
 
-CHART = Path(__file__).parents[2] / "helm" / "autoopt-pipeline"
+CHART = PROJECT / "helm" / "autoopt-pipeline"
 RELEASE = "autoopt"
 ARTIFACTS = f"s3://{BUCKET}/programs"
 NEW_TRACES = 150

@@ -19,7 +19,7 @@ import pytest
 
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
-from tests.llm_server import LLMServer, llm_server
+from tests.support.llm_server import LLMServer, llm_server
 
 BUCKET = "programs"
 REGION = "us-east-1"
