@@ -1,4 +1,4 @@
-"""docs/serve.md is true: its blocks run as they stand, and its traffic is read back as examples."""
+"""docs/serving.md is true: its blocks run as they stand, and its traffic is read back as examples."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.stored import made_program, store
 from tests.test_serving_phoenix import examples, read
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENT = (PROJECT / "docs" / "serve.md").read_text()
+DOCUMENT = (PROJECT / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 

@@ -4,7 +4,7 @@
     decision = serving.decide("acme", "routing", agents=["search_agent", "report_agent"], query="where is the report?")
     decision.values["agent"]
 
-docs/serve.md tells the rest.
+docs/serving.md tells the rest.
 """
 
 from autoopt_pipeline.serving._answers import Decision, Loaded, Problem, Status
