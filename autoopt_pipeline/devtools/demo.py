@@ -1,4 +1,4 @@
-"""The whole loop on this machine: real Phoenix, real Dagster daemon, sample tenants, three rounds, one table."""
+"""Demo of the whole loop on this machine: real Phoenix, real Dagster daemon, sample tenants, three rounds."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ _ROUND_SECONDS_WITH_A_REAL_MODEL = 900
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What happened to one module of one tenant in one round."""
+    """Outcome of one module of one tenant in one round."""
 
     tenant: str
     module: str
@@ -74,9 +74,9 @@ class DemoOutcome:
 
 
 def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = False) -> None:
-    """Run the demo to its end in a new folder, by default in place of this folder's last one.
+    """Run the demo in a new folder, by default in place of this folder's last demo.
 
-    Raises `StackFailed` when a part fails. With `smollm2` there is one more tenant, for which that model answers.
+    With `smollm2` there is one more tenant, whose answers come from that model. Raises `StackFailed` if a part fails.
     """
     started = time.monotonic()
     if home is None:
@@ -183,7 +183,7 @@ class _Demo:
         self.say("all traces are stored")
 
     def _round(self, number: int, complete: Callable[[list[dg.RunRecord]], bool], *, since: float) -> list[DemoOutcome]:
-        """Wait until the sensor has launched what it will, all runs have ended, and it says that nothing is due."""
+        """Wait until all runs have ended and the sensor reports that nothing is due."""
         deadline = time.monotonic() + self.round_seconds
         while time.monotonic() < deadline:
             self.processes.check()
@@ -220,7 +220,7 @@ class _Demo:
                 self.say(f"run {run.run_id[:8]} of {run.tags[PARTITION_TAG]} ({modules}): {run.status.value.lower()}")
 
     def _skipped_after(self, moment: float) -> str | None:
-        """What the sensor said, when it looked after `moment` and launched nothing."""
+        """Return the sensor's skip message if it ticked after `moment` and launched nothing."""
         states = [s for s in self.instance.all_instigator_state() if s.name == OPTIMIZATION_SENSOR]
         for state in states:
             for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
@@ -294,7 +294,7 @@ _COLORS = {"promoted": "green", "rejected": "yellow"}
 
 
 def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
-    """What became of each module, a table a round, then why. What was skipped for one reason shares a row."""
+    """Return one table of outcomes per round, then one of reasons. Modules skipped for the same reason share a row."""
     reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
     columns = [("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)]
     if several_models := len({o.language_model for o in outcomes if o.language_model}) > 1:
@@ -332,5 +332,5 @@ def _scores(outcome: DemoOutcome) -> str:
 
 
 def _model(outcome: DemoOutcome) -> str:
-    """`stand-in` or `openai/smollm2`, without the words that tell the first from a language model."""
+    """Return the model's short name, `stand-in` or `openai/smollm2`, without the explanation of the stand-in."""
     return (outcome.language_model or "").partition(" ")[0]

@@ -1,6 +1,6 @@
-"""Dagster: that the code location loads, and the instance with its daemons and sensors.
+"""Checks of Dagster: the code location loads, daemons send heartbeats, sensors run.
 
-Heartbeats and the states of sensors are not among Dagster's public calls; a test holds them to a real instance.
+Heartbeats and sensor states are not public in Dagster; a test checks these calls against a real instance.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def code_location() -> Iterator[Finding]:
 
 
 def sensor_names() -> list[str]:
-    """Those that the settings here ask for: where nobody is told of alerts, there is no sensor for them."""
+    """Return the sensors that the settings require. The one for alerts exists only if addresses are set."""
     from autoopt_pipeline.definitions import defs
 
     return [sensor.name for sensor in defs.sensors or ()]
@@ -88,7 +88,7 @@ def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState |
         yield fail(f"{name} is stopped: nothing is done by itself", "turn it on in Dagster, under Automation")
         return
     if tick.is_failure:
-        # Dagster wraps what went wrong in our own code into an error of its own.
+        # Dagster wraps an error of our code in its own.
         cause = " ".join(causes(tick)[-1].message.split()) if tick.error else "no reason given"
         yield fail(f"{name} failed {_utc(tick.timestamp)}: {cause}", "see the tick in Dagster, under Automation")
         return

@@ -1,6 +1,6 @@
-"""Runs as Kubernetes Jobs that say whose they are. Named in the chart's `dagster.yaml` as the run launcher.
+"""Run launcher for Kubernetes: Jobs with the tenant's labels and resources. The chart's `dagster.yaml` names it.
 
-What a Job needs is derived from the run's partition, for runs of the UI and of backfills carry no tag of ours.
+A Job's settings are derived from the run's partition, because runs of the UI and of backfills have none of our tags.
 """
 
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ from autoopt_pipeline.tenant_id import safe_name
 
 TENANT_LABEL = "tenant-id"
 TYPE_LABEL = "optimization-type"
-"""`auto` for runs that the sensor launched, `manual` for all others."""
+"""`auto` if the sensor launched the run, otherwise `manual`."""
 
 _ENDING_SECONDS = 600
-"""How much longer than its run a Job may live: Dagster's own monitoring comes first, and can say why."""
+"""Time that a Job may outlive its run, so that Dagster's monitoring ends the run first and can record the reason."""
 
 _RESOURCES = dg.Shape({"limits": dg.Field(dict, is_required=False), "requests": dg.Field(dict, is_required=False)})
 
 
 class TenantRunLauncher(K8sRunLauncher):
-    """`K8sRunLauncher` with the tenant on the labels, a size class per tenant, a deadline, and the reason of a death.
+    """Extends `K8sRunLauncher` with tenant labels, size classes per tenant, a deadline, and the cause of a Job's death.
 
-    Of the resources, later ones win: the launcher's `resources`, the tenant's size class, the run's tag
-    `dagster-k8s/config`. Labels cannot be changed by tags.
+    Resources are merged in this order, the last one wins: the launcher's `resources`, the tenant's size class, the
+    run's tag `dagster-k8s/config`. Tags cannot change labels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TenantRunLauncher(K8sRunLauncher):
         inst_data: ConfigurableClassData | None = None,
         **config: Any,
     ) -> None:
-        """Raises `InvalidSettings` naming a tenant whose size class does not exist."""
+        """Raises `InvalidSettings` if a tenant's size class does not exist; the message names the tenant."""
         self._size_classes = size_classes or {}
         self._tenant_size_classes = tenant_size_classes or {}
         for tenant, size in self._tenant_size_classes.items():
@@ -89,9 +89,9 @@ class TenantRunLauncher(K8sRunLauncher):
         )
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """As Dagster finds it, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded.
+        """Return Dagster's finding, with Kubernetes' reason: OOMKilled, Evicted, DeadlineExceeded.
 
-        What is not known is no failure: a run is only failed where it died, or where its Job was deleted.
+        Fails a run only if it surely died or its Job was deleted; an unknown state is not a failure.
         """
         found = super().check_run_worker_health(run)
         if found.status is WorkerStatus.UNKNOWN:
@@ -102,7 +102,7 @@ class TenantRunLauncher(K8sRunLauncher):
         return found._replace(msg=f"{reason}. {found.msg}") if reason else found
 
     def _without_job(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Of a run whose Job Kubernetes does not show. A command's run has none, and Dagster would fail it for that."""
+        """Check a run without a visible Job. Dagster would fail it, but a run that a command started has no Job."""
         namespace = self.get_container_context_for_run(run).namespace
         try:
             self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
@@ -110,12 +110,12 @@ class TenantRunLauncher(K8sRunLauncher):
             if e.status == HTTPStatus.NOT_FOUND and self._instance.all_logs(run.run_id, DagsterEventType.RUN_STARTING):
                 return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
         except HTTPError:
-            pass  # Kubernetes does not answer; it is asked again at the next look
+            pass  # Kubernetes does not answer; the next check asks again
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
     def _limits_of(self, run: dg.DagsterRun) -> K8sContainerContext:
         size = self._tenant_size_classes.get(run.tags.get(PARTITION_TAG, ""))
-        # A Job whose run Dagster has given up, because it never started, would otherwise wait for a node for ever.
+        # Otherwise the Job of a run that never started, and that Dagster has given up, would wait for a node for ever.
         runtime = run.tags.get(MAX_RUNTIME_SECONDS_TAG, "")
         seconds = int(runtime) if runtime.isdecimal() else self._instance.run_monitoring_max_runtime_seconds
         deadline = self._instance.run_monitoring_start_timeout_seconds + seconds + _ENDING_SECONDS
@@ -138,7 +138,7 @@ class TenantRunLauncher(K8sRunLauncher):
 
 
 def labels_of(run: dg.DagsterRun) -> dict[str, str]:
-    """What `kubectl get jobs -l` finds a run by. Where the partition is no tenant's, there is no tenant label."""
+    """Return the labels for `kubectl get jobs -l`. There is no tenant label if the partition is not a tenant."""
     labels = {TYPE_LABEL: "auto" if run.tags.get(SENSOR_NAME_TAG) == OPTIMIZATION_SENSOR else "manual"}
     with suppress(InvalidTenantId):
         labels[TENANT_LABEL] = safe_name(run.tags.get(PARTITION_TAG, ""))

@@ -1,7 +1,7 @@
-"""Runs as processes on this machine, failed when their process is gone. Named in `dagster.yaml` as the run launcher.
+"""Run launcher for one machine that fails runs whose process is gone. `dagster.yaml` names it.
 
-Dagster's own launcher cannot tell: a run whose process was killed together with the code server, or that was started
-in the process of a command, would block its tenant until `max_runtime_seconds`.
+Dagster's own launcher cannot detect that. A run that was killed together with the code server, or that a command
+started, would block its tenant until `max_runtime_seconds`.
 """
 
 from datetime import UTC, datetime
@@ -13,13 +13,13 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 _CLOCK_SECONDS = 60.0
-"""How much later than its first event a process may seem to have begun, for a clock may be set meanwhile."""
+"""Tolerance if the clock is set: how much later than the run's first event its process may appear to have started."""
 
 
 class LocalRunLauncher(DefaultRunLauncher):
-    """`DefaultRunLauncher` that knows whether a run's process lives, for instances whose runs all are on this machine.
+    """Extends `DefaultRunLauncher` with a check of the run's process, for instances whose runs are all on this machine.
 
-    Every process that executes a run says its number in the run's first events, whoever started it.
+    Every process that executes a run records its process id in the run's first events, whatever started the run.
     """
 
     @property
@@ -27,7 +27,7 @@ class LocalRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """`FAILED` only where the process is surely gone."""
+        """Return `FAILED` only if the process is certainly gone."""
         for entry in self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
             event = entry.dagster_event
             pid = event.engine_event_data.metadata.get("pid") if event else None

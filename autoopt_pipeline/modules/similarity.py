@@ -1,4 +1,4 @@
-"""When two queries count as one."""
+"""Defines when two queries count as duplicates."""
 
 import re
 import unicodedata
@@ -6,31 +6,31 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 NEAR_DUPLICATE = 0.8
-"""Least Jaccard similarity of two queries' word sets at which they count as one (5 of 6 words shared)."""
+"""Minimum Jaccard similarity of two queries' word sets to count as one (5 of 6 words shared)."""
 
 _LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-"""Of Thai and Lao, Burmese, Khmer, Japanese, Chinese: they do not space words."""
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which do not put spaces between words."""
 
 _SPACED = re.compile(rf"[^\s{_LETTERS}]+")
-_UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs are no word characters, so they left spaces
+_UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs have become spaces, not being word characters
 _WORD = re.compile(rf"[{_LETTERS}]|{_SPACED.pattern}")
 
 
 def normalize_query(query: str) -> str:
-    """The query's words in lower case, without punctuation, accents kept, numbers as they are."""
+    """Return the query's words in lower case, without punctuation. Accents and numbers stay."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())) or query.strip()
 
 
 def split_words(text: str) -> list[str]:
-    """A normalized text's words; where words are not spaced (as in Chinese, Japanese, Thai) every character is one."""
+    """Split a normalized text into words; in scripts without spaces (Chinese, Japanese, Thai), into characters."""
     return _WORD.findall(text)
 
 
 def word_set(text: str) -> frozenset[str]:
-    """What of a normalized text is compared: its words, and of unspaced scripts the pairs of neighbouring characters.
+    """Return the parts of a normalized text to compare: words, or character pairs in scripts without spaces.
 
-    Single ones would not tell texts apart: Thai has 44 consonants, and of random Thai sentences of 120 characters 40 %
-    share four fifths of theirs.
+    Single characters would not distinguish texts: Thai has 44 consonants, and of random Thai sentences of 120
+    characters 40 % share four fifths of theirs.
     """
     words = frozenset(_SPACED.findall(text))
     for run in _UNSPACED.findall(text):
@@ -40,9 +40,9 @@ def word_set(text: str) -> frozenset[str]:
 
 
 def group_near_duplicates(queries: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group normalized queries that are alike, transitively; groups and members sorted.
+    """Group similar normalized queries, transitively. Groups and members are sorted.
 
-    Exact: two sets with Jaccard similarity of at least t share one of their ⌊(1-t)·n⌋+1 rarest words (prefix
+    Exact: two sets with a Jaccard similarity of at least t share one of their ⌊(1-t)·n⌋+1 rarest words (prefix
     filtering; Chaudhuri et al., ICDE 2006), so only pairs that share such a word are compared.
     """
     words = {query: word_set(query) for query in queries}

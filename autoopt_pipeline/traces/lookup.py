@@ -1,4 +1,4 @@
-"""What the application was asked in single traces, whatever their age."""
+"""Finds the inputs of single traces, regardless of their age."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class AskedText:
-    """What one decision of a trace was asked, as its span holds it."""
+    """The input text of one decision of a trace, as in its span."""
 
     trace_id: str
     span_id: str
@@ -28,10 +28,10 @@ class AskedText:
 def find_asked(
     phoenix: Phoenix, tenant_id: str, specs: Iterable[ModuleSpec], trace_ids: Iterable[str]
 ) -> Collection[AskedText]:
-    """The decisions of these traces, each read by its modules' contracts as they are when it is learnt.
+    """Return the inputs of these traces' decisions, read by their modules' contracts as for training.
 
-    What Phoenix does not have (any more) is missing, and so is what could not have been learnt. Raises
-    `PhoenixUnavailable` or `PhoenixRefused`.
+    Traces that Phoenix no longer has, and text that cannot have been learnt, are missing. Raises `PhoenixUnavailable`
+    or `PhoenixRefused`.
     """
     project = phoenix.project(project_name(tenant_id))
     if project is None:

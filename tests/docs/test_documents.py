@@ -187,7 +187,7 @@ def test_what_troubleshooting_shows_is_what_the_commands_say(place: Place, monke
     said.append(autoopt("why", new, "routing").replace(new, tenant))
 
     heard = _without_numbers("\n".join(said)).replace(tenant, "hooli")
-    shown = [line for text in blocks(DOCS / "troubleshoot.md", "") for line in text.splitlines()]
+    shown = [line for text in blocks(DOCS / "troubleshooting.md", "") for line in text.splitlines()]
     assert len(shown) > 10
     for line in shown:
         assert _without_numbers(line) in heard

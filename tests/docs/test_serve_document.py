@@ -1,4 +1,4 @@
-"""docs/serve.md is true: its blocks run as they stand, and its traffic is read back as examples."""
+"""docs/serving.md is true: its blocks run as they stand, and its traffic is read back as examples."""
 
 import os
 import re
@@ -16,7 +16,8 @@ from tests.support.project import PROJECT
 from tests.support.served_decisions import examples, read
 from tests.support.stored_programs import made_program, store
 
-DOCUMENT = (PROJECT / "docs" / "serve.md").read_text()
+PROJECT = Path(__file__).parents[1]
+DOCUMENT = (PROJECT / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
