@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configure.md from the models: `python -m tests.config_reference`."""
+"""Writes the tables of docs/configuration.md from the models: `python -m tests.config_reference`."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from autoopt_pipeline.durations import as_written, holds_duration
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "configure.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 _TYPES = {"boolean": "`true` or `false`", "integer": "whole number", "number": "number", "string": "text"}
 
 
