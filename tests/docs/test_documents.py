@@ -27,13 +27,14 @@ from tests.support.command_line import AGENTS, autoopt
 from tests.support.project import PROJECT
 
 DOCS = PROJECT / "docs"
-DOCUMENTS = [PROJECT / "README.md", *sorted(DOCS.glob("*.md")), PROJECT / "bench" / "README.md"]
+DOCUMENTS = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md")]
+DOCUMENTS += sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w*)(?: (\S+))?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 FOLLOWED_ELSEWHERE = {
     "add-a-module.md": "test_add_a_module.py",
     "add-a-tenant.md": "test_operating_documents.py",
-    "configure.md": "test_operating_documents.py",
+    "configuration.md": "test_operating_documents.py",
     "use-your-own-span-layout.md": "test_operating_documents.py",
 }
 FIRST = "trigger-and-status.md"

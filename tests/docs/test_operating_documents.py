@@ -38,7 +38,7 @@ def test_every_field_and_variable_is_documented_as_it_is() -> None:
 
 def test_the_commands_on_configuring_run(home: Path) -> None:
     autoopt("tenants", "add", "hooli", *AGENTS)
-    said = run_commands("configure.md", "hooli", "hooli")
+    said = run_commands("configuration.md", "hooli", "hooli")
     assert "optimization_interval_seconds: 1h -> 2h" in said
     assert "min_samples_for_optimization: 200 -> 100" in said
     assert "hooli would be saved, with 0 fields changed" in said

@@ -16,7 +16,6 @@ from tests.support.project import PROJECT
 from tests.support.served_decisions import examples, read
 from tests.support.stored_programs import made_program, store
 
-PROJECT = Path(__file__).parents[1]
 DOCUMENT = (PROJECT / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configure.md from the models: `python -m tests.support.config_reference`."""
+"""Writes the tables of docs/configuration.md from the models: `python -m tests.support.config_reference`."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from tests.support.project import PROJECT
 
-DOCUMENT = PROJECT / "docs" / "configure.md"
+DOCUMENT = PROJECT / "docs" / "configuration.md"
 _TYPES = {"boolean": "`true` or `false`", "integer": "whole number", "number": "number", "string": "text"}
 
 

@@ -135,7 +135,7 @@ def test_a_retried_run_sees_the_same_window(configured: Path, acme: datetime, in
 
 
 @pytest.mark.parametrize("command", ["dagster asset materialize", "dg launch"])
-def test_the_readmes_commands_that_launch_work_from_any_folder(
+def test_the_documented_commands_that_launch_work_from_any_folder(
     configured: Path,
     acme: datetime,
     tmp_path_factory: pytest.TempPathFactory,
@@ -144,8 +144,8 @@ def test_the_readmes_commands_that_launch_work_from_any_folder(
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
-    readme = (PROJECT / "README.md").read_text()
-    (line,) = re.findall(rf"^{command} .*$", readme, re.MULTILINE)
+    page = (PROJECT / "docs" / "trigger-and-status.md").read_text()
+    (line,) = re.findall(rf"^{command} .*$", page, re.MULTILINE)
     program, *arguments = shlex.split(line.replace("hooli", "acme"))
     run = [Path(sys.executable).parent / program, *arguments]
     env = dict(os.environ)
