@@ -25,7 +25,8 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.step_errors import skipping, translate_errors
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import metadata_values, read_attempts
+from autoopt_pipeline.run_history.module_events import metadata_values
+from autoopt_pipeline.run_history.outcomes import read_attempts
 from autoopt_pipeline.scheduling.conditions import LostRun
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import Retry

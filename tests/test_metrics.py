@@ -40,7 +40,7 @@ def scraped(source: Exporter) -> dict[tuple[str, ...], float]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "EVENT_LOG_LAG", timedelta(0))
     monkeypatch.setattr(prometheus, "_CACHED_SECONDS", 0)
 
 
@@ -111,7 +111,7 @@ def test_tenants_beyond_the_highest_number_share_a_label(instance: dg.DagsterIns
 
 
 def test_what_many_ask_is_read_once(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "EVENT_LOG_LAG", timedelta(0))
     source = exporter(instance)
     scraped(source)
     spend(instance, "acme", 1)

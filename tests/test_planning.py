@@ -394,7 +394,7 @@ def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobod
 def test_what_is_read_on_is_counted_once(
     instance: dg.DagsterInstance, tenant: str, settling: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoopt_pipeline.run_history.outcomes._SETTLING", settling)
+    monkeypatch.setattr("autoopt_pipeline.run_history.outcomes.EVENT_LOG_LAG", settling)
     since = datetime.now(UTC) - HOUR
     for attempts in range(1, 4):
         outcome = dg.AssetMaterialization("routing", partition=tenant, metadata={"lm_calls": 5})

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterEventType
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, SENSOR_NAME_TAG
 from dagster._serdes import ConfigurableClassData
@@ -22,6 +21,7 @@ from urllib3.exceptions import HTTPError
 
 from autoopt_pipeline.errors import InvalidSettings, InvalidTenantId
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
+from autoopt_pipeline.run_history.workers import was_launched
 from autoopt_pipeline.tenant_id import safe_name
 
 TENANT_LABEL = "tenant-id"
@@ -107,7 +107,7 @@ class TenantRunLauncher(K8sRunLauncher):
         try:
             self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
         except ApiException as e:
-            if e.status == HTTPStatus.NOT_FOUND and self._instance.all_logs(run.run_id, DagsterEventType.RUN_STARTING):
+            if e.status == HTTPStatus.NOT_FOUND and was_launched(self._instance, run.run_id):
                 return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
         except HTTPError:
             pass  # Kubernetes does not answer; it is asked again at the next look

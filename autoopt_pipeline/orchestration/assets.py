@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, RunFailed
@@ -22,6 +21,7 @@ from autoopt_pipeline.orchestration.run_config import RunOverrides
 from autoopt_pipeline.orchestration.step_errors import exit_with_parent, skipping, translate_errors
 from autoopt_pipeline.run_history.outcomes import outcome_since
 from autoopt_pipeline.run_history.progress import StepProgress
+from autoopt_pipeline.run_history.runs import created_at, runs_of_attempt
 from autoopt_pipeline.scheduling.conditions import learnt_from
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -239,12 +239,7 @@ def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]
     attempt = _attempt(context)
     if attempt == context.run.run_id:
         return frozenset()
-    tried = [
-        run.run_id
-        for tag in (ATTEMPT_TAG, ROOT_RUN_ID_TAG)
-        for run in context.instance.get_runs(dg.RunsFilter(tags={tag: attempt}))
-    ]
-    earlier = frozenset({attempt, *tried} - {context.run.run_id})
+    earlier = runs_of_attempt(context.instance, attempt) - {context.run.run_id}
     last = outcome_since(context.instance, context.partition_key, module, _EVER)
     return frozenset() if last in earlier else earlier
 
@@ -254,7 +249,5 @@ def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> 
     tag = context.run.tags.get(WINDOW_END_TAG)
     if tag:
         return datetime.fromisoformat(tag).astimezone(UTC)
-    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
-    created = record.create_timestamp if record else datetime.now(UTC)
-    created = created if created.tzinfo else created.replace(tzinfo=UTC)
-    return created.astimezone(UTC) - timedelta(seconds=connections.settings.settling_seconds)
+    created = created_at(context.instance, context.run.root_run_id or context.run.run_id) or datetime.now(UTC)
+    return created - timedelta(seconds=connections.settings.settling_seconds)

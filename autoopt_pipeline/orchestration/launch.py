@@ -15,9 +15,9 @@ from dagster._utils.error import SerializableErrorInfo
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import outcomes_of_run
 from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
-from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
+from autoopt_pipeline.run_history.runs import UNFINISHED, find_run, read_log, selected_modules
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
@@ -130,7 +130,7 @@ def submit(
             tags={**tags, PARTITION_TAG: tenant},
             asset_selection=list(modules),
         )
-        if not instance.has_run(run_id):
+        if find_run(instance, run_id) is None:
             client.terminate_run(run_id)
             raise LaunchFailed(f"Dagster at {shown} works with another instance", remedy)
     except (DagsterGraphQLClientError, ValueError) as e:
@@ -151,10 +151,9 @@ def follow(instance: dg.DagsterInstance, run_id: str, say: LogCallback, show: Sh
             say(f"run {run_id}: {run.status.value.lower()}")
             last = run.status
         # Read after the status: what was said before the end is then never missed.
-        page = instance.get_records_for_run(run_id, cursor)
-        for record in page.records:
-            _tell(record.event_log_entry, say, show)
-        cursor = page.cursor
+        entries, cursor = read_log(instance, run_id, cursor)
+        for entry in entries:
+            _tell(entry, say, show)
         if show:
             running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
             progress = read_progress(instance, running)
@@ -190,17 +189,12 @@ def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
 
 
 def _ended(instance: dg.DagsterInstance, run_id: str) -> RunResult:
-    outcomes = {}
-    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
-        materialization = entry.asset_materialization
-        if materialization:
-            outcomes[materialization.asset_key.to_user_string()] = metadata_values(materialization)
-    run = _run(instance, run_id)
+    run, outcomes = _run(instance, run_id), outcomes_of_run(instance, run_id)
     return RunResult(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
-    run = instance.get_run_by_id(run_id)
+    run = find_run(instance, run_id)
     if run is None:
         raise LaunchFailed(f"run {run_id} was deleted", "start another one")
     return run

@@ -6,16 +6,15 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC
 
 import dagster as dg
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG
+from autoopt_pipeline.names import FAILED_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.outcomes import outcome_since
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import created_at, executing_runs, find_run
 from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 
@@ -41,7 +40,7 @@ def translate_errors(context: dg.AssetExecutionContext, retry: Retry) -> Generat
         raise dg.Failure(scrub(f"unexpected {type(e).__name__}: {e}"), allow_retries=False) from e
     except dg.DagsterExecutionInterruptedError:
         # A person ended the run, or it took too long. Where nobody did, its pod or machine is being taken away.
-        run = context.instance.get_run_by_id(context.run.run_id)
+        run = find_run(context.instance, context.run.run_id)
         if run and run.status is dg.DagsterRunStatus.CANCELING:
             _say_that_it_failed(context)
         raise
@@ -97,14 +96,10 @@ def _overlap(context: dg.AssetExecutionContext) -> str | None:
     Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
     one that began earlier goes on, whichever looks first: when a run began is written once, and before its steps run.
     """
-    in_progress = dg.RunsFilter(
-        tags={PARTITION_TAG: context.partition_key},
-        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
-    )
     began = {
-        record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
-        for record in context.instance.get_run_records(in_progress)
-        if record.start_time is not None and selected_modules(record.dagster_run).intersection(modules())
+        run.run_id: (run.started_at, run.run_id)
+        for run in executing_runs(context.instance, context.partition_key)
+        if run.started_at is not None and run.modules.intersection(modules())
     }
     own = began.pop(context.run.run_id, None)
     if own and began and (first := min(began.values())) < own:
@@ -120,10 +115,9 @@ def _repetition(context: dg.AssetExecutionContext, module: str) -> str | None:
 
     That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.
     """
-    record = context.instance.get_run_record_by_id(context.run.run_id)
-    if record is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
+    launched = created_at(context.instance, context.run.run_id)
+    if launched is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
         return None
-    launched = record.create_timestamp.astimezone(UTC)
     if other := outcome_since(context.instance, context.partition_key, module, launched):
         return (
             f"run {other} of tenant {context.partition_key} has learnt from these traces after this one was launched; "

@@ -1,23 +1,30 @@
-"""What Dagster's event log knows of earlier optimizations. The only place that reads it.
+"""What came of earlier optimizations, from Dagster's event log.
 
-Look-ups are one per module, never one per tenant (0.4 s against 350 s with 10,000 tenants). For that, two calls
-that Dagster does not declare public are needed; they stand in this file only, under a contract test.
+There is one query per module, never one per tenant (0.4 s against 350 s with 10,000 tenants). That needs two calls
+that Dagster does not declare public. They stand in this file only, under a contract test.
 """
 
 import threading
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
-from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, PARTITION_TAG, WINDOW_END_TAG
-from autoopt_pipeline.run_history.runs import selected_modules, unfinished_runs
+from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
+from autoopt_pipeline.run_history.module_events import (
+    EVENT_LOG_LAG,
+    EventKind,
+    ModuleEvent,
+    events_by_id,
+    newest_events,
+    read_events,
+)
+from autoopt_pipeline.run_history.runs import RunSummary, failed_runs, unfinished_runs
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome, believable
 from autoopt_pipeline.scheduling.limits import Spending
@@ -89,37 +96,25 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Att
         if _read.get((tenant, module), (None, None))[0] != attempt and attempt.outcome_id is not None:
             by_module.setdefault(module, {})[attempt.outcome_id] = tenant
     for module, tenants in by_module.items():
-        ids = sorted(tenants)
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=chunk), limit=len(chunk)
-            ).records
-            for record in records:
-                key = (tenants[record.storage_id], module)
-                _read[key] = (wanted[key], _outcome(record))
+        for event in events_by_id(instance, module, sorted(tenants)):
+            key = (tenants[event.storage_id], module)
+            _read[key] = (wanted[key], _outcome(event))
     found = {key: _read[key] for key in wanted if key in _read}
     return {key: outcome for key, (attempt, outcome) in found.items() if outcome and attempt == wanted[key]}
 
 
 def reason_of(instance: dg.DagsterInstance, module: str, outcome_id: int) -> str:
     """Why an outcome is what it is, in words; "" where it does not say."""
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=[outcome_id])
-    records = instance.fetch_materializations(wanted, limit=1).records
-    return str(metadata_values(records[0].asset_materialization).get("reason", "")) if records else ""
-
-
-def metadata_values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:
-    """What an event says, by name, without Dagster's types around it; nothing where there is none."""
-    return {name: value.value for name, value in event.metadata.items()} if event else {}
+    for event in events_by_id(instance, module, [outcome_id]):
+        return str(event.values.get("reason", ""))
+    return ""
 
 
 def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment: datetime) -> str | None:
     """The run that came to this module's last outcome, where that was after `moment`."""
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant])
-    for record in instance.fetch_materializations(wanted, limit=1).records:
-        at = _believed(_utc(record.timestamp))
-        return record.run_id if at and at > moment and _outcome(record) else None
+    for event in newest_events(instance, EventKind.MATERIALIZATION, module, tenants=[tenant], limit=1).found:
+        at = _believed(event.at)
+        return event.run_id if at and at > moment and _outcome(event) else None
     return None
 
 
@@ -154,32 +149,31 @@ class _Tally:
     """What was spent since a moment, and how far that has been read: the last storage id by module and event."""
 
     since: datetime
-    reached: dict[tuple[str, str], int] = field(default_factory=dict)
+    reached: dict[tuple[str, EventKind], int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
 
     def read(
         self, instance: dg.DagsterInstance, modules: Collection[str], *, tenants: list[str] | None = None
     ) -> dict[str, Spending]:
         """Read on, and return all that was spent."""
-        settled = (datetime.now(UTC) - _SETTLING).timestamp()
+        settled = datetime.now(UTC) - EVENT_LOG_LAG
         young: dict[str, Spending] = {}
         for module in modules:
-            for fetch in (instance.fetch_materializations, instance.fetch_observations):
-                place, into = (module, fetch.__name__), self.spent
-                for record in _pages(fetch, module, tenants, since=self.since, after=self.reached.get(place)):
-                    if record.timestamp > settled:
+            for kind in EventKind:
+                place, into = (module, kind), self.spent
+                for event in read_events(
+                    instance, kind, module, tenants=tenants, since=self.since, after=self.reached.get(place)
+                ):
+                    if event.at > settled:
                         into = young  # read once more next time, with what may yet appear before it
-                    _add_spending(into, record.asset_materialization or record.asset_observation)
+                    _add_spending(into, event)
                     if into is self.spent:
-                        self.reached[place] = record.storage_id
+                        self.reached[place] = event.storage_id
         return {
             tenant: self.spent.get(tenant, Spending()) + young.get(tenant, Spending())
             for tenant in self.spent.keys() | young.keys()
         }
 
-
-_SETTLING = timedelta(seconds=10)
-"""Events become visible in about the order of their storage ids, but not exactly."""
 
 _tallies: dict[str, _Tally] = {}
 """By instance. Reading an attempt takes 0.3 ms, and the sensor asks every minute what all have spent in the day."""
@@ -187,67 +181,46 @@ _tallies: dict[str, _Tally] = {}
 _tallying = threading.Lock()
 
 
-def _pages(
-    fetch: Callable[..., dg.EventRecordsResult],
-    module: str,
-    tenants: list[str] | None,
-    *,
-    since: datetime,
-    after: int | None,
-) -> Iterator[dg.EventLogRecord]:
-    """Events since a moment and after a storage id, oldest first."""
-    while True:
-        wanted = dg.AssetRecordsFilter(
-            dg.AssetKey(module), asset_partitions=tenants, after_timestamp=since.timestamp(), after_storage_id=after
-        )
-        page = fetch(wanted, limit=_CHUNK, ascending=True)
-        yield from page.records
-        if not page.has_more or not page.records:
-            return
-        after = page.records[-1].storage_id
-
-
-def _add_spending(spent: dict[str, Spending], event: dg.AssetMaterialization | dg.AssetObservation | None) -> None:
-    if event is None or event.partition is None:
+def _add_spending(spent: dict[str, Spending], event: ModuleEvent) -> None:
+    if event.tenant is None:
         return
 
     def number(name: str) -> int:
-        value = event.metadata.get(name)
-        return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0
+        value = event.values.get(name)
+        return value if isinstance(value, int) else 0
 
     one = Spending(number("lm_calls"), number("lm_tokens"))
-    spent[event.partition] = spent.get(event.partition, Spending()) + one
+    spent[event.tenant] = spent.get(event.tenant, Spending()) + one
 
 
-def _outcome(record: dg.EventLogRecord) -> RunOutcome | None:
+def _outcome(event: ModuleEvent) -> RunOutcome | None:
     """None when the materialization was reported by hand and says nothing of traces."""
-    materialization = record.asset_materialization
-    metadata = materialization.metadata if materialization else {}
-    if "window_end" not in metadata:
+    values = event.values
+    if "window_end" not in values:
         return None
 
     def total(name: str) -> int | None:
-        return int(str(metadata[name].value)) if name in metadata else None
+        return int(str(values[name])) if name in values else None
 
     return RunOutcome(
-        window_end=datetime.fromtimestamp(float(str(metadata["window_end"].value)), UTC),
-        annotations=_annotations_seen(total(ANNOTATION_TOTAL), metadata.get(ANNOTATION_MARKS)),
-        verdict=str(metadata["verdict"].value) if "verdict" in metadata else "",
+        window_end=datetime.fromtimestamp(float(str(values["window_end"])), UTC),
+        annotations=_annotations_seen(total(ANNOTATION_TOTAL), values.get(ANNOTATION_MARKS)),
+        verdict=str(values.get("verdict", "")),
         decisions=total("decisions_read") or 0,
-        labels=_labels(metadata.get("labels")),
-        version=str(metadata["version"].value) if "version" in metadata else None,
+        labels=_labels(values.get("labels")),
+        version=str(values["version"]) if "version" in values else None,
     )
 
 
-def _annotations_seen(total: int | None, marks: dg.MetadataValue | None) -> AnnotationsSeen | None:
+def _annotations_seen(total: int | None, marks: object) -> AnnotationsSeen | None:
     if total is None:
         return None
-    times = marks.value if isinstance(marks, dg.JsonMetadataValue) and isinstance(marks.value, list) else []
+    times = marks if isinstance(marks, list) else []
     return AnnotationsSeen(total, array("q", (int(str(time)) for time in times)))
 
 
-def _labels(value: dg.MetadataValue | None) -> frozenset[str] | None:
-    return frozenset(map(str, value.value)) if isinstance(value, dg.JsonMetadataValue) and value.value else None
+def _labels(value: object) -> frozenset[str] | None:
+    return frozenset(map(str, value)) if isinstance(value, list) and value else None
 
 
 def _summaries(
@@ -274,39 +247,29 @@ def _add_failures(
     begins: Mapping[str, datetime] | None,
 ) -> None:
     """Count failed and cancelled runs after each module's last outcome. One query."""
-    records = instance.get_run_records(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], updated_after=since),
-        ascending=True,
-    )
-    for record in records:
-        run = record.dagster_run
-        tenant = run.tags.get(PARTITION_TAG)
-        if tenant is None:
+    for run in failed_runs(instance, since=since):
+        if run.tenant is None or _is_over(run.ended_at, run.tenant, begins):
             continue
-        selected = selected_modules(run)
-        ended = _utc(record.end_time or record.update_timestamp)
-        if _is_over(ended, tenant, begins):
-            continue
-        began = _utc(record.start_time) if record.start_time else record.create_timestamp.astimezone(UTC)
-        for module in selected.intersection(modules):
-            known = attempts.get((tenant, module), Attempts())
+        began = run.started_at or run.created_at
+        for module in run.modules.intersection(modules):
+            known = attempts.get((run.tenant, module), Attempts())
             # Where one module of a run failed, the others have their outcome all the same.
             if known.outcome_at and known.outcome_at >= began:
                 continue
-            attempts[tenant, module] = replace(
+            attempts[run.tenant, module] = replace(
                 known,
                 failures=known.failures + 1,
-                last_failure_at=_believed(ended),
+                last_failure_at=_believed(run.ended_at),
                 last_failed_run=run.run_id,
                 lost=_lost(run, known.lost),
             )
 
 
-def _lost(run: dg.DagsterRun, before: LostRun | None) -> LostRun | None:
+def _lost(run: RunSummary, before: LostRun | None) -> LostRun | None:
     """The failed run as a lost one, after `before`; None where it says itself that it failed, or was cancelled."""
     if run.status is not dg.DagsterRunStatus.FAILURE or FAILED_TAG in run.tags:
         return None
-    attempt = run.tags.get(ATTEMPT_TAG) or run.root_run_id or run.run_id
+    attempt = run.tags.get(ATTEMPT_TAG) or run.run.root_run_id or run.run_id
     window_end = None
     with suppress(KeyError, ValueError):  # whoever launches a run may write what they like
         window_end = datetime.fromisoformat(run.tags[WINDOW_END_TAG]).astimezone(UTC)
@@ -315,12 +278,6 @@ def _lost(run: dg.DagsterRun, before: LostRun | None) -> LostRun | None:
 
 def _believed(moment: datetime) -> datetime | None:
     return moment if believable(moment, datetime.now(UTC)) else None
-
-
-def _utc(moment: float | datetime) -> datetime:
-    if isinstance(moment, datetime):
-        return moment.astimezone(UTC)
-    return datetime.fromtimestamp(moment, UTC)
 
 
 def failure_horizon(longest_interval: timedelta, longest_backoff: timedelta) -> timedelta:

@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.run_history.outcomes import ModuleKey
-from autoopt_pipeline.run_history.runs import UNFINISHED
+from autoopt_pipeline.run_history.runs import UNFINISHED, find_run
 from autoopt_pipeline.text import ago
 from autoopt_pipeline.validation import Strict
 
@@ -122,7 +122,7 @@ def read_module_progress(instance: dg.DagsterInstance, tenant: str, module: str)
     """How far one module is, where its run is under way and in a long phase."""
     row = _row((tenant, module))
     told = _parse(instance.daemon_cursor_storage.get_cursor_values({row}).get(row, ""))
-    run = instance.get_run_by_id(told.run_id) if told else None
+    run = find_run(instance, told.run_id) if told else None
     under_way = run is not None and run.status in UNFINISHED and run.tags.get(PARTITION_TAG) == tenant
     return told if under_way else None
 

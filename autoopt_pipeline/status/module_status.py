@@ -1,7 +1,4 @@
-"""How tenants' modules stand: what is decided now and why, what happened last, what is active, what is waited for.
-
-The commands read through this, and whatever else shows it should.
-"""
+"""The status of tenants' modules, which the commands and the dashboard show: decision, last outcome, active version."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,15 +11,15 @@ import dagster as dg
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
 from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
 from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values, read_outcomes
+from autoopt_pipeline.run_history.module_events import EventKind, newest_events
+from autoopt_pipeline.run_history.outcomes import ModuleKey, read_outcomes
 from autoopt_pipeline.run_history.progress import RunProgress, read_progress
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -379,19 +376,14 @@ def _story(
     )
 
 
-def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
-    """What Dagster's event log has of a tenant's module, without what an earlier tenant of that name left there."""
-    since = entry.since.timestamp() if entry.since else None
-    return dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[entry.tenant_id], after_timestamp=since)
-
-
 def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
-    wanted = events_of(entry, module)
-    for record in instance.fetch_materializations(wanted, limit=1).records:
-        metadata = metadata_values(record.asset_materialization)
+    for event in newest_events(
+        instance, EventKind.MATERIALIZATION, module, tenants=[entry.tenant_id], since=entry.since, limit=1
+    ).found:
+        metadata = event.values
         return LastOutcome(
-            at=datetime.fromtimestamp(record.timestamp, UTC),
-            run_id=record.run_id,
+            at=event.at,
+            run_id=event.run_id,
             verdict=str(metadata.get("verdict", "")),
             reason=str(metadata.get("reason", "")),
             version=metadata.get("version"),
@@ -429,22 +421,14 @@ def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[Fai
     """The newest runs that failed since the last outcome, as many as are told."""
     if not standing.attempts.failures:
         return ()
-    records = instance.get_run_records(
-        dg.RunsFilter(
-            tags={PARTITION_TAG: standing.tenant_id},
-            statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
-            updated_after=standing.attempts.outcome_at,
-        )
-    )
-    failed = [record for record in records if standing.module in selected_modules(record.dagster_run)]
+    failed = failed_runs(instance, tenant=standing.tenant_id, since=standing.attempts.outcome_at)
+    newest = [run for run in reversed(failed) if standing.module in run.modules]
     told = []
-    for record in failed[: min(standing.attempts.failures, _FAILURES_TOLD)]:
-        run_id = record.dagster_run.run_id
-        causes = causes_of(instance, run_id)
+    for run in newest[: min(standing.attempts.failures, _FAILURES_TOLD)]:
+        causes = causes_of(instance, run.run_id)
         others = "; ".join(f"{step}: {why}" for step, why in causes.items())
         cause = causes.get(standing.module) or causes.get(WHOLE_RUN) or others
-        ended = record.end_time or record.update_timestamp.astimezone(UTC).timestamp()
-        told.append(FailedRun(datetime.fromtimestamp(ended, UTC), run_id, cause or "no step says why"))
+        told.append(FailedRun(run.ended_at, run.run_id, cause or "no step says why"))
     return tuple(told)
 
 
@@ -472,13 +456,13 @@ def _trial_of(steps: list[TrialStep]) -> OpenTrial:
 
 
 def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
-    wanted = events_of(entry, module)
     found = []
-    for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
-        details = metadata_values(record.asset_observation)
+    for event in newest_events(
+        instance, EventKind.OBSERVATION, module, tenants=[entry.tenant_id], since=entry.since, limit=_EVENTS_TOLD
+    ).found:
+        details = dict(event.values)
         if kind := details.pop("event", None):
-            at = datetime.fromtimestamp(record.timestamp, UTC)
-            found.append(Event(at, str(kind), str(details.pop("reason", "")), details))
+            found.append(Event(event.at, str(kind), str(details.pop("reason", "")), details))
     return tuple(found)
 
 

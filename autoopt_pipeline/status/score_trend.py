@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import dagster as dg
 
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values
+from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
+from autoopt_pipeline.run_history.outcomes import ModuleKey
 
 _OUTCOMES = 12
 """How many are shown of each module, at most."""
@@ -40,26 +41,20 @@ def read_trends(
         tenants.setdefault(module, []).append(tenant)
     found: dict[ModuleKey, list[Point]] = {}
     for module, partitions in tenants.items():
-        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=partitions)
-        for record in instance.fetch_materializations(wanted, limit=_OUTCOMES * len(partitions)).records:
-            event = record.asset_materialization
-            point = _point(record.timestamp, event) if event else None
-            if (
-                event
-                and event.partition
-                and point
-                and not (begins and point.at < begins.get(event.partition, point.at))
-            ):
-                found.setdefault((event.partition, module), []).append(point)
+        for event in newest_events(
+            instance, EventKind.MATERIALIZATION, module, tenants=partitions, limit=_OUTCOMES * len(partitions)
+        ).found:
+            point = _point(event)
+            if event.tenant and point and not (begins and point.at < begins.get(event.tenant, point.at)):
+                found.setdefault((event.tenant, module), []).append(point)
     return {key: points[:_OUTCOMES][::-1] for key, points in found.items()}
 
 
-def _point(at: float, event: dg.AssetMaterialization) -> Point | None:
-    said = metadata_values(event)
-    before, after = said.get("score_before"), said.get("score_after")
+def _point(event: ModuleEvent) -> Point | None:
+    before, after = event.values.get("score_before"), event.values.get("score_after")
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return None
-    return Point(datetime.fromtimestamp(at, UTC), before, after, str(said.get("verdict", "")))
+    return Point(event.at, before, after, str(event.values.get("verdict", "")))
 
 
 def sparkline(points: Sequence[Point]) -> str:

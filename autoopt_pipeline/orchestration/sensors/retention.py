@@ -14,7 +14,7 @@ from autoopt_pipeline.names import RETENTION_SENSOR
 from autoopt_pipeline.orchestration.planner import failures_count_since
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.run_history.outcomes import runs_of_newest_outcomes
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import FAILED, finished_runs
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
@@ -23,8 +23,6 @@ _SECONDS_PER_TICK = 20.0
 """Dagster ends a tick after 60 s. A run takes some 10 to 100 ms to delete, so there is room for 30,000 a day."""
 
 _PAGE = 500
-
-_FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,14 @@ def delete_old_runs(
     kept: set[str] | None = None
     deleted = 0
     while True:
-        finished = dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.SUCCESS, *_FAILED], created_after=after, created_before=older_than
-        )
-        page = instance.get_run_records(finished, limit=_PAGE, ascending=True)
-        for record in page:
-            run = record.dagster_run
+        page = finished_runs(instance, after=after, before=older_than, limit=_PAGE)
+        for run in page:
             if time.monotonic() > deadline:
                 return Sweep(deleted, after)
-            after = record.create_timestamp
-            if not selected_modules(run).intersection(modules):
+            after = run.created_at
+            if not run.modules.intersection(modules):
                 continue
-            if run.status in _FAILED and record.update_timestamp >= failures_since:
+            if run.status in FAILED and run.updated_at >= failures_since:
                 continue
             if kept is None:
                 kept = runs_of_newest_outcomes(instance, modules)
