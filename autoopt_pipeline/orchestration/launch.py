@@ -1,4 +1,4 @@
-"""Running a tenant's modules now, as a person asked for it: in this process, or by Dagster's own launcher."""
+"""Running a tenant's modules now: in this process, or through Dagster's queue and launcher."""
 
 import logging
 import time
@@ -18,7 +18,6 @@ from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
 from autoopt_pipeline.run_history.module_events import outcomes_of_run
 from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
 from autoopt_pipeline.run_history.runs import UNFINISHED, find_run, read_log, selected_modules
-from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
 
@@ -27,9 +26,6 @@ CODE_LOCATION = "autoopt_pipeline"
 
 _ASSET_JOB = "__ASSET_JOB"
 """The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
-
-_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
-"""What a person need not wait for."""
 
 _POLL_SECONDS = 1.0
 _DAGSTER_SECONDS = 300
@@ -51,12 +47,6 @@ class RunResult:
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
     skipped: str | None = None
-
-
-def is_to_run(decision: ScheduleDecision, *, force: bool) -> bool:
-    """Whether to run a module now: it is due, or a person insists and nothing else forbids it."""
-    unmet = {each.otherwise for each in decision.conditions if each.met is False}
-    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
 
 
 def run_in_process(
