@@ -100,18 +100,18 @@ def test_words_and_numbers() -> None:
         "repeatable: all 100 answers were the same the second time; at most 3.7 % of all differ, with 95 % confidence"
     )
     assert told_of_gate(same, 0.019) == (
-        "for the gate: a candidate that fixes 10 % of traces and breaks 5 % is proven by about 508 held-out traces "
+        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % is proven by about 508 held-out traces "
         "at alpha 0.019, and by 644 if the most differ that these traces leave open"
     )
     answers = said(*"a" * 100), said(*"b" * 7, *"a" * 93)
     some = repetition(answers, (graded(*[1] * 100), graded(*[0] * 5, *[1] * 95)))
     assert told(some) == (
-        "7 of 100 answers differ the second time, 5 of them in score (7 %, 95 % interval 3.43 % to 13.7 %)"
+        "7 of 100 answers differ the second time, 5 of them in score (7.0 %, 95 % interval 3.4 % to 13.7 %)"
     )
     assert told_of_gate(some, 0.019) == (
-        "for the gate: a candidate that fixes 10 % of traces and breaks 5 % shows 4.7 of its 5 points, as 23 % of the "
-        "differences are noise, and is proven by about 697 held-out traces (585 to 998) at alpha 0.019 in place of "
-        "508. Noise hides gains and fakes none: both programs are asked alike"
+        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % shows 4.7 of its 5 points, as 23.0 % "
+        "of the differences are noise, and is proven by about 697 held-out traces (585 to 998) at alpha 0.019 in place "
+        "of 508. Noise hides gains and fakes none: both programs are asked alike"
     )
     toss = repetition((said(*"ab" * 50), said(*"b" * 100)), (graded(*[1, 0] * 50), graded(*[0] * 100)))
     assert "is proven by over 100,000 held-out traces" in told_of_gate(toss, 0.019)

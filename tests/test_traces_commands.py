@@ -18,8 +18,8 @@ from opentelemetry.trace import format_span_id
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision
-from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.traces.client import NewAnnotation, Phoenix
+from autoopt_pipeline.span_contract import NewAnnotation, project_name
+from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.inspect import as_read, survey
 from tests.test_cli import AGENTS, autoopt
 from tests.test_phoenix_contract import trace_count

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.modules.similarity import group_near_duplicates, normalize_query
 from autoopt_pipeline.modules.spec import Example, Provenance
 
@@ -49,7 +50,7 @@ class Split:
 
 def side_of(normalized: str) -> str:
     """`train`, `dev` or `holdout`, for ever the same for the same text."""
-    position = int.from_bytes(hashlib.sha256(normalized.encode()).digest()[:8]) / 2**64
+    position = unit_interval(normalized)
     if position < TRAIN_SHARE:
         return "train"
     return "dev" if position < TRAIN_SHARE + DEV_SHARE else "holdout"

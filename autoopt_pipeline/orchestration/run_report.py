@@ -12,7 +12,7 @@ from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL
 from autoopt_pipeline.secrets import scrub
-from autoopt_pipeline.text import listed_counts, listed_unread
+from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
 
 MAX_UNUSABLE = 0.5
@@ -162,8 +162,8 @@ def _gate(report: Report, gate: GateDecision) -> str:
     table = _table(
         ["program", "score", "Brier score (0 is best)"],
         [
-            ["incumbent", _percent(comparison.incumbent_score), f"{calibration.incumbent:.3f}"],
-            [f"candidate ({report.optimizer or report.version})", _percent(comparison.candidate_score),
+            ["incumbent", f"{percent(comparison.incumbent_score)} %", f"{calibration.incumbent:.3f}"],
+            [f"candidate ({report.optimizer or report.version})", f"{percent(comparison.candidate_score)} %",
              f"{calibration.candidate:.3f}"],
         ],
     )  # fmt: skip
@@ -213,8 +213,8 @@ def _reliability(bins: Sequence[Bin]) -> str:
         [
             f"{one.low:.1f} - {one.high:.1f}",
             str(one.count),
-            _percent(one.mean_confidence or 0.0),
-            f"{_percent(one.mean_score or 0.0)} {'█' * round(10 * (one.mean_score or 0.0))}",
+            f"{percent(one.mean_confidence or 0.0)} %",
+            f"{percent(one.mean_score or 0.0)} % {'█' * round(10 * (one.mean_score or 0.0))}",
         ]
         for one in bins
         if one.count
@@ -240,7 +240,7 @@ def _candidates(report: Report) -> str:
     rows = [
         [
             tried.optimizer,
-            _percent(tried.dev_score),
+            f"{percent(tried.dev_score)} %",
             str(tried.judged_on),
             str(tried.making_calls),
             str(tried.judging_calls),
@@ -249,7 +249,7 @@ def _candidates(report: Report) -> str:
         ]
         for tried in report.tried
     ]
-    rows.insert(0, ["(incumbent)", _percent(report.incumbent_dev_score or 0.0), "", "", "", "", ""])
+    rows.insert(0, ["(incumbent)", f"{percent(report.incumbent_dev_score or 0.0)} %", "", "", "", "", ""])
     return _table(
         [
             "candidate",
@@ -289,7 +289,3 @@ def _link(text: str, url: str) -> str:
 
 def _number(value: int | float) -> dg.MetadataValue:
     return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(f"{value:.4g}"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

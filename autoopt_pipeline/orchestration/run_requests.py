@@ -84,7 +84,7 @@ def check_request(
 ) -> RequestedRun:
     """Check a request as the sensor checks the tenant. Without `modules`, it is for all that the tenant has enabled.
 
-    `count_all` as in `plan_tenants`. Raises `UnknownModule`, and `InvalidConfig` where the configuration cannot be read.
+    `count_all` as in `plan_tenants`. Raises `UnknownModule`, and `InvalidConfig` for an unreadable configuration.
     """
     names = [get_module(name).name for name in modules]
     entry.parse()

@@ -9,16 +9,13 @@ from typing import Any
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Declined, Manifest, Move, Program, Withdrawal
+from autoopt_pipeline.registry.records import Declined, Manifest, Move, Program, Verdict, Withdrawal
 from autoopt_pipeline.registry.rollout_records import WatchResult
 from autoopt_pipeline.registry.transitions import Watch, rollback_stack, rolled_back, watch_since
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
-
-PROPOSED = "awaiting_approval"
-"""The verdict on a version that waits for a person."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,13 @@ class ModuleVersions:
         """The last word on a version: of the person whom it waited for, or of its trial, where it had one; `canary`
         where it was only that, and `stale` where its promotion came too late."""
         verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
-        if verdict == PROPOSED:
-            return decided_about(self.artifacts, manifest.version, self.moves) or PROPOSED
+        if verdict == Verdict.AWAITING_APPROVAL:
+            return decided_about(self.artifacts, manifest.version, self.moves) or Verdict.AWAITING_APPROVAL
         # The verdict is written before the move, which another run may have made impossible.
-        if verdict != "promoted" or self.was_active(manifest.version):
+        if verdict != Verdict.PROMOTED or self.was_active(manifest.version):
             return verdict
-        return "canary" if any(manifest.version in (move.canary or ()) for move in self.moves) else "stale"
+        served_some = any(manifest.version in (move.canary or ()) for move in self.moves)
+        return Verdict.CANARY if served_some else Verdict.STALE
 
     def was_active(self, version: str) -> bool:
         return any(move.to == version for move in self.moves)

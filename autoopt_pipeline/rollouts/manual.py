@@ -6,8 +6,8 @@ The commands and the dashboard both do it through these.
 from dataclasses import dataclass
 
 from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.module_versions import ModuleVersions, path_of
+from autoopt_pipeline.registry.records import Manifest, Move, Verdict
 from autoopt_pipeline.registry.serialization import instantiate
 from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import rollback_stack
@@ -15,7 +15,7 @@ from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings
 
-_UNPROVEN = {"rejected": "was rejected", "waiting": "is not proven yet"}
+_UNPROVEN: dict[str, str] = {Verdict.REJECTED: "was rejected", Verdict.WAITING: "is not proven yet"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def promote(
     notes = _worth_knowing(programs, manifest)
     _check_moves(programs, version)
     move = roll_out(programs.artifacts, version, expected=programs.active, by=by, why=why, settings=settings)
-    what = "approved" if verdict == PROPOSED else "promoted"
+    what = "approved" if verdict == Verdict.AWAITING_APPROVAL else "promoted"
     entered = _enter(programs, what, by=by, text=f"{path_of(move)}: {why}")
     return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
 
@@ -78,7 +78,7 @@ def decline(programs: ModuleVersions, version: str, *, by: str, why: str) -> lis
     Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
     """
     verdict = programs.verdict(programs.manifest(version))
-    if verdict != PROPOSED:
+    if verdict != Verdict.AWAITING_APPROVAL:
         last = programs.last_event(version)
         what = last.what if last and last.what != "made" else verdict.replace("_", " ")
         raise InvalidArtifact(

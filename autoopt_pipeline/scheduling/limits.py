@@ -1,11 +1,11 @@
 """What keeps a tenant's work within bounds beside its schedule: spread, quiet hours, the day's budget. Pure."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.tenants.config import WEEKDAYS, Budget, DailyBudget, QuietHours
 
 _DAY = timedelta(days=1)
@@ -19,8 +19,7 @@ def spread(tenant_id: str, interval: timedelta, share: float) -> timedelta:
 
     It depends on nothing but the tenant, so modules with the same interval stay together.
     """
-    fraction = int.from_bytes(hashlib.sha256(tenant_id.encode()).digest()[:8]) / 2**64
-    return timedelta(seconds=int(share * fraction * interval.total_seconds()))
+    return timedelta(seconds=int(share * unit_interval(tenant_id) * interval.total_seconds()))
 
 
 def quiet_until(quiet_hours: Sequence[QuietHours], now: datetime) -> datetime | None:

@@ -12,7 +12,7 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
-from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
+from autoopt_pipeline.registry.module_versions import decided_about
 from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
@@ -90,7 +90,7 @@ class ModuleStatus:
     @property
     def proposed(self) -> bool:
         """Whether the version of the last outcome waits for a person."""
-        return self.verdict == PROPOSED
+        return self.verdict == Verdict.AWAITING_APPROVAL
 
     @property
     def verdict(self) -> str:
@@ -227,7 +227,7 @@ def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome])
     """What people have decided about versions that were proposed to them. A file or two for each proposed."""
     decided = {}
     for key, outcome in outcomes.items():
-        if outcome.verdict != PROPOSED or outcome.version is None:
+        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
@@ -414,7 +414,9 @@ def _as_made(manifest: Manifest) -> LastOutcome:
 
 def _word_on_active(manifest: Manifest) -> str:
     """The verdict on a version that is active: what waited for a person or a proof has got it."""
-    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
+    return {Verdict.AWAITING_APPROVAL.value: "approved", Verdict.WAITING.value: "promoted"}.get(
+        manifest.verdict, manifest.verdict
+    )
 
 
 def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:

@@ -17,7 +17,8 @@ from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.run_requests import check_request, launch_request
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of, read_programs
+from autoopt_pipeline.registry.module_versions import ModuleVersions, path_of, read_programs
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.rollouts import manual
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import watch_settings
@@ -97,7 +98,9 @@ def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | Non
     elif action.name == "roll-back":
         named = named or _before(programs)
     else:
-        named = named or next((each.version for each in programs.manifests if programs.verdict(each) == PROPOSED), "")
+        named = named or next(
+            (each.version for each in programs.manifests if programs.verdict(each) == Verdict.AWAITING_APPROVAL), ""
+        )
         told = {"manifest": programs.manifest(named)}
     return render(
         request,

@@ -21,7 +21,7 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_acts
-from autoopt_pipeline.registry.module_versions import PROPOSED
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
@@ -153,7 +153,7 @@ def _outcome(event: ModuleEvent) -> Happened | None:
     verdict = str(event.values.get("verdict", "reported by hand"))
     return Happened(
         event.at,
-        "proposed" if verdict == PROPOSED else verdict,  # it may have been approved since
+        "proposed" if verdict == Verdict.AWAITING_APPROVAL else verdict,  # it may have been approved since
         event.tenant,
         event.module,
         str(event.values.get("reason", "")),

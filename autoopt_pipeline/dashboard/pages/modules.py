@@ -16,7 +16,6 @@ from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
-    PROPOSED,
     ModuleVersions,
     VersionEvent,
     between,
@@ -28,7 +27,7 @@ from autoopt_pipeline.registry.module_versions import (
     predictors_of,
     read_programs,
 )
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.records import Manifest, Move, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
 from autoopt_pipeline.rollouts.production import look_now
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
@@ -223,7 +222,7 @@ class OutcomeRow:
     def report(self) -> str:
         """Markdown, everything of the tenant's in it escaped."""
         report = str(self.said.get("report", ""))
-        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
+        return report.replace(f"**{Verdict.AWAITING_APPROVAL}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
     def score_before(self) -> float | None:
@@ -253,7 +252,7 @@ def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterato
     )
     for event in newest.found:
         said, decided = event.values, None
-        if said.get("verdict") == PROPOSED and "version" in said:
+        if said.get("verdict") == Verdict.AWAITING_APPROVAL and "version" in said:
             moves = artifacts.moves() if moves is None else moves
             decided = decided_about(artifacts, str(said["version"]), moves)
         yield OutcomeRow(event.at, event.run_id, said, decided)

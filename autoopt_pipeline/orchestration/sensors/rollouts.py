@@ -24,6 +24,7 @@ from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.text import percent
 
 _SECONDS_PER_TICK = 30
 """A sensor may take 60. What is left over is looked at in the next tick."""
@@ -131,15 +132,11 @@ def _end(
                 "reason": look.reason,
                 "from": watch.version or BASELINE,
                 "to": stays or BASELINE,
-                "score": _percent(look.newer.score),
-                "score_of_predecessor": _percent(look.older.score),
+                "score": f"{percent(look.newer.score)} %",
+                "score_of_predecessor": f"{percent(look.older.score)} %",
                 "comparisons": look.comparisons,
             },
         )
     )
     path = f"{watch.version or BASELINE} -> {stays or BASELINE}"
     return f"{artifacts.tenant_id}/{artifacts.module}: {path}: {look.reason}"
-
-
-def _percent(score: float | None) -> str:
-    return "unknown" if score is None else f"{100 * score:.1f} %"
