@@ -22,7 +22,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration import planner
 from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
-from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.optimization import summary
@@ -504,7 +504,8 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
     settings = SETTINGS.model_copy(update={"jitter": 0})  # which would spread them by their ids
     asked: list[set[str]] = []
     for _ in range(3):
-        plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings, seconds=0, after=after)
+        options = PlanOptions(seconds=0, after=after)
+        plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings, options=options)
         after = plan.reached
         found = {key: reason for key, reason in reasons(plan).items() if reason is not Reason.LEFT}
         assert set(found.values()) == {Reason.TOO_FEW_TRACES}

@@ -72,9 +72,7 @@ def split_examples(
     parts: dict[str, list[HoldoutExample]] = {side: [] for side in _SIDES}
     dropped = unfit = used = 0
     for group in groups:
-        sides = [side_of(query) for query in group]
-        side = max(sides, key=_SIDES.index)
-        members = [query for query, own in zip(group, sides, strict=True) if own == side and query in by_query]
+        side, members = _assign_side(group, by_query)
         dropped += sum(len(by_query[query]) for query in group if query in by_query and query not in members)
         if not members:
             continue
@@ -95,6 +93,16 @@ def split_examples(
         shown=unfit,
         queries=frozenset(by_query),
     )
+
+
+def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, list[str]]:
+    """The side on which a group of near-duplicates stands, and its queries with examples that belong there.
+
+    The holdout goes before dev, and dev before train, so a query that judges never has a near-duplicate that trained.
+    """
+    sides = [side_of(query) for query in group]
+    side = max(sides, key=_SIDES.index)
+    return side, [query for query, own in zip(group, sides, strict=True) if own == side and query in by_query]
 
 
 def _representative(examples: Sequence[Example]) -> Example:

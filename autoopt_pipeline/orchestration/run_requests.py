@@ -12,7 +12,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.names import ATTEMPT_TAG, MAX_RUNTIME_TAG, NEW_EVIDENCE_TAG, STARTED_BY_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.launch import LogCallback, RunResult, run_in_process, submit
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.run_history.progress import ShowProgress
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
@@ -84,7 +84,7 @@ def check_request(
 ) -> RequestedRun:
     """Check a request as the sensor checks the tenant. Without `modules`, it is for all that the tenant has enabled.
 
-    `count_all` as in `plan_tenants`. Raises `UnknownModule`, and `InvalidConfig` for an unreadable configuration.
+    `count_all` as in `PlanOptions`. Raises `UnknownModule`, and `InvalidConfig` for an unreadable configuration.
     """
     names = [get_module(name).name for name in modules]
     entry.parse()
@@ -94,8 +94,7 @@ def check_request(
         connections.phoenix,
         now=datetime.now(UTC),
         settings=connections.settings,
-        only_modules=names or None,
-        count_all=count_all,
+        options=PlanOptions(only_modules=names or None, count_all=count_all),
     )
     decisions = {module: decision for (_, module), decision in plan.decisions.items()}
     enabled = {module: decision for module, decision in decisions.items() if decision.reason is not Reason.DISABLED}

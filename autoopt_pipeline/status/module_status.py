@@ -11,7 +11,7 @@ import dagster as dg
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
 from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
@@ -171,7 +171,7 @@ def tenant_standings(
         connections.phoenix,
         now=now,
         settings=connections.settings,
-        count_all=count_all,
+        options=PlanOptions(count_all=count_all),
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
@@ -198,19 +198,20 @@ def tenant_standings(
     progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
     return [
         ModuleStatus(
-            *key,
-            decision,
-            attempts.get(key, Attempts()),
-            outcomes.get(key),
-            versions.get(key),
-            scores.get(key),
-            troubles.get(key),
-            rollbacks.get(key),
-            decided.get(key),
-            progress.get(key),
-            unreported.get(key),
-            stored[key[0]].since,
-            _uncounted(plan, decision, count_all=count_all),
+            tenant_id=key[0],
+            module=key[1],
+            decision=decision,
+            attempts=attempts.get(key, Attempts()),
+            outcome=outcomes.get(key),
+            active=versions.get(key),
+            active_score=scores.get(key),
+            trouble=troubles.get(key),
+            rolled_back=rollbacks.get(key),
+            decided=decided.get(key),
+            progress=progress.get(key),
+            unreported=unreported.get(key),
+            begins=stored[key[0]].since,
+            uncounted=_uncounted(plan, decision, count_all=count_all),
         )
         for key, decision in plan.decisions.items()
     ]
@@ -364,15 +365,15 @@ def _story(
     artifacts = connections.artifacts(tenant, module)
     moves = artifacts.moves()
     return ModuleDetail(
-        standing,
-        config,
-        entry.version,
-        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
-        _failures(instance, standing),
-        moves[-1] if moves else None,
-        _open_trial(artifacts, moves[-1] if moves else None),
-        _events(instance, entry, module),
-        _traces_per_day(connections, tenant, module, now),
+        standing=standing,
+        config=config,
+        config_version=entry.version,
+        last=_as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
+        failures=_failures(instance, standing),
+        moved=moves[-1] if moves else None,
+        trial=_open_trial(artifacts, moves[-1] if moves else None),
+        events=_events(instance, entry, module),
+        traces_per_day=_traces_per_day(connections, tenant, module, now),
     )
 
 

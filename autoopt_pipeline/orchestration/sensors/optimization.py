@@ -8,7 +8,7 @@ import dagster as dg
 from autoopt_pipeline.errors import PlanningFailed
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITIONS_SENSOR
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.partitions import partitions_sensor
@@ -53,8 +53,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             connections.phoenix,
             now=datetime.now(UTC),
             settings=connections.settings,
-            seconds=_SECONDS_PER_TICK,
-            after=after,
+            options=PlanOptions(seconds=_SECONDS_PER_TICK, after=after),
         )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
