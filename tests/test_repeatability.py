@@ -19,7 +19,7 @@ from autoopt_pipeline.evaluation.statistics import cases_needed
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import read_spending
+from autoopt_pipeline.run_history.lm_usage import read_usage
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -237,7 +237,7 @@ def test_what_was_asked_counts_in_the_day_and_a_day_that_is_spent_asks_nothing(
     (asked, *_) = aa()
     assert "the newest 10 traces twice" in asked["what"]
     with open_instance(home) as instance:
-        spent = read_spending(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
+        spent = read_usage(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
     assert (spent[UNSTEADY.tenant_id].lm_calls, llm.calls) == (20, 20)
     (asked, *_) = aa(status=2)
     assert "1 LM calls do not pay for asking one trace twice" in asked["what"]
@@ -283,7 +283,7 @@ def test_what_stops_the_asking_is_one_line_and_what_was_spent_is_entered(
     assert "sk-unsteady" not in last
     assert (words if words != "LM401" else "language model openai/some-model") in last
     with open_instance(home) as instance:
-        spent = read_spending(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
+        spent = read_usage(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
     assert spent[UNSTEADY.tenant_id].lm_calls == llm.calls > 0
 
 

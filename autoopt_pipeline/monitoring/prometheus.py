@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
 from autoopt_pipeline.run_history.feed import EndedRuns, read_ended_runs
+from autoopt_pipeline.run_history.lm_usage import usage_of
 from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG, EventKind, ModuleEvent, latest_id, read_page
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.runs import ended_at
@@ -179,10 +180,9 @@ class Exporter(Collector):
 
     def _count_spent(self, event: ModuleEvent) -> None:
         tenant = self._label(event.tenant or OTHER_TENANTS)
-        for name, counter in (("lm_calls", self._lm_calls), ("lm_tokens", self._lm_tokens)):
-            value = event.values.get(name)
-            if isinstance(value, int):
-                counter.labels(tenant).inc(value)
+        usage = usage_of(event)
+        self._lm_calls.labels(tenant).inc(usage.lm_calls)
+        self._lm_tokens.labels(tenant).inc(usage.lm_tokens)
 
     def _read_failures(self, now: datetime) -> None:
         attempts = read_attempts(self._instance, self._modules, failures_since=now - _FAILURES_SINCE)

@@ -14,11 +14,11 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.names import ATTEMPT_TAG, LM_POOL, WINDOW_END_TAG
-from autoopt_pipeline.orchestration.budget_guard import accounted, blaming_the_day, budget_today
+from autoopt_pipeline.orchestration.budget_guard import attribute_to_daily_budget, budget_today, record_usage_on_failure
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_config import RunOverrides
-from autoopt_pipeline.orchestration.step_errors import exit_with_parent, skipping, translate_errors
+from autoopt_pipeline.orchestration.step_errors import exit_with_parent, should_skip, translate_errors
 from autoopt_pipeline.run_history.outcomes import outcome_since
 from autoopt_pipeline.run_history.progress import StepProgress
 from autoopt_pipeline.run_history.runs import created_at, runs_of_attempt
@@ -59,7 +59,7 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         exit_with_parent()
         with translate_errors(context, Retry()):
             _check_one_tenant(context)
-            if skipping(context, spec.name):
+            if should_skip(context, spec.name):
                 return
             connections = services.connect()
             entry = newest_version(connections.configs, context.partition_key)
@@ -139,8 +139,8 @@ def _optimize(
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
         translate_errors(context, config.retry),
-        accounted(context, spec.name, meter),
-        blaming_the_day(config, budget),
+        record_usage_on_failure(context, spec.name, meter),
+        attribute_to_daily_budget(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
         artifacts = connections.artifacts(config.tenant_id, spec.name)

@@ -13,8 +13,9 @@ import dagster as dg
 
 from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
-from autoopt_pipeline.orchestration.budget_guard import allowances
+from autoopt_pipeline.orchestration.budget_guard import remaining_budgets
 from autoopt_pipeline.run_history.outcomes import ModuleKey, failure_horizon, read_attempts, read_outcomes
+from autoopt_pipeline.scheduling.budgets import RemainingBudget
 from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
     Attempts,
@@ -28,7 +29,6 @@ from autoopt_pipeline.scheduling.conditions import (
     new_since,
     why_off,
 )
-from autoopt_pipeline.scheduling.limits import Allowance
 from autoopt_pipeline.scheduling.turns import QueuePosition, queue_order
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -147,7 +147,7 @@ def plan_tenants(
         configs=configs,
         begins=begins,
         attempts=read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins),
-        allowances=allowances(instance, configs.values(), settings, now=now),
+        budgets=remaining_budgets(instance, configs.values(), settings, now=now),
     )
     decided, pending = planner.decide_without_traces(options)
     counted = planner.decide_with_traces(pending, deadline, options.after)
@@ -213,7 +213,7 @@ class _Planner:
     configs: Mapping[str, RoutingConfigUnified]
     begins: Mapping[str, datetime]
     attempts: dict[ModuleKey, Attempts]
-    allowances: Mapping[str, tuple[Allowance, ...]]
+    budgets: Mapping[str, tuple[RemainingBudget, ...]]
 
     def decide_without_traces(
         self, options: PlanOptions
@@ -288,7 +288,7 @@ class _Planner:
             outcome,
             now=self.now,
             jitter=self.jitter,
-            allowances=self.allowances.get(key[0], ()),
+            budgets=self.budgets.get(key[0], ()),
         )
 
 

@@ -80,9 +80,9 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
 
 
-def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
+def should_skip(context: dg.AssetExecutionContext, module: str) -> bool:
     """Whether to leave a module to another run of the tenant. Says so in a line, for that is no failure."""
-    why = _overlap(context) or _repetition(context, module)
+    why = _concurrent_run(context) or _newer_outcome(context, module)
     if why is None:
         return False
     context.log.warning(f"skipped: {why}")
@@ -90,7 +90,7 @@ def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
     return True
 
 
-def _overlap(context: dg.AssetExecutionContext) -> str | None:
+def _concurrent_run(context: dg.AssetExecutionContext) -> str | None:
     """That another run of the tenant began earlier and has not ended.
 
     Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
@@ -110,7 +110,7 @@ def _overlap(context: dg.AssetExecutionContext) -> str | None:
     return None
 
 
-def _repetition(context: dg.AssetExecutionContext, module: str) -> str | None:
+def _newer_outcome(context: dg.AssetExecutionContext, module: str) -> str | None:
     """That another run came to this module's outcome after the sensor had launched this one.
 
     That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.

@@ -4,11 +4,10 @@ There is one query per module, never one per tenant (0.4 s against 350 s with 10
 that Dagster does not declare public. They stand in this file only, under a contract test.
 """
 
-import threading
 from array import array
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -16,18 +15,10 @@ from dagster import DagsterEventType
 from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
 from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
-from autoopt_pipeline.run_history.module_events import (
-    EVENT_LOG_LAG,
-    EventKind,
-    ModuleEvent,
-    events_by_id,
-    newest_events,
-    read_events,
-)
+from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, events_by_id, newest_events
 from autoopt_pipeline.run_history.runs import RunSummary, failed_runs, unfinished_runs
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome, believable
-from autoopt_pipeline.scheduling.limits import Spending
 
 ModuleKey = tuple[str, str]
 
@@ -40,7 +31,7 @@ ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 
 _CHUNK = 1000
 
-_read: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
+_outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
 """The newest outcomes that this process has read, by (tenant, module). An outcome never changes, and reading one takes
 0.3 ms, so the sensor, which comes back every minute, reads each once. Its id and time tell it from any other's."""
 
@@ -93,13 +84,13 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Att
     }
     by_module: dict[str, dict[int, str]] = {}
     for (tenant, module), attempt in wanted.items():
-        if _read.get((tenant, module), (None, None))[0] != attempt and attempt.outcome_id is not None:
+        if _outcome_cache.get((tenant, module), (None, None))[0] != attempt and attempt.outcome_id is not None:
             by_module.setdefault(module, {})[attempt.outcome_id] = tenant
     for module, tenants in by_module.items():
         for event in events_by_id(instance, module, sorted(tenants)):
             key = (tenants[event.storage_id], module)
-            _read[key] = (wanted[key], _outcome(event))
-    found = {key: _read[key] for key in wanted if key in _read}
+            _outcome_cache[key] = (wanted[key], _outcome(event))
+    found = {key: _outcome_cache[key] for key in wanted if key in _outcome_cache}
     return {key: outcome for key, (attempt, outcome) in found.items() if outcome and attempt == wanted[key]}
 
 
@@ -116,81 +107,6 @@ def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment
         at = _believed(event.at)
         return event.run_id if at and at > moment and _outcome(event) else None
     return None
-
-
-def report_spent(
-    instance: dg.DagsterInstance, tenant: str, module: str, spent: Spending, *, reason: str, run_id: str | None = None
-) -> None:
-    """Enter what a run or a person spent without an outcome. It belongs to no run, so none takes it along."""
-    metadata = {"event": SPENT, "reason": reason, "lm_calls": spent.lm_calls, "lm_tokens": spent.lm_tokens}
-    metadata |= {"run_id": run_id} if run_id else {}
-    instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
-
-
-def read_spending(
-    instance: dg.DagsterInstance, modules: Collection[str], *, since: datetime, tenants: Collection[str] | None = None
-) -> dict[str, Spending]:
-    """What tenants, or these only, have spent on language models since then, in attempts that have ended.
-
-    Two queries per module, and a page of each for every thousand attempts that this process has not read before.
-    """
-    if tenants is not None and len(tenants) <= _CHUNK:
-        tally = _Tally(since)
-        return tally.read(instance, modules, tenants=sorted(tenants))
-    with _tallying:
-        tally = _tallies.get(instance.root_directory)
-        if tally is None or tally.since != since:
-            tally = _tallies[instance.root_directory] = _Tally(since)
-        return tally.read(instance, modules)
-
-
-@dataclass
-class _Tally:
-    """What was spent since a moment, and how far that has been read: the last storage id by module and event."""
-
-    since: datetime
-    reached: dict[tuple[str, EventKind], int] = field(default_factory=dict)
-    spent: dict[str, Spending] = field(default_factory=dict)
-
-    def read(
-        self, instance: dg.DagsterInstance, modules: Collection[str], *, tenants: list[str] | None = None
-    ) -> dict[str, Spending]:
-        """Read on, and return all that was spent."""
-        settled = datetime.now(UTC) - EVENT_LOG_LAG
-        young: dict[str, Spending] = {}
-        for module in modules:
-            for kind in EventKind:
-                place, into = (module, kind), self.spent
-                for event in read_events(
-                    instance, kind, module, tenants=tenants, since=self.since, after=self.reached.get(place)
-                ):
-                    if event.at > settled:
-                        into = young  # read once more next time, with what may yet appear before it
-                    _add_spending(into, event)
-                    if into is self.spent:
-                        self.reached[place] = event.storage_id
-        return {
-            tenant: self.spent.get(tenant, Spending()) + young.get(tenant, Spending())
-            for tenant in self.spent.keys() | young.keys()
-        }
-
-
-_tallies: dict[str, _Tally] = {}
-"""By instance. Reading an attempt takes 0.3 ms, and the sensor asks every minute what all have spent in the day."""
-
-_tallying = threading.Lock()
-
-
-def _add_spending(spent: dict[str, Spending], event: ModuleEvent) -> None:
-    if event.tenant is None:
-        return
-
-    def number(name: str) -> int:
-        value = event.values.get(name)
-        return value if isinstance(value, int) else 0
-
-    one = Spending(number("lm_calls"), number("lm_tokens"))
-    spent[event.tenant] = spent.get(event.tenant, Spending()) + one
 
 
 def _outcome(event: ModuleEvent) -> RunOutcome | None:

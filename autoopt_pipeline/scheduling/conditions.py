@@ -11,8 +11,9 @@ from enum import StrEnum
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
+from autoopt_pipeline.scheduling.budgets import RemainingBudget, utc_day_start
 from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
-from autoopt_pipeline.scheduling.limits import Allowance, midnight, quiet_until, spread
+from autoopt_pipeline.scheduling.windows import quiet_until, spread
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
 
@@ -145,12 +146,12 @@ def decide(
     *,
     now: datetime,
     jitter: float = 0.0,
-    allowances: Sequence[Allowance] = (),
+    budgets: Sequence[RemainingBudget] = (),
 ) -> ScheduleDecision | NeedsEvidence:
     """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
 
-    `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
-    tenant's spending today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
+    `jitter` is the share of the interval over which tenants are spread, and `budgets` bound the tenant's LM usage
+    today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
     `outcome` is the last one, where there is any, and only asked together with the evidence.
     """
     later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
@@ -160,7 +161,7 @@ def decide(
         _backed_off(config, spec, attempts, later, now),
         _interval_over(config, spec, attempts, later, now),
         _outside_quiet_hours(config, now),
-        _within_budget(allowances, now),
+        _within_budget(budgets, now),
         _enough_new(config, spec, attempts, evidence, outcome, now),
     )
     need = found[-1].need
@@ -248,10 +249,10 @@ def _outside_quiet_hours(config: RoutingConfigUnified, now: datetime) -> Conditi
     return _NO_QUIET_HOURS
 
 
-def _within_budget(allowances: Sequence[Allowance], now: datetime) -> Condition:
-    for allowance in allowances:
-        if why := allowance.used_up:
-            until = midnight(now) + timedelta(days=1)
+def _within_budget(budgets: Sequence[RemainingBudget], now: datetime) -> Condition:
+    for budget in budgets:
+        if why := budget.exhausted_reason:
+            until = utc_day_start(now) + timedelta(days=1)
             detail = f"{why}; a new day begins {_in(until, now)}"
             return Condition("budget left", False, detail, Reason.BUDGET_EXHAUSTED, until)
     return _BUDGET_LEFT
