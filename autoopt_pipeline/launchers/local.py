@@ -1,7 +1,7 @@
-"""Runs as processes on this machine, failed when their process is gone. Named in `dagster.yaml` as the run launcher.
+"""Run launcher for processes of this machine, which fails runs whose process is gone. `dagster.yaml` names it.
 
-Dagster's own launcher cannot tell: a run whose process was killed together with the code server, or that was started
-in the process of a command, would block its tenant until `max_runtime_seconds`.
+Dagster's own launcher cannot do that: a run whose process was killed together with the code server, or that a command
+executed in its own process, would block its tenant until `max_runtime_seconds`.
 """
 
 import dagster as dg
@@ -12,21 +12,18 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from autoopt_pipeline.run_history.workers import processes_of
 
 _CLOCK_SECONDS = 60.0
-"""How much later than its first event a process may seem to have begun, for a clock may be set meanwhile."""
+"""How much later than its first event a process may seem to have begun, because a clock may be set meanwhile."""
 
 
 class LocalRunLauncher(DefaultRunLauncher):
-    """`DefaultRunLauncher` that knows whether a run's process lives, for instances whose runs all are on this machine.
-
-    Every process that executes a run says its number in the run's first events, whoever started it.
-    """
+    """`DefaultRunLauncher` that checks whether a run's process lives. All runs have to be on this machine."""
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """`FAILED` only where the process is surely gone."""
+        """`FAILED` only where the process is certainly gone."""
         for pid, since in processes_of(self._instance, run.run_id):
             if not _lives(pid, began_before=since.timestamp()):
                 return CheckRunHealthResult(

@@ -1,4 +1,4 @@
-"""One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
+"""One partitioned asset per module. The sensor, the UI, backfills and commands all materialize these."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -47,11 +47,11 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         partitions_def=tenants_partitions,
         group_name="modules",
         kinds={"dspy"},
-        # A composed module starts from what its parts have learnt, so in one run it comes after them.
+        # A composed module starts from the programs of its parts, so in one run it comes after them.
         deps=[part.name for part in spec.parts],
     )
 
-    # Neither an outcome nor its check comes of a module that is left to another run, so both are optional.
+    # A module that is left to another run has neither an outcome nor a check, so both are optional.
     @dg.multi_asset(name=spec.name, specs=[asset], check_specs=[_data_check(spec)], can_subset=True, pool=LM_POOL)
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
@@ -72,7 +72,7 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
 
 
 def _check_one_tenant(context: dg.AssetExecutionContext) -> None:
-    """Raise `RunFailed` where the launchpad was told of no partition, or of several."""
+    """Raise `RunFailed` where no partition, or several, were chosen in the launchpad."""
     if not context.has_partition_key:
         raise RunFailed("the run is for no single tenant", "launch it with one partition, which is the tenant")
 
@@ -91,7 +91,7 @@ def _data_check(spec: ModuleSpec) -> dg.AssetCheckSpec:
 
 @dataclass(frozen=True)
 class _Material:
-    """What a run learns from and for."""
+    """The input of a run of one module."""
 
     config: RoutingConfigUnified
     config_version: int
@@ -107,7 +107,7 @@ def _gather(
     config: RoutingConfigUnified,
     entry: StoredConfig,
 ) -> _Material:
-    # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
+    # DSPy, pandas and the Phoenix client take seconds to import, so only runs import them.
     from autoopt_pipeline.traces.reader import collect
 
     tenant = config.tenant_id
@@ -187,7 +187,7 @@ def _optimize(
 
 
 def _publish(context: dg.AssetExecutionContext, connections: Connections, report: "Report") -> str | None:
-    """Show the comparison in Phoenix, for people. A run does not fail where that cannot be done."""
+    """Publish the comparison as a Phoenix experiment. If that fails, the run goes on."""
     from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, publish_comparison
 
     if not report.compared:
@@ -230,12 +230,12 @@ def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSp
 
 
 def _attempt(context: dg.AssetExecutionContext) -> str:
-    """The run that began what this one does: another one where this is tried again."""
+    """The first run of this attempt: another run where this one is a retry."""
     return context.run.tags.get(ATTEMPT_TAG) or context.run.root_run_id or context.run.run_id
 
 
 def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]:
-    """The runs of the same attempt before this one, where none of them came to report an outcome of the module."""
+    """The earlier runs of this attempt, if none of them reported an outcome of the module."""
     attempt = _attempt(context)
     if attempt == context.run.run_id:
         return frozenset()
@@ -245,7 +245,7 @@ def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]
 
 
 def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> datetime:
-    """The tag of the sensor, or for a run started otherwise its (first attempt's) creation less the settling time."""
+    """The sensor's tag, or for other runs the creation of the (first) run less the settling time."""
     tag = context.run.tags.get(WINDOW_END_TAG)
     if tag:
         return datetime.fromisoformat(tag).astimezone(UTC)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = DailyBudget()
 _REMEDY = "wait for the next day of UTC, or raise the daily budget"
-_REMEDY_OF_RUNS = f"{_REMEDY}, or start a run with force"
+_REMEDY_OF_RUNS = "wait for the next day of UTC, raise the daily budget, or start a run with force"
 
 
 def remaining_budgets(

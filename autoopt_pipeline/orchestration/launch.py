@@ -22,10 +22,10 @@ from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
 
 CODE_LOCATION = "autoopt_pipeline"
-"""Name of the code location, as `workspace.yaml` has it."""
+"""Name of the code location, as in `workspace.yaml`."""
 
 _ASSET_JOB = "__ASSET_JOB"
-"""The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
+"""Dagster's job of all assets, which its UI launches to materialize some of them."""
 
 _POLL_SECONDS = 1.0
 _DAGSTER_SECONDS = 300
@@ -37,9 +37,9 @@ LogCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+    """The result of a run: the metadata of every module that has an outcome, and one line for each that failed.
 
-    `skipped` says why modules were left to another run, where they were.
+    `skipped` is the reason why modules were left to another run, if any were.
     """
 
     run_id: str
@@ -60,8 +60,8 @@ def run_in_process(
 ) -> RunResult:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
-    `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
-    cancels the run.
+    `say` takes the lines of the run's log, and `show` its progress, which otherwise is among the lines. Ctrl-C cancels
+    the run.
     """
     run_id = str(uuid4())
     interrupted = False
@@ -70,11 +70,11 @@ def run_in_process(
         nonlocal interrupted
         cause = _retry_cause(entry)
         if cause and cause.cls_name in _INTERRUPTIONS:
-            # Dagster takes Ctrl-C for a failure of the step, and would try it again.
+            # Dagster treats Ctrl-C as a failure of the step, and would retry it.
             interrupted = True
             instance.report_run_canceling(_run(instance, run_id))
             raise KeyboardInterrupt
-        _tell(entry, say, show)
+        _forward(entry, say, show)
 
     instance.add_event_listener(run_id, listen)
     with listening(run_id, show):
@@ -89,7 +89,7 @@ def run_in_process(
         )
     if interrupted:
         raise KeyboardInterrupt
-    return _ended(instance, run_id)
+    return _result(instance, run_id)
 
 
 def submit(
@@ -125,32 +125,32 @@ def submit(
             raise LaunchFailed(f"Dagster at {shown} works with another instance", remedy)
     except (DagsterGraphQLClientError, ValueError) as e:
         chain = list(_chain(e))
-        # The first message is mostly the text of the query.
-        silent = any(isinstance(each, OSError) for each in chain)
+        # The first message mostly quotes the query.
+        silent = any(isinstance(error, OSError) for error in chain)
         why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
         raise LaunchFailed(f"Dagster at {shown} {why}", remedy) from e
     return run_id
 
 
 def follow(instance: dg.DagsterInstance, run_id: str, say: LogCallback, show: ShowProgress | None = None) -> RunResult:
-    """Tell of a run that others execute, as `run_in_process` does, until it has ended."""
+    """Follow a run that another process executes until it has ended, with `say` and `show` as in `run_in_process`."""
     cursor, last = None, None
     while True:
         run = _run(instance, run_id)
         if run.status is not last:
             say(f"run {run_id}: {run.status.value.lower()}")
             last = run.status
-        # Read after the status: what was said before the end is then never missed.
+        # The log is read after the status, so nothing that was logged before the end is missed.
         entries, cursor = read_log(instance, run_id, cursor)
         for entry in entries:
-            _tell(entry, say, show)
+            _forward(entry, say, show)
         if show:
             running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
             progress = read_progress(instance, running)
             for key in running:
                 show(key[1], progress[key].progress if key in progress else None)
         if run.status not in UNFINISHED:
-            return _ended(instance, run_id)
+            return _result(instance, run_id)
         time.sleep(_POLL_SECONDS)
 
 
@@ -160,8 +160,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _tell(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) -> None:
-    """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
+def _forward(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) -> None:
+    """Forward the lines of modules and the causes of retries. Dagster's own events are left out."""
     if entry.dagster_event is None and int(entry.level) >= logging.INFO:
         if show is None or not entry.user_message.startswith(LOGGED_AS):
             say(f"{entry.step_key}: {entry.user_message}")
@@ -170,7 +170,7 @@ def _tell(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) 
 
 
 def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
-    """Why a module is to be tried again, where the event says that it is."""
+    """The cause of a retry, if the event announces one."""
     event = entry.dagster_event
     if event is None or event.event_type is not DagsterEventType.STEP_UP_FOR_RETRY:
         return None
@@ -178,7 +178,7 @@ def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
     return (error.cause or error) if error else None
 
 
-def _ended(instance: dg.DagsterInstance, run_id: str) -> RunResult:
+def _result(instance: dg.DagsterInstance, run_id: str) -> RunResult:
     run, outcomes = _run(instance, run_id), outcomes_of_run(instance, run_id)
     return RunResult(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 

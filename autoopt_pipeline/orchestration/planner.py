@@ -40,15 +40,15 @@ WHOLE_TENANT = "*"
 """Stands for all modules of a tenant whose configuration cannot be read."""
 
 _TENANTS_AT_ONCE = 100
-"""Tenants that Phoenix is asked about before the clock is looked at: two documents of totals, and of counts at most
-two for each module."""
+"""Tenants that Phoenix is asked about before the deadline is checked: two documents of totals, and at most two of
+counts for each module."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """All decisions at one moment. Traces up to `window_end` were counted, and are what a run will read.
 
-    `reached` is the last tenant that Phoenix was asked about where there was no time for all.
+    `reached` is the last tenant that Phoenix was asked about, if there was no time for all.
     """
 
     window_end: datetime
@@ -74,15 +74,15 @@ class Plan:
         return {tenant: sorted(tenants[tenant]) for tenant in sorted(tenants, key=lambda t: (waiting_since(t), t))}
 
     def retried(self, tenant: str, module: str) -> LostRun | None:
-        """The run that was lost, where the module is tried again soon for that."""
+        """The lost run for which the module is retried soon, if any."""
         lost = self.attempts.get((tenant, module), Attempts()).lost
         return lost if lost and lost.times <= self.configs[tenant].retry.max_retries else None
 
     def run_key(self, tenant: str) -> str:
-        """The same for the same attempt, another one for every new attempt.
+        """The key of the tenant's next run. Every attempt has a key of its own.
 
-        Dagster never launches a key twice, not even after a failure, so the key holds what changes with an
-        attempt; and the hour, for failures are not looked up for ever, and somebody may wipe an outcome.
+        Dagster never launches a key twice, not even after a failure. So the key contains everything that an attempt
+        changes, and the hour, because failures are not read for ever and somebody may wipe an outcome.
         """
         own = [
             [module, attempt.outcome_id, attempt.last_failed_run]
@@ -93,14 +93,14 @@ class Plan:
         return f"{tenant}/{digest}/{self.window_end:%Y-%m-%dT%H}"
 
     def counts(self) -> dict[str, int]:
-        """How many (tenant, module) have each reason."""
+        """The number of (tenant, module) by reason."""
         return dict(sorted(Counter(d.reason.value for d in self.decisions.values()).items()))
 
     def errors(self) -> dict[ModuleKey, ScheduleDecision]:
         return {key: d for key, d in self.decisions.items() if d.reason is Reason.ERROR}
 
     def missing(self) -> set[ModuleKey]:
-        """The errors that are about a module which a configuration names and this process does not know."""
+        """The errors about modules that a configuration names and this process does not know."""
         return {key for key in self.errors() if key[1] != WHOLE_TENANT and key[1] not in modules()}
 
 
@@ -293,6 +293,6 @@ class _Planner:
 
 
 def failures_count_since(configs: Collection[RoutingConfigUnified], *, now: datetime) -> datetime:
-    """From when on failed runs count for when these tenants are due."""
+    """From when on failed runs delay these tenants."""
     longest = max((config.interval_seconds(module) for config in configs for module in config.modules), default=0)
     return now - failure_horizon(timedelta(seconds=longest), MAX_BACKOFF)

@@ -37,12 +37,12 @@ def run_requests(plan: Plan, tenants: Sequence[str]) -> list[dg.RunRequest]:
 
 
 def run_tags(plan: Plan, tenant: str, modules: Sequence[str]) -> dict[str, str]:
-    """What a run of these modules is told: which traces it reads, how much was new of each, how long it may take.
+    """The tags of a run of these modules: which traces it reads, how many are new for each, how long it may take.
 
-    A run that takes up the work of one that was lost reads the same traces.
+    A run that takes up the work of a lost one reads the same traces.
     """
-    found = {module: plan.decisions[tenant, module].evidence for module in modules}
-    evidence = ",".join(f"{module}={e.new_traces}+{e.new_annotations}" for module, e in found.items() if e)
+    counted = {module: plan.decisions[tenant, module].evidence for module in modules}
+    evidence = ",".join(f"{module}={new.new_traces}+{new.new_annotations}" for module, new in counted.items() if new)
     tags = {WINDOW_END_TAG: plan.window_end.isoformat(), NEW_EVIDENCE_TAG: evidence}
     lost = {plan.retried(tenant, module) for module in modules}
     if len(lost) == 1 and (again := lost.pop()) and again.window_end:

@@ -112,7 +112,7 @@ def events_by_id(instance: dg.DagsterInstance, module: str, storage_ids: Sequenc
 
 def latest_id(instance: dg.DagsterInstance, kind: EventKind, module: str) -> int:
     """The storage id of the module's newest event, 0 where it has none."""
-    newest = newest_events(instance, kind, module, limit=1).found
+    newest = newest_events(instance, kind, module, limit=1).items
     return newest[0].storage_id if newest else 0
 
 

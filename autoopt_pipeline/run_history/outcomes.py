@@ -23,8 +23,8 @@ from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome
 ModuleKey = tuple[str, str]
 
 ROLLED_BACK, WATCH_ENDED, SPENT = "rolled_back", "watch_ended", "spent"
-"""Kinds of observations: the watch moved a tenant back, or ended without; a language model was asked
-without an outcome, by an attempt that failed or by a person."""
+"""Kinds of observations: the watch moved a tenant back, or ended without; a failed attempt or a person used a
+language model without an outcome."""
 
 ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 """Metadata of a materialization that hold its `AnnotationsSeen`."""
@@ -33,7 +33,7 @@ _CHUNK = 1000
 
 _outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
 """The newest outcomes that this process has read, by (tenant, module). An outcome never changes, and reading one takes
-0.3 ms, so the sensor, which comes back every minute, reads each once. Its id and time tell it from any other's."""
+0.3 ms, so the sensor, which runs every minute, reads each only once. The id and the time identify an outcome."""
 
 
 def read_attempts(
@@ -44,8 +44,10 @@ def read_attempts(
     tenants: Collection[str] | None = None,
     begins: Mapping[str, datetime] | None = None,
 ) -> dict[ModuleKey, Attempts]:
-    """What became of the runs of every (tenant, module) that had any, without moments that are still to come; with few
-    `tenants`, only theirs are read. Of a tenant that `begins` at a moment, what ended before that does not count."""
+    """What became of the runs of every (tenant, module) that had any, without moments that lie in the future.
+
+    With few `tenants`, only theirs are read. What ended before a tenant's moment in `begins` does not count.
+    """
     attempts: dict[ModuleKey, Attempts] = {}
     only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
     for module in modules:
@@ -67,16 +69,16 @@ def read_attempts(
 
 def runs_of_newest_outcomes(instance: dg.DagsterInstance, modules: Collection[str]) -> set[str]:
     """The runs that hold the newest materialization of any (tenant, module): deleting one would delete the outcome."""
-    found = set()
+    runs = set()
     for module in modules:
         asset = dg.AssetKey(module)
         latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
-        found |= {record.run_id for record in _summaries(instance, asset, list(latest.values())) if record.run_id}
-    return found
+        runs |= {record.run_id for record in _summaries(instance, asset, list(latest.values())) if record.run_id}
+    return runs
 
 
 def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Attempts]) -> dict[ModuleKey, RunOutcome]:
-    """What the last optimization of each of these saw, from its materialization's metadata."""
+    """The last outcome of each of these attempts, from the metadata of its materialization."""
     wanted = {
         key: Attempts(outcome_at=attempt.outcome_at, outcome_id=attempt.outcome_id)
         for key, attempt in attempts.items()
@@ -90,27 +92,27 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Att
         for event in events_by_id(instance, module, sorted(tenants)):
             key = (tenants[event.storage_id], module)
             _outcome_cache[key] = (wanted[key], _outcome(event))
-    found = {key: _outcome_cache[key] for key in wanted if key in _outcome_cache}
-    return {key: outcome for key, (attempt, outcome) in found.items() if outcome and attempt == wanted[key]}
+    cached = {key: _outcome_cache[key] for key in wanted if key in _outcome_cache}
+    return {key: outcome for key, (attempt, outcome) in cached.items() if outcome and attempt == wanted[key]}
 
 
 def reason_of(instance: dg.DagsterInstance, module: str, outcome_id: int) -> str:
-    """Why an outcome is what it is, in words; "" where it does not say."""
+    """The reason of an outcome in words; "" where it has none."""
     for event in events_by_id(instance, module, [outcome_id]):
         return str(event.values.get("reason", ""))
     return ""
 
 
 def outcome_since(instance: dg.DagsterInstance, tenant: str, module: str, moment: datetime) -> str | None:
-    """The run that came to this module's last outcome, where that was after `moment`."""
-    for event in newest_events(instance, EventKind.MATERIALIZATION, module, tenants=[tenant], limit=1).found:
+    """The run that reported this module's last outcome, if that was after `moment`."""
+    for event in newest_events(instance, EventKind.MATERIALIZATION, module, tenants=[tenant], limit=1).items:
         at = _believed(event.at)
         return event.run_id if at and at > moment and _outcome(event) else None
     return None
 
 
 def _outcome(event: ModuleEvent) -> RunOutcome | None:
-    """None when the materialization was reported by hand and says nothing of traces."""
+    """None where the materialization was reported by hand and names no traces."""
     values = event.values
     if "window_end" not in values:
         return None
@@ -151,7 +153,7 @@ def _summaries(
 
 
 def _is_over(moment: datetime, tenant: str, begins: Mapping[str, datetime] | None) -> bool:
-    """Whether something belongs to an earlier tenant of that name."""
+    """Whether an earlier tenant of that name was meant."""
     return bool(begins and tenant in begins and moment < begins[tenant])
 
 
@@ -182,7 +184,7 @@ def _add_failures(
 
 
 def _lost(run: RunSummary, before: LostRun | None) -> LostRun | None:
-    """The failed run as a lost one, after `before`; None where it says itself that it failed, or was cancelled."""
+    """The failed run as a lost one, after `before`; None where it failed with an error of its own or was cancelled."""
     if run.status is not dg.DagsterRunStatus.FAILURE or FAILED_TAG in run.tags:
         return None
     attempt = run.tags.get(ATTEMPT_TAG) or run.run.root_run_id or run.run_id
@@ -197,8 +199,8 @@ def _believed(moment: datetime) -> datetime | None:
 
 
 def failure_horizon(longest_interval: timedelta, longest_backoff: timedelta) -> timedelta:
-    """How far back failures are looked up: long enough for the longest wait to be reached, and never under a day.
+    """How far back failures are read: long enough for the longest back-off to be reached, and at least a day.
 
-    Run keys hold the hour, so a failure of the same hour must always be seen.
+    Run keys contain the hour, so a failure of the same hour must always be found.
     """
     return 12 * max(longest_interval, longest_backoff)

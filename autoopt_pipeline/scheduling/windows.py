@@ -10,19 +10,19 @@ from autoopt_pipeline.tenants.config import WEEKDAYS, QuietHours
 _DAY = timedelta(days=1)
 
 _FORESEEN = timedelta(days=8)
-"""How far ahead the end of quiet hours is looked for: they repeat every week, so later there is none."""
+"""How far ahead the end of quiet hours is searched: they repeat every week, so there is none later."""
 
 
 def spread(tenant_id: str, interval: timedelta, share: float) -> timedelta:
-    """How much later than its interval the tenant is due: always the same, at most `share` of the interval.
+    """The tenant's jitter: how much later than its interval it is due, at most `share` of the interval.
 
-    It depends on nothing but the tenant, so modules with the same interval stay together.
+    It depends on the tenant alone, so modules with the same interval stay together.
     """
     return timedelta(seconds=int(share * unit_interval(tenant_id) * interval.total_seconds()))
 
 
 def quiet_until(quiet_hours: Sequence[QuietHours], now: datetime) -> datetime | None:
-    """When the quiet hours end that hold `now` (UTC), those that follow without a gap included; None outside them."""
+    """The end of the quiet hours around `now` (UTC), with those that follow without a gap; None outside of any."""
     moment = now
     while moment - now < _FORESEEN:
         ends = [end for hours in quiet_hours for start, end in _around(hours, moment) if start <= moment < end]
@@ -33,7 +33,7 @@ def quiet_until(quiet_hours: Sequence[QuietHours], now: datetime) -> datetime | 
 
 
 def _around(hours: QuietHours, moment: datetime) -> Iterable[tuple[datetime, datetime]]:
-    """Start and end, in UTC, of the hours that began the day before, and of those of the day, by their own clock."""
+    """Start and end, in UTC, of the quiet hours of yesterday and of today, by their own clock."""
     zone = ZoneInfo(hours.time_zone)
     today = moment.astimezone(zone).date()
     days = 0 if hours.start < hours.end else 1

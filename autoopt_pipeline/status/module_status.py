@@ -26,13 +26,13 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
 
-_FAILURES_TOLD = 5
-_EVENTS_TOLD = 20
+_FAILURES_SHOWN = 5
+_EVENTS_SHOWN = 20
 _RATE_WINDOW = timedelta(days=1)
 
 
 class Health(StrEnum):
-    """How a module is, worst first."""
+    """The health of a module, worst first."""
 
     ERROR = "error"
     FAILING = "failing"
@@ -49,12 +49,12 @@ class Health(StrEnum):
 class ModuleStatus:
     """One module of one tenant at a moment.
 
-    `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
-    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
-    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
-    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
-    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what is new.
+    `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out traces
+    (0 to 1) before it was promoted. `trouble` is the error that hides both. `rolled_back` is the rollback that made it
+    serve, if any. `decided` is a person's decision about the version of the last outcome. `progress` is there while a
+    run is in a long phase. `unreported` is the manifest of the active version where its run was lost before it could
+    report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error
+    for which Phoenix could not count new traces.
     """
 
     tenant_id: str
@@ -74,7 +74,7 @@ class ModuleStatus:
 
     @property
     def last_at(self) -> datetime | None:
-        """When something came of a run last; None where the module was never optimized."""
+        """When a run last had an outcome; None where the module was never optimized."""
         return self.unreported.created_at if self.unreported else self.attempts.outcome_at
 
     @property
@@ -83,7 +83,7 @@ class ModuleStatus:
 
     @property
     def needs_attention(self) -> bool:
-        """Something failed, or waits for a person."""
+        """Whether something failed or waits for a person."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
         return failing or (self.enabled and self.proposed)
 
@@ -94,14 +94,14 @@ class ModuleStatus:
 
     @property
     def verdict(self) -> str:
-        """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        """The verdict of the last outcome, or of the person who decided after it; empty where there was none."""
         if self.unreported:
-            return _word_on_active(self.unreported)
+            return _verdict_on_active(self.unreported)
         return self.decided or (self.outcome.verdict if self.outcome else "")
 
     @property
     def health(self) -> Health:
-        """The first that holds."""
+        """The first that applies."""
         reason = self.decision.reason
         if reason is Reason.ERROR or self.trouble:
             return Health.ERROR
@@ -120,8 +120,8 @@ class ModuleStatus:
         return Health.WELL if self.last_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
+        """For JSON: times are ISO in UTC, and unknown values are None."""
+        decision, evidence, attempts, progress = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -130,15 +130,20 @@ class ModuleStatus:
             "decision": decision.reason.value,
             "reason": decision.detail,
             "conditions": [
-                {"name": each.name, "met": each.met, "detail": each.detail, "until": _iso(each.until)}
-                for each in decision.conditions
+                {
+                    "name": condition.name,
+                    "met": condition.met,
+                    "detail": condition.detail,
+                    "until": _iso(condition.until),
+                }
+                for condition in decision.conditions
             ],
             "next_due": _iso(decision.until),
             "new_traces": evidence.new_traces if evidence else None,
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
-            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
+            "progress": {"at": _iso(progress.at), **progress.progress.as_dict()} if progress else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
@@ -161,9 +166,9 @@ def tenant_standings(
     now: datetime,
     count_all: bool = False,
 ) -> list[ModuleStatus]:
-    """Every module of these tenants, in a fixed number of requests and queries per module, however many tenants.
+    """Every module of these tenants. The number of requests and queries per module does not depend on the tenants.
 
-    With `count_all`, new traces are counted also where something else decides.
+    With `count_all`, new traces are counted even where another condition decides.
     """
     plan = plan_tenants(
         stored,
@@ -195,7 +200,8 @@ def tenant_standings(
         if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
             unreported[key] = manifest
     decided = _decided(connections, outcomes)
-    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
+    running = {key: attempt.running for key, attempt in attempts.items() if attempt.running}
+    progress = read_progress(instance, running)
     return [
         ModuleStatus(
             tenant_id=key[0],
@@ -218,32 +224,32 @@ def tenant_standings(
 
 
 def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> str:
-    """Why Phoenix could not count what is new, where it was asked to."""
+    """Why Phoenix could not count new traces, where it was asked to."""
     error = str(plan.phoenix_error or "")
     asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
     return error if asked and decision.evidence is None else ""
 
 
 def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome]) -> dict[ModuleKey, str]:
-    """What people have decided about versions that were proposed to them. A file or two for each proposed."""
+    """People's decisions about proposed versions. It reads one or two files for each."""
     decided = {}
     for key, outcome in outcomes.items():
         if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
-            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
-                decided[key] = word
+            if decision := decided_about(artifacts, outcome.version, artifacts.moves()):
+                decided[key] = decision
         except AutooptError:
-            continue  # what is wrong with the store is told with the active version
+            continue  # the error of the store is shown with the active version
     return decided
 
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+    """The last outcome of a module; scores are 0 to 1.
 
-    `unread_answers` counts those that could not be graded, by program and by why.
+    `unread_answers` counts the answers that could not be graded, by program and by cause.
     """
 
     at: datetime
@@ -267,7 +273,7 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class OpenTrial:
-    """A candidate that is tried on new held-out traces; mean scores (0 to 1) are None before the first of them."""
+    """A candidate that is tested on new held-out traces; mean scores (0 to 1) are None before the first of them."""
 
     version: str
     since: datetime
@@ -278,7 +284,7 @@ class OpenTrial:
 
 @dataclass(frozen=True)
 class Event:
-    """Something reported beside the outcomes, e.g. that a version was rolled back."""
+    """An event other than an outcome, such as a rollback."""
 
     at: datetime
     kind: str
@@ -288,9 +294,9 @@ class Event:
 
 @dataclass(frozen=True)
 class ModuleDetail:
-    """Everything that explains how one module of one tenant stands. Failures and events are newest first.
+    """Everything that explains the status of one module of one tenant. Failures and events are newest first.
 
-    `traces_per_day` is how many came in the last day; None where Phoenix could not say.
+    `traces_per_day` is the number of traces of the last day; None where Phoenix could not count them.
     """
 
     standing: ModuleStatus
@@ -305,7 +311,7 @@ class ModuleDetail:
 
     @property
     def due_in(self) -> timedelta | None:
-        """How long it takes until there are enough new traces, when they come as in the last day."""
+        """How long until there are enough new traces, at the rate of the last day."""
         evidence, need = self.standing.decision.evidence, self.standing.decision.need
         if evidence is None or need is None or not self.traces_per_day or evidence.total >= need:
             return None
@@ -323,10 +329,10 @@ class ModuleDetail:
                 "promotion_mode": config.promotion_mode,
             },
             "last": _plain(self.last),
-            "failed_runs": [_plain(each) for each in self.failures],
+            "failed_runs": [_plain(failure) for failure in self.failures],
             "moved": self.moved.model_dump(mode="json") if self.moved else None,
             "trial": _plain(self.trial),
-            "events": [_plain(each) for each in self.events],
+            "events": [_plain(event) for event in self.events],
             "traces_per_day": self.traces_per_day,
             "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
         }
@@ -340,16 +346,16 @@ def module_stories(
     *,
     now: datetime,
 ) -> list[ModuleDetail]:
-    """The stories of these modules of a tenant, in their order.
+    """The details of these modules of a tenant, in their order.
 
-    Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the stories.
+    Raises `InvalidConfig` or `UnknownModule`; errors of Phoenix are part of the details.
     """
     config = entry.parse()
     for module in modules:
         if module not in config.modules:
             get_module(module)
     standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
-    by_module = {each.module: each for each in standings}
+    by_module = {standing.module: standing for standing in standings}
     return [_story(by_module[module], config, entry, instance, connections, now) for module in modules]
 
 
@@ -380,7 +386,7 @@ def _story(
 def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
     for event in newest_events(
         instance, EventKind.MATERIALIZATION, module, tenants=[entry.tenant_id], since=entry.since, limit=1
-    ).found:
+    ).items:
         metadata = event.values
         return LastOutcome(
             at=event.at,
@@ -398,11 +404,11 @@ def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str
 
 
 def _as_made(manifest: Manifest) -> LastOutcome:
-    """What a version says of the run that made it."""
+    """The outcome of the run that made a version, from its manifest."""
     return LastOutcome(
         at=manifest.created_at,
         run_id=manifest.run_id,
-        verdict=_word_on_active(manifest),
+        verdict=_verdict_on_active(manifest),
         reason=manifest.reason,
         version=manifest.version,
         score_before=manifest.incumbent_score,
@@ -413,30 +419,30 @@ def _as_made(manifest: Manifest) -> LastOutcome:
     )
 
 
-def _word_on_active(manifest: Manifest) -> str:
-    """The verdict on a version that is active: what waited for a person or a proof has got it."""
+def _verdict_on_active(manifest: Manifest) -> str:
+    """The verdict on an active version: if it waited for approval or for proof, it has received that."""
     return {Verdict.AWAITING_APPROVAL.value: "approved", Verdict.WAITING.value: "promoted"}.get(
         manifest.verdict, manifest.verdict
     )
 
 
 def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:
-    """The newest runs that failed since the last outcome, as many as are told."""
+    """The newest runs that failed since the last outcome, at most `_FAILURES_SHOWN`."""
     if not standing.attempts.failures:
         return ()
     failed = failed_runs(instance, tenant=standing.tenant_id, since=standing.attempts.outcome_at)
     newest = [run for run in reversed(failed) if standing.module in run.modules]
-    told = []
-    for run in newest[: min(standing.attempts.failures, _FAILURES_TOLD)]:
+    failures = []
+    for run in newest[: min(standing.attempts.failures, _FAILURES_SHOWN)]:
         causes = causes_of(instance, run.run_id)
-        others = "; ".join(f"{step}: {why}" for step, why in causes.items())
+        others = "; ".join(f"{step}: {cause}" for step, cause in causes.items())
         cause = causes.get(standing.module) or causes.get(WHOLE_RUN) or others
-        told.append(FailedRun(run.ended_at, run.run_id, cause or "no step says why"))
-    return tuple(told)
+        failures.append(FailedRun(run.ended_at, run.run_id, cause or "no step says why"))
+    return tuple(failures)
 
 
 def _open_trial(artifacts: VersionStore, moved: Move | None) -> OpenTrial | None:
-    """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
+    """The trial that the next run continues, as far as is known without that run: no move has ended it."""
     steps = artifacts.trial()
     if not steps or steps[-1].verdict != Verdict.WAITING:
         return None
@@ -459,14 +465,14 @@ def _trial_of(steps: list[TrialStep]) -> OpenTrial:
 
 
 def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
-    found = []
+    events = []
     for event in newest_events(
-        instance, EventKind.OBSERVATION, module, tenants=[entry.tenant_id], since=entry.since, limit=_EVENTS_TOLD
-    ).found:
+        instance, EventKind.OBSERVATION, module, tenants=[entry.tenant_id], since=entry.since, limit=_EVENTS_SHOWN
+    ).items:
         details = dict(event.values)
         if kind := details.pop("event", None):
-            found.append(Event(event.at, str(kind), str(details.pop("reason", "")), details))
-    return tuple(found)
+            events.append(Event(event.at, str(kind), str(details.pop("reason", "")), details))
+    return tuple(events)
 
 
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
@@ -478,7 +484,7 @@ def _traces_per_day(connections: Connections, tenant: str, module: str, now: dat
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)
         return phoenix.count([wanted])[wanted]
     except AutooptError:
-        return None  # the decision says what is wrong with Phoenix, or does not depend on it
+        return None  # the decision has the error of Phoenix, or does not depend on it
 
 
 def _plain(record: Any) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ def activity_page(request: Request) -> Response:
         "activity.html",
         first=first,
         failures=list(_failed_runs(instance, only)) if first else [],
-        others=found.found,
+        others=found.items,
         older=found.reaches,
         untold=untold,
         known=stored,
@@ -115,7 +115,7 @@ def _page(
             untold.append(f"{what}: {e}")
     # Of what is further back than one place was read, others may be missing.
     reaches = max((each.reaches for each in stretches if each.reaches), default=None)
-    found = [each for stretch in stretches for each in stretch.found if reaches is None or each.at >= reaches]
+    found = [each for stretch in stretches for each in stretch.items if reaches is None or each.at >= reaches]
     if before is None:
         found += _under_way(instance, only)
     found.sort(key=lambda each: each.at, reverse=True)
@@ -144,7 +144,7 @@ def _of_run(run: RunSummary, at: datetime, kind: str, text: str, *, bad: bool) -
 
 def _events(told: Callable[[ModuleEvent], Happened | None], events: Stretch[ModuleEvent]) -> Stretch[Happened]:
     """Materializations or observations, as they are told."""
-    return Stretch([happened for event in events.found if (happened := told(event))], events.reaches)
+    return Stretch([happened for event in events.items if (happened := told(event))], events.reaches)
 
 
 def _outcome(event: ModuleEvent) -> Happened | None:
@@ -173,7 +173,7 @@ def _observation(event: ModuleEvent) -> Happened | None:
 
 def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
     acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
-    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.found]
+    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.items]
     return Stretch(found, acts.reaches)
 
 
@@ -187,7 +187,7 @@ def _configurations(parts: Connections, person: User, before: datetime | None) -
     )
     found = [
         Happened(each.at, each.what, each.tenant_id, "", f"configuration version {each.version}", each.by)
-        for each in changes.found
+        for each in changes.items
     ]
     return Stretch(found, changes.reaches)
 

@@ -250,7 +250,7 @@ def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterato
         since=entry.since,
         limit=_OUTCOMES_SHOWN,
     )
-    for event in newest.found:
+    for event in newest.items:
         said, decided = event.values, None
         if said.get("verdict") == Verdict.AWAITING_APPROVAL and "version" in said:
             moves = artifacts.moves() if moves is None else moves

@@ -1,4 +1,4 @@
-"""Deletes runs that ended long ago. What is decided next rests on earlier runs, so those that say it stay."""
+"""Sensor that deletes old runs, but none on which the next decisions rest."""
 
 import time
 from collections.abc import Collection
@@ -27,7 +27,7 @@ _PAGE = 500
 
 @dataclass(frozen=True)
 class Sweep:
-    """How many runs were deleted, and the creation time (UTC) after which to go on; None: it came to the end."""
+    """The number of deleted runs, and the creation time (UTC) after which to continue; None: all were checked."""
 
     deleted: int
     resume: datetime | None
@@ -46,7 +46,7 @@ def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
         now = datetime.now(UTC)
         configs = []
         for entry in services.connect().configs.current().values():
-            # A tenant whose configuration cannot be read launches nothing, so its failures count for nothing.
+            # A tenant with an unreadable configuration launches nothing, so its failures do not matter.
             with suppress(InvalidConfig):
                 configs.append(entry.parse())
         sweep = delete_old_runs(
@@ -73,8 +73,8 @@ def delete_old_runs(
 ) -> Sweep:
     """Delete finished runs of these modules that were created between the two moments, the oldest first.
 
-    Kept are runs that hold the newest materialization of any tenant's module, and failed ones since `failures_since`.
-    It stops after about so many seconds. Events that belong to no run stay: rollbacks, and what failed attempts spent.
+    It keeps runs with the newest materialization of any tenant's module, and failed ones since `failures_since`. It
+    stops after about so many seconds. Events of no run stay: rollbacks, and the LM usage of failed attempts.
     """
     deadline = time.monotonic() + seconds
     kept: set[str] | None = None
