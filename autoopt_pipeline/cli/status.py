@@ -100,7 +100,7 @@ def _colored(reason: str) -> str:
 def _told(standing: "ModuleStatus", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
     if standing.progress:
-        lines.append(escape(standing.progress.told(now)))
+        lines.append(escape(standing.progress.describe(now)))
     evidence, need = standing.decision.evidence, standing.decision.need
     if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
         lines.append(f"{evidence.total} of {need} new traces and annotations")

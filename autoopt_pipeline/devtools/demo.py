@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from rich import box
@@ -37,8 +36,9 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import metadata_values
-from autoopt_pipeline.run_history.runs import UNFINISHED
+from autoopt_pipeline.run_history.module_events import outcomes_of_run
+from autoopt_pipeline.run_history.runs import UNFINISHED, RunSummary, runs_created
+from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -182,20 +182,19 @@ class _Demo:
             list(pool.map(send, self.tenants))
         self.say("all traces are stored")
 
-    def _round(self, number: int, complete: Callable[[list[dg.RunRecord]], bool], *, since: float) -> list[DemoOutcome]:
-        """Wait until all runs have ended and the sensor reports that nothing is due."""
+    def _round(self, number: int, complete: Callable[[list[RunSummary]], bool], *, since: float) -> list[DemoOutcome]:
+        """Wait until the sensor has launched what it will, all runs have ended, and it says that nothing is due."""
         deadline = time.monotonic() + self.round_seconds
         while time.monotonic() < deadline:
             self.processes.check()
             runs = self._runs(since)
             self._report_runs(runs)
             for run in runs:
-                if run.dagster_run.status is dg.DagsterRunStatus.FAILURE:
-                    run_id = run.dagster_run.run_id
-                    causes = "; ".join(causes_of(self.instance, run_id).values())
-                    raise StackFailed(f"run {run_id} failed: {causes}", f"see {self.home / 'logs'}")
-            ended = all(run.dagster_run.status not in UNFINISHED for run in runs)
-            last_end = max((run.end_time or 0.0 for run in runs), default=since)
+                if run.status is dg.DagsterRunStatus.FAILURE:
+                    causes = "; ".join(causes_of(self.instance, run.run_id).values())
+                    raise StackFailed(f"run {run.run_id} failed: {causes}", f"see {self.home / 'logs'}")
+            ended = all(run.status not in UNFINISHED for run in runs)
+            last_end = max((run.ended_at.timestamp() for run in runs), default=since)
             if ended and complete(runs) and (reason := self._skipped_after(last_end + INTERVAL_SECONDS)):
                 self.say(f"the sensor skips: {reason.partition(' (')[0]}")
                 return self._outcomes(number, runs)
@@ -203,32 +202,29 @@ class _Demo:
         raise StackFailed(f"round {number} did not end within {self.round_seconds} s", f"see {self.home / 'logs'}")
 
     @staticmethod
-    def _launched(runs: list[dg.RunRecord]) -> bool:
+    def _launched(runs: list[RunSummary]) -> bool:
         return bool(runs)
 
-    def _runs(self, since: float) -> list[dg.RunRecord]:
-        created = datetime.fromtimestamp(since, UTC)
-        return list(self.instance.get_run_records(dg.RunsFilter(created_after=created), ascending=True))
+    def _runs(self, since: float) -> list[RunSummary]:
+        return runs_created(self.instance, after=datetime.fromtimestamp(since, UTC))
 
-    def _report_runs(self, runs: list[dg.RunRecord]) -> None:
-        for record in runs:
-            run = record.dagster_run
+    def _report_runs(self, runs: list[RunSummary]) -> None:
+        for run in runs:
             state = f"{run.run_id}/{run.status.value}"
             if state not in self.reported and run.status is not dg.DagsterRunStatus.NOT_STARTED:
                 self.reported.add(state)
-                modules = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
-                self.say(f"run {run.run_id[:8]} of {run.tags[PARTITION_TAG]} ({modules}): {run.status.value.lower()}")
+                modules = ", ".join(sorted(run.modules))
+                self.say(f"run {run.run_id[:8]} of {run.tenant} ({modules}): {run.status.value.lower()}")
 
     def _skipped_after(self, moment: float) -> str | None:
-        """Return the sensor's skip message if it ticked after `moment` and launched nothing."""
-        states = [s for s in self.instance.all_instigator_state() if s.name == OPTIMIZATION_SENSOR]
-        for state in states:
-            for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
-                if tick.timestamp > moment and tick.skip_reason:
-                    return tick.skip_reason
+        """What the sensor said, when it looked after `moment` and launched nothing."""
+        state = sensor_states(self.instance).get(OPTIMIZATION_SENSOR)
+        for tick in finished_ticks(self.instance, state, limit=1) if state else ():
+            if tick.timestamp > moment and tick.skip_reason:
+                return tick.skip_reason
         return None
 
-    def _outcomes(self, number: int, runs: list[dg.RunRecord]) -> list[DemoOutcome]:
+    def _outcomes(self, number: int, runs: list[RunSummary]) -> list[DemoOutcome]:
         plan = self._plan()
         by_key: dict[tuple[str, str], DemoOutcome] = {}
         for (tenant, module), decision in plan.decisions.items():
@@ -236,8 +232,8 @@ class _Demo:
                 continue
             new = decision.evidence.new_traces if decision.evidence else None
             by_key[tenant, module] = DemoOutcome(tenant, module, number, decision.reason.value, decision.detail, new)
-        for record in runs:
-            for outcome in self._run_outcomes(number, record):
+        for run in runs:
+            for outcome in self._run_outcomes(number, run):
                 by_key[outcome.tenant, outcome.module] = outcome
         return [by_key[key] for key in sorted(by_key)]
 
@@ -250,14 +246,12 @@ class _Demo:
             settings=Settings(settling_seconds=_SETTLING_SECONDS, schedule_jitter=_JITTER),
         )
 
-    def _run_outcomes(self, number: int, record: dg.RunRecord) -> Iterator[DemoOutcome]:
-        run = record.dagster_run
-        tenant = run.tags[PARTITION_TAG]
+    def _run_outcomes(self, number: int, run: RunSummary) -> Iterator[DemoOutcome]:
+        tenant, outcomes = run.tags[PARTITION_TAG], outcomes_of_run(self.instance, run.run_id)
         evidence = dict(part.split("=") for part in run.tags[NEW_EVIDENCE_TAG].split(","))
-        for asset in run.asset_selection or ():
-            module = asset.to_user_string()
+        for module in run.modules:
             new = int(evidence[module].partition("+")[0])
-            materialized = self._metadata(asset, run.run_id)
+            materialized = outcomes.get(module)
             if materialized is None:
                 raise StackFailed(f"run {run.run_id} of {tenant} failed at {module}", f"see {self.home / 'logs'}")
             yield DemoOutcome(
@@ -277,12 +271,6 @@ class _Demo:
                 lm_tokens=materialized["lm_tokens"],
                 language_model=materialized["language_model"],
             )
-
-    def _metadata(self, asset: dg.AssetKey, run_id: str) -> dict[str, Any] | None:
-        for record in self.instance.fetch_materializations(asset, limit=100).records:
-            if record.run_id == run_id and record.asset_materialization:
-                return metadata_values(record.asset_materialization)
-        return None
 
 
 _TITLES = {

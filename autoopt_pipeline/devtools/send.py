@@ -13,8 +13,8 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from autoopt_pipeline.devtools.traffic import PlayedRequest
 from autoopt_pipeline.errors import PhoenixUnavailable
 from autoopt_pipeline.otlp import phoenix_exporter
-from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.traces.client import CountRequest, NewAnnotation, Phoenix
+from autoopt_pipeline.span_contract import NewAnnotation, project_name
+from autoopt_pipeline.traces.client import CountRequest, Phoenix
 
 _BATCH = 500
 _PATIENCE_SECONDS = 180

@@ -1,7 +1,4 @@
-"""Checks of Dagster: the code location loads, daemons send heartbeats, sensors run.
-
-Heartbeats and sensor states are not public in Dagster; a test checks these calls against a real instance.
-"""
+"""Dagster: that the code location loads, and the instance with its daemons and sensors."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -35,12 +32,11 @@ def dagster_instance(home: Path | None) -> Iterator[Finding]:
     if home is None:
         yield warn("there is no Dagster instance here", "set DAGSTER_HOME, or go to the folder with dagster.yaml")
         return
-    from autoopt_pipeline.run_history.instance import open_instance
+    from autoopt_pipeline.run_history.instance import describe_storage, open_instance
     from autoopt_pipeline.run_history.ticks import sensor_states
 
     with open_instance(home) as instance:
-        storage = type(instance.run_storage).__name__.removesuffix("RunStorage")
-        yield ok(f"DAGSTER_HOME is {home}; {storage} storage with {instance.get_runs_count()} runs")
+        yield ok(f"DAGSTER_HOME is {home}; {describe_storage(instance)}")
         yield _one_run_per_tenant(instance)
         yield _daemons(instance)
         states = sensor_states(instance)
@@ -64,7 +60,9 @@ def _one_run_per_tenant(instance: "dg.DagsterInstance") -> Finding:
 
 
 def _daemons(instance: "dg.DagsterInstance") -> Finding:
-    statuses = instance.get_daemon_statuses().values()
+    from autoopt_pipeline.run_history.instance import daemon_statuses
+
+    statuses = daemon_statuses(instance)
     silent = [status for status in statuses if status.required and not status.healthy]
     if not silent:
         return ok(f"daemons: {', '.join(sorted(status.daemon_type for status in statuses))}")

@@ -79,8 +79,8 @@ _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enou
 
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
-    """Return the run's budget, or what is left of the day if that is less. Raises `DailyBudgetSpent` if nothing is."""
-    from autoopt_pipeline.orchestration.budget_guard import allowances
+    """The run's budget, or what is left of the day where that is less. Raises `DailyBudgetSpent` when nothing is."""
+    from autoopt_pipeline.orchestration.budget_guard import cap_to_day
 
     limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
     if instance is None:
@@ -90,12 +90,7 @@ def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: R
                 "set DAGSTER_HOME, or go to the folder with dagster.yaml",
             )
         return config.budget
-    budget = config.budget
-    for limit in allowances(instance, [config], parts.settings, now=datetime.now(UTC)).get(config.tenant_id, ()):
-        if limit.used_up:
-            raise DailyBudgetSpent(f"tenant {config.tenant_id}: {limit.used_up}", "wait for the next day of UTC")
-        budget = limit.lowered(budget, 1)
-    return budget
+    return cap_to_day(instance, config, parts.settings)
 
 
 def _serving(
@@ -152,13 +147,13 @@ def _ask_twice(
 
 
 def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str, meter: "Meter") -> None:
-    """Record what was spent in the daily budget."""
-    from autoopt_pipeline.run_history.outcomes import report_spent
-    from autoopt_pipeline.scheduling.limits import Spending
+    """What was spent counts in the day."""
+    from autoopt_pipeline.run_history.lm_usage import report_usage
+    from autoopt_pipeline.scheduling.budgets import LMUsage
 
     if instance and meter.calls:
-        spent = Spending(meter.calls, meter.tokens)
-        report_spent(instance, tenant_id, module, spent, reason="autoopt doctor --aa")
+        usage = LMUsage(meter.calls, meter.tokens)
+        report_usage(instance, tenant_id, module, usage, reason="autoopt doctor --aa")
 
 
 def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:

@@ -9,6 +9,7 @@ from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexp
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
+from autoopt_pipeline.text import percent
 
 MIN_HOLDOUT = 100
 """Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences
@@ -58,7 +59,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces "
-            f"({_percent(self.incumbent_score)} -> {_percent(self.candidate_score)})"
+            f"({percent(self.incumbent_score)} % -> {percent(self.candidate_score)} %)"
         )
 
 
@@ -113,7 +114,7 @@ def judge(cases: Sequence[PairedCase], guard: Sequence[PairedCase], *, alpha: fl
     result = compare(cases)
     able = power([case.difference for case in cases], gain=GOAL, alpha=alpha)
     if result.gain < MIN_GAIN:
-        verdict, why = Verdict.REJECTED, f"not better by {_percent(MIN_GAIN)}"
+        verdict, why = Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     elif loss := clear_loss(cases) or _guard_loss(guard, result.incumbent_score):
         verdict, why = Verdict.REJECTED, loss
     elif result.p_value > alpha:
@@ -191,8 +192,4 @@ def _score(answers: Sequence[ScoredAnswer]) -> float:
 
 def _change(cases: Sequence[PairedCase]) -> str:
     before, after = _score([case.incumbent for case in cases]), _score([case.candidate for case in cases])
-    return f"{_percent(before)} -> {_percent(after)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{percent(before)} % -> {percent(after)} %"

@@ -14,15 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
-from autoopt_pipeline.run_history.feed import (
-    SETTLING,
-    EndedRuns,
-    ended_at,
-    latest_id,
-    read_ended_runs,
-    read_events,
-)
+from autoopt_pipeline.run_history.feed import EndedRuns, read_ended_runs
+from autoopt_pipeline.run_history.lm_usage import usage_of
+from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG, EventKind, ModuleEvent, latest_id, read_page
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
+from autoopt_pipeline.run_history.runs import ended_at
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
     RolloutReport,
@@ -56,8 +52,7 @@ class Exporter(Collector):
         self._lock = threading.Lock()
         self._read_at: float | None = None
         self._runs = EndedRuns(after=datetime.now(UTC))
-        self._materializations = {m: latest_id(instance.fetch_materializations, m) for m in self._modules}
-        self._observations = {m: latest_id(instance.fetch_observations, m) for m in self._modules}
+        self._events = {(kind, m): latest_id(instance, kind, m) for kind in EventKind for m in self._modules}
 
         self._registry = own = CollectorRegistry()
         self._decisions = Gauge(
@@ -137,8 +132,8 @@ class Exporter(Collector):
         self._read_ticks(now)
         self._read_runs(now)
         for module in self._modules:
-            self._read_outcomes(module, now)
-            self._read_observations(module, now)
+            for kind in EventKind:
+                self._read_events(kind, module, now)
         self._read_failures(now)
 
     def _read_ticks(self, now: datetime) -> None:
@@ -164,38 +159,30 @@ class Exporter(Collector):
                 self._watches_left.set(seen.deferred)
 
     def _read_runs(self, now: datetime) -> None:
-        self._runs, records = read_ended_runs(self._instance, self._modules, self._runs, until=now - SETTLING)
+        self._runs, records = read_ended_runs(self._instance, self._modules, self._runs, until=now - EVENT_LOG_LAG)
         for record in records:
             if record.start_time:
                 seconds = ended_at(record).timestamp() - record.start_time
                 self._run_seconds.labels(record.dagster_run.status.value.lower()).observe(seconds)
 
-    def _read_outcomes(self, module: str, now: datetime) -> None:
-        after = self._materializations[module]
-        for record in read_events(self._instance.fetch_materializations, module, after, until=now - SETTLING):
-            self._materializations[module] = record.storage_id
-            outcome = record.asset_materialization
-            if outcome and outcome.partition and "verdict" in outcome.metadata:
-                self._verdicts.labels(module, str(outcome.metadata["verdict"].value)).inc()
-                self._count_spent(outcome)
-
-    def _read_observations(self, module: str, now: datetime) -> None:
-        after = self._observations[module]
-        for record in read_events(self._instance.fetch_observations, module, after, until=now - SETTLING):
-            self._observations[module] = record.storage_id
-            seen = record.asset_observation
-            kind = seen.metadata["event"].value if seen and "event" in seen.metadata else None
-            if seen and kind == ROLLED_BACK:
+    def _read_events(self, kind: EventKind, module: str, now: datetime) -> None:
+        after, until = self._events[kind, module], now - EVENT_LOG_LAG
+        for event in read_page(self._instance, kind, module, after=after, until=until):
+            self._events[kind, module] = event.storage_id
+            if kind is EventKind.MATERIALIZATION:
+                if event.tenant and "verdict" in event.values:
+                    self._verdicts.labels(module, str(event.values["verdict"])).inc()
+                    self._count_spent(event)
+            elif event.values.get("event") == ROLLED_BACK:
                 self._rollbacks.labels(module).inc()
-            if seen and kind == SPENT:
-                self._count_spent(seen)
+            elif event.values.get("event") == SPENT:
+                self._count_spent(event)
 
-    def _count_spent(self, event: dg.AssetMaterialization | dg.AssetObservation) -> None:
-        tenant = self._label(event.partition or OTHER_TENANTS)
-        for name, counter in (("lm_calls", self._lm_calls), ("lm_tokens", self._lm_tokens)):
-            value = event.metadata.get(name)
-            if isinstance(value, dg.IntMetadataValue):
-                counter.labels(tenant).inc(value.value or 0)
+    def _count_spent(self, event: ModuleEvent) -> None:
+        tenant = self._label(event.tenant or OTHER_TENANTS)
+        usage = usage_of(event)
+        self._lm_calls.labels(tenant).inc(usage.lm_calls)
+        self._lm_tokens.labels(tenant).inc(usage.lm_tokens)
 
     def _read_failures(self, now: datetime) -> None:
         attempts = read_attempts(self._instance, self._modules, failures_since=now - _FAILURES_SINCE)

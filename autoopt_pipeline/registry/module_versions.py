@@ -9,16 +9,13 @@ from typing import Any
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Declined, Manifest, Program, Transition, Withdrawal
+from autoopt_pipeline.registry.records import Declined, Manifest, Program, Transition, Verdict, Withdrawal
 from autoopt_pipeline.registry.rollout_records import RolloutResult
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout, rollback_stack, rolled_back
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
-
-PROPOSED = "awaiting_approval"
-"""The verdict on a version that waits for a person."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,13 @@ class ModuleVersions:
         """The final verdict on a version: a person's, else its sequential test's, else its manifest's. `canary` for a
         version that was only that, and `stale` for one whose promotion came too late."""
         verdict = self._sequential_verdicts.get(manifest.version, manifest.verdict)
-        if verdict == PROPOSED:
-            return decided_about(self.artifacts, manifest.version, self.transitions) or PROPOSED
+        if verdict == Verdict.AWAITING_APPROVAL:
+            return decided_about(self.artifacts, manifest.version, self.transitions) or Verdict.AWAITING_APPROVAL
         # The verdict is written before the transition, which another run may have made impossible.
-        if verdict != "promoted" or self.was_active(manifest.version):
+        if verdict != Verdict.PROMOTED or self.was_active(manifest.version):
             return verdict
-        return (
-            "canary"
-            if any(manifest.version in (transition.canary or ()) for transition in self.transitions)
-            else "stale"
-        )
+        served_some = any(manifest.version in (transition.canary or ()) for transition in self.transitions)
+        return Verdict.CANARY if served_some else Verdict.STALE
 
     def was_active(self, version: str) -> bool:
         return any(transition.to_version == version for transition in self.transitions)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, describe_transition
-from autoopt_pipeline.registry.records import Manifest, Transition
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition
+from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.serialization import instantiate
 from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import rollback_stack
@@ -12,7 +12,7 @@ from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import RolloutPolicy
 
-_UNPROVEN = {"rejected": "was rejected", "inconclusive": "is not proven yet"}
+_UNPROVEN: dict[str, str] = {Verdict.REJECTED: "was rejected", Verdict.INCONCLUSIVE: "is not proven yet"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def promote(
     transition = roll_out(
         programs.artifacts, version, expected=programs.active, actor=actor, reason=reason, policy=policy
     )
-    what = "approved" if verdict == PROPOSED else "promoted"
+    what = "approved" if verdict == Verdict.AWAITING_APPROVAL else "promoted"
     entered = _enter(programs, what, actor=actor, text=f"{describe_transition(transition)}: {reason}")
     return ManualTransition(transition, (*notes, *_stop_sharing(programs, shared), *entered))
 
@@ -79,7 +79,7 @@ def decline(programs: ModuleVersions, version: str, *, actor: str, reason: str) 
     Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
     """
     verdict = programs.verdict(programs.manifest(version))
-    if verdict != PROPOSED:
+    if verdict != Verdict.AWAITING_APPROVAL:
         last = programs.last_event(version)
         what = last.what if last and last.what != "made" else verdict.replace("_", " ")
         raise InvalidArtifact(

@@ -1,9 +1,8 @@
 """What has happened since the last look: runs that ended, rollbacks, ticks of sensors. A look is bounded."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
@@ -11,12 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.events import Event, ModuleFailed, ModuleSucceeded, RolledBack
 from autoopt_pipeline.run_history.failures import FAILURES, causes_in
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG, EventKind, latest_id, read_page
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
+from autoopt_pipeline.run_history.runs import ended_at, selected_modules
 from autoopt_pipeline.run_history.ticks import finished_ticks, read_tick, sensor_states
-
-SETTLING = timedelta(seconds=10)
-"""Rows younger than this wait for the next look: others from before them may not be visible yet."""
 
 _REMEMBERED = timedelta(minutes=10)
 """How long after its end a run is known to have been read: a tag that is added later makes it look new."""
@@ -24,7 +21,6 @@ _REMEMBERED = timedelta(minutes=10)
 RUNS_PER_LOOK = 300
 """Each failed one costs a query of 6 to 50 ms, and a tick may take 60 s."""
 
-_EVENTS_PER_LOOK = 500
 _TICKS_PER_LOOK = 50
 
 
@@ -66,27 +62,6 @@ def read_ended_runs(
     return EndedRuns(after=after, seen=kept), ours
 
 
-def ended_at(record: dg.RunRecord) -> datetime:
-    if record.end_time:
-        return datetime.fromtimestamp(record.end_time, UTC)
-    return record.update_timestamp.astimezone(UTC)
-
-
-def latest_id(fetch: Callable[..., dg.EventRecordsResult], module: str) -> int:
-    """The storage id of the module's newest materialization or observation, 0 where it has none."""
-    latest = fetch(dg.AssetKey(module), limit=1).records
-    return latest[0].storage_id if latest else 0
-
-
-def read_events(
-    fetch: Callable[..., dg.EventRecordsResult], module: str, after: int, *, until: datetime
-) -> Iterator[dg.EventLogRecord]:
-    """Materializations or observations of a module with larger storage ids, oldest first, up to one that is younger."""
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(module), after_storage_id=after)
-    records = fetch(wanted, limit=_EVENTS_PER_LOOK, ascending=True).records
-    return takewhile(lambda record: record.timestamp <= until.timestamp(), records)
-
-
 class Position(BaseModel):
     """How far all has been read: observations by storage id for each module, ticks by Unix time for each sensor."""
 
@@ -110,12 +85,12 @@ class Source:
         """What happened before is no news."""
         return Position(
             runs=EndedRuns(after=now),
-            observations={module: latest_id(self.instance.fetch_observations, module) for module in self.modules},
+            observations={m: latest_id(self.instance, EventKind.OBSERVATION, m) for m in self.modules},
             ticks=dict.fromkeys(self.sensors, now.timestamp()),
         )
 
     def read(self, position: Position, *, now: datetime) -> tuple[Position, list[Event]]:
-        runs, records = read_ended_runs(self.instance, self.modules, position.runs, until=now - SETTLING)
+        runs, records = read_ended_runs(self.instance, self.modules, position.runs, until=now - EVENT_LOG_LAG)
         events = [event for record in records for event in self._of_run(record)]
         observations, rollbacks = self._rollbacks(position, now)
         ticks, ticked = self._ticks(position, now)
@@ -145,22 +120,20 @@ class Source:
         ]
 
     def _rollbacks(self, position: Position, now: datetime) -> tuple[dict[str, int], list[Event]]:
-        fetch, read, events = self.instance.fetch_observations, {}, list[Event]()
+        read, events = {}, list[Event]()
         for module in self.modules:
             known = position.observations.get(module)
-            read[module] = latest_id(fetch, module) if known is None else known
-            for record in read_events(fetch, module, read[module], until=now - SETTLING):
-                read[module] = record.storage_id
-                observation = record.asset_observation
-                if observation is None or observation.partition is None:
+            read[module] = latest_id(self.instance, EventKind.OBSERVATION, module) if known is None else known
+            page = read_page(
+                self.instance, EventKind.OBSERVATION, module, after=read[module], until=now - EVENT_LOG_LAG
+            )
+            for event in page:
+                read[module], values = event.storage_id, event.values
+                if event.tenant is None or values.get("event") != ROLLED_BACK:
                     continue
-                said = metadata_values(observation)
-                if said.get("event") != ROLLED_BACK:
-                    continue
-                detail = f"{said.get('from') or 'baseline'} -> {said.get('to') or 'baseline'}: {said.get('reason', '')}"
-                at = datetime.fromtimestamp(record.timestamp, UTC)
-                url = self._url(f"assets/{module}?view=partitions")
-                events.append(RolledBack(at, observation.partition, module, detail, url))
+                path = f"{values.get('from') or 'baseline'} -> {values.get('to') or 'baseline'}"
+                detail, url = f"{path}: {values.get('reason', '')}", self._url(f"assets/{module}?view=partitions")
+                events.append(RolledBack(event.at, event.tenant, module, detail, url))
         return read, events
 
     def _ticks(self, position: Position, now: datetime) -> tuple[dict[str, float], list[Event]]:

@@ -1,11 +1,14 @@
-"""Which runs of tenants' modules are queued or under way."""
+"""Runs of tenants' modules: those that are queued or under way, and those that have ended."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.names import OPTIMIZE_JOB, PARTITION_TAG
+from autoopt_pipeline.names import ATTEMPT_TAG, OPTIMIZE_JOB, PARTITION_TAG
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -15,12 +18,69 @@ UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 
+FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run with the modules that it materializes. Times are in UTC, and `ended_at` of a run that has not ended is its
+    last update. `tenant` is None where the run has no partition."""
+
+    run: dg.DagsterRun
+    tenant: str | None
+    modules: frozenset[str]
+    created_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    ended_at: datetime
+
+    @classmethod
+    def of(cls, record: dg.RunRecord) -> "RunSummary":
+        return cls(
+            run=record.dagster_run,
+            tenant=record.dagster_run.tags.get(PARTITION_TAG),
+            modules=frozenset(selected_modules(record.dagster_run)),
+            created_at=record.create_timestamp.astimezone(UTC),
+            started_at=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
+            updated_at=record.update_timestamp.astimezone(UTC),
+            ended_at=ended_at(record),
+        )
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def status(self) -> dg.DagsterRunStatus:
+        return self.run.status
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.run.tags
+
 
 def selected_modules(run: dg.DagsterRun) -> set[str]:
     """The assets that a run materializes, by name. Runs of anything else have none."""
     if run.asset_selection is None and run.job_name == OPTIMIZE_JOB:
         return set(modules())
     return {key.to_user_string() for key in run.asset_selection or ()}
+
+
+def ended_at(record: dg.RunRecord) -> datetime:
+    if record.end_time:
+        return datetime.fromtimestamp(record.end_time, UTC)
+    return record.update_timestamp.astimezone(UTC)
+
+
+def find_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun | None:
+    """None where the run was deleted, or is of another instance."""
+    return instance.get_run_by_id(run_id)
+
+
+def created_at(instance: dg.DagsterInstance, run_id: str) -> datetime | None:
+    """When a run was created (UTC); None where it was deleted."""
+    record = instance.get_run_record_by_id(run_id)
+    return record.create_timestamp.astimezone(UTC) if record else None
 
 
 def unfinished_runs(instance: dg.DagsterInstance, of: Collection[str]) -> dict[str, str]:
@@ -31,3 +91,65 @@ def unfinished_runs(instance: dg.DagsterInstance, of: Collection[str]) -> dict[s
         for run in runs
         if PARTITION_TAG in run.tags and selected_modules(run).intersection(of)
     }
+
+
+def executing_runs(instance: dg.DagsterInstance, tenant: str) -> list[RunSummary]:
+    """The tenant's runs that a process executes now."""
+    statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: tenant}, statuses=statuses))
+    return [RunSummary.of(record) for record in records]
+
+
+def runs_of_attempt(instance: dg.DagsterInstance, attempt: str) -> frozenset[str]:
+    """The run that began an attempt, and all that took up its work because it was lost."""
+    runs = [
+        run.run_id
+        for tag in (ATTEMPT_TAG, ROOT_RUN_ID_TAG)
+        for run in instance.get_runs(dg.RunsFilter(tags={tag: attempt}))
+    ]
+    return frozenset({attempt, *runs})
+
+
+def failed_runs(instance: dg.DagsterInstance, *, since: datetime | None, tenant: str | None = None) -> list[RunSummary]:
+    """Runs of tenants, or of one of them, that failed or were cancelled since a moment, the oldest first."""
+    wanted = dg.RunsFilter(statuses=FAILED, updated_after=since, tags={PARTITION_TAG: tenant} if tenant else None)
+    records = instance.get_run_records(wanted, ascending=True)
+    return [RunSummary.of(record) for record in records if PARTITION_TAG in record.dagster_run.tags]
+
+
+def latest_runs(
+    instance: dg.DagsterInstance,
+    statuses: Sequence[dg.DagsterRunStatus],
+    *,
+    tenants: Sequence[str] | None,
+    limit: int,
+) -> list[RunSummary]:
+    """The runs of these tenants, or of all, that changed last, newest first: at most `limit`."""
+    if tenants is not None and not tenants:
+        return []
+    wanted = dg.RunsFilter(statuses=statuses, tags={} if tenants is None else {PARTITION_TAG: list(tenants)})
+    records = instance.get_run_records(wanted, limit=limit, order_by="update_timestamp")
+    return [RunSummary.of(record) for record in records if PARTITION_TAG in record.dagster_run.tags]
+
+
+def runs_created(instance: dg.DagsterInstance, *, after: datetime) -> list[RunSummary]:
+    """All runs that were created after a moment, the oldest first."""
+    records = instance.get_run_records(dg.RunsFilter(created_after=after), ascending=True)
+    return [RunSummary.of(record) for record in records]
+
+
+def finished_runs(
+    instance: dg.DagsterInstance, *, after: datetime | None, before: datetime, limit: int
+) -> list[RunSummary]:
+    """The oldest runs that have ended, of those that were created between two moments."""
+    statuses = [dg.DagsterRunStatus.SUCCESS, *FAILED]
+    wanted = dg.RunsFilter(statuses=statuses, created_after=after, created_before=before)
+    return [RunSummary.of(record) for record in instance.get_run_records(wanted, limit=limit, ascending=True)]
+
+
+def read_log(
+    instance: dg.DagsterInstance, run_id: str, cursor: str | None
+) -> tuple[list[dg.EventLogEntry], str | None]:
+    """What a run has logged since a cursor, and the cursor after that."""
+    page = instance.get_records_for_run(run_id, cursor)
+    return [record.event_log_entry for record in page.records], page.cursor

@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import httpx
 
@@ -23,13 +23,11 @@ from autoopt_pipeline.modules.coercion import number, stripped
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
-from autoopt_pipeline.span_contract import CORRECTION, RANDOM_SAMPLING
+from autoopt_pipeline.span_contract import CORRECTION, RANDOM_SAMPLING, AnnotatorKind, NewAnnotation
 from autoopt_pipeline.urls import without_login, without_secrets
 
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
-
-Kind = Literal["HUMAN", "LLM", "CODE"]
 
 CAPACITY = 1000
 """Pieces of feedback that may wait. Further ones are dropped and reported."""
@@ -54,40 +52,69 @@ _FLUSH_AT_EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Said:
-    """Validated feedback of an application, in the fields of an annotation."""
+class FeedbackRequest:
+    """What an application says of a decision.
 
-    kind: Kind
-    label: str | None
+    Raises `InvalidRequest` where it says nothing or cannot be stored. No message quotes what was said.
+    """
+
+    correct: bool | None
+    correction: str | None
     score: float | None
-    metadata: Mapping[str, str]
-    identifier: str
+    kind: AnnotatorKind
+    by: str
+    drawn: bool
 
-    @classmethod
-    def read(cls, *, correct: Any, correction: Any, score: Any, kind: Any, by: Any, drawn: bool) -> "Said":
-        """Validate feedback. Raises `InvalidRequest` if it is empty or cannot be stored; no message quotes it."""
-        if correct is None and correction is None and score is None:
-            raise InvalidRequest("feedback says nothing", "pass correct=, correction= or score=")
-        if correct is not None and correct not in (True, False):
-            raise InvalidRequest("correct= is neither true nor false", "pass True or False")
-        if correction is not None and (correction := stripped(correction)) is None:
-            raise InvalidRequest("correction= is no text, or empty", "pass the right answer as labels are shown")
-        if correction and len(correction) > MAX_CORRECTION_CHARS:
-            raise InvalidRequest(f"correction= is longer than {MAX_CORRECTION_CHARS} characters", "pass a label")
-        if score is not None and (score := _finite(score)) is None:
-            raise InvalidRequest("score= is no finite number", "pass one, or leave it out")
-        if kind not in get_args(Kind):
-            raise InvalidRequest("kind= is unknown", f"pass one of {', '.join(get_args(Kind))}")
-        if not isinstance(by, str) or len(by) > MAX_NAME_CHARS:
-            raise InvalidRequest(
-                f"by= is no text of up to {MAX_NAME_CHARS} characters", "pass a name or an id of who says so"
-            )
-        label = None
-        if correct is not None or correction is not None:
-            label = "correct" if correct else "wrong"
-        metadata = {} if correction is None else {CORRECTION: correction}
-        return cls(
-            kind, label, score, metadata | dict([RANDOM_SAMPLING] if drawn else []), stripped(by) or kind.lower()
+    def __post_init__(self) -> None:
+        correction, by = stripped(self.correction), self.by
+        for wrong, what, remedy in (
+            (
+                self.correct is None and self.correction is None and self.score is None,
+                "feedback says nothing",
+                "pass correct=, correction= or score=",
+            ),
+            (self.correct not in (None, True, False), "correct= is neither true nor false", "pass True or False"),
+            (
+                self.correction is not None and correction is None,
+                "correction= is no text, or empty",
+                "pass the right answer as labels are shown",
+            ),
+            (
+                len(correction or "") > MAX_CORRECTION_CHARS,
+                f"correction= is longer than {MAX_CORRECTION_CHARS} characters",
+                "pass a label",
+            ),
+            (
+                self.score is not None and _finite(self.score) is None,
+                "score= is no finite number",
+                "pass one, or leave it out",
+            ),
+            (
+                self.kind not in get_args(AnnotatorKind),
+                "kind= is unknown",
+                f"pass one of {', '.join(get_args(AnnotatorKind))}",
+            ),
+            (
+                not isinstance(by, str) or len(by) > MAX_NAME_CHARS,
+                f"by= is no text of up to {MAX_NAME_CHARS} characters",
+                "pass a name or an id of who says so",
+            ),
+        ):
+            if wrong:
+                raise InvalidRequest(what, remedy)
+
+    def annotation(self, span_id: str, name: str) -> NewAnnotation:
+        """What is written to Phoenix about one of the decision's spans."""
+        correction = stripped(self.correction)
+        says_label = self.correct is not None or correction is not None
+        return NewAnnotation(
+            span_id,
+            name,
+            self.kind,
+            label=("correct" if self.correct else "wrong") if says_label else None,
+            metadata=({CORRECTION: correction} if correction else {}) | dict([RANDOM_SAMPLING] if self.drawn else []),
+            score=_finite(self.score),
+            identifier=stripped(self.by) or self.kind.lower(),
         )
 
 
@@ -98,30 +125,6 @@ def _finite(score: Any) -> float | None:
         return number(float(score))
     except OverflowError:
         return None
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """An annotation for Phoenix. It replaces one with the same span, name and identifier."""
-
-    span_id: str
-    name: str
-    said: Said
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.span_id, self.name, self.said.identifier
-
-    def as_json(self) -> dict[str, Any]:
-        result = {"label": self.said.label, "score": self.said.score}
-        return {
-            "span_id": self.span_id,
-            "name": self.name,
-            "annotator_kind": self.said.kind,
-            "result": {name: value for name, value in result.items() if value is not None},
-            "metadata": dict(self.said.metadata),
-            "identifier": self.said.identifier,
-        }
 
 
 class _SpansMissing(Exception):
@@ -138,7 +141,7 @@ class _ServerFailed(PhoenixUnavailable):
 
 @dataclass(eq=False)
 class _Waiting:
-    annotation: Annotation
+    annotation: NewAnnotation
     since: float = field(default_factory=time.monotonic)
     due: float = 0.0
     tries: int = 0
@@ -180,8 +183,8 @@ class Feedback:
         """Why feedback cannot be sent at present, or else what has been lost since the process started."""
         return self._problem or self._lost
 
-    def put(self, annotation: Annotation) -> None:
-        """Send soon, without blocking. A later annotation with the same span, name and identifier replaces this one."""
+    def put(self, annotation: NewAnnotation) -> None:
+        """Send soon, without blocking. A later one for the same span, name and identifier takes its place."""
         with self._changed:
             if len(self._waiting) >= CAPACITY and annotation.key not in self._waiting:
                 full = f"{CAPACITY} pieces of feedback wait for Phoenix {self._shown}; one is dropped"
@@ -193,8 +196,8 @@ class Feedback:
                 self._thread.start()
             self._changed.notify_all()
 
-    def send(self, annotations: Sequence[Annotation]) -> None:
-        """Send now. Raises `PhoenixUnavailable` (also if a span has not arrived yet) and `PhoenixRefused`."""
+    def send(self, annotations: Sequence[NewAnnotation]) -> None:
+        """Send now. Raises `PhoenixUnavailable`, also where a span has not arrived yet, and `PhoenixRefused`."""
         try:
             self._post(annotations)
         except _SpansMissing:
@@ -269,7 +272,7 @@ class Feedback:
             self._lose(len(given_up), error)
             self._done(given_up)
 
-    def _post(self, annotations: Sequence[Annotation]) -> None:
+    def _post(self, annotations: Sequence[NewAnnotation]) -> None:
         try:
             content = json.dumps({"data": [annotation.as_json() for annotation in annotations]}, allow_nan=False)
         except (TypeError, ValueError):

@@ -14,13 +14,14 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.secrets import protect, protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
-from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind, Said
+from autoopt_pipeline.serving._feedback import Feedback, FeedbackRequest
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import ProgramCache
 from autoopt_pipeline.serving._target import target_of
 from autoopt_pipeline.serving._tracing import Recording, Tracing
 from autoopt_pipeline.settings import Settings, load_settings, sendable_key
+from autoopt_pipeline.span_contract import AnnotatorKind
 
 if TYPE_CHECKING:
     import dspy
@@ -154,7 +155,7 @@ class Serving:
         correct: bool | None = None,
         correction: str | None = None,
         score: float | None = None,
-        kind: Kind = "HUMAN",
+        kind: AnnotatorKind = "HUMAN",
         by: str = "",
         sampled: bool = False,
         wait: bool = False,
@@ -172,16 +173,22 @@ class Serving:
         """
         spec = get_module(decision.module)
         parts = spec.parts or (spec,)
-        drawn = sampled and decision.sampled
-        said = Said.read(correct=correct, correction=correction, score=score, kind=kind, by=by, drawn=drawn)
+        said = FeedbackRequest(
+            correct=correct,
+            correction=correction,
+            score=score,
+            kind=kind,
+            by=by,
+            drawn=sampled and decision.sampled,
+        )
         if correction is not None and (correct or len(parts) > 1):
             raise InvalidRequest(
                 f"a correction of {spec.name} is not clear",
                 "of a composed module, correct decision.part(...); and what is corrected is not correct",
             )
         if not decision.spans:
-            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serving.md")
-        annotations = [Annotation(decision.spans[part.name], part.contract.annotation, said) for part in parts]
+            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serve.md")
+        annotations = [said.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
         if wait:
             self._feedback.send(annotations)
         else:
@@ -255,15 +262,15 @@ def _decision(
     confidence = getattr(prediction, "confidence", None)
     recording.answered(values, confidence)
     return Decision(
-        tenant_id,
-        spec.name,
-        values,
-        confidence,
-        loaded.version,
-        loaded.arm,
-        recording.sampled and bool(recording.spans),
-        recording.trace_id,
-        recording.spans,
+        tenant_id=tenant_id,
+        module=spec.name,
+        values=values,
+        confidence=confidence,
+        version=loaded.version,
+        arm=loaded.arm,
+        sampled=recording.sampled and bool(recording.spans),
+        trace_id=recording.trace_id,
+        spans=recording.spans,
     )
 
 

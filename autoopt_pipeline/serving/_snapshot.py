@@ -1,10 +1,10 @@
 """What serves for one tenant's module at one moment. Imports DSPy, so it is imported only when a program is loaded."""
 
-import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
@@ -149,11 +149,8 @@ def drawn_canary(module: str, pointer: Pointer | None, request_id: str | None) -
     canaries = _canaries(pointer)
     if not canaries:
         return None
-    if request_id is None:
-        point = random.random()  # noqa: S311 - not a secret
-    else:
-        digest = hashlib.sha256(f"{module}\0{request_id}".encode()).digest()
-        point = int.from_bytes(digest[:8]) / 2**64
+    drawn = random.random()  # noqa: S311 - drawn for a comparison, not for a secret
+    point = drawn if request_id is None else unit_interval(f"{module}\0{request_id}")
     for version in sorted(canaries):
         point -= canaries[version]
         if point < 0:

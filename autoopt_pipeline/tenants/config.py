@@ -42,7 +42,7 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
-_MAY_HOLD_SECRETS = {
+MAY_HOLD_SECRETS = {
     "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
     "api_base": "give http:// or https:// and a host, without user or password",
 }
@@ -94,7 +94,7 @@ class LMSettings(Strict):
     def _web_address(cls, address: str | None) -> str | None:
         # A password in it could be read by all who may read the configuration; and a file is no endpoint.
         if address and (not is_web_address(address) or urlsplit(address).username is not None):
-            raise ValueError(_MAY_HOLD_SECRETS["api_base"])
+            raise ValueError(MAY_HOLD_SECRETS["api_base"])
         return address
 
     @field_validator("api_key_env")
@@ -103,7 +103,7 @@ class LMSettings(Strict):
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
         # Phoenix's key opens all tenants' traces.
         if name is not None and (not KEY_VARIABLE.fullmatch(name) or name in _PHOENIX_KEYS):
-            raise ValueError(_MAY_HOLD_SECRETS["api_key_env"])
+            raise ValueError(MAY_HOLD_SECRETS["api_key_env"])
         return name
 
 
@@ -452,4 +452,4 @@ def _first_error(error: ValidationError) -> str:
 
 def _secretive(loc: tuple[int | str, ...], message: str) -> str:
     """The message, but for a field where a secret may stand."""
-    return _MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message
+    return MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message

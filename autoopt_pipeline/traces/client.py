@@ -12,21 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.http_errors import is_transient
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.secrets import protect, protect_address, scrub
-from autoopt_pipeline.span_contract import SpanContract, span_filter
+from autoopt_pipeline.span_contract import NewAnnotation, SpanContract, span_filter
 from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience, Silence
 from autoopt_pipeline.urls import without_login, without_secrets
 
 if TYPE_CHECKING:
     from phoenix.client import Client
-    from phoenix.client.__generated__.v1 import AnnotationResult
+    from phoenix.client.__generated__.v1 import SpanAnnotationData
     from phoenix.client.types.spans import SpanQuery
 
 ALIASES_PER_DOCUMENT = 50
@@ -74,18 +75,6 @@ class CountRequest:
     span_name: str
     start: datetime
     end: datetime
-
-
-@dataclass(frozen=True)
-class NewAnnotation:
-    """An annotation to write to a span."""
-
-    span_id: str
-    name: str
-    kind: Literal["HUMAN", "LLM"]
-    label: str | None
-    metadata: Mapping[str, str]
-    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -226,17 +215,8 @@ class Phoenix:
         with self._errors("annotations"):
             for batch in _batches(annotations, PAGE):
                 self._client().spans.log_span_annotations(
-                    span_annotations=[
-                        {
-                            "span_id": annotation.span_id,
-                            "name": annotation.name,
-                            "annotator_kind": annotation.kind,
-                            "result": _result(annotation),
-                            "metadata": dict(annotation.metadata),
-                        }
-                        for annotation in batch
-                    ],
-                    sync=True,  # otherwise Phoenix silently drops annotations of unknown spans
+                    span_annotations=[cast("SpanAnnotationData", annotation.as_json()) for annotation in batch],
+                    sync=True,  # else annotations of unknown spans are dropped without a word
                 )
 
     @contextmanager
@@ -424,7 +404,7 @@ class Phoenix:
             for attempt in Retrying(
                 stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
                 wait=wait_random_exponential(multiplier=0.2, max=2),
-                retry=retry_if_exception(_is_transient),
+                retry=retry_if_exception(is_transient),
                 reraise=True,
             ):
                 with attempt:
@@ -474,7 +454,7 @@ class Phoenix:
         status = error.response.status_code
         if status in {401, 403}:
             return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
-        if status >= 500 or status == 429:
+        if is_transient(error):
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         if _VERSION_HEADER not in error.response.headers:
             return self._no_phoenix(error.response)
@@ -484,12 +464,6 @@ class Phoenix:
             f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
         )
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    return isinstance(error, httpx.TransportError)
 
 
 def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> LoggedDecision:
@@ -505,15 +479,6 @@ def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[An
 
 def _moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
-
-
-def _result(annotation: NewAnnotation) -> "AnnotationResult":
-    result: AnnotationResult = {}
-    if annotation.label is not None:
-        result["label"] = annotation.label
-    if annotation.score is not None:
-        result["score"] = annotation.score
-    return result
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

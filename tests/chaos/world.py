@@ -34,7 +34,7 @@ from autoopt_pipeline.devtools.traffic import (
     simulate_requests,
 )
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
@@ -149,7 +149,8 @@ class World:
         settings = Settings(settling_seconds=0, schedule_jitter=0)
         now = datetime.now(UTC)
         stored = self.configs.current()
-        return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, count_all=count_all)
+        options = PlanOptions(count_all=count_all)
+        return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, options=options)
 
     def unsettled(self) -> dict[ModuleKey, ScheduleDecision]:
         """What waits for a run or an outcome; tenants that are broken on purpose are left out."""

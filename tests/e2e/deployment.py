@@ -21,7 +21,7 @@ from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import sensor_states
 from autoopt_pipeline.settings import STAND_IN

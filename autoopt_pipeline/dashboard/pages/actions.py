@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -16,13 +15,10 @@ from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_
 from autoopt_pipeline.dashboard.flash import say
 from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
-from autoopt_pipeline.errors import AutooptError, LaunchFailed
-from autoopt_pipeline.names import STARTED_BY_TAG
-from autoopt_pipeline.orchestration.launch import is_to_run, submit
-from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.planner import plan_tenants
-from autoopt_pipeline.orchestration.run_requests import run_tags
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, describe_transition, read_programs
+from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.orchestration.run_requests import check_request, launch_request
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition, read_programs
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.rollouts import manual
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import rollout_policy
@@ -102,7 +98,9 @@ def _ask(request: Request, *, wrong: str = "", reason: str = "", version: str | 
     elif action.name == "roll-back":
         named = named or _before(programs)
     else:
-        named = named or next((each.version for each in programs.manifests if programs.verdict(each) == PROPOSED), "")
+        named = named or next(
+            (each.version for each in programs.manifests if programs.verdict(each) == Verdict.AWAITING_APPROVAL), ""
+        )
         told = {"manifest": programs.manifest(named)}
     return render(
         request,
@@ -130,35 +128,16 @@ def _programs(dashboard: Dashboard, tenant: str, module: str) -> ModuleVersions:
 
 def _conditions(dashboard: Dashboard, request: Request, module: str) -> dict[str, Any]:
     """What the sensor looks at, so that who insists knows on what."""
-    entry, now = configured(request), datetime.now(UTC)
-    parts = dashboard.parts
-    plan = plan_tenants(
-        {entry.tenant_id: entry}, dashboard.instance, parts.phoenix, now=now, settings=parts.settings, count_all=True
+    requested = check_request(
+        configured(request), [module], dashboard.instance, dashboard.parts, force=False, count_all=True
     )
-    decision = plan.decisions.get((entry.tenant_id, module))
-    return {"conditions": decision.conditions, "launches": decision.launch} if decision else {"launches": False}
+    decision = requested.decisions[module]
+    return {"conditions": decision.conditions, "launches": decision.launch}
 
 
 def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, actor: str) -> str:
-    entry, parts = configured(request), dashboard.parts
-    tenant = entry.tenant_id
-    plan = plan_tenants(
-        {tenant: entry},
-        dashboard.instance,
-        parts.phoenix,
-        now=datetime.now(UTC),
-        settings=parts.settings,
-        only_modules=[module],
-    )
-    decision = next(iter(plan.decisions.values()))
-    if not is_to_run(decision, force=force):
-        raise LaunchFailed(
-            f"{tenant}/{module} is not due: {decision.reason.value.replace('_', ' ')}, {decision.detail}",
-            "tick 'run it all the same', unless it is turned off, under way, or the day's budget is spent",
-        )
-    register_tenant(dashboard.instance, tenant)  # as it may have been added a second ago
-    tags = run_tags(plan, tenant, [module]) | {STARTED_BY_TAG: actor}
-    run_id = submit(dashboard.instance, parts.settings.resolved_dagster_api_url, tenant, [module], tags)
+    requested = check_request(configured(request), [module], dashboard.instance, dashboard.parts, force=force)
+    run_id = launch_request(dashboard.instance, requested, dashboard.parts.settings, started_by=actor)
     return f"Run {run_id} is in Dagster's queue."
 
 

@@ -7,7 +7,6 @@ what people did to configurations from their store, and to versions from the art
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import dagster as dg
 from starlette.requests import Request
@@ -20,13 +19,13 @@ from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, ROLLOUT_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_acts
-from autoopt_pipeline.registry.module_versions import PROPOSED
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.feed import ended_at
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
-from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
+from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
+from autoopt_pipeline.run_history.runs import FAILED, UNFINISHED, RunSummary, latest_runs
 from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
 
@@ -78,7 +77,7 @@ def activity_page(request: Request) -> Response:
         "activity.html",
         first=first,
         failures=list(_failed_runs(instance, only)) if first else [],
-        others=found.found,
+        others=found.items,
         older=found.reaches,
         untold=untold,
         known=stored,
@@ -104,8 +103,8 @@ def _page(
 ) -> tuple[Stretch[Happened], list[str]]:
     """The newest that happened before a moment, and what cannot be told, with the reason."""
     stretches = [
-        _events(partial(told, module), fetch, module, only, before)
-        for told, fetch in ((_outcome, instance.fetch_materializations), (_observation, instance.fetch_observations))
+        _events(told, newest_events(instance, kind, module, tenants=only, before=before, limit=_SHOWN))
+        for told, kind in ((_outcome, EventKind.MATERIALIZATION), (_observation, EventKind.OBSERVATION))
         for module in module_names()
     ]
     untold = []
@@ -116,7 +115,7 @@ def _page(
             untold.append(f"{what}: {e}")
     # Of what is further back than one place was read, others may be missing.
     reaches = max((each.reaches for each in stretches if each.reaches), default=None)
-    found = [each for stretch in stretches for each in stretch.found if reaches is None or each.at >= reaches]
+    found = [each for stretch in stretches for each in stretch.items if reaches is None or each.at >= reaches]
     if before is None:
         found += _under_way(instance, only)
     found.sort(key=lambda each: each.at, reverse=True)
@@ -126,85 +125,55 @@ def _page(
     return Stretch(found, reaches), untold
 
 
-def _runs(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus], only: Sequence[str] | None, limit: int
-          ) -> Iterator[dg.RunRecord]:  # fmt: skip
-    if only == []:
-        return
-    tags: dict[str, str | list[str]] = {} if only is None else {PARTITION_TAG: list(only)}
-    wanted = dg.RunsFilter(statuses=statuses, tags=tags)
-    for record in instance.get_run_records(wanted, limit=limit, order_by="update_timestamp"):
-        if PARTITION_TAG in record.dagster_run.tags:
-            yield record
-
-
 def _failed_runs(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[Happened]:
-    statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    for record in _runs(instance, statuses, only, _FAILURES_SHOWN):
-        run = record.dagster_run
+    for run in latest_runs(instance, FAILED, tenants=only, limit=_FAILURES_SHOWN):
         causes = causes_of(instance, run.run_id)
         text = "; ".join(why if step == WHOLE_RUN else f"{step}: {why}" for step, why in causes.items())
         kind = "run failed" if run.status is dg.DagsterRunStatus.FAILURE else "run cancelled"
-        modules, tenant = ", ".join(sorted(selected_modules(run))), run.tags[PARTITION_TAG]
-        yield Happened(ended_at(record), kind, tenant, modules, text or "?", run_id=run.run_id, bad=True)
+        yield _of_run(run, run.ended_at, kind, text or "?", bad=True)
 
 
 def _under_way(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[Happened]:
-    for record in _runs(instance, UNFINISHED, only, _SHOWN):
-        run = record.dagster_run
-        at = record.create_timestamp.astimezone(UTC)
-        modules, tenant = ", ".join(sorted(selected_modules(run))), run.tags[PARTITION_TAG]
-        yield Happened(at, f"run {run.status.value.lower()}", tenant, modules, "", run_id=run.run_id)
+    for run in latest_runs(instance, UNFINISHED, tenants=only, limit=_SHOWN):
+        yield _of_run(run, run.created_at, f"run {run.status.value.lower()}", "", bad=False)
 
 
-def _events(
-    told: Callable[[dg.EventLogRecord], Happened | None],
-    fetch: Callable[..., dg.EventRecordsResult],
-    module: str,
-    only: Sequence[str] | None,
-    before: datetime | None,
-) -> Stretch[Happened]:
-    """The newest materializations or observations of a module, as they are told."""
-    if only == []:
-        return Stretch((), None)
-    wanted = dg.AssetRecordsFilter(
-        dg.AssetKey(module), asset_partitions=only, before_timestamp=before.timestamp() if before else None
-    )
-    page = fetch(wanted, limit=_SHOWN)
-    found = [each for record in page.records if (each := told(record))]
-    last = page.records[-1].timestamp if page.has_more and page.records else None
-    return Stretch(found, datetime.fromtimestamp(last, UTC) if last else None)
+def _of_run(run: RunSummary, at: datetime, kind: str, text: str, *, bad: bool) -> Happened:
+    return Happened(at, kind, run.tenant or "", ", ".join(sorted(run.modules)), text, run_id=run.run_id, bad=bad)
 
 
-def _outcome(module: str, record: dg.EventLogRecord) -> Happened | None:
-    event = record.asset_materialization
-    if event is None or not event.partition:
+def _events(told: Callable[[ModuleEvent], Happened | None], events: Stretch[ModuleEvent]) -> Stretch[Happened]:
+    """Materializations or observations, as they are told."""
+    return Stretch([happened for event in events.items if (happened := told(event))], events.reaches)
+
+
+def _outcome(event: ModuleEvent) -> Happened | None:
+    if not event.tenant:
         return None
-    said = metadata_values(event)
-    verdict = str(said.get("verdict", "reported by hand"))
+    verdict = str(event.values.get("verdict", "reported by hand"))
     return Happened(
-        datetime.fromtimestamp(record.timestamp, UTC),
-        "proposed" if verdict == PROPOSED else verdict,  # it may have been approved since
-        event.partition,
-        module,
-        str(said.get("reason", "")),
-        run_id=record.run_id,
+        event.at,
+        "proposed" if verdict == Verdict.AWAITING_APPROVAL else verdict,  # it may have been approved since
+        event.tenant,
+        event.module,
+        str(event.values.get("reason", "")),
+        run_id=event.run_id,
     )
 
 
-def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
-    event = record.asset_observation
-    said = metadata_values(event)
-    if event is None or not event.partition or "event" not in said:
+def _observation(event: ModuleEvent) -> Happened | None:
+    values = event.values
+    if not event.tenant or "event" not in values:
         return None
-    way = f"{said['from']} -> {said['to']}: " if {"from", "to"} <= said.keys() else ""
-    kind, text = str(said["event"]), f"{way}{said.get('reason', '')}"
-    at, bad = datetime.fromtimestamp(record.timestamp, UTC), kind == ROLLED_BACK
-    return Happened(at, kind, event.partition, module, text, run_id=str(said.get("run_id", "")), bad=bad)
+    way = f"{values['from']} -> {values['to']}: " if {"from", "to"} <= values.keys() else ""
+    kind, text = str(values["event"]), f"{way}{values.get('reason', '')}"
+    bad = kind == ROLLED_BACK
+    return Happened(event.at, kind, event.tenant, event.module, text, run_id=str(values.get("run_id", "")), bad=bad)
 
 
 def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
     acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
-    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.actor) for each in acts.found]
+    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.actor) for each in acts.items]
     return Stretch(found, acts.reaches)
 
 
@@ -218,7 +187,7 @@ def _configurations(parts: Connections, person: User, before: datetime | None) -
     )
     found = [
         Happened(each.at, each.what, each.tenant_id, "", f"configuration version {each.version}", each.actor)
-        for each in changes.found
+        for each in changes.items
     ]
     return Stretch(found, changes.reaches)
 

@@ -1,6 +1,6 @@
 """The pages of one tenant: its modules, each with its story, its versions and what its runs found."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -16,7 +16,6 @@ from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
-    PROPOSED,
     ModuleVersions,
     VersionEvent,
     cost_of,
@@ -28,14 +27,13 @@ from autoopt_pipeline.registry.module_versions import (
     predictors_of,
     read_programs,
 )
-from autoopt_pipeline.registry.records import Manifest, Transition
+from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
 from autoopt_pipeline.rollouts.production import analyze_now
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import DOING, sentences
-from autoopt_pipeline.status.module_status import events_of
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
 
@@ -214,7 +212,7 @@ class OutcomeRow:
 
     at: datetime
     run_id: str
-    said: dict[str, Any]
+    said: Mapping[str, Any]
     decided: str | None = None
 
     @property
@@ -229,7 +227,7 @@ class OutcomeRow:
     def report(self) -> str:
         """Markdown, everything of the tenant's in it escaped."""
         report = str(self.said.get("report", ""))
-        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
+        return report.replace(f"**{Verdict.AWAITING_APPROVAL}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
     def incumbent_score(self) -> float | None:
@@ -249,12 +247,20 @@ def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterato
     """The last ones, newest first."""
     artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
     transitions: list[Transition] | None = None
-    for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
-        said, decided = metadata_values(record.asset_materialization), None
-        if said.get("verdict") == PROPOSED and "version" in said:
+    newest = newest_events(
+        dashboard.instance,
+        EventKind.MATERIALIZATION,
+        module,
+        tenants=[entry.tenant_id],
+        since=entry.since,
+        limit=_OUTCOMES_SHOWN,
+    )
+    for event in newest.items:
+        said, decided = event.values, None
+        if said.get("verdict") == Verdict.AWAITING_APPROVAL and "version" in said:
             transitions = artifacts.transitions() if transitions is None else transitions
             decided = decided_about(artifacts, str(said["version"]), transitions)
-        yield OutcomeRow(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
+        yield OutcomeRow(event.at, event.run_id, said, decided)
 
 
 def _made(outcome: OutcomeRow, manifest: Manifest) -> bool:

@@ -29,6 +29,7 @@ from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.text import percent
 
 # Dagster allows a sensor 60. The next tick goes on with what is left over.
 _SECONDS_PER_TICK = 30
@@ -136,15 +137,11 @@ def _finish(
                 "reason": analysis.reason,
                 "from": rollout.version or BASELINE,
                 "to": stays or BASELINE,
-                "score": _percent(analysis.newer.score),
-                "score_of_predecessor": _percent(analysis.older.score),
+                "score": f"{percent(analysis.newer.score)} %",
+                "score_of_predecessor": f"{percent(analysis.older.score)} %",
                 "comparisons": analysis.comparisons,
             },
         )
     )
     path = f"{rollout.version or BASELINE} -> {stays or BASELINE}"
     return f"{artifacts.tenant_id}/{artifacts.module}: {path}: {analysis.reason}"
-
-
-def _percent(score: float | None) -> str:
-    return "unknown" if score is None else f"{100 * score:.1f} %"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision
-from autoopt_pipeline.traces.client import NewAnnotation, Phoenix
+from autoopt_pipeline.span_contract import NewAnnotation
+from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.inspect import as_read, survey
 from tests.support.command_line import AGENTS, autoopt
 from tests.support.phoenix_traffic import sender_of_spans, wait_for

@@ -161,18 +161,18 @@ def test_a_page_of_acts_reads_no_more_than_it_shows_however_many_there_are(tmp_p
         for number in range(10):
             old_act(files, NOW - timedelta(days=day, minutes=number), f"t{number}")
     page = recent_acts(files, lambda tenant: True, limit=25)
-    assert len(page.found) == 25
+    assert len(page.items) == 25
     assert (files.listed, files.read_paths) == (1 + 3, 25)
     files.listed = files.read_paths = 0
     # Of one tenant in ten, a page is as long as a month of days with acts.
     page = recent_acts(files, lambda tenant: tenant == "t7", limit=60)
-    assert len(page.found) == 31
+    assert len(page.items) == 31
     assert (files.listed, files.read_paths) == (1 + 31, 31)
     assert page.reaches
-    seen = len(page.found)
+    seen = len(page.items)
     while page.reaches:
         page = recent_acts(files, lambda tenant: tenant == "t7", before=page.reaches, limit=60)
-        seen += len(page.found)
+        seen += len(page.items)
     assert seen == 100
 
 
@@ -184,7 +184,7 @@ def test_acts_of_the_same_moment_and_what_is_no_act_cost_nobody_anything(tmp_pat
     for name in ("nonsense/x.json", "2026-05-04/x.json", "2026-05-04/999999999999-acme.json", "2026-13-01/x.json"):
         files.create(f"{ACTS_FOLDER}/{name}", b"{")
     files.replace(f"{ACTS_FOLDER}/2026-05-04/010101000000-acme.json", b"[]")
-    found = recent_acts(files, lambda tenant: True, limit=100).found
+    found = recent_acts(files, lambda tenant: True, limit=100).items
     assert len({each.at for each in found}) == len(found) == 21
 
 
@@ -217,8 +217,8 @@ def test_however_little_is_wanted_each_is_found_once(things: int, every: int, li
     found, before = [], None
     for _ in count():
         stretch = newest_of(read, lambda each: each.number % every == 0, before=before, limit=limit, most=most)
-        assert len(stretch.found) < 2 * limit
-        found += [each.number for each in stretch.found]
+        assert len(stretch.items) < 2 * limit
+        found += [each.number for each in stretch.items]
         before = stretch.reaches
         if before is None:
             break

@@ -19,7 +19,7 @@ from autoopt_pipeline.evaluation.statistics import cases_needed
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import read_spending
+from autoopt_pipeline.run_history.lm_usage import read_usage
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -100,18 +100,18 @@ def test_words_and_numbers() -> None:
         "repeatable: all 100 answers were the same the second time; at most 3.7 % of all differ, with 95 % confidence"
     )
     assert told_of_gate(same, 0.019) == (
-        "for the gate: a candidate that fixes 10 % of traces and breaks 5 % is proven by about 508 held-out traces "
+        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % is proven by about 508 held-out traces "
         "at alpha 0.019, and by 644 if the most differ that these traces leave open"
     )
     answers = said(*"a" * 100), said(*"b" * 7, *"a" * 93)
     some = repetition(answers, (graded(*[1] * 100), graded(*[0] * 5, *[1] * 95)))
     assert told(some) == (
-        "7 of 100 answers differ the second time, 5 of them in score (7 %, 95 % interval 3.43 % to 13.7 %)"
+        "7 of 100 answers differ the second time, 5 of them in score (7.0 %, 95 % interval 3.4 % to 13.7 %)"
     )
     assert told_of_gate(some, 0.019) == (
-        "for the gate: a candidate that fixes 10 % of traces and breaks 5 % shows 4.7 of its 5 points, as 23 % of the "
-        "differences are noise, and is proven by about 697 held-out traces (585 to 998) at alpha 0.019 in place of "
-        "508. Noise hides gains and fakes none: both programs are asked alike"
+        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % shows 4.7 of its 5 points, as 23.0 % "
+        "of the differences are noise, and is proven by about 697 held-out traces (585 to 998) at alpha 0.019 in place "
+        "of 508. Noise hides gains and fakes none: both programs are asked alike"
     )
     toss = repetition((said(*"ab" * 50), said(*"b" * 100)), (graded(*[1, 0] * 50), graded(*[0] * 100)))
     assert "is proven by over 100,000 held-out traces" in told_of_gate(toss, 0.019)
@@ -237,7 +237,7 @@ def test_what_was_asked_counts_in_the_day_and_a_day_that_is_spent_asks_nothing(
     (asked, *_) = aa()
     assert "the newest 10 traces twice" in asked["what"]
     with open_instance(home) as instance:
-        spent = read_spending(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
+        spent = read_usage(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
     assert (spent[UNSTEADY.tenant_id].lm_calls, llm.calls) == (20, 20)
     (asked, *_) = aa(status=2)
     assert "1 LM calls do not pay for asking one trace twice" in asked["what"]
@@ -283,7 +283,7 @@ def test_what_stops_the_asking_is_one_line_and_what_was_spent_is_entered(
     assert "sk-unsteady" not in last
     assert (words if words != "LM401" else "language model openai/some-model") in last
     with open_instance(home) as instance:
-        spent = read_spending(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
+        spent = read_usage(instance, ["routing"], since=datetime.now(UTC) - timedelta(hours=1))
     assert spent[UNSTEADY.tenant_id].lm_calls == llm.calls > 0
 
 

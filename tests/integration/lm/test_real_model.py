@@ -36,7 +36,7 @@ from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import metadata_values
 from autoopt_pipeline.tenants.config import Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore

@@ -18,7 +18,7 @@ from tests.support.tenant_history import failed_run
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "EVENT_LOG_LAG", timedelta(0))
     monkeypatch.setattr(prometheus, "_CACHED_SECONDS", 0)
 
 
@@ -89,7 +89,7 @@ def test_tenants_beyond_the_highest_number_share_a_label(instance: dg.DagsterIns
 
 
 def test_what_many_ask_is_read_once(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "SETTLING", timedelta(0))
+    monkeypatch.setattr(prometheus, "EVENT_LOG_LAG", timedelta(0))
     source = exporter(instance)
     scraped(source)
     spend(instance, "acme", 1)

@@ -54,7 +54,7 @@ class Looks:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "SETTLING", timedelta(0))
+    monkeypatch.setattr(feed, "EVENT_LOG_LAG", timedelta(0))
     monkeypatch.setattr(delivery, "_ATTEMPTS", 1)
 
 

@@ -22,10 +22,11 @@ from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.launchers.local import LocalRunLauncher
 from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import register_tenant
-from autoopt_pipeline.orchestration.step_errors import skipping, translate_errors
+from autoopt_pipeline.orchestration.step_errors import should_skip, translate_errors
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import metadata_values, read_attempts
+from autoopt_pipeline.run_history.module_events import metadata_values
+from autoopt_pipeline.run_history.outcomes import read_attempts
 from autoopt_pipeline.scheduling.conditions import LostRun
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.config import Retry
@@ -196,7 +197,7 @@ def learnt(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
     if "late" in context.run.tags:
         learn(context.instance)  # another run comes first
         with translate_errors(context, Retry()):
-            if skipping(context, "routing"):
+            if should_skip(context, "routing"):
                 return
     yield dg.MaterializeResult(metadata={"window_end": dg.MetadataValue.timestamp(datetime.now(UTC))})
 

@@ -33,7 +33,7 @@ DAGSTER = Path(sys.executable).parent / "dagster"
 def acme(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """The instance of a home with the tenant acme. No Phoenix answers: nothing here comes so far as to ask it."""
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(feed, "SETTLING", timedelta(0))
+    monkeypatch.setattr(feed, "EVENT_LOG_LAG", timedelta(0))
     write_config(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), sample_config(SAMPLE_TENANTS[0]))
     with open_instance(home) as opened:
         register_tenant(opened, "acme")

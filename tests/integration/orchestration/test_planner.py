@@ -22,20 +22,19 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.names import ATTEMPT_TAG, WINDOW_END_TAG
 from autoopt_pipeline.orchestration import planner
 from autoopt_pipeline.orchestration.partitions import register_tenant, registered_tenants
-from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.optimization import summary
 from autoopt_pipeline.orchestration.sensors.partitions import partition_changes
+from autoopt_pipeline.run_history.lm_usage import read_usage, report_usage
 from autoopt_pipeline.run_history.outcomes import (
     failure_horizon,
     read_attempts,
     read_outcomes,
-    read_spending,
-    report_spent,
 )
+from autoopt_pipeline.scheduling.budgets import LMUsage
 from autoopt_pipeline.scheduling.conditions import MAX_BACKOFF, Attempts, Evidence, Reason, ScheduleDecision, decide
-from autoopt_pipeline.scheduling.limits import Spending
 from autoopt_pipeline.scheduling.turns import QueuePosition, queue_order
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -351,27 +350,27 @@ def test_a_daily_budget_counts_outcomes_and_failed_attempts_of_the_day_and_nobod
     instance.report_runless_asset_event(dg.AssetMaterialization("workflow", partition=tenant, metadata=spent))
     instance.report_runless_asset_event(dg.AssetMaterialization("workflow", partition=f"{tenant}2", metadata=spent))
     assert Reason.BUDGET_EXHAUSTED not in reasons(planned()).values()
-    report_spent(instance, tenant, "cross_modal", Spending(50, 900), run_id="r", reason="the model is down")
+    report_usage(instance, tenant, "cross_modal", LMUsage(50, 900), run_id="r", reason="the model is down")
     plan = planned()
     assert reasons(plan)[tenant, "routing"] is Reason.BUDGET_EXHAUSTED
     assert plan.decisions[tenant, "routing"].detail.startswith("110 of 100 LM calls a day are spent (this tenant)")
     assert reasons(plan)[f"{tenant}2", "routing"] is Reason.TOO_FEW_TRACES
-    assert read_spending(instance, ["workflow", "cross_modal"], since=datetime.now(UTC) + HOUR) == {}
+    assert read_usage(instance, ["workflow", "cross_modal"], since=datetime.now(UTC) + HOUR) == {}
 
 
 @pytest.mark.parametrize("settling", [timedelta(0), timedelta(hours=1)], ids=["settled", "young"])
 def test_what_is_read_on_is_counted_once(
     instance: dg.DagsterInstance, tenant: str, settling: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoopt_pipeline.run_history.outcomes._SETTLING", settling)
+    monkeypatch.setattr("autoopt_pipeline.run_history.lm_usage.EVENT_LOG_LAG", settling)
     since = datetime.now(UTC) - HOUR
     for attempts in range(1, 4):
         outcome = dg.AssetMaterialization("routing", partition=tenant, metadata={"lm_calls": 5})
         instance.report_runless_asset_event(outcome)
-        report_spent(instance, tenant, "modality", Spending(2, 0), run_id="x", reason="failed")
+        report_usage(instance, tenant, "modality", LMUsage(2, 0), run_id="x", reason="failed")
         for _ in range(2):
-            assert read_spending(instance, MODULES, since=since) == {tenant: Spending(7 * attempts, 0)}
-    assert read_spending(instance, MODULES, since=datetime.now(UTC)) == {}
+            assert read_usage(instance, MODULES, since=since) == {tenant: LMUsage(7 * attempts, 0)}
+    assert read_usage(instance, MODULES, since=datetime.now(UTC)) == {}
 
 
 def test_a_budget_of_all_tenants_holds_each_of_them(
@@ -379,7 +378,7 @@ def test_a_budget_of_all_tenants_holds_each_of_them(
 ) -> None:
     for name in (tenant, f"{tenant}2"):
         configure(store, name)
-        report_spent(instance, name, "routing", Spending(5, 600), run_id="r", reason="")
+        report_usage(instance, name, "routing", LMUsage(5, 600), run_id="r", reason="")
     settings = Settings(settling_seconds=0, daily_lm_tokens=1200)
     plan = plan_tenants(
         store.current(), instance, Phoenix("http://127.0.0.1:9"), now=datetime.now(UTC), settings=settings
@@ -473,7 +472,8 @@ def test_a_look_without_time_for_all_asks_about_the_longest_waiting_and_the_next
     settings = SETTINGS.model_copy(update={"schedule_jitter": 0})  # which would spread them by their ids
     asked: list[set[str]] = []
     for _ in range(3):
-        plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings, seconds=0, after=after)
+        options = PlanOptions(seconds=0, after=after)
+        plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings, options=options)
         after = plan.reached
         found = {key: reason for key, reason in reasons(plan).items() if reason is not Reason.DEFERRED}
         assert set(found.values()) == {Reason.TOO_FEW_TRACES}

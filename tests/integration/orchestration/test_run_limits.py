@@ -17,8 +17,8 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.sensors.retention import Sweep, build_retention_sensor, delete_old_runs
 from autoopt_pipeline.run_history.failures import causes_of
-from autoopt_pipeline.run_history.outcomes import read_spending, report_spent
-from autoopt_pipeline.scheduling.limits import Spending
+from autoopt_pipeline.run_history.lm_usage import read_usage, report_usage
+from autoopt_pipeline.scheduling.budgets import LMUsage
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
@@ -115,13 +115,13 @@ def test_a_day_whose_budget_is_spent_ends_runs_by_hand_too_unless_forced(
     traffic: None, configure: Callable[..., None], instance: dg.DagsterInstance
 ) -> None:
     configure(daily_budget={"max_lm_calls": 1000})
-    report_spent(instance, BOUND.tenant_id, "modality", Spending(900, 0), run_id="r", reason="the model is down")
+    report_usage(instance, BOUND.tenant_id, "modality", LMUsage(900, 0), run_id="r", reason="the model is down")
     assert "what is left of the day's budget decides nothing" in failure_of(run(instance))
-    report_spent(instance, BOUND.tenant_id, "modality", Spending(200, 0), run_id="r", reason="the model is down")
+    report_usage(instance, BOUND.tenant_id, "modality", LMUsage(200, 0), run_id="r", reason="the model is down")
     assert "1100 of 1000 LM calls a day are spent" in failure_of(run(instance))
     forced = run(instance, force=True, optimizer="coverage")
     assert forced.success
-    spent = read_spending(instance, ["modality", "routing"], since=datetime.now(UTC) - TODAY)
+    spent = read_usage(instance, ["modality", "routing"], since=datetime.now(UTC) - TODAY)
     assert spent[BOUND.tenant_id].lm_calls == 1100 + metadata_of(forced, "routing")["lm_calls"]
 
 
@@ -236,7 +236,7 @@ def test_old_runs_are_deleted_but_never_the_newest_outcome_nor_a_failure_that_co
     old = [runs(tenant) for _ in range(3) for tenant in ("acme", "globex")]
     recent_failure = runs("acme", broken="yes")
     others_run = somebody_elses.execute_in_process(instance=instance).run_id
-    report_spent(instance, "acme", "routing", Spending(5, 0), run_id=old_failure, reason="")
+    report_usage(instance, "acme", "routing", LMUsage(5, 0), run_id=old_failure, reason="")
 
     later = datetime.now(UTC) + timedelta(seconds=1)
     sweep = delete_old_runs(instance, ["routing"], older_than=later, failures_since=before)
@@ -248,7 +248,7 @@ def test_old_runs_are_deleted_but_never_the_newest_outcome_nor_a_failure_that_co
             dg.AssetRecordsFilter(ROUTING, asset_partitions=[tenant]), limit=10
         ).records
         assert len(kept) == 1
-    assert read_spending(instance, ["routing"], since=before)["acme"].lm_calls == 6  # the outcome kept, and the failure
+    assert read_usage(instance, ["routing"], since=before)["acme"].lm_calls == 6  # the outcome kept, and the failure
     assert delete_old_runs(instance, ["routing"], older_than=later, failures_since=before) == Sweep(0, None)
 
 

@@ -199,8 +199,8 @@ def test_thousands_are_read_at_once(instance: dg.DagsterInstance) -> None:
 def test_what_was_not_heard_of_for_a_while_says_so() -> None:
     now = datetime.now(UTC)
     told = RunProgress(run_id="r", at=now - timedelta(minutes=5), progress=Progress.model_validate(HOSTILE))
-    assert told.told(now).endswith("; nothing was heard since, 5 min ago")
-    assert "heard" not in told.told(now - timedelta(minutes=5))
+    assert told.describe(now).endswith("; nothing was heard since, 5 min ago")
+    assert "heard" not in told.describe(now - timedelta(minutes=5))
 
 
 # --- a run with a slow model, from outside ---

@@ -27,8 +27,8 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, Provenance
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.conditions import RunOutcome
-from autoopt_pipeline.span_contract import ROUTING, ROUTING_SPAN, project_name
-from autoopt_pipeline.traces.client import CountRequest, NewAnnotation, Phoenix, Project
+from autoopt_pipeline.span_contract import ROUTING, ROUTING_SPAN, NewAnnotation, project_name
+from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
 from autoopt_pipeline.traces.counts import Wanted, gather_evidence
 from autoopt_pipeline.traces.reader import collect
 from tests.support.phoenix_traffic import AGENTS, ALL_REVIEWED, NOW, requests, trace_count

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.scheduling.budgets import LMUsage, RemainingBudget
 from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
     Attempts,
@@ -17,7 +18,6 @@ from autoopt_pipeline.scheduling.conditions import (
     decide,
     new_since,
 )
-from autoopt_pipeline.scheduling.limits import Allowance, Spending
 from autoopt_pipeline.tenants.config import (
     Agent,
     DailyBudget,
@@ -252,7 +252,7 @@ def test_retraining_does_not_begin_before_its_moment() -> None:
 
 
 NIGHT = CONFIG.model_copy(update={"quiet_hours": [QuietHours(start="22:00", end="06:00")]})
-SPENT = Allowance("this tenant", DailyBudget(max_lm_calls=100), Spending(lm_calls=130))
+SPENT = RemainingBudget("this tenant", DailyBudget(max_lm_calls=100), LMUsage(lm_calls=130))
 
 
 @given(configs, attempts, st.floats(0, 1))
@@ -282,7 +282,7 @@ def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_aske
     quiet = decide(NIGHT, ROUTING, Attempts(), None, now=NOW)
     assert isinstance(quiet, ScheduleDecision)
     assert (quiet.reason, quiet.until) == (Reason.QUIET_HOURS, NOW.replace(hour=6, minute=0, second=0))
-    spent = decide(CONFIG, ROUTING, Attempts(), None, now=NOW, allowances=[SPENT])
+    spent = decide(CONFIG, ROUTING, Attempts(), None, now=NOW, budgets=[SPENT])
     assert isinstance(spent, ScheduleDecision)
     assert spent.reason is Reason.BUDGET_EXHAUSTED
     assert spent.until == datetime(2026, 1, 3, tzinfo=UTC)
@@ -291,13 +291,13 @@ def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_aske
 
 def test_what_is_not_due_says_so_in_quiet_hours_too() -> None:
     tried = Attempts(outcome_at=NOW)
-    answer = decide(NIGHT, ROUTING, tried, None, now=NOW, allowances=[SPENT])
+    answer = decide(NIGHT, ROUTING, tried, None, now=NOW, budgets=[SPENT])
     assert isinstance(answer, ScheduleDecision)
     assert answer.reason is Reason.NOT_DUE
 
 
 def test_retraining_waits_for_the_end_of_quiet_hours_and_for_a_new_budget() -> None:
-    for config, allowances in ((NIGHT, []), (CONFIG, [SPENT])):
-        answer = decide(retraining(config, NOW), ROUTING, Attempts(), None, now=NOW, allowances=allowances)
+    for config, budgets in ((NIGHT, []), (CONFIG, [SPENT])):
+        answer = decide(retraining(config, NOW), ROUTING, Attempts(), None, now=NOW, budgets=budgets)
         assert isinstance(answer, ScheduleDecision)
         assert not answer.launch
