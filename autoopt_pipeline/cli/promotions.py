@@ -29,7 +29,7 @@ def promote(
         float | None,
         typer.Option(min=0, max=0.5, help="Fraction of requests that it gets before it becomes active; 0: none."),
     ] = None,
-    rollout: Annotated[
+    monitor: Annotated[
         bool | None,
         typer.Option(help="Compare it in production with its predecessor, which keeps a fraction of requests."),
     ] = None,
@@ -39,7 +39,7 @@ def promote(
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    policy = _rollout_policy(programs, canary, rollout)
+    policy = _rollout_policy(programs, canary, monitor)
     shared = connections().shared(module)
     moved = manual.promote(programs, version, actor=who(), reason=reason, policy=policy, shared=shared, force=force)
     _tell(programs, moved, json)
@@ -88,16 +88,16 @@ def decline(
         console.print(f"note: {escape(note)}")
 
 
-def _rollout_policy(programs: ModuleVersions, canary: float | None, rollout: bool | None) -> RolloutPolicy:
+def _rollout_policy(programs: ModuleVersions, canary: float | None, monitor: bool | None) -> RolloutPolicy:
     """The tenant's policy with the options of the command line. A canary is always monitored, or it would never end."""
     policy = rollout_policy(connections().configs, programs.artifacts.tenant_id)
-    if canary and rollout is False:
-        raise InvalidArtifact("a canary without a rollout would never end", "leave out --canary, or --no-rollout")
-    monitor = policy.monitor if rollout is None and not canary else bool(rollout or canary)
+    if canary and monitor is False:
+        raise InvalidArtifact("a canary that is not monitored would never end", "leave out --canary, or --no-monitor")
+    monitored = policy.monitor if monitor is None and not canary else bool(monitor or canary)
     return RolloutPolicy(
-        monitor=monitor,
+        monitor=monitored,
         holdback_fraction=policy.holdback_fraction,
-        canary_fraction=(policy.canary_fraction if canary is None else canary) if monitor else 0,
+        canary_fraction=(policy.canary_fraction if canary is None else canary) if monitored else 0,
         max_days=policy.max_days,
     )
 

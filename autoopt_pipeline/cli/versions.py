@@ -61,7 +61,7 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
         )
         console.print(f"     by {escape(transition.actor)}: {escape(transition.reason)}")
     if not programs.transitions:
-        console.print("nothing was ever moved: the module's baseline serves")
+        console.print("no transition yet: the module's baseline serves")
 
 
 def header(programs: ModuleVersions) -> dict[str, Any]:
@@ -69,17 +69,7 @@ def header(programs: ModuleVersions) -> dict[str, Any]:
 
 
 def transition_as_dict(transition: Transition) -> dict[str, Any]:
-    told = transition.model_dump(mode="json")
-    return {
-        "sequence": transition.sequence,
-        "at": told["at"],
-        "actor": transition.actor,
-        "reason": transition.reason,
-    } | {
-        "from": transition.from_version,
-        "to": transition.to_version,
-        "canary": transition.canary,
-    }
+    return transition.model_dump(mode="json", exclude={"resets_alpha_budget"})
 
 
 def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def test_a_promotion_by_hand_is_watched_as_configured_unless_said_otherwise(
     four = make(artifacts, 4, active=False)
     assert f"{three[2]} -> {four}, with 10 % of requests for {three[2]}" in autoopt("promote", "acme", "routing", four)
     assert "10 % of requests" in autoopt("versions", "acme", "routing")
-    assert f"{four} -> {four}\n" in autoopt("promote", "acme", "routing", four, "--no-rollout")
-    assert "is active already" in autoopt("promote", "acme", "routing", four, "--no-rollout", status=2)
+    assert f"{four} -> {four}\n" in autoopt("promote", "acme", "routing", four, "--no-monitor")
+    assert "is active already" in autoopt("promote", "acme", "routing", four, "--no-monitor", status=2)
     autoopt("config", "set", "acme", "rollout.monitor=false")
     five = make(artifacts, 5, active=False)
     assert f"{four} -> {five}\n" in autoopt("promote", "acme", "routing", five)
@@ -101,8 +101,8 @@ def test_a_canary_by_hand_gets_its_share_and_a_rollback_gives_it_up(artifacts: V
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {three[2]} -> {three[2]}\n"
     assert "rolled back" in autoopt("show", "acme", "routing", four)
     assert "with 25 % of requests" in autoopt("history", "acme", "routing")
-    refused = autoopt("promote", "acme", "routing", four, "--canary", "0.25", "--no-rollout", status=2)
-    assert "a canary without a rollout" in refused
+    refused = autoopt("promote", "acme", "routing", four, "--canary", "0.25", "--no-monitor", status=2)
+    assert "a canary that is not monitored" in refused
 
 
 def test_a_rollback_to_a_named_version_leaves_all_that_came_after(artifacts: VersionStore, three: list[str]) -> None:
@@ -449,4 +449,4 @@ def test_the_json_of_every_command_has_the_fields_that_are_documented(
     (note,) = json.loads(given["promote"])["notes"]
     assert "it had been rolled back" in note
     assert json.loads(given["versions"])["active"] == three[2]
-    assert json.loads(given["history"])["transitions"][-1]["to"] == three[2]
+    assert json.loads(given["history"])["transitions"][-1]["to_version"] == three[2]

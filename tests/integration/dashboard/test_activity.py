@@ -72,9 +72,9 @@ def test_all_that_people_do_is_told_with_who_did_it(home: Path, store: TenantCon
     module = "/tenants/acme/modules/routing"
     with visiting(home) as browser:
         send(browser, f"{module}/approve?version={one}", version=one, reason="looks right")
-        autoopt("promote", "acme", "routing", two, "--reason", "better", "--no-rollout")
+        autoopt("promote", "acme", "routing", two, "--reason", "better", "--no-monitor")
         autoopt("rollback", "acme", "routing", "--reason", "it annoys people")
-        autoopt("promote", "acme", "routing", two, "--reason", "they got used to it", "--no-rollout")
+        autoopt("promote", "acme", "routing", two, "--reason", "they got used to it", "--no-monitor")
         send(browser, f"{module}/decline?version={three}", version=three, reason="too long")
         send(browser, "/tenants/acme/configuration/remove")
         autoopt("artifacts", "delete", "acme", "--yes")
