@@ -12,23 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from autoopt_pipeline.dashboard.config_form import (
-    Planned,
-    changeable,
-    configuration_shapes,
-    plan_change,
-    without_secrets,
-    wrong_value,
-)
+from autoopt_pipeline.dashboard.bulk_change import PlannedChange, field_paths, plan_change, wrong_value
 from autoopt_pipeline.dashboard.context import Dashboard, dashboard_of
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.form_fields import Input
 from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
 from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable, InvalidConfig
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.diff import may_be_secret
 from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.tenants.stores.base import StoredConfig
@@ -112,7 +105,7 @@ def list_page(request: Request) -> Response:
         pages=pages,
         first=first + 1,
         rows=[_row(entry) for entry in entries[first : first + PAGE]],
-        fields=changeable(configuration_shapes()),
+        fields=field_paths(),
     )
 
 
@@ -177,16 +170,16 @@ def change_page(request: Request, form: FormData) -> Response:
 def preview(request: Request, form: FormData) -> Response:
     """Say for each tenant what a change comes to. Nothing is written."""
     dashboard, selection, field = dashboard_of(request), Selection.read(form), _field(form)
-    shapes, text = configuration_shapes(), str(form.get("value", "")).strip()
-    if wrong := wrong_value(shapes, field.name, text):
+    text = str(form.get("value", "")).strip()
+    if wrong := wrong_value(field, text):
         return _ask(request, selection, field, text, wrong)
     entries, strangers = selection.entries(dashboard.configs(person_of(request)))
     changing: dict[str, int] = {}
-    first: list[Planned] = []  # of many, what changes is not kept: the page shows it of some, and counts the others
+    first: list[PlannedChange] = []  # the page shows these, and only counts the others
     unchanged: list[str] = []
     refused = [*_strange(strangers)]
     for entry in entries:
-        plan = plan_change(shapes, entry, field.name, text)
+        plan = plan_change(entry, field, text)
         if plan.refused:
             refused.append(Told(plan.tenant_id, plan.refused))
         elif plan.after is None:
@@ -218,7 +211,7 @@ def apply(request: Request, form: FormData) -> Response:
     """
     dashboard, field, text = dashboard_of(request), _field(form), str(form.get("value", ""))
     person = person_of(request)
-    configs, shapes = dashboard.configs(person), configuration_shapes()
+    configs = dashboard.configs(person)
     expected, strangers = _expected(str(form.get("versions", "")))
     strangers += [tenant for tenant in expected if tenant not in configs]
     results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers))}
@@ -228,7 +221,7 @@ def apply(request: Request, form: FormData) -> Response:
         if time.monotonic() > until:
             break
         try:
-            plan = plan_change(shapes, configs[tenant], field.name, text)
+            plan = plan_change(configs[tenant], field, text)
             state, what = _write(dashboard, plan, version, person.name)
         except ConfigStoreUnavailable as e:
             stopped = str(e)
@@ -249,7 +242,7 @@ def apply(request: Request, form: FormData) -> Response:
     )
 
 
-def _write(dashboard: Dashboard, plan: Planned, expected: int, by: str) -> tuple[str, str]:
+def _write(dashboard: Dashboard, plan: PlannedChange, expected: int, by: str) -> tuple[str, str]:
     """What became of a planned change, and how that is told. Raises `ConfigStoreUnavailable`."""
     if plan.version != expected:
         return "conflict", f"somebody saved version {plan.version} meanwhile, upon {expected}"
@@ -283,24 +276,25 @@ def _strange(tenants: Iterable[str]) -> Iterable[Told]:
     return (Told(tenant, "there is no such tenant") for tenant in tenants)
 
 
-def _field(form: FormData) -> Input:
-    """The field that is to be changed. Raises 400 for one that there is not."""
-    found = changeable(configuration_shapes()).get(str(form.get("field", "")))
-    if found is None:
+def _field(form: FormData) -> str:
+    """The path of the field to change. Raises 400 for one that does not exist."""
+    path = str(form.get("field", ""))
+    if path not in field_paths():
         raise HTTPException(HTTPStatus.BAD_REQUEST, "choose a field to change")
-    return found
+    return path
 
 
-def _ask(request: Request, selection: Selection, field: Input, text: str, wrong: str) -> Response:
+def _ask(request: Request, selection: Selection, field: str, text: str, wrong: str) -> Response:
     entries, strangers = selection.entries(dashboard_of(request).configs(person_of(request)))
     if not entries and not strangers:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "no tenant is selected: tick some, or change all that match")
-    texts = without_secrets({field.name: (text,)}).get(field.name, ("",))
     return render(
         request,
         "configuration_change.html",
         status=HTTPStatus.BAD_REQUEST if wrong else HTTPStatus.OK,
         selection=selection,
-        field=replace(field, texts=texts, error=wrong),
+        field=field,
+        text="" if may_be_secret(field, text or None) else text,
+        wrong=wrong,
         count=len(entries),
     )

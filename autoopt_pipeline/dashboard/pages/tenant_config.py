@@ -10,10 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from autoopt_pipeline.dashboard.config_form import checked, configuration_shapes, without_secrets
+from autoopt_pipeline.dashboard.config_form import ConfigForm, Document, checked, default_texts, known_modules
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.form_fields import Document, Texts, fill, form, rebased, shown, wrong_names
 from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
@@ -33,26 +32,26 @@ def form_page(request: Request) -> Response:
         document = chosen_fields(entry.parse())
     except InvalidConfig as e:
         return _show_text(request, entry, as_text(entry), wrong=str(e))
-    return _show_form(request, entry, document, {})
+    return _show_form(request, entry, document, ConfigForm.of(document))
 
 
 def save_form(request: Request, posted: FormData) -> Response:
     """Save what was changed in the form. What others saved since it was made is shown first."""
     dashboard, newest = dashboard_of(request), configured(request)
     base = _version_in(request, posted)
-    before, now = chosen_fields(base.parse()), chosen_fields(newest.parse())
-    shapes = configuration_shapes()
-    typed = rebased(shapes, before, now, _texts(posted))
-    filled = fill(shapes, now, shown(shapes, now) | typed)
-    config, errors = checked(filled, now)
-    if filled.document == now or (config and chosen_fields(config) == now):
+    now = chosen_fields(newest.parse())
+    shown = ConfigForm.of(chosen_fields(base.parse()))
+    form = shown.filled_in(posted).rebased(shown, ConfigForm.of(now))
+    document = form.applied_to(now)
+    config, errors = checked(document, now)
+    if document == now or (config and chosen_fields(config) == now):
         return _back(request, "Nothing was changed.")
     if base.version != newest.version:
         yours = changed_fields(in_effect(newest), config.model_dump(mode="json")) if config else ()
         told = _meanwhile(base, newest, yours)
-        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.CONFLICT, **told)
+        return _show_form(request, newest, now, form, errors, status=HTTPStatus.CONFLICT, **told)
     if config is None:
-        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.BAD_REQUEST)
+        return _show_form(request, newest, now, form, errors, status=HTTPStatus.BAD_REQUEST)
     try:
         return _save(dashboard, request, newest, config)
     except ConfigConflict:  # within this very moment
@@ -159,27 +158,24 @@ def _show_form(
     request: Request,
     entry: StoredConfig,
     document: Document,
-    typed: Texts,
+    form: ConfigForm,
     errors: Mapping[str, str] | None = None,
     *,
     status: HTTPStatus = HTTPStatus.OK,
     **told: Any,
 ) -> Response:
-    shapes = configuration_shapes()
-    parts = form(shapes, document, shown(shapes, document) | without_secrets(typed), errors)
-    wrong = list(wrong_names(parts))
-    return render(
-        request,
-        "configuration.html",
-        status=status,
-        tenant=entry.tenant_id,
-        entry=entry,
-        parts=parts,
-        wrong=wrong,
-        focus=wrong[0] if wrong else "",
-        error=(errors or {}).get("", ""),
-        **{"base": None, "rows": (), **told},
-    )
+    values = {
+        "tenant": entry.tenant_id,
+        "entry": entry,
+        "form": form.without_secrets(ConfigForm.of(document).texts),
+        "defaults": default_texts(),
+        "modules": known_modules(document),
+        "errors": errors or {},
+        "text": as_text(entry),
+        "base": None,
+        "rows": (),
+    }
+    return render(request, "configuration.html", status=status, **{**values, **told})
 
 
 def _show_text(
@@ -253,10 +249,6 @@ def _back(request: Request, said: str) -> Response:
     say(request, said)
     tenant = quote(visible_tenant(request), safe=":")
     return RedirectResponse(f"/tenants/{tenant}/configuration", HTTPStatus.SEE_OTHER)
-
-
-def _texts(posted: FormData) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(map(str, posted.getlist(name))) for name in posted}
 
 
 def _version_in(request: Request, form: FormData) -> StoredConfig:
