@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
+from starlette.authentication import BaseUser
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import Settings
@@ -33,12 +34,14 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class User:
+class User(BaseUser):
     """Whoever asks. `tenants` are patterns of the ids that they may see: `acme`, `org:*`, `*`."""
 
     name: str
     role: Role
     tenants: tuple[str, ...] = ("*",)
+
+    is_authenticated = True
 
     @property
     def may_operate(self) -> bool:
@@ -67,7 +70,7 @@ class _User(Strict):
         return text
 
     @property
-    def person(self) -> User:
+    def user(self) -> User:
         return User(self.name, self.role, tuple(self.tenants))
 
 
@@ -100,7 +103,7 @@ class Access:
     def by_token(self, token: str) -> User | None:
         digest = hashlib.sha256(token.encode()).hexdigest()
         # All are compared, so that the time tells nothing of how much of one was right.
-        found = [person for known, person in self.tokens.items() if hmac.compare_digest(known, digest)]
+        found = [user for known, user in self.tokens.items() if hmac.compare_digest(known, digest)]
         return found[0] if found else None
 
     def by_name(self, name: str) -> User | None:
@@ -132,8 +135,8 @@ def open_access(settings: Settings, *, host: str, who: str) -> Access:
                 f"AUTOOPT_DASHBOARD_TOKEN has {len(token)} characters, and can be guessed",
                 f"set one of {_SHORTEST_TOKEN} or more, e.g. by 'openssl rand -hex 32'",
             )
-        person = User("operator", Role.OPERATOR)
-        return Access(None, {person.name: person}, {hashlib.sha256(token.encode()).hexdigest(): person})
+        user = User("operator", Role.OPERATOR)
+        return Access(None, {user.name: user}, {hashlib.sha256(token.encode()).hexdigest(): user})
     if host not in LOOPBACK:
         raise InvalidSettings(
             f"the dashboard would be open to everybody who reaches {host}",
@@ -153,8 +156,8 @@ def _read(path: Path) -> Access:
         raise InvalidSettings(f"{where}: {e}", "correct the file") from None
     except ValidationError as e:
         raise InvalidSettings(f"{where}: {first_error(e)}", "correct the file (docs/dashboard.md)") from None
-    users = {user.name: user.person for user in file.users}
-    tokens = {user.token_sha256: user.person for user in file.users if user.token_sha256}
+    users = {entry.name: entry.user for entry in file.users}
+    tokens = {entry.token_sha256: entry.user for entry in file.users if entry.token_sha256}
     if len(users) < len(file.users):
         raise InvalidSettings(f"{where}: two users have the same name", "give each a name of their own")
     if not tokens and file.proxy is None:

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.status_cache import StatusCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
@@ -41,9 +40,9 @@ class Dashboard:
         """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
         return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
 
-    def configs(self, person: User) -> Mapping[str, StoredConfig]:
+    def configs(self, user: User) -> Mapping[str, StoredConfig]:
         """The tenants that a person may see, by id."""
-        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if person.sees(tenant)}
+        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if user.sees(tenant)}
 
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
@@ -90,9 +89,9 @@ def configured(request: Request) -> StoredConfig:
 
 
 def _visible_history(request: Request) -> list[StoredConfig]:
-    tenant, person = request.path_params["tenant"], person_of(request)
+    tenant, user = request.path_params["tenant"], request.user
     dashboard = dashboard_of(request)
-    if person.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
+    if user.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
         return history
-    hint = did_you_mean(tenant, dashboard.configs(person))
+    hint = did_you_mean(tenant, dashboard.configs(user))
     raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")

@@ -76,9 +76,10 @@ _templates = _environment()
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **values: Any) -> Response:
     """A page, or a part of one."""
+    user = request.scope.get("user")
     context: Mapping[str, Any] = {
         "now": datetime.now(UTC),
-        "person": request.scope.get("person"),
+        "user": user if user and user.is_authenticated else None,
         "csrf": request.scope.get("csrf", ""),
         "path": request.url.path,
         "notice": take(request),

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from starlette.authentication import requires
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,7 +15,6 @@ from starlette.responses import RedirectResponse, Response
 
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_tenant
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, LaunchFailed
 from autoopt_pipeline.names import STARTED_BY_TAG
@@ -52,9 +52,9 @@ ACTIONS: Mapping[str, Action] = {
 }
 
 
+@requires("operator")
 def confirm(request: Request) -> Response:
     """Ask, say what will happen, and let the person say why."""
-    require_operator(request)
     return _ask(request)
 
 
@@ -62,21 +62,21 @@ def decide(request: Request, form: FormData) -> Response:
     """Do it. What is in the way is told beside the question, and nothing is lost of what was typed."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     action = _action(request)
-    person, why = person_of(request), str(form.get("why", "")).strip()[:_WHY_CHARS]
+    user, why = request.user, str(form.get("why", "")).strip()[:_WHY_CHARS]
     version = str(form.get("version", ""))
     if action.reason_needed and not why:
         return _ask(request, wrong="Say why: others will read it later.", version=version)
     try:
         match action.name:
             case "run":
-                done = _run(dashboard, request, module, force="force" in form, by=person.name)
+                done = _run(dashboard, request, module, force="force" in form, by=user.name)
             case "approve":
-                done = _approve(dashboard, tenant, module, version, by=person.name, why=why)
+                done = _approve(dashboard, tenant, module, version, by=user.name, why=why)
             case "decline":
-                notes = manual.decline(_programs(dashboard, tenant, module), version, by=person.name, why=why)
+                notes = manual.decline(_programs(dashboard, tenant, module), version, by=user.name, why=why)
                 done = ". ".join((f"{version} is declined, and serves nobody", *notes)) + "."
             case _:
-                done = _roll_back(dashboard, tenant, module, version, by=person.name, why=why)
+                done = _roll_back(dashboard, tenant, module, version, by=user.name, why=why)
     except AutooptError as e:
         return _ask(request, wrong=str(e), why=why, version=version)
     dashboard.looking.look_again_at(tenant)

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import User
 from autoopt_pipeline.dashboard.context import dashboard_of
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
@@ -67,11 +66,11 @@ class Sensor:
 
 
 def activity_page(request: Request) -> Response:
-    dashboard, person = dashboard_of(request), person_of(request)
+    dashboard, user = dashboard_of(request), request.user
     instance, before = dashboard.instance, _moment(request.query_params.get("before", ""))
-    stored = dashboard.configs(person)
-    only = None if person.sees_all else list(stored)
-    found, untold = _page(instance, dashboard.parts, person, only, before)
+    stored = dashboard.configs(user)
+    only = None if user.sees_all else list(stored)
+    found, untold = _page(instance, dashboard.parts, user, only, before)
     first = before is None
     return render(
         request,
@@ -82,7 +81,7 @@ def activity_page(request: Request) -> Response:
         older=found.reaches,
         untold=untold,
         known=stored,
-        sensors=_sensors(instance) if first and person.sees_all else [],
+        sensors=_sensors(instance) if first and user.sees_all else [],
     )
 
 
@@ -98,7 +97,7 @@ def _moment(text: str) -> datetime | None:
 def _page(
     instance: dg.DagsterInstance,
     parts: Connections,
-    person: User,
+    user: User,
     only: Sequence[str] | None,
     before: datetime | None,
 ) -> tuple[Stretch[Happened], list[str]]:
@@ -111,7 +110,7 @@ def _page(
     untold = []
     for what, read in (("what people did to versions", _acts), ("changes of configurations", _configurations)):
         try:
-            stretches.append(read(parts, person, before))
+            stretches.append(read(parts, user, before))
         except AutooptError as e:
             untold.append(f"{what}: {e}")
     # Of what is further back than one place was read, others may be missing.
@@ -202,16 +201,16 @@ def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
     return Happened(at, kind, event.partition, module, text, run_id=str(said.get("run_id", "")), bad=bad)
 
 
-def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
-    acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
+def _acts(parts: Connections, user: User, before: datetime | None) -> Stretch[Happened]:
+    acts = recent_acts(parts.files, user.sees, before=before, limit=_SHOWN)
     found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.found]
     return Stretch(found, acts.reaches)
 
 
-def _configurations(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
+def _configurations(parts: Connections, user: User, before: datetime | None) -> Stretch[Happened]:
     changes = newest_of(
         parts.configs.changes,
-        lambda change: person.sees(change.tenant_id),
+        lambda change: user.sees(change.tenant_id),
         before=before,
         limit=_SHOWN,
         most=_CHANGES_READ,

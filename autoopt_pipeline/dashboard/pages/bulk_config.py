@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, quote_plus, urlencode
 
+from starlette.authentication import requires
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,7 +17,6 @@ from autoopt_pipeline.dashboard.bulk_change import PlannedChange, field_paths, p
 from autoopt_pipeline.dashboard.context import Dashboard, dashboard_of
 from autoopt_pipeline.dashboard.flash import say
 from autoopt_pipeline.dashboard.paging import PAGE, page_number, pages_of
-from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import ConfigConflict, ConfigStoreUnavailable, InvalidConfig
 from autoopt_pipeline.orchestration.partitions import register_tenant
@@ -90,7 +90,7 @@ def _state(row: Row) -> str:
 
 def list_page(request: Request) -> Response:
     dashboard, query = dashboard_of(request), Query.read(request.query_params)
-    configs = dashboard.configs(person_of(request))
+    configs = dashboard.configs(request.user)
     entries = found(configs, query)
     pages = pages_of(len(entries))
     query = replace(query, page=min(query.page, pages))
@@ -109,21 +109,21 @@ def list_page(request: Request) -> Response:
     )
 
 
+@requires("operator")
 def add_page(request: Request) -> Response:
-    require_operator(request)
     return render(request, "configuration_add.html", tenant="", agents="", wrong="")
 
 
 def add(request: Request, form: FormData) -> Response:
     """Give a new tenant a configuration, and make it a partition at once."""
-    dashboard, person = dashboard_of(request), person_of(request)
+    dashboard, user = dashboard_of(request), request.user
     tenant, agents = str(form.get("tenant", "")).strip(), str(form.get("agents", ""))
     lines = [line.strip() for line in agents.splitlines() if line.strip()]
     try:
         config = new_tenant(tenant, lines, where="new tenant")
-        if not person.sees(tenant):
-            raise InvalidConfig(f"{tenant} is none of the tenants that you may see", "; ".join(person.tenants))
-        add_tenant(dashboard.parts.configs, config, by=person.name)
+        if not user.sees(tenant):
+            raise InvalidConfig(f"{tenant} is none of the tenants that you may see", "; ".join(user.tenants))
+        add_tenant(dashboard.parts.configs, config, by=user.name)
     except (InvalidConfig, ConfigConflict) as e:
         status = HTTPStatus.CONFLICT if isinstance(e, ConfigConflict) else HTTPStatus.BAD_REQUEST
         return render(request, "configuration_add.html", status=status, tenant=tenant, agents=agents, wrong=str(e))
@@ -173,7 +173,7 @@ def preview(request: Request, form: FormData) -> Response:
     text = str(form.get("value", "")).strip()
     if wrong := wrong_value(field, text):
         return _ask(request, selection, field, text, wrong)
-    entries, strangers = selection.entries(dashboard.configs(person_of(request)))
+    entries, strangers = selection.entries(dashboard.configs(request.user))
     changing: dict[str, int] = {}
     first: list[PlannedChange] = []  # the page shows these, and only counts the others
     unchanged: list[str] = []
@@ -210,8 +210,7 @@ def apply(request: Request, form: FormData) -> Response:
     What a store that fails, or the time, does not allow is left, and can be gone on with.
     """
     dashboard, field, text = dashboard_of(request), _field(form), str(form.get("value", ""))
-    person = person_of(request)
-    configs = dashboard.configs(person)
+    configs = dashboard.configs(request.user)
     expected, strangers = _expected(str(form.get("versions", "")))
     strangers += [tenant for tenant in expected if tenant not in configs]
     results: dict[str, list[Told]] = {"saved": [], "conflict": [], "refused": list(_strange(strangers))}
@@ -222,7 +221,7 @@ def apply(request: Request, form: FormData) -> Response:
             break
         try:
             plan = plan_change(configs[tenant], field, text)
-            state, what = _write(dashboard, plan, version, person.name)
+            state, what = _write(dashboard, plan, version, request.user.name)
         except ConfigStoreUnavailable as e:
             stopped = str(e)
             break
@@ -285,7 +284,7 @@ def _field(form: FormData) -> str:
 
 
 def _ask(request: Request, selection: Selection, field: str, text: str, wrong: str) -> Response:
-    entries, strangers = selection.entries(dashboard_of(request).configs(person_of(request)))
+    entries, strangers = selection.entries(dashboard_of(request).configs(request.user))
     if not entries and not strangers:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "no tenant is selected: tick some, or change all that match")
     return render(

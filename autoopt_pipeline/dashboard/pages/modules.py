@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
@@ -64,8 +63,8 @@ def tenant_page(request: Request) -> Response:
 
 def why_page(request: Request) -> Response:
     """For any tenant, what is decided about each of its modules, in sentences."""
-    dashboard, person = dashboard_of(request), person_of(request)
-    stored = dashboard.configs(person)
+    dashboard, user = dashboard_of(request), request.user
+    stored = dashboard.configs(user)
     asked = request.query_params.get("tenant", "").strip()
     stories, untold = [], ""
     if asked and asked not in stored:

@@ -6,7 +6,6 @@ from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.overview_query import Query, select
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
 
@@ -31,10 +30,10 @@ def overview_board(request: Request) -> Response:
 
 
 def _board(request: Request, template: str) -> Response:
-    dashboard, person = dashboard_of(request), person_of(request)
+    dashboard, user = dashboard_of(request), request.user
     look, trouble = dashboard.looking.latest()
     page = select(
-        [each for each in look.standings if person.sees(each.tenant_id)] if look else [],
+        [each for each in look.standings if user.sees(each.tenant_id)] if look else [],
         Query.read(request.query_params),
     )
     trends, untold = {}, ""

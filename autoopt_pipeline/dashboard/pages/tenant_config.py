@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from starlette.authentication import requires
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from starlette.responses import RedirectResponse, Response
 from autoopt_pipeline.dashboard.config_form import ConfigForm, Document, checked, default_texts, known_modules
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
 from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_tenant
@@ -58,9 +58,9 @@ def save_form(request: Request, posted: FormData) -> Response:
         return save_form(request, posted)
 
 
+@requires("operator")
 def text_page(request: Request) -> Response:
     """The configuration as text, also one that is not valid."""
-    require_operator(request)
     entry = configured(request)
     return _show_text(request, entry, as_text(entry))
 
@@ -112,8 +112,8 @@ def history_page(request: Request) -> Response:
     )
 
 
+@requires("operator")
 def revert_page(request: Request) -> Response:
-    require_operator(request)
     return _ask_to_revert(request, request.query_params.get("version", ""))
 
 
@@ -125,7 +125,7 @@ def revert(request: Request, form: FormData) -> Response:
         config = reverted_to(entry, newest)
         if newest.document is None:
             check_distinct(newest.tenant_id, spellings(dashboard.parts.configs.current()))
-        by, expected = person_of(request).name, _number(form.get("newest"))
+        by, expected = request.user.name, _number(form.get("newest"))
         written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
@@ -134,8 +134,8 @@ def revert(request: Request, form: FormData) -> Response:
     return _back(request, f"{newest.tenant_id}: configuration version {written}, the same as {version}.")
 
 
+@requires("operator")
 def remove_page(request: Request) -> Response:
-    require_operator(request)
     return _ask_to_remove(request)
 
 
@@ -143,7 +143,7 @@ def remove(request: Request, form: FormData) -> Response:
     """Remove the tenant, and its partition unless a run is under way."""
     dashboard, tenant = dashboard_of(request), configured(request).tenant_id
     try:
-        by, expected = person_of(request).name, _number(form.get("newest"))
+        by, expected = request.user.name, _number(form.get("newest"))
         dashboard.parts.configs.write(tenant, None, by=by, expected_version=expected)
     except ConfigConflict as e:
         return _ask_to_remove(request, wrong=str(e))
@@ -199,7 +199,7 @@ def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldCh
 
 
 def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
-    by = person_of(request).name
+    by = request.user.name
     written = write_config(dashboard.parts.configs, config, by=by, expected_version=newest.version)
     dashboard.looking.look_again_at(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
