@@ -1,4 +1,4 @@
-"""The web application: which address leads to which page, and how errors are told."""
+"""The web application: its routes, middleware and error pages."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -43,7 +43,7 @@ _STATUS: dict[type[AutooptError], HTTPStatus] = {
 }
 
 _MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "viewers change nothing; ask an operator"}
-"""Our words for what Starlette says by itself."""
+"""Messages that replace Starlette's own."""
 
 
 def create_app(dashboard: Dashboard) -> ASGIApp:
@@ -110,7 +110,7 @@ async def _looking(app: Starlette) -> AsyncGenerator[None, None]:
 
 
 def _healthz(request: Request) -> Response:
-    """That the process answers. What it depends on has probes of its own."""
+    """Confirm that the process answers. The servers that it depends on have their own probes."""
     return PlainTextResponse("ok")
 
 

@@ -1,4 +1,4 @@
-"""One field of many tenants: which fields that can be, and what the change does to each tenant. Pure."""
+"""Changing one field of many tenants: the fields to choose from, and the effect on each tenant. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

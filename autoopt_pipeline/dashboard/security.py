@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from autoopt_pipeline.dashboard.auth import Access, User
 
 SESSION_SECONDS = 12 * 3600
-"""How long who has signed in stays so."""
+"""How long a session lasts."""
 
 _OPEN = ("/static/", "/sign-in", "/healthz")
-"""What everybody may see."""
+"""Paths that need no sign-in."""
 
 _HEADERS = {
-    # Charts carry their values as styles of their cells; there are no other inline styles, and no inline scripts.
+    # Charts hold their values in the styles of their cells. There are no other inline styles and no inline scripts.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "style-src-attr 'unsafe-inline'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -42,7 +42,7 @@ _FORM_FIELDS = 20_000
 
 
 class SecurityHeaders:
-    """What browsers are told of every answer, also of one to an error that nobody foresaw."""
+    """Adds the security headers to every response, including the one to an unexpected error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -96,10 +96,10 @@ class TokenOrSession(AuthenticationBackend):
 
 
 class Sessions:
-    """Starlette's signed cookies; only over TLS where the request came so, also through a proxy."""
+    """Starlette's signed cookies. After a request over TLS, also through a proxy, they are sent only over TLS."""
 
     def __init__(self, app: ASGIApp) -> None:
-        key = secrets.token_urlsafe(32)  # whoever restarts the dashboard signs everybody out
+        key = secrets.token_urlsafe(32)  # a restart of the dashboard ends all sessions
 
         def sessions(https: bool) -> ASGIApp:
             name = "__Host-autoopt" if https else "autoopt"
@@ -127,7 +127,7 @@ def operator_form(handler: Callable[[Request, FormData], Response]) -> Callable[
 
 
 async def checked_form(request: Request) -> FormData:
-    """A form of our own page. Raises 403 for one that another site has sent."""
+    """Read a form. Raises 403 when it does not come from one of our pages."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "the form does not say how long it is")

@@ -1,4 +1,4 @@
-"""What people decide on the pages: run now, approve, decline, go back. Each is confirmed and recorded."""
+"""The actions of an operator: run now, approve, decline, roll back. Each is confirmed and recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _WHY_CHARS = 1000
 
 @dataclass(frozen=True)
 class Action:
-    """A button: what it says, what the person is asked, and whether it does harm."""
+    """A button: its label, the question before the action, and whether the button warns."""
 
     name: str
     label: str
@@ -42,8 +42,8 @@ class Action:
 
 
 ACTIONS: Mapping[str, Action] = {
-    each.name: each
-    for each in (
+    action.name: action
+    for action in (
         Action("run", "Run now", "Optimize {what} now?", reason_needed=False),
         Action("approve", "Approve", "Make {version} the active version of {what}?"),
         Action("decline", "Decline", "Decline {version} of {what}?"),
@@ -54,12 +54,12 @@ ACTIONS: Mapping[str, Action] = {
 
 @requires("operator")
 def confirm(request: Request) -> Response:
-    """Ask, say what will happen, and let the person say why."""
+    """Ask for confirmation, explain the effect, and let the user give a reason."""
     return _ask(request)
 
 
 def decide(request: Request, form: FormData) -> Response:
-    """Do it. What is in the way is told beside the question, and nothing is lost of what was typed."""
+    """Perform the action. On an error, show it beside the question and keep what the user typed."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     action = _action(request)
     user, why = request.user, str(form.get("why", "")).strip()[:_WHY_CHARS]
@@ -96,14 +96,14 @@ def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | Non
     action = _action(request)
     programs = _programs(dashboard, tenant, module)
     named = version or request.query_params.get("version", "")
-    told: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if action.name == "run":
-        told = _conditions(dashboard, request, module)
+        details = _conditions(dashboard, request, module)
     elif action.name == "roll-back":
         named = named or _before(programs)
     else:
-        named = named or next((each.version for each in programs.manifests if programs.verdict(each) == PROPOSED), "")
-        told = {"manifest": programs.manifest(named)}
+        named = named or next((m.version for m in programs.manifests if programs.verdict(m) == PROPOSED), "")
+        details = {"manifest": programs.manifest(named)}
     return render(
         request,
         "confirm.html",
@@ -116,7 +116,7 @@ def _ask(request: Request, *, wrong: str = "", why: str = "", version: str | Non
         programs=programs,
         wrong=wrong,
         why=why,
-        **{"conditions": (), "launches": True, "manifest": None, **told},
+        **{"conditions": (), "launches": True, "manifest": None, **details},
     )
 
 
@@ -129,7 +129,7 @@ def _programs(dashboard: Dashboard, tenant: str, module: str) -> ModuleVersions:
 
 
 def _conditions(dashboard: Dashboard, request: Request, module: str) -> dict[str, Any]:
-    """What the sensor looks at, so that who insists knows on what."""
+    """The conditions that the sensor checks, so that a user who forces a run knows which are not met."""
     entry, now = configured(request), datetime.now(UTC)
     parts = dashboard.parts
     plan = plan_tenants(
