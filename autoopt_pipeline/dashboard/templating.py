@@ -1,4 +1,4 @@
-"""Pages from templates. Everything is escaped; what a tenant wrote is text and never markup."""
+"""Pages from templates. All values are escaped, so that text from a tenant is never markup."""
 
 import hashlib
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def _span(seconds: float | None) -> str:
 
 
 def _part(text: str) -> str:
-    """Text as one part of an address's path."""
+    """Quote a text as one segment of a URL path."""
     return quote(str(text), safe=":")
 
 
@@ -67,7 +67,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _static(name: str) -> str:
-    """The address of a file; another one after each change, so that no browser works with one of an earlier release."""
+    """The URL of a static file. It changes with the file, so that no browser uses the one of an earlier release."""
     return f"/static/{name}?{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
 
 
@@ -75,10 +75,11 @@ _templates = _environment()
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **values: Any) -> Response:
-    """A page, or a part of one."""
+    """Render a page, or a part of one."""
+    user = request.scope.get("user")
     context: Mapping[str, Any] = {
         "now": datetime.now(UTC),
-        "person": request.scope.get("person"),
+        "user": user if user and user.is_authenticated else None,
         "csrf": request.scope.get("csrf", ""),
         "path": request.url.path,
         "notice": take(request),

@@ -1,4 +1,4 @@
-"""What people decide on the pages: run now, approve, decline, go back. Each is confirmed and recorded."""
+"""The actions of an operator: run now, approve, decline, roll back. Each is confirmed and recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from starlette.authentication import requires
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from starlette.responses import RedirectResponse, Response
 
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_tenant
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.orchestration.run_requests import check_request, launch_request
@@ -28,7 +28,7 @@ _WHY_CHARS = 1000
 
 @dataclass(frozen=True)
 class Action:
-    """A button: what it says, what the person is asked, and whether it does harm."""
+    """A button: its label, the question before the action, and whether the button warns."""
 
     name: str
     label: str
@@ -38,8 +38,8 @@ class Action:
 
 
 ACTIONS: Mapping[str, Action] = {
-    each.name: each
-    for each in (
+    action.name: action
+    for action in (
         Action("run", "Run now", "Optimize {what} now?", reason_needed=False),
         Action("approve", "Approve", "Make {version} the active version of {what}?"),
         Action("decline", "Decline", "Decline {version} of {what}?"),
@@ -48,31 +48,31 @@ ACTIONS: Mapping[str, Action] = {
 }
 
 
+@requires("operator")
 def confirm(request: Request) -> Response:
-    """Ask, say what will happen, and let the person say why."""
-    require_operator(request)
+    """Ask for confirmation, explain the effect, and let the user give a reason."""
     return _ask(request)
 
 
 def decide(request: Request, form: FormData) -> Response:
-    """Do it. What is in the way is told beside the question, and nothing is lost of what was typed."""
+    """Perform the action. On an error, show it beside the question and keep what the user typed."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     action = _action(request)
-    person, reason = person_of(request), str(form.get("reason", "")).strip()[:_WHY_CHARS]
+    user, reason = request.user, str(form.get("reason", "")).strip()[:_WHY_CHARS]
     version = str(form.get("version", ""))
     if action.reason_needed and not reason:
         return _ask(request, wrong="Say why: others will read it later.", version=version)
     try:
         match action.name:
             case "run":
-                done = _run(dashboard, request, module, force="force" in form, actor=person.name)
+                done = _run(dashboard, request, module, force="force" in form, actor=user.name)
             case "approve":
-                done = _approve(dashboard, tenant, module, version, actor=person.name, reason=reason)
+                done = _approve(dashboard, tenant, module, version, actor=user.name, reason=reason)
             case "decline":
-                notes = manual.decline(_programs(dashboard, tenant, module), version, actor=person.name, reason=reason)
+                notes = manual.decline(_programs(dashboard, tenant, module), version, actor=user.name, reason=reason)
                 done = ". ".join((f"{version} is declined", *notes)) + "."
             case _:
-                done = _roll_back(dashboard, tenant, module, version, actor=person.name, reason=reason)
+                done = _roll_back(dashboard, tenant, module, version, actor=user.name, reason=reason)
     except AutooptError as e:
         return _ask(request, wrong=str(e), reason=reason, version=version)
     dashboard.looking.look_again_at(tenant)
@@ -92,16 +92,16 @@ def _ask(request: Request, *, wrong: str = "", reason: str = "", version: str | 
     action = _action(request)
     programs = _programs(dashboard, tenant, module)
     named = version or request.query_params.get("version", "")
-    told: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if action.name == "run":
-        told = _conditions(dashboard, request, module)
+        details = _conditions(dashboard, request, module)
     elif action.name == "roll-back":
         named = named or _before(programs)
     else:
         named = named or next(
             (each.version for each in programs.manifests if programs.verdict(each) == Verdict.AWAITING_APPROVAL), ""
         )
-        told = {"manifest": programs.manifest(named)}
+        details = {"manifest": programs.manifest(named)}
     return render(
         request,
         "confirm.html",
@@ -114,7 +114,7 @@ def _ask(request: Request, *, wrong: str = "", reason: str = "", version: str | 
         programs=programs,
         wrong=wrong,
         reason=reason,
-        **{"conditions": (), "launches": True, "manifest": None, **told},
+        **{"conditions": (), "launches": True, "manifest": None, **details},
     )
 
 

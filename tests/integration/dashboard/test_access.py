@@ -191,7 +191,14 @@ def test_a_form_of_another_site_changes_nothing(home: Path, store: TenantConfigS
 
 def test_another_sites_name_for_this_machine_is_refused(home: Path) -> None:
     with visiting(home) as browser:
-        assert browser.get("/", headers={"host": "evil.example:8080"}).status_code == 421
+        assert browser.get("/", headers={"host": "evil.example:8080"}).status_code == 400
+        for name in ("127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "localhost:1"):
+            assert browser.get("/", headers={"host": name}).status_code == 200
+
+
+def test_where_people_sign_in_the_dashboard_answers_to_any_name(home: Path, people: Access) -> None:
+    with visiting(home, people) as browser:
+        assert browser.get("/", headers={"host": "dashboard.example"} | bearer(TOKEN)).status_code == 200
 
 
 def test_every_answer_tells_browsers_what_to_refuse(home: Path) -> None:

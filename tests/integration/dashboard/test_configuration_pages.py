@@ -73,7 +73,7 @@ def test_one_field_is_saved_and_no_other_is_touched(browser: TestClient, store: 
 
 
 def test_what_a_tenant_wrote_is_shown_as_text(browser: TestClient, store: TenantConfigStore) -> None:
-    post(browser, HERE, **{"agents.0.name": "b", "teacher_lm.model": "openai/" + NASTY.replace("\n", "")})
+    post(browser, HERE, **{"agents.0.name": "b", "lm.model": "openai/" + NASTY.replace("\n", "")})
     assert newest(store)["agents"] == [{"name": "b", "description": NASTY}]
     for page in (HERE, f"{HERE}/history", f"{HERE}/text", f"{HERE}/revert?version=1", "/configuration"):
         html = browser.get(page).text
@@ -104,17 +104,18 @@ def test_a_page_that_is_sent_as_it_came_saves_nothing(browser: TestClient, store
 def test_a_wrong_value_is_told_at_its_input_and_nothing_typed_is_lost(
     browser: TestClient, store: TenantConfigStore
 ) -> None:
-    typed = {"agents.1.name": "not a name", "budget.max_tokens": "many", "max_run_seconds": "120"}
+    typed = {"agents.1.name": "not a name", "budget.max_tokens": "many", "daily_budget.max_tokens": "120"}
     page = post(browser, HERE, **typed)
     assert page.status_code == 400
     fields = forms(page.text)[HERE]
     assert {name: fields[name] for name in typed} == {name: [text] for name, text in typed.items()}
     assert "got &#39;many&#39;" in page.text
-    assert 'aria-describedby="budget.max_tokens-about budget.max_tokens-wrong" aria-invalid="true"' in page.text
+    assert 'aria-describedby="budget.max_tokens-about" aria-invalid="true"' in page.text
+    assert '<a href="#budget.max_tokens">budget.max_tokens</a>' in page.text
     assert page.text.count("autofocus") == 1
     assert len(store.history("acme")) == 1
     done = browser.post(HERE, data=fields | {"agents.1.name": ["c"], "budget.max_tokens": [""]})
-    assert newest(store)["max_run_seconds"] == 120
+    assert newest(store)["daily_budget"] == {"max_tokens": 120}
     assert "Saved as version 2" in done.text
 
 
@@ -124,6 +125,11 @@ def test_a_key_that_was_typed_for_its_variable_is_not_shown_again(
     page = post(browser, HERE, **{"lm.model": "openai/m", "lm.api_key_env": "sk-secret"})
     assert page.status_code == 400
     assert "never the key" in page.text
+    assert "sk-secret" not in page.text
+    html = chosen(browser, field="lm.api_key_env", which="all")
+    page = browser.post("/configuration/preview", data=form(html, "/configuration/preview", value="sk-secret"))
+    assert page.status_code == 400
+    assert "lm.api_key_env: give the name of an environment variable" in page.text
     assert "sk-secret" not in page.text
     store.write("acme", {"tenant_id": "acme", "lm": {"model": "m", "api_key_env": "sk-secret"}})
     assert "sk-secret" not in browser.get(f"{HERE}/history").text
@@ -371,17 +377,23 @@ def test_a_store_that_stops_in_the_middle_is_told_and_gone_on_with(
 
 
 def test_a_duration_is_shown_and_written_with_its_unit(browser: TestClient, store: TenantConfigStore) -> None:
-    shown = browser.get(HERE).text
-    assert 'placeholder="30d"' in shown
-    assert "1s to 3650d" in shown
-    page = post(browser, HERE, optimization_interval_seconds="90m", **{"retry.delay_seconds": "1 m"})
+    assert 'placeholder="1h"' in browser.get(HERE).text
+    page = post(browser, HERE, optimization_interval_seconds="90 m")
     assert "optimization_interval_seconds: 1h → 1h30m" in page.text
     assert newest(store)["optimization_interval_seconds"] == 5400
-    assert newest(store)["retry"] == {"delay_seconds": 60}
     assert forms(browser.get(HERE).text)[HERE]["optimization_interval_seconds"] == ["1h30m"]
     assert "1h30m" in browser.get("/configuration").text
-    wrong = post(browser, HERE, lookback_seconds="2 weeks")
+    wrong = post(browser, HERE, optimization_interval_seconds="2 weeks")
     assert "has to be a duration such as 90s, 45m, 2h or 30d" in wrong.text
+
+
+def test_a_setting_that_has_no_input_is_shown_and_kept(browser: TestClient, store: TenantConfigStore) -> None:
+    quiet = [{"start": "22:00", "end": "06:00"}]
+    save(store, quiet_hours=quiet, lm={"model": "openai/m", "temperature": 0.5})
+    assert "22:00" in browser.get(HERE).text
+    post(browser, HERE, promotion_mode="manual", **{"lm.model": "openai/n"})
+    assert newest(store)["quiet_hours"] == quiet
+    assert newest(store)["lm"] == {"model": "openai/n", "temperature": 0.5}
 
 
 def test_a_model_that_no_client_can_be_sent_to_is_told_at_its_input(
@@ -389,6 +401,6 @@ def test_a_model_that_no_client_can_be_sent_to_is_told_at_its_input(
 ) -> None:
     page = post(browser, HERE, **{"lm.model": "nonsense"})
     assert page.status_code == 400
-    assert 'aria-describedby="lm.model-about lm.model-wrong" aria-invalid="true"' in page.text
+    assert 'aria-describedby="lm.model-about" aria-invalid="true"' in page.text
     assert "name the model as DSPy does" in page.text
     assert len(store.history("acme")) == 1
