@@ -9,7 +9,6 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.records import Manifest, Program
 from autoopt_pipeline.registry.serialization import serialize
-from autoopt_pipeline.registry.shared_instructions import SharedInstructions
 from autoopt_pipeline.registry.version_store import VersionStore
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -83,20 +82,3 @@ def store(
         before = artifacts.active()
         artifacts.move(version, expected=before.version if before else None, by="t", why="")
     return version
-
-
-def shared_of(tenant: str, **changes: object) -> SharedInstructions:
-    """What a tenant publishes of its routing; `changes` are fields of it."""
-    shared = SharedInstructions(
-        tenant_id=tenant,
-        module="routing",
-        version="v",
-        published_at=AT,
-        fingerprint="f",
-        lm="stand-in",
-        gain=0.3,
-        cases=200,
-        labels=[],
-        instructions={"decide": "think"},
-    )
-    return shared.model_copy(update=changes)

@@ -1,20 +1,15 @@
 """What was rolled back does not come back by itself, whichever way a run would bring it."""
 
 from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
 
 from autoopt_pipeline.evaluation.trial_log import TrialConditions, begin, open_trial
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
-from autoopt_pipeline.optimization.warm_start import Pool
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
 from tests.stored import made_program, store
 from tests.test_optimize import artifacts, decisions, job, stand_in
-from tests.test_prior import AT, ROUTING, artifacts_of, configs, configure, pool, publish, root, started
 
-__all__ = ["artifacts", "configs", "pool", "root"]  # fixtures
+__all__ = ["artifacts"]  # a fixture
 
 
 def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looked_at(
@@ -51,23 +46,6 @@ def test_a_finalist_that_a_person_declined_is_rejected_before_the_holdout_is_loo
     assert f"the same program was declined: {first.version}" in again.reason
     assert "by marta (it annoys people)" in again.reason
     assert artifacts.ledger() == charged
-
-
-def test_shared_instructions_that_a_person_went_back_from_are_not_started_from_again(
-    pool: Pool, configs: SqliteConfigStore, root: Path
-) -> None:
-    publish(pool, configs, "donor")
-    config = configure(configs, "taker", start_from_shared=True)
-    first = started(pool, root, config)
-    taker = artifacts_of(root, "taker")
-    taker.move(None, expected=first.version, by="marta", why="it annoys people")
-    later = OptimizationJob(
-        ROUTING, config, decisions(30), AT - timedelta(days=1), AT + timedelta(days=1), "later", pool=pool
-    )
-    report = optimize(later, stand_in(), taker)
-    assert report.verdict is Verdict.NOT_ENOUGH_DATA
-    assert taker.active() is None
-    assert len(taker.moves()) == 2
 
 
 def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(artifacts: VersionStore) -> None:

@@ -17,9 +17,8 @@ from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import TrialStep
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
-from tests.stored import made_program, shared_of, store
+from tests.stored import made_program, store
 from tests.test_cli import AGENTS, autoopt
 
 PROJECT = Path(__file__).parents[1]
@@ -291,20 +290,6 @@ def test_wrong_names_are_one_line_with_the_nearest(home: Path, command: str, thr
     if command in {*versions, "promote"}:
         error = autoopt(command, "acme", "routing", *versions.get(command, [three[0][:-1]]), status=2)
         assert f"did you mean '{three[0]}'?" in error
-
-
-def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
-    artifacts: VersionStore, home: Path, three: list[str]
-) -> None:
-    shared = SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
-    shared.publish(shared_of("acme", version=three[2]))
-    later = make(artifacts, 4, active=False)
-    autoopt("promote", "acme", "routing", later)
-    assert shared.read("acme") is not None
-    autoopt("rollback", "acme", "routing")
-    assert shared.read("acme") is not None
-    assert f"note: the instructions that {three[2]} shared are withdrawn" in autoopt("rollback", "acme", "routing")
-    assert shared.read("acme") is None
 
 
 _TOGETHER = """

@@ -40,8 +40,7 @@ def promote(
 
     programs = open_programs(tenant, module)
     settings = _watch_settings(programs, canary, watch)
-    shared = connections().shared(module)
-    moved = manual.promote(programs, version, by=who(), why=why, settings=settings, shared=shared, force=force)
+    moved = manual.promote(programs, version, by=who(), why=why, settings=settings, force=force)
     _tell(programs, moved, json)
 
 
@@ -61,7 +60,7 @@ def rollback(
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    moved = manual.roll_back(programs, to, by=who(), why=why, shared=connections().shared(module))
+    moved = manual.roll_back(programs, to, by=who(), why=why)
     _tell(programs, moved, json)
 
 

@@ -23,7 +23,7 @@ _SHOWN = 5
 
 _REMEDIES = {
     Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
-    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces, or start from what others share (docs/add-a-tenant.md)",
+    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
 """What to do, by verdicts that something is lacking."""
 

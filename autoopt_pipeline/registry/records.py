@@ -36,8 +36,8 @@ class Move(StoredRecord):
     """One change of the active version: who moved it, when, why, from what (`expected`), to what.
 
     None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
-    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
+    `judged` is false where neither the gate nor a person chose the version for its quality: an equal of a version that
+    had to be withdrawn, or the end of a watch.
 
     `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
     move, both serve, and the watch compares them.
@@ -177,7 +177,6 @@ class Manifest(StoredRecord):
     examples: dict[str, int]
     provenance: dict[str, int]
     judged_by: dict[str, int] = {}
-    shareable: list[str] = []
     incumbent_score: float | None
     candidate_score: float | None
     gate: dict[str, float | int]

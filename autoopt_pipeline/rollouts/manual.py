@@ -9,9 +9,8 @@ from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
 from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of
 from autoopt_pipeline.registry.records import Manifest, Move
 from autoopt_pipeline.registry.serialization import instantiate
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import rollback_stack
-from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
+from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import WatchSettings
 
@@ -33,7 +32,6 @@ def promote(
     by: str,
     why: str,
     settings: WatchSettings,
-    shared: SharedStore,
     force: bool = False,
 ) -> Moved:
     """Make a version active: approve a candidate, or choose an earlier one; `settings` say how it is watched.
@@ -54,10 +52,10 @@ def promote(
     move = roll_out(programs.artifacts, version, expected=programs.active, by=by, why=why, settings=settings)
     what = "approved" if verdict == PROPOSED else "promoted"
     entered = _enter(programs, what, by=by, text=f"{path_of(move)}: {why}")
-    return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
+    return Moved(move, (*notes, *entered))
 
 
-def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
+def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: str) -> Moved:
     """Go back to an earlier active version or the baseline, by default what was active before. A canary is given up.
 
     What was left is not promoted by itself any more. Raises `InvalidArtifact` where there is nothing to go back to, or
@@ -68,8 +66,7 @@ def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: 
         _check_serves(programs, version)
     _check_moves(programs, version)
     move = programs.artifacts.move(version, expected=programs.active, by=by, why=why)
-    entered = _enter(programs, "rolled_back", by=by, text=f"{path_of(move)}: {why}")
-    return Moved(move, (*_stop_sharing(programs, shared), *entered))
+    return Moved(move, tuple(_enter(programs, "rolled_back", by=by, text=f"{path_of(move)}: {why}")))
 
 
 def decline(programs: ModuleVersions, version: str, *, by: str, why: str) -> list[str]:
@@ -136,12 +133,3 @@ def _enter(programs: ModuleVersions, what: str, *, by: str, text: str) -> list[s
     except AutooptError as e:
         return [f"the activity does not tell of it: {e}"]
     return []
-
-
-def _stop_sharing(programs: ModuleVersions, shared: SharedStore) -> list[str]:
-    """Says what was done. Never fails, for the move stands."""
-    try:
-        withdrawn = stop_sharing(shared, programs.artifacts)
-    except AutooptError as e:
-        return [f"whether its instructions are shared is unknown: {e}"]
-    return [f"the instructions that {withdrawn} shared are withdrawn"] if withdrawn else []

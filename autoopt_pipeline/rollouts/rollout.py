@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.records import Move
 from autoopt_pipeline.registry.rollout_records import WatchResult
-from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import Watch, rolled_back
+from autoopt_pipeline.registry.transitions import Watch
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.span_contract import BASELINE
@@ -57,17 +56,6 @@ def end_watch(artifacts: VersionStore, watch: Watch, look: RolloutAnalysis, *, s
     move = artifacts.move(stays, expected=watch.move.to, by=WATCH, why=look.reason, judged=judged, after=watch.move)
     artifacts.add_watch(result)
     return move
-
-
-def stop_sharing(shared: SharedStore, artifacts: VersionStore) -> str | None:
-    """Withdraw instructions that a version shared which somebody went back from: others must not start from them.
-
-    Returns that version, or None where nothing was to be done.
-    """
-    published = shared.read(artifacts.tenant_id)
-    if published and published.version in rolled_back(artifacts.moves()) and shared.withdraw(artifacts.tenant_id):
-        return published.version
-    return None
 
 
 def _serves(artifacts: VersionStore, version: str | None) -> bool:

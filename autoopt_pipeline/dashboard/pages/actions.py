@@ -165,12 +165,11 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, by
 def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
     settings = watch_settings(dashboard.parts.configs, tenant)
     programs = _programs(dashboard, tenant, module)
-    shared = dashboard.parts.shared(module)
-    moved = manual.promote(programs, version, by=by, why=why, settings=settings, shared=shared)
+    moved = manual.promote(programs, version, by=by, why=why, settings=settings)
     return ". ".join((path_of(moved.move), *moved.notes)) + "."
 
 
 def _roll_back(dashboard: Dashboard, tenant: str, module: str, version: str, *, by: str, why: str) -> str:
     programs = _programs(dashboard, tenant, module)
-    moved = manual.roll_back(programs, version or None, by=by, why=why, shared=dashboard.parts.shared(module))
+    moved = manual.roll_back(programs, version or None, by=by, why=why)
     return ". ".join((path_of(moved.move), *moved.notes)) + "."

@@ -17,7 +17,7 @@ from autoopt_pipeline.registry.transitions import Watch, watch_since
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis, WatchVerdict
 from autoopt_pipeline.rollouts.production import look_at
-from autoopt_pipeline.rollouts.rollout import end_watch, stop_sharing
+from autoopt_pipeline.rollouts.rollout import end_watch
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, WATCH_ENDED
 from autoopt_pipeline.run_history.ticks import WatchReport
 from autoopt_pipeline.secrets import scrubbing_errors
@@ -92,22 +92,21 @@ def look_once(instance: dg.DagsterInstance, connections: Connections, watched: W
         config, _ = read_config(connections.configs, watched.tenant_id)
     except UnknownTenant:
         look = RolloutAnalysis(WatchVerdict.ENDED, "the tenant was removed")
-        return _end(instance, connections, artifacts, watch, look, stays=watch.move.to)
+        return _end(instance, artifacts, watch, look, stays=watch.move.to)
     if not config.watch.enabled:
         look = RolloutAnalysis(WatchVerdict.ENDED, "watch.enabled is false")
-        return _end(instance, connections, artifacts, watch, look, stays=watch.version)
+        return _end(instance, artifacts, watch, look, stays=watch.version)
     until = now - timedelta(seconds=connections.settings.settling_seconds)
     look = look_at(connections.phoenix, config, get_module(watched.module), watch, until=until)
     if look.verdict is WatchVerdict.WATCHING:
         note_look(connections.files, watched, now)
         return f"{artifacts.tenant_id}/{artifacts.module}: {watch.version or BASELINE}: {look.reason}"
     stays = watch.against if look.verdict is WatchVerdict.WORSE else watch.version
-    return _end(instance, connections, artifacts, watch, look, stays=stays)
+    return _end(instance, artifacts, watch, look, stays=stays)
 
 
 def _end(
     instance: dg.DagsterInstance,
-    connections: Connections,
     artifacts: VersionStore,
     watch: Watch,
     look: RolloutAnalysis,
@@ -118,15 +117,12 @@ def _end(
         end_watch(artifacts, watch, look, stays=stays)
     except PromotionConflict:
         return None  # somebody's move ended it
-    went_back = look.verdict is WatchVerdict.WORSE
-    if went_back:
-        stop_sharing(connections.shared(artifacts.module), artifacts)
     instance.report_runless_asset_event(
         dg.AssetObservation(
             artifacts.module,
             partition=artifacts.tenant_id,
             metadata={
-                "event": ROLLED_BACK if went_back else WATCH_ENDED,
+                "event": ROLLED_BACK if look.verdict is WatchVerdict.WORSE else WATCH_ENDED,
                 "verdict": look.verdict.value,
                 "reason": look.reason,
                 "from": watch.version or BASELINE,
