@@ -18,7 +18,6 @@ from autoopt_pipeline.registry.audit_log import enter_act
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
-from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.lifecycle import start_anew
 from autoopt_pipeline.tenants.store import unknown_tenant
@@ -32,7 +31,7 @@ def export_artifacts(
     tenant: TenantId,
     target: Annotated[Path, typer.Argument(help="A new folder, or a new file whose name ends in '.zip'.")],
 ) -> None:
-    """Copy everything that is stored of a tenant, and what it shares, into a new folder or zip file."""
+    """Copy a tenant's versions, transitions, ledger and sequential tests into a new folder or zip file."""
     parts = connections()
     files = parts.files
     _check_known(parts, files, tenant)
@@ -48,7 +47,7 @@ def delete_artifacts(
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
-    """Delete a removed tenant's versions, transitions, ledger and sequential tests, and what it shares, for good.
+    """Delete a removed tenant's versions, transitions, ledger and sequential tests for good.
 
     Should it be added again, it starts anew: earlier outcomes and traces do not count. Asks first; without a terminal
     it wants --yes. It can be repeated, and finishes what was left undone.
@@ -114,8 +113,6 @@ def _print_counts(paths: Iterable[str]) -> None:
 
 def _kind(path: str) -> str:
     folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
-    if folder == SHARED_FOLDER:
-        return f"{module} shared with others"
     if folder == ROLLOUT_INDEX:
-        return f"index of {module} rollouts"
+        return f"{module} watched"
     return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

@@ -55,8 +55,6 @@ def forget(
         _never_learn_again(parts, tenant, trace_ids, programs, text)
     running = _run_under_way(tenant)
     _forget_in_datasets(parts, tenant, programs, span_ids, text)
-    # What was shared goes before the tenant's own programs, for those tell that there was something to share.
-    _forget_where_shared(parts, tenant, programs, text)
     _forget_in_programs(programs, text)
     for module in programs:
         module.drop_kept_answers()
@@ -129,30 +127,6 @@ def _forget_in_datasets(
         found = forget_in_datasets(parts.phoenix, tenant, module, span_ids=span_ids, queries=text.queries)
         if found:
             console.print(f"{module}: {found} examples stood in its Phoenix dataset, which is deleted")
-
-
-def _forget_where_shared(
-    parts: Connections, tenant: str, programs: Sequence[VersionStore], text: "ForgottenText"
-) -> None:
-    """Take it out of instructions that the tenant shares, and of programs of other tenants that started from them."""
-    from autoopt_pipeline.erasure.programs import (
-        forget_in_programs,
-        forget_in_shared,
-        started_from_shared,
-        versions_with,
-    )
-
-    for own in programs:
-        if forget_in_shared(parts.shared(own.module), tenant, text):
-            console.print(f"{own.module}: its shared instructions held the text and are withdrawn")
-        if not versions_with(own, text, demos=False):
-            continue
-        others = (parts.artifacts(other, own.module) for other in parts.configs.current() if other != tenant)
-        for taker in others:
-            if started_from_shared(taker):
-                cleaned = forget_in_programs(taker, text, who=who(), demos=False)
-                if cleaned.withdrawn:
-                    console.print(f"{own.module}: {taker.tenant_id} had started from them, and is cleaned too")
 
 
 def _forget_in_programs(programs: Sequence[VersionStore], text: "ForgottenText") -> None:

@@ -40,8 +40,7 @@ def promote(
 
     programs = open_programs(tenant, module)
     policy = _rollout_policy(programs, canary, monitor)
-    shared = connections().shared(module)
-    moved = manual.promote(programs, version, actor=who(), reason=reason, policy=policy, shared=shared, force=force)
+    moved = manual.promote(programs, version, actor=who(), reason=reason, policy=policy, force=force)
     _tell(programs, moved, json)
 
 
@@ -62,7 +61,7 @@ def rollback(
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    moved = manual.roll_back(programs, to, actor=who(), reason=reason, shared=connections().shared(module))
+    moved = manual.roll_back(programs, to, actor=who(), reason=reason)
     _tell(programs, moved, json)
 
 

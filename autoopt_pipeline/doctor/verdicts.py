@@ -22,8 +22,8 @@ _AT_ONCE = 1000
 _SHOWN = 5
 
 _REMEDIES = {
-    Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshooting.md)",
-    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces, or start from what others share (docs/add-a-tenant.md)",
+    Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
+    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
 """Remedies by verdict, for verdicts that lack data."""
 

@@ -17,7 +17,6 @@ from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.records import Program
-from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
 from autoopt_pipeline.tenants.store import read_config, write_config
@@ -67,15 +66,12 @@ class Cleaned:
     now: str | None = None
 
 
-def versions_with(artifacts: VersionStore, text: ForgottenText, *, demos: bool = True) -> list[str]:
-    """The versions whose demos or instructions hold the text, damaged and half written ones included, oldest first.
-
-    Without `demos`, only instructions are looked at.
-    """
-    return list(dict.fromkeys(version for version, raw in artifacts.texts() if _holds(raw, text, demos=demos)))
+def versions_with(artifacts: VersionStore, text: ForgottenText) -> list[str]:
+    """The versions whose demos or instructions hold the text, damaged and half written ones included, oldest first."""
+    return list(dict.fromkeys(version for version, raw in artifacts.texts() if _holds(raw, text)))
 
 
-def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str, demos: bool = True) -> Cleaned:
+def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str) -> Cleaned:
     """Withdraw every version that holds the text; in place of the active one, its equal without the text serves.
 
     Raises `PromotionConflict` when others keep changing the active version, and whatever the artifact store raises.
@@ -83,7 +79,7 @@ def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str
     reason = "it held the text of a trace that is to be forgotten"
     before = after = None
     for _ in range(_TRIES):
-        holding = versions_with(artifacts, text, demos=demos)
+        holding = versions_with(artifacts, text)
         last = artifacts.last_transition()
         in_service = [version for version in holding if version in last.serving] if last else []
         if last is None or not in_service:
@@ -129,20 +125,6 @@ def without_text(program: Program, text: ForgottenText) -> Program:
             instructions = _baseline_instructions(program.module, tuple(program.labels)).get(name, "")
             state[name]["signature"] = {**predictor["signature"], "instructions": instructions}
     return program.model_copy(update={"state": state})
-
-
-def forget_in_shared(shared: SharedStore, tenant_id: str, text: ForgottenText) -> bool:
-    """Withdraw what a tenant shares where it holds the text, or cannot be read. False where neither is so."""
-    try:
-        published = shared.read(tenant_id)
-    except InvalidArtifact:
-        return shared.withdraw(tenant_id)
-    return published is not None and text.is_in(published.instructions) and shared.withdraw(tenant_id)
-
-
-def started_from_shared(artifacts: VersionStore) -> bool:
-    """Whether any version of the module began with what other tenants share."""
-    return any(manifest.optimizer == SHARED_PRIOR for manifest in artifacts.versions())
 
 
 def never_learn_again(
@@ -211,14 +193,14 @@ def _store_without(artifacts: VersionStore, version: str, program: Program, text
     return manifest.version
 
 
-def _holds(raw: str, text: ForgottenText, *, demos: bool) -> bool:
+def _holds(raw: str, text: ForgottenText) -> bool:
     try:
         program = Program.model_validate_json(raw)
         predictors = {name: dict(predictor) for name, predictor in program.state.items()}
         if any(_instructions_hold(program, name, text) for name in predictors):
             return True
         shown = (predictor.get(key, ()) for predictor in predictors.values() for key in _DEMO_LISTS)
-        return demos and any(text.is_in(demo) for each in shown for demo in each)
+        return any(text.is_in(demo) for each in shown for demo in each)
     except (ValidationError, TypeError, ValueError, AttributeError):  # not a state that DSPy wrote
         return text.occurs_in(raw)
 

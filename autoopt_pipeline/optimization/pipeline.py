@@ -48,7 +48,6 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.optimization.warm_start import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
 from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, Transition, Verdict
 from autoopt_pipeline.registry.serialization import compose, deserialize, queries_shown
@@ -77,9 +76,8 @@ class OptimizationJob:
     """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
-    programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
-    this one. With `only`, one of `OPTIMIZERS`, no others race.
+    programs of a composed module's parts, by their names: what it starts from. `attempt` is the run that began this,
+    and `lost_runs` are those that were lost at it before this one. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -90,7 +88,6 @@ class OptimizationJob:
     run_id: str
     redact: Redact = default_redact
     parts: Mapping[str, Program] = field(default_factory=dict)
-    pool: Pool | None = None
     attempt: str = ""
     lost_runs: frozenset[str] = frozenset()
     only: str | None = None
@@ -144,7 +141,6 @@ class _Optimization:
 
     def run(self) -> Report:
         found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
-        self.seen = [text for example in found.examples for text in example.inputs.values()]
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
         incumbent = self._incumbent(served)
@@ -166,7 +162,7 @@ class _Optimization:
         if test and candidate:
             return self._follow(test, candidate, incumbent, split)
         if lacking := _lacking(split):
-            return self._report(*self._start_from_shared(*lacking))
+            return self._report(*lacking)
         check_budget(self.config, split, start)
         searched = search(
             self.spec,
@@ -214,8 +210,7 @@ class _Optimization:
     def _moved_before(self) -> Transition | None:
         """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
         last = self.transitions[-1] if self.transitions else None
-        proven = last is not None and (last.resets_alpha_budget or last.canary is not None)
-        return last if last and proven and last.actor in map(_mover, self.job.lost_runs) else None
+        return last if last and last.actor in map(_mover, self.job.lost_runs) else None
 
     def _as_it_was(self, transition: Transition) -> tuple[Verdict, str]:
         """The verdict of a promotion that was made before, with what its version says of it."""
@@ -262,7 +257,7 @@ class _Optimization:
         else:
             decision = self._look(finalist, incumbent, split, look.alpha)
             verdict, reason = self._awaiting_approval(decision)
-            manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+            manifest = self._manifest(version, finalist, decision, verdict, reason)
             self.artifacts.save(finalist.stored, manifest)
         if verdict is Verdict.INCONCLUSIVE and any(
             step.version == version for step in self.artifacts.sequential_test_steps()
@@ -283,7 +278,7 @@ class _Optimization:
                 run_id=self.job.run_id,
             )
             reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
-        return self._conclude(manifest, finalist.program, verdict, reason)
+        return self._conclude(manifest, verdict, reason)
 
     def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
         """Ask both programs the holdout, and judge."""
@@ -339,7 +334,7 @@ class _Optimization:
         enter = partial(append_step, self.artifacts, test, judged=judged, cases=cases, run_id=self.job.run_id)
         if verdict is not Verdict.PROMOTED:
             enter(verdict=verdict)
-        report = self._conclude(self.artifacts.manifest(test.version), candidate, verdict, reason)
+        report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
         # The promotion comes first: a run that dies in between must not leave a sequential test without it.
         if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
             with suppress(PromotionConflict):
@@ -367,7 +362,7 @@ class _Optimization:
             return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
         return decision.verdict, decision.reason
 
-    def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
+    def _conclude(self, manifest: Manifest | None, verdict: Verdict, reason: str) -> Report:
         """Bring a promoted version into service, unless somebody else was quicker."""
         if manifest is None:
             raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
@@ -388,25 +383,8 @@ class _Optimization:
                     verdict, reason = Verdict.CANARY, f"{reason}; {_trying(rollout)}"
             except PromotionConflict as e:
                 verdict, reason = Verdict.STALE, str(e)
-        if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
-            self.notes += share_instructions(self.job.pool, self.spec, self.labels, self.draft, manifest, program)
         self.draft = replace(self.draft, version=manifest.version, active_version=active)
         return self._report(verdict, reason)
-
-    def _start_from_shared(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
-        """While the data cannot decide, begin with what others share, where both sides said so and nothing serves."""
-        if not (self.job.pool and self.config.start_from_shared) or self.incumbent_version or self.job.parts:
-            return verdict, reason
-        draft = replace(self.draft, verdict=verdict)
-        started = start_from_shared(
-            self.job.pool, self.config, self.spec, self.labels, self.artifacts, draft, self.job.run_id
-        )
-        if started is None:
-            return verdict, reason
-        self.draft = replace(
-            self.draft, version=started.version, active_version=started.version if started.active else None
-        )
-        return verdict, f"{reason}; {started.reason}"
 
     def _report(self, verdict: Verdict, reason: str) -> Report:
         self.say(f"{verdict.value}: {reason}")
@@ -543,13 +521,11 @@ class _Optimization:
         self,
         version: str,
         finalist: Finalist,
-        incumbent: dspy.Module,
         decision: GateDecision,
         verdict: Verdict,
         reason: str,
     ) -> Manifest:
         comparison = decision.comparison
-        parent = self.artifacts.manifest(self.incumbent_version) if self.incumbent_version else None
         return Manifest(
             version=version,
             program_sha256=finalist.stored.digest,
@@ -563,15 +539,6 @@ class _Optimization:
             examples=self.draft.examples,
             provenance=self.draft.provenance,
             judged_by=dict(Counter(row.example.provenance.value for row in self.draft.compared)),
-            shareable=shareable(
-                self.spec,
-                self.labels,
-                finalist.program,
-                (incumbent, self.start),
-                parent,
-                self.config.tenant_id,
-                self.seen,
-            ),
             incumbent_score=comparison.incumbent_score,
             candidate_score=comparison.candidate_score,
             gate={

@@ -30,7 +30,6 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Report
-    from autoopt_pipeline.optimization.warm_start import Pool
     from autoopt_pipeline.traces.reader import Collected
 
 _EVER = datetime.min.replace(tzinfo=UTC)
@@ -166,7 +165,6 @@ def _optimize(
             ),
             attempt=_attempt(context),
             lost_runs=_lost_runs(context, spec.name),
-            pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
         report = optimize(
@@ -217,16 +215,6 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
     except AutooptError as e:
         context.log.warning(f"the comparison is not shown in Phoenix: {e}")
         return None
-
-
-def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":
-    """What tenants share. What this one shares no longer goes now; nobody has read it since it said so."""
-    from autoopt_pipeline.optimization.warm_start import Pool
-
-    shared = connections.shared(spec.name)
-    if not config.share_instructions:
-        shared.withdraw(config.tenant_id)
-    return Pool(shared, connections.configs)
 
 
 def _attempt(context: dg.AssetExecutionContext) -> str:

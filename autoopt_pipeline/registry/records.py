@@ -37,8 +37,8 @@ class Transition(StoredRecord):
 
     None is the module's baseline. It serves before the first transition, and after a transition to None.
 
-    `resets_alpha_budget` is false when neither the gate nor a person chose the version for its quality: a start from
-    shared instructions, a clean copy of a version that had to be withdrawn, or the end of a rollout.
+    `resets_alpha_budget` is false when neither the gate nor a person chose the version for its quality: a clean copy
+    of a version that had to be withdrawn, or the end of a rollout.
 
     `canary` names another version (`BASELINE` for none) and its fraction of the requests, 0 to 1. While this is the
     last transition, both serve, and the rollout monitor compares them.
@@ -178,7 +178,6 @@ class Manifest(StoredRecord):
     examples: dict[str, int]
     provenance: dict[str, int]
     judged_by: dict[str, int] = {}
-    shareable: list[str] = []
     incumbent_score: float | None
     candidate_score: float | None
     gate: dict[str, float | int]

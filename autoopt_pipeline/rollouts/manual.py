@@ -6,9 +6,8 @@ from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
 from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.serialization import instantiate
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import rollback_stack
-from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
+from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenants.config import RolloutPolicy
 
@@ -30,7 +29,6 @@ def promote(
     actor: str,
     reason: str,
     policy: RolloutPolicy,
-    shared: SharedStore,
     force: bool = False,
 ) -> ManualTransition:
     """Make a version active: approve a candidate, or choose an earlier one; `policy` says how it is rolled out.
@@ -53,12 +51,10 @@ def promote(
     )
     what = "approved" if verdict == Verdict.AWAITING_APPROVAL else "promoted"
     entered = _enter(programs, what, actor=actor, text=f"{describe_transition(transition)}: {reason}")
-    return ManualTransition(transition, (*notes, *_stop_sharing(programs, shared), *entered))
+    return ManualTransition(transition, (*notes, *entered))
 
 
-def roll_back(
-    programs: ModuleVersions, to: str | None = None, *, actor: str, reason: str, shared: SharedStore
-) -> ManualTransition:
+def roll_back(programs: ModuleVersions, to: str | None = None, *, actor: str, reason: str) -> ManualTransition:
     """Go back to an earlier active version or the baseline, by default what was active before. A canary is given up.
 
     What was left is not promoted by itself any more. Raises `InvalidArtifact` where there is nothing to go back to, or
@@ -70,7 +66,7 @@ def roll_back(
     _check_moves(programs, version)
     transition = programs.artifacts.transition(version, expected=programs.active, actor=actor, reason=reason)
     entered = _enter(programs, "rolled_back", actor=actor, text=f"{describe_transition(transition)}: {reason}")
-    return ManualTransition(transition, (*_stop_sharing(programs, shared), *entered))
+    return ManualTransition(transition, tuple(entered))
 
 
 def decline(programs: ModuleVersions, version: str, *, actor: str, reason: str) -> list[str]:
@@ -137,12 +133,3 @@ def _enter(programs: ModuleVersions, what: str, *, actor: str, text: str) -> lis
     except AutooptError as e:
         return [f"the activity does not tell of it: {e}"]
     return []
-
-
-def _stop_sharing(programs: ModuleVersions, shared: SharedStore) -> list[str]:
-    """Says what was done. Never fails, for the transition stands."""
-    try:
-        withdrawn = stop_sharing(shared, programs.artifacts)
-    except AutooptError as e:
-        return [f"whether its instructions are shared is unknown: {e}"]
-    return [f"the instructions that {withdrawn} shared are withdrawn"] if withdrawn else []

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.records import Transition
 from autoopt_pipeline.registry.rollout_records import RolloutResult
-from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import Rollout, rolled_back
+from autoopt_pipeline.registry.transitions import Rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.span_contract import BASELINE
@@ -68,17 +67,6 @@ def finish_rollout(
     )
     artifacts.add_rollout_result(result)
     return transition
-
-
-def stop_sharing(shared: SharedStore, artifacts: VersionStore) -> str | None:
-    """Withdraw instructions that a version shared which somebody went back from: others must not start from them.
-
-    Returns that version, or None where nothing was to be done.
-    """
-    published = shared.read(artifacts.tenant_id)
-    if published and published.version in rolled_back(artifacts.transitions()) and shared.withdraw(artifacts.tenant_id):
-        return published.version
-    return None
 
 
 def _serves(artifacts: VersionStore, version: str | None) -> bool:

@@ -287,12 +287,6 @@ class RoutingConfigUnified(Strict):
         max_length=MAX_FORGOTTEN_TRACES,
         description="Ids of traces that are never learnt from; 'autoopt forget' enters them.",
     )
-    share_instructions: bool = Field(
-        False, description="Other tenants may start from the instructions that were proven here; never from demos."
-    )
-    start_from_shared: bool = Field(
-        False, description="Start from instructions that other tenants share while there is too little data here."
-    )
 
     _durations = field_validator("optimization_interval_seconds", "lookback_seconds", "max_run_seconds", mode="before")(
         read_duration

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stored import LABELS, made_program, manifest_of
+from tests.test_malformed_spans import values
 
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.catalog import get_module
@@ -21,7 +23,6 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, SequentialTestStep
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.serialization import deserialize
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.scheduling.conditions import Attempts, decide
 from autoopt_pipeline.tenant_id import safe_name, validate_tenant_id
@@ -30,8 +31,6 @@ from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, decode_document
 from autoopt_pipeline.tenants.yaml_format import from_text
 from autoopt_pipeline.text import printable
-from tests.support.span_values import values
-from tests.support.stored_programs import LABELS, made_program, manifest_of, shared_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BOMBS = ["[" * 5_000, '{"a":' * 5_000, "9" * 5000, "1e999999", '"\\ud800"', "NaN", "\x00", "\ufeff{}"]
@@ -247,13 +246,9 @@ def test_a_record_that_somebody_wrote_is_read_or_is_an_invalid_artifact(path: st
 
 
 @given(st.data())
-def test_what_others_share_or_watch_is_read_or_left(data: st.DataObject) -> None:
-    files = ObjectStore("memory://fuzz-shared")
-    shared = shared_of("acme").model_dump_json().encode()
-    files.replace("_shared/routing/acme.json", data.draw(mutated(shared)))
-    files.replace("_rollouts/routing/acme.json", data.draw(mutated(b'{"tenant_id": "acme", "module": "routing"}')))
-    with suppress(InvalidArtifact):
-        SharedStore(files, "routing").read("acme")
+def test_what_others_watch_is_read_or_left(data: st.DataObject) -> None:
+    files = ObjectStore("memory://fuzz-watched")
+    files.replace("_watches/routing/acme.json", data.draw(mutated(b'{"tenant_id": "acme", "module": "routing"}')))
     indexed_rollouts(files)
 
 

@@ -11,7 +11,6 @@ from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Manifest, Program
 from autoopt_pipeline.registry.serialization import serialize
-from autoopt_pipeline.registry.shared_instructions import SharedInstructions
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RolloutPolicy
@@ -87,23 +86,6 @@ def store(
         before = artifacts.active()
         artifacts.transition(version, expected=before.version if before else None, actor="t", reason="")
     return version
-
-
-def shared_of(tenant: str, **changes: object) -> SharedInstructions:
-    """What a tenant publishes of its routing; `changes` are fields of it."""
-    shared = SharedInstructions(
-        tenant_id=tenant,
-        module="routing",
-        version="v",
-        published_at=AT,
-        fingerprint="f",
-        lm="stand-in",
-        gain=0.3,
-        cases=200,
-        labels=[],
-        instructions={"decide": "think"},
-    )
-    return shared.model_copy(update=changes)
 
 
 def program(text: str, tenant: str = "acme:eu") -> Program:

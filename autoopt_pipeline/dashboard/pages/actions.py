@@ -144,14 +144,11 @@ def _run(dashboard: Dashboard, request: Request, module: str, *, force: bool, ac
 def _approve(dashboard: Dashboard, tenant: str, module: str, version: str, *, actor: str, reason: str) -> str:
     policy = rollout_policy(dashboard.parts.configs, tenant)
     programs = _programs(dashboard, tenant, module)
-    shared = dashboard.parts.shared(module)
-    moved = manual.promote(programs, version, actor=actor, reason=reason, policy=policy, shared=shared)
+    moved = manual.promote(programs, version, actor=actor, reason=reason, policy=policy)
     return ". ".join((describe_transition(moved.transition), *moved.notes)) + "."
 
 
 def _roll_back(dashboard: Dashboard, tenant: str, module: str, version: str, *, actor: str, reason: str) -> str:
     programs = _programs(dashboard, tenant, module)
-    moved = manual.roll_back(
-        programs, version or None, actor=actor, reason=reason, shared=dashboard.parts.shared(module)
-    )
+    moved = manual.roll_back(programs, version or None, actor=actor, reason=reason)
     return ". ".join((describe_transition(moved.transition), *moved.notes)) + "."

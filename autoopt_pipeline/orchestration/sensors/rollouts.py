@@ -22,7 +22,7 @@ from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import AnalysisStatus, RolloutAnalysis
 from autoopt_pipeline.rollouts.production import analyze
-from autoopt_pipeline.rollouts.rollout import finish_rollout, stop_sharing
+from autoopt_pipeline.rollouts.rollout import finish_rollout
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, ROLLOUT_FINISHED
 from autoopt_pipeline.run_history.ticks import RolloutReport
 from autoopt_pipeline.secrets import scrubbing_errors
@@ -98,22 +98,21 @@ def check_rollout(
         config, _ = read_config(connections.configs, entry.tenant_id)
     except UnknownTenant:
         analysis = RolloutAnalysis(AnalysisStatus.ENDED, "the tenant was removed")
-        return _finish(instance, connections, artifacts, rollout, analysis, stays=rollout.transition.to_version)
+        return _finish(instance, artifacts, rollout, analysis, stays=rollout.transition.to_version)
     if not config.rollout.monitor:
         analysis = RolloutAnalysis(AnalysisStatus.ENDED, "rollout.monitor is false")
-        return _finish(instance, connections, artifacts, rollout, analysis, stays=rollout.version)
+        return _finish(instance, artifacts, rollout, analysis, stays=rollout.version)
     until = now - timedelta(seconds=connections.settings.settling_seconds)
     analysis = analyze(connections.phoenix, config, get_module(entry.module), rollout, until=until)
     if analysis.status is AnalysisStatus.OPEN:
         record_analysis(connections.files, entry, now)
         return f"{artifacts.tenant_id}/{artifacts.module}: {rollout.version or BASELINE}: {analysis.reason}"
     stays = rollout.against if analysis.status is AnalysisStatus.WORSE else rollout.version
-    return _finish(instance, connections, artifacts, rollout, analysis, stays=stays)
+    return _finish(instance, artifacts, rollout, analysis, stays=stays)
 
 
 def _finish(
     instance: dg.DagsterInstance,
-    connections: Connections,
     artifacts: VersionStore,
     rollout: Rollout,
     analysis: RolloutAnalysis,
@@ -124,15 +123,12 @@ def _finish(
         finish_rollout(artifacts, rollout, analysis, stays=stays)
     except PromotionConflict:
         return None  # another transition has ended it
-    went_back = analysis.status is AnalysisStatus.WORSE
-    if went_back:
-        stop_sharing(connections.shared(artifacts.module), artifacts)
     instance.report_runless_asset_event(
         dg.AssetObservation(
             artifacts.module,
             partition=artifacts.tenant_id,
             metadata={
-                "event": ROLLED_BACK if went_back else ROLLOUT_FINISHED,
+                "event": ROLLED_BACK if analysis.status is AnalysisStatus.WORSE else ROLLOUT_FINISHED,
                 "status": analysis.status.value,
                 "reason": analysis.reason,
                 "from": rollout.version or BASELINE,

@@ -8,6 +8,8 @@ import dagster as dg
 import httpx
 import pytest
 from dagster._core.test_utils import create_run_for_test
+from tests.stored import made_program, store
+from tests.test_cli import AGENTS, autoopt
 
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate_requests
@@ -15,7 +17,6 @@ from autoopt_pipeline.errors import ArtifactStoreUnavailable
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.shared_instructions import SHARED_PRIOR, SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config
@@ -23,8 +24,6 @@ from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, dataset_name, publish_comparison
 from autoopt_pipeline.traces.lookup import find_asked
 from autoopt_pipeline.traces.reader import collect
-from tests.support.command_line import AGENTS, autoopt
-from tests.support.stored_programs import made_program, shared_of, store
 
 SECRET = "Send the invoice of Maria Huber to maria@example.org"
 LEARNT = "Send the invoice of Maria Huber to <mail>"
@@ -163,26 +162,6 @@ def test_no_other_tenants_programs_are_touched(tenant: str, home: Path, trace_id
     autoopt("forget", tenant, trace_id)
     assert other.load(version)
     assert len(holding(home)) == 1
-
-
-def test_what_was_shared_is_forgotten_where_it_went(tenant: str, home: Path, trace_id: str) -> None:
-    quoting = {"decide": f"As in '{LEARNT}', it is a search."}
-    store(artifacts(home, tenant), made_program(tenant, instructions=quoting), 5)
-    shared = SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
-    shared.publish(shared_of(tenant, instructions=quoting))
-    taker, own = f"{tenant}x", f"{tenant}y"
-    for other in (taker, own):
-        autoopt("tenants", "add", other, *AGENTS)
-    held = store(artifacts(home, taker), made_program(taker, instructions=quoting), optimizer=SHARED_PRIOR, active=True)
-    kept = store(artifacts(home, own), made_program(own, demos=[LEARNT]), active=True)
-    said = autoopt("forget", tenant, trace_id)
-    assert "its shared instructions held the text and are withdrawn" in said
-    assert f"{taker} had started from them" in said
-    assert shared.read(tenant) is None
-    after = artifacts(home, taker).active()
-    assert after is not None
-    assert after.version != held
-    assert holding(home) == [next(home.rglob(f"{kept}/program.json"))]  # learnt from its own traces
 
 
 def test_while_a_run_is_under_way_it_asks_to_be_repeated(tenant: str, home: Path, trace_id: str) -> None:

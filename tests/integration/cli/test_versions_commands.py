@@ -17,11 +17,10 @@ from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import SequentialTestStep
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.support.command_line import AGENTS, autoopt
 from tests.support.project import PROJECT
-from tests.support.stored_programs import made_program, shared_of, store
+from tests.support.stored_programs import made_program, store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -295,20 +294,6 @@ def test_wrong_names_are_one_line_with_the_nearest(home: Path, command: str, thr
     if command in {*versions, "promote"}:
         error = autoopt(command, "acme", "routing", *versions.get(command, [three[0][:-1]]), status=2)
         assert f"did you mean '{three[0]}'?" in error
-
-
-def test_shared_instructions_of_a_version_that_was_left_are_withdrawn(
-    artifacts: VersionStore, home: Path, three: list[str]
-) -> None:
-    shared = SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
-    shared.publish(shared_of("acme", version=three[2]))
-    later = make(artifacts, 4, active=False)
-    autoopt("promote", "acme", "routing", later)
-    assert shared.read("acme") is not None
-    autoopt("rollback", "acme", "routing")
-    assert shared.read("acme") is not None
-    assert f"note: the instructions that {three[2]} shared are withdrawn" in autoopt("rollback", "acme", "routing")
-    assert shared.read("acme") is None
 
 
 _TOGETHER = """

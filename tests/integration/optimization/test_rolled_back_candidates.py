@@ -1,18 +1,16 @@
 """What was rolled back does not come back by itself, whichever way a run would bring it."""
 
 from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
+
+from tests.stored import made_program, store
+from tests.test_optimize import artifacts, decisions, job, stand_in
 
 from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, open_sequential_test, open_test
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
-from autoopt_pipeline.optimization.warm_start import Pool
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
-from tests.support.instruction_sharing import ROUTING, artifacts_of, configure, publish, started
-from tests.support.optimizing import decisions, job, stand_in
-from tests.support.stored_programs import AT, made_program, store
+
+__all__ = ["artifacts"]  # a fixture
 
 
 def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looked_at(
@@ -49,23 +47,6 @@ def test_a_finalist_that_a_person_declined_is_rejected_before_the_holdout_is_loo
     assert f"the same program was declined: {first.version}" in again.reason
     assert "by marta (it annoys people)" in again.reason
     assert artifacts.ledger() == charged
-
-
-def test_shared_instructions_that_a_person_went_back_from_are_not_started_from_again(
-    pool: Pool, configs: SqliteConfigStore, root: Path
-) -> None:
-    publish(pool, configs, "donor")
-    config = configure(configs, "taker", start_from_shared=True)
-    first = started(pool, root, config)
-    taker = artifacts_of(root, "taker")
-    taker.transition(None, expected=first.version, actor="marta", reason="it annoys people")
-    later = OptimizationJob(
-        ROUTING, config, decisions(30), AT - timedelta(days=1), AT + timedelta(days=1), "later", pool=pool
-    )
-    report = optimize(later, stand_in(), taker)
-    assert report.verdict is Verdict.NOT_ENOUGH_DATA
-    assert taker.active() is None
-    assert len(taker.transitions()) == 2
 
 
 def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(artifacts: VersionStore) -> None:

@@ -5,21 +5,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.test_artifacts import save
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
-from tests.support.stored_programs import save, shared_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A store in which `acme` and `acme:eu` have two versions and a publication each."""
+    """A store in which `acme` and `acme:eu` have two versions each and are watched."""
     root = tmp_path / "store"
     for tenant in ("acme", "acme:eu"):
         fill(ObjectStore(str(root)), tenant)
@@ -36,7 +35,7 @@ def fill(files: ObjectStore, tenant: str) -> None:
             sequence=1, kind="holdout_test", at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
         )
     )
-    SharedStore(files, "routing").publish(shared_of(tenant, version=two))
+    artifacts.keep_indexed(AT)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,7 +47,7 @@ def own(root: Path, safe_name: str) -> dict[str, bytes]:
     return {
         path: content
         for path, content in contents(root).items()
-        if path.startswith(f"{safe_name}/") or path == f"_shared/routing/{safe_name}.json"
+        if path.startswith(f"{safe_name}/") or path == f"_watches/routing/{safe_name}.json"
     }
 
 
@@ -82,7 +81,7 @@ def _link(path: Path, to: Path) -> None:
     path.symlink_to(to)
 
 
-@pytest.mark.parametrize("where", ["acme/routing/versions/x", "acme/modality", "_shared/modality"])
+@pytest.mark.parametrize("where", ["acme/routing/versions/x", "acme/modality", "_watches/modality"])
 def test_a_link_in_the_store_is_not_followed_but_named(root: Path, tmp_path: Path, where: str) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -103,12 +102,12 @@ def test_a_tenants_folder_that_is_a_link_is_not_followed_either(root: Path, tmp_
     assert (tmp_path / "secret" / "key").exists()
 
 
-def test_nothing_is_deleted_through_a_folder_of_shared_instructions_that_is_a_link(root: Path, tmp_path: Path) -> None:
+def test_nothing_is_deleted_through_a_folder_of_watches_that_is_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "acme.json").write_text("a secret")
-    _link(root / "_shared" / "modality", tmp_path / "secret")
+    _link(root / "_rollouts" / "modality", tmp_path / "secret")
     before = contents(root)
-    with pytest.raises(InvalidArtifact, match="_shared/modality"):
+    with pytest.raises(InvalidArtifact, match="_watches/modality"):
         delete(ObjectStore(str(root)), "acme")
     assert contents(root) == before
     assert (tmp_path / "secret" / "acme.json").exists()

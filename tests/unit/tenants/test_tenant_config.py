@@ -110,12 +110,6 @@ def test_the_moment_to_retrain_after_is_kept_in_utc_and_needs_a_zone() -> None:
         with_field(config, "modules.routing.retrain_after", "2026-01-01T02:00:00")
 
 
-def test_nothing_is_shared_with_other_tenants_unless_a_tenant_says_so() -> None:
-    config = RoutingConfigUnified(tenant_id="a")
-    assert not config.share_instructions
-    assert not config.start_from_shared
-
-
 @pytest.mark.parametrize("name", ["AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY"])
 def test_phoenixs_key_is_never_sent_to_a_language_model(name: str) -> None:
     lm = {"model": "openai/x", "api_base": "http://elsewhere", "api_key_env": name}

@@ -1,9 +1,8 @@
-"""What `autoopt forget` and shared instructions mean for runs, with a real Phoenix and a real instance."""
+"""What `autoopt forget` means for runs, with a real Phoenix and a real instance."""
 
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -13,9 +12,6 @@ from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import plan_tenants
 from autoopt_pipeline.orchestration.run_requests import run_requests
-from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.shared_instructions import SharedInstructions, SharedStore
-from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import parse_config
@@ -24,9 +20,7 @@ from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.reader import collect
 from tests.support.materializing import materialize, metadata_of
-from tests.support.stored_programs import LABELS, made_program, shared_of
-
-BETTER = "Requests to find something are searches."
+from tests.support.stored_programs import LABELS
 
 
 @pytest.fixture
@@ -36,11 +30,6 @@ def configure(store: TenantConfigStore) -> Callable[..., None]:
         write_config(store, parse_config({"tenant_id": tenant, "agents": agents, **fields}, where="test"))
 
     return write
-
-
-@pytest.fixture
-def shared(home: Path) -> SharedStore:
-    return SharedStore(ObjectStore(str(home / ".autoopt" / "artifacts")), "routing")
 
 
 def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
@@ -54,10 +43,6 @@ def send(phoenix: Phoenix, tenant: str, count: int = 10) -> None:
         tenant,
         list(simulate_requests(truths, {"agent": agents}, habits, start=start, end=end, rng=random.Random(1))),
     )
-
-
-def donated(tenant: str) -> SharedInstructions:
-    return shared_of(tenant, fingerprint=made_program(tenant).fingerprint, instructions={"decide": BETTER})
 
 
 def decision(store: TenantConfigStore, phoenix: Phoenix, instance: dg.DagsterInstance, tenant: str) -> ScheduleDecision:
@@ -86,32 +71,3 @@ def test_a_forgotten_trace_is_not_read_and_its_module_is_due_once(
     assert decision(store, phoenix, instance, tenant).launch
     assert metadata_of(materialize(instance, tenant, ["routing"]), "routing")["spans_read"] == 9
     assert decision(store, phoenix, instance, tenant).reason is Reason.NOT_DUE
-
-
-def test_a_run_with_too_little_data_starts_from_what_others_share(
-    configure: Callable[..., None], phoenix: Phoenix, tenant: str, home: Path, shared: SharedStore,
-    instance: dg.DagsterInstance,
-) -> None:  # fmt: skip
-    send(phoenix, tenant)
-    configure(f"{tenant}x", share_instructions=True)
-    shared.publish(donated(f"{tenant}x"))
-    configure(tenant, start_from_shared=True)
-    metadata = metadata_of(materialize(instance, tenant, ["routing"]), "routing")
-    assert metadata["verdict"] == "not_enough_data"
-    assert "1 tenant shares" in metadata["reason"]
-    active = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing").active()
-    assert active is not None
-    assert metadata["active_version"] == active.version
-
-
-def test_the_run_of_a_tenant_that_shares_no_longer_withdraws_what_it_shared(
-    configure: Callable[..., None], phoenix: Phoenix, tenant: str, shared: SharedStore, instance: dg.DagsterInstance
-) -> None:
-    send(phoenix, tenant)
-    shared.publish(donated(tenant))
-    configure(tenant, share_instructions=True)
-    materialize(instance, tenant, ["routing"])
-    assert shared.read(tenant) is not None
-    configure(tenant, share_instructions=False)
-    materialize(instance, tenant, ["routing"])
-    assert shared.read(tenant) is None
