@@ -156,7 +156,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
 
 PAGES = ["/", "/?health=error", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
          "/tenants/busy/modules/routing", "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken",
-         "/nowhere"]  # fmt: skip
+         "/configuration", "/tenants/acme/configuration", "/nowhere"]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
