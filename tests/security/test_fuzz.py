@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.stored import LABELS, made_program, manifest_of
-from tests.test_malformed_spans import values
 
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig, InvalidTenantId
 from autoopt_pipeline.modules.catalog import get_module
@@ -31,6 +29,8 @@ from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, decode_document
 from autoopt_pipeline.tenants.yaml_format import from_text
 from autoopt_pipeline.text import printable
+from tests.support.span_values import values
+from tests.support.stored_programs import LABELS, made_program, manifest_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BOMBS = ["[" * 5_000, '{"a":' * 5_000, "9" * 5000, "1e999999", '"\\ud800"', "NaN", "\x00", "\ufeff{}"]

@@ -8,8 +8,6 @@ import dagster as dg
 import httpx
 import pytest
 from dagster._core.test_utils import create_run_for_test
-from tests.stored import made_program, store
-from tests.test_cli import AGENTS, autoopt
 
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate_requests
@@ -24,6 +22,8 @@ from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, dataset_name, publish_comparison
 from autoopt_pipeline.traces.lookup import find_asked
 from autoopt_pipeline.traces.reader import collect
+from tests.support.command_line import AGENTS, autoopt
+from tests.support.stored_programs import made_program, store
 
 SECRET = "Send the invoice of Maria Huber to maria@example.org"
 LEARNT = "Send the invoice of Maria Huber to <mail>"

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-from tests.stored import made_program, store
-from tests.test_optimize import artifacts, decisions, job, stand_in
-
 from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, open_sequential_test, open_test
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
+from tests.support.optimizing import decisions, job, stand_in
+from tests.support.stored_programs import made_program, store
 
 __all__ = ["artifacts"]  # a fixture
 

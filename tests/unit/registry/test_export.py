@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.test_artifacts import save
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry
 from autoopt_pipeline.registry.version_store import VersionStore
+from tests.support.stored_programs import save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
