@@ -9,8 +9,6 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from tests.support.optimizing import decisions, job, stand_in
 from tests.support.stored_programs import made_program, store
 
-__all__ = ["artifacts"]  # a fixture
-
 
 def test_a_finalist_that_was_rolled_back_is_rejected_before_the_holdout_is_looked_at(
     artifacts: VersionStore,

@@ -47,7 +47,7 @@ def own(root: Path, safe_name: str) -> dict[str, bytes]:
     return {
         path: content
         for path, content in contents(root).items()
-        if path.startswith(f"{safe_name}/") or path == f"_watches/routing/{safe_name}.json"
+        if path.startswith(f"{safe_name}/") or path == f"_rollouts/routing/{safe_name}.json"
     }
 
 
@@ -81,7 +81,7 @@ def _link(path: Path, to: Path) -> None:
     path.symlink_to(to)
 
 
-@pytest.mark.parametrize("where", ["acme/routing/versions/x", "acme/modality", "_watches/modality"])
+@pytest.mark.parametrize("where", ["acme/routing/versions/x", "acme/modality", "_rollouts/modality"])
 def test_a_link_in_the_store_is_not_followed_but_named(root: Path, tmp_path: Path, where: str) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -102,12 +102,12 @@ def test_a_tenants_folder_that_is_a_link_is_not_followed_either(root: Path, tmp_
     assert (tmp_path / "secret" / "key").exists()
 
 
-def test_nothing_is_deleted_through_a_folder_of_watches_that_is_a_link(root: Path, tmp_path: Path) -> None:
+def test_nothing_is_deleted_through_a_folder_of_rollouts_that_is_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "acme.json").write_text("a secret")
     _link(root / "_rollouts" / "modality", tmp_path / "secret")
     before = contents(root)
-    with pytest.raises(InvalidArtifact, match="_watches/modality"):
+    with pytest.raises(InvalidArtifact, match="_rollouts/modality"):
         delete(ObjectStore(str(root)), "acme")
     assert contents(root) == before
     assert (tmp_path / "secret" / "acme.json").exists()
