@@ -183,7 +183,7 @@ class _Demo:
         self.say("all traces are stored")
 
     def _round(self, number: int, complete: Callable[[list[RunSummary]], bool], *, since: float) -> list[DemoOutcome]:
-        """Wait until the sensor has launched what it will, all runs have ended, and it says that nothing is due."""
+        """Wait until all runs have ended and the sensor reports that nothing is due."""
         deadline = time.monotonic() + self.round_seconds
         while time.monotonic() < deadline:
             self.processes.check()
@@ -217,7 +217,7 @@ class _Demo:
                 self.say(f"run {run.run_id[:8]} of {run.tenant} ({modules}): {run.status.value.lower()}")
 
     def _skipped_after(self, moment: float) -> str | None:
-        """What the sensor said, when it looked after `moment` and launched nothing."""
+        """Return the sensor's skip message if it ticked after `moment` and launched nothing."""
         state = sensor_states(self.instance).get(OPTIMIZATION_SENSOR)
         for tick in finished_ticks(self.instance, state, limit=1) if state else ():
             if tick.timestamp > moment and tick.skip_reason:

@@ -1,4 +1,4 @@
-"""Dagster: that the code location loads, and the instance with its daemons and sensors."""
+"""Checks of Dagster: the code location loads, daemons send heartbeats, sensors run."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -79,7 +79,7 @@ _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enou
 
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
-    """The run's budget, or what is left of the day where that is less. Raises `DailyBudgetSpent` when nothing is."""
+    """Return the run's budget, or what is left of the day if that is less. Raises `DailyBudgetSpent` if nothing is."""
     from autoopt_pipeline.orchestration.budget_guard import cap_to_day
 
     limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
@@ -147,7 +147,7 @@ def _ask_twice(
 
 
 def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str, meter: "Meter") -> None:
-    """What was spent counts in the day."""
+    """Record what was spent in the daily budget."""
     from autoopt_pipeline.run_history.lm_usage import report_usage
     from autoopt_pipeline.scheduling.budgets import LMUsage
 

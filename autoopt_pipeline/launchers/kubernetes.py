@@ -1,6 +1,6 @@
-"""Run launcher for Kubernetes Jobs that are labelled with their tenant. The chart's `dagster.yaml` names it.
+"""Run launcher for Kubernetes: Jobs with the tenant's labels and resources. The chart's `dagster.yaml` names it.
 
-A Job's labels and resources come from the run's partition, because runs of the UI and of backfills have no tag of ours.
+A Job's settings are derived from the run's partition, because runs of the UI and of backfills have none of our tags.
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,16 @@ TYPE_LABEL = "optimization-type"
 """`auto` if the sensor launched the run, otherwise `manual`."""
 
 _JOB_DEADLINE_GRACE_SECONDS = 600
-"""How much longer than its run a Job may live: Dagster's own monitoring ends the run first, with the reason."""
+"""Time that a Job may outlive its run, so that Dagster's monitoring ends the run first and can record the reason."""
 
 _RESOURCES = dg.Shape({"limits": dg.Field(dict, is_required=False), "requests": dg.Field(dict, is_required=False)})
 
 
 class TenantRunLauncher(K8sRunLauncher):
-    """`K8sRunLauncher` with tenant labels, a size class per tenant, a deadline, and the reason of a termination.
+    """Extends `K8sRunLauncher` with tenant labels, size classes per tenant, a deadline, and the cause of a Job's death.
 
-    Later resources win: the launcher's `resources`, the tenant's size class, the run's tag `dagster-k8s/config`. Tags
-    cannot change labels.
+    Resources are merged in this order, the last one wins: the launcher's `resources`, the tenant's size class, the
+    run's tag `dagster-k8s/config`. Tags cannot change labels.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class TenantRunLauncher(K8sRunLauncher):
         )
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Dagster's result, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded.
+        """Return Dagster's finding, with Kubernetes' reason: OOMKilled, Evicted, DeadlineExceeded.
 
-        An unknown state is no failure: a run fails only where it was terminated, or where its Job was deleted.
+        Fails a run only if it surely died or its Job was deleted; an unknown state is not a failure.
         """
         health = super().check_run_worker_health(run)
         if health.status is WorkerStatus.UNKNOWN:
@@ -102,7 +102,7 @@ class TenantRunLauncher(K8sRunLauncher):
         return health._replace(msg=f"{reason}. {health.msg}") if reason else health
 
     def _without_job(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """The health of a run whose Job is not found. A command's run has none, and Dagster would fail it for that."""
+        """Check a run without a visible Job. Dagster would fail it, but a run that a command started has no Job."""
         namespace = self.get_container_context_for_run(run).namespace
         try:
             self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
@@ -110,12 +110,12 @@ class TenantRunLauncher(K8sRunLauncher):
             if e.status == HTTPStatus.NOT_FOUND and was_launched(self._instance, run.run_id):
                 return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
         except HTTPError:
-            pass  # Kubernetes does not answer; Dagster checks again soon
+            pass  # Kubernetes does not answer; the next check asks again
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
     def _resource_overrides(self, run: dg.DagsterRun) -> K8sContainerContext:
         size = self._tenant_size_classes.get(run.tags.get(PARTITION_TAG, ""))
-        # Without a deadline, a Job whose run Dagster has given up would wait for a node for ever.
+        # Otherwise the Job of a run that never started, and that Dagster has given up, would wait for a node for ever.
         runtime = run.tags.get(MAX_RUNTIME_SECONDS_TAG, "")
         seconds = int(runtime) if runtime.isdecimal() else self._instance.run_monitoring_max_runtime_seconds
         deadline = self._instance.run_monitoring_start_timeout_seconds + seconds + _JOB_DEADLINE_GRACE_SECONDS
@@ -138,7 +138,7 @@ class TenantRunLauncher(K8sRunLauncher):
 
 
 def labels_of(run: dg.DagsterRun) -> dict[str, str]:
-    """The labels of a run's Job. Without a tenant's partition, there is no tenant label."""
+    """Return the labels for `kubectl get jobs -l`. There is no tenant label if the partition is not a tenant."""
     labels = {TYPE_LABEL: "auto" if run.tags.get(SENSOR_NAME_TAG) == OPTIMIZATION_SENSOR else "manual"}
     with suppress(InvalidTenantId):
         labels[TENANT_LABEL] = safe_name(run.tags.get(PARTITION_TAG, ""))

@@ -1,7 +1,7 @@
-"""Run launcher for processes of this machine, which fails runs whose process is gone. `dagster.yaml` names it.
+"""Run launcher for one machine that fails runs whose process is gone. `dagster.yaml` names it.
 
-Dagster's own launcher cannot do that: a run whose process was killed together with the code server, or that a command
-executed in its own process, would block its tenant until `max_runtime_seconds`.
+Dagster's own launcher cannot detect that. A run that was killed together with the code server, or that a command
+started, would block its tenant until `max_runtime_seconds`.
 """
 
 import dagster as dg
@@ -12,18 +12,21 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from autoopt_pipeline.run_history.workers import processes_of
 
 _CLOCK_SECONDS = 60.0
-"""How much later than its first event a process may seem to have begun, because a clock may be set meanwhile."""
+"""Tolerance if the clock is set: how much later than the run's first event its process may appear to have started."""
 
 
 class LocalRunLauncher(DefaultRunLauncher):
-    """`DefaultRunLauncher` that checks whether a run's process lives. All runs have to be on this machine."""
+    """Extends `DefaultRunLauncher` with a check of the run's process, for instances whose runs are all on this machine.
+
+    Every process that executes a run records its process id in the run's first events, whatever started the run.
+    """
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """`FAILED` only where the process is certainly gone."""
+        """Return `FAILED` only if the process is certainly gone."""
         for pid, since in processes_of(self._instance, run.run_id):
             if not _lives(pid, began_before=since.timestamp()):
                 return CheckRunHealthResult(

@@ -23,7 +23,7 @@ from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome
 ModuleKey = tuple[str, str]
 
 ROLLED_BACK, ROLLOUT_FINISHED, SPENT = "rolled_back", "rollout_finished", "spent"
-"""Kinds of observations: the rollout moved a tenant back, or ended without; a failed attempt or a person used a
+"""Kinds of observations: a rollout moved a tenant back, or finished without; a failed attempt or a person used a
 language model without an outcome."""
 
 ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
@@ -96,8 +97,7 @@ def unfinished_runs(instance: dg.DagsterInstance, of: Collection[str]) -> dict[s
 def executing_runs(instance: dg.DagsterInstance, tenant: str) -> list[RunSummary]:
     """The tenant's runs that a process executes now."""
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: tenant}, statuses=statuses))
-    return [RunSummary.of(record) for record in records]
+    return _read(instance, dg.RunsFilter(tags={PARTITION_TAG: tenant}, statuses=statuses))
 
 
 def runs_of_attempt(instance: dg.DagsterInstance, attempt: str) -> frozenset[str]:
@@ -111,10 +111,9 @@ def runs_of_attempt(instance: dg.DagsterInstance, attempt: str) -> frozenset[str
 
 
 def failed_runs(instance: dg.DagsterInstance, *, since: datetime | None, tenant: str | None = None) -> list[RunSummary]:
-    """Runs of tenants, or of one of them, that failed or were cancelled since a moment, the oldest first."""
-    wanted = dg.RunsFilter(statuses=FAILED, updated_after=since, tags={PARTITION_TAG: tenant} if tenant else None)
-    records = instance.get_run_records(wanted, ascending=True)
-    return [RunSummary.of(record) for record in records if PARTITION_TAG in record.dagster_run.tags]
+    """Runs that failed or were cancelled since a moment, all or a tenant's, the oldest first."""
+    tags = {PARTITION_TAG: tenant} if tenant else None
+    return _read(instance, dg.RunsFilter(statuses=FAILED, updated_after=since, tags=tags), ascending=True)
 
 
 def latest_runs(
@@ -128,14 +127,12 @@ def latest_runs(
     if tenants is not None and not tenants:
         return []
     wanted = dg.RunsFilter(statuses=statuses, tags={} if tenants is None else {PARTITION_TAG: list(tenants)})
-    records = instance.get_run_records(wanted, limit=limit, order_by="update_timestamp")
-    return [RunSummary.of(record) for record in records if PARTITION_TAG in record.dagster_run.tags]
+    return [run for run in _read(instance, wanted, limit=limit, order_by="update_timestamp") if run.tenant]
 
 
 def runs_created(instance: dg.DagsterInstance, *, after: datetime) -> list[RunSummary]:
     """All runs that were created after a moment, the oldest first."""
-    records = instance.get_run_records(dg.RunsFilter(created_after=after), ascending=True)
-    return [RunSummary.of(record) for record in records]
+    return _read(instance, dg.RunsFilter(created_after=after), ascending=True)
 
 
 def finished_runs(
@@ -144,7 +141,11 @@ def finished_runs(
     """The oldest runs that have ended, of those that were created between two moments."""
     statuses = [dg.DagsterRunStatus.SUCCESS, *FAILED]
     wanted = dg.RunsFilter(statuses=statuses, created_after=after, created_before=before)
-    return [RunSummary.of(record) for record in instance.get_run_records(wanted, limit=limit, ascending=True)]
+    return _read(instance, wanted, limit=limit, ascending=True)
+
+
+def _read(instance: dg.DagsterInstance, wanted: dg.RunsFilter, **order: Any) -> list[RunSummary]:
+    return [RunSummary.of(record) for record in instance.get_run_records(wanted, **order)]
 
 
 def read_log(

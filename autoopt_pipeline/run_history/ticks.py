@@ -76,7 +76,7 @@ class TickReport(_Report):
 
 
 class RolloutReport(_Report):
-    """The result of one tick for production: new versions that are watched, and those left for the next tick."""
+    """One tick of the rollout sensor: rollouts under way, and those that it deferred to the next tick."""
 
     active: int
     deferred: int

@@ -184,7 +184,7 @@ class Feedback:
         return self._problem or self._lost
 
     def put(self, annotation: NewAnnotation) -> None:
-        """Send soon, without blocking. A later one for the same span, name and identifier takes its place."""
+        """Send soon, without blocking. A later annotation with the same span, name and identifier replaces this one."""
         with self._changed:
             if len(self._waiting) >= CAPACITY and annotation.key not in self._waiting:
                 full = f"{CAPACITY} pieces of feedback wait for Phoenix {self._shown}; one is dropped"
@@ -197,7 +197,7 @@ class Feedback:
             self._changed.notify_all()
 
     def send(self, annotations: Sequence[NewAnnotation]) -> None:
-        """Send now. Raises `PhoenixUnavailable`, also where a span has not arrived yet, and `PhoenixRefused`."""
+        """Send now. Raises `PhoenixUnavailable` (also if a span has not arrived yet) and `PhoenixRefused`."""
         try:
             self._post(annotations)
         except _SpansMissing:

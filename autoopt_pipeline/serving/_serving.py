@@ -187,7 +187,7 @@ class Serving:
                 "of a composed module, correct decision.part(...); and what is corrected is not correct",
             )
         if not decision.spans:
-            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serve.md")
+            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serving.md")
         annotations = [said.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
         if wait:
             self._feedback.send(annotations)

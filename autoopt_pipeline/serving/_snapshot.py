@@ -149,7 +149,7 @@ def drawn_canary(module: str, pointer: Pointer | None, request_id: str | None) -
     canaries = _canaries(pointer)
     if not canaries:
         return None
-    drawn = random.random()  # noqa: S311 - drawn for a comparison, not for a secret
+    drawn = random.random()  # noqa: S311 - not a secret
     point = drawn if request_id is None else unit_interval(f"{module}\0{request_id}")
     for version in sorted(canaries):
         point -= canaries[version]

@@ -50,7 +50,7 @@ class ModuleStatus:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out traces
-    (0 to 1) before it was promoted. `trouble` is the error that hides both. `rolled_back` is the rollback that made it
+    (0 to 1) before it was promoted. `error` is the error that hides both. `rolled_back` is the rollback that made it
     serve, if any. `decided` is a person's decision about the version of the last outcome. `progress` is there while a
     run is in a long phase. `unreported` is the manifest of the active version where its run was lost before it could
     report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error

@@ -216,7 +216,7 @@ class Phoenix:
             for batch in _batches(annotations, PAGE):
                 self._client().spans.log_span_annotations(
                     span_annotations=[cast("SpanAnnotationData", annotation.as_json()) for annotation in batch],
-                    sync=True,  # else annotations of unknown spans are dropped without a word
+                    sync=True,  # otherwise Phoenix silently drops annotations of unknown spans
                 )
 
     @contextmanager
