@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, who
-from autoopt_pipeline.cli.editor import EditedFile, edited_file
+from autoopt_pipeline.cli.editor import edited_file, open_in_editor
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.output import print_changes
 from autoopt_pipeline.cli.tables import print_table
@@ -92,8 +93,9 @@ def edit(tenant: TenantId) -> None:
     """
     store = connections().configs
     newest = newest_version(store, tenant)
-    with edited_file(as_text(newest), suffix=".yaml") as file:
-        config = _edited(file, newest)
+    text = as_text(newest)
+    with edited_file(text) as file:
+        config = _edited(file, text, newest)
         if config is None:
             console.print(f"{tenant}: nothing was changed")
             return
@@ -102,14 +104,14 @@ def edit(tenant: TenantId) -> None:
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
 
 
-def _edited(file: EditedFile, newest: StoredConfig) -> RoutingConfigUnified | None:
-    """What the person made of a file; None where they changed nothing. On a terminal they can correct mistakes."""
+def _edited(file: Path, before: str, newest: StoredConfig) -> RoutingConfigUnified | None:
+    """The edited configuration, or None if the person changed nothing. On a terminal they can correct mistakes."""
     while True:
-        file.edit()
-        if not file.changed:
+        text = open_in_editor(file)
+        if text == before:
             return None
         try:
-            return from_text(file.text, newest)
+            return from_text(text, newest)
         except InvalidConfig as e:
             if not sys.stdin.isatty():
                 raise

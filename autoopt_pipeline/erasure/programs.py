@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from autoopt_pipeline.errors import ConfigConflict, InvalidArtifact, PromotionConflict
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import Redact
-from autoopt_pipeline.modules.similarity import normalize_query
+from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.registry.records import Program
+from autoopt_pipeline.registry.records import Program, program_facts
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
 from autoopt_pipeline.tenants.store import read_config, write_config
@@ -24,10 +24,6 @@ from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 
 FORGET = "forget"
 """The actor of an erasure's transition, and the verdict of the version it leads to: privacy outranks the gate."""
-
-MIN_QUOTED_WORDS, MIN_QUOTED_CHARS = 3, 20
-"""Texts of at least so many words or characters are also looked for inside longer texts. Shorter ones ("show videos")
-would be found in what has nothing to do with them; they are looked for as a whole."""
 
 _DEMO_LISTS = ("demos", "train", "traces")
 """Where DSPy's state of a predictor keeps examples."""
@@ -41,15 +37,12 @@ class ForgottenText:
     def __init__(self, queries: Iterable[str], redact: Redact) -> None:
         self.queries = frozenset(text for query in queries if query.strip() for text in (query, redact(query)))
         self._whole = frozenset(normalize_query(query) for query in self.queries)
-        self._quotable = tuple(
-            text for text in self._whole if len(text.split()) >= MIN_QUOTED_WORDS or len(text) >= MIN_QUOTED_CHARS
-        )
 
     def is_in(self, value: Any) -> bool:
         """Whether one of the texts stands in a value, or in the values of a mapping or list taken together."""
         leaves = [normalize_query(leaf) for leaf in _leaves(value)]
         joined = " ".join(leaves)
-        return not self._whole.isdisjoint(leaves) or any(text in joined for text in self._quotable)
+        return not self._whole.isdisjoint(leaves) or any(quotes(joined, query) for query in self._whole)
 
     def occurs_in(self, raw: str) -> bool:
         """Whether one of the texts, however short, stands in what nobody can read as a program any more."""
@@ -175,9 +168,7 @@ def _store_without(artifacts: VersionStore, version: str, program: Program, text
     (parent,) = [manifest for manifest in manifests if manifest.version == version]
     manifest = parent.model_copy(
         update={
-            "version": f"{now:%Y%m%dT%H%M%SZ}-{clean.digest[:8]}",
-            "program_sha256": clean.digest,
-            "created_at": now,
+            **program_facts(clean, now),
             "run_id": f"{FORGET} by {who}",
             "parent": version,
             "verdict": FORGET,

@@ -1,12 +1,17 @@
-"""Defines when two queries count as duplicates."""
+"""Defines when two queries count as duplicates, and when a text quotes a query."""
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 NEAR_DUPLICATE = 0.8
 """Minimum Jaccard similarity of two queries' word sets to count as one (5 of 6 words shared)."""
+
+QUOTED_WORDS, QUOTED_CHARACTERS = 3, 20
+"""A query with fewer words and fewer characters than these counts as quoted nowhere: texts contain "show videos" by
+chance. Three words in a row are seldom chance, and neither is one long word, such as the number of an account."""
 
 _LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which do not put spaces between words."""
@@ -37,6 +42,22 @@ def word_set(text: str) -> frozenset[str]:
         characters = run.replace(" ", "")
         words |= {characters[i : i + 2] for i in range(max(1, len(characters) - 1))}
     return words
+
+
+def quotes(text: str, query: str) -> bool:
+    """Whether a text contains all words of a query in a row, in any case and with any punctuation."""
+    return _is_quotable(query) and _in_a_row(query) in _in_a_row(text)
+
+
+@lru_cache(maxsize=4096)  # the same queries are looked for in many texts
+def _is_quotable(query: str) -> bool:
+    normalized = normalize_query(query)
+    return len(word_set(normalized)) >= QUOTED_WORDS or len(normalized) >= QUOTED_CHARACTERS
+
+
+@lru_cache(maxsize=4096)
+def _in_a_row(text: str) -> str:
+    return f" {' '.join(split_words(normalize_query(text)))} "
 
 
 def group_near_duplicates(queries: Sequence[str]) -> list[tuple[str, ...]]:

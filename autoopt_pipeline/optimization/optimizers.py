@@ -109,11 +109,12 @@ def bootstrappers(shop: OptimizerContext) -> Iterator[Optimizer]:
 
 
 def improvers(shop: OptimizerContext) -> Iterator[Improver]:
-    """Searches for instructions, where there is enough to reflect on."""
+    """Searches for instructions, where there is enough to reflect on and a language model that follows instructions."""
+    if shop.lm.is_stand_in or shop.teacher.is_stand_in:
+        return  # instructions do not change the stand-in's answers, and it writes none
     if len(shop.train) >= MIN_FOR_GEPA:
         yield Improver("gepa", lambda program: _gepa(shop, program))
-    # The stand-in reflects on feedback, after a fashion, but writes no instruction out of nothing.
-    if len(shop.train) >= MIN_FOR_MIPRO and not shop.teacher.is_stand_in:
+    if len(shop.train) >= MIN_FOR_MIPRO:
         yield Improver("miprov2", lambda program: _mipro(shop, program))
 
 

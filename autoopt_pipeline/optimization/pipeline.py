@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from importlib.metadata import version as package_version
 from typing import Literal
 
 import dspy
@@ -35,7 +34,7 @@ from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, trackin
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
-from autoopt_pipeline.modules.similarity import normalize_query, split_words
+from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
@@ -49,7 +48,15 @@ from autoopt_pipeline.optimization.search import (
     search,
 )
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
-from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, Transition, Verdict
+from autoopt_pipeline.registry.records import (
+    LedgerEntry,
+    Manifest,
+    Program,
+    Transition,
+    Verdict,
+    new_version_id,
+    program_facts,
+)
 from autoopt_pipeline.registry.serialization import compose, deserialize, queries_shown
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -62,9 +69,6 @@ MIN_TRAIN = 20
 
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
 """Most examples that are used, the newest. More judge hardly better and cost two calls each."""
-
-MIN_QUOTED_WORDS = 5
-"""Held-out queries of so many words are looked for in instructions; shorter ones stand in many by chance."""
 
 _LEDGER_TRIES = 20
 
@@ -246,7 +250,7 @@ class _Optimization:
         if lacking := _lacking(split):
             return self._report(*lacking)
         look, repeated = self._charge("holdout_test", finalist.stored, split)
-        version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
+        version = new_version_id(finalist.stored, self.job.window_end)
         manifest = self.artifacts.manifest(version) if repeated else None
         if manifest and manifest.gate.get("alpha") == look.alpha:
             # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
@@ -257,7 +261,7 @@ class _Optimization:
         else:
             decision = self._look(finalist, incumbent, split, look.alpha)
             verdict, reason = self._awaiting_approval(decision)
-            manifest = self._manifest(version, finalist, decision, verdict, reason)
+            manifest = self._manifest(finalist, decision, verdict, reason)
             self.artifacts.save(finalist.stored, manifest)
         if verdict is Verdict.INCONCLUSIVE and any(
             step.version == version for step in self.artifacts.sequential_test_steps()
@@ -474,15 +478,10 @@ class _Optimization:
 
     def _without_quoted(self, split: Split, *programs: dspy.Module) -> Split:
         """The holdout without queries that stand in a compared program's instructions: these judge nobody."""
-        instructions = [
-            f" {' '.join(split_words(normalize_query(predictor.signature.instructions)))} "
-            for program in programs
-            for predictor in program.predictors()
-        ]
+        instructions = [predictor.signature.instructions for program in programs for predictor in program.predictors()]
 
         def quoted(judged: HoldoutExample) -> bool:
-            long_enough = [words for query in judged.group if len(words := split_words(query)) >= MIN_QUOTED_WORDS]
-            return any(f" {' '.join(words)} " in text for words in long_enough for text in instructions)
+            return any(quotes(text, query) for query in judged.group for text in instructions)
 
         fit = replace(
             split,
@@ -517,19 +516,10 @@ class _Optimization:
             "let them finish first",
         )
 
-    def _manifest(
-        self,
-        version: str,
-        finalist: Finalist,
-        decision: GateDecision,
-        verdict: Verdict,
-        reason: str,
-    ) -> Manifest:
+    def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
         comparison = decision.comparison
         return Manifest(
-            version=version,
-            program_sha256=finalist.stored.digest,
-            created_at=datetime.now(UTC),
+            **program_facts(finalist.stored, self.job.window_end),
             run_id=self.job.run_id,
             parent=self.incumbent_version,
             verdict=verdict.value,
@@ -554,7 +544,6 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
-            answer_format=finalist.stored.answer_format,
             lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,
@@ -564,7 +553,6 @@ class _Optimization:
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
-            packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
 
 

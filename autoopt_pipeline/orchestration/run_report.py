@@ -137,7 +137,10 @@ def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
 def _markdown(report: Report, project_url: str) -> str:
     parts = [f"**{report.verdict.value}**: {_escaped(report.reason)}"]
     if report.stand_in:
-        parts.append("> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one.")
+        parts.append(
+            "> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one, and "
+            "instructions do not change its answers, so GEPA and MIPROv2 were not tried."
+        )
     if report.unread:
         parts.append(f"Answers that could not be read, and count as wrong: {listed_unread(report.unread)}.")
     if report.tried:

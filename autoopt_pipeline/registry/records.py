@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from importlib.metadata import version as package_version
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -196,6 +197,32 @@ class Manifest(StoredRecord):
     lm_cached_tokens: int = 0
     unread: dict[str, dict[str, int]] = {}
     packages: dict[str, str]
+
+
+class ProgramFacts(TypedDict):
+    """The fields of a manifest that follow from the program of a new version."""
+
+    version: VersionName
+    program_sha256: str
+    created_at: datetime
+    answer_format: str
+    packages: dict[str, str]
+
+
+def program_facts(program: Program, at: datetime) -> ProgramFacts:
+    """What the manifest of a new version says of its program; `at` is the time in the version's name."""
+    return {
+        "version": new_version_id(program, at),
+        "program_sha256": program.digest,
+        "created_at": datetime.now(UTC),
+        "answer_format": program.answer_format,
+        "packages": {name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
+    }
+
+
+def new_version_id(program: Program, at: datetime) -> VersionName:
+    """The name of a version: a time in UTC, by which names sort, and the beginning of the program's digest."""
+    return f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
 
 
 class Withdrawal(StoredRecord):

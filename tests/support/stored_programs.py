@@ -9,7 +9,7 @@ import dspy
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Manifest, Program
+from autoopt_pipeline.registry.records import Manifest, Program, new_version_id
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
@@ -79,7 +79,7 @@ def store(
     `changes` are fields of its manifest.
     """
     at = AT + timedelta(minutes=number)
-    version = f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
+    version = new_version_id(program, at)
     manifest = manifest_of(program, version, at=at, optimizer=optimizer)
     artifacts.save(program, manifest.model_copy(update=changes))
     if active:

@@ -1,8 +1,10 @@
 """`autoopt config` as a person types it, and what it rests on."""
 
 import json
+import os
 import shlex
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -161,6 +163,22 @@ def test_an_edit_that_somebody_else_overtook_is_refused_and_kept(acme: TenantCon
     kept = Path(error.strip().rpartition("your text is kept in ")[2])
     assert "max_lm_calls: 77" in kept.read_text()
     kept.unlink()
+
+
+def test_an_interrupted_edit_is_kept(acme: TenantConfigStore) -> None:
+    interrupted = "f.write_text(text + '# mine'); import os, signal; os.kill(os.getppid(), signal.SIGINT); sys.exit()"
+    done = subprocess.run(
+        [Path(sys.executable).parent / "autoopt", "config", "edit", "acme"],
+        env=os.environ | editor(interrupted),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    kept = Path("".join(done.stdout.split("your text is kept in ")[1].split()))
+    assert kept.read_text().endswith("# mine")
+    kept.unlink()
+    assert len(acme.history("acme")) == 2
 
 
 @pytest.mark.parametrize("broken", ["false", "/nonexistent/editor", "'unbalanced"])

@@ -1,4 +1,4 @@
-"""DSPy's optimizers over the stand-in, which also writes their instructions."""
+"""DSPy's optimizers over the stand-in: they gain through demos, and not through instructions."""
 
 import os
 import random
@@ -14,8 +14,6 @@ from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
 from autoopt_pipeline.evaluation.runner import using
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
-from autoopt_pipeline.lm.stand_in.reflection import MAX_RULES
-from autoopt_pipeline.lm.stand_in.rules import rules_in
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.tenants.config import LMSettings
@@ -59,25 +57,11 @@ def reflection_lm() -> dspy.LM:
     return metered_lm(LMSettings(model="stand-in"), Meter(1000, 10**9)).lm
 
 
-def test_gepa_gains_over_the_baseline_through_rules_and_twice_alike(queries: list[dspy.Example]) -> None:
-    first, again = (
-        compiled(
-            dspy.GEPA,
-            queries,
-            metric=feedback,
-            max_metric_calls=400,
-            reflection_lm=reflection_lm(),
-            reflection_minibatch_size=8,
-        )
-        for _ in range(2)
-    )
-    instructions = first.predictors()[0].signature.instructions
-    assert instructions.startswith(BASELINE)
-    assert 0 < len(list(rules_in(instructions))) <= MAX_RULES
-    assert instructions == again.predictors()[0].signature.instructions
-    baseline = get_module("routing").build_program([Label(name) for name in SAMPLE_AGENTS])
-    held_out = queries[200:]
-    assert right(first, held_out) > right(baseline, held_out)
+def test_gepa_ends_and_leaves_the_instructions_because_none_that_the_stand_in_writes_is_better(
+    queries: list[dspy.Example],
+) -> None:
+    found = compiled(dspy.GEPA, queries, metric=feedback, max_metric_calls=100, reflection_lm=reflection_lm())
+    assert found.predictors()[0].signature.instructions == BASELINE
 
 
 def test_miprov2_runs_to_its_end_and_gains_through_demos(queries: list[dspy.Example]) -> None:
@@ -90,7 +74,6 @@ def test_miprov2_runs_to_its_end_and_gains_through_demos(queries: list[dspy.Exam
         max_bootstrapped_demos=4,
         max_labeled_demos=16,
     )
-    assert found.predictors()[0].signature.instructions == BASELINE
     assert found.predictors()[0].demos
     assert not any(trial.get("score") == 0 for trial in found.trial_logs.values())
     baseline = get_module("routing").build_program([Label(name) for name in SAMPLE_AGENTS])
@@ -98,7 +81,6 @@ def test_miprov2_runs_to_its_end_and_gains_through_demos(queries: list[dspy.Exam
 
 
 _WITHOUT_DSPY = """
-from autoopt_pipeline.lm.stand_in.reflection import with_rules
 from autoopt_pipeline.lm.stand_in.voting import answer, read_lesson
 system = '''Your output fields are:
 1. `agents` (list[Literal['a_agent', 'b_agent']]): x
@@ -110,9 +92,6 @@ for n in range(30):
     turns += [("user", f"[[ ## query ## ]]\\nsome words {n} {n * 7 % 5} more words here"),
               ("assistant", f'[[ ## agents ## ]]\\n["{"ab"[n % 2]}_agent"]\\n\\n[[ ## kind ## ]]\\n{"xy"[n % 3 % 2]}')]
 print([answer(read_lesson(tuple(turns), system), {"query": f"more {n} words"}) for n in range(20)])
-print(with_rules("Do it.", [
-    {"Inputs": {"query": f"alpha beta gamma delta {word}"}, "Generated Outputs": {"kind": "x"},
-     "Feedback": 'Wrong: kind is "x", right is "y".'} for word in ("one", "two", "three")]))
 """
 
 

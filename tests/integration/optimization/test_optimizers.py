@@ -17,7 +17,7 @@ from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     OptimizerContext,
     bootstrappers,
@@ -60,11 +60,6 @@ def searched(
     return search(
         spec, config, LABELS, split, incumbent or start, start, lm, teacher or lm, say, PhaseTracker(lm.meter)
     )
-
-
-def share_right(spec: ModuleSpec, program: dspy.Module, asked: tuple[Example, ...]) -> float:
-    answers = answer_all(spec, program, asked, stand_in())
-    return sum(spec.score(e.right, a.values or {}) for e, a in zip(asked, answers, strict=True)) / len(asked)
 
 
 # --- demos ---
@@ -123,10 +118,17 @@ def test_what_the_data_is_too_little_for_is_left_out() -> None:
     assert not list(bootstrappers(few))
     assert not list(bootstrappers(workshop(ROUTING, bootstrapped=0)))
     assert list(bootstrappers(some))
+    model = replace(stand_in(), is_stand_in=False)
+    some, enough = (replace(shop, lm=model, teacher=model) for shop in (some, enough))
     assert not list(improvers(some))
-    assert [improver.name for improver in improvers(enough)] == ["gepa"]
-    real = replace(enough, teacher=replace(enough.teacher, is_stand_in=False))
-    assert [improver.name for improver in improvers(real)] == ["gepa", "miprov2"]
+    assert [improver.name for improver in improvers(enough)] == ["gepa", "miprov2"]
+
+
+@pytest.mark.parametrize("role", ["lm", "teacher"])
+def test_with_the_stand_in_nothing_searches_for_instructions(role: str) -> None:
+    model = replace(stand_in(), is_stand_in=False)
+    shop = replace(workshop(ROUTING, train=100), lm=model, teacher=model)
+    assert not list(improvers(replace(shop, **{role: stand_in()})))
 
 
 def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedback_of_the_whole() -> None:
@@ -195,22 +197,14 @@ def test_what_nobody_said_is_right_completes_a_demo_and_judges_no_answer() -> No
 @pytest.mark.parametrize("improver", ["gepa", "miprov2"])
 def test_a_search_for_instructions_leaves_a_program_its_demos(improver: str) -> None:
     shop = workshop(ROUTING, train=120)
-    shop = replace(shop, teacher=replace(shop.teacher, is_stand_in=False))
+    model = replace(shop.lm, is_stand_in=False)
+    shop = replace(shop, lm=model, teacher=model)
     (leader,) = (o.compile() for o in demo_pickers(shop) if o.name == "coverage-16")
     before = leader.dump_state()
     (search_instructions,) = (each for each in improvers(shop) if each.name == improver)
     better = search_instructions.compile(leader)
     assert leader.dump_state() == before
     assert [dict(d) for d in better.predictors()[0].demos] == [dict(d) for d in leader.predictors()[0].demos]
-
-
-def test_gepa_writes_instructions_that_help() -> None:
-    shop = workshop(ROUTING, train=150)
-    (gepa,) = improvers(shop)
-    better = gepa.compile(shop.start)
-    assert better.predictors()[0].signature.instructions != shop.start.predictors()[0].signature.instructions
-    fresh = examples(ROUTING, 200, seed=2)
-    assert share_right(ROUTING, better, fresh) > share_right(ROUTING, shop.start, fresh)
 
 
 # --- the race ---
@@ -315,9 +309,9 @@ def test_a_budget_that_ends_in_the_middle_of_an_arm_leaves_the_best_so_far(
     held_back = comparison_calls(split, ROUTING.build_program(LABELS)) * largest
     middle = (story[end - 1].tokens + story[end].tokens) // 2
     found, shorter = told(split, stand_in(max_tokens=middle + held_back))
-    assert "the budget ended the search" in shorter[-1].line
-    assert [said.line for said in shorter[:-1]] == [said.line for said in story[:end]]
-    assert found.notes[0] == shorter[-1].line
+    ended = next(number for number, said in enumerate(shorter) if "the budget ended the search" in said.line)
+    assert [said.line for said in shorter[:ended]] == [said.line for said in story[:end]]
+    assert found.notes == tuple(said.line for said in shorter[ended:])
     assert found.finalist
     judged_on = max(tried.judged_on for tried in found.tried)
     best = max((tried for tried in found.tried if tried.judged_on == judged_on), key=lambda tried: tried.dev_score)
