@@ -112,7 +112,7 @@ class VersionStore:
                 f"version {version} belongs to {program.tenant_id}/{program.module}",
                 "activate one of its own",
             )
-        return program
+        return program.model_copy(update={"demo_sources": manifest.demo_sources})
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Version and content of every file that holds a program, or a part of one that a dead writer left."""
