@@ -37,8 +37,11 @@ test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
 	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
+test-fast: install ## The tests that start no server, no process and no Dagster instance: tests/unit
+	@.venv/bin/pytest -n 2 --dist loadfile tests/unit
+
 fuzz: install ## Far more of the tests that try what others may have written; some three minutes
-	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/test_fuzz.py tests/test_malformed_spans.py
+	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/security/test_fuzz.py tests/security/test_malformed_spans.py
 
 chaos: install ## Real faults on real processes, some 15 minutes (CHAOS_ROUNDS=n of kills, CHAOS_SEED=n to repeat)
 	@.venv/bin/pytest -m 'chaos or not chaos' tests/chaos
@@ -119,4 +122,4 @@ bench: install ## What many tenants cost, into bench/results/ (three quarters of
 clean: ## Remove the environments and everything local (.autoopt/)
 	rm -rf .venv .venv-phoenix .venv-lm .autoopt
 
-.PHONY: help demo up lm test e2e-k8s fuzz chaos check audit bench format install lock clean
+.PHONY: help demo up lm test test-fast e2e-k8s fuzz chaos check audit bench format install lock clean

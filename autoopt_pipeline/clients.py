@@ -8,7 +8,6 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Program
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
@@ -41,9 +40,6 @@ class Connections:
     @cached_property
     def files(self) -> ObjectStore:
         return ObjectStore(self.settings.resolved_artifacts_url)
-
-    def shared(self, module: str) -> SharedStore:
-        return SharedStore(self.files, module)
 
     def artifacts(self, tenant_id: str, module: str) -> VersionStore:
         return VersionStore(self.files, tenant_id, module)

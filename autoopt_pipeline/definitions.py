@@ -25,7 +25,7 @@ def _definitions() -> dg.Definitions:
     assets = build_module_assets()
     all_modules = dg.AssetSelection.assets(*(asset.key for asset in assets))
     sensors = build_sensors(settings, all_modules)
-    if settings.keep_runs_days:
+    if settings.run_retention_days:
         sensors.append(build_retention_sensor(settings))
     return dg.Definitions(
         assets=assets,

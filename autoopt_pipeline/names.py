@@ -2,7 +2,7 @@
 
 OPTIMIZATION_SENSOR = "auto_optimization_sensor"
 PARTITIONS_SENSOR = "tenant_partitions_sensor"
-WATCH_SENSOR = "promotion_watch_sensor"
+ROLLOUT_SENSOR = "rollout_monitor_sensor"
 RETENTION_SENSOR = "run_retention_sensor"
 
 TENANTS_PARTITIONS = "tenants"

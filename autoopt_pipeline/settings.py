@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     artifacts_url: str | None = Field(
         None, description="Where programs are kept: a folder or any fsspec URL; by default a folder."
     )
-    modules: Path | None = Field(None, description="YAML file of modules of your own (docs/add-a-module.md).")
+    modules_file: Path | None = Field(None, description="YAML file of modules of your own (docs/add-a-module.md).")
     phoenix_endpoint: str = Field(
         "http://localhost:6006",
         validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT"),
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         description="Function (package.module:function, text to text) that takes personal data out of what is learnt.",
     )
     max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
-    jitter: float = Field(
+    schedule_jitter: float = Field(
         0.1,
         ge=0,
         le=1,
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         None, ge=0, description="Calls of language models for all tenants together in a day of UTC; no limit if unset."
     )
     daily_lm_tokens: int | None = Field(None, ge=0, description="The same in tokens.")
-    keep_runs_days: int = Field(
+    run_retention_days: int = Field(
         30, ge=0, description="Days after which finished runs are deleted, but for the newest outcomes; 0: never."
     )
 

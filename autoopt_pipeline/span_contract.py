@@ -6,7 +6,9 @@ object that the attribute `a.b` holds (OpenInference writes `input.value` and `o
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from autoopt_pipeline.tenant_id import validate_tenant_id
 
@@ -49,6 +51,38 @@ CONFIRMING = frozenset({"correct", "correct_routing", "right"})
 REFUTING = frozenset({"wrong", "wrong_routing", "incorrect"})
 UNDECIDED = frozenset({"ambiguous", "insufficient_info", "unsure"})
 """Annotation labels about the decision. Any other label is read as the right answer itself."""
+
+
+AnnotatorKind = Literal["HUMAN", "LLM", "CODE"]
+
+
+@dataclass(frozen=True)
+class NewAnnotation:
+    """A verdict on a span, to be written to Phoenix. An equal span, name and identifier is replaced."""
+
+    span_id: str
+    name: str
+    kind: AnnotatorKind
+    label: str | None
+    metadata: Mapping[str, str]
+    score: float | None = None
+    identifier: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.span_id, self.name, self.identifier
+
+    def as_json(self) -> dict[str, Any]:
+        """As Phoenix's API takes it."""
+        result = {"label": self.label, "score": self.score}
+        return {
+            "span_id": self.span_id,
+            "name": self.name,
+            "annotator_kind": self.kind,
+            "result": {name: value for name, value in result.items() if value is not None},
+            "metadata": dict(self.metadata),
+            "identifier": self.identifier,
+        }
 
 
 @dataclass(frozen=True)

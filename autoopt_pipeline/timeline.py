@@ -19,7 +19,7 @@ D = TypeVar("D", bound=Dated)
 class Stretch(Generic[T]):
     """Things newest first: all that happened since `reaches` (UTC), which is None where nothing older is left."""
 
-    found: Sequence[T]
+    items: Sequence[T]
     reaches: datetime | None
 
 
@@ -35,14 +35,14 @@ def newest_of(
 
     `read` returns as many as it is asked for, the newest first; fewer mean that there are no others.
     """
-    found: list[D] = []
-    looked_at = 0
+    items: list[D] = []
+    read_so_far = 0
     while True:
         page = read(before, limit)
-        found += filter(wanted, page)
-        looked_at += len(page)
+        items += filter(wanted, page)
+        read_so_far += len(page)
         if len(page) < limit:
-            return Stretch(found, None)
+            return Stretch(items, None)
         before = page[-1].at
-        if len(found) >= limit or looked_at >= most:
-            return Stretch(found, before)
+        if len(items) >= limit or read_so_far >= most:
+            return Stretch(items, before)

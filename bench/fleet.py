@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,14 +96,14 @@ def _materialization(module: str, tenant: str, ended: datetime) -> dg.AssetMater
             "verdict": "rejected",
             "reason": "the candidate is not better: 71.0 % against 70.5 %, p = 0.41",
             "report": dg.MetadataValue.md(_REPORT),
-            "score_before": 0.705,
-            "score_after": 0.71,
+            "incumbent_score": 0.705,
+            "candidate_score": 0.71,
             "p_value": 0.41,
             "version": "20260101T000000Z-0123abcd",
             "incumbent": "baseline",
             "window_start": dg.MetadataValue.timestamp(ended - timedelta(days=30)),
             "window_end": dg.MetadataValue.timestamp(ended),
-            "decisions_read": TRACES_BEFORE,
+            "spans_read": TRACES_BEFORE,
             "annotation_total": 1,
             "annotation_marks": dg.MetadataValue.json([int((ended - HOUR).timestamp())]),
             "lm_calls": 900,
@@ -290,7 +290,7 @@ def make_home(home: Path, postgres_url: str | None = None) -> None:
 
 
 @contextmanager
-def postgres(processes: Processes, folder: Path) -> Iterator[str | None]:
+def postgres(processes: Processes, folder: Path) -> Generator[str | None]:
     """A Postgres server of our own; the URL of its database, or None where none is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     server = str(found[-1]) if found else shutil.which("postgres")

@@ -17,7 +17,7 @@ from typing import Literal
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, judge
-from autoopt_pipeline.evaluation.sequential_test import follow_up
+from autoopt_pipeline.evaluation.sequential_test import decide_sequentially
 from autoopt_pipeline.evaluation.split import DEV_SHARE, TRAIN_SHARE
 from autoopt_pipeline.evaluation.statistics import sign_flip_p
 from autoopt_pipeline.registry.records import LedgerEntry, Verdict
@@ -245,7 +245,7 @@ Rule = Callable[[Tenant], int | None]
 
 
 def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
-    """A look at the holdout when enough evidence has come, a trial where that says so, and all of it charged.
+    """A look at the holdout when enough evidence has come, a sequential test where that says so, and all of it charged.
 
     With more `askings` a look that does not promote is repeated, at the same charge.
     """
@@ -253,9 +253,9 @@ def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
     verdict, window, evidence = "", 0, 0
     waiting: Truth | None = None
     alpha = 0.0
-    in_trial: list[PairedCase] = []
+    in_test: list[PairedCase] = []
 
-    def charge(kind: Literal["look", "trial"]) -> float:
+    def charge(kind: Literal["holdout_test", "sequential_test"]) -> float:
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=night)
         ledger.append(
             next_charge(
@@ -275,21 +275,21 @@ def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
         new = tenant.night()
         evidence += 2 * tenant.reviewed
         if waiting:
-            in_trial += tenant.ask(new, waiting)
+            in_test += tenant.ask(new, waiting)
         if evidence < evidence_required(MIN_SAMPLES, window, verdict) or len(tenant.holdout) < MIN_HOLDOUT:
             continue
         window, evidence = 2 * tenant.reviewed * min(night, LOOKBACK), 0
         if waiting:
-            verdict = follow_up(in_trial, alpha=alpha).verdict if in_trial else Verdict.WAITING
+            verdict = decide_sequentially(in_test, alpha=alpha).verdict if in_test else Verdict.INCONCLUSIVE
         elif finalist := tenant.search(night):
             answers, guard = tenant.answers(tenant.holdout, finalist), tenant.ask_unreviewed(finalist)
-            allowed = charge("look")
+            allowed = charge("holdout_test")
             for _ in range(askings):
                 verdict = judge(tenant.compare(tenant.holdout, answers), guard, alpha=allowed).verdict
                 if verdict is Verdict.PROMOTED:
                     break
-            if verdict is Verdict.WAITING:
-                waiting, alpha, in_trial = finalist, charge("trial"), []
+            if verdict is Verdict.INCONCLUSIVE:
+                waiting, alpha, in_test = finalist, charge("sequential_test"), []
         else:
             verdict = Verdict.REJECTED
         if verdict is Verdict.PROMOTED:

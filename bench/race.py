@@ -4,9 +4,9 @@
 
 prints accuracy on held-out queries, calls, tokens and CPU seconds, each optimizer at its own default cost, then at
 about the calls that the race took, and then at about its tokens. The model is the stand-in, so nothing here says what
-an optimizer does for a language model; see bench/README.md. `--clinc` is a file of JSON lines with `query` and `agent`,
-here made of CLINC150. `--tokenizer` is a server of llama.cpp (`make lm`), whose model's tokens are counted; without it
-four characters are taken for a token.
+an optimizer does for a language model, and GEPA is left out because it searches for nothing but instructions; see
+bench/README.md. `--clinc` is a file of JSON lines with `query` and `agent`, here made of CLINC150. `--tokenizer` is a
+server of llama.cpp (`make lm`), whose model's tokens are counted; without it four characters are taken for a token.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Example, Label, Provenance
 from autoopt_pipeline.optimization import search as searching
-from autoopt_pipeline.optimization.optimizers import Optimizer, OptimizerContext, demo_pickers, feedback_metric, scorer
+from autoopt_pipeline.optimization.optimizers import Optimizer, OptimizerContext, demo_pickers, scorer
 from autoopt_pipeline.settings import STAND_IN
 from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
 
@@ -186,26 +186,6 @@ def mipro_within(task: Task, calls: int) -> dspy.Module:
     )
 
 
-def gepa(task: Task, calls: int) -> dspy.Module:
-    return task.compiled(
-        lambda: dspy.GEPA(
-            metric=feedback_metric(ROUTING, task.start), reflection_lm=task.lm.lm, auto="light", num_threads=1
-        )
-    )
-
-
-def gepa_within(task: Task, calls: int) -> dspy.Module:
-    """It goes beyond its calls by an evaluation on dev at most."""
-    return task.compiled(
-        lambda: dspy.GEPA(
-            metric=feedback_metric(ROUTING, task.start),
-            reflection_lm=task.lm.lm,
-            max_metric_calls=calls - DEV // 2,
-            num_threads=1,
-        )
-    )
-
-
 RACE = "race"
 OWN_COST: dict[str, Method] = {
     "start, zero-shot": start,
@@ -214,12 +194,10 @@ OWN_COST: dict[str, Method] = {
     "race without coverage": race_without_coverage,
     "BootstrapFewShotWithRandomSearch": random_search,
     'MIPROv2 auto="light"': mipro,
-    'GEPA auto="light"': gepa,
 }
 WITHIN: dict[str, Method] = {
     "BootstrapFewShotWithRandomSearch": random_search_within,
     'MIPROv2 auto="light"': mipro_within,
-    'GEPA auto="light"': gepa_within,
 }
 """The same optimizers, told how many calls they may take."""
 

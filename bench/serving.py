@@ -103,7 +103,7 @@ def promote(root: str, tenant: str, demos: int, number: int = 0) -> None:
     )
     artifacts.save(stored, manifest)
     active = artifacts.active()
-    artifacts.move(version, expected=active.version if active else None, by="bench", why="")
+    artifacts.transition(version, expected=active.version if active else None, actor="bench", reason="")
 
 
 def imports() -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,7 +43,7 @@ from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.stack import Stack, start_phoenix, wait_for_phoenix
 from autoopt_pipeline.run_history.instance import open_instance
 
-SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "promotion_watch_sensor", "run_retention_sensor")
+SENSORS = ("auto_optimization_sensor", "tenant_partitions_sensor", "rollout_monitor_sensor", "run_retention_sensor")
 STATES = {
     "quiet": "1 % of tenants are due, the others' interval is not over",
     "idle": "all intervals are over, 1 % of tenants have new traces",
@@ -159,7 +159,7 @@ def measure(sensor: str) -> dict[str, Any]:
 
 
 @contextmanager
-def counted_requests() -> Iterator[dict[str, int]]:
+def counted_requests() -> Generator[dict[str, int]]:
     """What goes over HTTP, bodies only, unpacked."""
     counts = {"requests": 0, "sent": 0, "received": 0}
     send: Callable[..., httpx.Response] = httpx.Client.send
@@ -238,7 +238,7 @@ def _of_a_look(row: dict[str, Any]) -> dict[str, Any]:
         "Phoenix CPU s": round(row["phoenix_cpu"], 1),
         "MB": round(row["memory_mb"]),
         "runs": row["launched"],
-        "left": row["decisions"].get("left", 0) // 5,
+        "deferred": row["decisions"].get("deferred", 0) // 5,
     }
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -17,7 +16,8 @@ from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
-from tests.postgres import new_postgres
+from tests.support.phoenix_server import PhoenixServer
+from tests.support.postgres import new_postgres
 
 # How long an example takes is the machine's affair. `make fuzz` takes the other profile.
 hypothesis.settings.register_profile("quick", deadline=None)
@@ -45,10 +45,10 @@ LONG = [
     "test_no_lookups",
     "test_run_limits",
     "test_documents",
-    "test_alerting",
+    "test_alert_sensor",
     "test_killed_runs",
     "test_dagster_ui",
-    "test_dashboard_in_chromium",
+    "test_in_chromium",
     "test_kills",
 ]
 """Files that take a minute or more. They begin first, so that at the end no worker is left alone with one of them."""
@@ -72,14 +72,6 @@ def _no_settings_of_the_user() -> None:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     with Processes(tmp_path_factory.mktemp("logs")) as group:
         yield group
-
-
-@dataclass(frozen=True)
-class PhoenixServer:
-    """A real Phoenix server, and the database that it keeps everything in."""
-
-    endpoint: str
-    database_url: str
 
 
 @pytest.fixture(scope="session")

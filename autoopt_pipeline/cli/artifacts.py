@@ -17,8 +17,7 @@ from autoopt_pipeline.errors import ConfigConflict
 from autoopt_pipeline.registry.audit_log import enter_act
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
-from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
+from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.lifecycle import start_anew
 from autoopt_pipeline.tenants.store import unknown_tenant
@@ -32,7 +31,7 @@ def export_artifacts(
     tenant: TenantId,
     target: Annotated[Path, typer.Argument(help="A new folder, or a new file whose name ends in '.zip'.")],
 ) -> None:
-    """Copy a tenant's versions, moves, ledger and trials, and what it shares, into a new folder or zip file."""
+    """Copy a tenant's versions, transitions, ledger and sequential tests into a new folder or zip file."""
     parts = connections()
     files = parts.files
     _check_known(parts, files, tenant)
@@ -44,13 +43,11 @@ def export_artifacts(
 @app.command("delete")
 def delete_artifacts(
     tenant: TenantId,
-    even_if_configured: Annotated[
-        bool, typer.Option("--even-if-configured", help="Also of a tenant that was not removed.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if the tenant was not removed.")] = False,
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
-    """Delete a removed tenant's versions, moves, ledger and trials, and what it shares, for good.
+    """Delete a removed tenant's versions, transitions, ledger and sequential tests for good.
 
     Should it be added again, it starts anew: earlier outcomes and traces do not count. Asks first; without a terminal
     it wants --yes. It can be repeated, and finishes what was left undone.
@@ -58,10 +55,10 @@ def delete_artifacts(
     parts = connections()
     files = parts.files
     _check_known(parts, files, tenant)
-    if tenant in parts.configs.current() and not even_if_configured:
+    if tenant in parts.configs.current() and not force:
         raise ConfigConflict(
             f"tenant {tenant} still has a configuration, so its programs may be serving",
-            f"'autoopt tenants remove {tenant}' first, or say --even-if-configured",
+            f"'autoopt tenants remove {tenant}' first, or add --force",
         )
     _check_no_run(tenant)
     stored = stored_files(files, tenant)
@@ -84,9 +81,9 @@ def _enter(parts: Connections, tenant: str, *, anything: bool) -> None:
     history = parts.configs.history(tenant)
     if history and history[-1].document is None:
         if anything or changes_in(history)[-1].what != "artifacts_deleted":
-            start_anew(parts.configs, history[-1], by=who(), now=datetime.now(UTC))
+            start_anew(parts.configs, history[-1], actor=who(), now=datetime.now(UTC))
     elif anything:
-        enter_act(parts.files, by=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
+        enter_act(parts.files, actor=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
 
 
 def _check_known(parts: Connections, files: ObjectStore, tenant: str) -> None:
@@ -116,8 +113,6 @@ def _print_counts(paths: Iterable[str]) -> None:
 
 def _kind(path: str) -> str:
     folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
-    if folder == SHARED_FOLDER:
-        return f"{module} shared with others"
-    if folder == WATCHED_FOLDER:
+    if folder == ROLLOUT_INDEX:
         return f"{module} watched"
     return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.context import connections, console, who
-from autoopt_pipeline.cli.editor import EditedFile, edited_file
+from autoopt_pipeline.cli.editor import edited_file, open_in_editor
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.output import print_changes
 from autoopt_pipeline.cli.tables import print_table
@@ -49,7 +50,7 @@ def set_fields(
     for path, value in _fields(changes).items():
         config = with_field(config, path, value)
     check_names(config, before)
-    written = write_config(store, config, by=who(), expected_version=version)
+    written = write_config(store, config, actor=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
 
 
@@ -78,7 +79,7 @@ def unset_fields(
     before = config.model_dump(mode="json")
     for field in fields:
         config = without_field(config, field.strip())
-    written = write_config(store, config, by=who(), expected_version=version)
+    written = write_config(store, config, actor=who(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
     print_changes(changed_fields(before, config.model_dump(mode="json")))
 
@@ -92,24 +93,25 @@ def edit(tenant: TenantId) -> None:
     """
     store = connections().configs
     newest = newest_version(store, tenant)
-    with edited_file(as_text(newest), suffix=".yaml") as file:
-        config = _edited(file, newest)
+    text = as_text(newest)
+    with edited_file(text) as file:
+        config = _edited(file, text, newest)
         if config is None:
             console.print(f"{tenant}: nothing was changed")
             return
-        written = write_config(store, config, by=who(), expected_version=newest.version)
+        written = write_config(store, config, actor=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))
 
 
-def _edited(file: EditedFile, newest: StoredConfig) -> RoutingConfigUnified | None:
-    """What the person made of a file; None where they changed nothing. On a terminal they can correct mistakes."""
+def _edited(file: Path, before: str, newest: StoredConfig) -> RoutingConfigUnified | None:
+    """The edited configuration, or None if the person changed nothing. On a terminal they can correct mistakes."""
     while True:
-        file.edit()
-        if not file.changed:
+        text = open_in_editor(file)
+        if text == before:
             return None
         try:
-            return from_text(file.text, newest)
+            return from_text(text, newest)
         except InvalidConfig as e:
             if not sys.stdin.isatty():
                 raise
@@ -131,7 +133,7 @@ def history(tenant: TenantId, json: Json = False) -> None:
             {
                 "version": entry.version,
                 "written_at": entry.written_at.isoformat(),
-                "by": entry.by,
+                "actor": entry.actor,
                 "state": "removed" if entry.document is None else "saved",
                 "what": change.what,
             }
@@ -145,7 +147,7 @@ def history(tenant: TenantId, json: Json = False) -> None:
             (
                 str(each.version),
                 f"{each.at:%Y-%m-%d %H:%M:%S}",
-                escape(each.by or "?"),
+                escape(each.actor or "?"),
                 each.what.replace("_", " "),
             )
             for each in changes
@@ -193,10 +195,10 @@ def revert(
     if newest.document is None:
         check_distinct(tenant, spellings(store.current()))
         with partitions() as register:
-            written = write_config(store, config, by=who(), expected_version=newest.version)
+            written = write_config(store, config, actor=who(), expected_version=newest.version)
             register(tenant)
         console.print(f"{tenant} is back: configuration version {written}, the same as {version}")
         return
-    written = write_config(store, config, by=who(), expected_version=newest.version)
+    written = write_config(store, config, actor=who(), expected_version=newest.version)
     console.print(f"{tenant}: configuration version {written}, the same as {version}")
     print_changes(changed_fields(in_effect(newest), config.model_dump(mode="json")))

@@ -115,12 +115,12 @@ def _told(programs: ModuleVersions, manifest: Manifest, full: bool) -> Iterator[
     yield "verdict", programs.verdict(manifest)
     yield "reason", one_line(manifest.reason, full=full, length=400)
     if withdrawn := programs.withdrawal(manifest.version):
-        yield "withdrawn", f"on {withdrawn.at:%Y-%m-%d} by {withdrawn.by}: {withdrawn.why}; its program is gone"
+        yield "withdrawn", f"on {withdrawn.at:%Y-%m-%d} by {withdrawn.actor}: {withdrawn.reason}; its program is gone"
     if declined := programs.declined(manifest.version):
-        yield "declined", f"on {declined.at:%Y-%m-%d} by {declined.by}: {declined.why}"
+        yield "declined", f"on {declined.at:%Y-%m-%d} by {declined.actor}: {declined.reason}"
     if left := programs.rolled_back.get(manifest.version):
-        yield "rolled back", f"on {left.at:%Y-%m-%d} by {left.by}: {left.why}"
-    for result in programs.artifacts.watches():
+        yield "rolled back", f"on {left.at:%Y-%m-%d} by {left.actor}: {left.reason}"
+    for result in programs.artifacts.rollout_results():
         if manifest.version in (result.version, result.against):
             yield "in production", one_line(how_it_ended(result), full=full, length=400)
     yield "score", f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"

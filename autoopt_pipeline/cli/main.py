@@ -20,9 +20,9 @@ from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.init import init
 from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.promotions import decline, promote, rollback
-from autoopt_pipeline.cli.rollouts import watches
+from autoopt_pipeline.cli.rollouts import rollouts
+from autoopt_pipeline.cli.simulate import simulate
 from autoopt_pipeline.cli.status import status
-from autoopt_pipeline.cli.traffic import traffic
 from autoopt_pipeline.cli.trigger import trigger
 from autoopt_pipeline.cli.versions import history, versions
 from autoopt_pipeline.cli.why import why
@@ -53,9 +53,9 @@ for command in (
     promote,
     rollback,
     decline,
-    watches,
+    rollouts,
     forget,
-    traffic,
+    simulate,
     doctor,
     metrics,
     dashboard,

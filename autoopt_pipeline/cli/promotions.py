@@ -8,30 +8,30 @@ from rich.markup import escape
 from autoopt_pipeline.cli.context import connections, console, who
 from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.cli.versions import header, move_as_dict
+from autoopt_pipeline.cli.versions import header, transition_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.module_versions import ModuleVersions, path_of
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.tenants.config import WatchSettings
-from autoopt_pipeline.tenants.store import watch_settings
+from autoopt_pipeline.tenants.config import RolloutPolicy
+from autoopt_pipeline.tenants.store import rollout_policy
 
 if TYPE_CHECKING:
-    from autoopt_pipeline.rollouts.manual import Moved
+    from autoopt_pipeline.rollouts.manual import ManualTransition
 
 
 def promote(
     tenant: TenantId,
     module: ModuleName,
     version: Annotated[str, typer.Argument(help="As 'autoopt versions' lists it.")],
-    why: Annotated[str, typer.Option(help="Reason, kept with the move.")] = "promoted by hand",
+    reason: Annotated[str, typer.Option(help="Reason, kept with the transition.")] = "promoted by hand",
     force: Annotated[bool, typer.Option("--force", help="Even if it was rejected, or is not proven yet.")] = False,
     canary: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="Share of requests that it gets before it becomes active; 0: at once."),
+        typer.Option(min=0, max=0.5, help="Fraction of requests that it gets before it becomes active; 0: none."),
     ] = None,
-    watch: Annotated[
+    monitor: Annotated[
         bool | None,
-        typer.Option(help="Whether its predecessor keeps a share and the two are compared."),
+        typer.Option(help="Compare it in production with its predecessor, which keeps a fraction of requests."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -39,9 +39,8 @@ def promote(
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    settings = _watch_settings(programs, canary, watch)
-    shared = connections().shared(module)
-    moved = manual.promote(programs, version, by=who(), why=why, settings=settings, shared=shared, force=force)
+    policy = _rollout_policy(programs, canary, monitor)
+    moved = manual.promote(programs, version, actor=who(), reason=reason, policy=policy, force=force)
     _tell(programs, moved, json)
 
 
@@ -51,17 +50,18 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(help=f"An earlier active version, or '{BASELINE}' [default: the one before].")
     ] = None,
-    why: Annotated[str, typer.Option(help="Reason, kept with the move.")] = "rolled back by hand",
+    reason: Annotated[str, typer.Option(help="Reason, kept with the transition.")] = "rolled back by hand",
     json: Json = False,
 ) -> None:
-    """Go back to what was active before: a version, or the module's baseline. A canary is given up.
+    """Roll back to the version that was active before, or to the module's baseline. Ends a canary.
 
-    Again goes back further. What was left is not promoted by itself any more; 'autoopt promote' brings it back.
+    Each further rollback goes one version back. A version that was rolled back is never promoted automatically again;
+    'autoopt promote' makes it active.
     """
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    moved = manual.roll_back(programs, to, by=who(), why=why, shared=connections().shared(module))
+    moved = manual.roll_back(programs, to, actor=who(), reason=reason)
     _tell(programs, moved, json)
 
 
@@ -69,42 +69,42 @@ def decline(
     tenant: TenantId,
     module: ModuleName,
     version: Annotated[str, typer.Argument(help="As 'autoopt versions' lists it.")],
-    why: Annotated[str, typer.Option(help="Reason, kept with the version.")] = "declined by hand",
+    reason: Annotated[str, typer.Option(help="Reason, kept with the version.")] = "declined by hand",
     json: Json = False,
 ) -> None:
-    """Say that a version which waits for approval is not wanted. The same program is not proposed again."""
+    """Decline a version that needs approval. The same program is not proposed again."""
     from autoopt_pipeline.rollouts import manual
 
     programs = open_programs(tenant, module)
-    notes = manual.decline(programs, version, by=who(), why=why)
+    notes = manual.decline(programs, version, actor=who(), reason=reason)
     if json:
         declined = programs.declined(version)
         told = declined.model_dump(mode="json") if declined else {}
         console.print_json(data={**header(programs), "version": version, **told})
         return
-    console.print(f"{programs.name}: {version} is declined, and serves nobody")
+    console.print(f"{programs.name}: {version} is declined")
     for note in notes:
         console.print(f"note: {escape(note)}")
 
 
-def _watch_settings(programs: ModuleVersions, canary: float | None, watch: bool | None) -> WatchSettings:
-    """As the tenant has it, but for what was said on the command line. A canary is watched, or nothing would end it."""
-    settings = watch_settings(connections().configs, programs.artifacts.tenant_id)
-    if canary and watch is False:
-        raise InvalidArtifact("a canary that nobody watches would never end", "leave out --canary, or --no-watch")
-    enabled = settings.enabled if watch is None and not canary else bool(watch or canary)
-    return WatchSettings(
-        enabled=enabled,
-        holdback_share=settings.holdback_share,
-        canary_share=(settings.canary_share if canary is None else canary) if enabled else 0,
-        max_days=settings.max_days,
+def _rollout_policy(programs: ModuleVersions, canary: float | None, monitor: bool | None) -> RolloutPolicy:
+    """The tenant's policy with the options of the command line. A canary is always monitored, or it would never end."""
+    policy = rollout_policy(connections().configs, programs.artifacts.tenant_id)
+    if canary and monitor is False:
+        raise InvalidArtifact("a canary that is not monitored would never end", "leave out --canary, or --no-monitor")
+    monitored = policy.monitor if monitor is None and not canary else bool(monitor or canary)
+    return RolloutPolicy(
+        monitor=monitored,
+        holdback_fraction=policy.holdback_fraction,
+        canary_fraction=(policy.canary_fraction if canary is None else canary) if monitored else 0,
+        max_days=policy.max_days,
     )
 
 
-def _tell(programs: ModuleVersions, moved: "Moved", json: bool) -> None:
+def _tell(programs: ModuleVersions, moved: "ManualTransition", json: bool) -> None:
     if json:
-        console.print_json(data={**header(programs), **move_as_dict(moved.move), "notes": moved.notes})
+        console.print_json(data={**header(programs), **transition_as_dict(moved.transition), "notes": moved.notes})
         return
-    console.print(f"{programs.name}: {path_of(moved.move)}")
+    console.print(f"{programs.name}: {describe_transition(moved.transition)}")
     for note in moved.notes:
         console.print(f"note: {escape(note)}")

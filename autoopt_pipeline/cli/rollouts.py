@@ -1,4 +1,4 @@
-"""`autoopt watches`: how new versions do in production beside their predecessors."""
+"""`autoopt rollouts`: compares new versions with their predecessors in production."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,88 +10,92 @@ from autoopt_pipeline.cli.context import connections, console
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.registry.module_versions import between, how_it_ended
-from autoopt_pipeline.registry.rollout_records import all_watched
-from autoopt_pipeline.registry.transitions import Watch, watch_since
+from autoopt_pipeline.registry.module_versions import describe_rollout, how_it_ended
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
+from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 
 if TYPE_CHECKING:
     from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 
 
-def watches(
+def rollouts(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None,
-    module: Annotated[str | None, typer.Argument(help="Only this module; also how its watches ended.")] = None,
+    module: Annotated[
+        str | None, typer.Argument(help="Only this module; also the results of its earlier rollouts.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show what is watched now, with what is known so far. Exit status 2 when a watch cannot be looked at."""
+    """Show the rollouts that are under way, each with its analysis so far. Exit status 2 if one cannot be analyzed."""
     parts = connections()
-    found = [
-        (artifacts, watch)
-        for artifacts, watch in _open(parts)
+    selected = [
+        (artifacts, rollout)
+        for artifacts, rollout in _active(parts)
         if tenant in (None, artifacts.tenant_id) and module in (None, artifacts.module)
     ]
-    ended = parts.artifacts(tenant, module).watches() if tenant and module else []
-    looks = [(artifacts, watch, _look(parts, artifacts, watch)) for artifacts, watch in found]
+    ended = parts.artifacts(tenant, module).rollout_results() if tenant and module else []
+    analyses = [(artifacts, rollout, _analyze(parts, artifacts, rollout)) for artifacts, rollout in selected]
     if json:
         console.print_json(
             data={
-                "open": [_as_dict(*each) for each in looks],
+                "active": [_as_dict(*analysis) for analysis in analyses],
                 "ended": [result.model_dump(mode="json") for result in ended],
             }
         )
     else:
-        for artifacts, watch, look in looks:
-            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {between(watch)}")
-            said = f"[red]{escape(str(look))}[/red]" if isinstance(look, AutooptError) else escape(look.reason)
-            console.print(f"  {said}")
+        for artifacts, rollout, analysis in analyses:
+            console.print(f"{artifacts.tenant_id}/{artifacts.module}: {describe_rollout(rollout)}")
+            text = (
+                f"[red]{escape(str(analysis))}[/red]" if isinstance(analysis, AutooptError) else escape(analysis.reason)
+            )
+            console.print(f"  {text}")
         for result in ended:
             console.print(f"ended {result.ended:%Y-%m-%d %H:%M} UTC: {escape(how_it_ended(result))}")
-        if not looks:
-            console.print("nothing is watched now")
-    if any(isinstance(look, AutooptError) for _, _, look in looks):
+        if not analyses:
+            console.print("no rollout is under way")
+    if any(isinstance(analysis, AutooptError) for _, _, analysis in analyses):
         raise typer.Exit(2)
 
 
-def _open(parts: Connections) -> Iterator[tuple[VersionStore, Watch]]:
-    for watched in sorted(all_watched(parts.files), key=lambda each: (each.tenant_id, each.module)):
-        artifacts = parts.artifacts(watched.tenant_id, watched.module)
-        if watch := watch_since(artifacts.last_move()):
-            yield artifacts, watch
+def _active(parts: Connections) -> Iterator[tuple[VersionStore, Rollout]]:
+    for entry in sorted(indexed_rollouts(parts.files), key=lambda entry: (entry.tenant_id, entry.module)):
+        artifacts = parts.artifacts(entry.tenant_id, entry.module)
+        if rollout := active_rollout(artifacts.last_transition()):
+            yield artifacts, rollout
 
 
-def _look(parts: Connections, artifacts: VersionStore, watch: Watch) -> "RolloutAnalysis | AutooptError":
-    from autoopt_pipeline.rollouts.production import look_now
+def _analyze(parts: Connections, artifacts: VersionStore, rollout: Rollout) -> "RolloutAnalysis | AutooptError":
+    from autoopt_pipeline.rollouts.production import analyze_now
 
     settling = parts.settings.settling_seconds
     try:
-        return look_now(parts.phoenix, parts.configs, artifacts, watch, settling_seconds=settling)
+        return analyze_now(parts.phoenix, parts.configs, artifacts, rollout, settling_seconds=settling)
     except AutooptError as e:
         return e
 
 
-def _as_dict(artifacts: VersionStore, watch: Watch, look: "RolloutAnalysis | AutooptError") -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _as_dict(artifacts: VersionStore, rollout: Rollout, analysis: "RolloutAnalysis | AutooptError") -> dict[str, Any]:
+    fields: dict[str, Any] = {
         "tenant": artifacts.tenant_id,
         "module": artifacts.module,
-        "version": watch.version,
-        "against": watch.against,
-        "share": watch.share,
-        "canary": watch.is_canary,
-        "since": watch.move.at.isoformat(),
+        "version": rollout.version,
+        "against": rollout.against,
+        "fraction": rollout.fraction,
+        "canary": rollout.is_canary,
+        "since": rollout.transition.at.isoformat(),
     }
-    if isinstance(look, AutooptError):
-        return told | {"error": str(look)}
-    return told | {
-        "verdict": look.verdict.value,
-        "reason": look.reason,
-        "decisions": look.newer.decisions,
-        "decisions_against": look.older.decisions,
-        "outcomes": len(look.newer.outcomes),
-        "outcomes_against": len(look.older.outcomes),
-        "score": look.newer.score,
-        "score_against": look.older.score,
-        "comparisons": look.comparisons,
-        "p_worse": look.p_worse,
-        "p_better": look.p_better,
+    if isinstance(analysis, AutooptError):
+        return fields | {"error": str(analysis)}
+    return fields | {
+        "status": analysis.status.value,
+        "reason": analysis.reason,
+        "decisions": analysis.newer.decisions,
+        "decisions_against": analysis.older.decisions,
+        "outcomes": len(analysis.newer.outcomes),
+        "outcomes_against": len(analysis.older.outcomes),
+        "score": analysis.newer.score,
+        "score_against": analysis.older.score,
+        "comparisons": analysis.comparisons,
+        "p_worse": analysis.p_worse,
+        "p_better": analysis.p_better,
     }

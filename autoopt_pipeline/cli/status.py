@@ -100,7 +100,7 @@ def _colored(reason: str) -> str:
 def _told(standing: "ModuleStatus", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
     if standing.progress:
-        lines.append(escape(standing.progress.told(now)))
+        lines.append(escape(standing.progress.describe(now)))
     evidence, need = standing.decision.evidence, standing.decision.need
     if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
         lines.append(f"{evidence.total} of {need} new traces and annotations")
@@ -108,10 +108,10 @@ def _told(standing: "ModuleStatus", now: datetime) -> str:
         lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.last_at, now)}")
     if standing.active:
         lines.append(f"serves {standing.active}, {percent(standing.active_score)} %")
-    elif standing.last_at and standing.trouble is None:
+    elif standing.last_at and standing.error is None:
         lines.append(f"serves {BASELINE}")
     if back := standing.rolled_back:
-        lines.append(f"rolled back {ago(back.at, now)} by {escape(back.by)}: {escape(', '.join(back.versions))}")
-    if standing.trouble:
-        lines.append(f"[red]{escape(standing.trouble)}[/]")
+        lines.append(f"rolled back {ago(back.at, now)} by {escape(back.actor)}: {escape(', '.join(back.versions))}")
+    if standing.error:
+        lines.append(f"[red]{escape(standing.error)}[/]")
     return "\n".join([lines[0], *(f"[dim]{line}[/]" for line in lines[1:])])

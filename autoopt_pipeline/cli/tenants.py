@@ -40,7 +40,7 @@ def add(
     """Give a new tenant a configuration, and make it a partition at once."""
     config = new_tenant(tenant, agent or [], where="tenants add")
     with partitions() as register:
-        version = add_tenant(connections().configs, config, by=who())
+        version = add_tenant(connections().configs, config, actor=who())
         register(tenant)
     console.print(f"{tenant} added, configuration version {version}")
 
@@ -98,7 +98,7 @@ def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
     store = connections().configs
     newest = newest_version(store, tenant)
     ask(f"Remove {tenant}, whose programs go on serving and are not optimized any more", yes=yes)
-    store.write(tenant, None, by=who(), expected_version=newest.version)
+    store.write(tenant, None, actor=who(), expected_version=newest.version)
     if dagster_home():
         from autoopt_pipeline.orchestration.partitions import withdraw_tenant
 
@@ -132,7 +132,7 @@ def import_tenants(
     else:
         with partitions() as register:
             for one in imported:
-                version = write_config(store, one.config, by=f"import by {who()}")
+                version = write_config(store, one.config, actor=f"import by {who()}")
                 register(one.config.tenant_id)
                 console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
     for row in refused:

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.cli.context import connections, console, instance
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
-from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import unknown_tenant
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from autoopt_pipeline.orchestration.launch import RunResult
-    from autoopt_pipeline.orchestration.planner import Plan
+    from autoopt_pipeline.orchestration.run_requests import RequestedRun
 
 SKIPPED_STATUS = 1
 
@@ -56,47 +54,29 @@ def trigger(
 
     Exit status 0: it ran (with --dry-run: it would). 1: skipped. 2: an error.
     """
-    from autoopt_pipeline.orchestration.launch import is_to_run
-    from autoopt_pipeline.orchestration.planner import plan_tenants
+    from autoopt_pipeline.orchestration.run_requests import check_request
 
     if phoenix_endpoint:
         if launch:
             raise typer.BadParameter("a launched run reads the Phoenix of its own settings", param_hint="--launch")
         os.environ["AUTOOPT_PHOENIX_ENDPOINT"] = phoenix_endpoint  # where the run in this process looks too
     parts = connections()
-    names = [get_module(name).name for name in module or ()]
     stored = parts.configs.current()
     if tenant_id not in stored:
         raise unknown_tenant(tenant_id, stored)
-    stored[tenant_id].parse()
     with instance() as opened:
-        plan = plan_tenants(
-            {tenant_id: stored[tenant_id]},
-            opened,
-            parts.phoenix,
-            now=datetime.now(UTC),
-            settings=parts.settings,
-            only_modules=names or None,
-        )
-        decisions = _asked_for(plan, names)
-        chosen = [name for name, decision in decisions.items() if is_to_run(decision, force=force)]
-        _print_conditions(tenant_id, decisions, chosen)
+        requested = check_request(stored[tenant_id], module or [], opened, parts, force=force)
+        chosen = requested.modules
+        _print_conditions(tenant_id, requested.decisions, chosen)
         if chosen and not dry_run:
-            _print_end(_run(opened, parts.settings, plan, tenant_id, chosen, launch=launch), tenant_id, chosen)
-    if plan.errors():
+            _print_end(_run(opened, parts.settings, requested, launch=launch), tenant_id, chosen)
+    if requested.plan.errors():
         raise typer.Exit(2)
     if not chosen:
         raise typer.Exit(SKIPPED_STATUS)
 
 
-def _asked_for(plan: "Plan", names: Sequence[str]) -> dict[str, ScheduleDecision]:
-    """The decisions of the modules named; without names, of those that the tenant has turned on, if there are any."""
-    decisions = {module: decision for (_, module), decision in plan.decisions.items()}
-    enabled = {module: each for module, each in decisions.items() if each.reason is not Reason.DISABLED}
-    return decisions if names else enabled or decisions
-
-
-def _print_conditions(tenant: str, decisions: dict[str, ScheduleDecision], chosen: Sequence[str]) -> None:
+def _print_conditions(tenant: str, decisions: Mapping[str, ScheduleDecision], chosen: Sequence[str]) -> None:
     groups: dict[ScheduleDecision, list[str]] = {}
     for module, decision in decisions.items():
         groups.setdefault(decision, []).append(module)
@@ -115,22 +95,11 @@ def _print_conditions(tenant: str, decisions: dict[str, ScheduleDecision], chose
             console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"))
 
 
-def _run(
-    opened: "dg.DagsterInstance",
-    settings: Settings,
-    plan: "Plan",
-    tenant: str,
-    modules: Sequence[str],
-    *,
-    launch: bool,
-) -> "RunResult":
-    from autoopt_pipeline.orchestration.launch import follow, run_in_process, submit
-    from autoopt_pipeline.orchestration.partitions import register_tenant
-    from autoopt_pipeline.orchestration.run_requests import run_tags
+def _run(opened: "dg.DagsterInstance", settings: Settings, requested: "RequestedRun", *, launch: bool) -> "RunResult":
+    from autoopt_pipeline.orchestration.launch import follow
+    from autoopt_pipeline.orchestration.run_requests import execute_request, launch_request
 
     started = time.monotonic()
-    register_tenant(opened, tenant)  # as it may have been added a second ago
-    tags = run_tags(plan, tenant, modules)
     with viewing() as view:
 
         def say(line: str) -> None:
@@ -140,9 +109,9 @@ def _run(
         if not launch:
             from autoopt_pipeline.definitions import defs
 
-            return run_in_process(defs, opened, tenant, modules, tags, say, view.show)
-        run_id = submit(opened, settings.resolved_dagster_api_url, tenant, modules, tags)
-        with _left_running(run_id, tenant):
+            return execute_request(defs, opened, requested, say, view.show)
+        run_id = launch_request(opened, requested, settings)
+        with _left_running(run_id, requested.tenant):
             return follow(opened, run_id, say, view.show)
 
 
@@ -173,8 +142,8 @@ def _print_end(ended: "RunResult", tenant: str, modules: Sequence[str]) -> None:
 
 def _reason(metadata: dict[str, Any]) -> str:
     told = escape(str(metadata.get("reason", "")))
-    if "score_before" in metadata:
-        told += f"; score {percent(metadata['score_before'])} -> {percent(metadata['score_after'])} %"
+    if "incumbent_score" in metadata:
+        told += f"; score {percent(metadata['incumbent_score'])} -> {percent(metadata['candidate_score'])} %"
     if version := metadata.get("version"):
         told += f"; version {version}"
     return f"{told}; {metadata.get('active_version', 'baseline')} serves"

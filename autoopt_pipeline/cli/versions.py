@@ -8,8 +8,8 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.options import Json, ModuleName, open_programs
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
-from autoopt_pipeline.registry.module_versions import ModuleVersions, lm_of, path_of
-from autoopt_pipeline.registry.records import Move
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition, lm_of
+from autoopt_pipeline.registry.records import Transition
 from autoopt_pipeline.text import percent
 
 
@@ -39,7 +39,9 @@ def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
     for manifest in programs.manifests:
         console.print(f"{manifest.version}  by {escape(lm_of(manifest))}; {escape(manifest.reason)}")
         if (event := events[manifest.version]) and event.what != "made":
-            console.print(f"  {event.what} {event.at:%Y-%m-%d %H:%M:%S} UTC by {escape(event.by)}: {escape(event.why)}")
+            console.print(
+                f"  {event.what} {event.at:%Y-%m-%d %H:%M:%S} UTC by {escape(event.actor)}: {escape(event.reason)}"
+            )
     for error in programs.damaged.values():
         console.print(f"[red]damaged[/red] {escape(str(error))}")
     if programs.active is None:
@@ -50,27 +52,24 @@ def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
     """List every change of the active version: when, by whom, from what, to what, and why."""
     programs = open_programs(tenant, module)
     if json:
-        moves = [move_as_dict(move) for move in programs.moves]
-        console.print_json(data={**header(programs), "active": programs.active, "moves": moves})
+        transitions = [transition_as_dict(transition) for transition in programs.transitions]
+        console.print_json(data={**header(programs), "active": programs.active, "transitions": transitions})
         return
-    for move in programs.moves:
-        console.print(f"{move.sequence:>3}  {move.at:%Y-%m-%d %H:%M:%S} UTC  {path_of(move)}")
-        console.print(f"     by {escape(move.by)}: {escape(move.why)}")
-    if not programs.moves:
-        console.print("nothing was ever moved: the module's baseline serves")
+    for transition in programs.transitions:
+        console.print(
+            f"{transition.sequence:>3}  {transition.at:%Y-%m-%d %H:%M:%S} UTC  {describe_transition(transition)}"
+        )
+        console.print(f"     by {escape(transition.actor)}: {escape(transition.reason)}")
+    if not programs.transitions:
+        console.print("no transition yet: the module's baseline serves")
 
 
 def header(programs: ModuleVersions) -> dict[str, Any]:
     return {"tenant": programs.artifacts.tenant_id, "module": programs.artifacts.module}
 
 
-def move_as_dict(move: Move) -> dict[str, Any]:
-    told = move.model_dump(mode="json")
-    return {"sequence": move.sequence, "at": told["at"], "by": move.by, "why": move.why} | {
-        "from": move.expected,
-        "to": move.to,
-        "canary": move.canary,
-    }
+def transition_as_dict(transition: Transition) -> dict[str, Any]:
+    return transition.model_dump(mode="json", exclude={"resets_alpha_budget"})
 
 
 def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:
@@ -80,12 +79,12 @@ def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:
     declined = programs.declined(version)
     return {
         "active": version == programs.active,
-        "last_event": {"what": event.what, "at": event.at.isoformat(), "by": event.by, "why": event.why}
+        "last_event": {"what": event.what, "at": event.at.isoformat(), "actor": event.actor, "reason": event.reason}
         if event
         else None,
         "declined": declined.model_dump(mode="json") if declined else None,
         "withdrawn": withdrawn.model_dump(mode="json") if withdrawn else None,
-        "rolled_back": move_as_dict(left) if left else None,
+        "rolled_back": transition_as_dict(left) if left else None,
     }
 
 

@@ -1,1 +1,1 @@
-"""`autoopt dashboard`: pages that show how tenants' modules stand, and let people decide about them."""
+"""`autoopt dashboard`: pages that show the state of tenants' modules and let people decide about them."""

@@ -1,6 +1,5 @@
-"""The web application: which address leads to which page, and how errors are told."""
+"""The web application: its routes, middleware and error pages."""
 
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -8,15 +7,18 @@ from http import HTTPStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from autoopt_pipeline.dashboard.auth import LOOPBACK
 from autoopt_pipeline.dashboard.context import Dashboard
 from autoopt_pipeline.dashboard.pages import actions, activity, bulk_config, login, modules, overview, tenant_config
-from autoopt_pipeline.dashboard.security import Guard, SecurityHeaders, Sessions, deciding
+from autoopt_pipeline.dashboard.security import SecurityHeaders, Sessions, TokenOrSession, operator_form
 from autoopt_pipeline.dashboard.templating import STATIC, render
 from autoopt_pipeline.errors import (
     AutooptError,
@@ -40,10 +42,12 @@ _STATUS: dict[type[AutooptError], HTTPStatus] = {
     PromotionConflict: HTTPStatus.CONFLICT,
 }
 
-_log = logging.getLogger(__name__)
+_MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "viewers change nothing; ask an operator"}
+"""Messages that replace Starlette's own."""
 
 
 def create_app(dashboard: Dashboard) -> ASGIApp:
+    access, backend = dashboard.access, TokenOrSession(dashboard.access)
     app = Starlette(
         routes=[
             Route("/", overview.overview),
@@ -52,20 +56,20 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route("/why", modules.why_page),
             Route("/configuration", bulk_config.list_page),
             Route("/configuration/add", bulk_config.add_page),
-            Route("/configuration/add", deciding(bulk_config.add), methods=["POST"]),
-            Route("/configuration/change", deciding(bulk_config.change_page), methods=["POST"]),
-            Route("/configuration/preview", deciding(bulk_config.preview), methods=["POST"]),
-            Route("/configuration/apply", deciding(bulk_config.apply), methods=["POST"]),
+            Route("/configuration/add", operator_form(bulk_config.add), methods=["POST"]),
+            Route("/configuration/change", operator_form(bulk_config.change_page), methods=["POST"]),
+            Route("/configuration/preview", operator_form(bulk_config.preview), methods=["POST"]),
+            Route("/configuration/apply", operator_form(bulk_config.apply), methods=["POST"]),
             Route("/tenants/{tenant}", modules.tenant_page),
             Route(_CONFIGURATION, tenant_config.form_page),
-            Route(_CONFIGURATION, deciding(tenant_config.save_form), methods=["POST"]),
+            Route(_CONFIGURATION, operator_form(tenant_config.save_form), methods=["POST"]),
             Route(f"{_CONFIGURATION}/text", tenant_config.text_page),
-            Route(f"{_CONFIGURATION}/text", deciding(tenant_config.save_text), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/text", operator_form(tenant_config.save_text), methods=["POST"]),
             Route(f"{_CONFIGURATION}/history", tenant_config.history_page),
             Route(f"{_CONFIGURATION}/revert", tenant_config.revert_page),
-            Route(f"{_CONFIGURATION}/revert", deciding(tenant_config.revert), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/revert", operator_form(tenant_config.revert), methods=["POST"]),
             Route(f"{_CONFIGURATION}/remove", tenant_config.remove_page),
-            Route(f"{_CONFIGURATION}/remove", deciding(tenant_config.remove), methods=["POST"]),
+            Route(f"{_CONFIGURATION}/remove", operator_form(tenant_config.remove), methods=["POST"]),
             Route(_MODULE, modules.module_page),
             Route(f"{_MODULE}/story", modules.module_story_part),
             Route(f"{_MODULE}/progress", modules.progress_part),
@@ -73,15 +77,24 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route(f"{_MODULE}/versions/{{version}}", modules.version_page),
             Route(f"{_MODULE}/outcomes/{{run}}", modules.outcome_page),
             Route(f"{_MODULE}/{{action}}", actions.confirm),
-            Route(f"{_MODULE}/{{action}}", deciding(actions.decide), methods=["POST"]),
+            Route(f"{_MODULE}/{{action}}", operator_form(actions.decide), methods=["POST"]),
             Route("/sign-in", login.page),
             Route("/sign-in", login.sign_in, methods=["POST"]),
             Route("/sign-out", login.sign_out, methods=["POST"]),
             Route("/healthz", _healthz),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(Sessions), Middleware(Guard, access=dashboard.access)],
-        exception_handlers={AutooptError: _told, HTTPException: _refused, Exception: _failed},
+        middleware=[
+            # Another site's name that resolves to this machine must not act for whoever sits here without signing in.
+            Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK if access.everybody else ["*"]),
+            Middleware(Sessions),
+            Middleware(AuthenticationMiddleware, backend=backend, on_error=backend.refuse),
+        ],
+        exception_handlers={
+            AutooptError: handle_autoopt_error,
+            HTTPException: handle_http_exception,
+            Exception: handle_unexpected_error,
+        },
         lifespan=_looking,
     )
     app.state.dashboard = dashboard
@@ -97,26 +110,25 @@ async def _looking(app: Starlette) -> AsyncGenerator[None, None]:
 
 
 def _healthz(request: Request) -> Response:
-    """That the process answers. What it depends on has probes of its own."""
+    """Confirm that the process answers. The servers that it depends on have their own probes."""
     return PlainTextResponse("ok")
 
 
-def _told(request: Request, error: Exception) -> Response:
+def handle_autoopt_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, AutooptError):
         raise error
-    unavailable = HTTPStatus.SERVICE_UNAVAILABLE if error.transient else HTTPStatus.BAD_REQUEST
-    return _error(request, _STATUS.get(type(error), unavailable), error.what, error.remedy)
+    other = HTTPStatus.SERVICE_UNAVAILABLE if error.transient else HTTPStatus.BAD_REQUEST
+    return _error(request, _STATUS.get(type(error), other), error.what, error.remedy)
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def handle_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    what = "There is no such page." if error.detail == HTTPStatus(error.status_code).phrase else error.detail
-    return _error(request, HTTPStatus(error.status_code), what, "")
+    return _error(request, HTTPStatus(error.status_code), _MESSAGES.get(error.detail, error.detail), "")
 
 
-def _failed(request: Request, error: Exception) -> Response:
-    """Something that nobody foresaw. The server logs it with its trace; the page gives nothing of it away."""
+def handle_unexpected_error(request: Request, error: Exception) -> Response:
+    """The server logs the error with its traceback; the page reveals nothing of it."""
     what = "The dashboard failed at this page."
     return _error(request, HTTPStatus.INTERNAL_SERVER_ERROR, what, "its log says why; the other pages go on")
 

@@ -1,4 +1,4 @@
-"""Who may see and do what: names, roles and tenants from a file, or one token for everything."""
+"""Users and what they may see and do: from an access file, or one token that opens everything."""
 
 import hashlib
 import hmac
@@ -13,32 +13,35 @@ from typing import Any
 
 import yaml
 from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
+from starlette.authentication import BaseUser
 
 from autoopt_pipeline.errors import InvalidSettings
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.validation import Strict, first_error
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
-"""Hosts at which only this machine is reached."""
+"""Host names that reach only this machine."""
 
 _SHORTEST_TOKEN = 24
-"""Characters. A token is guessed as fast as the server answers, so it must not be a word."""
+"""Characters. An attacker can try tokens as fast as the server answers, so a token must not be a word."""
 
 
 class Role(StrEnum):
-    """A viewer sees; an operator also decides, launches and configures."""
+    """A viewer sees pages; an operator also decides, launches and configures."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
 
 
 @dataclass(frozen=True)
-class User:
-    """Whoever asks. `tenants` are patterns of the ids that they may see: `acme`, `org:*`, `*`."""
+class User(BaseUser):
+    """A user. `tenants` are patterns of the tenant ids that the user may see: `acme`, `org:*`, `*`."""
 
     name: str
     role: Role
     tenants: tuple[str, ...] = ("*",)
+
+    is_authenticated = True
 
     @property
     def may_operate(self) -> bool:
@@ -61,13 +64,13 @@ class _User(Strict):
     @field_validator("token_sha256")
     @classmethod
     def _is_hash(cls, text: str | None) -> str | None:
-        # Not told what it is: somebody may have put the token itself.
+        # The message does not quote the value, because somebody may have entered the token itself.
         if text is not None and not re.fullmatch("[0-9a-f]{64}", text):
             raise ValueError("has to be the token's SHA-256: 64 hexadecimal digits in lower case, and not the token")
         return text
 
     @property
-    def person(self) -> User:
+    def user(self) -> User:
         return User(self.name, self.role, tuple(self.tenants))
 
 
@@ -90,7 +93,7 @@ class _File(Strict):
 
 @dataclass(frozen=True)
 class Access:
-    """`everybody` is who asks where nobody has to sign in; None where they have to."""
+    """The users by name and by token. `everybody` is the user of all requests; None means that users sign in."""
 
     everybody: User | None
     users: Mapping[str, User]
@@ -99,16 +102,16 @@ class Access:
 
     def by_token(self, token: str) -> User | None:
         digest = hashlib.sha256(token.encode()).hexdigest()
-        # All are compared, so that the time tells nothing of how much of one was right.
-        found = [person for known, person in self.tokens.items() if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
+        # All tokens are compared, so that the time reveals nothing about a token that is partly right.
+        matches = [user for known, user in self.tokens.items() if hmac.compare_digest(known, digest)]
+        return matches[0] if matches else None
 
     def by_name(self, name: str) -> User | None:
-        """Who signed in before, as they are allowed now."""
+        """The user of a session, with the role and tenants that the user has now."""
         return self.users.get(name)
 
     def by_proxy(self, headers: Mapping[str, str], address: str | None) -> User | None:
-        """Who a reverse proxy says is asking. Its header is believed only from its own addresses."""
+        """The user that a reverse proxy names. The header counts only from the proxy's own addresses."""
         if self.proxy is None or address is None:
             return None
         client = ip_address(address.partition("%")[0])
@@ -119,7 +122,7 @@ class Access:
 
 
 def open_access(settings: Settings, *, host: str, who: str) -> Access:
-    """Who may do what, as the settings say; without any, whoever is on this machine may do everything, as `who`.
+    """The access that the settings grant. Without settings, everybody on this machine may do everything, as `who`.
 
     Raises `InvalidSettings` when nothing is set and the host is not this machine alone, or when what is set is wrong.
     """
@@ -132,8 +135,8 @@ def open_access(settings: Settings, *, host: str, who: str) -> Access:
                 f"AUTOOPT_DASHBOARD_TOKEN has {len(token)} characters, and can be guessed",
                 f"set one of {_SHORTEST_TOKEN} or more, e.g. by 'openssl rand -hex 32'",
             )
-        person = User("operator", Role.OPERATOR)
-        return Access(None, {person.name: person}, {hashlib.sha256(token.encode()).hexdigest(): person})
+        user = User("operator", Role.OPERATOR)
+        return Access(None, {user.name: user}, {hashlib.sha256(token.encode()).hexdigest(): user})
     if host not in LOOPBACK:
         raise InvalidSettings(
             f"the dashboard would be open to everybody who reaches {host}",
@@ -153,8 +156,8 @@ def _read(path: Path) -> Access:
         raise InvalidSettings(f"{where}: {e}", "correct the file") from None
     except ValidationError as e:
         raise InvalidSettings(f"{where}: {first_error(e)}", "correct the file (docs/dashboard.md)") from None
-    users = {user.name: user.person for user in file.users}
-    tokens = {user.token_sha256: user.person for user in file.users if user.token_sha256}
+    users = {entry.name: entry.user for entry in file.users}
+    tokens = {entry.token_sha256: entry.user for entry in file.users if entry.token_sha256}
     if len(users) < len(file.users):
         raise InvalidSettings(f"{where}: two users have the same name", "give each a name of their own")
     if not tokens and file.proxy is None:

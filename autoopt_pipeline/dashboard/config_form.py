@@ -1,94 +1,198 @@
-"""A tenant's configuration as a form, and one field of many tenants'. Pure, but for the modules that are installed."""
+"""The form for a tenant's main settings. Pure, except that it asks which modules are installed.
 
-from collections.abc import Iterable, Mapping
+A document is what a tenant chose, as JSON knows it. An input is named by the path of its field (`budget.max_lm_calls`,
+`agents.0.name`); an empty one follows the default.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from autoopt_pipeline.dashboard.form_fields import Filled, Input, Shape, Texts, fill, form, inputs, shape_of
+from starlette.datastructures import FormData
+
+from autoopt_pipeline.durations import as_written
 from autoopt_pipeline.errors import InvalidConfig
-from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.tenants.checking import check_names, wrong_models
+from autoopt_pipeline.modules.catalog import default_modules, module_names
+from autoopt_pipeline.tenants.checking import wrong_models
 from autoopt_pipeline.tenants.config import (
     RoutingConfigUnified,
     check_modules,
-    chosen_fields,
     parse_config,
     wrong_fields,
 )
-from autoopt_pipeline.tenants.diff import FieldChange, changed_fields, may_be_secret
-from autoopt_pipeline.tenants.stores.base import StoredConfig
+from autoopt_pipeline.tenants.diff import may_be_secret
 
-_ANY = {"tenant_id": "any"}
+Document = dict[str, Any]
+
+TEXT_FIELDS = (
+    "enable_auto_optimization",
+    "optimization_interval_seconds",
+    "min_samples_for_optimization",
+    "promotion_mode",
+    "lm.model",
+    "lm.api_base",
+    "lm.api_key_env",
+    "budget.max_lm_calls",
+    "budget.max_tokens",
+    "daily_budget.max_lm_calls",
+    "daily_budget.max_tokens",
+)
+"""The fields that have one input or one choice. Modules and agents come on top; all others are edited as text."""
 
 
-def configuration_shapes() -> tuple[Shape, ...]:
-    """The fields of a configuration that can be changed."""
-    defaults = RoutingConfigUnified.model_validate(_ANY).model_dump(mode="json")
-    found = shape_of(RoutingConfigUnified, defaults, {"modules": module_names()})
-    return tuple(shape for shape in found if shape.key != "tenant_id")
+class AgentRow(NamedTuple):
+    """The two inputs of an agent."""
+
+    name: str
+    description: str
 
 
-def checked(filled: Filled, before: Any = None) -> tuple[RoutingConfigUnified | None, dict[str, str]]:
-    """The configuration that a filled-in form comes to after what was stored `before`; or none, and what is wrong by
-    the inputs' names."""
-    if wrong := wrong_fields(filled.document):
-        return None, filled.errors(wrong)
-    config = parse_config(filled.document, where="configuration")
+@dataclass(frozen=True)
+class ConfigForm:
+    """What the inputs hold: `texts` by field, the modules that are ticked, and the agents."""
+
+    texts: Mapping[str, str]
+    modules: frozenset[str]
+    agents: Sequence[AgentRow]
+
+    @classmethod
+    def of(cls, document: Document) -> "ConfigForm":
+        """The form that shows a document."""
+        listed = _listed_modules(document)
+        return cls(
+            {path: _text(path, _value(document, path)) for path in TEXT_FIELDS},
+            frozenset(name for name, settings in listed.items() if settings.get("enabled", True)),
+            [_row(agent) for agent in document.get("agents", ())],
+        )
+
+    def filled_in(self, posted: FormData) -> "ConfigForm":
+        """The form as the browser sends it back. A part that the browser does not send stays as it is."""
+        modules, agents = self.modules, self.agents
+        if "modules" in posted:
+            modules = frozenset(map(str, posted.getlist("modules"))) - {""}
+        if "agents.0.name" in posted:
+            agents = _posted_agents(posted)
+        return ConfigForm({path: _typed(posted.get(path, text)) for path, text in self.texts.items()}, modules, agents)
+
+    def rebased(self, base: "ConfigForm", newest: "ConfigForm") -> "ConfigForm":
+        """What was changed in a form made from `base`, as a form made from `newest`. What others changed stays."""
+        if base == newest:
+            return self
+        theirs = [row for row in newest.agents if row in self.agents or row not in base.agents]
+        mine = [row for row in self.agents if row not in base.agents and row not in theirs]
+        return ConfigForm(
+            {path: newest.texts[path] if text == base.texts[path] else text for path, text in self.texts.items()},
+            newest.modules ^ (self.modules ^ base.modules),
+            [*theirs, *mine],
+        )
+
+    def applied_to(self, document: Document) -> Document:
+        """The document with what the form changes, not checked yet. A field that the form does not change stays."""
+        shown, changed = ConfigForm.of(document), document
+        for path, text in self.texts.items():
+            if text != shown.texts[path]:
+                changed = with_value(changed, path, text)
+        if self.agents != shown.agents:
+            stored = {_row(agent): agent for agent in document.get("agents", ())}
+            changed = with_value(changed, "agents", [stored.get(row) or _agent(row) for row in self.agents])
+        if self.modules != shown.modules:
+            changed = {**changed, "modules": self._applied_to_modules(_listed_modules(document), shown.modules)}
+        return changed
+
+    def _applied_to_modules(self, listed: Document, shown: frozenset[str]) -> Document:
+        modules, installed = dict(listed), module_names()
+        for name in sorted(self.modules ^ shown):
+            settings = {key: value for key, value in listed.get(name, {}).items() if key != "enabled"}
+            if name in self.modules:
+                modules[name] = settings
+            elif name in installed:
+                modules[name] = {**settings, "enabled": False}
+            else:
+                del modules[name]
+        return modules
+
+    def without_secrets(self, stored: Mapping[str, str]) -> "ConfigForm":
+        """The same with the stored text instead of one that may be a key or a password."""
+        texts = {path: stored[path] if may_be_secret(path, text or None) else text for path, text in self.texts.items()}
+        return ConfigForm(texts, self.modules, self.agents)
+
+
+def default_texts() -> Mapping[str, str]:
+    """The text of each field's default; nothing where there is none."""
+    return ConfigForm.of(RoutingConfigUnified(tenant_id="any").model_dump(mode="json")).texts
+
+
+def known_modules(document: Document) -> dict[str, bool]:
+    """The modules to choose from, and whether each is installed."""
+    installed = module_names()
+    return {name: name in installed for name in sorted({*installed, *_listed_modules(document)})}
+
+
+def checked(document: Document, before: Document) -> tuple[RoutingConfigUnified | None, dict[str, str]]:
+    """The configuration in a document that follows `before`; or none, and each error by the path of its field.
+
+    The path is empty where an error concerns more than one field.
+    """
+    if wrong := wrong_fields(document):
+        return None, {".".join(map(str, place)): error for place, error in reversed(wrong.items())}
+    config = parse_config(document, where="configuration")
     try:
         check_modules(config, before)
     except InvalidConfig as e:
         return None, {"modules": str(e)}
     if wrong_lms := wrong_models(config, before):
-        return None, {field: str(error) for field, error in wrong_lms.items()}
+        return None, {path: str(error) for path, error in wrong_lms.items()}
     return config, {}
 
 
-def without_secrets(texts: Texts) -> dict[str, tuple[str, ...]]:
-    """The same without what may be a secret that was typed where none belongs."""
-    return {name: typed for name, typed in texts.items() if not may_be_secret(name, "".join(typed) or None)}
+def with_value(document: Document, path: str, value: Any) -> Document:
+    """The document with another value at a dotted path. An empty value is taken out, and so is what it leaves empty."""
+    name, _, rest = path.partition(".")
+    if rest:
+        value = with_value(document.get(name) or {}, rest, value)
+    changed = {**document, name: value}
+    if value in ("", [], {}):
+        del changed[name]
+    return changed
 
 
-def changeable(shapes: Iterable[Shape]) -> Mapping[str, Input]:
-    """The inputs that can be changed of many tenants at once, by name: all that hold a single value."""
-    return {each.name: each for each in inputs(form(tuple(shapes), {}, {}))}
+def _value(document: Document, path: str) -> Any:
+    name, _, rest = path.partition(".")
+    return _value(document.get(name) or {}, rest) if rest else document.get(name)
 
 
-def wrong_value(shapes: tuple[Shape, ...], name: str, text: str) -> str:
-    """Why no configuration can have this value there; "" where some may."""
-    filled = fill(shapes, _ANY, {name: (text,)})
-    return filled.errors(wrong_fields(filled.document)).get(name, "")
+def _text(path: str, value: Any) -> str:
+    """A value as its input shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _typed(as_written(path, value))
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What setting one field comes to for a tenant. `after` is None where nothing changes, and where it cannot be:
-    then `refused` says why."""
-
-    tenant_id: str
-    version: int
-    before: RoutingConfigUnified | None = None
-    after: RoutingConfigUnified | None = None
-    refused: str = ""
-
-    @property
-    def changes(self) -> list[FieldChange]:
-        """Which fields get another value; none where the same value is chosen now, or is not any more."""
-        if self.before is None or self.after is None:
-            return []
-        return changed_fields(self.before.model_dump(mode="json"), self.after.model_dump(mode="json"))
+def _typed(text: object) -> str:
+    """A text as it comes back from a browser, whatever ends its lines."""
+    return str(text).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd").strip()
 
 
-def plan_change(shapes: Iterable[Shape], entry: StoredConfig, name: str, text: str) -> Planned:
-    """Set one field of a tenant's configuration, or let it follow the default where the text is empty."""
-    concerned = [shape for shape in shapes if shape.key == name.partition(".")[0]]
-    try:
-        before = entry.parse()
-        document = chosen_fields(before)
-        filled = fill(concerned, document, {name: (text,)})
-        if filled.document == document:
-            return Planned(entry.tenant_id, entry.version)
-        after = parse_config(filled.document, where=f"tenant {entry.tenant_id}")
-        check_names(after, document)
-    except InvalidConfig as e:
-        return Planned(entry.tenant_id, entry.version, refused=str(e))
-    return Planned(entry.tenant_id, entry.version, before, after)
+def _listed_modules(document: Document) -> Document:
+    return document.get("modules", {name: {} for name in default_modules()})
+
+
+def _row(agent: Document) -> AgentRow:
+    return AgentRow(_typed(agent["name"]), _typed(agent.get("description", "")))
+
+
+def _agent(row: AgentRow) -> Document:
+    return {"name": row.name, "description": row.description} if row.description else {"name": row.name}
+
+
+def _posted_agents(posted: FormData) -> list[AgentRow]:
+    """The rows that hold something and are not to be removed."""
+    rows, index = [], 0
+    while f"agents.{index}.name" in posted:
+        row = AgentRow(*(_typed(posted.get(f"agents.{index}.{name}", "")) for name in AgentRow._fields))
+        if any(row) and f"agents.{index}.remove" not in posted:
+            rows.append(row)
+        index += 1
+    return rows

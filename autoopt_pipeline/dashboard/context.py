@@ -1,4 +1,4 @@
-"""What the pages work with."""
+"""The stores, the Dagster instance and the caches that the pages use."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from starlette.requests import Request
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.status_cache import StatusCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
@@ -19,12 +18,12 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean
 
 _COUNTED_TENANTS = 500
-"""Up to so many tenants, new traces are counted also where something else decides; beyond, only on a tenant's page."""
+"""With more tenants, new traces are counted only where they decide, and on a tenant's own page."""
 
 
 @dataclass
 class Dashboard:
-    """The same stores and the same Dagster instance as the daemon's, and who may see what."""
+    """The same stores and Dagster instance that the daemon uses, the users, and the caches."""
 
     parts: Connections
     instance: dg.DagsterInstance
@@ -33,21 +32,21 @@ class Dashboard:
     counts: Counts
 
     def standings(self, entry: StoredConfig) -> list[ModuleStatus]:
-        """How a tenant's modules stand now, with what was counted last where Phoenix does not answer."""
+        """The status of a tenant's modules, with the last known counts when Phoenix does not answer."""
         now, stored = datetime.now(UTC), {entry.tenant_id: entry}
         return self.counts.completed(tenant_standings(stored, self.instance, self.parts, now=now, count_all=True))
 
     def stories(self, entry: StoredConfig, modules: Collection[str], *, now: datetime) -> list[ModuleDetail]:
-        """The stories of these modules of a tenant, completed as `standings`. Raises what `module_stories` does."""
+        """The stories of some modules, with counts as in `standings`. Raises the errors of `module_stories`."""
         return self.counts.completed_stories(module_stories(entry, modules, self.instance, self.parts, now=now))
 
-    def configs(self, person: User) -> Mapping[str, StoredConfig]:
-        """The tenants that a person may see, by id."""
-        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if person.sees(tenant)}
+    def configs(self, user: User) -> Mapping[str, StoredConfig]:
+        """The tenants that a user may see, by id."""
+        return {tenant: entry for tenant, entry in self.parts.configs.current().items() if user.sees(tenant)}
 
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
-    """Nothing is looked at before somebody watches."""
+    """Open the dashboard. It reads nothing before the first request for a page."""
     counts = Counts()
 
     def look() -> list[ModuleStatus]:
@@ -70,17 +69,17 @@ def dashboard_of(request: Request) -> Dashboard:
 
 
 def visible_tenant(request: Request) -> str:
-    """The tenant that the address names. Raises `UnknownTenant` where it never was, or the person may not see it."""
+    """The tenant in the URL. Raises `UnknownTenant` when it never existed, or when the user may not see it."""
     return visible_entry(request).tenant_id
 
 
 def visible_entry(request: Request) -> StoredConfig:
-    """The newest version of the tenant that the address names, removed or not. Raises as `visible_tenant`."""
+    """The newest configuration of the tenant in the URL, removed or not. Raises as `visible_tenant`."""
     return _visible_history(request)[-1]
 
 
 def configured(request: Request) -> StoredConfig:
-    """The configuration of the tenant that the address names. Raises `UnknownTenant` where it was removed."""
+    """The newest configuration of the tenant in the URL. Raises `UnknownTenant` when the tenant was removed."""
     entry = visible_entry(request)
     if entry.document is None:
         raise UnknownTenant(
@@ -90,9 +89,9 @@ def configured(request: Request) -> StoredConfig:
 
 
 def _visible_history(request: Request) -> list[StoredConfig]:
-    tenant, person = request.path_params["tenant"], person_of(request)
+    tenant, user = request.path_params["tenant"], request.user
     dashboard = dashboard_of(request)
-    if person.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
+    if user.sees(tenant) and (history := dashboard.parts.configs.history(tenant)):
         return history
-    hint = did_you_mean(tenant, dashboard.configs(person))
+    hint = did_you_mean(tenant, dashboard.configs(user))
     raise UnknownTenant(f"there is no tenant {tenant[:200]!r}", f"{hint}the overview lists those that you may see")

@@ -1,11 +1,11 @@
-"""What was done, told on the next page."""
+"""A notice about what was done, shown once on the next page."""
 
 from starlette.requests import Request
 
 from autoopt_pipeline.text import one_line
 
 _MAX_CHARS = 600
-"""It travels in a cookie, and browsers drop those that are longer than 4 kB."""
+"""The notice travels in a cookie, and browsers drop cookies over 4 kB."""
 
 
 def say(request: Request, text: str) -> None:
@@ -13,5 +13,5 @@ def say(request: Request, text: str) -> None:
 
 
 def take(request: Request) -> str:
-    """What is to be told now, once."""
+    """Return the notice and forget it."""
     return request.session.pop("notice", "")

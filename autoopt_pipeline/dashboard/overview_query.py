@@ -1,4 +1,4 @@
-"""Which modules of which tenants a page of the overview shows, and in which order. Pure."""
+"""The filter, order and page of the overview. Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,22 +17,22 @@ _LATER = datetime.max.replace(tzinfo=UTC)
 _Key = Callable[[ModuleStatus], Any]
 
 _SORTED_BY: Mapping[str, _Key] = {
-    "health": lambda each: list(Health).index(each.health),
-    "tenant": lambda each: each.tenant_id.lower(),
-    "module": lambda each: each.module,
-    "new": lambda each: -_share_of_needed(each),
-    "score": lambda each: -1.0 if each.active_score is None else each.active_score,
-    "verdict": lambda each: each.verdict,
-    "last": lambda each: each.last_at or _NEVER,
-    "next": lambda each: each.decision.until or (_NEVER if each.decision.launch else _LATER),
+    "health": lambda status: list(Health).index(status.health),
+    "tenant": lambda status: status.tenant_id.lower(),
+    "module": lambda status: status.module,
+    "new": lambda status: -_share_of_needed(status),
+    "score": lambda status: -1.0 if status.active_score is None else status.active_score,
+    "verdict": lambda status: status.verdict,
+    "last": lambda status: status.last_at or _NEVER,
+    "next": lambda status: status.decision.until or (_NEVER if status.decision.launch else _LATER),
 }
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for: `text` is a part of a tenant's id; empty fields choose all. `page` counts from 1.
+    """A filter of modules: `text` is a part of a tenant's id, and empty fields match everything. `page` counts from 1.
 
-    Without a `health`, what is turned off is left out.
+    Without a `health`, modules that are turned off do not match.
     """
 
     text: str = ""
@@ -46,7 +46,7 @@ class Query:
 
     @classmethod
     def read(cls, params: Mapping[str, str]) -> "Query":
-        """From an address. What means nothing is left out, for addresses are typed and sent around."""
+        """Read a query from a URL. Invalid values count as empty, because people type URLs and send them around."""
         sort = params.get("sort", "")
         return cls(
             text=params.get("text", "").strip()[:200],
@@ -60,19 +60,22 @@ class Query:
         )
 
     def encode(self, **changes: Any) -> str:
-        """The address's query with some changes, without what is at its default."""
+        """The URL query with some changes, without the fields at their defaults."""
         wanted, default = vars(replace(self, **changes)), vars(Query())
         return urlencode({name: "1" if value is True else value for name, value in wanted.items()
                           if value != default[name]})  # fmt: skip
 
     def sorted_by(self, column: str) -> str:
-        """The address's query with another order; the other way round where the order is this column's already."""
+        """The URL query that sorts by a column; a second click on the same column reverses the order."""
         return self.encode(sort=column, down=self.sort == column and not self.down, page=1)
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page of what was found. `health` counts all that the person may see, `modules` and the others name them."""
+    """One page of the overview. `health` counts all modules that the user may see.
+
+    `modules`, `verdicts` and `decisions` are the values to filter by.
+    """
 
     rows: Sequence[ModuleStatus]
     found: int
@@ -92,39 +95,39 @@ class Page:
         return (self.query.page - 1) * PAGE + 1
 
 
-def select(standings: Iterable[ModuleStatus], query: Query) -> Page:
-    """Filter, sort and cut. Equal rows are in the order of tenants and modules, so that pages do not overlap."""
-    seen = sorted(standings, key=lambda each: (each.tenant_id.lower(), each.module))
-    found = [each for each in seen if _matches(each, query)]
-    found.sort(key=_SORTED_BY[query.sort], reverse=query.down)
-    query = replace(query, page=min(query.page, pages_of(len(found))))
-    counts = Counter(each.health for each in seen)
+def select(statuses: Iterable[ModuleStatus], query: Query) -> Page:
+    """Filter, sort and cut. Equal rows are sorted by tenant and module, so that pages do not overlap."""
+    visible = sorted(statuses, key=lambda status: (status.tenant_id.lower(), status.module))
+    matching = [status for status in visible if _matches(status, query)]
+    matching.sort(key=_SORTED_BY[query.sort], reverse=query.down)
+    query = replace(query, page=min(query.page, pages_of(len(matching))))
+    counts = Counter(status.health for status in visible)
     return Page(
-        rows=found[(query.page - 1) * PAGE : query.page * PAGE],
-        found=len(found),
-        tenants=len({each.tenant_id for each in seen}),
+        rows=matching[(query.page - 1) * PAGE : query.page * PAGE],
+        found=len(matching),
+        tenants=len({status.tenant_id for status in visible}),
         health={health: counts[health] for health in Health if counts[health]},
-        modules=sorted({each.module for each in seen}),
-        verdicts=sorted({each.verdict for each in seen} - {""}),
-        decisions=sorted({each.decision.reason.value for each in seen}),
+        modules=sorted({status.module for status in visible}),
+        verdicts=sorted({status.verdict for status in visible} - {""}),
+        decisions=sorted({status.decision.reason.value for status in visible}),
         query=query,
     )
 
 
-def _matches(standing: ModuleStatus, query: Query) -> bool:
-    health = standing.health
-    # Whoever looks for a tenant wants to find it, also where it is turned off.
-    hidden = health is Health.OFF and not (query.text or query.health or query.decision)
+def _matches(status: ModuleStatus, query: Query) -> bool:
+    health = status.health
+    # A user who searches for a tenant wants to find it even when it is turned off.
+    hidden = health is Health.DISABLED and not (query.text or query.health or query.decision)
     return (
         not hidden
-        and query.text.lower() in standing.tenant_id.lower()
+        and query.text.lower() in status.tenant_id.lower()
         and query.health in ("", health.value)
-        and query.module in ("", standing.module)
-        and query.verdict in ("", standing.verdict)
-        and query.decision in ("", standing.decision.reason.value)
+        and query.module in ("", status.module)
+        and query.verdict in ("", status.verdict)
+        and query.decision in ("", status.decision.reason.value)
     )
 
 
-def _share_of_needed(standing: ModuleStatus) -> float:
-    evidence, need = standing.decision.evidence, standing.decision.need
+def _share_of_needed(status: ModuleStatus) -> float:
+    evidence, need = status.decision.evidence, status.decision.need
     return evidence.total / need if evidence and need else 0.0

@@ -1,4 +1,4 @@
-"""What stands before every page: who asks, whether the form is one of ours, and what browsers are told."""
+"""The middleware before every page: sessions, authentication, CSRF tokens and the headers that protect browsers."""
 
 import hmac
 import secrets
@@ -7,24 +7,25 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
+from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, requires
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoopt_pipeline.dashboard.auth import LOOPBACK, Access, User
+from autoopt_pipeline.dashboard.auth import Access, User
 
 SESSION_SECONDS = 12 * 3600
-"""How long who has signed in stays so."""
+"""How long a session lasts."""
 
 _OPEN = ("/static/", "/sign-in", "/healthz")
-"""What everybody may see."""
+"""Paths that need no sign-in."""
 
 _HEADERS = {
-    # Charts carry their values as styles of their cells; there are no other inline styles, and no inline scripts.
+    # Charts hold their values in the styles of their cells. There are no other inline styles and no inline scripts.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "style-src-attr 'unsafe-inline'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -41,7 +42,7 @@ _FORM_FIELDS = 20_000
 
 
 class SecurityHeaders:
-    """What browsers are told of every answer, also of one to an error that nobody foresaw."""
+    """Adds the security headers to every response, including the one to an unexpected error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,56 +59,47 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
-class Guard:
-    """Finds out who asks, and sends others to sign in. Puts `person` and `csrf` into the scope."""
+class TokenOrSession(AuthenticationBackend):
+    """Authenticates a bearer token, the user that a proxy names, or a signed-in session. The role is the scope."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
+    def __init__(self, access: Access) -> None:
         self._access = access
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refuse(Request(scope)) if scope["type"] == "http" else None
-        await (refused or self._app)(scope, receive, send)
-
-    def _refuse(self, request: Request) -> Response | None:
-        if self._access.everybody and request.url.hostname not in LOOPBACK:
-            # Another site's name that was made to lead here must not act for whoever sits here.
-            return PlainTextResponse("open the dashboard as localhost or 127.0.0.1", HTTPStatus.MISDIRECTED_REQUEST)
-        person, by_cookie = self._who(request)
-        request.scope["person"] = person
-        request.scope["csrf"] = request.session.setdefault("csrf", secrets.token_urlsafe(24)) if by_cookie else None
-        if person or request.url.path.startswith(_OPEN):
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, User] | None:
+        scheme, _, token = conn.headers.get("authorization", "").partition(" ")
+        by_token = scheme.lower() == "bearer" and not self._access.everybody
+        user = self._access.by_token(token.strip()) if by_token else self._browser_user(conn)
+        # A browser sends its cookie by itself, so a form has to prove that it comes from one of our pages.
+        conn.scope["csrf"] = None if by_token else conn.session.setdefault("csrf", secrets.token_urlsafe(24))
+        if user:
+            return AuthCredentials([user.role]), user
+        if conn.url.path.startswith(_OPEN):
             return None
+        raise AuthenticationError("sign in first")
+
+    def _browser_user(self, conn: HTTPConnection) -> User | None:
+        access, address = self._access, conn.client.host if conn.client else None
+        by_name = access.by_name(conn.session.get("user", ""))
+        return access.everybody or access.by_proxy(conn.headers, address) or by_name
+
+    def refuse(self, conn: HTTPConnection, error: AuthenticationError) -> Response:
+        """Send a browser to the sign-in page; answer everything else with an error."""
         if self._access.proxy and not self._access.tokens:
             return PlainTextResponse("the proxy names nobody whom the dashboard knows", HTTPStatus.FORBIDDEN)
-        if "authorization" in request.headers or request.method != "GET":
-            return PlainTextResponse("sign in first", HTTPStatus.UNAUTHORIZED)
-        to = "/sign-in?" + urlencode({"to": _path(request)})
-        if "hx-request" in request.headers:
-            return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": to})
-        return RedirectResponse(to, HTTPStatus.SEE_OTHER)
-
-    def _who(self, request: Request) -> tuple[User | None, bool]:
-        """Who asks, and whether a browser says so by itself, so that forms have to prove where they come from."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and not self._access.everybody:
-            return self._access.by_token(token.strip()), False
-        if self._access.everybody:
-            return self._access.everybody, True
-        if person := self._access.by_proxy(request.headers, request.client.host if request.client else None):
-            return person, True
-        return self._access.by_name(request.session.get("user", "")), True
-
-
-def _path(request: Request) -> str:
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        if "authorization" in conn.headers or conn.scope.get("method") != "GET":
+            return PlainTextResponse(str(error), HTTPStatus.UNAUTHORIZED)
+        page = conn.url.path + (f"?{conn.url.query}" if conn.url.query else "")
+        sign_in = "/sign-in?" + urlencode({"to": page})
+        if "hx-request" in conn.headers:
+            return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": sign_in})
+        return RedirectResponse(sign_in, HTTPStatus.SEE_OTHER)
 
 
 class Sessions:
-    """Starlette's signed cookies; only over TLS where the request came so, also through a proxy."""
+    """Starlette's signed cookies. After a request over TLS, also through a proxy, they are sent only over TLS."""
 
     def __init__(self, app: ASGIApp) -> None:
-        key = secrets.token_urlsafe(32)  # whoever restarts the dashboard signs everybody out
+        key = secrets.token_urlsafe(32)  # a restart of the dashboard ends all sessions
 
         def sessions(https: bool) -> ASGIApp:
             name = "__Host-autoopt" if https else "autoopt"
@@ -123,32 +115,19 @@ class Sessions:
         await (self._tls if https else self._plain)(scope, receive, send)
 
 
-def person_of(request: Request) -> User:
-    return request.scope["person"]
+def operator_form(handler: Callable[[Request, FormData], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a form that changes something: only an operator may send it, and only from one of our pages."""
 
-
-def require_operator(request: Request) -> None:
-    """Raises 403 for a viewer."""
-    if not person_of(request).may_operate:
-        raise HTTPException(HTTPStatus.FORBIDDEN, "viewers change nothing; ask an operator")
-
-
-Decide = Callable[[Request, FormData], Response]
-
-
-def deciding(decide: Decide) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint for a form that changes something: only an operator's, and only one of our own pages."""
-
+    @requires("operator")
     async def endpoint(request: Request) -> Response:
         form = await checked_form(request)
-        require_operator(request)
-        return await run_in_threadpool(decide, request, form)
+        return await run_in_threadpool(handler, request, form)
 
     return endpoint
 
 
 async def checked_form(request: Request) -> FormData:
-    """A form of our own page. Raises 403 for one that another site has sent."""
+    """Read a form. Raises 403 when it does not come from one of our pages."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "the form does not say how long it is")

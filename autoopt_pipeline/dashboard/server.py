@@ -1,4 +1,4 @@
-"""Serving the web application."""
+"""The server of the web application."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from autoopt_pipeline.dashboard.context import open_dashboard
 
 
 def serve(parts: Connections, instance: dg.DagsterInstance, access: Access, *, host: str, port: int) -> bool:
-    """Serve until the process is told to stop. False when nothing can listen there."""
+    """Serve until a signal stops the process. Returns False when the address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,7 +26,7 @@ def serve(parts: Connections, instance: dg.DagsterInstance, access: Access, *, h
             log_level="warning",
             access_log=False,
             server_header=False,
-            # Who asks is found out from the address that is really connected, not from one that a header tells.
+            # The address of the connection identifies the proxy; a header could claim any address.
             proxy_headers=False,
         )
         asyncio.run(uvicorn.Server(config).serve([listening]))

@@ -1,4 +1,4 @@
-"""Looking at all tenants again and again, while somebody watches, so that no page has to wait for it."""
+"""Refreshes the status of all tenants in the background while a page is open, so that no page waits for it."""
 
 import logging
 import threading
@@ -11,29 +11,29 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.status.module_status import ModuleStatus
 
 _PAUSE_SECONDS = 5.0
-"""Least time between two looks."""
+"""The shortest pause between two refreshes."""
 
 _SHARE = 4
-"""The pause is at least so many times as long as the look took, so that looking never burdens much."""
+"""The pause lasts at least this many times as long as the refresh, which limits the load."""
 
 _UNWATCHED_SECONDS = 120.0
-"""How long after the last page was asked for the looks go on."""
+"""How long refreshes continue after the last request for a page."""
 
 _FRESH_SECONDS = 60.0
-"""A look as old as this is not shown before a new one has been tried."""
+"""The age at which a page waits for a new snapshot before it shows the old one."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long a page waits for that."""
+"""How long a page waits for a new snapshot."""
 
 _FIRST_SECONDS = 5.0
-"""How long a page waits where there is nothing to show yet: a little longer than for a Phoenix that does not answer."""
+"""How long a page waits for the first snapshot: a little longer than a client waits for Phoenix."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """How all modules of all tenants stood at a moment (UTC)."""
+    """The status of all modules of all tenants at a moment (UTC)."""
 
     at: datetime
     standings: tuple[ModuleStatus, ...]
@@ -41,14 +41,17 @@ class StatusSnapshot:
 
 @dataclass(frozen=True)
 class RefreshError:
-    """Why something cannot be known, and since when (UTC)."""
+    """Why a refresh fails, and since when (UTC)."""
 
     since: datetime
     what: str
 
 
 class StatusCache:
-    """The newest look, and what keeps from a newer one. `look` returns how all tenants stand; `look_at` those given."""
+    """The newest snapshot, and the error that prevents a newer one.
+
+    `look` reads the status of all tenants, and `look_at` that of one.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class StatusCache:
             self._changed.notify_all()
 
     def latest(self) -> tuple[StatusSnapshot | None, RefreshError | None]:
-        """The newest look, and the trouble since then. Waits for a first one, and where the last one is old."""
+        """The newest snapshot and the error since then. Waits for the first snapshot, and when the newest is old."""
         with self._changed:
             self._wanted_at = time.monotonic()
             self._changed.notify_all()
@@ -86,7 +89,7 @@ class StatusCache:
             return self._latest, self._trouble
 
     def look_again_at(self, tenant: str) -> None:
-        """See one tenant anew, after something was changed. Never fails, for the change is made."""
+        """Refresh one tenant after a change. It never raises, because the change is already made."""
         try:
             anew = tuple(self._look_at(tenant))
         except AutooptError as e:
@@ -94,7 +97,7 @@ class StatusCache:
             return
         with self._changed:
             if self._latest:
-                others = tuple(each for each in self._latest.standings if each.tenant_id != tenant)
+                others = tuple(status for status in self._latest.standings if status.tenant_id != tenant)
                 self._latest = StatusSnapshot(self._latest.at, others + anew)
 
     def _run(self) -> None:

@@ -1,11 +1,10 @@
-"""Pages from templates. Everything is escaped; what a tenant wrote is text and never markup."""
+"""Pages from templates. All values are escaped, so that text from a tenant is never markup."""
 
 import hashlib
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import jinja2
@@ -17,6 +16,9 @@ from starlette.responses import HTMLResponse, Response
 from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.text import ago, duration, one_line, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -39,7 +41,7 @@ def _span(seconds: float | None) -> str:
 
 
 def _part(text: str) -> str:
-    """Text as one part of an address's path."""
+    """Quote a text as one segment of a URL path."""
     return quote(str(text), safe=":")
 
 
@@ -67,7 +69,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _static(name: str) -> str:
-    """The address of a file; another one after each change, so that no browser works with one of an earlier release."""
+    """The URL of a static file. It changes with the file, so that no browser uses the one of an earlier release."""
     return f"/static/{name}?{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
 
 
@@ -75,10 +77,11 @@ _templates = _environment()
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **values: Any) -> Response:
-    """A page, or a part of one."""
+    """Render a page, or a part of one."""
+    user = request.scope.get("user")
     context: Mapping[str, Any] = {
         "now": datetime.now(UTC),
-        "person": request.scope.get("person"),
+        "user": user if user and user.is_authenticated else None,
         "csrf": request.scope.get("csrf", ""),
         "path": request.url.path,
         "notice": take(request),

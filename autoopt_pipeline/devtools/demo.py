@@ -1,4 +1,4 @@
-"""The whole loop on this machine: real Phoenix, real Dagster daemon, sample tenants, three rounds, one table."""
+"""Demo of the whole loop on this machine: real Phoenix, real Dagster daemon, sample tenants, three rounds."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from rich import box
@@ -37,8 +36,9 @@ from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
-from autoopt_pipeline.run_history.outcomes import metadata_values
-from autoopt_pipeline.run_history.runs import UNFINISHED
+from autoopt_pipeline.run_history.module_events import outcomes_of_run
+from autoopt_pipeline.run_history.runs import UNFINISHED, RunSummary, runs_created
+from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import STAND_IN, Settings
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -54,7 +54,7 @@ _ROUND_SECONDS_WITH_A_REAL_MODEL = 900
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What happened to one module of one tenant in one round."""
+    """Outcome of one module of one tenant in one round."""
 
     tenant: str
     module: str
@@ -74,9 +74,9 @@ class DemoOutcome:
 
 
 def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = False) -> None:
-    """Run the demo to its end in a new folder, by default in place of this folder's last one.
+    """Run the demo in a new folder, by default in place of this folder's last demo.
 
-    Raises `StackFailed` when a part fails. With `smollm2` there is one more tenant, for which that model answers.
+    With `smollm2` there is one more tenant, whose answers come from that model. Raises `StackFailed` if a part fails.
     """
     started = time.monotonic()
     if home is None:
@@ -99,7 +99,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
             {
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
                 "AUTOOPT_SETTLING_SECONDS": str(_SETTLING_SECONDS),
-                "AUTOOPT_JITTER": str(_JITTER),
+                "AUTOOPT_SCHEDULE_JITTER": str(_JITTER),
                 "AUTOOPT_LM": STAND_IN,
             },
         )
@@ -142,7 +142,7 @@ class _Demo:
     def play(self) -> list[DemoOutcome]:
         self._send_first_traffic()
         for config in self.chosen.values():
-            write_config(self.configs, config, by="autoopt demo")
+            write_config(self.configs, config, actor="autoopt demo")
             register_tenant(self.instance, config.tenant_id)
         self.say(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())
@@ -182,20 +182,19 @@ class _Demo:
             list(pool.map(send, self.tenants))
         self.say("all traces are stored")
 
-    def _round(self, number: int, complete: Callable[[list[dg.RunRecord]], bool], *, since: float) -> list[DemoOutcome]:
-        """Wait until the sensor has launched what it will, all runs have ended, and it says that nothing is due."""
+    def _round(self, number: int, complete: Callable[[list[RunSummary]], bool], *, since: float) -> list[DemoOutcome]:
+        """Wait until all runs have ended and the sensor reports that nothing is due."""
         deadline = time.monotonic() + self.round_seconds
         while time.monotonic() < deadline:
             self.processes.check()
             runs = self._runs(since)
             self._report_runs(runs)
             for run in runs:
-                if run.dagster_run.status is dg.DagsterRunStatus.FAILURE:
-                    run_id = run.dagster_run.run_id
-                    causes = "; ".join(causes_of(self.instance, run_id).values())
-                    raise StackFailed(f"run {run_id} failed: {causes}", f"see {self.home / 'logs'}")
-            ended = all(run.dagster_run.status not in UNFINISHED for run in runs)
-            last_end = max((run.end_time or 0.0 for run in runs), default=since)
+                if run.status is dg.DagsterRunStatus.FAILURE:
+                    causes = "; ".join(causes_of(self.instance, run.run_id).values())
+                    raise StackFailed(f"run {run.run_id} failed: {causes}", f"see {self.home / 'logs'}")
+            ended = all(run.status not in UNFINISHED for run in runs)
+            last_end = max((run.ended_at.timestamp() for run in runs), default=since)
             if ended and complete(runs) and (reason := self._skipped_after(last_end + INTERVAL_SECONDS)):
                 self.say(f"the sensor skips: {reason.partition(' (')[0]}")
                 return self._outcomes(number, runs)
@@ -203,32 +202,29 @@ class _Demo:
         raise StackFailed(f"round {number} did not end within {self.round_seconds} s", f"see {self.home / 'logs'}")
 
     @staticmethod
-    def _launched(runs: list[dg.RunRecord]) -> bool:
+    def _launched(runs: list[RunSummary]) -> bool:
         return bool(runs)
 
-    def _runs(self, since: float) -> list[dg.RunRecord]:
-        created = datetime.fromtimestamp(since, UTC)
-        return list(self.instance.get_run_records(dg.RunsFilter(created_after=created), ascending=True))
+    def _runs(self, since: float) -> list[RunSummary]:
+        return runs_created(self.instance, after=datetime.fromtimestamp(since, UTC))
 
-    def _report_runs(self, runs: list[dg.RunRecord]) -> None:
-        for record in runs:
-            run = record.dagster_run
+    def _report_runs(self, runs: list[RunSummary]) -> None:
+        for run in runs:
             state = f"{run.run_id}/{run.status.value}"
             if state not in self.reported and run.status is not dg.DagsterRunStatus.NOT_STARTED:
                 self.reported.add(state)
-                modules = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ()))
-                self.say(f"run {run.run_id[:8]} of {run.tags[PARTITION_TAG]} ({modules}): {run.status.value.lower()}")
+                modules = ", ".join(sorted(run.modules))
+                self.say(f"run {run.run_id[:8]} of {run.tenant} ({modules}): {run.status.value.lower()}")
 
     def _skipped_after(self, moment: float) -> str | None:
-        """What the sensor said, when it looked after `moment` and launched nothing."""
-        states = [s for s in self.instance.all_instigator_state() if s.name == OPTIMIZATION_SENSOR]
-        for state in states:
-            for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
-                if tick.timestamp > moment and tick.skip_reason:
-                    return tick.skip_reason
+        """Return the sensor's skip message if it ticked after `moment` and launched nothing."""
+        state = sensor_states(self.instance).get(OPTIMIZATION_SENSOR)
+        for tick in finished_ticks(self.instance, state, limit=1) if state else ():
+            if tick.timestamp > moment and tick.skip_reason:
+                return tick.skip_reason
         return None
 
-    def _outcomes(self, number: int, runs: list[dg.RunRecord]) -> list[DemoOutcome]:
+    def _outcomes(self, number: int, runs: list[RunSummary]) -> list[DemoOutcome]:
         plan = self._plan()
         by_key: dict[tuple[str, str], DemoOutcome] = {}
         for (tenant, module), decision in plan.decisions.items():
@@ -236,8 +232,8 @@ class _Demo:
                 continue
             new = decision.evidence.new_traces if decision.evidence else None
             by_key[tenant, module] = DemoOutcome(tenant, module, number, decision.reason.value, decision.detail, new)
-        for record in runs:
-            for outcome in self._run_outcomes(number, record):
+        for run in runs:
+            for outcome in self._run_outcomes(number, run):
                 by_key[outcome.tenant, outcome.module] = outcome
         return [by_key[key] for key in sorted(by_key)]
 
@@ -247,17 +243,15 @@ class _Demo:
             self.instance,
             self.phoenix,
             now=datetime.now(UTC),
-            settings=Settings(settling_seconds=_SETTLING_SECONDS, jitter=_JITTER),
+            settings=Settings(settling_seconds=_SETTLING_SECONDS, schedule_jitter=_JITTER),
         )
 
-    def _run_outcomes(self, number: int, record: dg.RunRecord) -> Iterator[DemoOutcome]:
-        run = record.dagster_run
-        tenant = run.tags[PARTITION_TAG]
+    def _run_outcomes(self, number: int, run: RunSummary) -> Iterator[DemoOutcome]:
+        tenant, outcomes = run.tags[PARTITION_TAG], outcomes_of_run(self.instance, run.run_id)
         evidence = dict(part.split("=") for part in run.tags[NEW_EVIDENCE_TAG].split(","))
-        for asset in run.asset_selection or ():
-            module = asset.to_user_string()
+        for module in run.modules:
             new = int(evidence[module].partition("+")[0])
-            materialized = self._metadata(asset, run.run_id)
+            materialized = outcomes.get(module)
             if materialized is None:
                 raise StackFailed(f"run {run.run_id} of {tenant} failed at {module}", f"see {self.home / 'logs'}")
             yield DemoOutcome(
@@ -268,8 +262,8 @@ class _Demo:
                 reason=str(materialized["reason"]),
                 new_traces=new,
                 examples={part: materialized[f"examples_{part}"] for part in ("train", "dev", "holdout")},
-                incumbent_score=materialized.get("score_before"),
-                candidate_score=materialized.get("score_after"),
+                incumbent_score=materialized.get("incumbent_score"),
+                candidate_score=materialized.get("candidate_score"),
                 verdict=materialized["verdict"],
                 version=materialized.get("version"),
                 run_id=run.run_id,
@@ -277,12 +271,6 @@ class _Demo:
                 lm_tokens=materialized["lm_tokens"],
                 language_model=materialized["language_model"],
             )
-
-    def _metadata(self, asset: dg.AssetKey, run_id: str) -> dict[str, Any] | None:
-        for record in self.instance.fetch_materializations(asset, limit=100).records:
-            if record.run_id == run_id and record.asset_materialization:
-                return metadata_values(record.asset_materialization)
-        return None
 
 
 _TITLES = {
@@ -294,7 +282,7 @@ _COLORS = {"promoted": "green", "rejected": "yellow"}
 
 
 def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
-    """What became of each module, a table a round, then why. What was skipped for one reason shares a row."""
+    """Return one table of outcomes per round, then one of reasons. Modules skipped for the same reason share a row."""
     reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
     columns = [("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)]
     if several_models := len({o.language_model for o in outcomes if o.language_model}) > 1:
@@ -332,5 +320,5 @@ def _scores(outcome: DemoOutcome) -> str:
 
 
 def _model(outcome: DemoOutcome) -> str:
-    """`stand-in` or `openai/smollm2`, without the words that tell the first from a language model."""
+    """Return the model's short name, `stand-in` or `openai/smollm2`, without the explanation of the stand-in."""
     return (outcome.language_model or "").partition(" ")[0]

@@ -1,4 +1,4 @@
-"""Servers on this machine: started with their output in a log file, and all gone afterwards."""
+"""Runs servers on this machine, with their output in log files, and stops all of them at the end."""
 
 import os
 import re
@@ -22,19 +22,19 @@ from autoopt_pipeline.errors import StackFailed
 LOOPBACK = "127.0.0.1"
 
 _MARK = "AUTOOPT_STACK"
-"""Environment variable that every process of a stack inherits, so that none is overlooked when it stops."""
+"""Environment variable that all processes of a stack inherit, so that none is missed at the end."""
 
 _NOT_INHERITED = ("AUTOOPT_", "PHOENIX_", "CONFIG_STORE_URL", "DAGSTER_", "OTEL_")
 
 _OF_ITS_OWN = re.compile(r"(?P<name>dagster-[a-z]+) process shut down unexpectedly with return code (?P<status>-?\d+)")
-"""How `dagster dev` says that a process of its own has ended, before it ends itself, with status 0."""
+"""Message with which `dagster dev` reports that one of its processes ended, before it exits with status 0."""
 
 _GRACE_SECONDS = 10
 _SWEEPS = 10
 
 
 class Processes:
-    """A group of servers. Leaving the context ends them and everything that they started."""
+    """A group of servers. Leaving the context stops them and everything that they started."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -51,7 +51,7 @@ class Processes:
         self.stop()
 
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
-        """Start a server in a session of its own, so that Ctrl-C reaches only us."""
+        """Start a server in its own session, so that Ctrl-C reaches only this process."""
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._log(name).open("ab") as log:
             self._log_begins[name] = log.tell()
@@ -69,7 +69,7 @@ class Processes:
                 raise StackFailed(f"{name} cannot be started: {e}", f"check the command {command[0]}") from None
 
     def wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
-        """Wait until a server answers. Raises `StackFailed` with the end of its log when it does not."""
+        """Wait until a server answers. Raises `StackFailed` with the end of its log if it does not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.check()
@@ -82,7 +82,7 @@ class Processes:
         raise StackFailed(f"{name} did not answer at {url} within {seconds:.0f} s", f"see {self._log(name)}")
 
     def check(self) -> None:
-        """Raise `StackFailed` when a server has stopped by itself."""
+        """Raise `StackFailed` if a server has stopped."""
         for name, process in self._started.items():
             if (status := process.poll()) is not None:
                 with self._log(name).open("rb") as log:
@@ -91,9 +91,9 @@ class Processes:
                 raise StackFailed(_how_it_ended(name, status, said), f"see {self._log(name)}")
 
     def stop(self) -> None:
-        """End everything: politely, then by force, then whatever else carries our mark.
+        """Stop all servers: first by SIGTERM, then by SIGKILL, then all other processes with our mark.
 
-        Signals are ignored meanwhile, so that a second Ctrl-C leaves no server behind.
+        Ignores signals meanwhile, so that a second Ctrl-C leaves no server behind.
         """
         with _ignoring_signals():
             for process in reversed(self._started.values()):
@@ -125,12 +125,12 @@ def _how_it_ended(name: str, status: int, said: str) -> str:
         return f"{name} stopped, because {of_its_own['name']}, which it had started, {ended}"
     ended = f"{name} {_ended_with(status)}"
     if status < 0 or not said:
-        return ended  # what a signal ends has no last words
+        return ended  # a process that a signal ended has no last output
     return f"{ended}: {said.splitlines()[-1][:200]}"
 
 
 def _ended_with(status: int) -> str:
-    """What a return code of a process means: those below 0 are signals."""
+    """Describe a return code. Negative codes are signals."""
     if status >= 0:
         return f"ended with exit status {status}"
     if status == -signal.SIGKILL:
@@ -139,19 +139,19 @@ def _ended_with(status: int) -> str:
 
 
 def _neutral_environment() -> dict[str, str]:
-    """Our environment without what could lead a server to somebody's real store, Phoenix or instance."""
+    """Return the environment without variables that could lead a server to a real store, Phoenix or instance."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
+    """Return a port that nothing listens on at present."""
     with socket.socket() as s:
         s.bind((LOOPBACK, 0))
         return s.getsockname()[1]
 
 
 def require_free(port: int, what: str, option: str) -> None:
-    """Raise `StackFailed` naming the port when something listens on it."""
+    """Raise `StackFailed` if something listens on the port."""
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -166,7 +166,7 @@ def require_free(port: int, what: str, option: str) -> None:
 @contextmanager
 def _ignoring_signals() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may, and needs to
+        yield  # only the main thread can handle signals, and has to
         return
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,11 +1,11 @@
-"""The tenants of the demo, each made so that another outcome is seen."""
+"""The demo's tenants, each chosen to show a different outcome."""
 
 import random
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate_requests
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.client import Phoenix
@@ -15,7 +15,7 @@ INTERVAL_SECONDS = 5
 
 @dataclass(frozen=True)
 class SampleTenant:
-    """A tenant, its traffic, what it shows, and the verdict or decision that at least one module comes to."""
+    """A tenant, its traffic, what it demonstrates, and the verdict or decision that at least one module gets."""
 
     tenant_id: str
     shows: str
@@ -63,12 +63,12 @@ SAMPLE_TENANTS = (
 REAL_MODEL_TENANT = SampleTenant(
     "soylent",
     "a real language model answers",
-    frozenset({"promoted", "rejected", "waiting"}),  # whatever the model is worth
+    frozenset({"promoted", "rejected", "inconclusive"}),  # depends on the model
     310,
     TrafficProfile(reviewed=1.0),
     modules=("modality",),
 )
-"""Comes to `SAMPLE_TENANTS` where there is a real model: one module, few traces and a small budget, for it is slow."""
+"""Added to `SAMPLE_TENANTS` with a real model: one module, few traces and a small budget, because the model is slow."""
 
 
 def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
@@ -82,7 +82,7 @@ def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
 
 
 def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
-    """The configuration of `REAL_MODEL_TENANT`, with few calls and short prompts."""
+    """Return the configuration of `REAL_MODEL_TENANT`, with few calls and short prompts."""
     return sample_config(REAL_MODEL_TENANT).model_copy(
         update={
             "lm": lm,
@@ -94,7 +94,7 @@ def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
 
 
 def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
-    """All sample tenants with their configurations; with `REAL_MODEL_TENANT` where there is a real model."""
+    """Return all sample tenants with their configurations, including `REAL_MODEL_TENANT` if there is a real model."""
     samples = [(tenant, sample_config(tenant)) for tenant in SAMPLE_TENANTS]
     return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
 
@@ -102,11 +102,13 @@ def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, Routin
 def send_sample_traffic(
     phoenix: Phoenix, tenant: SampleTenant, traces: int, *, start: datetime, end: datetime, seed: int
 ) -> None:
-    """Play `traces` requests of the tenant between two moments (UTC)."""
+    """Simulate `traces` requests of the tenant between two moments (UTC)."""
     rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
     labels = get_module("modality").labels or ()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
     truths = list(sample_truths_for(tenant.habits, traces, rng))
     send_traffic(
-        phoenix, tenant.tenant_id, list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        phoenix,
+        tenant.tenant_id,
+        list(simulate_requests(truths, choices, tenant.habits, start=start, end=end, rng=rng)),
     )

@@ -1,4 +1,4 @@
-"""Sending played traffic to Phoenix the way an application would: spans over OTLP, then feedback as annotations."""
+"""Sends simulated traffic to Phoenix like an application: spans over OTLP, then feedback as annotations."""
 
 import time
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from autoopt_pipeline.devtools.traffic import PlayedRequest
 from autoopt_pipeline.errors import PhoenixUnavailable
 from autoopt_pipeline.otlp import phoenix_exporter
-from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.traces.client import CountRequest, NewAnnotation, Phoenix
+from autoopt_pipeline.span_contract import NewAnnotation, project_name
+from autoopt_pipeline.traces.client import CountRequest, Phoenix
 
 _BATCH = 500
 _PATIENCE_SECONDS = 180
-"""Phoenix acknowledges spans before it stores them, at some 130 a second."""
+"""Phoenix acknowledges spans before it stores them, about 130 a second."""
 
 
 def send_traffic(
@@ -26,7 +26,7 @@ def send_traffic(
 ) -> None:
     """Send requests as spans of the tenant's project, wait until they are stored, then send their reviews.
 
-    Raises `PhoenixUnavailable` when Phoenix does not take or store them.
+    Raises `PhoenixUnavailable` if Phoenix does not accept or store them.
     """
     if not requests:
         return
@@ -75,7 +75,7 @@ def _spans(tenant_id: str, requests: Sequence[PlayedRequest]) -> tuple[ReadableS
 
 
 def _stored(phoenix: Phoenix, tenant_id: str, requests: Sequence[PlayedRequest]) -> int:
-    """Spans in the requests' window. The end varies, because Phoenix keeps counts of equal windows on SQLite."""
+    """Count the spans in the requests' window. Varies its end, because Phoenix on SQLite caches equal counts."""
     end = requests[-1].time + timedelta(seconds=1, microseconds=time.monotonic_ns() % 1_000_000)
     project = phoenix.project(project_name(tenant_id))
     if project is None:

@@ -1,7 +1,7 @@
 """A small real language model on this machine: SmolLM2 with 135 million parameters, served by llama.cpp.
 
-It shows what no stand-in can: real tokens, babble, answers that are cut off, questions that are too long, slowness.
-It is near chance at choosing among several labels, so its scores say nothing of any other model.
+It shows what a stand-in cannot: real tokens, nonsense, truncated answers, prompts that are too long, slowness. Its
+choices among several labels are near chance, so its scores do not carry over to other models.
 """
 
 from pathlib import Path
@@ -14,20 +14,20 @@ from autoopt_pipeline.tenants.config import LMSettings
 
 NAME = smollm2_server.NAME
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-lm"
-"""Of a checkout."""
+"""Virtual environment of a checkout."""
 
 _START_SECONDS = 60
 
 
 def is_installed() -> bool:
-    """Whether 'make lm' has installed the model and its server, both to the end."""
+    """Return whether 'make lm' has installed both the model and its server."""
     return (ENVIRONMENT / ".installed").exists()
 
 
 def start_smollm2(processes: Processes, folder: Path, port: int, *, context: int = smollm2_server.CONTEXT) -> str:
-    """Start the server and return its address once it answers. A question and its answer may be `context` tokens.
+    """Start the server and return its address once it answers. `context` limits prompt and answer together, in tokens.
 
-    Raises `StackFailed` when it is not installed, holds another model, or does not answer.
+    Raises `StackFailed` if it is not installed, has another model, or does not answer.
     """
     if not is_installed():
         raise StackFailed(
@@ -44,12 +44,12 @@ def start_smollm2(processes: Processes, folder: Path, port: int, *, context: int
 
 
 def smollm2_settings(address: str) -> LMSettings:
-    """How a tenant's configuration names it."""
+    """Return the language model settings for a tenant's configuration."""
     return LMSettings.model_validate({"api_base": f"{address}/v1", **smollm2_server.SETTINGS})
 
 
 def who_answers(lm: LMSettings | None) -> str:
-    """What the demo and `autoopt up` say of their answers; `lm` is how the real model is named, where there is one."""
+    """Describe who answers, for the demo and `autoopt up`. `lm` is the real model, if there is one."""
     if lm is None:
         return (
             "Answers come from the offline [bold]stand-in[/bold], which is no language model: the loop is real, "

@@ -1,4 +1,4 @@
-"""Phoenix and Dagster on this machine, for trying things out, the demo and the tests."""
+"""Phoenix, Dagster and the dashboard on this machine, for trials, the demo and the tests."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from autoopt_pipeline.devtools.processes import LOOPBACK, Processes
 from autoopt_pipeline.errors import InvalidHome, StackFailed
 
 _INSTANCE = Path(__file__).parents[1] / "instance_template"
-"""The `dagster.yaml` and `workspace.yaml` of an instance on one machine, and the settings of a new deployment."""
+"""Folder with the `dagster.yaml`, `workspace.yaml` and settings of a new deployment on one machine."""
 
 _OF_DAGSTER = ("dagster.yaml", "workspace.yaml")
 _SETTINGS = "autoopt.env"
@@ -42,7 +42,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """What Dagster's processes, and commands that are to meet the same stack, need in their environment."""
+        """Environment for Dagster's processes and for commands that should use the same stack."""
         return {
             "DAGSTER_HOME": str(self.home),
             "AUTOOPT_HOME": str(self.home / ".autoopt"),
@@ -63,9 +63,9 @@ def start_phoenix(
     host: str = LOOPBACK,
     database_url: str | None = None,
 ) -> str:
-    """Start a Phoenix server that keeps its data in `folder`, or in the database `database_url`.
+    """Start a Phoenix server with its data in `folder`, or in the database `database_url`.
 
-    Returns its endpoint at once; see `wait_for_phoenix`.
+    Returns its endpoint without waiting; see `wait_for_phoenix`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     env = {
@@ -86,7 +86,7 @@ def wait_for_phoenix(processes: Processes, endpoint: str) -> None:
 
 
 def start_daemon(processes: Processes, stack: Stack, name: str = "dagster-daemon") -> None:
-    """Start the Dagster daemon with a code server of its own."""
+    """Start the Dagster daemon with its own code server."""
     command = [_command("dagster-daemon"), "run", "-w", "workspace.yaml"]
     processes.start(name, command, env=stack.env, cwd=stack.home)
 
@@ -108,16 +108,16 @@ def start_dashboard(processes: Processes, stack: Stack, port: int) -> str:
 
 
 def copy_instance(home: Path) -> None:
-    """Give a folder the `dagster.yaml` and `workspace.yaml` of an instance of its own."""
+    """Copy the `dagster.yaml` and `workspace.yaml` of a new instance into a folder."""
     home.mkdir(parents=True, exist_ok=True)
     for name in _OF_DAGSTER:
         shutil.copyfile(_INSTANCE / name, home / name)
 
 
 def new_home(home: Path) -> list[str]:
-    """Make a folder the home of a deployment. Returns the names of the files that it got.
+    """Make a folder the home of a deployment. Returns the names of the created files.
 
-    Raises `InvalidHome` when one of them is there already, or none can be written; then nothing was.
+    Raises `InvalidHome`, without creating anything, if one of them exists or none can be written.
     """
     texts = {name: (_INSTANCE / name).read_text() for name in (*_OF_DAGSTER, _SETTINGS)}
     texts[_SETTINGS] = texts[_SETTINGS].replace("=FOLDER\n", f"={shlex.quote(str(home))}\n")
@@ -127,7 +127,7 @@ def new_home(home: Path) -> list[str]:
     try:
         home.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            mode = 0o600 if name == _SETTINGS else 0o644  # there will be passwords in it
+            mode = 0o600 if name == _SETTINGS else 0o644  # it will contain passwords
             with open(home / name, "x", opener=lambda path, flags, mode=mode: os.open(path, flags, mode)) as file:
                 written.append(home / name)
                 file.write(text)
@@ -139,7 +139,7 @@ def new_home(home: Path) -> list[str]:
 
 
 def require_home(home: Path) -> None:
-    """Raise `InvalidHome` unless the folder has an instance that keeps its data there, and nowhere else."""
+    """Raise `InvalidHome` unless the folder has an instance that keeps its data there and nowhere else."""
     path = home / "dagster.yaml"
     if not path.exists():
         raise InvalidHome(f"{home} has no dagster.yaml", "make a folder with 'autoopt init FOLDER', and go there")

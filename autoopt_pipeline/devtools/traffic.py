@@ -1,8 +1,8 @@
-"""Sample traffic: what an application of a tenant might have asked, decided and got told, for trying things out.
+"""Generates sample traffic: requests, decisions and reviews of a tenant's application.
 
-Pure: makes requests, sends nothing (see `send`). Some decisions are wrong, some labels are noisy, some spans are
-malformed. Reviews are drawn at random, whatever the outcome, and say so; complaints are not, and do not.
-A request is always routed; on request it is planned and tried with two modalities as well, each in a span of its own.
+Pure: sends nothing (see `send`). Some decisions are wrong, some labels are noisy, some spans are malformed. Reviews are
+drawn at random, regardless of the outcome, and marked as such; complaints are not. Every request has a routing span,
+and optionally spans for a plan and for a fusion of two modalities.
 """
 
 import json
@@ -123,10 +123,10 @@ _VAGUE = (
 
 @dataclass(frozen=True)
 class SyntheticRequest:
-    """A request and the answers that are right for it, by output field.
+    """A request and its right answers by output field.
 
-    `agents` and `pattern` are there where a plan of several agents is known, `modalities` where the request is
-    about two kinds of content (both are asked for) or about one (the second only seems to be).
+    `agents` and `pattern` are set if a plan of several agents is known. `modalities` is set if the request is about two
+    kinds of content (it names both) or about one (the second is only apparent).
     """
 
     query: str
@@ -138,7 +138,7 @@ class SyntheticRequest:
 
 @dataclass(frozen=True)
 class Review:
-    """One annotation of a span: a person's or a judge's."""
+    """One annotation of a span, by a person or a judge."""
 
     name: str
     kind: Literal["HUMAN", "LLM"]
@@ -149,7 +149,7 @@ class Review:
 
 @dataclass(frozen=True)
 class PlayedSpan:
-    """One decision of the application as it is sent to Phoenix."""
+    """One decision of the application, as sent to Phoenix."""
 
     name: str
     attributes: dict[str, Any]
@@ -159,7 +159,7 @@ class PlayedSpan:
 
 @dataclass(frozen=True)
 class PlayedRequest:
-    """One request: the spans of its decisions, the routing first. `seconds` is how long it took."""
+    """One request: the spans of its decisions, routing first. `seconds` is its duration."""
 
     time: datetime
     seconds: float
@@ -172,7 +172,7 @@ class PlayedRequest:
 
 @dataclass(frozen=True)
 class TrafficProfile:
-    """How the played application and its users behave. Shares are from 0 to 1."""
+    """Behavior of the simulated application and its users. Shares are from 0 to 1."""
 
     right: float = 0.7
     reviewed: float = 0.75
@@ -187,9 +187,9 @@ class TrafficProfile:
 def sample_truths(
     count: int, rng: random.Random, *, planned: float = 0.0, mixed: float = 0.12
 ) -> Iterator[SyntheticRequest]:
-    """Requests with the agents of `SAMPLE_AGENTS`, worded freely, with typing errors and vague ones.
+    """Generate requests for the agents of `SAMPLE_AGENTS`, with varied wording, typing errors and vague ones.
 
-    A share `planned` takes several agents, and a share `mixed` is about two kinds of content.
+    A share `planned` needs several agents, and a share `mixed` is about two kinds of content.
     """
     for _ in range(count):
         kinds = rng.sample(list(_THINGS), 2)
@@ -211,12 +211,12 @@ def sample_truths(
 
 
 def sample_truths_for(habits: TrafficProfile, count: int, rng: random.Random) -> Iterator[SyntheticRequest]:
-    """Requests with enough of what the application decides for each decision to be learnt."""
+    """Generate requests that let every decision of the application be learnt."""
     return sample_truths(count, rng, planned=0.35 if habits.plans else 0.0, mixed=0.5 if habits.fuses else 0.12)
 
 
 def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence[str]) -> list[SyntheticRequest]:
-    """Labelled queries from a JSON-lines file. Raises `InvalidQueries` naming the line."""
+    """Read labelled queries from a JSON lines file. Raises `InvalidQueries` with the line number."""
     truths = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -247,7 +247,7 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
     return truths
 
 
-def simulate(
+def simulate_requests(
     truths: Sequence[SyntheticRequest],
     choices: Mapping[str, Sequence[str]],
     habits: TrafficProfile,
@@ -256,10 +256,10 @@ def simulate(
     end: datetime,
     rng: random.Random,
 ) -> Iterator[PlayedRequest]:
-    """Let an application decide each request. `choices` are all possible answers by output field."""
+    """Simulate an application's decision on each request. `choices` are all possible answers by output field."""
     for number, truth in enumerate(truths):
         time = start + (end - start) * ((number + rng.random()) / len(truths))
-        # Drawn before anything is known of the outcome: that is what makes a review fit to judge with.
+        # Drawn before the outcome is known, which is what makes a review fit to judge with.
         drawn = rng.random() < habits.reviewed
         spans = [_routed(truth, choices, habits, drawn, rng)]
         if habits.plans and truth.agents:
@@ -301,7 +301,7 @@ def _planned(
     plans = [*((agent,) for agent in agents), *_NEXT, *_TOGETHER]
     right, parallel = truth.agents, truth.parallel
     if not habits.answers_depend_on_query:
-        # One agent: with more, a plan that shares one with most others would be worth learning.
+        # One agent: with several, a plan that overlaps with most others would be worth learning.
         right, parallel = (rng.choice(list(agents)),), False
     chosen, side_by_side = right, parallel
     if rng.random() >= habits.right:
@@ -325,7 +325,7 @@ def _planned(
 
 
 def _fused(truth: SyntheticRequest, habits: TrafficProfile, drawn: bool, rng: random.Random) -> PlayedSpan:
-    """A detector that always sees a second modality; fusing gains only where the request is about both."""
+    """Simulate a detector that always sees a second modality. Fusing only gains if the request is about both."""
     gains = truth.answers["modality"] == "mixed" if habits.answers_depend_on_query else rng.random() < 0.5
     fused = gains if rng.random() < habits.right else rng.random() < 0.5
     gain = rng.gauss(0.3, 0.08) if gains else rng.gauss(-0.1, 0.05)
@@ -344,7 +344,7 @@ def _fused(truth: SyntheticRequest, habits: TrafficProfile, drawn: bool, rng: ra
     }
     reviews = ()
     if drawn:
-        if rng.random() < 0.5:  # a measured gain, which says nothing of the modalities
+        if rng.random() < 0.5:  # a measured gain, which does not name the modalities
             reviews = (Review("cross_modal_annotation", _kind(rng), None, dict([RANDOM_SAMPLING]), round(gain, 3)),)
         else:
             wanted = f"fuse: {' + '.join(truth.modalities)}" if gains else f"single: {truth.modalities[0]}"
@@ -353,7 +353,7 @@ def _fused(truth: SyntheticRequest, habits: TrafficProfile, drawn: bool, rng: ra
 
 
 def _succeeds(all_right: bool, rng: random.Random) -> bool:
-    """Users notice most failures, and sometimes call a right answer one."""
+    """Simulate users, who notice most failures and sometimes reject a right answer."""
     return rng.random() < (0.95 if all_right else 0.3)
 
 
@@ -391,7 +391,7 @@ def _reviews(chosen: dict[str, str], right: dict[str, str], rng: random.Random) 
 
 
 def _review(annotation: str, right: bool, answer: str, rng: random.Random) -> Review:
-    """People err little, judges a little more; who errs takes a wrong decision for a right one."""
+    """Simulate a review. People err rarely, judges a little more; an error takes a wrong decision for a right one."""
     kind = _kind(rng)
     metadata = dict([RANDOM_SAMPLING])
     if right or rng.random() >= (0.99 if kind == "HUMAN" else 0.95):
@@ -406,7 +406,7 @@ def _complaints(chosen: dict[str, str], right: dict[str, str]) -> Iterator[Revie
 
 
 def _malformed(attributes: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """What broken instrumentation sends."""
+    """Return attributes of broken instrumentation."""
     broken = dict(attributes)
     query_key = "input.value" if "input.value" in broken else "routing.query"
     match rng.randrange(3):

@@ -1,4 +1,4 @@
-"""Phoenix, Dagster and the dashboard with sample tenants, until Ctrl-C. Data stays under .autoopt/ for next time."""
+"""Runs Phoenix, Dagster and the dashboard with sample tenants until Ctrl-C. Data stays in .autoopt/ for next time."""
 
 import fcntl
 import time
@@ -38,10 +38,10 @@ def run_up(
     dashboard_port: int,
     smollm2_port: int | None = None,
 ) -> None:
-    """Start everything in a folder that has an instance, say where it is, and wait.
+    """Start everything in a folder that has an instance, print the addresses, and wait.
 
-    With `smollm2_port` there is one more tenant, for which that model answers. Raises `InvalidHome` for a folder
-    without an instance, and `StackFailed` when a port is taken or a part dies.
+    With `smollm2_port` there is one more tenant, whose answers come from that model. Raises `InvalidHome` for a folder
+    without an instance, and `StackFailed` if a port is taken or a part dies.
     """
     ports = {
         "phoenix": ("Phoenix", phoenix_port),
@@ -61,7 +61,7 @@ def run_up(
     for name, (what, port) in ports.items():
         require_free(port, what, f"--{name}-port (make up {name.upper()}_PORT=...)")
     local = home / ".autoopt"
-    modules = load_settings().modules
+    modules = load_settings().modules_file
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
@@ -71,7 +71,7 @@ def run_up(
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
                 "AUTOOPT_SETTLING_SECONDS": "5",
                 "AUTOOPT_LM": STAND_IN,
-                **({"AUTOOPT_MODULES": str(modules.absolute())} if modules else {}),
+                **({"AUTOOPT_MODULES_FILE": str(modules.absolute())} if modules else {}),
             },
         )
         console.print("starting Phoenix, Dagster and the dashboard ...")
@@ -102,7 +102,7 @@ def run_up(
 
 @contextmanager
 def _alone(local: Path) -> Generator[None, None, None]:
-    """Two daemons on one instance would launch everything twice."""
+    """Lock the folder, because two daemons on one instance would launch everything twice."""
     local.mkdir(exist_ok=True)
     with (local / "up.lock").open("w") as lock:
         try:
@@ -118,10 +118,10 @@ def _add_sample_tenants(console: Console, home: Path, phoenix: Phoenix, lm: LMSe
     end = datetime.now(UTC)
     for tenant, config in configured_samples(lm):
         if configs.history(tenant.tenant_id):
-            continue  # it was added before, and perhaps removed since
+            continue  # it was added before, and may have been removed since
         with console.status(f"sending {tenant.traces} traces of {tenant.tenant_id} ({tenant.shows})"):
             send_sample_traffic(phoenix, tenant, tenant.traces, start=end - timedelta(hours=20), end=end, seed=1)
-        write_config(configs, config, by="autoopt up")
+        write_config(configs, config, actor="autoopt up")
         with open_instance(home) as instance:
             register_tenant(instance, tenant.tenant_id)
         console.print(f"tenant {tenant.tenant_id}: {tenant.traces} traces ({tenant.shows})")

@@ -1,1 +1,1 @@
-"""Whether everything that the system needs is there and works, and how to mend what does not."""
+"""Health checks of settings, stores, servers, packages and programs, each with a remedy."""

@@ -1,15 +1,15 @@
-"""Whether another machine's clock agrees with ours."""
+"""Compares the clock of another machine with ours."""
 
 from datetime import datetime, timedelta
 
 from autoopt_pipeline.doctor.findings import Finding, ok, warn
 
 _RESOLUTION = timedelta(seconds=2)
-"""HTTP dates and object stores tell whole seconds, and a server may keep a date for one more."""
+"""HTTP dates and object stores have whole seconds, and a server may reuse a date for one more second."""
 
 
 def compare_clocks(whose: str, theirs: datetime, ours: datetime, allowed: timedelta) -> Finding:
-    """Both moments are UTC and were taken at the same time."""
+    """Compare two clocks. `theirs` and `ours` are UTC and were read at the same moment."""
     ahead = theirs - ours
     difference = max(abs(ahead) - _RESOLUTION, timedelta())
     if difference <= allowed:

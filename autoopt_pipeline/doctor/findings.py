@@ -1,4 +1,4 @@
-"""What a check finds, and running checks so that none can hold up the others."""
+"""Findings of health checks, and an executor that isolates the checks from each other."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; what is not ok has its remedy."""
+    """Result of one check. Warnings and failures have a remedy."""
 
     status: Status
     what: str
@@ -38,7 +38,7 @@ def fail(what: str, remedy: str) -> Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """Something to look at. `on_silence` is what to do when it has not ended after `seconds`."""
+    """A health check. `on_silence` is the remedy if it does not end within `seconds`."""
 
     name: str
     look: Callable[[], Iterable[Finding]]
@@ -47,19 +47,19 @@ class Check:
 
 
 def examine(checks: Iterable[Check]) -> Iterator[tuple[str, Finding]]:
-    """Run the checks one after the other. Whatever goes wrong in one is a finding of that one."""
+    """Run the checks one after the other. An error in a check becomes a finding of that check."""
     for check in checks:
         for finding in _examine(check):
             yield check.name, finding
 
 
 def findings_of(look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a look finds, and as the last finding what it raised."""
+    """Yield a check's findings. If it raises, the error is the last finding."""
     try:
         yield from look()
     except AutooptError as e:
         yield fail(e.what, e.remedy)
-    except Exception as e:  # noqa: BLE001 - what a driver raises must not hide the checks that follow
+    except Exception as e:  # noqa: BLE001 - a driver's error must not prevent the following checks
         first_line = (str(e).splitlines() or [""])[0]
         yield fail(
             f"unexpected {type(e).__name__}: {first_line}",
@@ -72,9 +72,9 @@ def _examine(check: Check) -> list[Finding]:
 
     def look() -> None:
         for finding in findings_of(check.look):
-            found.append(finding)  # one by one: what was found stays when the next step hangs
+            found.append(finding)  # one by one, so that findings remain if the next step hangs
 
-    # A daemon thread: one that never ends does not keep the process.
+    # A daemon thread, because a check that hangs must not keep the process alive.
     thread = threading.Thread(target=look, name=check.name, daemon=True)
     thread.start()
     thread.join(check.seconds)

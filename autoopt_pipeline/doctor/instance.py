@@ -1,7 +1,4 @@
-"""Dagster: that the code location loads, and the instance with its daemons and sensors.
-
-Heartbeats and the states of sensors are not among Dagster's public calls; a test holds them to a real instance.
-"""
+"""Checks of Dagster: the code location loads, daemons send heartbeats, sensors run."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -25,7 +22,7 @@ def code_location() -> Iterator[Finding]:
 
 
 def sensor_names() -> list[str]:
-    """Those that the settings here ask for: there is one for each configured receiver of alerts."""
+    """Return the sensors that the settings require, among them one for each configured receiver of alerts."""
     from autoopt_pipeline.definitions import defs
 
     return [sensor.name for sensor in defs.sensors or ()]
@@ -35,12 +32,11 @@ def dagster_instance(home: Path | None) -> Iterator[Finding]:
     if home is None:
         yield warn("there is no Dagster instance here", "set DAGSTER_HOME, or go to the folder with dagster.yaml")
         return
-    from autoopt_pipeline.run_history.instance import open_instance
+    from autoopt_pipeline.run_history.instance import describe_storage, open_instance
     from autoopt_pipeline.run_history.ticks import sensor_states
 
     with open_instance(home) as instance:
-        storage = type(instance.run_storage).__name__.removesuffix("RunStorage")
-        yield ok(f"DAGSTER_HOME is {home}; {storage} storage with {instance.get_runs_count()} runs")
+        yield ok(f"DAGSTER_HOME is {home}; {describe_storage(instance)}")
         yield _one_run_per_tenant(instance)
         yield _daemons(instance)
         states = sensor_states(instance)
@@ -64,7 +60,9 @@ def _one_run_per_tenant(instance: "dg.DagsterInstance") -> Finding:
 
 
 def _daemons(instance: "dg.DagsterInstance") -> Finding:
-    statuses = instance.get_daemon_statuses().values()
+    from autoopt_pipeline.run_history.instance import daemon_statuses
+
+    statuses = daemon_statuses(instance)
     silent = [status for status in statuses if status.required and not status.healthy]
     if not silent:
         return ok(f"daemons: {', '.join(sorted(status.daemon_type for status in statuses))}")
@@ -88,7 +86,7 @@ def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState |
         yield fail(f"{name} is stopped: nothing is done by itself", "turn it on in Dagster, under Automation")
         return
     if tick.is_failure:
-        # Dagster wraps what went wrong in our own code into an error of its own.
+        # Dagster wraps an error of our code in its own.
         cause = " ".join(causes(tick)[-1].message.split()) if tick.error else "no reason given"
         yield fail(f"{name} failed {_utc(tick.timestamp)}: {cause}", "see the tick in Dagster, under Automation")
         return

@@ -1,4 +1,4 @@
-"""This process: its variables, its modules, its packages."""
+"""Checks of this process: its variables, modules and packages."""
 
 import difflib
 import platform
@@ -17,7 +17,7 @@ DISTRIBUTION = "autoopt-pipeline"
 _EXTRA = "pipeline"
 
 _OTHER_VARIABLES = frozenset({"AUTOOPT_PHOENIX_COMMAND", "AUTOOPT_STACK"})
-"""What the local stack reads and sets beside the settings."""
+"""Variables of the local stack that are not settings."""
 
 
 def settings(given: Settings) -> Iterator[Finding]:
@@ -26,26 +26,26 @@ def settings(given: Settings) -> Iterator[Finding]:
 
 
 def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Variables that nothing reads: a misspelt one would leave its setting at the default without a word."""
+    """Warn about `AUTOOPT_` variables that nothing reads: a misspelt one leaves its setting at the default."""
     known = {*_OTHER_VARIABLES, *(f"AUTOOPT_{name.upper()}" for name in Settings.model_fields)}
     unknown = sorted(name for name in environment if name.startswith("AUTOOPT_") and name not in known)
     for name in unknown:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
         if close:
             yield warn(f"{name} is read by nothing", f"did you mean {close[0]}?")
-        elif not name.endswith("_API_KEY"):  # those may be named by a tenant's language model
+        elif not name.endswith("_API_KEY"):  # a tenant's language model may name those
             yield warn(f"{name} is read by nothing", "unset it, or correct its name")
     yield ok(f"{len(known.intersection(environment))} AUTOOPT_ variables are set")
 
 
 def installed_modules(given: Settings) -> Iterator[Finding]:
-    """Built in, plugged in, and declared in AUTOOPT_MODULES."""
+    """List the modules that are built in, plugged in, and declared in a file."""
     found = ", ".join(modules())
-    yield ok(f"{found}; AUTOOPT_MODULES is {given.modules}" if given.modules else found)
+    yield ok(f"{found}; AUTOOPT_MODULES_FILE is {given.modules_file}" if given.modules_file else found)
 
 
 def packages(requirements: Iterable[str] | None = None) -> Iterator[Finding]:
-    """Installed versions against the ranges that this package was made for, as its own metadata states them."""
+    """Compare installed versions with the ranges in this package's metadata."""
     remedy = f"pip install '{DISTRIBUTION}[{_EXTRA}]'"
     try:
         wanted = [

@@ -1,4 +1,4 @@
-"""Whether a tenant's active program answers the same traces the same when it is asked again."""
+"""Measures whether a tenant's active program gives the same answers twice."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from autoopt_pipeline.lm.metering import Meter
 
 MAX_TRACES = 100
-"""Newest traces that are asked, twice each: where none of them differs, at most 4 % of all do."""
+"""Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do."""
 
 
 def repeatability(
     parts: Connections, instance: "dg.DagsterInstance | None", tenant_id: str, module: str
 ) -> Iterator[Finding]:
-    """Ask the program that serves the newest traces twice, within the run's budget and what is left of the day's.
+    """Run the active program twice on the newest traces, within the run's budget and the rest of the daily budget.
 
-    What that spent is entered in `instance`, where there is one. Raises `AutooptError` where it cannot be done.
+    Records what it spent in `instance`, if there is one. Raises `AutooptError` if the measurement is not possible.
     """
     # Imports DSPy.
     from autoopt_pipeline.evaluation.answer_noise import newest, told, told_of_gate
@@ -79,8 +79,8 @@ _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enou
 
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
-    """The run's budget, or what is left of the day where that is less. Raises `DailyBudgetSpent` when nothing is."""
-    from autoopt_pipeline.orchestration.budget_guard import allowances
+    """Return the run's budget, or what is left of the day if that is less. Raises `DailyBudgetSpent` if nothing is."""
+    from autoopt_pipeline.orchestration.budget_guard import cap_to_day
 
     limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
     if instance is None:
@@ -90,18 +90,13 @@ def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: R
                 "set DAGSTER_HOME, or go to the folder with dagster.yaml",
             )
         return config.budget
-    budget = config.budget
-    for limit in allowances(instance, [config], parts.settings, now=datetime.now(UTC)).get(config.tenant_id, ()):
-        if limit.used_up:
-            raise DailyBudgetSpent(f"tenant {config.tenant_id}: {limit.used_up}", "wait for the next day of UTC")
-        budget = limit.lowered(budget, 1)
-    return budget
+    return cap_to_day(instance, config, parts.settings)
 
 
 def _serving(
     parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
 ) -> "tuple[dspy.Module, str]":
-    """The program that serves and its name. Raises `InvalidArtifact` where what is active cannot serve."""
+    """Return the program that serves, and its name. Raises `InvalidArtifact` if the active version cannot serve."""
     from autoopt_pipeline.modules.answer_format import CHAT
     from autoopt_pipeline.registry.serialization import compose, deserialize
 
@@ -122,13 +117,13 @@ def _serving(
 def _examples(
     parts: Connections, config: RoutingConfigUnified, spec: ModuleSpec, labels: tuple[Label, ...]
 ) -> tuple[Example, ...]:
-    """What a run that began now would learn from."""
+    """Return the examples of a run that started now."""
     from autoopt_pipeline.traces.reader import collect
 
     end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
     start = end - timedelta(seconds=config.lookback_seconds)
     collected = collect(parts.phoenix, config.tenant_id, spec, start=start, end=end)
-    decisions = collected.without(frozenset(config.forgotten_traces)).decisions
+    decisions = collected.without(frozenset(config.excluded_traces)).decisions
     return spec.build_examples(labels, decisions, load_redaction(parts.settings.redaction)).examples
 
 
@@ -141,7 +136,7 @@ def _ask_twice(
     from autoopt_pipeline.lm.models import metered_lm
 
     try:
-        # Each model remembers its answers, so the second asking needs one of its own.
+        # A model caches its answers, so the second pass needs its own.
         first, second = (answer_all(spec, program, asked, metered_lm(lm, meter)) for _ in range(2))
     except BudgetExhausted as e:
         raise BudgetTooSmall(
@@ -152,21 +147,21 @@ def _ask_twice(
 
 
 def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str, meter: "Meter") -> None:
-    """What was spent counts in the day."""
-    from autoopt_pipeline.run_history.outcomes import report_spent
-    from autoopt_pipeline.scheduling.limits import Spending
+    """Record what was spent in the daily budget."""
+    from autoopt_pipeline.run_history.lm_usage import report_usage
+    from autoopt_pipeline.scheduling.budgets import LMUsage
 
     if instance and meter.calls:
-        spent = Spending(meter.calls, meter.tokens)
-        report_spent(instance, tenant_id, module, spent, reason="autoopt doctor --aa")
+        usage = LMUsage(meter.calls, meter.tokens)
+        report_usage(instance, tenant_id, module, usage, reason="autoopt doctor --aa")
 
 
 def _next_alpha(parts: Connections, tenant_id: str, module: str) -> float:
-    """What the next look at the holdout may risk."""
+    """Return the alpha of the next holdout test."""
     from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 
     artifacts = parts.artifacts(tenant_id, module)
-    epoch = sum(move.judged for move in artifacts.moves())
+    epoch = sum(transition.resets_alpha_budget for transition in artifacts.transitions())
     return alpha_of_charge(1 + sum(charge.epoch == epoch for charge in artifacts.ledger()))
 
 

@@ -1,4 +1,4 @@
-"""Phoenix and the language models."""
+"""Checks of Phoenix and the language models."""
 
 import time
 from collections import Counter
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from autoopt_pipeline.lm.models import MeteredLM
 
 _CALLS = 2
-"""Of a model that doctor calls: a question, and what shows whether a schema is enforced."""
+"""Calls to a model: one question, and one that shows whether it enforces a schema."""
 
 _WHY = "for what a model thinks is counted too"
 
 _KNOWN_PHOENIX = "20."
-"""The servers that the contract tests run against (requirements/phoenix.in)."""
+"""Phoenix versions that the contract tests run against (requirements/phoenix.in)."""
 
 
 def phoenix(parts: Connections) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def phoenix(parts: Connections) -> Iterator[Finding]:
 
 
 def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
-    """Each model that the deployment or a tenant names: its key's variable is set. `call` asks each for a word."""
+    """Check that the key variables of the deployment's and tenants' models are set. `call` sends each a question."""
     # Imports DSPy.
     from autoopt_pipeline.lm.models import resolve_lm, resolve_teacher
 
@@ -62,7 +62,7 @@ def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
 
 
 def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None]]:
-    """What each tenant names itself. A configuration that is not valid is a finding of the configuration store."""
+    """Return the models of each tenant. An invalid configuration is a finding of the configuration store's check."""
     found = []
     for entry in parts.configs.current().values():
         with suppress(AutooptError):
@@ -88,7 +88,7 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
 
 
 def _called(made: "MeteredLM", told: str) -> Finding:
-    """What the model says to a short question, and how answers can be asked for."""
+    """Ask the model a short question, and find out which answer formats it supports."""
     from dspy.lm15 import Message, Request, TextPart
     from dspy.utils.exceptions import LMError
 

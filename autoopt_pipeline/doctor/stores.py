@@ -1,4 +1,4 @@
-"""The configuration store and the artifact store: reachable, writable, and safe to rely on."""
+"""Checks of the configuration store and the artifact store: reachable, writable and reliable."""
 
 import uuid
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def config_store(parts: Connections) -> Iterator[Finding]:
 
 
 def artifact_store(parts: Connections) -> Iterator[Finding]:
-    """Write, read and delete a file, and try to create it twice: a promotion relies on that only one writer can."""
+    """Write, read and delete a file. Also try to create it twice, because promotions rely on exclusive creation."""
     files = parts.files
     if folder := files.folder_to_make:
         why = why_not_makable(folder)

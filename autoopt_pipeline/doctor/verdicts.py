@@ -1,4 +1,4 @@
-"""What came of each tenant's modules last, and what is lacking where that decides nothing."""
+"""Checks the last verdicts of all tenants' modules for missing traces or reviews."""
 
 import time
 from collections import Counter
@@ -16,21 +16,23 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import listed_counts
 
 SECONDS = 10.0
-"""How long outcomes are read. Dagster takes 0.3 ms for one."""
+"""Time limit for reading outcomes. Dagster takes 0.3 ms for one."""
 
 _AT_ONCE = 1000
 _SHOWN = 5
 
 _REMEDIES = {
     Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
-    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces, or start from what others share (docs/add-a-tenant.md)",
+    Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
-"""What to do, by verdicts that something is lacking."""
+"""Remedies by verdict, for verdicts that lack data."""
 
 
 def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Count the last verdicts on all modules that are on, and tell what is lacking. The newest are read first, as far
-    as the time goes."""
+    """Count the last verdicts of all enabled modules and warn about missing data.
+
+    Reads the newest first, until the time limit.
+    """
     if home is None:
         yield warn("no verdict is known without a Dagster instance", "set DAGSTER_HOME")
         return
@@ -42,7 +44,7 @@ def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SEC
     on = _modules_that_are_on(stored)
     begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}
     with open_instance(home) as instance:
-        # Verdicts only: runs that failed are told by 'autoopt status' and by alerts.
+        # Verdicts only: 'autoopt status' and alerts report failed runs.
         attempts = read_attempts(instance, modules(), failures_since=datetime.now(UTC), tenants=stored, begins=begins)
         ids = {key: attempt.outcome_id for key, attempt in attempts.items() if key in on and attempt.outcome_id}
         left = sorted(ids, key=lambda key: -ids[key])
@@ -68,6 +70,6 @@ def _modules_that_are_on(stored: Mapping[str, StoredConfig]) -> set[tuple[str, s
         try:
             config = entry.parse()
         except AutooptError:
-            continue  # it is a finding of the configuration store
+            continue  # a finding of the configuration store's check
         found |= {(tenant, module) for module in config.modules if not why_off(config, module)}
     return found

@@ -1,4 +1,4 @@
-"""The programs that serve: whether each can be read, and is the tenant's own."""
+"""Checks that each version that serves is readable and belongs to its tenant."""
 
 import random
 import time
@@ -16,7 +16,7 @@ from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 SECONDS = 15.0
-"""How long versions are looked at. Each takes three reads, and an object store takes 30 ms for one."""
+"""Time limit for loading versions. Each takes three reads, of 30 ms each in an object store."""
 
 _TENANTS_AT_ONCE = 100
 _THREADS = 16
@@ -24,8 +24,10 @@ _SHOWN = 5
 
 
 def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Load every version that serves, canaries too, as far as the time goes; in no order, so that the next call sees
-    others."""
+    """Load the active versions and canaries until the time limit.
+
+    The order is random, so that the next call covers others.
+    """
     deadline = time.monotonic() + seconds
     stored = parts.configs.current()
     left = tenants = _with_programs(parts, stored)
@@ -58,7 +60,7 @@ def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator
 
 
 def _with_programs(parts: Connections, stored: Mapping[str, StoredConfig]) -> list[str]:
-    """Tenants for which anything was ever stored, by one listing."""
+    """Return the tenants with anything in the artifact store, from one listing."""
     there = set(parts.files.names(""))
     found = []
     for tenant in stored:
@@ -66,7 +68,7 @@ def _with_programs(parts: Connections, stored: Mapping[str, StoredConfig]) -> li
             if safe_name(tenant) in there:
                 found.append(tenant)
         except InvalidTenantId:
-            continue  # it is a finding of the configuration store
+            continue  # a finding of the configuration store's check
     return found
 
 

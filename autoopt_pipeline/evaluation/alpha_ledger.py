@@ -1,4 +1,4 @@
-"""How much risk of a false promotion each look at the holdout, and each trial of a waiting candidate, may take.
+"""The alpha ledger: how much risk of a false promotion each holdout test and each sequential test may take.
 
 All that was charged since the last promotion shares one allowance, so nightly retries cannot buy a promotion by luck:
 the k-th charge gets FAMILY_ALPHA / (zeta(1.5) k^1.5), and the sum over all k is FAMILY_ALPHA. Flatter than the usual
@@ -22,7 +22,7 @@ _SUM = 2.612375348685488
 def next_charge(
     charges: Sequence[LedgerEntry],
     *,
-    kind: Literal["look", "trial"],
+    kind: Literal["holdout_test", "sequential_test"],
     attempt: str,
     epoch: int,
     at: datetime,
@@ -30,12 +30,12 @@ def next_charge(
     holdout_digest: str,
     incumbent: str | None,
 ) -> LedgerEntry:
-    """The charge for this look or trial, to be entered before it begins.
+    """The charge for this test, to be entered before the test begins.
 
     `attempt` is the run, the same for its retries, with its model: within it, the same candidate on the same holdout
     against the same incumbent is the same look, and is returned as it stands in `charges`. The caller must not ask
     again what has been judged at that charge, for a model may answer otherwise; in another run that is another look.
-    `epoch` counts the judged moves so far (see `registry.records.Move`).
+    `epoch` counts the judged transitions so far (see `registry.records.Transition`).
     """
     for charge in charges:
         if (charge.kind, charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (

@@ -15,6 +15,7 @@ from autoopt_pipeline.evaluation.gate import GOAL
 from autoopt_pipeline.evaluation.statistics import cases_needed, spread
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Example
+from autoopt_pipeline.text import percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.evaluation.runner import Answer
@@ -121,11 +122,11 @@ def told(found: Repetition) -> str:
     if not found.differing:
         return (
             f"repeatable: all {found.asked} answers were the same the second time; "
-            f"at most {_percent(high)} of all differ, with 95 % confidence{unreadable}"
+            f"at most {percent(high)} % of all differ, with 95 % confidence{unreadable}"
         )
     return (
         f"{found.differing} of {found.asked} answers differ the second time, {found.rescored} of them in score "
-        f"({_percent(share)}, 95 % interval {_percent(low)} to {_percent(high)}){unreadable}"
+        f"({percent(share)} %, 95 % interval {percent(low)} % to {percent(high)} %){unreadable}"
     )
 
 
@@ -133,14 +134,14 @@ def told_of_gate(found: Repetition, alpha: float) -> str:
     """What that means for the gate, in words."""
     low, high = (_count(cost(share, alpha).needed) for share in interval(found.spread, found.asked))
     expected = cost(found.spread, alpha)
-    candidate = f"for the gate: a candidate that fixes {_percent(FIXED)} of traces and breaks {_percent(BROKEN)}"
+    candidate = f"for the gate: a candidate that fixes {percent(FIXED)} % of traces and breaks {percent(BROKEN)} %"
     about = "" if expected.needed == COUNTLESS else "about "
     needed = f"is proven by {about}{_count(expected.needed)} held-out traces"
     if not found.rescored:
         return (
             f"{candidate} {needed} at alpha {alpha:.2g}, and by {high} if the most differ that these traces leave open"
         )
-    shown = f"shows {100 * expected.gain:.1f} of its {100 * GOAL:.0f} points, as {_percent(expected.noise)}"
+    shown = f"shows {100 * expected.gain:.1f} of its {100 * GOAL:.0f} points, as {percent(expected.noise)} %"
     return (
         f"{candidate} {shown} of the differences are noise, and {needed} ({low} to {high}) at alpha {alpha:.2g} "
         f"in place of {expected.needed_without_noise}. Noise hides gains and fakes none: both programs are asked alike"
@@ -149,7 +150,3 @@ def told_of_gate(found: Repetition, alpha: float) -> str:
 
 def _count(traces: int) -> str:
     return f"over {COUNTLESS:,}" if traces == COUNTLESS else f"{traces:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -9,6 +9,7 @@ from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexp
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
+from autoopt_pipeline.text import percent
 
 MIN_HOLDOUT = 100
 """Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences
@@ -41,7 +42,7 @@ class Comparison:
     """What the cases say. Scores are means, 0 to 1.
 
     `p_value` is how likely so good a result is for a candidate that is no better: of the paired test on a holdout,
-    1/E of the e-process in a trial.
+    1/E of the e-process in a sequential test.
     """
 
     cases: int
@@ -58,7 +59,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces "
-            f"({_percent(self.incumbent_score)} -> {_percent(self.candidate_score)})"
+            f"({percent(self.incumbent_score)} % -> {percent(self.candidate_score)} %)"
         )
 
 
@@ -72,9 +73,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The verdict of the statistics (`promoted`, `rejected` or `waiting`) with its reason in words.
+    """The verdict of the statistics (`promoted`, `rejected` or `inconclusive`) with its reason in words.
 
-    `power` is what the holdout can show at `alpha`; None in a trial, which takes as many cases as it takes.
+    `power` is what the holdout can show at `alpha`; None in a sequential test, which takes as many cases as it takes.
     """
 
     verdict: Verdict
@@ -108,16 +109,16 @@ def judge(cases: Sequence[PairedCase], guard: Sequence[PairedCase], *, alpha: fl
     """Compare candidate and incumbent on a holdout. `guard` may show a loss and never a gain.
 
     Promote only when the gain is large enough and significant at `alpha`, and nothing got clearly worse. A candidate
-    that lacks nothing but significance is `waiting`: it may be better, and more cases can tell.
+    that lacks nothing but significance is `inconclusive`: it may be better, and more cases can tell.
     """
     result = compare(cases)
     able = power([case.difference for case in cases], gain=GOAL, alpha=alpha)
     if result.gain < MIN_GAIN:
-        verdict, why = Verdict.REJECTED, f"not better by {_percent(MIN_GAIN)}"
+        verdict, why = Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     elif loss := clear_loss(cases) or _guard_loss(guard, result.incumbent_score):
         verdict, why = Verdict.REJECTED, loss
     elif result.p_value > alpha:
-        verdict, why = Verdict.WAITING, f"may be better, not proven yet ({able})"
+        verdict, why = Verdict.INCONCLUSIVE, f"may be better, not proven yet ({able})"
     else:
         verdict, why = Verdict.PROMOTED, "proven better"
     return GateDecision(verdict, reason(why, result, alpha), alpha, result, calibration(cases), able)
@@ -159,9 +160,9 @@ def _clearly_above(grown: Sequence[float]) -> bool:
     return mean > MAX_CALIBRATION_LOSS and mean > NormalDist().inv_cdf(1 - LOSS_ALPHA) * error
 
 
-def reason(why: str, result: Comparison, alpha: float) -> str:
+def reason(reason: str, result: Comparison, alpha: float) -> str:
     """A verdict's reason with the numbers behind it."""
-    return f"{why}: {result}, p {result.p_value:.2g}, allowed {alpha:.2g}"
+    return f"{reason}: {result}, p {result.p_value:.2g}, allowed {alpha:.2g}"
 
 
 def _guard_loss(guard: Sequence[PairedCase], incumbent_score: float) -> str | None:
@@ -191,8 +192,4 @@ def _score(answers: Sequence[ScoredAnswer]) -> float:
 
 def _change(cases: Sequence[PairedCase]) -> str:
     before, after = _score([case.incumbent for case in cases]), _score([case.candidate for case in cases])
-    return f"{_percent(before)} -> {_percent(after)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{percent(before)} % -> {percent(after)} %"

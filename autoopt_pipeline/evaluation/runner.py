@@ -23,6 +23,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.registry.serialization import SOURCE
 from autoopt_pipeline.text import one_line
 
 DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.8}
@@ -71,7 +72,8 @@ def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
     """An example as DSPy's optimizers take it, usable as a demo; `ASSUMED` names the values that may not judge."""
     answers = {**example.assumed, **example.right, "confidence": DEMO_CONFIDENCE[example.provenance]}
     assumed = {ASSUMED: tuple(example.assumed)} if example.assumed else {}
-    return dspy.Example(**example.inputs, **answers, **assumed).with_inputs(*example.inputs)
+    source = {SOURCE: example.span_id}
+    return dspy.Example(**example.inputs, **answers, **assumed, **source).with_inputs(*example.inputs)
 
 
 def answer_all(

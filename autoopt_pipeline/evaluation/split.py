@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.modules.similarity import group_near_duplicates, normalize_query
 from autoopt_pipeline.modules.spec import Example, Provenance
 
@@ -49,7 +50,7 @@ class Split:
 
 def side_of(normalized: str) -> str:
     """`train`, `dev` or `holdout`, for ever the same for the same text."""
-    position = int.from_bytes(hashlib.sha256(normalized.encode()).digest()[:8]) / 2**64
+    position = unit_interval(normalized)
     if position < TRAIN_SHARE:
         return "train"
     return "dev" if position < TRAIN_SHARE + DEV_SHARE else "holdout"
@@ -71,9 +72,7 @@ def split_examples(
     parts: dict[str, list[HoldoutExample]] = {side: [] for side in _SIDES}
     dropped = unfit = used = 0
     for group in groups:
-        sides = [side_of(query) for query in group]
-        side = max(sides, key=_SIDES.index)
-        members = [query for query, own in zip(group, sides, strict=True) if own == side and query in by_query]
+        side, members = _assign_side(group, by_query)
         dropped += sum(len(by_query[query]) for query in group if query in by_query and query not in members)
         if not members:
             continue
@@ -94,6 +93,16 @@ def split_examples(
         shown=unfit,
         queries=frozenset(by_query),
     )
+
+
+def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, list[str]]:
+    """The side on which a group of near-duplicates stands, and its queries with examples that belong there.
+
+    The holdout goes before dev, and dev before train, so a query that judges never has a near-duplicate that trained.
+    """
+    sides = [side_of(query) for query in group]
+    side = max(sides, key=_SIDES.index)
+    return side, [query for query, own in zip(group, sides, strict=True) if own == side and query in by_query]
 
 
 def _representative(examples: Sequence[Example]) -> Example:

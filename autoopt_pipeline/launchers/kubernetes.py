@@ -1,6 +1,6 @@
-"""Runs as Kubernetes Jobs that say whose they are. Named in the chart's `dagster.yaml` as the run launcher.
+"""Run launcher for Kubernetes: Jobs with the tenant's labels and resources. The chart's `dagster.yaml` names it.
 
-What a Job needs is derived from the run's partition, for runs of the UI and of backfills carry no tag of ours.
+A Job's settings are derived from the run's partition, because runs of the UI and of backfills have none of our tags.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterEventType
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, SENSOR_NAME_TAG
 from dagster._serdes import ConfigurableClassData
@@ -22,23 +21,24 @@ from urllib3.exceptions import HTTPError
 
 from autoopt_pipeline.errors import InvalidSettings, InvalidTenantId
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
+from autoopt_pipeline.run_history.workers import was_launched
 from autoopt_pipeline.tenant_id import safe_name
 
 TENANT_LABEL = "tenant-id"
 TYPE_LABEL = "optimization-type"
-"""`auto` for runs that the sensor launched, `manual` for all others."""
+"""`auto` if the sensor launched the run, otherwise `manual`."""
 
-_ENDING_SECONDS = 600
-"""How much longer than its run a Job may live: Dagster's own monitoring comes first, and can say why."""
+_JOB_DEADLINE_GRACE_SECONDS = 600
+"""Time that a Job may outlive its run, so that Dagster's monitoring ends the run first and can record the reason."""
 
 _RESOURCES = dg.Shape({"limits": dg.Field(dict, is_required=False), "requests": dg.Field(dict, is_required=False)})
 
 
 class TenantRunLauncher(K8sRunLauncher):
-    """`K8sRunLauncher` with the tenant on the labels, a size class per tenant, a deadline, and the reason of a death.
+    """Extends `K8sRunLauncher` with tenant labels, size classes per tenant, a deadline, and the cause of a Job's death.
 
-    Of the resources, later ones win: the launcher's `resources`, the tenant's size class, the run's tag
-    `dagster-k8s/config`. Labels cannot be changed by tags.
+    Resources are merged in this order, the last one wins: the launcher's `resources`, the tenant's size class, the
+    run's tag `dagster-k8s/config`. Tags cannot change labels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TenantRunLauncher(K8sRunLauncher):
         inst_data: ConfigurableClassData | None = None,
         **config: Any,
     ) -> None:
-        """Raises `InvalidSettings` naming a tenant whose size class does not exist."""
+        """Raises `InvalidSettings` if a tenant's size class does not exist; the message names the tenant."""
         self._size_classes = size_classes or {}
         self._tenant_size_classes = tenant_size_classes or {}
         for tenant, size in self._tenant_size_classes.items():
@@ -83,42 +83,42 @@ class TenantRunLauncher(K8sRunLauncher):
         )
         return (
             K8sContainerContext.create_for_run(dagster_run, self, include_run_tags=False)
-            .merge(self._limits_of(dagster_run))
+            .merge(self._resource_overrides(dagster_run))
             .merge(allowed)
             .merge(K8sContainerContext(labels=labels_of(dagster_run)))
         )
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """As Dagster finds it, with the reason that Kubernetes gives: OOMKilled, Evicted, DeadlineExceeded.
+        """Return Dagster's finding, with Kubernetes' reason: OOMKilled, Evicted, DeadlineExceeded.
 
-        What is not known is no failure: a run is only failed where it died, or where its Job was deleted.
+        Fails a run only if it surely died or its Job was deleted; an unknown state is not a failure.
         """
-        found = super().check_run_worker_health(run)
-        if found.status is WorkerStatus.UNKNOWN:
+        health = super().check_run_worker_health(run)
+        if health.status is WorkerStatus.UNKNOWN:
             return self._without_job(run)
-        if found.status is not WorkerStatus.FAILED:
-            return found
-        reason = self._reason_of_death(run)
-        return found._replace(msg=f"{reason}. {found.msg}") if reason else found
+        if health.status is not WorkerStatus.FAILED:
+            return health
+        reason = self._termination_reason(run)
+        return health._replace(msg=f"{reason}. {health.msg}") if reason else health
 
     def _without_job(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Of a run whose Job Kubernetes does not show. A command's run has none, and Dagster would fail it for that."""
+        """Check a run without a visible Job. Dagster would fail it, but a run that a command started has no Job."""
         namespace = self.get_container_context_for_run(run).namespace
         try:
             self._api_client.batch_api.read_namespaced_job(get_job_name_from_run_id(run.run_id), namespace)
         except ApiException as e:
-            if e.status == HTTPStatus.NOT_FOUND and self._instance.all_logs(run.run_id, DagsterEventType.RUN_STARTING):
+            if e.status == HTTPStatus.NOT_FOUND and was_launched(self._instance, run.run_id):
                 return CheckRunHealthResult(WorkerStatus.FAILED, "its Job is gone: somebody deleted it")
         except HTTPError:
-            pass  # Kubernetes does not answer; it is asked again at the next look
+            pass  # Kubernetes does not answer; the next check asks again
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
-    def _limits_of(self, run: dg.DagsterRun) -> K8sContainerContext:
+    def _resource_overrides(self, run: dg.DagsterRun) -> K8sContainerContext:
         size = self._tenant_size_classes.get(run.tags.get(PARTITION_TAG, ""))
-        # A Job whose run Dagster has given up, because it never started, would otherwise wait for a node for ever.
+        # Otherwise the Job of a run that never started, and that Dagster has given up, would wait for a node for ever.
         runtime = run.tags.get(MAX_RUNTIME_SECONDS_TAG, "")
         seconds = int(runtime) if runtime.isdecimal() else self._instance.run_monitoring_max_runtime_seconds
-        deadline = self._instance.run_monitoring_start_timeout_seconds + seconds + _ENDING_SECONDS
+        deadline = self._instance.run_monitoring_start_timeout_seconds + seconds + _JOB_DEADLINE_GRACE_SECONDS
         return K8sContainerContext(
             resources=self._size_classes[size] if size else None,
             run_k8s_config=UserDefinedDagsterK8sConfig(
@@ -126,26 +126,26 @@ class TenantRunLauncher(K8sRunLauncher):
             ),
         )
 
-    def _reason_of_death(self, run: dg.DagsterRun) -> str | None:
+    def _termination_reason(self, run: dg.DagsterRun) -> str | None:
         namespace = self.get_container_context_for_run(run).namespace
         job = get_job_name_from_run_id(run.run_id)
         try:
             pods = self._api_client.get_pods_in_job(job, namespace=namespace)
-            reasons = [reason for pod in pods if (reason := _reason_of_pod(pod))]
-            return reasons[0] if reasons else _reason_of_job(self._api_client.get_job_status(job, namespace))
+            reasons = [reason for pod in pods if (reason := _pod_reason(pod))]
+            return reasons[0] if reasons else _job_reason(self._api_client.get_job_status(job, namespace))
         except ApiException as e:
             return f"Kubernetes does not say why ({e.status} {e.reason})"
 
 
 def labels_of(run: dg.DagsterRun) -> dict[str, str]:
-    """What `kubectl get jobs -l` finds a run by. Where the partition is no tenant's, there is no tenant label."""
+    """Return the labels for `kubectl get jobs -l`. There is no tenant label if the partition is not a tenant."""
     labels = {TYPE_LABEL: "auto" if run.tags.get(SENSOR_NAME_TAG) == OPTIMIZATION_SENSOR else "manual"}
     with suppress(InvalidTenantId):
         labels[TENANT_LABEL] = safe_name(run.tags.get(PARTITION_TAG, ""))
     return labels
 
 
-def _reason_of_pod(pod: V1Pod) -> str | None:
+def _pod_reason(pod: V1Pod) -> str | None:
     if pod.status.reason:
         return f"Pod {pod.metadata.name}: {pod.status.reason}: {pod.status.message or 'no message'}"
     for container in pod.status.container_statuses or ():
@@ -159,13 +159,13 @@ def _reason_of_pod(pod: V1Pod) -> str | None:
 
 
 def _memory_limit(pod: V1Pod, container: str) -> str:
-    for each in pod.spec.containers:
-        if each.name == container and each.resources and each.resources.limits:
-            return f"{each.resources.limits.get('memory', 'the limit of its node')} of memory"
+    for spec in pod.spec.containers:
+        if spec.name == container and spec.resources and spec.resources.limits:
+            return f"{spec.resources.limits.get('memory', 'the limit of its node')} of memory"
     return "the limit of its node"
 
 
-def _reason_of_job(status: V1JobStatus | None) -> str | None:
+def _job_reason(status: V1JobStatus | None) -> str | None:
     for condition in status.conditions or () if status else ():
         if condition.type == "Failed":
             return f"Job: {condition.reason}: {condition.message}"

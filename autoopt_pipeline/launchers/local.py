@@ -1,25 +1,24 @@
-"""Runs as processes on this machine, failed when their process is gone. Named in `dagster.yaml` as the run launcher.
+"""Run launcher for one machine that fails runs whose process is gone. `dagster.yaml` names it.
 
-Dagster's own launcher cannot tell: a run whose process was killed together with the code server, or that was started
-in the process of a command, would block its tenant until `max_runtime_seconds`.
+Dagster's own launcher cannot detect that. A run that was killed together with the code server, or that a command
+started, would block its tenant until `max_runtime_seconds`.
 """
-
-from datetime import UTC, datetime
 
 import dagster as dg
 import psutil
-from dagster import DagsterEventType
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
+from autoopt_pipeline.run_history.workers import processes_of
+
 _CLOCK_SECONDS = 60.0
-"""How much later than its first event a process may seem to have begun, for a clock may be set meanwhile."""
+"""Tolerance if the clock is set: how much later than the run's first event its process may appear to have started."""
 
 
 class LocalRunLauncher(DefaultRunLauncher):
-    """`DefaultRunLauncher` that knows whether a run's process lives, for instances whose runs all are on this machine.
+    """Extends `DefaultRunLauncher` with a check of the run's process, for instances whose runs are all on this machine.
 
-    Every process that executes a run says its number in the run's first events, whoever started it.
+    Every process that executes a run records its process id in the run's first events, whatever started the run.
     """
 
     @property
@@ -27,15 +26,12 @@ class LocalRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """`FAILED` only where the process is surely gone."""
-        for entry in self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
-            event = entry.dagster_event
-            pid = event.engine_event_data.metadata.get("pid") if event else None
-            if pid and not _lives(int(str(pid.value)), began_before=entry.timestamp):
-                since = datetime.fromtimestamp(entry.timestamp, UTC)
+        """Return `FAILED` only if the process is certainly gone."""
+        for pid, since in processes_of(self._instance, run.run_id):
+            if not _lives(pid, began_before=since.timestamp()):
                 return CheckRunHealthResult(
                     WorkerStatus.FAILED,
-                    f"its process {pid.value}, begun at {since:%Y-%m-%d %H:%M:%S} UTC, is gone: "
+                    f"its process {pid}, begun at {since:%Y-%m-%d %H:%M:%S} UTC, is gone: "
                     "it was killed, or the machine was restarted",
                 )
         return CheckRunHealthResult(WorkerStatus.RUNNING)

@@ -1,4 +1,4 @@
-"""How a program's question is put to a model, and how the answer is read, in each of the answer formats."""
+"""DSPy adapter for our answer formats: builds prompts and parses answers."""
 
 import json
 import re
@@ -15,15 +15,15 @@ from autoopt_pipeline.lm.answer_parsing import read_json, read_sections
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 
 _KEPT = 8
-"""Prompts of which the demos are kept."""
+"""Number of prompts whose formatted demos are cached."""
 
 
 class AnswerAdapter(dspy.ChatAdapter):
-    """Asks in the format that the signature carries, and reads whatever is plain to read.
+    """Builds the prompt in the format that the signature carries, and parses answers leniently.
 
-    It keeps the formatted demos of the last few prompts: formatting them is most of DSPy's own cost per call (57 of
-    66 points with 16 demos), and an evaluation asks hundreds of queries with the same ones. Demos must not be changed
-    in place meanwhile.
+    It caches the formatted demos of the last few prompts: formatting is most of DSPy's own cost per call (57 of 66
+    points with 16 demos), and an evaluation sends hundreds of queries with the same demos. Demos must not be changed in
+    place.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class AnswerAdapter(dspy.ChatAdapter):
         if kept is None:
             while len(self._formatted) >= _KEPT:
                 self._formatted.pop(next(iter(self._formatted)), None)
-            # The objects are kept too, so that their ids are not given to others.
+            # The objects are kept too, so that their ids are not reused.
             kept = ([signature, *demos], super().format_demos(signature, demos))
             self._formatted[key] = kept
         return list(kept[1])
@@ -94,7 +94,7 @@ def _response_format(signature: type[dspy.Signature]) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _schema(signature: type[dspy.Signature]) -> dict[str, Any]:
-    """The answer's schema as OpenAI's protocol has it: strict, so every key is required and no other is allowed."""
+    """Return the answer's JSON schema in OpenAI's strict form: every key is required and no other is allowed."""
     properties = {name: _type_schema(info.annotation) for name, info in signature.output_fields.items()}
     schema = {
         "type": "object",
@@ -106,7 +106,7 @@ def _schema(signature: type[dspy.Signature]) -> dict[str, Any]:
 
 
 def _type_schema(annotation: Any) -> dict[str, Any]:
-    # Of one label pydantic makes a `const`, which strict mode does not know.
+    # For a single label pydantic makes a `const`, which strict mode does not support.
     if get_origin(annotation) is Literal:
         return {"type": "string", "enum": [str(label) for label in get_args(annotation)]}
     if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:

@@ -1,7 +1,7 @@
-"""Reading a model's answer. What is plain to a person is read, whatever stands around it; nothing is guessed.
+"""Parses a model's answer. It accepts what is unambiguous to a person, despite surrounding text, and never guesses.
 
-Models put their thoughts first, set labels in bold, write a share as `90 %`, or answer in JSON where sections were
-asked for. DSPy's own parsers take none of these. Whatever the text holds, reading it raises `ValueError` at most.
+Models put thoughts first, print labels in bold, write a share as `90 %`, or answer in JSON instead of sections. DSPy's
+own parsers accept none of these. Text that cannot be parsed raises `ValueError` and nothing else.
 """
 
 import json
@@ -33,17 +33,17 @@ _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
 
 def without_thoughts(text: str) -> str:
-    """The text without a model's thoughts in front of its answer. Thoughts that do not end leave nothing."""
+    """Return the text without a model's leading thoughts. If the thoughts do not end, nothing is left."""
     return _END_OF_THOUGHTS.sub("", _THOUGHTS.sub("", text)).strip()
 
 
 def read_sections(completion: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an answer in sections, `[[ ## name ## ]]` before each, or in JSON; `fields` are names and types.
+    """Parse an answer in sections, each after `[[ ## name ## ]]`, or in JSON. `fields` maps names to types.
 
-    Raises `ValueError` when a field is missing, or its value is none of its type.
+    Raises `ValueError` if a field is missing or its value does not have its type.
     """
     text = without_thoughts(completion)
-    # A header at the beginning of a line comes first: one inside a line may be talked about.
+    # Prefer headers at the start of a line, because the text may mention one inside a line.
     for texts in (_sections(text, at_line_start=True), _sections(text, at_line_start=False)):
         if fields.keys() <= texts.keys():
             return {name: read_value(texts[name], kind, name) for name, kind in fields.items()}
@@ -54,9 +54,9 @@ def read_sections(completion: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(completion: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an answer in JSON, with or without text and code fences around it.
+    """Parse an answer in JSON, with or without surrounding text and code fences.
 
-    Raises `ValueError` when a field is missing, or its value is none of its type.
+    Raises `ValueError` if a field is missing or its value does not have its type.
     """
     text = without_thoughts(completion)
     start, end = text.find("{"), text.rfind("}")
@@ -72,7 +72,7 @@ def read_json(completion: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_value(value: Any, kind: Any, name: str = "") -> Any:
-    """A value of the type `kind`, as an output field is annotated. Raises `ValueError` when it is none."""
+    """Convert a value to the type `kind` of an output field. Raises `ValueError` if that is not possible."""
     if get_origin(kind) is Literal and all(isinstance(label, str) for label in get_args(kind)):
         return read_label(value if isinstance(value, str) else str(value), get_args(kind), name)
     if get_origin(kind) is list and get_origin(item := get_args(kind)[0]) is Literal:
@@ -86,15 +86,15 @@ def read_value(value: Any, kind: Any, name: str = "") -> Any:
         return parse_value(value, kind)
     except ValueError:
         raise
-    except Exception as e:  # noqa: BLE001 - whatever a type's own code raises
+    except Exception as e:  # noqa: BLE001 - a type's own code may raise anything
         raise ValueError(str(e)) from None
 
 
 def read_label(text: str, labels: Sequence[str], name: str = "") -> str:
-    """The one label that a text is. Raises `ValueError` when it is none, or may be two.
+    """Return the label that a text names. Raises `ValueError` if it names none, or may name two.
 
-    Case, `_` for spaces, markup, brackets, a full stop, `name:` before it and `(a description)` after it do not count.
-    A line of its own, with an explanation after it, is read as well.
+    Ignores case, `_` for spaces, markup, brackets, a full stop, a leading `name:` and a trailing `(description)`. A
+    label on its own line may be followed by an explanation.
     """
     first_line = text.strip().partition("\n")[0]
     for candidate in (text, first_line):
@@ -108,14 +108,14 @@ def read_label(text: str, labels: Sequence[str], name: str = "") -> str:
 
 
 def read_number(text: str) -> float:
-    """A number: `0.9`, `.9`, `0,9`, `90 %`, `9/10`, `about 0.9`, `1,000`. Raises `ValueError` when it is none."""
+    """Parse a number: `0.9`, `.9`, `0,9`, `90 %`, `9/10`, `about 0.9`, `1,000`. Raises `ValueError` for other text."""
     plain = unicodedata.normalize("NFKC", text).strip(_MARKUP).strip()
     found = _NUMBER.fullmatch(plain)
     if found is None:
         raise ValueError(f"{text[:60]!r} is no number")
     digits = found["number"]
     digits = digits.replace(",", "") if _THOUSANDS.fullmatch(digits) else digits.replace(",", ".")
-    number = float(digits)  # "1.2.3" is none
+    number = float(digits)  # rejects "1.2.3"
     if found["percent"]:
         return number / 100
     if found["of"]:
@@ -126,7 +126,7 @@ def read_number(text: str) -> float:
 
 
 def _sections(text: str, *, at_line_start: bool) -> dict[str, str]:
-    """Texts by the header before them; of equal headers the first counts."""
+    """Return the texts by the header before them. Of equal headers the first counts."""
     sections: dict[str, str] = {}
     headers = [
         header
@@ -160,7 +160,7 @@ def _unfenced(text: str) -> str:
 
 
 def _bared(text: str, name: str) -> list[str]:
-    """A text with less and less around it."""
+    """Return variants of a text with less and less around it."""
     bared = [text, _unfenced(text)]
     if name:
         bared.append(re.sub(rf"\A\W*{re.escape(name)}\W*[:=]", "", bared[-1], flags=re.IGNORECASE))

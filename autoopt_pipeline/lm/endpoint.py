@@ -1,4 +1,4 @@
-"""A real language model: what every request to it carries, which client carries it, and how failures are met."""
+"""Client of a real language model: request settings, choice of the HTTP client, and retries."""
 
 import random
 import threading
@@ -17,28 +17,28 @@ from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
 SEED = 9
-"""Asks an endpoint that knows seeds to answer the same request the same way."""
+"""Requests the same answer to the same request, from endpoints that support seeds."""
 
 _RETRIES = 3
-"""Further tries after a 429, a 5xx, a transport error or a garbled answer."""
+"""Retries after a 429, a 5xx, a transport error or an unreadable response."""
 
 _LONGEST_WAIT = 300.0
-"""Seconds. An endpoint that asks for a longer pause (Retry-After) is taken to be out of service."""
+"""In seconds. An endpoint that requests a longer pause (Retry-After) counts as out of service."""
 
 _KEYS_CHECKED = 5
-"""Requests refused with 403 before any was answered: so many say that the key is refused, not what was asked."""
+"""After this many 403 responses without an answer, the cause is the key and not the request."""
 
 Name = Literal["temperature", "max_tokens", "seed"]
 
 _WIRE_NAMES = ("max_completion_tokens", "max_tokens", "temperature", "random_seed", "seed")
-"""What endpoints call them."""
+"""Names of the settings in requests."""
 
 
 class EndpointEngine:
-    """One model at one endpoint, as a DSPy engine that threads may share.
+    """One model at one endpoint, as a DSPy engine that threads can share.
 
-    `default_max_tokens` is the longest answer where the settings do not say. Raises `LMNotConfigured` when a setting
-    is one that the model is known not to take.
+    `default_max_tokens` limits answers if the settings do not. Raises `LMNotConfigured` for a setting that the model is
+    known to reject.
     """
 
     def __init__(self, settings: LMSettings, key: str | None, default_max_tokens: int) -> None:
@@ -54,11 +54,11 @@ class EndpointEngine:
         self._values: dict[Name, Any] = {"seed": SEED}
         if not reasons:
             self._values["temperature"] = _or(settings.temperature, 0.0)
-        # What a reasoning model thinks counts as its answer, and nobody knows how much that is.
+        # No default limit for a reasoning model, because its thoughts count and their length is unknown.
         if (longest := settings.max_tokens or (None if reasons else default_max_tokens)) is not None:
             self._values["max_tokens"] = longest
         self._client = self._choose_client()
-        # Servers that speak OpenAI's protocol know its older name, and so does LiteLLM; OpenAI itself wants the newer.
+        # Servers with OpenAI's protocol know the older name, and so does LiteLLM; OpenAI itself requires the newer one.
         own_server = settings.model.startswith("openai/") and settings.api_base is not None
         older_name = (own_server or self._client.engine == "litellm") and not reasons
         self._max_tokens_field = "max_tokens" if older_name else None
@@ -70,18 +70,21 @@ class EndpointEngine:
 
     @property
     def values(self) -> dict[Name, Any]:
-        """The settings that requests carry: what was chosen or is usual, less what the endpoint does not take."""
+        """Settings of requests: configured values and defaults, without those that the endpoint rejects."""
         return dict(self._values)
 
     def configure(self, request: Request) -> Request:
-        """The request with the settings that it leaves open, so that an equal question is an equal request."""
+        """Return the request with all settings filled in, so that equal prompts are equal requests."""
         config = request.config
         open_settings = {name: value for name, value in self._values.items() if getattr(config, name) is None}
         return replace(request, config=replace(config, **open_settings)) if open_settings else request
 
     def complete(self, request: Request) -> Response:
-        """Answer. Raises `RequestRefused` where the endpoint refuses this one request, `LMNotConfigured` where it
-        does not take a setting that somebody chose, and otherwise what the client raised last."""
+        """Return the response.
+
+        Raises `RequestRefused` if the endpoint rejects only this request, `LMNotConfigured` if it rejects a configured
+        setting, and otherwise the client's last error.
+        """
         request = self.configure(request)
         retries = 0
         while True:
@@ -90,7 +93,7 @@ class EndpointEngine:
             try:
                 response = self._client(self._on_the_wire(request))
             except Exception as e:
-                scrub_error(e)  # servers like to quote the key that they refuse
+                scrub_error(e)  # servers often quote the key that they reject
                 if self._adapted(e, revision):
                     continue
                 if refused := refused_request(e, answered=self._answered or self._may_be_filter(e)):
@@ -104,7 +107,7 @@ class EndpointEngine:
                 return response
 
     def _on_the_wire(self, request: Request) -> Request:
-        """The request as this endpoint takes it: without settings that it refused, and with its name for the length."""
+        """Return the request without settings that the endpoint rejected, and with its name for the answer's length."""
         config = request.config
         gone: dict[str, Any] = {
             name: None for name in ("temperature", "max_tokens", "seed") if name not in self._values
@@ -115,13 +118,13 @@ class EndpointEngine:
         return replace(request, config=replace(config, **gone)) if gone else request
 
     def _adapted(self, e: Exception, revision: int) -> bool:
-        """Whether the request is worth sending again, without what the endpoint or the client does not take.
+        """Return whether to send the request again, without a setting that the endpoint or client rejects.
 
-        Only before the first answer: afterwards the settings are known to be taken.
+        Only before the first answer; later the settings are known to be valid.
         """
         with self._lock:
             if self._revision != revision:
-                return True  # another thread adapted meanwhile
+                return True  # another thread has adapted meanwhile
             if self._answered:
                 return False
             if name := refused_setting(e, _WIRE_NAMES):
@@ -135,7 +138,7 @@ class EndpointEngine:
 
     def _drop(self, refused: str, e: Exception) -> None:
         if refused.endswith("tokens"):
-            # The two names of one setting: where one is refused, the other is what is wanted.
+            # Two names of one setting: if one is rejected, the other is required.
             other = "max_tokens" if refused == "max_completion_tokens" else "max_completion_tokens"
             if self._max_tokens_field != other:
                 self._max_tokens_field = other
@@ -157,21 +160,21 @@ class EndpointEngine:
             return self._forbidden < _KEYS_CHECKED
 
     def _pause(self, e: Exception, retries: int) -> None:
-        """Have the next tries of all threads wait: as long as the endpoint says, else longer with every try."""
+        """Delay the next requests of all threads: as long as the endpoint asks, otherwise longer with every retry."""
         asked = retry_after(e)
         if asked is not None and asked > _LONGEST_WAIT:
             raise e
         if asked is not None:
             self._resume_at = max(self._resume_at, time.monotonic() + asked)
         else:
-            time.sleep(2**retries * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+            time.sleep(2**retries * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
 
     def _wait(self) -> None:
         while (seconds := self._resume_at - time.monotonic()) > 0:
             time.sleep(seconds)
 
     def _choose_client(self) -> dspy.LM:
-        """DSPy's own client where it speaks to the endpoint; else LiteLLM, at three times the CPU per call."""
+        """Return DSPy's own client if it supports the endpoint, else LiteLLM at three times the CPU per call."""
         client = self._make("lm15")
         try:
             _ = client.supported_params
@@ -183,7 +186,7 @@ class EndpointEngine:
     def _make(self, engine: Literal["lm15", "litellm"]) -> dspy.LM:
         return dspy.LM(
             self._settings.model,
-            # The cache's key leaves out the endpoint: one tenant would get another's answers.
+            # The cache's key lacks the endpoint, so one tenant would get another's answers.
             cache=False,
             num_retries=0,
             engine=engine,
@@ -193,7 +196,7 @@ class EndpointEngine:
 
 
 def _is_reasoning_model(model: str) -> bool:
-    """Whether DSPy knows the name as one of OpenAI's reasoning models, which refuse a temperature of 0."""
+    """Return whether DSPy knows the name as an OpenAI reasoning model, which rejects a temperature of 0."""
     try:
         dspy.LM(model, temperature=0.5, max_tokens=16, cache=False)
     except LMConfigurationError:

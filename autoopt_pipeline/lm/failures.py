@@ -1,4 +1,4 @@
-"""What a failed call of a language model says: of that one request, of a setting, or of every request to come."""
+"""Classifies failed calls: does the error concern this request, a setting, or all requests?"""
 
 import re
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ _SHOWN = 300
 
 
 class RequestRefused(LMInvalidRequestError):
-    """The endpoint refuses this one request, for what it asks or for its length, and answers others.
+    """The endpoint rejects this request because of its contents or length, but answers others.
 
-    An `LMError`, so that DSPy passes it on as it is: its optimizers take it for a wrong answer.
+    An `LMError`, so that DSPy passes it on unchanged and its optimizers count it as a wrong answer.
     """
 
     def __init__(self, message: str, *, status: int | None = None, too_long: bool = False) -> None:
@@ -43,14 +43,13 @@ class RequestRefused(LMInvalidRequestError):
 
 
 def may_pass(e: Exception) -> bool:
-    """Whether the same request may be answered a little later: 429, 5xx, no connection, or a garbled answer."""
+    """Return whether a retry may succeed: after a 429, a 5xx, a lost connection or an unreadable response."""
     garbled = isinstance(e, LMUnexpectedError) or (type(e) is LMProviderError and e.status in {None, 200})
     return is_retryable_lm_error(e) or garbled
 
 
 def retry_after(e: BaseException) -> float | None:
-    """Seconds that the endpoint asks to wait, None where it does not say. LiteLLM leaves the header with what it
-    raised."""
+    """Return the seconds that the endpoint asks to wait, or None. LiteLLM leaves the header on its exception."""
     if isinstance(seconds := getattr(e, "retry_after", None), int | float):
         return float(seconds)
     headers = getattr(e, "litellm_response_headers", None) or {}
@@ -61,7 +60,7 @@ def retry_after(e: BaseException) -> float | None:
 
 
 def _seconds(said: str) -> float | None:
-    """Of a Retry-After header: a number of seconds, or a date."""
+    """Parse a Retry-After header: a number of seconds, or a date."""
     with suppress(ValueError):
         return max(0.0, float(said))
     with suppress(ValueError, TypeError):
@@ -70,9 +69,9 @@ def _seconds(said: str) -> float | None:
 
 
 def refused_request(e: Exception, *, answered: bool) -> RequestRefused | None:
-    """The refusal, where an error concerns one request only; `answered` says whether others were answered before.
+    """Return the refusal if an error concerns only this request. `answered` is whether others were answered before.
 
-    A 403 is a filter's word on one request if the same key opened the endpoint before; else it is about the key.
+    A 403 comes from a content filter if the same key worked before; otherwise the key is rejected.
     """
     status = getattr(e, "status", None)
     message = one_line(str(e))[:_SHOWN]
@@ -84,7 +83,7 @@ def refused_request(e: Exception, *, answered: bool) -> RequestRefused | None:
 
 
 def refused_setting(e: Exception, names: Sequence[str]) -> str | None:
-    """Which of the settings `names` an error is about, where it is about one: the client's word, or a 400 or 422."""
+    """Return the setting in `names` that an error is about, if any. The client reports it, or a 400 or 422 does."""
     by_client = isinstance(e, LMUnsupportedFeatureError | LMConfigurationError)
     if not by_client and not (isinstance(e, LMInvalidRequestError) and getattr(e, "status", None) in {400, 422}):
         return None
@@ -97,7 +96,7 @@ def refused_setting(e: Exception, names: Sequence[str]) -> str | None:
 
 
 def as_error(name: str, e: Exception) -> AutooptError:
-    """What a person is told of a failure that concerns all requests to the model `name`."""
+    """Return an error for people for a failure that concerns all requests to the model `name`."""
     if isinstance(e, AutooptError):
         return e
     what = f"language model {name}: {type(e).__name__}: {one_line(str(e))[:_SHOWN]}"
@@ -111,7 +110,7 @@ def as_error(name: str, e: Exception) -> AutooptError:
 
 
 def _names_nothing(e: Exception) -> bool:
-    """Whether there is no such model, or nothing at that address."""
+    """Return whether the model does not exist, or nothing is at that address."""
     return isinstance(e, LMUnsupportedModelError) or getattr(e, "status", None) in {404, 405}
 
 

@@ -1,4 +1,4 @@
-"""Counting and bounding what a run spends on its language models."""
+"""Counts and limits a run's language model calls and tokens."""
 
 import hashlib
 import json
@@ -18,12 +18,11 @@ from autoopt_pipeline.lm.failures import RequestRefused, as_error
 
 
 class BudgetExhausted(BaseException):
-    """The budget is spent. A BaseException, because DSPy's optimizers take an Exception for a wrong answer."""
+    """The budget is spent. A BaseException, because DSPy's optimizers count an Exception as a wrong answer."""
 
 
 class Outage(BaseException):
-    """No request can be answered, for the reason that `error` gives. A BaseException as above, so that nothing goes on
-    asking."""
+    """No request can be answered; `error` has the reason. A BaseException as above, so that nothing continues."""
 
     def __init__(self, error: AutooptError) -> None:
         self.error = error
@@ -31,7 +30,7 @@ class Outage(BaseException):
 
 
 class Role(StrEnum):
-    """What a model is asked for: answers of programs, or help in making programs."""
+    """Purpose of a call: a program's answer, or help in making programs."""
 
     ANSWERS = "answers"
     TEACHER = "teacher"
@@ -43,11 +42,11 @@ class Engine(Protocol):
 
 @dataclass
 class Meter:
-    """Calls and tokens so far, calls also by role, and their limits. Safe to share between threads.
+    """Calls and tokens so far, calls also by role, and their limits. Threads can share it.
 
-    DSPy's own `track_usage` loses what threads did, so counting happens here, where every call passes. One meter
-    counts all models of a run, so that one budget bounds them. `cached_tokens` are those of the `input_tokens` that a
-    provider had read before.
+    DSPy's `track_usage` loses the usage of threads, so it is counted here, where every call passes. One meter counts
+    all models of a run, so that one budget limits them. `cached_tokens` is the part of `input_tokens` from a provider's
+    prompt cache.
     """
 
     max_calls: int
@@ -65,13 +64,13 @@ class Meter:
 
     @property
     def calls_left(self) -> int:
-        """Calls that may still be made, without those held back."""
+        """Calls that are left, without those held back."""
         return max(0, self.max_calls - self._held_back - self.calls)
 
     def admit(self, role: Role) -> None:
-        """Count one call, or raise `BudgetExhausted`. Refuses again and again once the budget is spent.
+        """Count one call, or raise `BudgetExhausted` if the budget is spent.
 
-        After an outage it raises `Outage`: what threads still have in their queue would wait for its retries.
+        After an outage it raises `Outage`, because queued calls of other threads would wait for their retries.
         """
         with self._lock:
             if self._outage:
@@ -83,7 +82,7 @@ class Meter:
             self.calls_by_role[role] += 1
 
     def add_tokens(self, role: Role, response: Response) -> None:
-        """Count what an answer took, as the endpoint says; nothing where it says nothing."""
+        """Add the tokens of an answer as the endpoint reports them, if it does."""
         usage = response.usage
         if usage is None:
             return
@@ -98,14 +97,14 @@ class Meter:
                 self._largest_answer = max(self._largest_answer, tokens)
 
     def add_outage(self, error: AutooptError) -> Outage:
-        """No request can be answered: nothing is known of the answers that are missing."""
+        """Record that no request can be answered, so the missing answers are unknown."""
         with self._lock:
             self._outage = self._outage or Outage(error)
         return Outage(error)
 
     @contextmanager
     def holding_back(self, calls: int) -> Generator[None, None, None]:
-        """Keep `calls` of the budget for what comes after, with tokens for the largest answer so far each."""
+        """Reserve `calls` of the budget for later, each with the tokens of the largest answer so far."""
         self._held_back += calls
         try:
             yield
@@ -118,7 +117,7 @@ _listeners: ContextVar[tuple[list[Response], ...]] = ContextVar("_listeners", de
 
 @contextmanager
 def listening() -> Generator[list[Response], None, None]:
-    """The model's answers to what is asked inside, in this thread or task, in their order; remembered ones too."""
+    """Collect the model's answers to calls in the body (this thread or task), in order, including cached ones."""
     heard: list[Response] = []
     token = _listeners.set((*_listeners.get(), heard))
     try:
@@ -128,7 +127,7 @@ def listening() -> Generator[list[Response], None, None]:
 
 
 def answer_text(response: Response) -> str:
-    """What a model answered. DSPy's client hands an answer by a schema over as data."""
+    """Return an answer's text. DSPy's client returns an answer to a schema as data."""
     parts = [
         json.dumps(part.value) if part.type == "data" else getattr(part, "text", "") for part in response.message.parts
     ]
@@ -136,7 +135,7 @@ def answer_text(response: Response) -> str:
 
 
 class Answers(Protocol):
-    """Where answers are remembered, by a digest of the request and of who was asked."""
+    """A cache of answers, keyed by a digest of the request and the model."""
 
     def get(self, key: bytes) -> Response | None: ...
 
@@ -144,7 +143,7 @@ class Answers(Protocol):
 
 
 class InMemory:
-    """Answers remembered as long as the process lives."""
+    """A cache of answers for the life of the process."""
 
     def __init__(self) -> None:
         self._answers: dict[bytes, Response] = {}
@@ -157,12 +156,12 @@ class InMemory:
 
 
 class MeteredEngine:
-    """Passes requests on to another engine and counts them. `configure` fills in what a request leaves open.
+    """Counts and caches the requests to another engine. `configure` fills in settings that a request lacks.
 
-    The same request is asked once: a search evaluates the same program on the same examples more than once, and
-    of a program of several predictors mostly one is changed at a time. What is asked at a temperature is asked anew,
-    because then another answer is wanted, each time with another seed, so that a run can be repeated. Answers are
-    remembered in `answers`; there `asked_at` tells endpoints of models of the same name apart.
+    Equal requests are sent once, because a search evaluates the same program on the same examples repeatedly, and
+    mostly changes one of several predictors at a time. Requests with a temperature want different answers: each is
+    sent, with a new seed, so that a run can be repeated. `answers` is the cache; `asked_at` distinguishes endpoints of
+    models with the same name in it.
     """
 
     def __init__(
@@ -185,7 +184,7 @@ class MeteredEngine:
         self._sampled: Counter[bytes] = Counter()
 
     def complete(self, request: Request) -> Response:
-        """Answer, or raise `BudgetExhausted`, `Outage`, or `RequestRefused` where it refuses this one request."""
+        """Return the response. Raises `BudgetExhausted`, `Outage`, or `RequestRefused` for this request only."""
         request = self._configure(request)
         key = self._key(request)
         if request.config.temperature:
@@ -209,8 +208,8 @@ class MeteredEngine:
             response = self._engine.complete(request)
         except RequestRefused:
             raise
-        except Exception as e:  # noqa: BLE001 - whatever the client and its packages raise
-            # What caused it may quote the key.
+        except Exception as e:  # noqa: BLE001 - the client and its packages may raise anything
+            # Its cause may quote the key.
             raise self._meter.add_outage(as_error(self._name, e)) from None
         self._meter.add_tokens(self._role, response)
         return response

@@ -1,4 +1,4 @@
-"""From settings to a language model: any that DSPy speaks to, or the stand-in."""
+"""Creates language models from settings: any that DSPy supports, or the stand-in."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +18,12 @@ from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 from autoopt_pipeline.validation import first_error
 
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
-"""Longest output where the settings do not say: an answer is a few short fields, an instruction a page."""
+"""Default answer limit in tokens: an answer is a few short fields, an instruction a page."""
 
 
 @dataclass(frozen=True)
 class MeteredLM:
-    """A language model whose every call is counted. The stand-in has no `endpoint`."""
+    """A language model whose calls are all counted. The stand-in has no `endpoint`."""
 
     lm: dspy.LM
     meter: Meter
@@ -35,9 +35,9 @@ class MeteredLM:
 
 
 def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
-    """A tenant's language model, or the deployment's. Raises `LMNotConfigured` when there is neither.
+    """Return a tenant's language model, or the deployment's. Raises `LMNotConfigured` if there is neither.
 
-    Only where nothing is configured for production does the stand-in serve by default.
+    The stand-in is the default only if nothing is configured for production.
     """
     if configured:
         return configured
@@ -52,7 +52,7 @@ def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
 
 
 def resolve_teacher(configured: LMSettings | None, settings: Settings, answering: LMSettings) -> LMSettings:
-    """The model that writes instructions and demos: a tenant's, or the deployment's, or the one that answers."""
+    """Return the model that writes instructions and demos: the tenant's, the deployment's, or the answering model."""
     if configured:
         return configured
     if settings.teacher_lm:
@@ -67,13 +67,13 @@ def resolve_teacher(configured: LMSettings | None, settings: Settings, answering
 def metered_lm(
     settings: LMSettings, meter: Meter, role: Role = Role.ANSWERS, answers: Answers | None = None
 ) -> MeteredLM:
-    """Make the language model. What it answers is remembered in `answers`, by default as long as it lives.
+    """Create the language model. `answers` caches its answers; by default they are cached as long as the model exists.
 
-    Raises `LMNotConfigured` when its key is missing, or a setting cannot be used.
+    Raises `LMNotConfigured` if its key is missing or a setting is invalid.
     """
     if settings.model == STAND_IN:
         stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
-        # The stand-in only computes, so threads would fight for the interpreter lock.
+        # The stand-in only computes, so threads would only compete for the interpreter's lock.
         return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
     endpoint = _endpoint(settings, role)
     engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
@@ -89,9 +89,9 @@ def metered_lm(
 
 
 def plain_lm(**fields: Any) -> dspy.LM:
-    """A model that nothing counts, asked as runs ask it; `fields` are those of `LMSettings`.
+    """Return a model without metering, with the same requests as a run. `fields` are those of `LMSettings`.
 
-    Raises `InvalidConfig` for a field that is wrong, and `LMNotConfigured` as `metered_lm`.
+    Raises `InvalidConfig` for an invalid field, and `LMNotConfigured` like `metered_lm`.
     """
     try:
         settings = LMSettings(**fields)
@@ -121,5 +121,5 @@ def _key(settings: LMSettings) -> str | None:
                 "set it to the key, where runs are executed",
             )
         return key
-    # Servers of one's own often want no key, but the client insists on one.
+    # Self-hosted servers often need no key, but the client requires one.
     return "none" if settings.api_base else None

@@ -1,4 +1,4 @@
-"""Finding out what a model's endpoint can do, by asking it."""
+"""Tests what a model's endpoint supports."""
 
 import json
 from contextlib import suppress
@@ -23,15 +23,15 @@ class _Question(dspy.Signature):
 
 
 def enforces_schema(lm: dspy.LM) -> bool:
-    """Whether the endpoint answers by a JSON schema that it is sent. Takes one call.
+    """Return whether the endpoint enforces a JSON schema. Takes one call.
 
-    The prompt asks for a colour that is none of the schema's, so an endpoint that lets the schema pass unread is told
-    from one that enforces it. Raises what the engine raises where the model cannot answer at all.
+    The prompt asks for a color that the schema does not allow, which distinguishes an endpoint that ignores the schema.
+    Raises the engine's error if the model cannot answer at all.
     """
     predictor = dspy.Predict(_Question)
     set_answer_format(predictor, JSON_SCHEMA)
     quiet = dspy.context(lm=lm, adapter=AnswerAdapter(), disable_history=True, trace=None)
-    # The answer is read below, more strictly.
+    # The answer is parsed below, more strictly.
     with listening() as heard, quiet, suppress(AdapterParseError, RequestRefused):
         predictor(question="Which colour is a ripe banana? Answer: yellow.")
     try:

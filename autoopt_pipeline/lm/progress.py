@@ -1,4 +1,4 @@
-"""How far an optimization is, for whoever waits for it: the phase that takes long, and what it has cost so far."""
+"""Progress of an optimization: its current long phase, and what it has cost so far."""
 
 import threading
 import time
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from autoopt_pipeline.lm.metering import Meter
 
 REPORT_SECONDS = 1.0
-"""Time between two reports."""
+"""Interval of the reports."""
 
 QUIET_SECONDS = 3.0
-"""A phase that ends sooner is not reported."""
+"""Shorter phases are not reported."""
 
 _SHORTEST = 1e-3
-# Far beyond what can be, and near enough that what follows from them is a number of days that Python has a type for.
+# Beyond any realistic value, and small enough that the time left fits into a timedelta.
 _MOST, _MOST_EXAMPLES, _LONGEST = 10**12, 10**6, 1e7
 
 
 class Progress(Strict):
-    """One phase of an optimization, `seconds` after it began.
+    """One phase of an optimization, `seconds` after it started.
 
-    `done` of `total` examples are answered; `total` is None where nobody knows how much there is to do, and then `done`
-    counts calls. `calls` and `tokens` are what the run's language models have taken so far, in all phases.
+    `done` of `total` examples are answered. If the amount of work is unknown, `total` is None and `done` counts calls.
+    `calls` and `tokens` are the usage of the run's language models, over all phases.
     """
 
     phase: str = Field(max_length=300)
@@ -42,29 +42,29 @@ class Progress(Strict):
 
     @property
     def rate(self) -> float:
-        """What is done in a second."""
+        """Examples, or calls, per second."""
         return self.done / max(self.seconds, _SHORTEST)
 
     @property
     def seconds_left(self) -> float | None:
-        """At that rate. None before anything is done, and where nobody knows how much there is to do."""
+        """Estimated seconds left at that rate. None before anything is done, and if the amount of work is unknown."""
         if not self.done or self.total is None:
             return None
         return max(0, self.total - self.done) * self.seconds / self.done
 
     @property
     def count(self) -> str:
-        """What is done, in words."""
+        """Text for what is done."""
         return f"{self.done:,} calls so far" if self.total is None else f"{self.done:,} of {self.total:,}"
 
     @property
     def speed(self) -> str:
-        """The rate, in words: `1.2 a second`, or where that is less than one, so many a minute."""
+        """Text for the rate: `1.2 a second`, or per minute if it is less than one."""
         return f"{self.rate:,.1f} a second" if self.rate >= 1 else f"{60 * self.rate:,.1f} a minute"
 
     @property
     def cost(self) -> str:
-        """Calls, tokens, rate and time left, in words."""
+        """Text for calls, tokens, rate and time left."""
         told = f"{self.calls:,} calls and {self.tokens:,} tokens in all, {self.speed}"
         left = self.seconds_left
         return told if left is None else f"{told}, {duration(timedelta(seconds=left))} left"
@@ -73,17 +73,18 @@ class Progress(Strict):
         return f"{self.phase}: {self.count} after {duration(timedelta(seconds=self.seconds))}; {self.cost}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the rate and the seconds left."""
+        """Fields for JSON, with the rate and the seconds left."""
         return self.model_dump() | {"rate": self.rate, "seconds_left": self.seconds_left}
 
 
 ProgressCallback = Callable[[Progress | None], None]
-"""Is told of the phase that is under way at most once a second, and None when it has ended. Is called in a thread of
-its own, so that it may be slow; where it raises, the reports end and the optimization goes on."""
+"""Receives the current phase at most once a second, and None at its end. It has its own thread, so it may be slow. If
+it raises, the reports end and the optimization continues.
+"""
 
 
 class PhaseTracker:
-    """Which phase an optimization is in. Costs nothing where nobody asks `now`."""
+    """Tracks the current phase of an optimization. Costs nothing until somebody reads `now`."""
 
     def __init__(self, meter: "Meter") -> None:
         self._meter = meter
@@ -91,9 +92,9 @@ class PhaseTracker:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Generator[Callable[[], None], None, None]:
-        """What happens inside is a phase. Gives what is to be called after each of its `total` examples, by any thread.
+        """Track the body as a phase. Yields a function that any thread calls after each of the `total` examples.
 
-        Without a total the calls of language models are counted.
+        Without a total, calls of language models are counted.
         """
         phase = self._phase = _Phase(name, total, self._meter.calls)
         try:
@@ -102,7 +103,7 @@ class PhaseTracker:
             self._phase = None
 
     def now(self) -> Progress | None:
-        """The phase that is under way, if it has been for some seconds."""
+        """Return the current phase, if it has lasted some seconds."""
         phase = self._phase
         if phase is None or (seconds := time.monotonic() - phase.began) < QUIET_SECONDS:
             return None
@@ -130,7 +131,7 @@ class _Phase:
 
 @contextmanager
 def tracking(meter: "Meter", on_progress: ProgressCallback | None) -> Generator[PhaseTracker, None, None]:
-    """A tracker whose phases are reported meanwhile. Without `on_progress`, nobody is told."""
+    """Yield a tracker and report its phases meanwhile. Without `on_progress` there are no reports."""
     tracker = PhaseTracker(meter)
     if on_progress is None:
         yield tracker

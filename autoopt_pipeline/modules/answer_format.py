@@ -1,7 +1,7 @@
-"""In which format a predictor is asked: DSPy's chat format, or JSON by a schema.
+"""Answer format of a predictor: DSPy's chat format, or JSON with a schema.
 
-A predictor carries its format in its signature, so it goes wherever the predictor goes: through optimizers, into a
-composed program, and from a run to serving. `lm/adapters.py` does what it says.
+A predictor's signature carries its format, so the format follows the predictor through optimizers, into composed
+programs, and from a run to serving. `lm/adapters.py` implements the formats.
 """
 
 from typing import Any, Literal
@@ -14,16 +14,16 @@ CHAT: AnswerFormat = "chat"
 JSON_SCHEMA: AnswerFormat = "json_schema"
 
 _CARRIED = "answer_format"
-"""Under this name the signature's first output field carries the format."""
+"""Key of the format in the signature's first output field."""
 
 
 def answer_format(signature: type[dspy.Signature]) -> AnswerFormat:
-    """The format in which a predictor of this signature is asked."""
+    """Return the answer format that a signature carries."""
     return _first_output(signature).json_schema_extra.get(_CARRIED, CHAT)
 
 
 def in_format(program: dspy.Module, wanted: AnswerFormat) -> dspy.Module:
-    """A copy of the program whose predictors are all asked in this format."""
+    """Return a copy of the program whose predictors all use this format."""
     copied = program.deepcopy()
     for predictor in copied.predictors():
         set_answer_format(predictor, wanted)
@@ -31,7 +31,7 @@ def in_format(program: dspy.Module, wanted: AnswerFormat) -> dspy.Module:
 
 
 def set_answer_format(predictor: dspy.Predict, wanted: AnswerFormat) -> None:
-    """Have this predictor asked in this format from now on."""
+    """Set the format of one predictor."""
     signature: Any = predictor.signature
     if answer_format(signature) != wanted:
         predictor.signature = signature.with_updated_fields(next(iter(signature.output_fields)), **{_CARRIED: wanted})

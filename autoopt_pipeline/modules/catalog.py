@@ -1,10 +1,10 @@
-"""The modules that are installed: built in here, plugged in by other packages, or declared in a file.
+"""The installed modules: built in, plugged in by other packages, or declared in a file.
 
-A package plugs one in with an entry point of the group `autoopt_pipeline.modules` that leads to a `ModuleSpec`;
-the file is the one that the setting `AUTOOPT_MODULES` names.
+A package registers a `ModuleSpec` with an entry point of the group `autoopt_pipeline.modules`. The setting
+`AUTOOPT_MODULES_FILE` names the file.
 
-A process knows the modules that were there when it first asked. The code location has an asset for each, so it learns
-of others when Dagster loads it anew; whatever else runs for long may `read_modules_again`.
+A process loads the modules once. The code location has an asset for each, so Dagster has to reload it for a new one;
+other long-running processes can call `read_modules_again`.
 """
 
 import importlib
@@ -41,21 +41,21 @@ KEPT_NAMES = frozenset(
         "output_arg_dict", "pass", "raise", "return", "str", "try", "type", "while", "with", "yield",
     }
 )  # fmt: skip
-"""Names that Dagster keeps from assets. They stand here because importing Dagster takes a second."""
+"""Names that Dagster reserves. They are copied, because importing Dagster takes a second."""
 
 
 @cache
 def modules() -> dict[str, ModuleSpec]:
-    """All installed modules by name.
+    """Return all installed modules by name.
 
-    Raises `UnknownModule` when a plug-in cannot be loaded or a name is unfit or taken, and `InvalidSettings` when
-    the file of declared modules is wrong.
+    Raises `UnknownModule` if a plug-in does not load or a name is invalid or taken, and `InvalidSettings` if the file
+    of declared modules is invalid.
     """
     return _read_modules()
 
 
 def read_modules_again() -> None:
-    """Learn of modules that have come or gone. Where they cannot be read, those that are known stay."""
+    """Reload the modules. If that fails, the known ones stay."""
     importlib.invalidate_caches()
     try:
         changed = _read_modules() != modules()
@@ -95,9 +95,9 @@ def _plugged_in() -> Iterator[tuple[str, ModuleSpec]]:
 
 
 def _declared() -> Iterator[tuple[str, ModuleSpec]]:
-    if path := load_settings().modules:
+    if path := load_settings().modules_file:
         for spec in declared_modules(path.absolute()):
-            yield f"AUTOOPT_MODULES {path.absolute()}", spec
+            yield f"AUTOOPT_MODULES_FILE {path.absolute()}", spec
 
 
 def module_names() -> tuple[str, ...]:
@@ -105,12 +105,12 @@ def module_names() -> tuple[str, ...]:
 
 
 def default_modules() -> tuple[str, ...]:
-    """The modules that a tenant's configuration lists unless it says otherwise."""
+    """Modules that a tenant's configuration lists by default."""
     return tuple(name for name, spec in modules().items() if spec.scheduled_by_default)
 
 
 def get_module(name: str) -> ModuleSpec:
-    """The module of that name. Raises `UnknownModule` naming the nearest one."""
+    """Return a module by name. Raises `UnknownModule`, which suggests the nearest name."""
     spec = modules().get(name)
     if spec is None:
         raise UnknownModule(f"unknown module {name[:60]!r}", did_you_mean(name, modules(), "installed modules"))
@@ -118,7 +118,7 @@ def get_module(name: str) -> ModuleSpec:
 
 
 def missing_module(name: str) -> UnknownModule:
-    """Why this process does not know a module that a configuration names, and what to do about it."""
+    """Return the error for a module that a configuration names and this process does not know, with a remedy."""
     if name in _names_installed_now():
         return UnknownModule(
             f"module {name[:60]!r} was installed after this process began", "reload the code location, or restart it"
@@ -131,10 +131,10 @@ def missing_module(name: str) -> UnknownModule:
 
 
 def _names_installed_now() -> set[str]:
-    """Without loading anything: what was installed while this process ran may not be loadable in it."""
+    """Return the names without loading, because a package installed after this process started may not load in it."""
     importlib.invalidate_caches()
     names = {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}
     try:
         return names | {spec.name for _, spec in _declared()}
-    except AutooptError:  # what is wrong with the file is told by those who load it
+    except AutooptError:  # whoever loads the file reports its errors
         return names

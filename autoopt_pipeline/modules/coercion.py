@@ -1,4 +1,4 @@
-"""Reading values that others wrote. Whatever they hold, nothing here raises."""
+"""Conversions of values from outside. None of them raises."""
 
 import json
 import math
@@ -6,22 +6,22 @@ from typing import Any
 
 
 def number(value: Any) -> float | None:
-    """A finite number, None where the value is none. Booleans and text are none."""
+    """Return a finite number, or None. Booleans and text are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # a whole number beyond the range of floats
+    except OverflowError:  # an integer beyond the range of floats
         return None
 
 
 def boolean(value: Any) -> bool | None:
-    """A boolean, None where the value is none. Phoenix on SQLite, which has none, gives 1 and 0 for what was sent."""
+    """Return a boolean, or None. Accepts 1 and 0, because Phoenix on SQLite returns these for booleans."""
     return bool(value) if isinstance(value, bool | int) and value in {0, 1} else None
 
 
 def parse_json(text: str) -> Any:
-    """What JSON says, None where it is none or nested too deeply."""
+    """Parse JSON. Returns None for invalid or too deeply nested text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -29,7 +29,7 @@ def parse_json(text: str) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """Text as it is, nothing as "", and whatever else as JSON; None where it cannot be written as that."""
+    """Return text unchanged, None as "", other values as JSON, and None for a value that JSON cannot represent."""
     if value is None or isinstance(value, str):
         return encodable(value or "")
     try:
@@ -39,12 +39,14 @@ def as_text(value: Any) -> str | None:
 
 
 def stripped(value: Any) -> str | None:
-    """Text without space around it, None where nothing is left or it is no text."""
+    """Return text without surrounding white space, or None if nothing is left or it is not text."""
     return encodable(value).strip() or None if isinstance(value, str) else None
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for what cannot be stored everywhere: halves of characters, as JSON that was cut off leaves
-    them, have no encoding, and Postgres takes no NUL."""
+    """Replace characters that not every store accepts by U+FFFD.
+
+    Lone surrogates, as in truncated JSON, have no encoding, and Postgres rejects NUL.
+    """
     text = text.replace("\0", "\ufffd")
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""From decisions to examples: which answer was right, who says so, and what cannot be used."""
+"""Converts decisions to examples: the right answer, its source, and reasons why a decision is not usable."""
 
 import math
 from collections import Counter
@@ -20,19 +20,19 @@ from autoopt_pipeline.modules.spec import (
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, RANDOM_SAMPLING, REFUTING, UNDECIDED
 
 MIN_OUTCOME_CONFIDENCE = 0.7
-"""Least confidence at which an unreviewed, not failed decision counts as an outcome label (the seed's value)."""
+"""Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value)."""
 
 MAX_INPUT_CHARS = 4000
-"""Longest input that is learnt from; longer ones would fill the prompt of every later call."""
+"""Longest input to learn from. Longer ones would fill the prompts of all later calls."""
 
 JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
-"""Kinds of annotators whose word counts."""
+"""Kinds of annotators that count."""
 
 
 class Unusable(Exception):
-    """A decision that yields no example; its text is the reason to count it under.
+    """A decision that yields no example. Its text is the reason to count it under.
 
-    `malformed` says that the span is not what the contract promises, and not just without a right answer.
+    `malformed` means that the span breaks the contract, rather than just lacking a right answer.
     """
 
     def __init__(self, reason: str, *, malformed: bool = False) -> None:
@@ -41,7 +41,7 @@ class Unusable(Exception):
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
-    """Examples of a module that answers with one of its labels."""
+    """Build the examples of a module that answers with one of its labels."""
     known = {label.name for label in labels}
     field = spec.output_field
 
@@ -58,7 +58,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
 
 
 def each(decisions: Iterable[LoggedDecision], build: Callable[[LoggedDecision], Example]) -> ExampleSet:
-    """One example per usable decision; the others are counted by reason."""
+    """Build one example per usable decision, and count the others by reason."""
     examples: list[Example] = []
     unusable: Counter[str] = Counter()
     malformed = 0
@@ -73,7 +73,7 @@ def each(decisions: Iterable[LoggedDecision], build: Callable[[LoggedDecision], 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The right values, who says so, and whether that was said of a trace drawn without regard to its outcome."""
+    """The right values, their source, and whether the trace was drawn independently of its outcome."""
 
     values: Values
     provenance: Provenance
@@ -101,7 +101,7 @@ def make_example(
 
 
 def read_inputs(spec: ModuleSpec, decision: LoggedDecision) -> dict[str, str]:
-    """All input fields as text; optional ones are empty where the span lacks them."""
+    """Return all input fields as text. Optional fields are empty if the span lacks them."""
     check_whole(spec, decision)
     contract = spec.contract
     inputs = {}
@@ -122,12 +122,12 @@ def read_inputs(spec: ModuleSpec, decision: LoggedDecision) -> dict[str, str]:
 
 
 def check_whole(spec: ModuleSpec, decision: LoggedDecision) -> None:
-    """Raise `Unusable` where an input was cut off: its beginning is not what was asked."""
+    """Raise `Unusable` if an input was truncated, because its start is not the whole input."""
     if not decision.cut:
         return
     for name, paths in spec.contract.inputs.items():
         path, _ = _find_attribute(decision.attributes, paths)
-        # JSON that is cut can no longer be read. A field that need not be there may not have been.
+        # Truncated JSON is unreadable. An absent optional field may not have been truncated.
         suspects = [path] if path else paths if name in spec.contract.required else ()
         if any(suspect.partition(":")[0] in decision.cut for suspect in suspects):
             raise Unusable(f"{name} was cut off (a limit on the length of attributes)", malformed=True)
@@ -136,9 +136,9 @@ def check_whole(spec: ModuleSpec, decision: LoggedDecision) -> None:
 def find_right(
     spec: ModuleSpec, decision: LoggedDecision, own: Values | None, from_label: Callable[[str], Values]
 ) -> GroundTruth:
-    """The best label there is (see `Provenance`). `own` is what the application answered, None where it did not.
+    """Return the best available label (see `Provenance`). `own` is the application's answer, or None.
 
-    `from_label` turns what an annotator wrote into values; it may raise `Unusable`.
+    `from_label` converts an annotator's text to values, and may raise `Unusable`.
     """
     judged = find_judged(spec, decision, lambda annotation: read_verdict(annotation, own, from_label))
     if judged:
@@ -152,10 +152,10 @@ def find_right(
 def find_judged(
     spec: ModuleSpec, decision: LoggedDecision, read: Callable[[Annotation], Values | None]
 ) -> GroundTruth | None:
-    """What the best annotator holds for right, None where nobody said anything: people first, of those the last.
+    """Return the right answer of the best annotator: people first, of these the last. None without annotations.
 
-    `read` gives the values that an annotation says are right, None where it says nothing; it raises `Unusable` where
-    it says that something is wrong and not what would be right.
+    `read` returns the right values of an annotation, or None if it has none. It raises `Unusable` if the annotation
+    rejects the answer without naming the right one.
     """
     for annotation in by_authority(decision.annotations):
         provenance = JUDGES.get(annotation.kind)
@@ -166,7 +166,7 @@ def find_judged(
 
 
 def by_authority(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """People first, of those the last."""
+    """Sort annotations: people first, the latest of them first."""
     return sorted(annotations, key=lambda a: (a.kind != "HUMAN", -a.updated_at.timestamp()))
 
 
@@ -176,11 +176,10 @@ def read_verdict(
     from_label: Callable[[str], Values],
     opposite: Values | None = None,
 ) -> Values | None:
-    """The values that an annotation's label says are right, None where it has none.
+    """Return the right values from an annotation's label, or None without a label.
 
-    `opposite` is what is right where `own` is wrong, None where many things can be. Raises `Unusable` where nothing
-    tells what is right: then the best annotator has spoken, and a judge must not overrule a person who could not name
-    the right answer.
+    `opposite` is the right answer if `own` is wrong, or None if there are several possibilities. Raises `Unusable` if
+    the right answer is unknown, because a judge must not overrule a person who could not name it.
     """
     verdict = stripped(annotation.label)
     if verdict is None:
@@ -200,8 +199,10 @@ def read_verdict(
 
 
 def check_outcome(spec: ModuleSpec, decision: LoggedDecision) -> None:
-    """Raise `Unusable` unless the decision went well and was sure of itself, or where nobody says how sure it was, is
-    known to have gone well."""
+    """Raise `Unusable` if the decision failed, or was not confident.
+
+    If the contract has no confidence, the decision must be known to have succeeded.
+    """
     success = boolean(read_attribute(decision.attributes, spec.contract.success))
     if decision.failed or success is False:
         raise Unusable("the request failed and nobody reviewed it")
@@ -217,10 +218,10 @@ def check_outcome(spec: ModuleSpec, decision: LoggedDecision) -> None:
 
 
 def is_review(spec: ModuleSpec, decision: LoggedDecision, annotation: Annotation) -> bool:
-    """Whether an annotation belongs to a review of traces drawn at random.
+    """Return whether an annotation is part of a review of randomly drawn traces.
 
-    Either it says so, or it was made at Phoenix's own pages on a trace that the application drew for review.
-    What comes over the API without a word may be a user's complaint, also where the trace was drawn.
+    It has a mark, or was made in Phoenix's UI on a trace that the application drew for review. An unmarked annotation
+    from the API may be a user's complaint, even if the trace was drawn.
     """
     key, value = RANDOM_SAMPLING
     drawn = boolean(read_attribute(decision.attributes, spec.contract.review_sample))
@@ -228,7 +229,7 @@ def is_review(spec: ModuleSpec, decision: LoggedDecision, annotation: Annotation
 
 
 def read_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> Any:
-    """The value at the first path that is present (see `contract`), or None."""
+    """Return the value at the first path that is present (see `span_contract`), or None."""
     return _find_attribute(attributes, paths)[1]
 
 
@@ -250,5 +251,5 @@ def _json_field(value: Any, key: str) -> Any:
 
 
 def read_text(attributes: Mapping[str, Any], paths: Sequence[str]) -> str | None:
-    """The text at the first path that is present, or None where there is none or it is no text."""
+    """Return the text at the first path that is present, or None if it is absent or not text."""
     return stripped(read_attribute(attributes, paths))

@@ -1,4 +1,4 @@
-"""How good one decision was in production, as far as anybody knows."""
+"""Scores single decisions in production."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, REFUTING, UND
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """How right a decision was, 0 to 1, since when that is known, and when it was made (UTC)."""
+    """Score of a decision from 0 to 1, since when it is known, and when the decision was made (UTC)."""
 
     known_at: datetime
     decided_at: datetime
@@ -21,10 +21,10 @@ class LiveOutcome:
 
 
 def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision) -> LiveOutcome | None:
-    """What people and judges said of a decision, else what became of the request. None where nobody can tell.
+    """Return the score from people and judges, else from the request's outcome. None if it is unknown.
 
-    Unlike an example, a complaint counts, for it may come from either of two versions that serve side by side; so does
-    a verdict that does not say what would have been right. A composed module's is the mean of its parts'.
+    Unlike in examples, complaints count, because they may come from either of two versions that serve side by side. So
+    do verdicts without the right answer. The score of a composed module is the mean of its parts.
     """
     if spec.parts:
         parts = [
@@ -45,7 +45,7 @@ def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDeci
 def _judged(
     spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, annotation: Annotation
 ) -> float | None:
-    """The score that an annotation comes to; None where it does not say."""
+    """Return the score that an annotation implies, or None."""
     verdict = (stripped(annotation.label) or "").lower()
     if verdict in UNDECIDED:
         return None
@@ -54,7 +54,7 @@ def _judged(
     if verdict in REFUTING and not stripped(annotation.metadata.get(CORRECTION)):
         return 0.0
     right = _right(spec, labels, decision, annotation)
-    # Confirmed, what the application answered is what is right: so its own answer is read as it would be learnt.
+    # Read the application's own answer as if it were confirmed, in the form in which it would be learnt.
     own = _right(spec, labels, decision, replace(annotation, label="correct", metadata={}, score=None))
     return None if right is None or own is None else spec.score(right, own)
 

@@ -1,7 +1,6 @@
-"""Taking personal data and secrets out of what is learnt, before anything is stored or shown.
+"""Removes personal data and secrets from text before it is learnt from, stored or shown.
 
-A deployment that needs more names a function of its own in `AUTOOPT_REDACTION` (`package.module:function`,
-text in, text out).
+To remove more, set `AUTOOPT_REDACTION` to your own function (`package.module:function`, text in, text out).
 """
 
 import re
@@ -13,7 +12,7 @@ from autoopt_pipeline.errors import InvalidSettings
 
 Redact = Callable[[str], str]
 
-# Each word is looked at once, whether an address follows or not: one of 4000 letters would else take 8 million steps.
+# Reads each word once, whether or not an address follows. Otherwise a word of 4000 letters would take 8 million steps.
 _MAIL = re.compile(r"[\w.+-]++(\xa0*@\xa0*[\w-]+(?:\.[\w-]+)+)?")
 _KEY = re.compile(
     r"\b(?:sk|pk|rk|ghp|gho|ghs|xox[abp]|glpat)[-_][\w-]{8,}"  # keys of well-known services
@@ -27,7 +26,7 @@ _DATES = tuple(order.replace(" ", between) for order in ("%Y %m %d", "%d %m %Y",
 _DATE_LENGTHS = range(len("1.1.2000"), len("2000-01-01") + 1)
 _YEARS = range(1900, 2100)
 
-# What documents have and keyboards have not, by what it is read as; spaces as the one that does not break.
+# Characters of documents that keyboards lack, by their plain form; spaces become the non-breaking one.
 _READ_AS = {
     "\xa0": "\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000",
     "-": "\u058a\u05be\u1400\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d"
@@ -41,21 +40,21 @@ _READ_AS = {
 }
 _TYPOGRAPHIC = str.maketrans({found: plain for plain, known in _READ_AS.items() for found in known})
 _INVISIBLE = (
-    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls, but for those that are space
+    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls, except white space
     r"\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     r"\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    r"\U000e0001-\U000e007f"  # what Unicode calls format
+    r"\U000e0001-\U000e007f"  # Unicode's format characters
     r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u20e3\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
-    r"\ufffd"  # stands for what could not be stored
+    r"\ufffd"  # replaces what could not be stored
 )
 _HIDDEN = re.compile(f"[{_INVISIBLE}]+")
 _NOT_PLAIN = re.compile(f"[{_INVISIBLE}{''.join(map(chr, _TYPOGRAPHIC))}]")
 
 
 def redact(text: str) -> str:
-    """Replace mail addresses, keys, and numbers of the length of phone or card numbers by what they are.
+    """Replace mail addresses, keys, and numbers as long as phone or card numbers by their kind.
 
-    Found as a person reads them: whatever spaces, hyphens and dots are in between, and invisible characters or none.
+    Matches text as a person reads it, ignoring spaces, hyphens, dots and invisible characters in between.
     """
     replace = _replace if _NOT_PLAIN.search(text) else _replace_in_plain
     text = replace(_MAIL, lambda found: "<mail>" if found[1] else found[0], text)
@@ -68,7 +67,7 @@ def _replace_in_plain(pattern: re.Pattern[str], by: Callable[[re.Match[str]], st
 
 
 def _replace(pattern: re.Pattern[str], by: Callable[[re.Match[str]], str], text: str) -> str:
-    """Replace what is found in the text as a person reads it. All else stays as it is, character by character."""
+    """Replace matches in the text as a person reads it, and leave all other characters unchanged."""
     plain, places = _as_read(text)
     done, pieces = 0, []
     for found in pattern.finditer(plain):
@@ -79,7 +78,7 @@ def _replace(pattern: re.Pattern[str], by: Callable[[re.Match[str]], str], text:
 
 
 def _as_read(text: str) -> tuple[str, Sequence[int]]:
-    """The text in plain characters, without the invisible ones, and where each of them stands in it."""
+    """Return the text in plain, visible characters, with the position of each in the original."""
     places, done = list[int](), 0
     for hidden in _HIDDEN.finditer(text):
         places += range(done, hidden.start())
@@ -89,14 +88,14 @@ def _as_read(text: str) -> tuple[str, Sequence[int]]:
 
 
 def _number(found: re.Match[str]) -> str:
-    """What a long number is replaced by; itself where it is dates, and too few digits beside them."""
+    """Return the replacement of a long number, or the number itself if it consists of dates and few other digits."""
     words = found[0].split()
     digits = sum(character.isdigit() for word in words if not _is_date(word.strip("()/.-+")) for character in word)
     return "<number>" if digits >= _MIN_NUMBER_DIGITS else found[0]
 
 
 def _is_date(word: str) -> bool:
-    """Whether a word is a date of our centuries, or two of them with a hyphen or a slash between."""
+    """Return whether a word is a date of recent centuries, or two dates with a hyphen or slash between."""
     dates = next((two for between in "-/" if len(two := word.split(between)) == 2), [word])
     return all(map(_in_calendar, dates))
 
@@ -106,14 +105,14 @@ def _in_calendar(word: str) -> bool:
         return False
     for pattern in _DATES:
         try:
-            return datetime.strptime(word, pattern).year in _YEARS  # noqa: DTZ007 - no moment is wanted of it
+            return datetime.strptime(word, pattern).year in _YEARS  # noqa: DTZ007 - only the year is used
         except ValueError:
             continue
     return False
 
 
 def load_redaction(import_string: str) -> Redact:
-    """The function that an import string names. Raises `InvalidSettings` when there is none."""
+    """Return the function that an import string names. Raises `InvalidSettings` if there is none."""
     module, _, name = import_string.partition(":")
     try:
         function = getattr(import_module(module), name)

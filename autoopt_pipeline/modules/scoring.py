@@ -1,4 +1,4 @@
-"""How right an answer is, from 0 to 1, and the one word it comes to. Pure; nothing here imports DSPy."""
+"""Scores answers from 0 to 1 and names them in one word. Pure; does not import DSPy."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ SEQUENTIAL, PARALLEL = "sequential", "parallel"
 FUSE, SINGLE = "fuse", "single"
 
 ORDER_WEIGHT = 0.8
-"""Of a plan of several agents: weight of the right agents in the right order; the rest is for the pattern."""
+"""For a plan of several agents: weight of the right agents in the right order. The rest is for the pattern."""
 
 FUSION_WEIGHT = 0.5
-"""Of a fusion: weight of the decision itself; the rest is for naming its modalities. A wrong decision scores 0."""
+"""For a fusion: weight of the decision. The rest is for naming its modalities. A wrong decision scores 0."""
 
 
 def _exact(spec: ModuleSpec, right: Values, given: Values) -> float:
@@ -24,7 +24,7 @@ def _first_output(spec: ModuleSpec, values: Values) -> str:
 
 
 def _fusion(spec: ModuleSpec, right: Values, given: Values) -> float:
-    """Right decision first; then the modalities, as far as the right ones are known."""
+    """Score the decision first, then the modalities if the right ones are known."""
     if given.get("fuse") != right["fuse"]:
         return 0.0
     named = [field for field in ("primary", "secondary") if field in right]
@@ -35,10 +35,9 @@ def _fusion(spec: ModuleSpec, right: Values, given: Values) -> float:
 
 
 def _plan(spec: ModuleSpec, right: Values, given: Values) -> float:
-    """Partial credit by order: the agents that two plans share in the same order, of the longer plan.
+    """Score the longest common sequence of agents, divided by the length of the longer plan.
 
-    Side by side, order says nothing, so there the agents themselves are compared. With one agent there is no
-    pattern to get right.
+    In parallel plans order does not count, so the sets of agents are compared. A plan with one agent has no pattern.
     """
     wanted, got = right["agents"], given.get("agents")
     if not isinstance(got, list | tuple) or not got:
@@ -53,7 +52,7 @@ def _plan(spec: ModuleSpec, right: Values, given: Values) -> float:
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     longest = [0] * (len(other) + 1)
     for mine in one:
         before = 0
@@ -63,13 +62,13 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def plan_label(spec: ModuleSpec, values: Values) -> str:
-    """`a > b` for one after the other, `a + b` for side by side."""
+    """Return `a > b` for a sequential plan, `a + b` for a parallel one."""
     sign = " + " if values.get("pattern") == PARALLEL else " > "
     return sign.join(values["agents"])
 
 
 def _whole(spec: ModuleSpec, right: Values, given: Values) -> float:
-    """The mean of the parts."""
+    """Return the mean score of the parts."""
     scores = [part.score(right, given) for part in spec.parts]
     return sum(scores) / len(scores)
 

@@ -1,36 +1,41 @@
-"""When two queries count as one."""
+"""Defines when two queries count as duplicates, and when a text quotes a query."""
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 NEAR_DUPLICATE = 0.8
-"""Least Jaccard similarity of two queries' word sets at which they count as one (5 of 6 words shared)."""
+"""Minimum Jaccard similarity of two queries' word sets to count as one (5 of 6 words shared)."""
+
+QUOTED_WORDS, QUOTED_CHARACTERS = 3, 20
+"""A query with fewer words and fewer characters than these counts as quoted nowhere: texts contain "show videos" by
+chance. Three words in a row are seldom chance, and neither is one long word, such as the number of an account."""
 
 _LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-"""Of Thai and Lao, Burmese, Khmer, Japanese, Chinese: they do not space words."""
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which do not put spaces between words."""
 
 _SPACED = re.compile(rf"[^\s{_LETTERS}]+")
-_UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs are no word characters, so they left spaces
+_UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs have become spaces, not being word characters
 _WORD = re.compile(rf"[{_LETTERS}]|{_SPACED.pattern}")
 
 
 def normalize_query(query: str) -> str:
-    """The query's words in lower case, without punctuation, accents kept, numbers as they are."""
+    """Return the query's words in lower case, without punctuation. Accents and numbers stay."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())) or query.strip()
 
 
 def split_words(text: str) -> list[str]:
-    """A normalized text's words; where words are not spaced (as in Chinese, Japanese, Thai) every character is one."""
+    """Split a normalized text into words; in scripts without spaces (Chinese, Japanese, Thai), into characters."""
     return _WORD.findall(text)
 
 
 def word_set(text: str) -> frozenset[str]:
-    """What of a normalized text is compared: its words, and of unspaced scripts the pairs of neighbouring characters.
+    """Return the parts of a normalized text to compare: words, or character pairs in scripts without spaces.
 
-    Single ones would not tell texts apart: Thai has 44 consonants, and of random Thai sentences of 120 characters 40 %
-    share four fifths of theirs.
+    Single characters would not distinguish texts: Thai has 44 consonants, and of random Thai sentences of 120
+    characters 40 % share four fifths of theirs.
     """
     words = frozenset(_SPACED.findall(text))
     for run in _UNSPACED.findall(text):
@@ -39,10 +44,26 @@ def word_set(text: str) -> frozenset[str]:
     return words
 
 
-def group_near_duplicates(queries: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group normalized queries that are alike, transitively; groups and members sorted.
+def quotes(text: str, query: str) -> bool:
+    """Whether a text contains all words of a query in a row, in any case and with any punctuation."""
+    return _is_quotable(query) and _in_a_row(query) in _in_a_row(text)
 
-    Exact: two sets with Jaccard similarity of at least t share one of their ⌊(1-t)·n⌋+1 rarest words (prefix
+
+@lru_cache(maxsize=4096)  # the same queries are looked for in many texts
+def _is_quotable(query: str) -> bool:
+    normalized = normalize_query(query)
+    return len(word_set(normalized)) >= QUOTED_WORDS or len(normalized) >= QUOTED_CHARACTERS
+
+
+@lru_cache(maxsize=4096)
+def _in_a_row(text: str) -> str:
+    return f" {' '.join(split_words(normalize_query(text)))} "
+
+
+def group_near_duplicates(queries: Sequence[str]) -> list[tuple[str, ...]]:
+    """Group similar normalized queries, transitively. Groups and members are sorted.
+
+    Exact: two sets with a Jaccard similarity of at least t share one of their ⌊(1-t)·n⌋+1 rarest words (prefix
     filtering; Chaudhuri et al., ICDE 2006), so only pairs that share such a word are compared.
     """
     words = {query: word_set(query) for query in queries}

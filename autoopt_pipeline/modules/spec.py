@@ -1,4 +1,4 @@
-"""The nouns of learning: what a module is, and what an example is."""
+"""Core types of learning: modules, decisions and examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 _ROUNDING = 1e-9
-"""How far a score may be beyond 0 or 1: a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1."""
+"""Tolerance of scores beyond 0 and 1, because a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1."""
 
 Values = Mapping[str, Any]
-"""Values of output fields by name, as JSON knows them: what a program answers, or should have."""
+"""Values of output fields by name, as JSON types: a program's answer, or the right answer."""
 
 
 class Provenance(StrEnum):
-    """Where a label comes from, best first."""
+    """Source of a label, best first."""
 
     HUMAN = "human"
     JUDGE = "judge"
@@ -35,7 +35,7 @@ class Provenance(StrEnum):
 
 @dataclass(frozen=True)
 class Label:
-    """One possible answer, with what it stands for."""
+    """One possible answer and its meaning."""
 
     name: str
     description: str = ""
@@ -43,13 +43,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Example:
-    """One decision of the application with the answer it should have been.
+    """One decision of the application with its right answer.
 
-    `right` holds the right values of the output fields, and `label` is what they come to in one word (see
-    `ModuleSpec.label`): the class of the example where classes are counted. `independent` says that the label
-    was given to a trace drawn without regard to its outcome, so that it may judge a program; other labels may
-    only train one. `time` is the span's start, UTC. `assumed` holds likely values of output fields that nobody said
-    are right: a demo shows them, because it must be complete, and no answer is judged by them.
+    `right` maps output fields to their right values, and `label` names them in one word (see `ModuleSpec.label`), as
+    the example's class. `independent` means that the trace was drawn independently of its outcome, so the label may
+    judge a program; other labels may only train. `time` is the span's start, UTC. `assumed` holds likely values of
+    fields without a known answer: a demo shows them because it must be complete, but they are never scored.
     """
 
     inputs: dict[str, str]
@@ -68,16 +67,16 @@ class Example:
 
 
 def query_of(inputs: Values) -> str:
-    """The text that tells one request from another: its query, or all inputs where no field is called so."""
+    """Return the text that identifies a request: its `query`, or all inputs without such a field."""
     return str(inputs.get("query") or "\n".join(str(value) for value in inputs.values()))
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A verdict on one decision, as a person, a judge or code left it in Phoenix.
+    """A verdict on one decision in Phoenix, by a person, a judge or code.
 
-    What `score` means is up to the module; most read the label only.
-    `made_in_ui` tells a reviewer at Phoenix's own pages from feedback that an application passed on.
+    The module defines the meaning of `score`; most use only the label. `made_in_ui` distinguishes a reviewer in
+    Phoenix's UI from feedback that an application forwarded.
     """
 
     kind: str
@@ -92,8 +91,8 @@ class Annotation:
 class LoggedDecision:
     """One span of the application, with the columns of its module's contract and its annotations.
 
-    Of a composed module, `parts` holds the decisions of its parts in the same trace, by module name. `cut` names the
-    attributes whose text was cut off before it came to Phoenix.
+    For a composed module, `parts` maps its parts to their decisions in the same trace. `cut` names the attributes whose
+    text was truncated before it reached Phoenix.
     """
 
     span_id: str
@@ -108,9 +107,9 @@ class LoggedDecision:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The examples that decisions yielded, how many yielded none, by reason, and how many had text taken out.
+    """The examples from decisions, the unusable decisions by reason, and the number of redacted examples.
 
-    `malformed` counts those of the unusable that are not what the contract promises.
+    `malformed` counts the unusable decisions that break the span contract.
     """
 
     examples: tuple[Example, ...]
@@ -131,9 +130,9 @@ class ExampleBuilder(Protocol):
 
 @dataclass(frozen=True)
 class Grading:
-    """How answers are judged: `score` from 0 to 1 of given values against right ones, and the word they come to.
+    """How answers are scored: `score` compares given with right values (0 to 1), `label` names values in one word.
 
-    Both get the spec first. Fields that the right values lack are not known, and must not count.
+    Both receive the spec first. Fields that the right values lack are unknown and must not count.
     """
 
     score: Callable[["ModuleSpec", Values, Values], float]
@@ -142,12 +141,12 @@ class Grading:
 
 @dataclass(frozen=True)
 class ModuleSpec:
-    """What is optimized: one kind of decision that every tenant's application makes.
+    """One kind of decision of every tenant's application that is optimized.
 
-    `outputs` are the fields that the program answers beside its confidence, the one that gives the label first.
-    `program`, `examples` and `grading` are import strings (`package.module:name`), so that listing modules never
-    imports DSPy. `labels` are the answers a program may give; None means the tenant's agents. A module that is
-    composed of others names them in `parts`, and its program holds theirs as attributes of their names.
+    `outputs` are the program's output fields except the confidence; the first one gives the label. `program`,
+    `examples` and `grading` are import strings (`package.module:name`), so that listing modules does not import DSPy.
+    `labels` are the possible answers; None means the tenant's agents. A composed module names its modules in `parts`,
+    and its program has theirs as attributes of the same names.
     """
 
     name: str
@@ -166,14 +165,14 @@ class ModuleSpec:
         return self.outputs[0]
 
     def build_program(self, labels: Sequence[Label]) -> "dspy.Module":
-        """The unoptimized program, the module's baseline."""
+        """Return the unoptimized program, which is the module's baseline."""
         builder: ProgramBuilder = _load(self.program)
         return builder(self, labels)
 
     def build_examples(
         self, labels: Sequence[Label], decisions: Sequence[LoggedDecision], redact: Redact = default_redact
     ) -> ExampleSet:
-        """Examples with their inputs redacted, so that no text gets further as it was."""
+        """Build examples with redacted inputs, so that no original text goes further."""
         builder: ExampleBuilder = _load(self.examples)
         found = builder(self, labels, decisions)
         clean = tuple(
@@ -184,7 +183,7 @@ class ModuleSpec:
         return replace(found, examples=clean, redacted=redacted)
 
     def score(self, right: Values, given: Values) -> float:
-        """How right the given values are, from 0 to 1. Raises `InvalidModule` where the grading says something else."""
+        """Score the given values from 0 to 1. Raises `InvalidModule` if the grading returns anything else."""
         grading: Grading = _load(self.grading)
         given_score = grading.score(self, right, given)
         score = number(float(given_score) if isinstance(given_score, bool) else given_score)
@@ -197,7 +196,7 @@ class ModuleSpec:
         return min(max(score, 0.0), 1.0)
 
     def label(self, values: Values) -> str:
-        """What values come to in one word, for people and for counting."""
+        """Name values in one word, for people and for counting."""
         grading: Grading = _load(self.grading)
         return grading.label(self, values)
 

@@ -1,4 +1,4 @@
-"""Modules that a YAML file describes: plain classifiers, for which nobody writes Python (see docs/add-a-module.md)."""
+"""Modules declared in a YAML file: classifiers without Python code (see docs/add-a-module.md)."""
 
 from keyword import iskeyword
 from pathlib import Path
@@ -15,7 +15,7 @@ from autoopt_pipeline.validation import Strict, UniqueKeys, first_error
 PROGRAM = "autoopt_pipeline.modules.builtin.programs:declared_program"
 
 MAX_LABELS = 100
-"""All labels and their descriptions stand in every prompt."""
+"""Every prompt contains all labels with their descriptions."""
 
 MAX_LABEL_CHARS = 100
 
@@ -25,7 +25,7 @@ KEPT_FIELD_NAMES = frozenset(
         "output_fields", "self", "signature",
     }
 )  # fmt: skip
-"""Names of fields that mean something else to DSPy or to the programs; so does what begins with `model_`."""
+"""Field names that DSPy or the programs use for something else; so are names that begin with `model_`."""
 
 
 def _field_name(name: str) -> str:
@@ -50,7 +50,7 @@ def _attribute_path(path: str) -> str:
 def _label_name(name: str) -> str:
     if name.lower() in CONFIRMING | REFUTING | UNDECIDED:
         raise ValueError(f"{name!r} is what a reviewer says of a decision: call the label something else")
-    # DSPy puts labels between quotes into the prompt and escapes nothing there, so a backslash would spoil the list.
+    # DSPy quotes labels in the prompt without escaping, so a backslash would spoil the list.
     fit = name.isprintable() and name[:1].isalnum() and name == name.rstrip() and "\\" not in name
     if not fit or len(name) > MAX_LABEL_CHARS:
         raise ValueError(
@@ -70,11 +70,11 @@ LabelName = Annotated[str, AfterValidator(_label_name)]
 Paths = Annotated[
     tuple[Annotated[str, AfterValidator(_attribute_path)], ...], Field(min_length=1), BeforeValidator(_as_list)
 ]
-"""One attribute path, or several of which the first present counts (see `contract`)."""
+"""One attribute path, or several of which the first present one counts (see `span_contract`)."""
 
 
 class DeclaredModule(Strict):
-    """One decision of the application: some texts in, one of a few labels out."""
+    """One decision of the application: text inputs, and one of a few labels as output."""
 
     description: Text = Field(description="The task, as the model is told it.")
     span: Text = Field(description="Name of the spans that hold the decisions.")
@@ -126,13 +126,13 @@ class DeclaredModule(Strict):
 
 
 class ModulesFile(Strict):
-    """What the file holds."""
+    """Contents of the file."""
 
     modules: dict[str, DeclaredModule]
 
     @model_validator(mode="after")
     def _one_judgement_each(self) -> Self:
-        """An annotation on a span must say which module's answer it judges."""
+        """Check that an annotation's name belongs to one module only."""
         seen: dict[tuple[str, str], str] = {}
         for name, module in self.modules.items():
             other = seen.setdefault((module.span, module.annotation), name)
@@ -144,10 +144,10 @@ class ModulesFile(Strict):
 
 
 def declared_modules(path: Path) -> list[ModuleSpec]:
-    """The modules of a file. Raises `InvalidSettings` with one line that names the file, the place and the value."""
-    where = f"AUTOOPT_MODULES {path}"
+    """Return the modules of a file. Raises `InvalidSettings` with one line: file, place and value."""
+    where = f"AUTOOPT_MODULES_FILE {path}"
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - makes text, lists and mappings only
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - makes only text, lists and mappings
         return [module.spec(name) for name, module in ModulesFile.model_validate(data).modules.items()]
     except OSError as e:
         raise InvalidSettings(f"{where}: {e.strerror}", "name a readable YAML file, or unset it") from None
@@ -165,4 +165,4 @@ _REMEDY = "correct the file (docs/add-a-module.md shows one)"
 
 
 class _Loader(UniqueKeys, yaml.BaseLoader):
-    """Takes every value as the text that it is, for a label called `no` is no boolean."""
+    """Reads every value as text, because a label `no` is not a boolean."""

@@ -13,14 +13,16 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, WATCH_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.run_history.ended_runs import RunEnd, latest_end, read_ended_runs
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, first_failure
-from autoopt_pipeline.run_history.feed import SETTLING, RunEnd, latest_id, read_ended_runs, read_events
+from autoopt_pipeline.run_history.lm_usage import usage_of
+from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG, EventKind, ModuleEvent, latest_id, read_page
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
+    RolloutReport,
     TickReport,
-    WatchReport,
     finished_ticks,
     read_tick,
     sensor_states,
@@ -51,9 +53,8 @@ class Exporter(Collector):
         self._labelled: set[str] = set()
         self._lock = threading.Lock()
         self._read_at: float | None = None
-        self._ended = {status: latest_id(instance.fetch_run_status_changes, event) for status, event in _ENDS.items()}
-        self._materializations = {m: latest_id(instance.fetch_materializations, dg.AssetKey(m)) for m in self._modules}
-        self._observations = {m: latest_id(instance.fetch_observations, dg.AssetKey(m)) for m in self._modules}
+        self._ended = {status: latest_end(instance, end) for status, end in _ENDS.items()}
+        self._events = {(kind, m): latest_id(instance, kind, m) for kind in EventKind for m in self._modules}
 
         self._registry = own = CollectorRegistry()
         self._decisions = Gauge(
@@ -134,8 +135,8 @@ class Exporter(Collector):
         self._read_ticks(now)
         self._read_runs(now)
         for module in self._modules:
-            self._read_outcomes(module, now)
-            self._read_observations(module, now)
+            for kind in EventKind:
+                self._read_events(kind, module, now)
         self._read_failures(now)
 
     def _read_ticks(self, now: datetime) -> None:
@@ -156,48 +157,40 @@ class Exporter(Collector):
                 due = report.oldest_due_since
                 self._oldest_due.set((now - due).total_seconds() if due else 0)
 
-            if sensor == WATCH_SENSOR and data and (seen := WatchReport.load(data.cursor)):
-                self._rollouts.set(seen.watched)
-                self._rollouts_deferred.set(seen.left)
+            if sensor == ROLLOUT_SENSOR and data and (seen := RolloutReport.load(data.cursor)):
+                self._rollouts.set(seen.active)
+                self._rollouts_deferred.set(seen.deferred)
 
     def _read_runs(self, now: datetime) -> None:
-        for status, event in _ENDS.items():
+        for status, end in _ENDS.items():
             after = self._ended[status]
-            ended = read_ended_runs(self._instance, self._modules, event, after, until=now - SETTLING)
+            ended = read_ended_runs(self._instance, self._modules, end, after, until=now - EVENT_LOG_LAG)
             self._ended[status] = ended.after
             for run in ended.runs:
-                if run.record.start_time:
-                    self._run_seconds.labels(status).observe(run.event.timestamp - run.record.start_time)
-                if event is dg.DagsterEventType.RUN_FAILURE:
+                if run.run.started_at:
+                    self._run_seconds.labels(status).observe((run.ended_at - run.run.started_at).total_seconds())
+                if end is dg.DagsterEventType.RUN_FAILURE:
                     failure = first_failure(run.event)
                     self._run_failures.labels(failure.module or WHOLE_RUN, failure.error).inc()
 
-    def _read_outcomes(self, module: str, now: datetime) -> None:
-        after = self._materializations[module]
-        for record in read_events(self._instance.fetch_materializations, module, after, until=now - SETTLING):
-            self._materializations[module] = record.storage_id
-            outcome = record.asset_materialization
-            if outcome and outcome.partition and "verdict" in outcome.metadata:
-                self._verdicts.labels(module, str(outcome.metadata["verdict"].value)).inc()
-                self._count_spent(outcome)
-
-    def _read_observations(self, module: str, now: datetime) -> None:
-        after = self._observations[module]
-        for record in read_events(self._instance.fetch_observations, module, after, until=now - SETTLING):
-            self._observations[module] = record.storage_id
-            seen = record.asset_observation
-            kind = seen.metadata["event"].value if seen and "event" in seen.metadata else None
-            if seen and kind == ROLLED_BACK:
+    def _read_events(self, kind: EventKind, module: str, now: datetime) -> None:
+        after, until = self._events[kind, module], now - EVENT_LOG_LAG
+        for event in read_page(self._instance, kind, module, after=after, until=until):
+            self._events[kind, module] = event.storage_id
+            if kind is EventKind.MATERIALIZATION:
+                if event.tenant and "verdict" in event.values:
+                    self._verdicts.labels(module, str(event.values["verdict"])).inc()
+                    self._count_spent(event)
+            elif event.values.get("event") == ROLLED_BACK:
                 self._rollbacks.labels(module).inc()
-            if seen and kind == SPENT:
-                self._count_spent(seen)
+            elif event.values.get("event") == SPENT:
+                self._count_spent(event)
 
-    def _count_spent(self, event: dg.AssetMaterialization | dg.AssetObservation) -> None:
-        tenant = self._label(event.partition or OTHER_TENANTS)
-        for name, counter in (("lm_calls", self._lm_calls), ("lm_tokens", self._lm_tokens)):
-            value = event.metadata.get(name)
-            if isinstance(value, dg.IntMetadataValue):
-                counter.labels(tenant).inc(value.value or 0)
+    def _count_spent(self, event: ModuleEvent) -> None:
+        tenant = self._label(event.tenant or OTHER_TENANTS)
+        usage = usage_of(event)
+        self._lm_calls.labels(tenant).inc(usage.lm_calls)
+        self._lm_tokens.labels(tenant).inc(usage.lm_tokens)
 
     def _read_failures(self, now: datetime) -> None:
         attempts = read_attempts(self._instance, self._modules, failures_since=now - _FAILURES_SINCE)

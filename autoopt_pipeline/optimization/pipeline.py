@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from importlib.metadata import version as package_version
 from typing import Literal
 
 import dspy
@@ -18,9 +17,16 @@ from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, judge
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
-from autoopt_pipeline.evaluation.sequential_test import follow_up
+from autoopt_pipeline.evaluation.sequential_test import decide_sequentially
+from autoopt_pipeline.evaluation.sequential_test_log import (
+    SequentialTest,
+    SequentialTestConditions,
+    append_step,
+    new_cases,
+    open_sequential_test,
+    open_test,
+)
 from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, HoldoutExample, Split, split_examples
-from autoopt_pipeline.evaluation.trial_log import Trial, TrialConditions, begin, go_on, new_cases, open_trial
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
@@ -28,7 +34,7 @@ from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, trackin
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
-from autoopt_pipeline.modules.similarity import normalize_query, split_words
+from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
@@ -41,11 +47,18 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.optimization.warm_start import Pool, share_instructions, shareable, start_from_shared
 from autoopt_pipeline.registry.promotion_blocks import why_unwanted
-from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Move, Program, Verdict
-from autoopt_pipeline.registry.serialization import compose, deserialize, queries_shown
-from autoopt_pipeline.registry.transitions import Watch, watch_since
+from autoopt_pipeline.registry.records import (
+    LedgerEntry,
+    Manifest,
+    Program,
+    Transition,
+    Verdict,
+    new_version_id,
+    program_facts,
+)
+from autoopt_pipeline.registry.serialization import compose, demos_shown, deserialize, queries_shown
+from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -57,9 +70,6 @@ MIN_TRAIN = 20
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
 """Most examples that are used, the newest. More judge hardly better and cost two calls each."""
 
-MIN_QUOTED_WORDS = 5
-"""Held-out queries of so many words are looked for in instructions; shorter ones stand in many by chance."""
-
 _LEDGER_TRIES = 20
 
 _MANUAL = "promotion_mode is manual; "
@@ -70,9 +80,8 @@ class OptimizationJob:
     """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
 
     `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
-    programs of a composed module's parts, by their names: what it starts from. `pool` is what tenants share, None
-    where nothing is shared. `attempt` is the run that began this, and `lost_runs` are those that were lost at it before
-    this one. With `only`, one of `OPTIMIZERS`, no others race.
+    programs of a composed module's parts, by their names: what it starts from. `attempt` is the run that began this,
+    and `lost_runs` are those that were lost at it before this one. With `only`, one of `OPTIMIZERS`, no others race.
     """
 
     spec: ModuleSpec
@@ -83,7 +92,6 @@ class OptimizationJob:
     run_id: str
     redact: Redact = default_redact
     parts: Mapping[str, Program] = field(default_factory=dict)
-    pool: Pool | None = None
     attempt: str = ""
     lost_runs: frozenset[str] = frozenset()
     only: str | None = None
@@ -126,38 +134,39 @@ class _Optimization:
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
         self.incumbent_version = active.version if active else None
-        self.moves = artifacts.moves()
-        self.epoch = sum(move.judged for move in self.moves)
-        self.watch = watch_since(self.moves[-1] if self.moves else None)
-        self.steps_seen = artifacts.last_trial_step()
-        self.terms = TrialConditions(self._opponent(), lm.name, tuple(label.name for label in self.labels))
+        self.transitions = artifacts.transitions()
+        self.epoch = sum(transition.resets_alpha_budget for transition in self.transitions)
+        self.rollout = active_rollout(self.transitions[-1] if self.transitions else None)
+        self.steps_seen = artifacts.last_sequential_test_step()
+        self.conditions = SequentialTestConditions(
+            self._opponent(), lm.name, tuple(label.name for label in self.labels)
+        )
         self.notes: list[str] = []
 
     def run(self) -> Report:
         found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
-        self.seen = [text for example in found.examples for text in example.inputs.values()]
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
         incumbent = self._incumbent(served)
         self.start = start = in_format(served, chosen) if chosen else served
-        trial, waiting = self._waiting()
+        test, candidate = self._candidate_under_test()
         split = split_examples(
             found.examples,
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
-            shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(waiting) if waiting else set()),
+            shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(candidate) if candidate else set()),
         )
         self.draft = self._draft(found, split)
         self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
-        if move := self._moved_before():
-            return self._report(*self._as_it_was(move))
+        if transition := self._moved_before():
+            return self._report(*self._as_it_was(transition))
         if trying := self._canary():
             return self._report(Verdict.CANARY, trying)
-        if trial and waiting:
-            return self._follow(trial, waiting, incumbent, split)
+        if test and candidate:
+            return self._follow(test, candidate, incumbent, split)
         if lacking := _lacking(split):
-            return self._report(*self._start_from_shared(*lacking))
+            return self._report(*lacking)
         check_budget(self.config, split, start)
         searched = search(
             self.spec,
@@ -202,29 +211,34 @@ class _Optimization:
             self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
         return enforced
 
-    def _moved_before(self) -> Move | None:
+    def _moved_before(self) -> Transition | None:
         """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
-        last = self.moves[-1] if self.moves else None
-        proven = last is not None and (last.judged or last.canary is not None)
-        return last if last and proven and last.by in map(_mover, self.job.lost_runs) else None
+        last = self.transitions[-1] if self.transitions else None
+        return last if last and last.actor in map(_mover, self.job.lost_runs) else None
 
-    def _as_it_was(self, move: Move) -> tuple[Verdict, str]:
+    def _as_it_was(self, transition: Transition) -> tuple[Verdict, str]:
         """The verdict of a promotion that was made before, with what its version says of it."""
-        watch = watch_since(move)
-        trying = watch if watch and watch.is_canary else None
-        manifest = self.artifacts.manifest(str(trying.version if trying else move.to))
-        self.notes.append(f"{move.by} had come to this before it was lost, so nothing was searched for again")
+        rollout = active_rollout(transition)
+        trying = rollout if rollout and rollout.is_canary else None
+        manifest = self.artifacts.manifest(str(trying.version if trying else transition.to_version))
+        self.notes.append(f"{transition.actor} had come to this before it was lost, so nothing was searched for again")
         if manifest:
             self.draft = replace(
                 self.draft,
                 version=manifest.version,
-                active_version=move.to,
-                incumbent_version=move.expected,
+                active_version=transition.to_version,
+                incumbent_version=transition.from_version,
                 optimizer=manifest.optimizer,
-                # A trial decides later than its manifest is written.
-                gate=self._decision_in(manifest) if manifest.gate and manifest.verdict != Verdict.WAITING else None,
+                # A sequential test decides later than its manifest is written.
+                gate=self._decision_in(manifest)
+                if manifest.gate and manifest.verdict != Verdict.INCONCLUSIVE
+                else None,
             )
-        return (Verdict.CANARY, f"{move.why}; {_trying(trying)}") if trying else (Verdict.PROMOTED, move.why)
+        return (
+            (Verdict.CANARY, f"{transition.reason}; {_trying(trying)}")
+            if trying
+            else (Verdict.PROMOTED, transition.reason)
+        )
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Let the finalist look at the holdout, once."""
@@ -235,8 +249,8 @@ class _Optimization:
         split = self._without_quoted(split, incumbent, finalist.program)
         if lacking := _lacking(split):
             return self._report(*lacking)
-        look, repeated = self._charge("look", finalist.stored, split)
-        version = f"{self.job.window_end:%Y%m%dT%H%M%SZ}-{finalist.stored.digest[:8]}"
+        look, repeated = self._charge("holdout_test", finalist.stored, split)
+        version = new_version_id(finalist.stored, self.job.window_end)
         manifest = self.artifacts.manifest(version) if repeated else None
         if manifest and manifest.gate.get("alpha") == look.alpha:
             # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
@@ -247,23 +261,28 @@ class _Optimization:
         else:
             decision = self._look(finalist, incumbent, split, look.alpha)
             verdict, reason = self._awaiting_approval(decision)
-            manifest = self._manifest(version, finalist, incumbent, decision, verdict, reason)
+            manifest = self._manifest(finalist, decision, verdict, reason)
             self.artifacts.save(finalist.stored, manifest)
-        if verdict is Verdict.WAITING and any(step.version == version for step in self.artifacts.trial_steps()):
-            verdict, reason = Verdict.REJECTED, f"{version} was tried on new traces already, and that trial has ended"
-        if verdict is Verdict.WAITING:
-            alpha = self._charge("trial", finalist.stored, split)[0].alpha
-            begin(
+        if verdict is Verdict.INCONCLUSIVE and any(
+            step.version == version for step in self.artifacts.sequential_test_steps()
+        ):
+            verdict, reason = (
+                Verdict.REJECTED,
+                f"{version} was tried on new traces already, and that sequential test has ended",
+            )
+        if verdict is Verdict.INCONCLUSIVE:
+            alpha = self._charge("sequential_test", finalist.stored, split)[0].alpha
+            open_test(
                 self.artifacts,
                 version,
-                self.terms,
+                self.conditions,
                 after=self.steps_seen,
                 alpha=alpha,
                 queries=split.queries,
                 run_id=self.job.run_id,
             )
             reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
-        return self._conclude(manifest, finalist.program, verdict, reason)
+        return self._conclude(manifest, verdict, reason)
 
     def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
         """Ask both programs the holdout, and judge."""
@@ -301,26 +320,26 @@ class _Optimization:
                 "restore it from a backup",
             ) from None
 
-    def _follow(self, trial: Trial, waiting: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
-        """Try the waiting candidate on what came since; no other one is searched for meanwhile."""
-        self.draft = replace(self.draft, version=trial.version, changes=changes_between(incumbent, waiting))
-        judged = new_cases(trial, self._without_quoted(split, incumbent, waiting).holdout, MAX_HOLDOUT)
+    def _follow(self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
+        """Try the inconclusive candidate on what came since; no other one is searched for meanwhile."""
+        self.draft = replace(self.draft, version=test.version, changes=changes_between(incumbent, candidate))
+        judged = new_cases(test, self._without_quoted(split, incumbent, candidate).holdout, MAX_HOLDOUT)
         if not judged:
             return self._report(
-                Verdict.WAITING,
-                f"{trial.version} has {len(trial.cases)} cases in its trial, and there are no new held-out traces",
+                Verdict.INCONCLUSIVE,
+                f"{test.version} has {len(test.cases)} cases in its sequential test, and no held-out trace is new",
             )
-        self.say(f"trial of {trial.version}: {len(judged)} new holdout traces, alpha {trial.alpha:.2g}")
-        rows = self._compare(incumbent, waiting, judged)
+        self.say(f"sequential test of {test.version}: {len(judged)} new holdout traces, alpha {test.alpha:.2g}")
+        rows = self._compare(incumbent, candidate, judged)
         cases = [row.case for row in rows]
-        decision = follow_up([*trial.cases, *cases], alpha=trial.alpha)
+        decision = decide_sequentially([*test.cases, *cases], alpha=test.alpha)
         self.draft = replace(self.draft, gate=decision, compared=tuple(rows))
         verdict, reason = self._awaiting_approval(decision)
-        enter = partial(go_on, self.artifacts, trial, judged=judged, cases=cases, run_id=self.job.run_id)
+        enter = partial(append_step, self.artifacts, test, judged=judged, cases=cases, run_id=self.job.run_id)
         if verdict is not Verdict.PROMOTED:
             enter(verdict=verdict)
-        report = self._conclude(self.artifacts.manifest(trial.version), waiting, verdict, reason)
-        # The promotion comes first: a run that dies in between must not leave a trial that ended without one.
+        report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
+        # The promotion comes first: a run that dies in between must not leave a sequential test without it.
         if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
             with suppress(PromotionConflict):
                 enter(verdict=report.verdict)
@@ -347,46 +366,29 @@ class _Optimization:
             return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
         return decision.verdict, decision.reason
 
-    def _conclude(self, manifest: Manifest | None, program: dspy.Module, verdict: Verdict, reason: str) -> Report:
+    def _conclude(self, manifest: Manifest | None, verdict: Verdict, reason: str) -> Report:
         """Bring a promoted version into service, unless somebody else was quicker."""
         if manifest is None:
             raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
         active = self.incumbent_version
         if verdict is Verdict.PROMOTED:
             try:
-                move = roll_out(
+                transition = roll_out(
                     self.artifacts,
                     manifest.version,
                     expected=self.incumbent_version,
-                    by=_mover(self.job.run_id),
-                    why=reason,
-                    settings=self.config.watch,
+                    actor=_mover(self.job.run_id),
+                    reason=reason,
+                    policy=self.config.rollout,
                 )
-                active = move.to
-                watch = watch_since(move)
-                if watch and watch.is_canary:
-                    verdict, reason = Verdict.CANARY, f"{reason}; {_trying(watch)}"
+                active = transition.to_version
+                rollout = active_rollout(transition)
+                if rollout and rollout.is_canary:
+                    verdict, reason = Verdict.CANARY, f"{reason}; {_trying(rollout)}"
             except PromotionConflict as e:
                 verdict, reason = Verdict.STALE, str(e)
-        if verdict is Verdict.PROMOTED and self.job.pool and self.config.share_instructions:
-            self.notes += share_instructions(self.job.pool, self.spec, self.labels, self.draft, manifest, program)
         self.draft = replace(self.draft, version=manifest.version, active_version=active)
         return self._report(verdict, reason)
-
-    def _start_from_shared(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
-        """While the data cannot decide, begin with what others share, where both sides said so and nothing serves."""
-        if not (self.job.pool and self.config.start_from_shared) or self.incumbent_version or self.job.parts:
-            return verdict, reason
-        draft = replace(self.draft, verdict=verdict)
-        started = start_from_shared(
-            self.job.pool, self.config, self.spec, self.labels, self.artifacts, draft, self.job.run_id
-        )
-        if started is None:
-            return verdict, reason
-        self.draft = replace(
-            self.draft, version=started.version, active_version=started.version if started.active else None
-        )
-        return verdict, f"{reason}; {started.why}"
 
     def _report(self, verdict: Verdict, reason: str) -> Report:
         self.say(f"{verdict.value}: {reason}")
@@ -447,44 +449,39 @@ class _Optimization:
 
     def _canary(self) -> str | None:
         """What is being tried in production, where that has to be decided before anything else is searched for."""
-        watch = self.watch
-        if watch is None:
+        rollout = self.rollout
+        if rollout is None:
             return None
-        self.artifacts.keep_watched(watch.move.at)
-        if not watch.is_canary or not self.config.watch.enabled:
+        self.artifacts.keep_indexed(rollout.transition.at)
+        if not rollout.is_canary or not self.config.rollout.monitor:
             return None
         since = self.config.retrain_after(self.spec.name)
-        return None if since and since > watch.move.at else _trying(watch)
+        return None if since and since > rollout.transition.at else _trying(rollout)
 
-    def _waiting(self) -> tuple[Trial | None, dspy.Module | None]:
-        """The candidate that is on trial, with its program."""
-        trial = open_trial(self.artifacts, self.terms)
-        if trial is None:
+    def _candidate_under_test(self) -> tuple[SequentialTest | None, dspy.Module | None]:
+        """The open sequential test, with its candidate's program."""
+        test = open_sequential_test(self.artifacts, self.conditions)
+        if test is None:
             return None, None
         settings = self.config.modules.get(self.spec.name)
         lookback = timedelta(seconds=self.config.lookback_seconds)
-        if settings and settings.retrain_after and settings.retrain_after > trial.began:
-            self.notes.append(f"the trial of {trial.version} ends: the module is to be retrained")
-        elif self.job.window_end - trial.last_new > lookback:
-            self.notes.append(f"the trial of {trial.version} ends: no new held-out traces in the lookback")
+        if settings and settings.retrain_after and settings.retrain_after > test.began:
+            self.notes.append(f"the sequential test of {test.version} ends: the module is to be retrained")
+        elif self.job.window_end - test.last_new > lookback:
+            self.notes.append(f"the sequential test of {test.version} ends: no new held-out traces in the lookback")
         else:
             try:
-                return trial, deserialize(self.spec, self.labels, self.artifacts.load(trial.version))
+                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version))
             except InvalidArtifact as e:
-                self.notes.append(f"the trial of {trial.version} ends: {e}")
+                self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None
 
     def _without_quoted(self, split: Split, *programs: dspy.Module) -> Split:
         """The holdout without queries that stand in a compared program's instructions: these judge nobody."""
-        instructions = [
-            f" {' '.join(split_words(normalize_query(predictor.signature.instructions)))} "
-            for program in programs
-            for predictor in program.predictors()
-        ]
+        instructions = [predictor.signature.instructions for program in programs for predictor in program.predictors()]
 
         def quoted(judged: HoldoutExample) -> bool:
-            long_enough = [words for query in judged.group if len(words := split_words(query)) >= MIN_QUOTED_WORDS]
-            return any(f" {' '.join(words)} " in text for words in long_enough for text in instructions)
+            return any(quotes(text, query) for query in judged.group for text in instructions)
 
         fit = replace(
             split,
@@ -495,7 +492,9 @@ class _Optimization:
             self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
         return fit
 
-    def _charge(self, kind: Literal["look", "trial"], candidate: Program, split: Split) -> tuple[LedgerEntry, bool]:
+    def _charge(
+        self, kind: Literal["holdout_test", "sequential_test"], candidate: Program, split: Split
+    ) -> tuple[LedgerEntry, bool]:
         """Enter a risk in the ledger, before it is taken, and say whether an earlier try of this run had entered it."""
         holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
         for _ in range(_LEDGER_TRIES):
@@ -508,7 +507,7 @@ class _Optimization:
                 at=self.job.window_end,
                 candidate_digest=candidate.digest,
                 holdout_digest=holdout_digest,
-                incumbent=self.terms.incumbent,
+                incumbent=self.conditions.incumbent,
             )
             if (repeated := charge in entries) or self.artifacts.charge(charge):
                 return charge, repeated
@@ -517,21 +516,10 @@ class _Optimization:
             "let them finish first",
         )
 
-    def _manifest(
-        self,
-        version: str,
-        finalist: Finalist,
-        incumbent: dspy.Module,
-        decision: GateDecision,
-        verdict: Verdict,
-        reason: str,
-    ) -> Manifest:
+    def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
         comparison = decision.comparison
-        parent = self.artifacts.manifest(self.incumbent_version) if self.incumbent_version else None
         return Manifest(
-            version=version,
-            program_sha256=finalist.stored.digest,
-            created_at=datetime.now(UTC),
+            **program_facts(finalist.stored, self.job.window_end),
             run_id=self.job.run_id,
             parent=self.incumbent_version,
             verdict=verdict.value,
@@ -541,15 +529,6 @@ class _Optimization:
             examples=self.draft.examples,
             provenance=self.draft.provenance,
             judged_by=dict(Counter(row.example.provenance.value for row in self.draft.compared)),
-            shareable=shareable(
-                self.spec,
-                self.labels,
-                finalist.program,
-                (incumbent, self.start),
-                parent,
-                self.config.tenant_id,
-                self.seen,
-            ),
             incumbent_score=comparison.incumbent_score,
             candidate_score=comparison.candidate_score,
             gate={
@@ -565,7 +544,6 @@ class _Optimization:
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
             lm=self.lm.name,
-            answer_format=finalist.stored.answer_format,
             lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             stand_in=self.lm.is_stand_in,
@@ -575,19 +553,18 @@ class _Optimization:
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
-            packages={name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
         )
 
 
 def _mover(run_id: str) -> str:
-    """Who makes a move, where a run does."""
+    """Who makes a transition, where a run does."""
     return f"run {run_id}"
 
 
-def _trying(watch: Watch) -> str:
+def _trying(rollout: Rollout) -> str:
     return (
-        f"{watch.version} gets {100 * watch.share:.4g} % of the requests since {watch.move.at:%Y-%m-%d %H:%M} UTC, "
-        "and becomes active unless that shows it to be worse"
+        f"{rollout.version} gets {100 * rollout.fraction:.4g} % of the requests since "
+        f"{rollout.transition.at:%Y-%m-%d %H:%M} UTC, and becomes active unless that shows it to be worse"
     )
 
 
@@ -614,8 +591,12 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
 
 
 def _check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
+    """A demo of a training example shows no held-out query, because a query is on one side of the split. Others are
+    compared by their words."""
+    trained = {example.span_id for example in split.train}
     held_out = {query for judged in (*split.holdout, *split.guard) for query in judged.group}
-    if leaked := held_out.intersection(normalize_query(query) for query in queries_shown(program)):
+    others = {normalize_query(query) for source, query in demos_shown(program) if source not in trained}
+    if leaked := held_out.intersection(others):
         raise InvalidArtifact(
             f"a candidate shows {len(leaked)} held-out queries to the model", "report this: it must not happen"
         )

@@ -5,11 +5,12 @@ NIPS 1993): after each rung the worse half of a heat goes, and so does whoever i
 examples. Pure: what scores a program is given, and nothing here knows of models.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from autoopt_pipeline.hashing import unit_interval
 
 MIN_RUNG = 20
 """Fewest examples after which somebody may be dropped; at fewer, luck decides."""
@@ -134,12 +135,8 @@ def balanced(items: Sequence[T], label: Callable[[T], str]) -> list[T]:
         groups.setdefault(label(item), []).append(item)
     # Each label's items are spread evenly; where its first one stands is up to a hash, else rare labels would clump.
     places = [
-        ((place + _fraction(name)) / len(group), name, place)
+        ((place + unit_interval(name)) / len(group), name, place)
         for name, group in groups.items()
         for place in range(len(group))
     ]
     return [groups[name][place] for _, name, place in sorted(places)]
-
-
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

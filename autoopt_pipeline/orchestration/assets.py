@@ -1,4 +1,4 @@
-"""One partitioned asset per module. The sensor, the UI, backfills and the command line all run these."""
+"""One partitioned asset per module. The sensor, the UI, backfills and commands all materialize these."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, RunFailed
@@ -15,13 +14,14 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.names import ATTEMPT_TAG, LM_POOL, WINDOW_END_TAG
-from autoopt_pipeline.orchestration.budget_guard import accounted, blaming_the_day, budget_today
+from autoopt_pipeline.orchestration.budget_guard import attribute_to_daily_budget, budget_today, record_usage_on_failure
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_config import RunOverrides
-from autoopt_pipeline.orchestration.step_errors import exit_with_parent, skipping, translate_errors
+from autoopt_pipeline.orchestration.step_errors import exit_with_parent, should_skip, translate_errors
 from autoopt_pipeline.run_history.outcomes import outcome_since
 from autoopt_pipeline.run_history.progress import StepProgress
+from autoopt_pipeline.run_history.runs import created_at, runs_of_attempt
 from autoopt_pipeline.scheduling.conditions import learnt_from
 from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
@@ -30,7 +30,6 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Report
-    from autoopt_pipeline.optimization.warm_start import Pool
     from autoopt_pipeline.traces.reader import Collected
 
 _EVER = datetime.min.replace(tzinfo=UTC)
@@ -47,11 +46,11 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         partitions_def=tenants_partitions,
         group_name="modules",
         kinds={"dspy"},
-        # A composed module starts from what its parts have learnt, so in one run it comes after them.
+        # A composed module starts from the programs of its parts, so in one run it comes after them.
         deps=[part.name for part in spec.parts],
     )
 
-    # Neither an outcome nor its check comes of a module that is left to another run, so both are optional.
+    # A module that is left to another run has neither an outcome nor a check, so both are optional.
     @dg.multi_asset(name=spec.name, specs=[asset], check_specs=[_data_check(spec)], can_subset=True, pool=LM_POOL)
     def module_asset(
         context: dg.AssetExecutionContext, config: RunOverrides, services: Services
@@ -59,7 +58,7 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
         exit_with_parent()
         with translate_errors(context, Retry()):
             _check_one_tenant(context)
-            if skipping(context, spec.name):
+            if should_skip(context, spec.name):
                 return
             connections = services.connect()
             entry = newest_version(connections.configs, context.partition_key)
@@ -72,7 +71,7 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
 
 
 def _check_one_tenant(context: dg.AssetExecutionContext) -> None:
-    """Raise `RunFailed` where the launchpad was told of no partition, or of several."""
+    """Raise `RunFailed` where no partition, or several, were chosen in the launchpad."""
     if not context.has_partition_key:
         raise RunFailed("the run is for no single tenant", "launch it with one partition, which is the tenant")
 
@@ -91,7 +90,7 @@ def _data_check(spec: ModuleSpec) -> dg.AssetCheckSpec:
 
 @dataclass(frozen=True)
 class _Material:
-    """What a run learns from and for."""
+    """The input of a run of one module."""
 
     config: RoutingConfigUnified
     config_version: int
@@ -107,7 +106,7 @@ def _gather(
     config: RoutingConfigUnified,
     entry: StoredConfig,
 ) -> _Material:
-    # DSPy, pandas and the Phoenix client take seconds to import, so only a run does.
+    # DSPy, pandas and the Phoenix client take seconds to import, so only runs import them.
     from autoopt_pipeline.traces.reader import collect
 
     tenant = config.tenant_id
@@ -116,7 +115,7 @@ def _gather(
     start = learnt_from(config, until=end, begins=entry.since)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
     collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
-    learnable = collected.without(frozenset(config.forgotten_traces))
+    learnable = collected.without(frozenset(config.excluded_traces))
     return _Material(config, entry.version, start, end, learnable)
 
 
@@ -139,8 +138,8 @@ def _optimize(
     meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
     with (
         translate_errors(context, config.retry),
-        accounted(context, spec.name, meter),
-        blaming_the_day(config, budget),
+        record_usage_on_failure(context, spec.name, meter),
+        attribute_to_daily_budget(config, budget),
     ):
         answering = resolve_lm(config.lm, settings)
         artifacts = connections.artifacts(config.tenant_id, spec.name)
@@ -166,7 +165,6 @@ def _optimize(
             ),
             attempt=_attempt(context),
             lost_runs=_lost_runs(context, spec.name),
-            pool=_pool(connections, config, spec),
             only=overrides.optimizer,
         )
         report = optimize(
@@ -187,7 +185,7 @@ def _optimize(
 
 
 def _publish(context: dg.AssetExecutionContext, connections: Connections, report: "Report") -> str | None:
-    """Show the comparison in Phoenix, for people. A run does not fail where that cannot be done."""
+    """Publish the comparison as a Phoenix experiment. If that fails, the run goes on."""
     from autoopt_pipeline.traces.experiments import ComparedRow, ProgramAnswer, publish_comparison
 
     if not report.compared:
@@ -219,42 +217,25 @@ def _publish(context: dg.AssetExecutionContext, connections: Connections, report
         return None
 
 
-def _pool(connections: Connections, config: RoutingConfigUnified, spec: ModuleSpec) -> "Pool":
-    """What tenants share. What this one shares no longer goes now; nobody has read it since it said so."""
-    from autoopt_pipeline.optimization.warm_start import Pool
-
-    shared = connections.shared(spec.name)
-    if not config.share_instructions:
-        shared.withdraw(config.tenant_id)
-    return Pool(shared, connections.configs)
-
-
 def _attempt(context: dg.AssetExecutionContext) -> str:
-    """The run that began what this one does: another one where this is tried again."""
+    """The first run of this attempt: another run where this one is a retry."""
     return context.run.tags.get(ATTEMPT_TAG) or context.run.root_run_id or context.run.run_id
 
 
 def _lost_runs(context: dg.AssetExecutionContext, module: str) -> frozenset[str]:
-    """The runs of the same attempt before this one, where none of them came to report an outcome of the module."""
+    """The earlier runs of this attempt, if none of them reported an outcome of the module."""
     attempt = _attempt(context)
     if attempt == context.run.run_id:
         return frozenset()
-    tried = [
-        run.run_id
-        for tag in (ATTEMPT_TAG, ROOT_RUN_ID_TAG)
-        for run in context.instance.get_runs(dg.RunsFilter(tags={tag: attempt}))
-    ]
-    earlier = frozenset({attempt, *tried} - {context.run.run_id})
+    earlier = runs_of_attempt(context.instance, attempt) - {context.run.run_id}
     last = outcome_since(context.instance, context.partition_key, module, _EVER)
     return frozenset() if last in earlier else earlier
 
 
 def _window_end(context: dg.AssetExecutionContext, connections: Connections) -> datetime:
-    """The tag of the sensor, or for a run started otherwise its (first attempt's) creation less the settling time."""
+    """The sensor's tag, or for other runs the creation of the (first) run less the settling time."""
     tag = context.run.tags.get(WINDOW_END_TAG)
     if tag:
         return datetime.fromisoformat(tag).astimezone(UTC)
-    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
-    created = record.create_timestamp if record else datetime.now(UTC)
-    created = created if created.tzinfo else created.replace(tzinfo=UTC)
-    return created.astimezone(UTC) - timedelta(seconds=connections.settings.settling_seconds)
+    created = created_at(context.instance, context.run.root_run_id or context.run.run_id) or datetime.now(UTC)
+    return created - timedelta(seconds=connections.settings.settling_seconds)

@@ -1,7 +1,7 @@
-"""How the modules of one run are executed: side by side, each in a process of its own.
+"""The executor: the modules of a run are executed in parallel, each in a process of its own.
 
-Most of a module's time is waiting for the language model. The processes are forked from a server that has
-imported what they need, so five of them cost one import and not five.
+A module mostly waits for the language model. The processes are forked from a server that has imported everything, so
+five of them cost one import and not five.
 """
 
 import dagster as dg

@@ -1,6 +1,6 @@
-"""Dagster's own local storage, with a `base_dir` that counts from DAGSTER_HOME. Named in `dagster.yaml`.
+"""Dagster's local storage with a `base_dir` relative to DAGSTER_HOME. `dagster.yaml` names these classes.
 
-Dagster counts it from the current folder, so a command in another one would meet another instance, an empty one.
+In Dagster itself it is relative to the current folder, so a command elsewhere would use another, empty instance.
 """
 
 import os
@@ -31,7 +31,7 @@ class HomeArtifactStorage(LocalArtifactStorage):
 
 
 class HomeComputeLogManager(LocalComputeLogManager):
-    """What runs print."""
+    """Output of runs."""
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:

@@ -1,4 +1,4 @@
-"""Running a tenant's modules now, as a person asked for it: in this process, or by Dagster's own launcher."""
+"""Running a tenant's modules now: in this process, or through Dagster's queue and launcher."""
 
 import logging
 import time
@@ -15,21 +15,17 @@ from dagster._utils.error import SerializableErrorInfo
 from autoopt_pipeline.errors import LaunchFailed
 from autoopt_pipeline.names import PARTITION_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.failures import causes_of, one_line_cause
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import outcomes_of_run
 from autoopt_pipeline.run_history.progress import LOGGED_AS, ShowProgress, listening, read_progress
-from autoopt_pipeline.run_history.runs import UNFINISHED, selected_modules
-from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
+from autoopt_pipeline.run_history.runs import UNFINISHED, find_run, read_log, selected_modules
 from autoopt_pipeline.tls import trusted_authorities
 from autoopt_pipeline.urls import without_login, without_secrets
 
 CODE_LOCATION = "autoopt_pipeline"
-"""Name of the code location, as `workspace.yaml` has it."""
+"""Name of the code location, as in `workspace.yaml`."""
 
 _ASSET_JOB = "__ASSET_JOB"
-"""The job that Dagster makes of all assets; what its UI launches when somebody materializes some."""
-
-_FORCED = {Reason.NOT_DUE, Reason.TOO_FEW_TRACES, Reason.BACKING_OFF}
-"""What a person need not wait for."""
+"""Dagster's job of all assets, which its UI launches to materialize some of them."""
 
 _POLL_SECONDS = 1.0
 _DAGSTER_SECONDS = 300
@@ -41,9 +37,9 @@ LogCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run: the metadata of every module that has an outcome, and one line for each that failed.
+    """The result of a run: the metadata of every module that has an outcome, and one line for each that failed.
 
-    `skipped` says why modules were left to another run, where they were.
+    `skipped` is the reason why modules were left to another run, if any were.
     """
 
     run_id: str
@@ -51,12 +47,6 @@ class RunResult:
     outcomes: dict[str, dict[str, Any]]
     causes: dict[str, str]
     skipped: str | None = None
-
-
-def is_to_run(decision: ScheduleDecision, *, force: bool) -> bool:
-    """Whether to run a module now: it is due, or a person insists and nothing else forbids it."""
-    unmet = {each.otherwise for each in decision.conditions if each.met is False}
-    return decision.launch or (force and bool(unmet) and unmet <= _FORCED)
 
 
 def run_in_process(
@@ -70,8 +60,8 @@ def run_in_process(
 ) -> RunResult:
     """Materialize in this process, one module after the other. The queue and its limits do not apply.
 
-    `say` gets the lines of the run's log, and `show` how far it is; without `show` that is in the lines too. Ctrl-C
-    cancels the run.
+    `say` takes the lines of the run's log, and `show` its progress, which otherwise is among the lines. Ctrl-C cancels
+    the run.
     """
     run_id = str(uuid4())
     interrupted = False
@@ -80,11 +70,11 @@ def run_in_process(
         nonlocal interrupted
         cause = _retry_cause(entry)
         if cause and cause.cls_name in _INTERRUPTIONS:
-            # Dagster takes Ctrl-C for a failure of the step, and would try it again.
+            # Dagster treats Ctrl-C as a failure of the step, and would retry it.
             interrupted = True
             instance.report_run_canceling(_run(instance, run_id))
             raise KeyboardInterrupt
-        _tell(entry, say, show)
+        _forward(entry, say, show)
 
     instance.add_event_listener(run_id, listen)
     with listening(run_id, show):
@@ -99,7 +89,7 @@ def run_in_process(
         )
     if interrupted:
         raise KeyboardInterrupt
-    return _ended(instance, run_id)
+    return _result(instance, run_id)
 
 
 def submit(
@@ -130,38 +120,37 @@ def submit(
             tags={**tags, PARTITION_TAG: tenant},
             asset_selection=list(modules),
         )
-        if not instance.has_run(run_id):
+        if find_run(instance, run_id) is None:
             client.terminate_run(run_id)
             raise LaunchFailed(f"Dagster at {shown} works with another instance", remedy)
     except (DagsterGraphQLClientError, ValueError) as e:
         chain = list(_chain(e))
-        # The first message is mostly the text of the query.
-        silent = any(isinstance(each, OSError) for each in chain)
+        # The first message mostly quotes the query.
+        silent = any(isinstance(error, OSError) for error in chain)
         why = "does not answer" if silent else f"refuses: {one_line_cause(str(chain[min(1, len(chain) - 1)]))}"
         raise LaunchFailed(f"Dagster at {shown} {why}", remedy) from e
     return run_id
 
 
 def follow(instance: dg.DagsterInstance, run_id: str, say: LogCallback, show: ShowProgress | None = None) -> RunResult:
-    """Tell of a run that others execute, as `run_in_process` does, until it has ended."""
+    """Follow a run that another process executes until it has ended, with `say` and `show` as in `run_in_process`."""
     cursor, last = None, None
     while True:
         run = _run(instance, run_id)
         if run.status is not last:
             say(f"run {run_id}: {run.status.value.lower()}")
             last = run.status
-        # Read after the status: what was said before the end is then never missed.
-        page = instance.get_records_for_run(run_id, cursor)
-        for record in page.records:
-            _tell(record.event_log_entry, say, show)
-        cursor = page.cursor
+        # The log is read after the status, so nothing that was logged before the end is missed.
+        entries, cursor = read_log(instance, run_id, cursor)
+        for entry in entries:
+            _forward(entry, say, show)
         if show:
             running = {(run.tags[PARTITION_TAG], module): run_id for module in selected_modules(run)}
             progress = read_progress(instance, running)
             for key in running:
                 show(key[1], progress[key].progress if key in progress else None)
         if run.status not in UNFINISHED:
-            return _ended(instance, run_id)
+            return _result(instance, run_id)
         time.sleep(_POLL_SECONDS)
 
 
@@ -171,8 +160,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _tell(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) -> None:
-    """What a module says, and why a part of it is tried again. Dagster's own events are left out."""
+def _forward(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) -> None:
+    """Forward the lines of modules and the causes of retries. Dagster's own events are left out."""
     if entry.dagster_event is None and int(entry.level) >= logging.INFO:
         if show is None or not entry.user_message.startswith(LOGGED_AS):
             say(f"{entry.step_key}: {entry.user_message}")
@@ -181,7 +170,7 @@ def _tell(entry: dg.EventLogEntry, say: LogCallback, show: ShowProgress | None) 
 
 
 def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
-    """Why a module is to be tried again, where the event says that it is."""
+    """The cause of a retry, if the event announces one."""
     event = entry.dagster_event
     if event is None or event.event_type is not DagsterEventType.STEP_UP_FOR_RETRY:
         return None
@@ -189,18 +178,13 @@ def _retry_cause(entry: dg.EventLogEntry) -> SerializableErrorInfo | None:
     return (error.cause or error) if error else None
 
 
-def _ended(instance: dg.DagsterInstance, run_id: str) -> RunResult:
-    outcomes = {}
-    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION):
-        materialization = entry.asset_materialization
-        if materialization:
-            outcomes[materialization.asset_key.to_user_string()] = metadata_values(materialization)
-    run = _run(instance, run_id)
+def _result(instance: dg.DagsterInstance, run_id: str) -> RunResult:
+    run, outcomes = _run(instance, run_id), outcomes_of_run(instance, run_id)
     return RunResult(run_id, run.status, outcomes, causes_of(instance, run_id), run.tags.get(SKIPPED_TAG))
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
-    run = instance.get_run_by_id(run_id)
+    run = find_run(instance, run_id)
     if run is None:
         raise LaunchFailed(f"run {run_id} was deleted", "start another one")
     return run

@@ -17,14 +17,14 @@ def registered_tenants(instance: dg.DagsterInstance) -> set[str]:
 
 
 def register_tenant(instance: dg.DagsterInstance, tenant_id: str) -> None:
-    """Make the tenant a partition, so that it can be materialized at once."""
-    # Dagster looks first and writes then; in between the sensor, or somebody else, may have made it one.
+    """Add the tenant's partition, so that it can be materialized at once."""
+    # Dagster checks before it writes; in between, the sensor or somebody else may have added the partition.
     with suppress(IntegrityError):
         instance.add_dynamic_partitions(TENANTS_PARTITIONS, [tenant_id])
 
 
 def withdraw_tenant(instance: dg.DagsterInstance, tenant_id: str) -> bool:
-    """Take away the partition of a removed tenant. False while a run is under way: the sensor does it afterwards."""
+    """Delete the partition of a removed tenant. False while a run is under way: the sensor deletes it afterwards."""
     if tenant_id in unfinished_runs(instance, module_names()):
         return False
     if tenant_id in registered_tenants(instance):

@@ -7,7 +7,7 @@ from autoopt_pipeline.settings import load_settings
 
 
 class Services(dg.ConfigurableResource):
-    """Opens what the process settings (`AUTOOPT_*`) name. Holds no setting itself, so Dagster stores no secret."""
+    """Connects to what the process settings (`AUTOOPT_*`) name. It has no field, so Dagster stores no secret."""
 
     def connect(self) -> Connections:
         return Connections(load_settings())

@@ -1,4 +1,4 @@
-"""What one run may be told to do otherwise than its tenant's configuration says. Shown in Dagster's launchpad."""
+"""Run config: what one run may do differently from its tenant's configuration. Dagster's launchpad shows it."""
 
 from typing import Any
 
@@ -11,23 +11,23 @@ from autoopt_pipeline.text import did_you_mean
 
 
 class BudgetOverride(dg.Config):
-    """What is not set is as configured."""
+    """Unset fields are as configured."""
 
     max_lm_calls: int | None = Field(None, description="Most calls of language models.")
     max_tokens: int | None = Field(None, description="Most tokens.")
 
 
 class LMOverride(dg.Config):
-    """Stands in the place of the tenant's `lm` as a whole."""
+    """Replaces the tenant's `lm` as a whole."""
 
     model: str = Field(description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
     api_base: str | None = Field(None, description="Endpoint, for servers that speak the OpenAI protocol.")
     api_key_env: str | None = Field(None, description="Environment variable that holds the key; it ends with _API_KEY.")
 
 
-# Bounds are checked where those of the configuration are: Dagster would print a stack and no line.
+# Bounds are checked with those of the configuration, because Dagster would print a stack instead of one line.
 class RunOverrides(dg.Config):
-    """Only for this run. What is not set is as the tenant's configuration says."""
+    """Only for this run. Unset fields are as the tenant's configuration has them."""
 
     budget: BudgetOverride = Field(BudgetOverride(), description="What the run may spend at most for this module.")
     lm: LMOverride | None = Field(
@@ -43,9 +43,9 @@ class RunOverrides(dg.Config):
     )
 
     def given(self) -> dict[str, Any]:
-        """What was set."""
-        found = _without_none(self.model_dump())
-        return {name: value for name, value in found.items() if value not in ({}, False)}
+        """The fields that were set."""
+        fields = _without_none(self.model_dump())
+        return {name: value for name, value in fields.items() if value not in ({}, False)}
 
     def applied_to(self, config: RoutingConfigUnified) -> RoutingConfigUnified:
         """The configuration for this run. Raises `InvalidConfig` where something cannot be."""

@@ -1,4 +1,4 @@
-"""A report as Dagster metadata: numbers that plot over time, and tables for people."""
+"""A report as Dagster metadata: numbers that Dagster plots over time, and tables for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL
 from autoopt_pipeline.secrets import scrub
-from autoopt_pipeline.text import listed_counts, listed_unread
+from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
 
 MAX_UNUSABLE = 0.5
-"""Share of decisions without a usable label at which the data check warns: most of the traffic teaches nothing."""
+"""Fraction of decisions without a usable label above which the data check warns."""
 
 MAX_MALFORMED = 0.1
-"""Share of spans that the contract cannot read at which the data check warns: the instrumentation is broken."""
+"""Fraction of spans that the contract cannot read above which the data check warns: the instrumentation is broken."""
 
 MIN_SHARE = 0.02
-"""Least share of a label among the examples below which the data check names it."""
+"""Fraction of the examples below which the data check names a label as rare."""
 
 _EXAMPLES_SHOWN = 20
 _DEMOS_SHOWN = 15
@@ -41,9 +41,9 @@ def report_metadata(
     comparison_url: str | None,
     overrides: Mapping[str, Any],
 ) -> dict[str, dg.MetadataValue]:
-    """Everything a person wants to see of a run, and what the next plan needs (`window_end`, totals, labels)."""
+    """Everything that a person wants to know of a run, and what the next plan needs (`window_end`, totals, labels)."""
     numbers: dict[str, int | float] = {
-        "decisions_read": report.decisions,
+        "spans_read": report.decisions,
         **{f"examples_{name}": count for name, count in report.examples.items()},
         "lm_calls": report.lm_calls,
         "lm_tokens": report.lm_tokens,
@@ -54,7 +54,7 @@ def report_metadata(
         "config_version": config_version,
     }
     if report.teacher_lm:
-        numbers["lm_calls_of_teacher"] = report.teacher_calls
+        numbers["teacher_lm_calls"] = report.teacher_calls
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),
@@ -64,14 +64,14 @@ def report_metadata(
     if report.gate:
         comparison, calibration = report.gate.comparison, report.gate.calibration
         metadata |= {
-            "score_before": _number(comparison.incumbent_score),
-            "score_after": _number(comparison.candidate_score),
+            "incumbent_score": _number(comparison.incumbent_score),
+            "candidate_score": _number(comparison.candidate_score),
             "fixed": _number(comparison.fixed),
             "broken": _number(comparison.broken),
             "p_value": _number(comparison.p_value),
             "alpha": _number(report.gate.alpha),
-            "brier_before": _number(calibration.incumbent),
-            "brier_after": _number(calibration.candidate),
+            "incumbent_brier": _number(calibration.incumbent),
+            "candidate_brier": _number(calibration.candidate),
         }
     if report.version:
         metadata["version"] = dg.MetadataValue.text(report.version)
@@ -80,7 +80,9 @@ def report_metadata(
     if comparison_url:
         metadata["phoenix_comparison"] = dg.MetadataValue.url(comparison_url)
     if report.unread:
-        metadata["unread_answers"] = dg.MetadataValue.json({name: dict(each) for name, each in report.unread.items()})
+        metadata["unread_answers"] = dg.MetadataValue.json(
+            {name: dict(counts) for name, counts in report.unread.items()}
+        )
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
     metadata[ANNOTATION_TOTAL] = _number(collected.annotations.total)
@@ -98,33 +100,33 @@ def report_metadata(
         "provenance": dg.MetadataValue.json(report.provenance),
         "balance": dg.MetadataValue.json(report.balance),
         "labels": dg.MetadataValue.json(list(labels)),
-        "unusable_decisions": dg.MetadataValue.json(report.unusable),
+        "skipped_spans": dg.MetadataValue.json(report.unusable),
     }
 
 
 def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
-    """Whether the traces were fit to learn from; a warning, for what is wrong is the traffic and not the run."""
-    found = sum(report.provenance.values())
+    """Whether the traces were fit to learn from. It only warns, because the traffic is at fault and not the run."""
+    usable = sum(report.provenance.values())
     problems = []
     if report.decisions and report.malformed > MAX_MALFORMED * report.decisions:
-        problems.append(f"{report.malformed} of {report.decisions} spans cannot be read; see unusable_decisions")
-    elif report.decisions and report.decisions - found > MAX_UNUSABLE * report.decisions:
-        problems.append(f"{report.decisions - found} of {report.decisions} decisions teach nothing")
-    # Where classes are plans, agents are none of them, and how often each is right is not counted.
+        problems.append(f"{report.malformed} of {report.decisions} spans cannot be read; see skipped_spans")
+    elif report.decisions and report.decisions - usable > MAX_UNUSABLE * report.decisions:
+        problems.append(f"{report.decisions - usable} of {report.decisions} decisions teach nothing")
+    # Where the classes are plans, agents are no classes, and their balance is not counted.
     are_classes = report.balance.keys() <= set(labels)
-    rare = [label for label in labels if are_classes and report.balance.get(label, 0) < MIN_SHARE * found]
-    if found and rare:
+    rare = [label for label in labels if are_classes and report.balance.get(label, 0) < MIN_SHARE * usable]
+    if usable and rare:
         problems.append(f"hardly any examples of {', '.join(rare[:_LABELS_SHOWN])}")
     if report.verdict is Verdict.NO_INDEPENDENT_LABELS:
         problems.append(report.reason)
     return dg.AssetCheckResult(
         passed=not problems,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(problems) or f"{found} examples of {report.decisions} decisions",
+        description="; ".join(problems) or f"{usable} examples of {report.decisions} decisions",
         metadata={
             "provenance": dg.MetadataValue.json(report.provenance),
             "balance": dg.MetadataValue.json(report.balance),
-            "unusable_decisions": dg.MetadataValue.json(report.unusable),
+            "skipped_spans": dg.MetadataValue.json(report.unusable),
             "malformed": report.malformed,
             "duplicates": report.examples["duplicates"],
             "near_duplicates": report.examples["near_duplicates"],
@@ -135,7 +137,10 @@ def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
 def _markdown(report: Report, project_url: str) -> str:
     parts = [f"**{report.verdict.value}**: {_escaped(report.reason)}"]
     if report.stand_in:
-        parts.append("> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one.")
+        parts.append(
+            "> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one, and "
+            "instructions do not change its answers, so GEPA and MIPROv2 were not tried."
+        )
     if report.unread:
         parts.append(f"Answers that could not be read, and count as wrong: {listed_unread(report.unread)}.")
     if report.tried:
@@ -162,8 +167,8 @@ def _gate(report: Report, gate: GateDecision) -> str:
     table = _table(
         ["program", "score", "Brier score (0 is best)"],
         [
-            ["incumbent", _percent(comparison.incumbent_score), f"{calibration.incumbent:.3f}"],
-            [f"candidate ({report.optimizer or report.version})", _percent(comparison.candidate_score),
+            ["incumbent", f"{percent(comparison.incumbent_score)} %", f"{calibration.incumbent:.3f}"],
+            [f"candidate ({report.optimizer or report.version})", f"{percent(comparison.candidate_score)} %",
              f"{calibration.candidate:.3f}"],
         ],
     )  # fmt: skip
@@ -186,13 +191,13 @@ def _change(change: Change) -> str:
             lines.append(f"- {kind}: and {len(demos) - _DEMOS_SHOWN} more")
     if change.instructions:
         lines.append("\nIts instructions:\n")
-        said = {"+": "new", "-": "dropped"}
-        lines += [f"- {said[line[0]]}: {_inline(line[1:])}" for line in change.instructions.splitlines() if line]
+        signs = {"+": "new", "-": "dropped"}
+        lines += [f"- {signs[line[0]]}: {_inline(line[1:])}" for line in change.instructions.splitlines() if line]
     return "\n".join(lines)
 
 
 def _confusion(confusion: dict[str, dict[str, int]]) -> str:
-    """The most frequent labels; the others are summed up."""
+    """The most frequent labels, and the sum of the others."""
     frequent = sorted(confusion, key=lambda label: -sum(confusion[label].values()))[:_LABELS_SHOWN]
     given: dict[str, int] = {}
     for row in confusion.values():
@@ -208,13 +213,13 @@ def _confusion(confusion: dict[str, dict[str, int]]) -> str:
 
 
 def _reliability(bins: Sequence[Bin]) -> str:
-    """A reliability plot: where bar and confidence differ, the confidence says too much or too little."""
+    """A reliability plot: where bar and confidence differ, the confidence is too high or too low."""
     rows = [
         [
             f"{one.low:.1f} - {one.high:.1f}",
             str(one.count),
-            _percent(one.mean_confidence or 0.0),
-            f"{_percent(one.mean_score or 0.0)} {'█' * round(10 * (one.mean_score or 0.0))}",
+            f"{percent(one.mean_confidence or 0.0)} %",
+            f"{percent(one.mean_score or 0.0)} % {'█' * round(10 * (one.mean_score or 0.0))}",
         ]
         for one in bins
         if one.count
@@ -240,7 +245,7 @@ def _candidates(report: Report) -> str:
     rows = [
         [
             tried.optimizer,
-            _percent(tried.dev_score),
+            f"{percent(tried.dev_score)} %",
             str(tried.judged_on),
             str(tried.making_calls),
             str(tried.judging_calls),
@@ -249,7 +254,7 @@ def _candidates(report: Report) -> str:
         ]
         for tried in report.tried
     ]
-    rows.insert(0, ["(incumbent)", _percent(report.incumbent_dev_score or 0.0), "", "", "", "", ""])
+    rows.insert(0, ["(incumbent)", f"{percent(report.incumbent_dev_score or 0.0)} %", "", "", "", "", ""])
     return _table(
         [
             "candidate",
@@ -279,7 +284,7 @@ def _inline(text: str) -> str:
 
 
 def _escaped(text: str, max_chars: int | None = None) -> str:
-    """Text in one line, kept from being Markdown: it makes no link, picture, tag, emphasis or cell of a table."""
+    """Text in one line with Markdown escaped: it makes no link, picture, tag, emphasis or cell of a table."""
     return " ".join(text.split())[:max_chars].translate(_MARKDOWN)
 
 
@@ -289,7 +294,3 @@ def _link(text: str, url: str) -> str:
 
 def _number(value: int | float) -> dg.MetadataValue:
     return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(f"{value:.4g}"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

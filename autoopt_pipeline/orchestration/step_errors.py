@@ -1,4 +1,4 @@
-"""How a step ends that cannot go on, or need not: with one line for a person, and another try where that may help."""
+"""Step error handling: retry transient failures, otherwise fail with a one-line cause; skip what another run does."""
 
 import multiprocessing
 import os
@@ -6,26 +6,25 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC
 
 import dagster as dg
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import modules
-from autoopt_pipeline.names import FAILED_TAG, PARTITION_TAG, SKIPPED_TAG
+from autoopt_pipeline.names import FAILED_TAG, SKIPPED_TAG
 from autoopt_pipeline.run_history.outcomes import outcome_since
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import created_at, executing_runs, find_run
 from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 
 
 @contextmanager
 def translate_errors(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
-    """Turn errors into failures, or have the step tried again.
+    """Turn errors into failures, or retry the step where the error is transient.
 
-    Only what may pass by itself is tried again. Answers are kept meanwhile, so a search goes on where it stopped.
-    Dagster stores a failure with all that caused it, so no secret may be left in any of that.
+    Answers are kept for the retry, so a search continues where it stopped. Dagster stores a failure with its whole
+    chain of causes, so secrets are removed from all of them.
     """
     try:
         with scrubbing_errors():
@@ -34,21 +33,21 @@ def translate_errors(context: dg.AssetExecutionContext, retry: Retry) -> Generat
         if e.transient and context.retry_number < retry.max_retries:
             context.log.warning(f"to be tried again: {e}")
             raise dg.RetryRequested(retry.max_retries, _delay(retry, context.retry_number + 1)) from e
-        _say_that_it_failed(context)
+        _mark_as_failed(context)
         raise dg.Failure(str(e), metadata={"remedy": e.remedy}, allow_retries=False) from e
     except Exception as e:
-        _say_that_it_failed(context)
+        _mark_as_failed(context)
         raise dg.Failure(scrub(f"unexpected {type(e).__name__}: {e}"), allow_retries=False) from e
     except dg.DagsterExecutionInterruptedError:
-        # A person ended the run, or it took too long. Where nobody did, its pod or machine is being taken away.
-        run = context.instance.get_run_by_id(context.run.run_id)
+        # A person ended the run, or it took too long. Otherwise its pod or machine is being shut down.
+        run = find_run(context.instance, context.run.run_id)
         if run and run.status is dg.DagsterRunStatus.CANCELING:
-            _say_that_it_failed(context)
+            _mark_as_failed(context)
         raise
 
 
-def _say_that_it_failed(context: dg.AssetExecutionContext) -> None:
-    """Tell this run from one that is killed. Never fails, for the error that is under way says more."""
+def _mark_as_failed(context: dg.AssetExecutionContext) -> None:
+    """Distinguish this run from one that was killed. It never fails, because the first error is more important."""
     try:
         context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: "yes"})
     except Exception as e:  # noqa: BLE001 - each database has errors of its own
@@ -66,24 +65,24 @@ def _delay(retry: Retry, attempt: int) -> float:
 
 
 def exit_with_parent() -> None:
-    """Have this process told to stop when that of its run is gone.
+    """Stop this process when the process of its run is gone.
 
-    A step outlives a run that is killed, and what it goes on to do, the next run of the tenant does as well.
+    Otherwise the step of a killed run would go on beside the tenant's next run, which does the same.
     """
     run = multiprocessing.parent_process()
     if run is None:
         return
 
-    def watch() -> None:
+    def rollout() -> None:
         run.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
+    threading.Thread(target=rollout, name="end-with-the-run", daemon=True).start()
 
 
-def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
-    """Whether to leave a module to another run of the tenant. Says so in a line, for that is no failure."""
-    why = _overlap(context) or _repetition(context, module)
+def should_skip(context: dg.AssetExecutionContext, module: str) -> bool:
+    """Whether to leave a module to another run of the tenant. That is no failure; the run is tagged with the reason."""
+    why = _concurrent_run(context) or _newer_outcome(context, module)
     if why is None:
         return False
     context.log.warning(f"skipped: {why}")
@@ -91,20 +90,16 @@ def skipping(context: dg.AssetExecutionContext, module: str) -> bool:
     return True
 
 
-def _overlap(context: dg.AssetExecutionContext) -> str | None:
-    """That another run of the tenant began earlier and has not ended.
+def _concurrent_run(context: dg.AssetExecutionContext) -> str | None:
+    """The reason to skip where another run of the tenant began earlier and has not ended.
 
-    Queued runs wait for each other; this is for those that are executed in the process of a command. Of two runs the
-    one that began earlier goes on, whichever looks first: when a run began is written once, and before its steps run.
+    Queued runs wait for each other; runs in the process of a command do not. Of two runs, the one that began earlier
+    goes on, whichever checks first, because the start of a run is stored once, before its steps.
     """
-    in_progress = dg.RunsFilter(
-        tags={PARTITION_TAG: context.partition_key},
-        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
-    )
     began = {
-        record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
-        for record in context.instance.get_run_records(in_progress)
-        if record.start_time is not None and selected_modules(record.dagster_run).intersection(modules())
+        run.run_id: (run.started_at, run.run_id)
+        for run in executing_runs(context.instance, context.partition_key)
+        if run.started_at is not None and run.modules.intersection(modules())
     }
     own = began.pop(context.run.run_id, None)
     if own and began and (first := min(began.values())) < own:
@@ -115,15 +110,14 @@ def _overlap(context: dg.AssetExecutionContext) -> str | None:
     return None
 
 
-def _repetition(context: dg.AssetExecutionContext, module: str) -> str | None:
-    """That another run came to this module's outcome after the sensor had launched this one.
+def _newer_outcome(context: dg.AssetExecutionContext, module: str) -> str | None:
+    """The reason to skip where another run reported an outcome of the module after the sensor had launched this one.
 
-    That happens with two daemons, or when a person runs what is queued. A run that people start is theirs to repeat.
+    That happens with two daemons, or when a person runs what is queued. People may repeat a run as often as they like.
     """
-    record = context.instance.get_run_record_by_id(context.run.run_id)
-    if record is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
+    launched = created_at(context.instance, context.run.run_id)
+    if launched is None or SENSOR_NAME_TAG not in context.run.tags or context.run.parent_run_id:
         return None
-    launched = record.create_timestamp.astimezone(UTC)
     if other := outcome_since(context.instance, context.partition_key, module, launched):
         return (
             f"run {other} of tenant {context.partition_key} has learnt from these traces after this one was launched; "

@@ -2,9 +2,9 @@
 
     {root}/_acts/{day}/{time}-{tenant}.json     one act: who did what, to which tenant's module, and why
 
-What a run or a watch does stands in Dagster's event log. A person may act where no Dagster is, but never without this
+What a run or a rollout does stands in Dagster's event log. A person may act where no Dagster is, but never without this
 store. So each act is entered here, after it was done, under a name by which a page of them is found without reading the
-others. The moves themselves stay the place of record of what serves.
+others. The transitions themselves stay the place of record of what serves.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,16 +31,16 @@ class Act(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     at: AwareDatetime
-    by: str
+    actor: str
     what: str
     tenant_id: str
     module: str
     text: str
 
 
-def enter_act(files: ObjectStore, *, by: str, what: str, tenant_id: str, module: str, text: str) -> None:
+def enter_act(files: ObjectStore, *, actor: str, what: str, tenant_id: str, module: str, text: str) -> None:
     """Enter what a person has just done."""
-    act = Act(at=datetime.now(UTC), by=by, what=what, tenant_id=tenant_id, module=module, text=text)
+    act = Act(at=datetime.now(UTC), actor=actor, what=what, tenant_id=tenant_id, module=module, text=text)
     while not files.create(_path(act), act.model_dump_json().encode()):
         act = act.model_copy(update={"at": act.at + timedelta(microseconds=1)})
 

@@ -1,7 +1,6 @@
 """Everything that is stored of one tenant: taking a copy of it, and deleting it.
 
-That is the tenant's own folder, what it shares with others (see `shared`), and the mark that it is watched. What other
-tenants have started from is theirs by now, and names nobody.
+That is the tenant's own folder, and the marks of modules that are watched.
 """
 
 import os
@@ -14,22 +13,17 @@ from pathlib import Path
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.rollout_records import WATCHED_FOLDER
-from autoopt_pipeline.registry.shared_instructions import SHARED_FOLDER
+from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
 from autoopt_pipeline.tenant_id import safe_name
 
-_ORDER = ("active.json", "moves", "versions")
+_ORDER = ("active.json", "transitions", "versions")
 """What goes first of a module, so that a reader in between finds nothing active rather than what is gone."""
 
 
 def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:
     """Paths of all files of a tenant in the order of deletion: what stands outside of its folder, then by module."""
     own = files.tree(safe_name(tenant_id))
-    outside = [
-        f"{folder}/{module}/{safe_name(tenant_id)}.json"
-        for folder in (SHARED_FOLDER, WATCHED_FOLDER)
-        for module in files.names(folder)
-    ]
+    outside = [f"{ROLLOUT_INDEX}/{module}/{safe_name(tenant_id)}.json" for module in files.names(ROLLOUT_INDEX)]
     return [
         *(path for path in outside if files.is_link(path) or files.read(path) is not None),
         *sorted(own, key=_rank),

@@ -9,16 +9,13 @@ from typing import Any
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Declined, Manifest, Move, Program, Withdrawal
-from autoopt_pipeline.registry.rollout_records import WatchResult
-from autoopt_pipeline.registry.transitions import Watch, rollback_stack, rolled_back, watch_since
+from autoopt_pipeline.registry.records import Declined, Manifest, Program, Transition, Verdict, Withdrawal
+from autoopt_pipeline.registry.rollout_records import RolloutResult
+from autoopt_pipeline.registry.transitions import Rollout, active_rollout, rollback_stack, rolled_back
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
-
-PROPOSED = "awaiting_approval"
-"""The verdict on a version that waits for a person."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class VersionEvent:
 
     what: str
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class ModuleVersions:
     artifacts: VersionStore
     manifests: Sequence[Manifest]
     damaged: dict[str, InvalidArtifact]
-    moves: Sequence[Move]
+    transitions: Sequence[Transition]
 
     @property
     def name(self) -> str:
@@ -50,61 +47,66 @@ class ModuleVersions:
     @property
     def exist(self) -> bool:
         """Whether anything was ever stored or moved."""
-        return bool(self.manifests or self.damaged or self.moves)
+        return bool(self.manifests or self.damaged or self.transitions)
 
     @property
     def active(self) -> str | None:
         """The active version; None where the baseline serves."""
-        return self.moves[-1].to if self.moves else None
+        return self.transitions[-1].to_version if self.transitions else None
 
     @cached_property
-    def watch(self) -> Watch | None:
-        """The watch that is under way."""
-        return watch_since(self.moves[-1] if self.moves else None)
+    def rollout(self) -> Rollout | None:
+        """The rollout that is under way."""
+        return active_rollout(self.transitions[-1] if self.transitions else None)
 
     @cached_property
-    def rolled_back(self) -> dict[str, Move]:
-        return rolled_back(self.moves)
+    def rolled_back(self) -> dict[str, Transition]:
+        return rolled_back(self.transitions)
 
     @cached_property
-    def _trial_verdicts(self) -> dict[str, str]:
-        return {step.version: step.verdict for step in self.artifacts.trial_steps()}
+    def _sequential_verdicts(self) -> dict[str, str]:
+        return {step.version: step.verdict for step in self.artifacts.sequential_test_steps()}
 
     def verdict(self, manifest: Manifest) -> str:
-        """The last word on a version: of the person whom it waited for, or of its trial, where it had one; `canary`
-        where it was only that, and `stale` where its promotion came too late."""
-        verdict = self._trial_verdicts.get(manifest.version, manifest.verdict)
-        if verdict == PROPOSED:
-            return decided_about(self.artifacts, manifest.version, self.moves) or PROPOSED
-        # The verdict is written before the move, which another run may have made impossible.
-        if verdict != "promoted" or self.was_active(manifest.version):
+        """The final verdict on a version: a person's, else its sequential test's, else its manifest's. `canary` for a
+        version that was only that, and `stale` for one whose promotion came too late."""
+        verdict = self._sequential_verdicts.get(manifest.version, manifest.verdict)
+        if verdict == Verdict.AWAITING_APPROVAL:
+            return decided_about(self.artifacts, manifest.version, self.transitions) or Verdict.AWAITING_APPROVAL
+        # The verdict is written before the transition, which another run may have made impossible.
+        if verdict != Verdict.PROMOTED or self.was_active(manifest.version):
             return verdict
-        return "canary" if any(manifest.version in (move.canary or ()) for move in self.moves) else "stale"
+        served_some = any(manifest.version in (transition.canary or ()) for transition in self.transitions)
+        return Verdict.CANARY if served_some else Verdict.STALE
 
     def was_active(self, version: str) -> bool:
-        return any(move.to == version for move in self.moves)
+        return any(transition.to_version == version for transition in self.transitions)
 
     def last_event(self, version: str) -> VersionEvent | None:
         """What happened last to a version: it was made, became active, got a share of the requests, was replaced,
         rolled back, declined or withdrawn. None where nobody can say, as of a damaged one that never served."""
         if withdrawn := self.withdrawal(version):
-            return VersionEvent("withdrawn", withdrawn.at, withdrawn.by, withdrawn.why)
-        if move := self._last_moves.get(version):
-            role = "rolled back" if self.rolled_back.get(version) is move else _roles(move).get(version, "replaced")
-            return VersionEvent(role, move.at, move.by, move.why)
+            return VersionEvent("withdrawn", withdrawn.at, withdrawn.actor, withdrawn.reason)
+        if transition := self._last_transitions.get(version):
+            role = (
+                "rolled back"
+                if self.rolled_back.get(version) is transition
+                else _roles(transition).get(version, "replaced")
+            )
+            return VersionEvent(role, transition.at, transition.actor, transition.reason)
         if declined := self.declined(version):
-            return VersionEvent("declined", declined.at, declined.by, declined.why)
+            return VersionEvent("declined", declined.at, declined.actor, declined.reason)
         made = next((each for each in self.manifests if each.version == version), None)
         return VersionEvent("made", made.created_at, f"run {made.run_id}", made.reason) if made else None
 
     @cached_property
-    def _last_moves(self) -> dict[str, Move]:
-        """The move by which each version last began or ceased to serve, or got another share."""
-        found: dict[str, Move] = {}
+    def _last_transitions(self) -> dict[str, Transition]:
+        """The transition by which each version last began or ceased to serve, or got another share."""
+        found: dict[str, Transition] = {}
         before: dict[str, str] = {}
-        for move in self.moves:
-            roles = _roles(move)
-            found |= {name: move for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
+        for transition in self.transitions:
+            roles = _roles(transition)
+            found |= {name: transition for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
             before = roles
         return found | self.rolled_back
 
@@ -113,9 +115,9 @@ class ModuleVersions:
 
         Raises `InvalidArtifact` where the baseline is active, for nothing comes before it.
         """
-        if self.watch and self.watch.is_canary:
+        if self.rollout and self.rollout.is_canary:
             return self.active
-        for version in reversed(rollback_stack(self.moves)[:-1]):
+        for version in reversed(rollback_stack(self.transitions)[:-1]):
             if version is None or self.withdrawal(version) is None:
                 return version
         raise InvalidArtifact(
@@ -145,9 +147,9 @@ class ModuleVersions:
         return None if text == BASELINE else self.manifest(text).version
 
 
-def decided_about(artifacts: VersionStore, version: str, moves: Sequence[Move]) -> str | None:
+def decided_about(artifacts: VersionStore, version: str, transitions: Sequence[Transition]) -> str | None:
     """What became of a version that waited for a person: `approved`, `declined`, or nothing yet (None)."""
-    if any(version in move.serving for move in moves):
+    if any(version in transition.serving for transition in transitions):
         return "approved"
     return "declined" if artifacts.declined(version) else None
 
@@ -161,15 +163,15 @@ def read_programs(files: ObjectStore, tenant: str, module: str) -> ModuleVersion
         get_module(module)
     artifacts = VersionStore(files, tenant, module)
     manifests, damaged = artifacts.survey()
-    moves = artifacts.moves()
+    transitions = artifacts.transitions()
     there = {manifest.version for manifest in manifests} | damaged.keys()
-    for version in sorted(moves[-1].serving - there) if moves else ():
+    for version in sorted(transitions[-1].serving - there) if transitions else ():
         if artifacts.manifest(version) is None:  # else it was stored since the survey
             damaged[version] = InvalidArtifact(
                 f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
                 "restore it from a backup, or activate another",
             )
-    return ModuleVersions(artifacts, manifests, damaged, moves)
+    return ModuleVersions(artifacts, manifests, damaged, transitions)
 
 
 def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
@@ -180,10 +182,10 @@ def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
     }
 
 
-def _roles(move: Move) -> dict[str, str]:
-    """What each version does as long as this is the last move."""
-    canary = {name: f"{100 * share:.4g} % of requests" for name, share in (move.canary or {}).items()}
-    return {name: canary.get(name, "active") for name in move.serving}
+def _roles(transition: Transition) -> dict[str, str]:
+    """What each version does as long as this is the last transition."""
+    canary = {name: f"{100 * share:.4g} % of requests" for name, share in (transition.canary or {}).items()}
+    return {name: canary.get(name, "active") for name in transition.serving}
 
 
 def lm_of(manifest: Manifest) -> str:
@@ -197,26 +199,26 @@ def cost_of(manifest: Manifest) -> str:
     return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
 
 
-def path_of(move: Move) -> str:
-    """From what to what a move leads, and who else serves since."""
-    path = f"{move.expected or BASELINE} -> {move.to or BASELINE}"
-    if watch := watch_since(move):
-        other = watch.version if watch.is_canary else watch.against
-        path += f", with {100 * watch.share:.4g} % of requests for {other or BASELINE}"
+def describe_transition(transition: Transition) -> str:
+    """From what to what a transition leads, and who else serves since."""
+    path = f"{transition.from_version or BASELINE} -> {transition.to_version or BASELINE}"
+    if rollout := active_rollout(transition):
+        other = rollout.version if rollout.is_canary else rollout.against
+        path += f", with {100 * rollout.fraction:.4g} % of requests for {other or BASELINE}"
     return path
 
 
-def between(watch: Watch) -> str:
+def describe_rollout(rollout: Rollout) -> str:
     """Who serves beside whom, in words."""
-    newer, older = watch.version or BASELINE, watch.against or BASELINE
-    share = f"{100 * watch.share:.4g} % of requests"
-    since = f"since {watch.move.at:%Y-%m-%d %H:%M} UTC"
-    if watch.is_canary:
+    newer, older = rollout.version or BASELINE, rollout.against or BASELINE
+    share = f"{100 * rollout.fraction:.4g} % of requests"
+    since = f"since {rollout.transition.at:%Y-%m-%d %H:%M} UTC"
+    if rollout.is_canary:
         return f"canary {newer} has {share} {since}; {older} is active"
     return f"{newer} is active {since}; {older} keeps {share}"
 
 
-def how_it_ended(result: WatchResult) -> str:
-    """How a watch ended, in a line."""
+def how_it_ended(result: RolloutResult) -> str:
+    """How a rollout ended, in a line."""
     names = f"{result.version or BASELINE} beside {result.against or BASELINE}"
-    return f"{result.verdict.replace('_', ' ')}: {names}: {result.reason}"
+    return f"{result.status.replace('_', ' ')}: {names}: {result.reason}"

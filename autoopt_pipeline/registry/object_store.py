@@ -1,4 +1,4 @@
-"""The few file operations that versions and moves need, atomic on every store that is supported."""
+"""The few file operations that versions and transitions need, atomic on every store that is supported."""
 
 import errno
 import os

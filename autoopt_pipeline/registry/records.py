@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from importlib.metadata import version as package_version
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +18,7 @@ class Verdict(StrEnum):
     PROMOTED = "promoted"
     CANARY = "canary"
     REJECTED = "rejected"
-    WAITING = "waiting"
+    INCONCLUSIVE = "inconclusive"
     AWAITING_APPROVAL = "awaiting_approval"
     NOT_ENOUGH_DATA = "not_enough_data"
     NO_INDEPENDENT_LABELS = "no_independent_labels"
@@ -32,54 +33,55 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Move(StoredRecord):
-    """One change of the active version: who moved it, when, why, from what (`expected`), to what.
+class Transition(StoredRecord):
+    """One change of what serves: when (UTC), by whom (`actor`), why, from which active version to which.
 
-    None is the module's baseline, on either side. It serves before the first move, and again after a move to None.
-    `judged` is false where neither the gate nor a person chose the version for its quality: a start from shared
-    instructions, an equal of a version that had to be withdrawn, or the end of a watch.
+    None is the module's baseline. It serves before the first transition, and after a transition to None.
 
-    `canary` names another version (`BASELINE` for none) and its share of requests, 0 to 1: as long as this is the last
-    move, both serve, and the watch compares them.
+    `resets_alpha_budget` is false when neither the gate nor a person chose the version for its quality: a clean copy
+    of a version that had to be withdrawn, or the end of a rollout.
+
+    `canary` names another version (`BASELINE` for none) and its fraction of the requests, 0 to 1. While this is the
+    last transition, both serve, and the rollout monitor compares them.
     """
 
     sequence: int
     at: datetime
-    by: str
-    why: str
-    expected: VersionName | None
-    to: VersionName | None
-    judged: bool = True
+    actor: str
+    reason: str
+    from_version: VersionName | None
+    to_version: VersionName | None
+    resets_alpha_budget: bool = True
     canary: dict[VersionName, float] | None = None
 
     @property
     def serving(self) -> set[str]:
-        """The versions that serve as long as this is the last move."""
-        return serving(self.to, self.canary)
+        """The versions that serve while this is the last transition."""
+        return serving(self.to_version, self.canary)
 
 
 class Active(StoredRecord):
-    """The version that serves, by the move of this sequence."""
+    """The version that serves, by the transition of this sequence."""
 
     version: VersionName
     sequence: int
 
 
 class Rollback(StoredRecord):
-    """The versions that a move went back from, when (UTC), who made it, and why."""
+    """The versions that a transition rolled back, when (UTC), by whom, and why."""
 
     versions: tuple[VersionName, ...]
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class Pointer(StoredRecord):
-    """The content of `active.json`, derived from the moves; before the first one there is no such file.
+    """The content of `active.json`, derived from the transitions; before the first one there is no such file.
 
-    `version` is None where somebody went back to the module's baseline. What serves is then the same as without the
-    file, but the sequence tells readers that this is newer than what they know, and nothing was lost. `canary` is the
-    last move's, and `rolled_back` is None where that move went back from nothing.
+    `version` is None after a rollback to the module's baseline. The baseline then serves as it does without the file,
+    but the sequence shows readers that this is newer than what they know. `canary` is the last transition's, and
+    `rolled_back` is None when that transition was no rollback.
     """
 
     version: VersionName | None
@@ -96,8 +98,12 @@ class Pointer(StoredRecord):
 
 
 def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
-    """The stored versions among those that a move lets serve: the baseline is none, by either of its names."""
+    """The stored versions among those that a transition lets serve: the baseline is none, by either of its names."""
     return {version for version in (to, *(canary or ())) if version and version != BASELINE}
+
+
+DemoSources = dict[str, list[str | None]]
+"""By predictor: the id of the span that each of its demos came from, in the order of the demos. None is unknown."""
 
 
 class SignatureState(StoredRecord):
@@ -125,6 +131,7 @@ class Program(StoredRecord):
     """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
 
     `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
+    `demo_sources` stands in the manifest and not among these bytes (see there).
     """
 
     format: Literal[1] = 1
@@ -134,12 +141,18 @@ class Program(StoredRecord):
     labels: list[str]
     answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
+    demo_sources: DemoSources = Field(default={}, exclude=True)
 
     @property
     def answer_format(self) -> str:
         """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
         formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
         return formats.pop() if len(formats) == 1 else "mixed"
+
+    def demos(self, predictor: str) -> list[tuple[dict[str, Any], str | None]]:
+        """The demos of a predictor with their sources, which are unknown if the manifest names more or fewer."""
+        demos, sources = self.state[predictor]["demos"], self.demo_sources.get(predictor, [])
+        return list(zip(demos, sources if len(sources) == len(demos) else [None] * len(demos), strict=True))
 
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
@@ -161,7 +174,8 @@ class Program(StoredRecord):
 class Manifest(StoredRecord):
     """How a version came to be, and what was measured of it; scores are None where nothing was.
 
-    `lm_settings` are those that every request to the model carried. `unread` counts the answers on the holdout that
+    `demo_sources` says which span each demo of the program came from. `lm_settings` are those that every request to the
+    model carried. `unread` counts the answers on the holdout that
     could not be graded, of the incumbent and of the candidate, by why.
     """
 
@@ -177,7 +191,6 @@ class Manifest(StoredRecord):
     examples: dict[str, int]
     provenance: dict[str, int]
     judged_by: dict[str, int] = {}
-    shareable: list[str] = []
     incumbent_score: float | None
     candidate_score: float | None
     gate: dict[str, float | int]
@@ -187,6 +200,7 @@ class Manifest(StoredRecord):
     lm: str
     lm_settings: dict[str, float | int | str] = {}
     answer_format: str = "chat"
+    demo_sources: DemoSources = {}
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
@@ -198,31 +212,60 @@ class Manifest(StoredRecord):
     packages: dict[str, str]
 
 
+class ProgramFacts(TypedDict):
+    """The fields of a manifest that follow from the program of a new version."""
+
+    version: VersionName
+    program_sha256: str
+    created_at: datetime
+    answer_format: str
+    demo_sources: DemoSources
+    packages: dict[str, str]
+
+
+def program_facts(program: Program, at: datetime) -> ProgramFacts:
+    """What the manifest of a new version says of its program; `at` is the time in the version's name."""
+    return {
+        "version": new_version_id(program, at),
+        "program_sha256": program.digest,
+        "created_at": datetime.now(UTC),
+        "answer_format": program.answer_format,
+        "demo_sources": program.demo_sources,
+        "packages": {name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
+    }
+
+
+def new_version_id(program: Program, at: datetime) -> VersionName:
+    """The name of a version: a time in UTC, by which names sort, and the beginning of the program's digest."""
+    return f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
+
+
 class Withdrawal(StoredRecord):
-    """Why a version's program is gone for good, by whom and when. Its manifest stays."""
+    """Who deleted a version's program for good, when (UTC) and why. Its manifest stays."""
 
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class Declined(StoredRecord):
-    """That a person does not want a version which was proposed to them, who, when, and why."""
+    """Who declined a version that awaited approval, when (UTC) and why."""
 
     at: datetime
-    by: str
-    why: str
+    actor: str
+    reason: str
 
 
 class LedgerEntry(StoredRecord):
-    """A risk that a finalist took, written before it was taken: one look at a holdout, or a trial on new traces.
+    """The alpha that one test of a finalist may spend: a holdout test, or a sequential test on new traces.
 
-    A trial's `holdout_digest` is that of the look which made it wait. `attempt` is the run, the same for its retries,
-    with the model that answered, and `epoch` counts the judged moves before it: with each the allowance starts anew.
+    It is written before the test begins. A sequential test has the `holdout_digest` of the holdout test before it.
+    `attempt` is the run (the same for its retries) with the model that answered, and `epoch` counts the earlier
+    transitions that reset the alpha budget.
     """
 
     sequence: int
-    kind: Literal["look", "trial"] = "look"
+    kind: Literal["holdout_test", "sequential_test"]
     attempt: str = ""
     epoch: int = 0
     at: datetime
@@ -232,8 +275,8 @@ class LedgerEntry(StoredRecord):
     alpha: float
 
 
-class TrialCase(StoredRecord):
-    """What both programs made of one held-out trace in a trial. Holds no text of it."""
+class SequentialTestCase(StoredRecord):
+    """What both programs made of one held-out trace in a sequential test. Holds no text of it."""
 
     label: str
     incumbent_score: float
@@ -244,12 +287,12 @@ class TrialCase(StoredRecord):
     candidate_confidence: float | None
 
 
-class TrialStep(StoredRecord):
-    """One step of a waiting candidate's trial; the first one begins it.
+class SequentialTestStep(StoredRecord):
+    """One step of an inconclusive candidate's sequential test; the first one begins it.
 
     `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
     and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
-    before, and `verdict` is `waiting` as long as the trial is open.
+    before, and `verdict` is `inconclusive` as long as the sequential test is open.
     """
 
     sequence: int
@@ -261,5 +304,5 @@ class TrialStep(StoredRecord):
     labels: list[str]
     alpha: float
     seen: list[str]
-    cases: list[TrialCase]
+    cases: list[SequentialTestCase]
     verdict: str

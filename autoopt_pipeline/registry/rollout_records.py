@@ -1,10 +1,10 @@
-"""What is watched in production, and how watches ended.
+"""An index of the rollouts that are under way, and the results of those that ended.
 
-    {root}/_watches/{module}/{tenant}.json                 there may be a watch: look at the module's last move
-    {root}/{tenant}/{module}/watches/{sequence}.json       how the watch that the move of this sequence began ended
+    {root}/_rollouts/{module}/{tenant}.json               this module may have a rollout: see its last transition
+    {root}/{tenant}/{module}/rollouts/{sequence}.json     the result of the rollout that this transition began
 
-A watch itself is nothing but a last move with a canary, so it ends with the next move, whoever makes it. The entries
-below `_watches` only spare the search through all tenants for the few that have one.
+A rollout has no state of its own: it is the latest transition that names two versions, and the next transition ends it.
+The index only spares a search through all tenants for the few that have one.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,21 +14,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.tenant_id import safe_name
 
-WATCHED_FOLDER = "_watches"  # safe names begin with a letter or a digit
+ROLLOUT_INDEX = "_rollouts"  # safe names begin with a letter or a digit
 
-_SHORTEST = timedelta(minutes=1)
-_SHARE_BETWEEN = 0.25
-"""Share of a watch's age that passes between two looks, so that about 50 looks make a watch of two weeks."""
-
+_SHORTEST_INTERVAL = timedelta(minutes=1)
+# Part of a rollout's age that passes between two analyses, so that a rollout of two weeks gets about 50.
+_INTERVAL_PER_AGE = 0.25
+# An entry without a rollout is kept for this long, because its transition may still be under way.
 _SETTLED = timedelta(hours=1)
-"""Age from which on an entry without a watch is not one whose move is still to come."""
 
 
-class WatchResult(BaseModel):
-    """How a watch ended, and what it saw. Versions are None for the baseline, scores where nothing was known.
+class RolloutResult(BaseModel):
+    """How a rollout ended. Versions are None for the baseline, scores are None without outcomes.
 
-    `decisions` of each version were made side by side; of `outcomes` it is known how good they were, on average
-    `score` (0 to 1).
+    Both versions made their `decisions` side by side. Of those, `outcomes` are known, with the mean `score` (0 to 1).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +36,7 @@ class WatchResult(BaseModel):
     ended: datetime
     version: str | None
     against: str | None
-    verdict: str
+    status: str
     reason: str
     decisions: int
     decisions_against: int
@@ -48,67 +46,67 @@ class WatchResult(BaseModel):
     score_against: float | None
 
 
-class Watched(BaseModel):
-    """A tenant's module that may be watched, since when, and when it was last looked at (UTC)."""
+class RolloutIndexEntry(BaseModel):
+    """A tenant's module that may have a rollout, since when, and when it was last analyzed (UTC)."""
 
     model_config = ConfigDict(frozen=True)
 
     tenant_id: str
     module: str
     at: datetime
-    looked_at: datetime | None = None
+    analyzed_at: datetime | None = None
 
     def is_due(self, now: datetime) -> bool:
-        """Whether a look is worth it: the longer a watch has gone on, the less the next minute will tell."""
-        if self.looked_at is None:
+        """Whether the next analysis is due. The older a rollout is, the less another minute changes."""
+        if self.analyzed_at is None:
             return True
-        return now - self.looked_at >= max(_SHORTEST, _SHARE_BETWEEN * (self.looked_at - self.at))
+        return now - self.analyzed_at >= max(_SHORTEST_INTERVAL, _INTERVAL_PER_AGE * (self.analyzed_at - self.at))
 
     @property
     def settled(self) -> bool:
-        """Whether the move that it was entered for has been made by now, or never will be."""
+        """Whether the transition that this entry announced has been made by now, or never will be."""
         return datetime.now(UTC) - self.at > _SETTLED
 
 
-def enter_watched(files: ObjectStore, tenant_id: str, module: str, *, at: datetime | None = None) -> None:
-    """Say that a tenant's module is about to be watched; with `at`, that it is since then, unless that stands there."""
-    watched = Watched(tenant_id=tenant_id, module=module, at=at or datetime.now(UTC))
+def index_rollout(files: ObjectStore, tenant_id: str, module: str, *, at: datetime | None = None) -> None:
+    """Announce a rollout that is about to begin. With `at`, restore the entry of one that began then, if it is gone."""
+    entry = RolloutIndexEntry(tenant_id=tenant_id, module=module, at=at or datetime.now(UTC))
     write = files.create if at else files.replace
-    write(_path(watched), watched.model_dump_json().encode())
+    write(_path(entry), entry.model_dump_json().encode())
 
 
-def note_look(files: ObjectStore, watched: Watched, now: datetime) -> None:
-    """Remember a look, unless another watch has begun meanwhile."""
-    if _read(files, _path(watched)) == watched:
-        looked = watched.model_copy(update={"looked_at": now})
-        files.replace(_path(watched), looked.model_dump_json().encode())
+def record_analysis(files: ObjectStore, entry: RolloutIndexEntry, now: datetime) -> None:
+    """Record that a rollout was analyzed, unless another one has begun meanwhile."""
+    if _read(files, _path(entry)) == entry:
+        analyzed = entry.model_copy(update={"analyzed_at": now})
+        files.replace(_path(entry), analyzed.model_dump_json().encode())
 
 
-def drop_watched(files: ObjectStore, watched: Watched) -> None:
-    """Take an entry away, unless another watch has begun meanwhile."""
-    if _read(files, _path(watched)) == watched:
-        files.delete(_path(watched))
+def drop_index_entry(files: ObjectStore, entry: RolloutIndexEntry) -> None:
+    """Remove an entry, unless another rollout has begun meanwhile."""
+    if _read(files, _path(entry)) == entry:
+        files.delete(_path(entry))
 
 
-def all_watched(files: ObjectStore) -> list[Watched]:
-    """Every tenant's module that may be watched. Entries that cannot be read are left out; nobody serves by them."""
-    folders = [f"{WATCHED_FOLDER}/{module}" for module in files.names(WATCHED_FOLDER)]
+def indexed_rollouts(files: ObjectStore) -> list[RolloutIndexEntry]:
+    """Every module that may have a rollout, of all tenants. Unreadable entries are left out."""
+    folders = [f"{ROLLOUT_INDEX}/{module}" for module in files.names(ROLLOUT_INDEX)]
     paths = [f"{folder}/{name}" for folder in folders for name in files.names(folder)]
-    found = (_parse(raw) for raw in files.read_many(paths).values() if isinstance(raw, bytes))
-    return [watched for watched in found if watched]
+    entries = (_parse(raw) for raw in files.read_many(paths).values() if isinstance(raw, bytes))
+    return [entry for entry in entries if entry]
 
 
-def _path(watched: Watched) -> str:
-    return f"{WATCHED_FOLDER}/{watched.module}/{safe_name(watched.tenant_id)}.json"
+def _path(entry: RolloutIndexEntry) -> str:
+    return f"{ROLLOUT_INDEX}/{entry.module}/{safe_name(entry.tenant_id)}.json"
 
 
-def _read(files: ObjectStore, path: str) -> Watched | None:
+def _read(files: ObjectStore, path: str) -> RolloutIndexEntry | None:
     raw = files.read(path)
     return _parse(raw) if raw else None
 
 
-def _parse(raw: bytes) -> Watched | None:
+def _parse(raw: bytes) -> RolloutIndexEntry | None:
     try:
-        return Watched.model_validate_json(raw)
+        return RolloutIndexEntry.model_validate_json(raw)
     except ValidationError:
         return None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -34,6 +34,10 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
 
 def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
     """A program as it is stored."""
+    state = program.dump_state()
+    for predictor in state.values():
+        for demo in predictor["demos"]:
+            demo.pop(SOURCE, None)
     return Program(
         tenant_id=tenant_id,
         module=spec.name,
@@ -44,7 +48,10 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (wanted := answer_format(predictor.signature)) != CHAT
         },
-        state=program.dump_state(),
+        state=state,
+        demo_sources={
+            name: [demo.get(SOURCE) for demo in predictor.demos] for name, predictor in program.named_predictors()
+        },
     )
 
 
@@ -74,7 +81,9 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
     for name, predictor in program.named_predictors():
         # The fields' descriptions name the labels: those of today, not those of the day it was stored.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
-        predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
+        predictor.demos = [
+            {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
+        ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
     return program
 
@@ -120,13 +129,21 @@ ASKED = "asked of the module"
 predictor's own fields only, and no field has a name with spaces."""
 
 
+SOURCE = "dspy_source"
+"""Key of a `dspy.Example`, and of the demos that are made of it, with the id of the span that it came from. DSPy shows
+no field called dspy_*, and it is stored in the manifest instead of the program."""
+
+
 def queries_shown(program: dspy.Module) -> set[str]:
     """The queries of all demos that a program shows to the model."""
-    return {
-        demo.get(ASKED) or told(predictor.signature, demo)
-        for predictor in program.predictors()
-        for demo in predictor.demos
-    }
+    return {query for _, query in demos_shown(program)}
+
+
+def demos_shown(program: dspy.Module) -> Iterator[tuple[str | None, str]]:
+    """The source (None is unknown) and the query of each demo that a program shows to the model."""
+    for predictor in program.predictors():
+        for demo in predictor.demos:
+            yield demo.get(SOURCE), demo.get(ASKED) or told(predictor.signature, demo)
 
 
 def told(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:

@@ -1,87 +1,87 @@
-"""Moves of the active version, and what they say: what a rollback goes back to, what somebody went back from, and what
-is watched. Pure."""
+"""What a module's transitions say: the active version, the rollback stack, and the rollout that is under way. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from autoopt_pipeline.registry.records import Move, Pointer, Rollback
+from autoopt_pipeline.registry.records import Pointer, Rollback, Transition
 from autoopt_pipeline.span_contract import BASELINE
 
 
-def pointer_after(moves: Sequence[Move]) -> Pointer:
-    """What `active.json` says after these moves, of which there is at least one."""
-    last = moves[-1]
-    left = tuple(version for version, move in rolled_back(moves).items() if move is last)
+def pointer_after(transitions: Sequence[Transition]) -> Pointer:
+    """The content of `active.json` after these transitions, of which there is at least one."""
+    last = transitions[-1]
+    left = tuple(version for version, transition in rolled_back(transitions).items() if transition is last)
     return Pointer(
-        version=last.to,
+        version=last.to_version,
         sequence=last.sequence,
         canary=last.canary,
-        rolled_back=Rollback(versions=left, at=last.at, by=last.by, why=last.why) if left else None,
+        rolled_back=Rollback(versions=left, at=last.at, actor=last.actor, reason=last.reason) if left else None,
     )
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Two versions that serve side by side since a move, until the next one. None is the baseline.
+class Rollout:
+    """Two versions that serve side by side from one transition to the next. None is the baseline.
 
-    `version` is the newer one: the active one while its predecessor, `against`, keeps a share of the requests; or a
-    canary that gets that share (0 to 1) before it becomes active.
+    `version` is the newer one: either the active version, while its predecessor (`against`) keeps a fraction of the
+    requests (a holdback); or a canary that gets that fraction (0 to 1) before it becomes active.
     """
 
-    move: Move
+    transition: Transition
     version: str | None
     against: str | None
-    share: float
+    fraction: float
 
     @property
     def is_canary(self) -> bool:
         """Whether the newer version is not active yet."""
-        return self.move.to == self.against
+        return self.transition.to_version == self.against
 
 
-def watch_since(move: Move | None) -> Watch | None:
-    """The watch that a last move began, if it did."""
-    if move is None or not move.canary:
+def active_rollout(last: Transition | None) -> Rollout | None:
+    """The rollout that the last transition began; None where it began none."""
+    if last is None or not last.canary:
         return None
-    name, share = next(iter(move.canary.items()))
+    name, fraction = next(iter(last.canary.items()))
     other = None if name == BASELINE else name
-    # A move to what was active already brings a canary; any other one leaves a share to the predecessor.
-    version, against = (other, move.to) if move.to == move.expected else (move.to, other)
-    return Watch(move, version, against, share)
+    # A transition to the version that is active already starts a canary; any other one holds its predecessor back.
+    starts_canary = last.to_version == last.from_version
+    version, against = (other, last.to_version) if starts_canary else (last.to_version, other)
+    return Rollout(last, version, against, fraction)
 
 
-def rollback_stack(moves: Iterable[Move]) -> tuple[str | None, ...]:
-    """The versions that a rollback steps through: the baseline (None) first, then each one that replaced it, the
-    active one last. What somebody went back from is not among them, so a rollback never brings it back."""
-    return _follow(moves)[0]
+def rollback_stack(transitions: Iterable[Transition]) -> tuple[str | None, ...]:
+    """The versions that a rollback steps through: the baseline (None) first, then each version that replaced it, the
+    active one last. Versions that were rolled back are not among them, so a rollback never restores one."""
+    return _replay(transitions)[0]
 
 
-def rolled_back(moves: Iterable[Move]) -> dict[str, Move]:
-    """The versions that somebody went back from and has not made active again since, each with the move that did.
+def rolled_back(transitions: Iterable[Transition]) -> dict[str, Transition]:
+    """The versions that were rolled back and have not become active again, each with the transition that did it.
 
-    A move goes back when it leads to the baseline, or to a version that was active before. It goes back from all that
-    came after that one. A canary that ends without becoming active was gone back from, too.
+    A transition is a rollback when it leads to the baseline, or to a version that was active before. It rolls back
+    every version that came after that one. A canary that ends without becoming active is rolled back, too.
     """
-    return _follow(moves)[1]
+    return _replay(transitions)[1]
 
 
-def _follow(moves: Iterable[Move]) -> tuple[tuple[str | None, ...], dict[str, Move]]:
+def _replay(transitions: Iterable[Transition]) -> tuple[tuple[str | None, ...], dict[str, Transition]]:
     stack: list[str | None] = [None]
-    left: dict[str, Move] = {}
-    trying: str | None = None
-    for move in moves:
-        if move.to in stack:
-            kept = stack.index(move.to) + 1
-            left |= {version: move for version in stack[kept:] if version}
+    left: dict[str, Transition] = {}
+    canary: str | None = None
+    for transition in transitions:
+        if transition.to_version in stack:
+            kept = stack.index(transition.to_version) + 1
+            left |= {version: transition for version in stack[kept:] if version}
             del stack[kept:]
         else:
-            stack.append(move.to)
-        watch = watch_since(move)
-        now_trying = watch.version if watch and watch.is_canary else None
-        if trying and trying not in {move.to, now_trying}:
-            left[trying] = move
-        trying = now_trying
-        for version in (move.to, trying):
+            stack.append(transition.to_version)
+        rollout = active_rollout(transition)
+        next_canary = rollout.version if rollout and rollout.is_canary else None
+        if canary and canary not in {transition.to_version, next_canary}:
+            left[canary] = transition
+        canary = next_canary
+        for version in (transition.to_version, canary):
             if version:
                 left.pop(version, None)
     return tuple(stack), left

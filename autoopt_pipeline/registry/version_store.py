@@ -1,16 +1,17 @@
 """Versioned programs per tenant and module, and which of them is active.
 
     {root}/{tenant}/{module}/versions/{version}/{program.json, manifest.json}   written once, manifest last
-    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program is gone for good
-    {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person does not want it
-    {root}/{tenant}/{module}/moves/{sequence}.json                              every change of the active version
-    {root}/{tenant}/{module}/active.json                                        derived from the last move
+    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program was deleted for good
+    {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person declined it
+    {root}/{tenant}/{module}/transitions/{sequence}.json                        every change of the active version
+    {root}/{tenant}/{module}/active.json                                        derived from the last transition
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
-    {root}/{tenant}/{module}/trials/{sequence}.json                             see evaluation.trial_log
-    {root}/{tenant}/{module}/watches/{sequence}.json                            see registry.rollout_records
+    {root}/{tenant}/{module}/sequential_tests/{sequence}.json                   see evaluation.sequential_test_log
+    {root}/{tenant}/{module}/rollouts/{sequence}.json                           see registry.rollout_records
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
-Moves, ledger entries and trial steps are created exclusively, so of two writers that saw the same state one fails.
+Transitions, ledger entries and steps of sequential tests are created exclusively, so of two writers that saw the same
+state one fails.
 """
 
 import hashlib
@@ -29,20 +30,20 @@ from autoopt_pipeline.registry.records import (
     Declined,
     LedgerEntry,
     Manifest,
-    Move,
     Pointer,
     Program,
-    TrialStep,
+    SequentialTestStep,
+    Transition,
     Withdrawal,
     serving,
 )
-from autoopt_pipeline.registry.rollout_records import WatchResult, enter_watched
+from autoopt_pipeline.registry.rollout_records import RolloutResult, index_rollout
 from autoopt_pipeline.registry.transitions import pointer_after
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.validation import first_error
 
 Record = TypeVar("Record", bound=BaseModel)
-Numbered = TypeVar("Numbered", Move, "LedgerEntry", "TrialStep", WatchResult)
+Numbered = TypeVar("Numbered", Transition, "LedgerEntry", "SequentialTestStep", RolloutResult)
 
 _NUMBERED = re.compile(r"[0-9]{8}\.json")
 
@@ -111,7 +112,7 @@ class VersionStore:
                 f"version {version} belongs to {program.tenant_id}/{program.module}",
                 "activate one of its own",
             )
-        return program
+        return program.model_copy(update={"demo_sources": manifest.demo_sources})
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Version and content of every file that holds a program, or a part of one that a dead writer left."""
@@ -120,10 +121,10 @@ class VersionStore:
                 if (raw := self._files.read(path)) is not None:
                     yield version, raw.decode(errors="replace")
 
-    def withdraw(self, version: str, *, by: str, why: str) -> None:
+    def withdraw(self, version: str, *, actor: str, reason: str) -> None:
         """Take a version's program away for good; its manifest stays. Make another one active first."""
         folder = f"{self._folder}/versions/{version}"
-        withdrawal = Withdrawal(at=datetime.now(UTC), by=by, why=why)
+        withdrawal = Withdrawal(at=datetime.now(UTC), actor=actor, reason=reason)
         # The mark comes first: whoever dies in between leaves a program that nobody loads.
         self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
         for path in self._program_files(version):
@@ -133,9 +134,9 @@ class VersionStore:
         """Why a version was withdrawn, or None where it was not."""
         return self._read(f"versions/{version}/withdrawn.json", Withdrawal)
 
-    def decline(self, version: str, *, by: str, why: str) -> bool:
+    def decline(self, version: str, *, actor: str, reason: str) -> bool:
         """Enter that a person does not want a version. False when somebody said so before, which then stands."""
-        declined = Declined(at=datetime.now(UTC), by=by, why=why)
+        declined = Declined(at=datetime.now(UTC), actor=actor, reason=reason)
         path = f"{self._folder}/versions/{version}/{_DECLINED}"
         return self._files.create(path, declined.model_dump_json(indent=1).encode())
 
@@ -144,11 +145,11 @@ class VersionStore:
         return self._read(f"versions/{version}/{_DECLINED}", Declined)
 
     def active(self) -> Active | None:
-        """The active version by the last move; None where the module's baseline serves.
+        """The active version by the last transition; None where the module's baseline serves.
 
         Mends `active.json` where a writer died before it.
         """
-        last = self.last_move()
+        last = self.last_transition()
         if last is None:
             return None
         pointer = self._read("active.json", Pointer)
@@ -156,73 +157,73 @@ class VersionStore:
             pointer = self._point_to(last)
         return pointer.active
 
-    def move(
+    def transition(
         self,
-        to: str | None,
+        to_version: str | None,
         *,
         expected: str | None,
-        by: str,
-        why: str,
-        judged: bool = True,
+        actor: str,
+        reason: str,
+        resets_alpha_budget: bool = True,
         canary: dict[str, float] | None = None,
-        after: Move | None = None,
-    ) -> Move:
+        after: Transition | None = None,
+    ) -> Transition:
         """Make a version active, or with None the baseline; with `canary`, another one keeps or gets a share.
 
         Raises `PromotionConflict` when the active one is no longer `expected`, or `after` is given and no longer the
-        last move, and `InvalidArtifact` as `load`.
+        last transition, and `InvalidArtifact` as `load`.
         """
-        for version in serving(to, canary):
+        for version in serving(to_version, canary):
             self.load(version)
         if canary:
-            # Before the move, so that whoever dies in between leaves nothing that nobody watches.
-            enter_watched(self._files, self.tenant_id, self.module)
-        last = self.last_move()
-        current = last.to if last else None
-        move = Move(
+            # Before the transition, so that whoever dies in between leaves nothing that nobody rollouts.
+            index_rollout(self._files, self.tenant_id, self.module)
+        last = self.last_transition()
+        current = last.to_version if last else None
+        transition = Transition(
             sequence=last.sequence + 1 if last else 1,
             at=datetime.now(UTC),
-            by=by,
-            why=why,
-            expected=expected,
-            to=to,
-            judged=judged,
+            actor=actor,
+            reason=reason,
+            from_version=expected,
+            to_version=to_version,
+            resets_alpha_budget=resets_alpha_budget,
             canary=canary,
         )
-        path = f"{self._folder}/moves/{move.sequence:08d}.json"
+        path = f"{self._folder}/transitions/{transition.sequence:08d}.json"
         overtaken = current != expected or (after is not None and last != after)
-        if overtaken or not self._files.create(path, move.model_dump_json(indent=1).encode()):
+        if overtaken or not self._files.create(path, transition.model_dump_json(indent=1).encode()):
             raise PromotionConflict(
                 f"{self.tenant_id}/{self.module}: the active version is no longer {expected or 'the baseline'}",
                 "compare with the one that is active now",
             )
-        self._point_to(move)
-        return move
+        self._point_to(transition)
+        return transition
 
-    def moves(self) -> list[Move]:
+    def transitions(self) -> list[Transition]:
         """Every change of the active version, oldest first."""
-        return self._read_all("moves", Move)
+        return self._read_all("transitions", Transition)
 
-    def last_move(self) -> Move | None:
-        """The move that says what serves now; None before the first one."""
-        names = self._numbered("moves")
-        return self._read_numbered("moves", names[-1], Move) if names else None
+    def last_transition(self) -> Transition | None:
+        """The transition that says what serves now; None before the first one."""
+        names = self._numbered("transitions")
+        return self._read_numbered("transitions", names[-1], Transition) if names else None
 
-    def enter_act(self, what: str, *, by: str, text: str) -> None:
+    def enter_act(self, what: str, *, actor: str, text: str) -> None:
         """Enter what a person has done to this module, for those who read what happened."""
-        enter_act(self._files, by=by, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
+        enter_act(self._files, actor=actor, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
 
-    def keep_watched(self, since: datetime) -> None:
-        """Make sure that the watch which began then is found. Costs nothing where it is."""
-        enter_watched(self._files, self.tenant_id, self.module, at=since)
+    def keep_indexed(self, since: datetime) -> None:
+        """Make sure that the rollout which began then is found. Costs nothing where it is."""
+        index_rollout(self._files, self.tenant_id, self.module, at=since)
 
-    def watches(self) -> list[WatchResult]:
-        """How the watches ended, oldest first."""
-        return self._read_all("watches", WatchResult)
+    def rollout_results(self) -> list[RolloutResult]:
+        """How the rollouts ended, oldest first."""
+        return self._read_all("rollouts", RolloutResult)
 
-    def add_watch(self, result: WatchResult) -> None:
-        """Enter how a watch ended. What was entered of the same watch before stays."""
-        path = f"{self._folder}/watches/{result.sequence:08d}.json"
+    def add_rollout_result(self, result: RolloutResult) -> None:
+        """Enter how a rollout ended. What was entered of the same rollout before stays."""
+        path = f"{self._folder}/rollouts/{result.sequence:08d}.json"
         self._files.create(path, result.model_dump_json(indent=1).encode())
 
     def ledger(self) -> list[LedgerEntry]:
@@ -233,11 +234,11 @@ class VersionStore:
         path = f"{self._folder}/ledger/{entry.sequence:08d}.json"
         return self._files.create(path, entry.model_dump_json(indent=1).encode())
 
-    def trial(self) -> list[TrialStep]:
-        """The steps of the last trial, oldest first; empty where there never was one."""
-        steps: list[TrialStep] = []
-        for name in reversed(self._numbered("trials")):
-            step = self._read_numbered("trials", name, TrialStep)
+    def sequential_test(self) -> list[SequentialTestStep]:
+        """The steps of the last sequential test, oldest first; empty where there never was one."""
+        steps: list[SequentialTestStep] = []
+        for name in reversed(self._numbered("sequential_tests")):
+            step = self._read_numbered("sequential_tests", name, SequentialTestStep)
             if step is None:
                 continue
             if steps and step.version != steps[0].version:
@@ -245,18 +246,18 @@ class VersionStore:
             steps.insert(0, step)
         return steps
 
-    def last_trial_step(self) -> int:
-        """The number of the last step of any trial, 0 where there was none."""
-        names = self._numbered("trials")
+    def last_sequential_test_step(self) -> int:
+        """The number of the last step of any sequential test, 0 where there was none."""
+        names = self._numbered("sequential_tests")
         return int(names[-1].removesuffix(".json")) if names else 0
 
-    def trial_steps(self) -> list[TrialStep]:
-        """The steps of all trials, oldest first."""
-        return self._read_all("trials", TrialStep)
+    def sequential_test_steps(self) -> list[SequentialTestStep]:
+        """The steps of all sequential tests, oldest first."""
+        return self._read_all("sequential_tests", SequentialTestStep)
 
-    def add_trial_step(self, step: TrialStep) -> bool:
-        """Enter a step of a trial. False when another run took the same place."""
-        path = f"{self._folder}/trials/{step.sequence:08d}.json"
+    def add_sequential_test_step(self, step: SequentialTestStep) -> bool:
+        """Enter a step of a sequential test. False when another run took the same place."""
+        path = f"{self._folder}/sequential_tests/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
 
     def keep_answers(self, name: str, answers: bytes) -> None:
@@ -284,16 +285,16 @@ class VersionStore:
     def _check_not_withdrawn(self, version: str) -> None:
         if withdrawal := self.withdrawal(version):
             raise self._invalid(
-                f"version {version} was withdrawn on {withdrawal.at:%Y-%m-%d}: {withdrawal.why}",
+                f"version {version} was withdrawn on {withdrawal.at:%Y-%m-%d}: {withdrawal.reason}",
                 "use another one; 'autoopt versions' lists them",
             )
 
-    def _point_to(self, last: Move) -> Pointer:
+    def _point_to(self, last: Transition) -> Pointer:
         try:
-            moves = self.moves()
+            transitions = self.transitions()
         except InvalidArtifact:
-            moves = [last]  # a record that was damaged long ago must not hide what serves now
-        pointer = pointer_after(moves)
+            transitions = [last]  # a record that was damaged long ago must not hide what serves now
+        pointer = pointer_after(transitions)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
         return pointer
 
@@ -337,21 +338,21 @@ def read_pointers(
 
     None where nothing is. What is wrong with one pointer is its value.
     """
-    path_of = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
-    found = files.read_many(list(path_of.values()))
-    return {place: _pointer(*place, found[path]) for place, path in path_of.items()}
+    describe_transition = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
+    found = files.read_many(list(describe_transition.values()))
+    return {place: _pointer(*place, found[path]) for place, path in describe_transition.items()}
 
 
 def read_manifests(
     files: ObjectStore, versions: Mapping[tuple[str, str], str]
 ) -> dict[tuple[str, str], Manifest | AutooptError]:
     """The manifest of one version each of tenants and modules. What is wrong with one manifest is its value."""
-    path_of = {
+    describe_transition = {
         (tenant, module): f"{safe_name(tenant)}/{module}/versions/{version}/manifest.json"
         for (tenant, module), version in versions.items()
     }
-    found = files.read_many(list(path_of.values()))
-    return {place: _manifest(*place, versions[place], found[path]) for place, path in path_of.items()}
+    found = files.read_many(list(describe_transition.values()))
+    return {place: _manifest(*place, versions[place], found[path]) for place, path in describe_transition.items()}
 
 
 def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:
@@ -371,7 +372,7 @@ def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | A
         try:
             return Pointer.model_validate_json(raw)
         except ValidationError:
-            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next move mends it")
+            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next transition mends it")
     if isinstance(raw, FileNotFoundError):
         return None
     return ArtifactStoreUnavailable(

@@ -1,6 +1,6 @@
-"""Whether a promotion holds in production: two versions that serve side by side are compared while outcomes come in.
+"""Rollout analysis: compares two versions that serve side by side, as their outcomes become known. Pure.
 
-Pure. Only what was decided at the same time is compared, so a drift of the traffic is blamed on no version.
+Only decisions of the same time are compared, so no version is blamed for a drift of the traffic.
 """
 
 import math
@@ -13,35 +13,35 @@ from statistics import fmean
 from autoopt_pipeline.evaluation.statistics import log_e_value
 from autoopt_pipeline.modules.online_score import LiveOutcome
 
+# Chance that the analysis ever calls a version worse that is no worse, or better that is no better.
 ALPHA = 0.05
-"""Chance that a version which is no worse is ever taken for worse, and one that is no better for better."""
 
+# Comparisons after which a rollout ends when the newer version is not clearly worse. By then the analysis finds a loss
+# of 10 points in about 9 of 10 rollouts, and one of 20 points in all (bench/README.md).
 ENOUGH = 500
-"""Comparisons after which a version that is not clearly worse is left alone. By then a loss of 10 points is found in
-about 9 of 10 watches, one of 20 points in all (bench/README.md)."""
 
+# Decisions that one analysis reads at most. A rollout ends there, because more would burden Phoenix.
 MAX_DECISIONS = 10_000
-"""Decisions that one look reads at most; a watch ends there, for more would burden Phoenix."""
 
 
-class WatchVerdict(StrEnum):
-    WATCHING = "watching"
+class AnalysisStatus(StrEnum):
+    OPEN = "open"
     WORSE = "worse"
     BETTER = "better"
-    NO_WORSE = "no_worse"
+    NOT_WORSE = "not_worse"
     ENDED = "ended"
 
 
 @dataclass(frozen=True)
-class Side:
-    """What one version decided since the watch began, and the decisions of which it is known how good they were."""
+class VersionSample:
+    """One version's decisions since the rollout began, and the outcomes that are known of them."""
 
     decisions: int = 0
     outcomes: tuple[LiveOutcome, ...] = ()
 
     @property
     def score(self) -> float | None:
-        """Mean outcome, 0 to 1; None where none is known."""
+        """Mean outcome, 0 to 1; None without outcomes."""
         return fmean(outcome.score for outcome in self.outcomes) if self.outcomes else None
 
     def __str__(self) -> str:
@@ -51,54 +51,56 @@ class Side:
 
 @dataclass(frozen=True)
 class RolloutAnalysis:
-    """What is known of a watch at one moment. `p_worse` and `p_better` hold however often one looks."""
+    """A rollout's analysis at one moment. `p_worse` and `p_better` stay valid however often it is repeated."""
 
-    verdict: WatchVerdict
+    status: AnalysisStatus
     reason: str
-    newer: Side = Side()
-    older: Side = Side()
+    newer: VersionSample = VersionSample()
+    older: VersionSample = VersionSample()
     comparisons: int = 0
     p_worse: float = 1.0
     p_better: float = 1.0
 
 
-def judge_watch(newer: Side, older: Side, *, age: timedelta, longest: timedelta) -> RolloutAnalysis:
-    """Compare the newer version with the older one. `age` is how long the watch has been going on."""
+def analyze_rollout(
+    newer: VersionSample, older: VersionSample, *, age: timedelta, longest: timedelta
+) -> RolloutAnalysis:
+    """Compare the newer version with the older one. `age` is the time since the rollout began."""
     losses = differences(older.outcomes, newer.outcomes)
     p_worse, p_better = _p(losses), _p([-loss for loss in losses])
     if p_worse <= ALPHA:
-        verdict, why = WatchVerdict.WORSE, f"clearly worse, p {p_worse:.2g}"
+        status, cause = AnalysisStatus.WORSE, f"clearly worse, p {p_worse:.2g}"
     elif p_better <= ALPHA:
-        verdict, why = WatchVerdict.BETTER, f"clearly better, p {p_better:.2g}"
+        status, cause = AnalysisStatus.BETTER, f"clearly better, p {p_better:.2g}"
     elif len(losses) >= ENOUGH or newer.decisions + older.decisions >= MAX_DECISIONS:
-        verdict, why = WatchVerdict.NO_WORSE, "enough, and not clearly worse"
+        status, cause = AnalysisStatus.NOT_WORSE, "enough, and not clearly worse"
     elif age >= longest:
         days = longest.total_seconds() / 86400
-        verdict, why = WatchVerdict.NO_WORSE, f"not clearly worse after {days:.4g} days"
+        status, cause = AnalysisStatus.NOT_WORSE, f"not clearly worse after {days:.4g} days"
     elif newer.decisions + older.decisions:
-        verdict, why = WatchVerdict.WATCHING, f"open, p {min(p_worse, p_better):.2g}"
+        status, cause = AnalysisStatus.OPEN, f"open, p {min(p_worse, p_better):.2g}"
     else:
-        verdict, why = WatchVerdict.WATCHING, "open, for no span says yet that it was decided by one of the two"
-    reason = f"{why}: {newer}; its predecessor {older}; {len(losses)} comparisons"
-    return RolloutAnalysis(verdict, reason, newer, older, len(losses), p_worse, p_better)
+        status, cause = AnalysisStatus.OPEN, "open, because no span names either version yet"
+    reason = f"{cause}: {newer}; its predecessor {older}; {len(losses)} comparisons"
+    return RolloutAnalysis(status, reason, newer, older, len(losses), p_worse, p_better)
 
 
 def differences(one: Sequence[LiveOutcome], other: Sequence[LiveOutcome]) -> list[float]:
-    """Differences in score, one less other, of outcomes that became known at about the same time, oldest first.
+    """Differences in score (one minus other) between outcomes that became known at about the same time, oldest first.
 
-    As soon as both sides have outcomes, the means of what each has are compared, and both begin anew. Who comes next
-    does not depend on how good an outcome is, so a difference is 0 on average where the versions are equal, however
-    the traffic drifts. Verdicts that were stored at once, as judges do, come in the order of their decisions.
+    As soon as both versions have outcomes, their means are compared and both start again. Which version's outcome
+    arrives next does not depend on its score, so the mean difference of equal versions is 0 however the traffic drifts.
+    Labels that were stored together, as a judge stores them, count in the order of their decisions.
     """
-    arrivals = [(each, 0) for each in one] + [(each, 1) for each in other]
-    found: list[float] = []
+    arrivals = [(outcome, 0) for outcome in one] + [(outcome, 1) for outcome in other]
+    gains: list[float] = []
     pending: tuple[list[float], list[float]] = ([], [])
     for outcome, side in sorted(arrivals, key=lambda arrival: (arrival[0].known_at, arrival[0].decided_at)):
         pending[side].append(outcome.score)
         if all(pending):
-            found.append(fmean(pending[0]) - fmean(pending[1]))
+            gains.append(fmean(pending[0]) - fmean(pending[1]))
             pending = ([], [])
-    return found
+    return gains
 
 
 def _p(gains: Sequence[float]) -> float:

@@ -1,28 +1,24 @@
-"""What people decide about versions: make one active, go back from one, decline one. Each is recorded with its reason.
-
-The commands and the dashboard both do it through these.
-"""
+"""Manual promotion, rollback and rejection of versions, for the CLI and the dashboard. Each keeps its reason."""
 
 from dataclasses import dataclass
 
 from autoopt_pipeline.errors import AutooptError, GateNotPassed, InvalidArtifact
-from autoopt_pipeline.registry.module_versions import PROPOSED, ModuleVersions, path_of
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_transition
+from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.serialization import instantiate
-from autoopt_pipeline.registry.shared_instructions import SharedStore
 from autoopt_pipeline.registry.transitions import rollback_stack
-from autoopt_pipeline.rollouts.rollout import roll_out, stop_sharing
+from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.tenants.config import WatchSettings
+from autoopt_pipeline.tenants.config import RolloutPolicy
 
-_UNPROVEN = {"rejected": "was rejected", "waiting": "is not proven yet"}
+_UNPROVEN: dict[str, str] = {Verdict.REJECTED: "was rejected", Verdict.INCONCLUSIVE: "is not proven yet"}
 
 
 @dataclass(frozen=True)
-class Moved:
-    """A move that a person made, and what is worth knowing of it besides."""
+class ManualTransition:
+    """A transition that a person made, and notes on it for that person."""
 
-    move: Move
+    transition: Transition
     notes: tuple[str, ...]
 
 
@@ -30,13 +26,12 @@ def promote(
     programs: ModuleVersions,
     version: str,
     *,
-    by: str,
-    why: str,
-    settings: WatchSettings,
-    shared: SharedStore,
+    actor: str,
+    reason: str,
+    policy: RolloutPolicy,
     force: bool = False,
-) -> Moved:
-    """Make a version active: approve a candidate, or choose an earlier one; `settings` say how it is watched.
+) -> ManualTransition:
+    """Make a version active: approve a candidate, or choose an earlier one; `policy` says how it is rolled out.
 
     Raises `GateNotPassed` for one that was rejected or waits for proof, unless forced; `InvalidArtifact` where it
     cannot serve or is active already; and `PromotionConflict`.
@@ -46,18 +41,20 @@ def promote(
     if not force and verdict in _UNPROVEN and not programs.was_active(version):
         raise GateNotPassed(
             f"{programs.name}: {version} {_UNPROVEN[verdict]}: {manifest.reason}",
-            "to make it active all the same, say --force",
+            "to make it active all the same, add --force",
         )
     _check_serves(programs, version)
     notes = _worth_knowing(programs, manifest)
     _check_moves(programs, version)
-    move = roll_out(programs.artifacts, version, expected=programs.active, by=by, why=why, settings=settings)
-    what = "approved" if verdict == PROPOSED else "promoted"
-    entered = _enter(programs, what, by=by, text=f"{path_of(move)}: {why}")
-    return Moved(move, (*notes, *_stop_sharing(programs, shared), *entered))
+    transition = roll_out(
+        programs.artifacts, version, expected=programs.active, actor=actor, reason=reason, policy=policy
+    )
+    what = "approved" if verdict == Verdict.AWAITING_APPROVAL else "promoted"
+    entered = _enter(programs, what, actor=actor, text=f"{describe_transition(transition)}: {reason}")
+    return ManualTransition(transition, (*notes, *entered))
 
 
-def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: str, shared: SharedStore) -> Moved:
+def roll_back(programs: ModuleVersions, to: str | None = None, *, actor: str, reason: str) -> ManualTransition:
     """Go back to an earlier active version or the baseline, by default what was active before. A canary is given up.
 
     What was left is not promoted by itself any more. Raises `InvalidArtifact` where there is nothing to go back to, or
@@ -67,34 +64,34 @@ def roll_back(programs: ModuleVersions, to: str | None = None, *, by: str, why: 
     if version is not None:
         _check_serves(programs, version)
     _check_moves(programs, version)
-    move = programs.artifacts.move(version, expected=programs.active, by=by, why=why)
-    entered = _enter(programs, "rolled_back", by=by, text=f"{path_of(move)}: {why}")
-    return Moved(move, (*_stop_sharing(programs, shared), *entered))
+    transition = programs.artifacts.transition(version, expected=programs.active, actor=actor, reason=reason)
+    entered = _enter(programs, "rolled_back", actor=actor, text=f"{describe_transition(transition)}: {reason}")
+    return ManualTransition(transition, tuple(entered))
 
 
-def decline(programs: ModuleVersions, version: str, *, by: str, why: str) -> list[str]:
+def decline(programs: ModuleVersions, version: str, *, actor: str, reason: str) -> list[str]:
     """Say that a version which waits for approval is not wanted. The same program is not proposed again.
 
     Returns what is worth knowing besides. Raises `InvalidArtifact` where the version does not wait for approval.
     """
     verdict = programs.verdict(programs.manifest(version))
-    if verdict != PROPOSED:
+    if verdict != Verdict.AWAITING_APPROVAL:
         last = programs.last_event(version)
         what = last.what if last and last.what != "made" else verdict.replace("_", " ")
         raise InvalidArtifact(
             f"{programs.name}: {version} does not wait for approval: it is {what}",
             "to go back from an active version, use 'autoopt rollback'",
         )
-    programs.artifacts.decline(version, by=by, why=why)
-    return _enter(programs, "declined", by=by, text=f"{version}: {why}")
+    programs.artifacts.decline(version, actor=actor, reason=reason)
+    return _enter(programs, "declined", actor=actor, text=f"{version}: {reason}")
 
 
 def _earlier(programs: ModuleVersions, text: str) -> str | None:
     version = programs.named(text)
-    if version in rollback_stack(programs.moves):
+    if version in rollback_stack(programs.transitions):
         return version
     left = programs.rolled_back.get(str(version))
-    what = f"was rolled back on {left.at:%Y-%m-%d} by {left.by}" if left else "was never active"
+    what = f"was rolled back on {left.at:%Y-%m-%d} by {left.actor}" if left else "was never active"
     raise InvalidArtifact(
         f"{programs.name}: {version} {what}, so it is nothing to go back to",
         f"make it active with 'autoopt promote {programs.artifacts.tenant_id} {programs.artifacts.module} {version}'",
@@ -104,16 +101,16 @@ def _earlier(programs: ModuleVersions, text: str) -> str | None:
 def _worth_knowing(programs: ModuleVersions, manifest: Manifest) -> list[str]:
     notes = []
     if left := programs.rolled_back.get(manifest.version):
-        notes.append(f"it had been rolled back on {left.at:%Y-%m-%d} by {left.by}: {left.why}")
+        notes.append(f"it had been rolled back on {left.at:%Y-%m-%d} by {left.actor}: {left.reason}")
     if declined := programs.declined(manifest.version):
-        notes.append(f"it had been declined on {declined.at:%Y-%m-%d} by {declined.by}: {declined.why}")
+        notes.append(f"it had been declined on {declined.at:%Y-%m-%d} by {declined.actor}: {declined.reason}")
     if manifest.parent != programs.active and not programs.was_active(manifest.version):
         notes.append(f"it was compared with {manifest.parent or BASELINE}, which is not what was active")
     return notes
 
 
 def _check_moves(programs: ModuleVersions, to: str | None) -> None:
-    if to == programs.active and programs.watch is None:
+    if to == programs.active and programs.rollout is None:
         raise InvalidArtifact(
             f"{programs.name}: {to or BASELINE} is active already", "nothing was changed, and nothing has to be"
         )
@@ -129,19 +126,10 @@ def _check_serves(programs: ModuleVersions, version: str) -> None:
         raise InvalidArtifact(f"{e.what} ({version})", f"choose another, or 'autoopt rollback --to {BASELINE}'") from e
 
 
-def _enter(programs: ModuleVersions, what: str, *, by: str, text: str) -> list[str]:
+def _enter(programs: ModuleVersions, what: str, *, actor: str, text: str) -> list[str]:
     """Enter what was done. Never fails, for it is done."""
     try:
-        programs.artifacts.enter_act(what, by=by, text=text)
+        programs.artifacts.enter_act(what, actor=actor, text=text)
     except AutooptError as e:
         return [f"the activity does not tell of it: {e}"]
     return []
-
-
-def _stop_sharing(programs: ModuleVersions, shared: SharedStore) -> list[str]:
-    """Says what was done. Never fails, for the move stands."""
-    try:
-        withdrawn = stop_sharing(shared, programs.artifacts)
-    except AutooptError as e:
-        return [f"whether its instructions are shared is unknown: {e}"]
-    return [f"the instructions that {withdrawn} shared are withdrawn"] if withdrawn else []

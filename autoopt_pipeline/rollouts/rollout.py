@@ -1,73 +1,72 @@
-"""Bringing a proven version into service, and what a watch's verdict does to it."""
+"""Starting a rollout of a proven version, and finishing it."""
 
 from datetime import UTC, datetime
 
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.records import Move
-from autoopt_pipeline.registry.rollout_records import WatchResult
-from autoopt_pipeline.registry.shared_instructions import SharedStore
-from autoopt_pipeline.registry.transitions import Watch, rolled_back
+from autoopt_pipeline.registry.records import Transition
+from autoopt_pipeline.registry.rollout_records import RolloutResult
+from autoopt_pipeline.registry.transitions import Rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.tenants.config import WatchSettings
+from autoopt_pipeline.tenants.config import RolloutPolicy
 
-WATCH = "watch"
-"""Who moves the active version at the end of a watch."""
+# The actor of the transition that finishes a rollout.
+ROLLOUT_MONITOR = "rollout monitor"
 
 
 def roll_out(
-    artifacts: VersionStore, version: str, *, expected: str | None, by: str, why: str, settings: WatchSettings
-) -> Move:
-    """Make a version active, or a canary first, as the tenant has it; its predecessor keeps a share where it can serve.
+    artifacts: VersionStore, version: str, *, expected: str | None, actor: str, reason: str, policy: RolloutPolicy
+) -> Transition:
+    """Make a version active, or a canary first, as the policy says. A predecessor that can serve is held back.
 
-    Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.move`.
+    Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.transition` does.
     """
-    if not (settings.enabled and _serves(artifacts, expected)):
-        return artifacts.move(version, expected=expected, by=by, why=why)
-    if settings.canary_share:
-        canary = {version: settings.canary_share}
-        return artifacts.move(expected, expected=expected, by=by, why=why, judged=False, canary=canary)
-    canary = {expected or BASELINE: settings.holdback_share}
-    return artifacts.move(version, expected=expected, by=by, why=why, canary=canary)
+    if not (policy.monitor and _serves(artifacts, expected)):
+        return artifacts.transition(version, expected=expected, actor=actor, reason=reason)
+    if policy.canary_fraction:
+        canary = {version: policy.canary_fraction}
+        return artifacts.transition(
+            expected, expected=expected, actor=actor, reason=reason, resets_alpha_budget=False, canary=canary
+        )
+    canary = {expected or BASELINE: policy.holdback_fraction}
+    return artifacts.transition(version, expected=expected, actor=actor, reason=reason, canary=canary)
 
 
-def end_watch(artifacts: VersionStore, watch: Watch, look: RolloutAnalysis, *, stays: str | None) -> Move:
-    """Let one of two versions have all requests, and remember what was seen of both.
+def finish_rollout(
+    artifacts: VersionStore, rollout: Rollout, analysis: RolloutAnalysis, *, stays: str | None
+) -> Transition:
+    """Give all requests to the version that stays, and store the result.
 
-    Raises `PromotionConflict` when somebody else made a move meanwhile, which ended the watch.
+    Raises `PromotionConflict` when another transition has ended the rollout meanwhile.
     """
-    result = WatchResult(
-        sequence=watch.move.sequence,
-        began=watch.move.at,
+    result = RolloutResult(
+        sequence=rollout.transition.sequence,
+        began=rollout.transition.at,
         ended=datetime.now(UTC),
-        version=watch.version,
-        against=watch.against,
-        verdict=look.verdict.value,
-        reason=look.reason,
-        decisions=look.newer.decisions,
-        decisions_against=look.older.decisions,
-        outcomes=len(look.newer.outcomes),
-        outcomes_against=len(look.older.outcomes),
-        score=look.newer.score,
-        score_against=look.older.score,
+        version=rollout.version,
+        against=rollout.against,
+        status=analysis.status.value,
+        reason=analysis.reason,
+        decisions=analysis.newer.decisions,
+        decisions_against=analysis.older.decisions,
+        outcomes=len(analysis.newer.outcomes),
+        outcomes_against=len(analysis.older.outcomes),
+        score=analysis.newer.score,
+        score_against=analysis.older.score,
     )
-    # A canary that becomes active begins a new allowance, as every promotion does. What goes back does not.
-    judged = watch.is_canary and stays == watch.version
-    move = artifacts.move(stays, expected=watch.move.to, by=WATCH, why=look.reason, judged=judged, after=watch.move)
-    artifacts.add_watch(result)
-    return move
-
-
-def stop_sharing(shared: SharedStore, artifacts: VersionStore) -> str | None:
-    """Withdraw instructions that a version shared which somebody went back from: others must not start from them.
-
-    Returns that version, or None where nothing was to be done.
-    """
-    published = shared.read(artifacts.tenant_id)
-    if published and published.version in rolled_back(artifacts.moves()) and shared.withdraw(artifacts.tenant_id):
-        return published.version
-    return None
+    # A canary that becomes active gets a new alpha budget, as every promotion does. A rollback does not.
+    resets_alpha_budget = rollout.is_canary and stays == rollout.version
+    transition = artifacts.transition(
+        stays,
+        expected=rollout.transition.to_version,
+        actor=ROLLOUT_MONITOR,
+        reason=analysis.reason,
+        resets_alpha_budget=resets_alpha_budget,
+        after=rollout.transition,
+    )
+    artifacts.add_rollout_result(result)
+    return transition
 
 
 def _serves(artifacts: VersionStore, version: str | None) -> bool:

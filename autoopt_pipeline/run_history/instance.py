@@ -1,14 +1,18 @@
-"""Opening the Dagster instance of a home folder from a command."""
+"""The Dagster instance of a home folder: opened from a command, with its storage and its daemons."""
 
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from autoopt_pipeline.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from dagster._daemon.types import DaemonStatus
 
 _UNSET = re.compile(r'environment variable "(\w+)" which is not set')
 """Dagster names it at the end of a page about its own types."""
@@ -36,3 +40,17 @@ def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
             del os.environ["DAGSTER_HOME"]
         else:
             os.environ["DAGSTER_HOME"] = before
+
+
+def describe_storage(instance: dg.DagsterInstance) -> str:
+    """Which database holds the runs, and how many there are."""
+    storage = type(instance.run_storage).__name__.removesuffix("RunStorage")
+    return f"{storage} storage with {instance.get_runs_count()} runs"
+
+
+def daemon_statuses(instance: dg.DagsterInstance) -> "Collection[DaemonStatus]":
+    """The state of each daemon, with its last heartbeat.
+
+    Dagster does not declare this call public; a test holds it to a real instance.
+    """
+    return instance.get_daemon_statuses().values()

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 import dagster as dg
 
+from autoopt_pipeline.run_history.ended_runs import EndedRun, read_ended_runs
 from autoopt_pipeline.run_history.failures import causes_of, first_failure
-from autoopt_pipeline.run_history.feed import EndedRun, read_ended_runs
 from autoopt_pipeline.run_history.outcomes import failure_streaks
 
 _STREAK_DAYS = 30
@@ -56,7 +56,7 @@ def read_module_failures(
         for module, cause in _failed_modules(run, modules, streaks, causes.get(run.run_id, {})):
             streak = streaks.get((run.tenant, module), [])
             number = streak.index(run.run_id) + 1 if run.run_id in streak else None
-            failures.append(ModuleFailure(run.tenant, module, run.run_id, run.ended, cause, number))
+            failures.append(ModuleFailure(run.tenant, module, run.run_id, run.ended_at, cause, number))
     return ModuleFailures(failures, ended.after, ended.full)
 
 
@@ -67,7 +67,7 @@ def _failed_modules(
     first. A module that was not begun, because another failed, has that cause."""
     first = first_failure(run.event)
     cause = first.cause or next(iter(causes.values()), "its process died")
-    selected = run.modules.intersection(modules)
+    selected = run.run.modules.intersection(modules)
     failed = {module for module in selected if run.run_id in streaks.get((run.tenant, module), ())}
     failed |= selected.intersection({first.module})
     for module in sorted(failed or selected):

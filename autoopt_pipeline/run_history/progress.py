@@ -1,9 +1,9 @@
-"""How far the modules of a run are, told to the run's log, to a command that waits, and to other processes.
+"""Progress of runs: written to the run's log, to a waiting command and to Dagster's storage, and read from there.
 
-For those it stands in the table of key-value pairs that Dagster's run storage has for its daemons: one row for a
-(tenant, module), overwritten every few seconds (2 ms on SQLite, 4 ms on Postgres) and read by the hundred in one query.
-A tag of the run would be twice as dear, and a write that takes the run's own row along. `daemon_cursor_storage` is no
-public part of Dagster, so what is asked of it stands here, under a contract test.
+The table is the one of key-value pairs that Dagster's run storage has for its daemons: one row for a (tenant, module),
+overwritten every few seconds (2 ms on SQLite, 4 ms on Postgres), and hundreds are read in one query. A tag of the run
+would cost twice as much and rewrite the run's own row. Dagster does not declare `daemon_cursor_storage` public, so only
+this file uses it, under a contract test.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.run_history.outcomes import ModuleKey
-from autoopt_pipeline.run_history.runs import UNFINISHED
+from autoopt_pipeline.run_history.runs import UNFINISHED, find_run
 from autoopt_pipeline.text import ago
 from autoopt_pipeline.validation import Strict
 
@@ -26,43 +26,43 @@ STORED_SECONDS = 5.0
 """Least time between two writes while a phase lasts."""
 
 LOGGED_SECONDS = 20.0
-"""Least time between two lines in the run's log."""
+"""Least time between two lines in the log of the run."""
 
 LOGGED_AS = "progress: "
-"""How these lines begin."""
+"""The beginning of these lines."""
 
 _LONGEST = 2000
-"""Characters of a row that are read; more has not been written by us."""
+"""Characters of a row that are read; this project writes no longer ones."""
 
 _CHUNK = 1000
 
-_TOLD_LATELY = timedelta(seconds=30)
+_RECENT = timedelta(seconds=30)
 
 _log = logging.getLogger(__name__)
 
 ShowProgress = Callable[[str, Progress | None], None]
-"""Gets a module and how far it is, None once its long phase has ended."""
+"""Takes a module and its progress, None once its long phase has ended."""
 
 _listeners: dict[str, ShowProgress] = {}
-"""By run, for those that are executed in this process."""
+"""By run, for the runs of this process."""
 
 
 class RunProgress(Strict):
-    """How far a run was at a moment (UTC)."""
+    """The progress of a run at a moment (UTC)."""
 
     run_id: str = Field(max_length=100)
     at: AwareDatetime
     progress: Progress
 
-    def told(self, now: datetime) -> str:
-        """In words; with its age where its process has told nothing for a while."""
-        age = "" if now - self.at < _TOLD_LATELY else f"; nothing was heard since, {ago(self.at, now)}"
+    def describe(self, now: datetime) -> str:
+        """In words, with its age where the process has reported nothing for a while."""
+        age = "" if now - self.at < _RECENT else f"; nothing was heard since, {ago(self.at, now)}"
         return f"{self.progress}{age}"
 
 
 @contextmanager
 def listening(run_id: str, show: ShowProgress | None) -> Generator[None, None, None]:
-    """Have `show` called while a run is executed in this process, every second of a long phase."""
+    """Call `show` every second of a long phase while a run is executed in this process."""
     if show:
         _listeners[run_id] = show
     try:
@@ -72,7 +72,7 @@ def listening(run_id: str, show: ShowProgress | None) -> Generator[None, None, N
 
 
 class StepProgress:
-    """Tells how far one module of a run is. What cannot be told must not stop what is done: it is left out."""
+    """Reports the progress of one module of a run. An error in that never stops the run; the report is left out."""
 
     def __init__(self, context: dg.AssetExecutionContext, module: str) -> None:
         self._context, self._module = context, module
@@ -88,14 +88,14 @@ class StepProgress:
             if progress:
                 self._write_line(progress)
         except Exception as e:  # noqa: BLE001 - of whatever storage Dagster has
-            _log.warning("run %s of %s: its progress is not told: %s", self._run_id, self._module, e)
+            _log.warning("run %s of %s: its progress is not reported: %s", self._run_id, self._module, e)
 
     def _store(self, progress: Progress | None) -> None:
         phase, now = progress.phase if progress else None, time.monotonic()
         if phase == self._stored_phase and now - self._stored_at < STORED_SECONDS:
             return
-        told = RunProgress(run_id=self._run_id, at=datetime.now(UTC), progress=progress) if progress else None
-        _write(self._context.instance, (self._context.partition_key, self._module), told)
+        current = RunProgress(run_id=self._run_id, at=datetime.now(UTC), progress=progress) if progress else None
+        _write(self._context.instance, (self._context.partition_key, self._module), current)
         self._stored_phase, self._stored_at = phase, now
 
     def _write_line(self, progress: Progress) -> None:
@@ -106,29 +106,29 @@ class StepProgress:
 
 
 def read_progress(instance: dg.DagsterInstance, running: Mapping[ModuleKey, str]) -> dict[ModuleKey, RunProgress]:
-    """How far these are, by the runs that are under way. Left out is what is in no long phase, or not understood."""
-    found = {}
+    """The progress of these modules, given their runs. Modules that are in no long phase have none."""
+    by_module = {}
     keys = {_row(key): key for key in running}
     rows = sorted(keys)
     for start in range(0, len(rows), _CHUNK):
         for row, text in instance.daemon_cursor_storage.get_cursor_values(set(rows[start : start + _CHUNK])).items():
-            told = _parse(text)
-            if told and told.run_id == running[keys[row]]:
-                found[keys[row]] = told
-    return found
+            progress = _parse(text)
+            if progress and progress.run_id == running[keys[row]]:
+                by_module[keys[row]] = progress
+    return by_module
 
 
 def read_module_progress(instance: dg.DagsterInstance, tenant: str, module: str) -> RunProgress | None:
-    """How far one module is, where its run is under way and in a long phase."""
+    """The progress of one module; None where no run is under way, or it is in no long phase."""
     row = _row((tenant, module))
-    told = _parse(instance.daemon_cursor_storage.get_cursor_values({row}).get(row, ""))
-    run = instance.get_run_by_id(told.run_id) if told else None
+    progress = _parse(instance.daemon_cursor_storage.get_cursor_values({row}).get(row, ""))
+    run = find_run(instance, progress.run_id) if progress else None
     under_way = run is not None and run.status in UNFINISHED and run.tags.get(PARTITION_TAG) == tenant
-    return told if under_way else None
+    return progress if under_way else None
 
 
-def _write(instance: dg.DagsterInstance, key: ModuleKey, told: RunProgress | None) -> None:
-    instance.daemon_cursor_storage.set_cursor_values({_row(key): told.model_dump_json() if told else ""})
+def _write(instance: dg.DagsterInstance, key: ModuleKey, progress: RunProgress | None) -> None:
+    instance.daemon_cursor_storage.set_cursor_values({_row(key): progress.model_dump_json() if progress else ""})
 
 
 def _parse(text: str) -> RunProgress | None:

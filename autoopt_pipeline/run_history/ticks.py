@@ -1,6 +1,6 @@
-"""Sensors' ticks, and what sensors leave as cursors, for alerts and metrics.
+"""Ticks of sensors, for alerts, metrics and the dashboard.
 
-A tick that failed has its error; one that did not has, for the optimization sensor, a report as its cursor.
+A failed tick has its error. A successful one of the optimization sensor has a report as its cursor.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,7 +50,7 @@ class StoredCursor(BaseModel):
 
     @classmethod
     def load(cls, cursor: str | None) -> Self | None:
-        """None where there is none, or where somebody else wrote the cursor."""
+        """None where there is no report, or where somebody else wrote the cursor."""
         try:
             return cls.model_validate_json(cursor) if cursor else None
         except ValidationError:
@@ -58,10 +58,10 @@ class StoredCursor(BaseModel):
 
 
 class TickReport(StoredCursor):
-    """What one look at all tenants found: modules by decision, and since when the longest waiting of them is due.
+    """The result of one tick for all tenants: modules by decision, and since when the longest waiting one is due.
 
-    `reached` is where the next look goes on asking Phoenix; None: there was time for all. `missing` says of modules
-    that the code location does not know, those that most tenants name, what is wrong and what to do.
+    `reached` is where the next tick continues to ask Phoenix; None: there was time for all. `missing` are the errors
+    about modules that the code location does not know, those that most tenants name.
     """
 
     decisions: dict[str, int]
@@ -72,15 +72,15 @@ class TickReport(StoredCursor):
     missing: tuple[str, ...] = ()
 
 
-class WatchReport(StoredCursor):
-    """What one look at production found: new versions that are watched, and how many looks wait for the next tick."""
+class RolloutReport(StoredCursor):
+    """One tick of the rollout sensor: rollouts under way, and those that it deferred to the next tick."""
 
-    watched: int
-    left: int
+    active: int
+    deferred: int
 
 
 def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
-    """The sensors that ever ran, by name; of two of one name, which a renamed code location leaves, the later."""
+    """The sensors that ever ran, by name. A renamed code location leaves a second one of the name: the later counts."""
     states: dict[str, InstigatorState] = {}
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
         if state.instigator_name not in states or _last_tick(state) > _last_tick(states[state.instigator_name]):
@@ -93,12 +93,12 @@ def _last_tick(state: InstigatorState) -> float:
 
 
 def finished_ticks(instance: dg.DagsterInstance, state: InstigatorState, *, limit: int) -> Sequence[InstigatorTick]:
-    """The latest, newest first."""
+    """The latest ticks, newest first."""
     return instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=limit, statuses=_FINISHED)
 
 
 def report_of(tick: InstigatorTick) -> TickReport | None:
-    """None for a tick that failed, or that is of another sensor."""
+    """None for a failed tick, and for one of another sensor."""
     if tick.instigator_name != OPTIMIZATION_SENSOR or tick.is_failure:
         return None
     return TickReport.load(tick.cursor)

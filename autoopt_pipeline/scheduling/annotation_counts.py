@@ -1,4 +1,4 @@
-"""Which of a project's annotations are new, though Phoenix tells only how many there are, and deletes old traces."""
+"""How many annotations of a project are new, although Phoenix knows only their number and deletes old traces."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 MARKS = 50
-"""Span times that are kept of an outcome. They tell how many annotations went with a deletion to some 2 %."""
+"""Span times that are kept of an outcome: enough to count the deleted annotations to some 2 %."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class AnnotationsSeen:
         return cls(total, tuple(int(times[_rank(i, kept, total)]) for i in range(kept)))
 
     def new(self, total: int, *, oldest: datetime | None) -> int:
-        """How many of the `total` that there are now came since, where traces before `oldest` are gone."""
+        """How many of the present `total` are new, given that traces before `oldest` are deleted."""
         return max(0, total - self._left(oldest))
 
     def _left(self, oldest: datetime | None) -> int:
-        """How many of those that were seen are on traces from `oldest` on; none where there are no traces."""
+        """How many of the earlier annotations are on traces from `oldest` on; none where there are no traces."""
         if oldest is None:
             return 0
         since, marks = oldest.timestamp(), self.marks

@@ -1,6 +1,6 @@
-"""When a tenant's module is to be optimized. Pure: plain values in, a decision with its reason out.
+"""When a tenant's module is due. Pure: plain values in, a decision with its reason out.
 
-The sensor, the commands and the reports all ask `decide`, so they cannot disagree.
+The sensor, the commands and the dashboard all call `decide`, so they cannot disagree.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from enum import StrEnum
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
+from autoopt_pipeline.scheduling.budgets import RemainingBudget, utc_day_start
 from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
-from autoopt_pipeline.scheduling.limits import Allowance, midnight, quiet_until, spread
+from autoopt_pipeline.scheduling.windows import quiet_until, spread
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
 
@@ -20,7 +21,7 @@ MAX_BACKOFF = timedelta(hours=6)
 """Longest wait after repeated failures, unless the tenant's own interval is longer."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""What is said to have been later than now by more than this was said by a clock that was wrong."""
+"""A moment further in the future than this comes from a clock that was wrong."""
 
 
 class Reason(StrEnum):
@@ -32,16 +33,16 @@ class Reason(StrEnum):
     BACKING_OFF = "backing_off"
     QUIET_HOURS = "quiet_hours"
     BUDGET_EXHAUSTED = "budget_exhausted"
-    LEFT = "left"
+    DEFERRED = "deferred"
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class LostRun:
-    """A run that failed without a word of its own: it, or a step of it, was killed, or it never began.
+    """A run that failed without reporting an error: it or one of its steps was killed, or it never began.
 
-    `times` counts such runs in a row, `attempt` is the first run of what it did, and `window_end` (UTC) is where the
-    traces end that it was told to read; None where it was told nothing.
+    `times` counts such runs in a row, `attempt` is the first of them, and `window_end` (UTC) is the end of the traces
+    that it was requested to read; None where none was requested.
     """
 
     times: int
@@ -51,9 +52,9 @@ class LostRun:
 
 @dataclass(frozen=True)
 class Attempts:
-    """What became of a module's runs: when the last one had an outcome, how many failed since, which is under way.
+    """A module's runs: when the last one had an outcome, how many have failed since, and which one is under way.
 
-    `outcome_id` and `last_failed_run` tell one attempt from the next. `lost` is the last failed run, where it was lost.
+    `outcome_id` and `last_failed_run` identify an attempt. `lost` is the last failed run, if it was lost.
     """
 
     outcome_at: datetime | None = None
@@ -67,9 +68,10 @@ class Attempts:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What the last optimization saw: traces before `window_end` (UTC), and annotations, where known.
+    """The outcome of the last run: it read traces before `window_end` (UTC), and annotations, where known.
 
-    `decisions` is how many it had, `labels` are the answers that its program could give, and `version` is what it made.
+    `decisions` is the number of logged decisions, `labels` are the possible answers of its program, and `version` is
+    what it made.
     """
 
     window_end: datetime
@@ -82,7 +84,7 @@ class RunOutcome:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is new in Phoenix since the last outcome; `note` says what is odd about the project."""
+    """New traces and annotations in Phoenix since the last outcome; `note` names what is odd about the project."""
 
     new_traces: int
     new_annotations: int = 0
@@ -95,10 +97,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that must hold before a module is optimized, with the numbers that say whether it does.
+    """One condition for a run, with the numbers behind it.
 
-    `met` is None where only Phoenix could tell and was not asked. Where it is not met, the decision is `otherwise`,
-    and `until` says when that ends by itself. `need` is how much new evidence makes a module due.
+    `met` is None where only Phoenix could tell and was not asked. Where the condition is not met, the decision is
+    `otherwise`, and `until` is when that ends. `need` is how much new evidence makes a module due.
     """
 
     name: str
@@ -111,9 +113,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class ScheduleDecision:
-    """Whether to optimize now, and why (not), with the numbers that decided.
+    """Whether to optimize now, and why or why not, with the numbers behind it.
 
-    `conditions` are all that were looked at, in the order in which they decide; an error has none.
+    `conditions` are in the order in which they decide; an error has none.
     """
 
     reason: Reason
@@ -131,12 +133,12 @@ class ScheduleDecision:
 
 @dataclass(frozen=True)
 class NeedsEvidence:
-    """Everything else is met, since `since` (None: always): count what is new, and ask again."""
+    """All other conditions are met, since `since` (None: always): count what is new and decide again."""
 
     since: datetime | None
 
 
-def decide(
+def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
     config: RoutingConfigUnified,
     spec: ModuleSpec,
     attempts: Attempts,
@@ -145,54 +147,55 @@ def decide(
     *,
     now: datetime,
     jitter: float = 0.0,
-    allowances: Sequence[Allowance] = (),
+    budgets: Sequence[RemainingBudget] = (),
 ) -> ScheduleDecision | NeedsEvidence:
-    """Check the conditions in the order of their cost: configuration, history, limits, then what Phoenix has.
+    """Check the conditions in the order of their cost: configuration, history, limits, then Phoenix.
 
-    `jitter` is the share of the interval over which tenants are spread, and `allowances` are what bounds the
-    tenant's spending today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
+    `jitter` is the share of the interval over which tenants are spread, and `budgets` bound the tenant's LM usage
+    today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
     `outcome` is the last one, where there is any, and only asked together with the evidence.
     """
     later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
-    found = (
+    conditions = (
         _enabled(config, spec),
         _alone(attempts),
         _backed_off(config, spec, attempts, later, now),
         _interval_over(config, spec, attempts, later, now),
         _outside_quiet_hours(config, now),
-        _within_budget(allowances, now),
+        _within_budget(budgets, now),
         _enough_new(config, spec, attempts, evidence, outcome, now),
     )
-    need = found[-1].need
-    unmet = next((each for each in found if not each.met), None)
+    need = conditions[-1].need
+    unmet = next((condition for condition in conditions if not condition.met), None)
     if unmet is None or unmet.met is None:
         since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
         if unmet:
             return NeedsEvidence(since)
-        return ScheduleDecision(Reason.DUE, found[-1].detail, evidence, need, waiting_since=since, conditions=found)
-    return ScheduleDecision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=found)
+        detail = conditions[-1].detail
+        return ScheduleDecision(Reason.DUE, detail, evidence, need, waiting_since=since, conditions=conditions)
+    return ScheduleDecision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=conditions)
 
 
 def new_since(
     config: RoutingConfigUnified, outcome: RunOutcome | None, *, now: datetime, begins: datetime | None = None
 ) -> datetime:
-    """From when on traces are new: the end of what was last learnt from, within what is learnt from."""
+    """From when on traces are new: the end of what the last run read, within the lookback."""
     earliest = learnt_from(config, until=now, begins=begins)
     return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
 
 
 def learnt_from(config: RoutingConfigUnified, *, until: datetime, begins: datetime | None) -> datetime:
-    """Where the traces begin that a run learns from: those of the lookback, and none of an earlier tenant's."""
+    """Where the traces of a run begin: at the lookback, and not before the tenant."""
     earliest = until - timedelta(seconds=config.lookback_seconds)
     return min(max(earliest, begins), until) if begins else earliest
 
 
 def believable(moment: datetime, now: datetime) -> bool:
-    """Whether it may have been. Else a clock that ran ahead for one run would hold the tenant back until that time."""
+    """Whether a moment can be true. A clock that ran ahead during one run must not hold the tenant back until then."""
     return moment <= now + CLOCK_TOLERANCE
 
 
-# What most modules have in common is made once: fifty thousand of them are looked at every minute.
+# Conditions that most modules share are made once, because fifty thousand modules are checked every minute.
 _ENABLED = Condition("enabled", True, "enabled", Reason.DISABLED)
 _ALONE = Condition("no other run", True, "no run of this tenant is under way", Reason.IN_PROGRESS)
 _NOTHING_FAILED = Condition("no back-off", True, "nothing failed since the last outcome", Reason.BACKING_OFF)
@@ -248,10 +251,10 @@ def _outside_quiet_hours(config: RoutingConfigUnified, now: datetime) -> Conditi
     return _NO_QUIET_HOURS
 
 
-def _within_budget(allowances: Sequence[Allowance], now: datetime) -> Condition:
-    for allowance in allowances:
-        if why := allowance.used_up:
-            until = midnight(now) + timedelta(days=1)
+def _within_budget(budgets: Sequence[RemainingBudget], now: datetime) -> Condition:
+    for budget in budgets:
+        if why := budget.exhausted_reason:
+            until = utc_day_start(now) + timedelta(days=1)
             detail = f"{why}; a new day begins {_in(until, now)}"
             return Condition("budget left", False, detail, Reason.BUDGET_EXHAUSTED, until)
     return _BUDGET_LEFT
@@ -274,7 +277,7 @@ def _enough_new(
         detail = f"new to choose from since the last optimization: {', '.join(added)}"
         return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
     need = config.min_samples(spec.name)
-    # What is older than the lookback is learnt from no more, so then everything is new.
+    # Runs read nothing older than the lookback, so after that everything is new.
     if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):
         need = evidence_required(need, outcome.decisions, outcome.verdict)
     counts = _counts(evidence, need)
@@ -284,7 +287,7 @@ def _enough_new(
 
 
 def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
-    """When the wait after failures ends, or ended. None where nothing failed since the last outcome."""
+    """When the back-off ends, or ended. None where nothing has failed since the last outcome."""
     if not attempts.failures or not attempts.last_failure_at:
         return None
     tries = min(attempts.lost.times, config.retry.max_retries) if attempts.lost else 0
@@ -298,7 +301,7 @@ def _backoff_until(config: RoutingConfigUnified, module: str, attempts: Attempts
 
 
 def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts, later: timedelta) -> datetime | None:
-    """When the interval since the last attempt is over. None where there was no attempt."""
+    """When the interval after the last attempt is over. None where there was no attempt."""
     if until := _backoff_until(config, module, attempts, later):
         return until
     interval = timedelta(seconds=config.interval_seconds(module))
@@ -327,7 +330,7 @@ def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
 
 
 def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, now: datetime) -> datetime | None:
-    """Since when the module's program is to be replaced whatever is new, if it is and has not been tried since."""
+    """Since when the program has to be replaced regardless of new traces; None where a run has done so since."""
     since = config.retrain_after(module)
     if since is None or now < since or (attempts.outcome_at and attempts.outcome_at > since):
         return None
@@ -335,7 +338,7 @@ def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, n
 
 
 def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: RunOutcome | None) -> list[str]:
-    """Agents that the last program could not answer with."""
+    """Agents that the last program did not know."""
     if outcome is None or outcome.labels is None or spec.labels is not None:
         return []
     return [agent.name for agent in config.agents if agent.name not in outcome.labels]

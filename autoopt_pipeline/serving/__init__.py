@@ -1,10 +1,10 @@
-"""What an application imports: the promoted program of every tenant, in service within seconds of its promotion.
+"""Serving library for applications: every tenant's promoted program, within seconds of its promotion.
 
     serving = Serving("s3://bucket/artifacts")
     decision = serving.decide("acme", "routing", agents=["search_agent", "report_agent"], query="where is the report?")
     decision.values["agent"]
 
-docs/serve.md tells the rest.
+docs/serving.md has the rest.
 """
 
 from autoopt_pipeline.serving._answers import Decision, Loaded, Problem, Status

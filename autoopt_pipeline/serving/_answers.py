@@ -1,4 +1,4 @@
-"""The nouns of serving."""
+"""Value types of serving: decisions, loaded programs, problems and status."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import dspy
 
 Arm = Literal["active", "canary", "baseline"]
-"""What a version is to a request: the active one, one that is being tried on a share of requests, or none at all."""
+"""Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline."""
 
 AgentLike = str | tuple[str, str] | Label
 """An agent by name, or by name and description."""
@@ -22,10 +22,10 @@ AgentLike = str | tuple[str, str] | Label
 
 @dataclass(frozen=True)
 class Loaded:
-    """A program ready to answer with the labels of today.
+    """A program that is ready to answer with the current labels.
 
-    `version` is None for the module's baseline; of a composed module, `parts` then tells which versions of its parts
-    it is made of. `adapter` keeps the demos formatted: use it with `dspy.context` where no other is configured.
+    `version` is None for the module's baseline. `parts` maps the parts of a composed baseline to their versions.
+    `adapter` caches the formatted demos: use it with `dspy.context` if you have not configured another one.
     """
 
     program: "dspy.Module"
@@ -37,11 +37,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a program answered to one request. All of it is plain data, fit to be stored until feedback comes.
+    """A program's answer to one request. It is plain data, so that it can be stored until there is feedback.
 
-    `values` are the output fields beside the confidence (0 to 1, None where the program has none). `sampled` says
-    that this decision was drawn at random for review. `spans` are the ids of its spans in Phoenix by module: one, or of
-    a composed module one for each part; empty where nothing was recorded.
+    `values` are the output fields except the confidence (0 to 1, None if the program has none). `sampled` is True if
+    the decision was drawn at random for review. `spans` maps modules to span ids in Phoenix: one, or one per part of a
+    composed module; empty if nothing was recorded.
     """
 
     tenant_id: str
@@ -56,11 +56,11 @@ class Decision:
 
     @property
     def span_id(self) -> str | None:
-        """The decision's own span, or None where nothing was recorded."""
+        """Id of the decision's own span, or None if nothing was recorded."""
         return self.spans.get(self.module)
 
     def part(self, module: str) -> "Decision":
-        """The decision of one part of a composed module, to give feedback on. Raises `InvalidRequest`."""
+        """Return the decision of one part of a composed module, to give feedback on it. Raises `InvalidRequest`."""
         part = next((part for part in get_module(self.module).parts if part.name == module), None)
         if part is None:
             raise InvalidRequest(f"{self.module} has no part {module[:60]!r}", "name one of its parts")
@@ -71,7 +71,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong and does not stop serving. `where` is `tenant/module`, or the part of serving."""
+    """Something that is wrong but does not stop serving. `where` is `tenant/module`, or a component of serving."""
 
     where: str
     what: str
@@ -81,9 +81,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Status:
-    """What is in service for one tenant's module; `version` is None for the baseline.
+    """What serves for one tenant's module. `version` is None for the baseline.
 
-    `read_at` is when its pointer was last read from the store, UTC; None when that never succeeded.
+    `read_at` is when its pointer was last read from the store (UTC), or None if that never succeeded.
     """
 
     tenant_id: str
@@ -95,9 +95,9 @@ class Status:
 
 
 def labels_of(spec: ModuleSpec, agents: Sequence[AgentLike] | None) -> tuple[Label, ...]:
-    """What a module may answer: its fixed labels, or the application's agents of now.
+    """Return the labels that a module may answer: its fixed labels, or the application's current agents.
 
-    Raises `InvalidRequest` when agents are needed and none are given.
+    Raises `InvalidRequest` if the module needs agents and there are none.
     """
     if isinstance(agents, str):
         raise InvalidRequest(f"agents is the text {agents[:60]!r}", f"pass a list: agents=[{agents[:60]!r}]")
@@ -114,5 +114,5 @@ def labels_of(spec: ModuleSpec, agents: Sequence[AgentLike] | None) -> tuple[Lab
 
 
 def version_name(version: str | None) -> str:
-    """A version as spans and people are told it."""
+    """Return a version's name for spans and for people."""
     return version or BASELINE

@@ -1,20 +1,20 @@
-"""Feedback on decisions as Phoenix annotations: kept in memory until Phoenix has the span, and sent by one thread.
+"""Feedback on decisions as Phoenix annotations, held in memory until Phoenix has the span and sent by one thread.
 
-Pieces of all tenants go together, so what is wrong with one must not cost another, and no message quotes any.
+A batch mixes feedback of all tenants, so an invalid piece must not cost another, and no message quotes one.
 """
 
 import atexit
-import encodings.idna  # noqa: F401 - else at the first connection, see `begin`
+import encodings.idna  # noqa: F401 - otherwise imported by the first connection, see `begin`
 import json
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import httpx
 
@@ -23,76 +23,103 @@ from autoopt_pipeline.modules.coercion import number, stripped
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
 from autoopt_pipeline.serving._fork import begin_in_every_process
-from autoopt_pipeline.span_contract import CORRECTION, RANDOM_SAMPLING
+from autoopt_pipeline.span_contract import CORRECTION, RANDOM_SAMPLING, AnnotatorKind, NewAnnotation
 from autoopt_pipeline.urls import without_login, without_secrets
 
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
-Kind = Literal["HUMAN", "LLM", "CODE"]
-
 CAPACITY = 1000
-"""Feedback that may wait; what comes on top is dropped, and told."""
+"""Pieces of feedback that may wait. Further ones are dropped and reported."""
 
 GIVE_UP_SECONDS = 900
-"""How long a span may take to arrive. Phoenix stores some 130 a second, and what a sampler dropped never comes."""
+"""How long a span may take to arrive. Phoenix stores about 130 a second; one that a sampler dropped never arrives."""
 
 MAX_NAME_CHARS = 200
-"""Longest name of who gives feedback: it is a part of a key, which databases bound."""
+"""Maximum length of an annotator's name. It is part of a database key, which databases limit."""
 
 MAX_CORRECTION_CHARS = 4000
 
 _BATCH = 100
 _ALONE_AFTER = 3
-"""Server errors after which a piece is sent by itself: it may be what the server stumbles over."""
+"""Server errors after which a piece is sent alone, because it may be the cause."""
 
 _TIMEOUT_SECONDS = 10
 _RETRY_SECONDS = (0.5, 30)
-"""First and longest wait before another try; it doubles."""
+"""First and longest wait before a retry. The wait doubles each time."""
 
 _FLUSH_AT_EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Said:
-    """What an application said of a decision, checked, as an annotation tells it."""
+class FeedbackRequest:
+    """What an application says of a decision.
 
-    kind: Kind
-    label: str | None
+    Raises `InvalidRequest` where it says nothing or cannot be stored. No message quotes what was said.
+    """
+
+    correct: bool | None
+    correction: str | None
     score: float | None
-    metadata: Mapping[str, str]
-    identifier: str
+    kind: AnnotatorKind
+    by: str
+    drawn: bool
 
-    @classmethod
-    def read(cls, *, correct: Any, correction: Any, score: Any, kind: Any, by: Any, drawn: bool) -> "Said":
-        """Raises `InvalidRequest` for what says nothing, or cannot be stored. No message quotes what was said."""
-        if correct is None and correction is None and score is None:
-            raise InvalidRequest("feedback says nothing", "pass correct=, correction= or score=")
-        if correct is not None and correct not in (True, False):
-            raise InvalidRequest("correct= is neither true nor false", "pass True or False")
-        if correction is not None and (correction := stripped(correction)) is None:
-            raise InvalidRequest("correction= is no text, or empty", "pass the right answer as labels are shown")
-        if correction and len(correction) > MAX_CORRECTION_CHARS:
-            raise InvalidRequest(f"correction= is longer than {MAX_CORRECTION_CHARS} characters", "pass a label")
-        if score is not None and (score := _finite(score)) is None:
-            raise InvalidRequest("score= is no finite number", "pass one, or leave it out")
-        if kind not in get_args(Kind):
-            raise InvalidRequest("kind= is unknown", f"pass one of {', '.join(get_args(Kind))}")
-        if not isinstance(by, str) or len(by) > MAX_NAME_CHARS:
-            raise InvalidRequest(
-                f"by= is no text of up to {MAX_NAME_CHARS} characters", "pass a name or an id of who says so"
-            )
-        label = None
-        if correct is not None or correction is not None:
-            label = "correct" if correct else "wrong"
-        metadata = {} if correction is None else {CORRECTION: correction}
-        return cls(
-            kind, label, score, metadata | dict([RANDOM_SAMPLING] if drawn else []), stripped(by) or kind.lower()
+    def __post_init__(self) -> None:
+        correction, by = stripped(self.correction), self.by
+        for wrong, what, remedy in (
+            (
+                self.correct is None and self.correction is None and self.score is None,
+                "feedback says nothing",
+                "pass correct=, correction= or score=",
+            ),
+            (self.correct not in (None, True, False), "correct= is neither true nor false", "pass True or False"),
+            (
+                self.correction is not None and correction is None,
+                "correction= is no text, or empty",
+                "pass the right answer as labels are shown",
+            ),
+            (
+                len(correction or "") > MAX_CORRECTION_CHARS,
+                f"correction= is longer than {MAX_CORRECTION_CHARS} characters",
+                "pass a label",
+            ),
+            (
+                self.score is not None and _finite(self.score) is None,
+                "score= is no finite number",
+                "pass one, or leave it out",
+            ),
+            (
+                self.kind not in get_args(AnnotatorKind),
+                "kind= is unknown",
+                f"pass one of {', '.join(get_args(AnnotatorKind))}",
+            ),
+            (
+                not isinstance(by, str) or len(by) > MAX_NAME_CHARS,
+                f"by= is no text of up to {MAX_NAME_CHARS} characters",
+                "pass a name or an id of who says so",
+            ),
+        ):
+            if wrong:
+                raise InvalidRequest(what, remedy)
+
+    def annotation(self, span_id: str, name: str) -> NewAnnotation:
+        """What is written to Phoenix about one of the decision's spans."""
+        correction = stripped(self.correction)
+        says_label = self.correct is not None or correction is not None
+        return NewAnnotation(
+            span_id,
+            name,
+            self.kind,
+            label=("correct" if self.correct else "wrong") if says_label else None,
+            metadata=({CORRECTION: correction} if correction else {}) | dict([RANDOM_SAMPLING] if self.drawn else []),
+            score=_finite(self.score),
+            identifier=stripped(self.by) or self.kind.lower(),
         )
 
 
 def _finite(score: Any) -> float | None:
-    if isinstance(score, bool) or not isinstance(score, Real):  # of numpy's numbers not all are floats
+    if isinstance(score, bool) or not isinstance(score, Real):  # not all of numpy's numbers are floats
         return None
     try:
         return number(float(score))
@@ -100,45 +127,21 @@ def _finite(score: Any) -> float | None:
         return None
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """What is written to Phoenix. An equal span, name and identifier is replaced."""
-
-    span_id: str
-    name: str
-    said: Said
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.span_id, self.name, self.said.identifier
-
-    def as_json(self) -> dict[str, Any]:
-        result = {"label": self.said.label, "score": self.said.score}
-        return {
-            "span_id": self.span_id,
-            "name": self.name,
-            "annotator_kind": self.said.kind,
-            "result": {name: value for name, value in result.items() if value is not None},
-            "metadata": dict(self.said.metadata),
-            "identifier": self.said.identifier,
-        }
-
-
 class _SpansMissing(Exception):
-    """Phoenix has not stored all spans of a batch (yet)."""
+    """Phoenix has not stored all spans of a batch yet."""
 
 
 class _SomeRefused(PhoenixRefused):
-    """Phoenix does not understand something in a batch; the rest of it may be fine."""
+    """Phoenix rejects something in a batch; the rest may be valid."""
 
 
 class _ServerFailed(PhoenixUnavailable):
-    """Phoenix answered that it could not; perhaps for something in the batch."""
+    """Phoenix answered with a server error, perhaps because of something in the batch."""
 
 
 @dataclass(eq=False)
 class _Waiting:
-    annotation: Annotation
+    annotation: NewAnnotation
     since: float = field(default_factory=time.monotonic)
     due: float = 0.0
     tries: int = 0
@@ -152,7 +155,7 @@ class _Waiting:
 class Feedback:
     """Sends annotations to one Phoenix.
 
-    `address` gives its endpoint and key when they are needed, for tracing may be set up later.
+    `address` returns its endpoint and key when they are needed, because tracing may be set up later.
     """
 
     def __init__(self, address: Callable[[], tuple[str, str | None]]) -> None:
@@ -161,11 +164,11 @@ class Feedback:
         atexit.register(_flush_at_exit, weakref.ref(self))
 
     def begin(self) -> None:
-        """Make what belongs to one process. After a fork, what was waiting is left to the parent."""
+        """Create the state of this process. After a fork, waiting feedback stays with the parent."""
         self._changed = threading.Condition()
         self._waiting: dict[tuple[str, str, str], _Waiting] = {}
         self._thread: threading.Thread | None = None
-        # Not by the thread at its first use: what that imports meanwhile, a child forked then could never import.
+        # Created here, not in the thread: a child that is forked during the client's imports could never finish them.
         self._http = httpx.Client(timeout=_TIMEOUT_SECONDS)
         self._problem: Problem | None = None
         self._lost: Problem | None = None
@@ -177,11 +180,11 @@ class Feedback:
 
     @property
     def problem(self) -> Problem | None:
-        """What keeps feedback from being sent now, or else what was lost since the process began."""
+        """Why feedback cannot be sent at present, or else what has been lost since the process started."""
         return self._problem or self._lost
 
-    def put(self, annotation: Annotation) -> None:
-        """Send soon, without blocking. A later one for the same span, name and identifier takes its place."""
+    def put(self, annotation: NewAnnotation) -> None:
+        """Send soon, without blocking. A later annotation with the same span, name and identifier replaces this one."""
         with self._changed:
             if len(self._waiting) >= CAPACITY and annotation.key not in self._waiting:
                 full = f"{CAPACITY} pieces of feedback wait for Phoenix {self._shown}; one is dropped"
@@ -193,8 +196,8 @@ class Feedback:
                 self._thread.start()
             self._changed.notify_all()
 
-    def send(self, annotations: Sequence[Annotation]) -> None:
-        """Send now. Raises `PhoenixUnavailable`, also where a span has not arrived yet, and `PhoenixRefused`."""
+    def send(self, annotations: Sequence[NewAnnotation]) -> None:
+        """Send now. Raises `PhoenixUnavailable` (also if a span has not arrived yet) and `PhoenixRefused`."""
         try:
             self._post(annotations)
         except _SpansMissing:
@@ -203,7 +206,7 @@ class Feedback:
             ) from None
 
     def flush(self, seconds: float) -> bool:
-        """Try all that waits at once, and wait for it. False when some is left."""
+        """Try to send everything that waits, for at most `seconds`. Returns False if something is left."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while self._waiting and (left := deadline - time.monotonic()) > 0:
@@ -226,7 +229,7 @@ class Feedback:
             self._try(batch)
 
     def _try(self, batch: Sequence[_Waiting]) -> None:
-        """Send a batch. Where one piece may be to blame, halves are tried, so that it costs no others."""
+        """Send a batch. If one piece may be the cause of a failure, retry in halves, so that the others are stored."""
         try:
             self._post([waiting.annotation for waiting in batch])
         except (_SpansMissing, _SomeRefused) as e:
@@ -243,8 +246,8 @@ class Feedback:
             for waiting in batch:
                 waiting.server_errors += isinstance(e, _ServerFailed)
             self._later(batch, e)
-        except Exception as e:  # noqa: BLE001 - the thread must go on, whatever is wrong with one batch
-            # What an error of another kind says may be what was to be sent.
+        except Exception as e:  # noqa: BLE001 - one batch must not end the thread
+            # The message of an unexpected error may quote the feedback.
             told = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
             self._lose(len(batch), told)
             self._done(batch)
@@ -255,7 +258,7 @@ class Feedback:
     def _done(self, batch: Sequence[_Waiting]) -> None:
         with self._changed:
             for waiting in batch:
-                if self._waiting.get(waiting.annotation.key) is waiting:  # else a later one has taken its place
+                if self._waiting.get(waiting.annotation.key) is waiting:  # otherwise a later one has replaced it
                     del self._waiting[waiting.annotation.key]
             self._changed.notify_all()
 
@@ -269,7 +272,7 @@ class Feedback:
             self._lose(len(given_up), error)
             self._done(given_up)
 
-    def _post(self, annotations: Sequence[Annotation]) -> None:
+    def _post(self, annotations: Sequence[NewAnnotation]) -> None:
         try:
             content = json.dumps({"data": [annotation.as_json() for annotation in annotations]}, allow_nan=False)
         except (TypeError, ValueError):
@@ -283,7 +286,7 @@ class Feedback:
             response = self._http.post(
                 f"{base_url}/v1/span_annotations",
                 auth=login or httpx.USE_CLIENT_DEFAULT,
-                params={"sync": "true"},  # else annotations of unknown spans are dropped without a word
+                params={"sync": "true"},  # otherwise Phoenix silently drops annotations of unknown spans
                 content=content,
                 headers=headers,
             )
@@ -301,7 +304,7 @@ class Feedback:
         if status in {400, 413, 422}:
             raise _SomeRefused(f"Phoenix {self._shown} refuses feedback: HTTP {status}", "check its version")
         if status != 200 or "json" not in response.headers.get("content-type", ""):
-            # What it says is not told: it may quote the key, or what was sent.
+            # The response is not quoted, because it may repeat the key or the feedback.
             raise PhoenixRefused(
                 f"Phoenix {self._shown} refuses feedback: HTTP {status}",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
@@ -313,7 +316,7 @@ class Feedback:
             self._problem = Problem("feedback", error.what, error.remedy, datetime.now(UTC))
 
     def _lose(self, count: int, error: AutooptError) -> None:
-        """Note what will never arrive. It stays a problem, because nobody could send it again who is not told."""
+        """Record lost feedback. The problem stays, because only a person who sees it can send the feedback again."""
         self._lost_count += count
         lost = f"feedback was lost ({self._lost_count} so far), last because {error.what}"
         if self._lost is None:

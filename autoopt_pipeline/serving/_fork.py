@@ -1,4 +1,4 @@
-"""Locks, threads and connections belong to the process that made them: a forked child makes its own."""
+"""Fork safety: locks, threads and connections belong to one process, so a forked child creates its own."""
 
 import os
 import weakref
@@ -7,12 +7,12 @@ from typing import Protocol
 
 class PerProcess(Protocol):
     def begin(self) -> None:
-        """Make what belongs to one process, or make it anew."""
+        """Create, or recreate, the state of this process."""
         ...
 
 
 def begin_in_every_process(part: PerProcess) -> None:
-    """Call `begin` now, and again in every child that this process forks while `part` lives."""
+    """Call `begin` now and in every child that this process forks while `part` is alive."""
     part.begin()
     _parts.add(part)
 

@@ -1,4 +1,4 @@
-"""How values stand in a span, and how a program reads them, where the two differ."""
+"""Conversion of values between requests, spans and program inputs."""
 
 import json
 from collections import defaultdict
@@ -18,7 +18,7 @@ Attributes = dict[str, str | bool | int | float]
 
 
 def _check(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
-    """Raise `InvalidRequest` where an input is missing or unknown."""
+    """Raise `InvalidRequest` if an input is missing or unknown."""
     contracts = [part.contract for part in spec.parts] or [spec.contract]
     known = {name for contract in contracts for name in contract.inputs} - set(spec.outputs)
     required = {name for contract in contracts for name in contract.required} - set(spec.outputs)
@@ -32,9 +32,9 @@ def _check(spec: ModuleSpec, inputs: Mapping[str, Any]) -> None:
 
 
 def program_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Inputs as the program reads them: the way its examples were read from spans.
+    """Return the inputs in the form in which training examples are read from spans.
 
-    Raises `InvalidRequest` where one is missing, unknown or cannot be read.
+    Raises `InvalidRequest` if an input is missing, unknown or unreadable.
     """
     _check(spec, inputs)
     if spec.contract.span_name == CROSS_MODAL_SPAN and "modalities" in inputs:
@@ -49,7 +49,7 @@ def program_inputs(spec: ModuleSpec, inputs: Mapping[str, Any]) -> dict[str, str
 def span_attributes(
     contract: SpanContract, inputs: Mapping[str, Any], values: Mapping[str, Any], confidence: float | None
 ) -> Attributes:
-    """One decision as its span tells it: at the first path of each field, and as OpenInference shows it."""
+    """Return a decision's span attributes: each field at its first path, and the OpenInference input and output."""
     if contract.span_name == CROSS_MODAL_SPAN and "fuse" in values:
         values = {**values, "fuse": values["fuse"] == FUSE}
     known = storable({**inputs, **values})
@@ -63,7 +63,7 @@ def span_attributes(
     objects["output.value"] |= answered
     paths = {**contract.inputs, **contract.answers, "confidence": contract.confidence}
     for name, value in {**asked, **answered}.items():
-        if not paths[name]:  # the application's own spans do not say how sure it is
+        if not paths[name]:  # spans of this module have no confidence
             continue
         attribute, _, key = paths[name][0].partition(":")
         if key:
@@ -76,7 +76,7 @@ def span_attributes(
 
 
 def storable(value: Any) -> Any:
-    """The value with text, also inside it, as every span store takes it (see `encodable`)."""
+    """Return the value with all text in it made storable, also nested text (see `encodable`)."""
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Spans of many tenants to Phoenix, each in its tenant's project, over one connection."""
+"""Sends spans of many tenants to Phoenix over one connection, each to its tenant's project."""
 
 import logging
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ _LOGGERS = (
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-"""Where OpenTelemetry says why spans could not be sent, and quotes what a server answered."""
+"""OpenTelemetry's loggers for failed exports, which quote the server's response."""
 
 
 class TenantSpans(SpanProcessor):
-    """Marks what happens inside a decision as its tenant's too, and hands spans of tenants on, in batches."""
+    """Marks spans inside a decision with its tenant, and exports the spans of tenants in batches."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._batches = BatchSpanProcessor(exporter)
@@ -60,11 +60,11 @@ class TenantSpans(SpanProcessor):
 
 
 class ByTenant(SpanExporter):
-    """Gives every span the resource that names its tenant's project.
+    """Sets the resource of every span to its tenant's project.
 
-    OTLP groups the spans of one request by resource, and Phoenix reads the project of each group, so one request
-    carries the spans of any number of tenants. A forked child makes an exporter of its own: over the connection of its
-    parent's, the two would take each other's answers.
+    OTLP groups the spans of a request by resource, and Phoenix reads the project of each group, so one request can
+    carry spans of any number of tenants. A forked child creates its own exporter: on a shared connection, parent and
+    child would read each other's responses.
     """
 
     def __init__(self, endpoint: str, api_key: str | None) -> None:
@@ -73,7 +73,7 @@ class ByTenant(SpanExporter):
         begin_in_every_process(self)
 
     def begin(self) -> None:
-        """Make what belongs to one process."""
+        """Create the state of this process."""
         self._problem: Problem | None = None
         self._session = PhoenixSession()
         self._exporter = phoenix_exporter(
@@ -82,7 +82,7 @@ class ByTenant(SpanExporter):
 
     @property
     def problem(self) -> Problem | None:
-        """Why Phoenix does not get spans, if it does not."""
+        """Why Phoenix does not receive spans, or None if it does."""
         return self._problem
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -113,7 +113,7 @@ class ByTenant(SpanExporter):
 
 
 def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | None) -> TracerProvider:
-    """Send decisions to Phoenix from this provider, the global one, or a new one that is made global."""
+    """Send decisions from this provider to Phoenix. Without one, use the global provider, or make a new one global."""
     if provider is None:
         current = trace.get_tracer_provider()
         if isinstance(current, TracerProvider):
@@ -129,7 +129,7 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
 
 
 def _told(endpoint: str, last: requests.Response | Exception | None) -> tuple[str, str]:
-    """What is wrong, and what to do about it. An error's own words may hold an address with a password."""
+    """Return a problem and its remedy. Omits the error's own text, which may contain an address with a password."""
     takes_none = f"Phoenix {endpoint} takes no spans"
     if isinstance(last, requests.exceptions.SSLError):
         return (

@@ -1,7 +1,7 @@
-"""Which programs are in service: loaded when first asked for, followed while they are in use, bounded in number.
+"""Cache of the programs in service: loaded at the first request, refreshed while in use, limited in number.
 
-A request only ever waits for its tenant's first load. Pointers are read by one daemon thread, all that are due in one
-go; what it cannot read or refuses leaves the last good program where it is, and shows in `problems`.
+A request only waits for its tenant's first load. One daemon thread reads all due pointers at once. If a pointer or
+program is unreadable or rejected, the last good program continues to serve, and `problems` shows the reason.
 """
 
 import asyncio
@@ -36,24 +36,24 @@ logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
 IDLE_REFRESHES = 20
-"""Refreshes that a module stays loaded without being asked. Then it is dropped, and is loaded anew when it is used."""
+"""Refreshes after which a module without requests is dropped. The next request loads it again."""
 
 _TICKS = 10
-"""Looks per refresh interval at what is due, so that reads are spread over it."""
+"""Refreshes of due entries per interval, which spread the reads."""
 
 _JITTER = 0.2
-"""Share of the interval by which a refresh comes earlier or later, so that processes do not read in step."""
+"""Fraction of the interval by which a refresh varies, so that processes do not read in step."""
 
 _LONGEST_BACK_OFF = 10
-"""In refresh intervals: longest wait between two tries while the store fails, or a refused version stays active."""
+"""Longest wait between retries, in refresh intervals, while the store fails or a rejected version stays active."""
 
 _LOADERS = 8
-"""First loads at once. They mostly wait for the store."""
+"""Concurrent first loads. They mostly wait for the store."""
 
 
 @dataclass(eq=False)
 class _Entry:
-    """One tenant's module. `snapshot` is what serves; `seen` are the pointers read last, whether they serve or not."""
+    """One tenant's module. `snapshot` serves; `seen` are the pointers read last, whether or not they serve."""
 
     tenant_id: str
     spec: ModuleSpec
@@ -73,12 +73,12 @@ class _Entry:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules whose pointers are followed: its own, and those that its baseline is composed of."""
+        """Modules whose pointers are followed: its own, and the parts of its baseline."""
         return (self.spec.name, *(part.name for part in self.spec.parts))
 
 
 class ProgramCache:
-    """The programs of one artifact store. Safe to use from threads, from asyncio, and on both sides of a fork."""
+    """The programs of one artifact store. Safe with threads, asyncio and forks."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ProgramCache:
         begin_in_every_process(self)
 
     def begin(self) -> None:
-        """Make what belongs to one process. After a fork, what was being loaded is left to the parent."""
+        """Create the state of this process. After a fork, pending loads stay with the parent."""
         self._files = ObjectStore(self._root_url)
         self._lock = threading.Lock()
         self._outage = False
@@ -110,14 +110,14 @@ class ProgramCache:
         self._entries = OrderedDict((key, entry) for key, entry in self._entries.items() if entry.snapshot)
 
     def get(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], request_id: str | None) -> Loaded:
-        """The program for a request. Waits only for the first load, and no longer than `load_seconds`."""
+        """Return the program for a request. Waits only for the first load, at most `load_seconds`."""
         entry = self._entry(tenant_id, spec, labels)
         if entry.snapshot is None:
             wait([entry.first_load], timeout=self._load_seconds)
         return self._snapshot(entry).loaded(labels, request_id)
 
     async def aget(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], request_id: str | None) -> Loaded:
-        """As `get`, without blocking the event loop."""
+        """Like `get`, without blocking the event loop."""
         entry = self._entry(tenant_id, spec, labels)
         if entry.snapshot is None:
             await asyncio.wait([asyncio.wrap_future(entry.first_load)], timeout=self._load_seconds)
@@ -145,12 +145,12 @@ class ProgramCache:
         ]
 
     def refresh(self, *, only_due: bool = True) -> None:
-        """Follow the pointers of what is loaded, and drop what is not in use. Never raises."""
+        """Follow the pointers of loaded modules and drop unused modules. Never raises."""
         now = time.monotonic()
         idle_since = now - IDLE_REFRESHES * self._refresh_seconds
         with self._lock:
             for key, entry in list(self._entries.items()):
-                # While the store fails, what is dropped could not be loaded again.
+                # While the store fails, a dropped module could not be loaded again.
                 if entry.used < idle_since and entry.problem is None and entry.snapshot:
                     del self._entries[key]
             due = [e for e in self._entries.values() if e.snapshot and (e.due <= now or not only_due)]
@@ -159,7 +159,7 @@ class ProgramCache:
         places = {(entry.tenant_id, module) for entry in due for module in entry.modules}
         try:
             pointers = read_pointers(self._files, places)
-        except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
+        except Exception as e:  # noqa: BLE001 - a store's driver may raise anything
             down = ArtifactStoreUnavailable(f"artifact store: {e}", "check AUTOOPT_ARTIFACTS_URL")
             pointers = dict.fromkeys(places, down)
         for entry in due:
@@ -167,11 +167,11 @@ class ProgramCache:
         self._look_for_anything(pointers.values())
 
     def close(self) -> None:
-        """End the thread. Programs that are loaded stay usable."""
+        """Stop the thread. Loaded programs stay usable."""
         self._stopped.set()
 
     def _entry(self, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...]) -> _Entry:
-        """The entry to serve from. A new one begins to be loaded, and the longest unused gives way to it."""
+        """Return the entry to serve from. A new entry starts to load, and evicts the least recently used one."""
         key = (tenant_id, spec.name)
         with self._lock:
             if self._thread is None:
@@ -199,18 +199,18 @@ class ProgramCache:
             pointers = read_pointers(self._files, places)
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules}, labels)
             self._look_for_anything(pointers.values())
-        except Exception as e:  # noqa: BLE001 - whatever a store's driver raises
+        except Exception as e:  # noqa: BLE001 - a store's driver may raise anything
             self._failed(entry, ArtifactStoreUnavailable(f"{entry.name}: {e}", "check AUTOOPT_ARTIFACTS_URL"))
         finally:
             self._snapshot(entry)
             entry.first_load.set_result(None)
 
     def _look_for_anything(self, found: Collection[Pointer | AutooptError | None]) -> None:
-        """Say so, once, where the root holds nothing at all: then it is hardly the one that the pipeline writes to."""
+        """Warn once if the artifact root is empty, because then the pipeline probably writes to another one."""
         if self._something:
             return
         if any(isinstance(pointer, AutooptError) for pointer in found):
-            return  # which is a problem of its own
+            return  # which is reported separately
         try:
             self._something = any(found) or bool(self._files.names(""))
         except AutooptError:
@@ -227,7 +227,7 @@ class ProgramCache:
                 self._nothing = Problem("artifacts", what, remedy, datetime.now(UTC))
 
     def _snapshot(self, entry: _Entry) -> "Snapshot":
-        """What serves now: the module's baseline where nothing could be loaded, or not in time."""
+        """Return what serves now: the baseline if nothing could be loaded in time."""
         if entry.snapshot is None:
             from autoopt_pipeline.serving._snapshot import Snapshot
 
@@ -244,7 +244,7 @@ class ProgramCache:
         found: Mapping[str, Pointer | AutooptError | None],
         labels: tuple[Label, ...] | None = None,
     ) -> None:
-        """Put what pointers name into service, or note why that cannot be."""
+        """Put into service what the pointers name, or record the reason why that fails."""
         pointers: dict[str, Pointer | None] = {}
         for module, pointer in found.items():
             if isinstance(pointer, AutooptError):
@@ -274,7 +274,7 @@ class ProgramCache:
         except AutooptError as e:
             self._failed(entry, e, pointers)
             return
-        except Exception as e:  # noqa: BLE001 - whatever a module's own code raises
+        except Exception as e:  # noqa: BLE001 - a module's own code may raise anything
             self._failed(entry, InvalidArtifact(f"{entry.name}: {type(e).__name__}: {e}", "see the log"), pointers)
             return
         if entry.seen is not None and taken.pointer != (entry.snapshot.pointer if entry.snapshot else None):
@@ -283,7 +283,7 @@ class ProgramCache:
             self._failed(entry, refused, pointers)
         else:
             self._well(entry, pointers)
-        entry.snapshot = taken  # last: whoever is answered by it finds its problem told
+        entry.snapshot = taken  # last, so that requests served by it already see its problem
 
     def _well(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
         if entry.problem:
@@ -294,7 +294,7 @@ class ProgramCache:
         entry.due = self._next(time.monotonic(), 1)
 
     def _check_not_older(self, entry: _Entry, pointers: Mapping[str, Pointer | None]) -> None:
-        """Pointers only ever move on. One that is gone or older is a store that lost something, or a late writer."""
+        """Reject a pointer that is missing or older than before: the store lost data, or a late writer overwrote it."""
         for module, before in entry.snapshot.pointers.items() if entry.snapshot else ():
             pointer = pointers[module]
             if before and (pointer is None or pointer.sequence < before.sequence):
@@ -304,7 +304,7 @@ class ProgramCache:
                 )
 
     def _failed(self, entry: _Entry, error: AutooptError, pointers: Mapping[str, Pointer | None] | None = None) -> None:
-        """Note an error. Without pointers they could not be read, and are tried less often as long as that is so."""
+        """Record an error. Without pointers, they could not be read, and retries become less frequent."""
         now = time.monotonic()
         entry.failures += 1
         back_off = min(2 ** (entry.failures - 1), _LONGEST_BACK_OFF)
@@ -317,13 +317,13 @@ class ProgramCache:
         if known and known.what == error.what:
             return
         entry.problem = Problem(entry.name, error.what, error.remedy, known.since if known else datetime.now(UTC))
-        # A store that is down concerns all tenants, and is told once.
+        # A store that is down affects all tenants, so it is logged once.
         if not (error.transient and self._outage):
             logger.warning("%s", error)
         self._outage = self._outage or error.transient
 
     def _next(self, now: float, intervals: float) -> float:
-        jitter = 1 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 - no secret
+        jitter = 1 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 - not a secret
         return now + self._refresh_seconds * intervals * jitter
 
 

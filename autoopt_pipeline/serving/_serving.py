@@ -1,4 +1,4 @@
-"""The face of serving: decisions, feedback, and what is in service."""
+"""Public interface of serving: decisions, feedback, problems and status."""
 
 import asyncio
 import contextvars
@@ -14,13 +14,14 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.secrets import protect, protect_address
 from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
-from autoopt_pipeline.serving._feedback import Annotation, Feedback, Kind, Said
+from autoopt_pipeline.serving._feedback import Feedback, FeedbackRequest
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
 from autoopt_pipeline.serving._programs import ProgramCache
 from autoopt_pipeline.serving._target import target_of
 from autoopt_pipeline.serving._tracing import Recording, Tracing
 from autoopt_pipeline.settings import Settings, load_settings, sendable_key
+from autoopt_pipeline.span_contract import AnnotatorKind
 
 if TYPE_CHECKING:
     import dspy
@@ -30,25 +31,27 @@ if TYPE_CHECKING:
     from autoopt_pipeline.modules.answer_format import AnswerFormat
 
 _ASYNC_THREADS = 64
-"""Decisions under way at once in one process, for programs that have no `aforward` of their own. They mostly wait."""
+"""Concurrent decisions per process for programs without an `aforward`. They mostly wait."""
 
 
 class Serving:
-    """Answers with every tenant's promoted programs, and follows promotions while it runs.
+    """Answers with every tenant's promoted programs and follows promotions while it runs.
 
-    Make one per process, or one before a fork; it is safe in threads and in asyncio. `artifacts_url` is any fsspec
-    URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the language model; by default what
-    `dspy.configure` or `dspy.context` say; `language_model` makes one that is asked as runs ask it. A version is asked
-    in the format that it was proven in, and a baseline in `baseline_format`: what `lm.answer_format` of the tenants
-    says, if that is not `auto`. `review_share` (0 to 1) of the decisions are drawn at random for review.
+    Create one per process, or one before a fork. It is safe with threads and asyncio.
 
-    `refresh_seconds` is how soon a promotion serves, `max_loaded` how many tenants' modules are kept, and
-    `load_seconds` how long the first request of one may wait for the store. `own_traces` begins a new trace for every
-    decision, for applications that send their own spans to the same Phoenix: there, a trace belongs to one project.
-    Feedback goes to `phoenix_endpoint`, by default where `trace_to_phoenix` sends the decisions of this provider.
+    `artifacts_url` is a folder or any fsspec URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the
+    language model; by default the one of `dspy.configure` or `dspy.context`. Use `language_model` for one that is
+    called exactly as in runs. `baseline_format` is the answer format of baselines: the tenants' `lm.answer_format` if
+    it is not `auto`. A version uses the format that it was evaluated with. `review_share` (0 to 1) is the fraction of
+    decisions that is drawn at random for review.
+
+    `refresh_seconds` limits the delay of a promotion, `max_loaded` the number of tenants' modules in memory, and
+    `load_seconds` the time that a tenant's first request waits for the store. `own_traces` starts a new trace for every
+    decision, for applications that send their own spans to the same Phoenix, where a trace belongs to one project.
+    Feedback goes to `phoenix_endpoint`; by default to where `trace_to_phoenix` sends the decisions of this provider.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only settings with defaults
         self,
         artifacts_url: str | None = None,
         *,
@@ -87,7 +90,7 @@ class Serving:
         begin_in_every_process(self)
 
     def begin(self) -> None:
-        """Make what belongs to one process; called by itself after a fork."""
+        """Create the state of this process. Called automatically after a fork."""
         self._threads = ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="autoopt-decide")
 
     def decide(
@@ -100,10 +103,10 @@ class Serving:
         request_id: str | None = None,
         **inputs: Any,
     ) -> Decision:
-        """Answer one request, and write it as a span.
+        """Answer one request and record it as a span.
 
-        `agents` are the application's agents of now, for modules that choose from them; no other is ever answered.
-        Raises `InvalidRequest`, `UnknownModule`, `InvalidTenantId`, and what the language model raises.
+        `agents` are the application's current agents, for modules that choose one; other agents are never answered.
+        Raises `InvalidRequest`, `UnknownModule`, `InvalidTenantId`, and whatever the language model raises.
         """
         spec = get_module(module)
         read = program_inputs(spec, inputs)
@@ -123,7 +126,7 @@ class Serving:
         request_id: str | None = None,
         **inputs: Any,
     ) -> Decision:
-        """As `decide`, without blocking the event loop. A program without `aforward` answers in a thread."""
+        """Like `decide`, without blocking the event loop. A program without `aforward` runs in a thread."""
         spec = get_module(module)
         read = program_inputs(spec, inputs)
         loaded = await self._programs.aget(tenant_id, spec, labels_of(spec, agents), request_id)
@@ -141,44 +144,51 @@ class Serving:
         agents: Sequence[AgentLike] | None = None,
         request_id: str | None = None,
     ) -> Loaded:
-        """The program that serves a tenant now, to be called by DSPy's own means. Ask again for each request."""
+        """Return the program that serves a tenant now, for your own DSPy code. Call it again for each request."""
         spec = get_module(module)
         return self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
 
-    def feedback(
+    def feedback(  # noqa: PLR0913 - keyword-only, and most calls give one
         self,
         decision: Decision,
         *,
         correct: bool | None = None,
         correction: str | None = None,
         score: float | None = None,
-        kind: Kind = "HUMAN",
+        kind: AnnotatorKind = "HUMAN",
         by: str = "",
         sampled: bool = False,
         wait: bool = False,
     ) -> None:
-        """Say how good a decision was: whether it was correct, what would have been, or a score.
+        """Record whether a decision was correct, the right answer, or a score.
 
-        `correction` is the right answer as labels are shown: an agent's name, or `a > b`. A later word of the same
-        kind and `by` (who says so) replaces the earlier one. `sampled` says that this was asked because the decision
-        was drawn for review, not because something went wrong; it counts only where `decision.sampled` is true.
+        `correction` is the right answer in the form of a label: an agent's name, or `a > b`. `by` names the author;
+        later feedback with the same `kind` and `by` replaces earlier feedback. Set `sampled` only if the feedback was
+        requested because the decision was drawn for review, not because something went wrong; it is ignored unless
+        `decision.sampled`.
 
-        Sent in the background; what goes wrong shows in `problems`. With `wait` it is sent before this returns, and
-        raises `PhoenixUnavailable` or `PhoenixRefused`. Raises `InvalidRequest` for feedback that says nothing, or
-        something that cannot be stored.
+        Feedback is sent in the background, and `problems` shows failures. With `wait` it is sent before the call
+        returns and raises `PhoenixUnavailable` or `PhoenixRefused`. Raises `InvalidRequest` for feedback that is empty
+        or cannot be stored.
         """
         spec = get_module(decision.module)
         parts = spec.parts or (spec,)
-        drawn = sampled and decision.sampled
-        said = Said.read(correct=correct, correction=correction, score=score, kind=kind, by=by, drawn=drawn)
+        said = FeedbackRequest(
+            correct=correct,
+            correction=correction,
+            score=score,
+            kind=kind,
+            by=by,
+            drawn=sampled and decision.sampled,
+        )
         if correction is not None and (correct or len(parts) > 1):
             raise InvalidRequest(
                 f"a correction of {spec.name} is not clear",
                 "of a composed module, correct decision.part(...); and what is corrected is not correct",
             )
         if not decision.spans:
-            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serve.md")
-        annotations = [Annotation(decision.spans[part.name], part.contract.annotation, said) for part in parts]
+            raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serving.md")
+        annotations = [said.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
         if wait:
             self._feedback.send(annotations)
         else:
@@ -186,14 +196,17 @@ class Serving:
                 self._feedback.put(annotation)
 
     def problems(self) -> list[Problem]:
-        """What is wrong now: programs that are refused, not there or cannot be read, spans and feedback that cannot be
-        sent; and what feedback was lost."""
+        """Return current problems.
+
+        These are programs that are rejected, missing or unreadable, spans and feedback that cannot be sent, and lost
+        feedback.
+        """
         target = target_of(self._tracer_provider)
         sending = (self._tracing.problem, target.problem() if target else None, self._feedback.problem)
         return [*self._programs.problems(), *(problem for problem in sending if problem)]
 
     def status(self) -> list[Status]:
-        """What is in service, for every tenant's module that is loaded."""
+        """Return what serves, for every loaded module of a tenant."""
         return self._programs.status()
 
     def refresh(self) -> None:
@@ -201,30 +214,30 @@ class Serving:
         self._programs.refresh(only_due=False)
 
     def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until all feedback is sent. False when some is left."""
+        """Wait until all feedback is sent. Returns False if something is left."""
         return self._feedback.flush(seconds)
 
     def close(self) -> None:
-        """Stop following. What is loaded goes on serving; feedback that waits is still sent."""
+        """Stop following promotions. Loaded programs continue to serve, and waiting feedback is still sent."""
         self._programs.close()
 
     def _feedback_address(self) -> tuple[str, str | None]:
-        """The Phoenix that was given, else the one that gets the spans, else that of the settings."""
+        """Return the Phoenix that was passed in, else the one that receives the spans, else the one of the settings."""
         target = None if self._phoenix_given else target_of(self._tracer_provider)
         return (target.endpoint, target.api_key) if target else self._phoenix
 
     def _recorded(
         self, tenant_id: str, spec: ModuleSpec, loaded: Loaded, request_id: str | None, inputs: Mapping[str, Any]
     ) -> AbstractContextManager[Recording]:
-        """The span of a decision. Whether it is drawn for review is settled before anybody knows what comes of it."""
-        drawn = random.random() < self._review_share  # noqa: S311 - no secret
+        """Start the span of a decision. The draw for review comes first, before the outcome can be known."""
+        drawn = random.random() < self._review_share  # noqa: S311 - not a secret
         return self._tracing.decision(tenant_id, spec, loaded, request_id, inputs, sampled=drawn)
 
     @contextmanager
     def _context(self, loaded: Loaded) -> Generator[None, None, None]:
-        """The application's language model, with the adapter that the gate judged programs with unless it has one.
+        """The application's language model, with its own adapter if it has one, else the adapter that runs use.
 
-        DSPy's own history and trace are off: they would keep every tenant's requests in memory.
+        Turns off DSPy's history and trace, which would keep every tenant's requests in memory.
         """
         import dspy
 
@@ -237,7 +250,7 @@ class Serving:
     async def _acall(self, program: "dspy.Module", inputs: Mapping[str, str]) -> "dspy.Prediction":
         if hasattr(program, "aforward"):
             return await program.acall(**inputs)
-        context = contextvars.copy_context()  # DSPy's settings, and the current span
+        context = contextvars.copy_context()  # with DSPy's settings and the current span
         call = partial(context.run, program, **inputs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
@@ -249,15 +262,15 @@ def _decision(
     confidence = getattr(prediction, "confidence", None)
     recording.answered(values, confidence)
     return Decision(
-        tenant_id,
-        spec.name,
-        values,
-        confidence,
-        loaded.version,
-        loaded.arm,
-        recording.sampled and bool(recording.spans),
-        recording.trace_id,
-        recording.spans,
+        tenant_id=tenant_id,
+        module=spec.name,
+        values=values,
+        confidence=confidence,
+        version=loaded.version,
+        arm=loaded.arm,
+        sampled=recording.sampled and bool(recording.spans),
+        trace_id=recording.trace_id,
+        spans=recording.spans,
     )
 
 
@@ -270,10 +283,10 @@ def language_model(
     max_tokens: int | None = None,
     timeout_seconds: float = 60,
 ) -> "dspy.LM":
-    """A language model that is asked as runs ask it, so that a decision is what the gate saw: the same request.
+    """Return a language model that sends the same requests as a run, so that the gate's result holds.
 
-    The arguments are the fields of a tenant's `lm`. It answers blocking calls only; `Serving.adecide` makes these in
-    threads. Raises `LMNotConfigured`, and `InvalidConfig` for a value that no tenant's configuration may have.
+    The arguments are the fields of a tenant's `lm`. The model makes blocking calls only; `Serving.adecide` runs them in
+    threads. Raises `LMNotConfigured`, and `InvalidConfig` for a value that a tenant's configuration may not have.
     """
     from autoopt_pipeline.lm.models import plain_lm
 
@@ -290,10 +303,10 @@ def language_model(
 def trace_to_phoenix(
     endpoint: str | None = None, api_key: str | None = None, *, tracer_provider: "SDKTracerProvider | None" = None
 ) -> "SDKTracerProvider":
-    """Send decisions to Phoenix, each to its tenant's project, and feedback on them; call it once, before the first.
+    """Send decisions and their feedback to the tenants' Phoenix projects. Call it once, before the first decision.
 
-    By default AUTOOPT_PHOENIX_ENDPOINT and AUTOOPT_PHOENIX_API_KEY. Adds to the tracer provider of the application, or
-    makes a global one where there is none. Other spans of the application are not sent.
+    The defaults are AUTOOPT_PHOENIX_ENDPOINT and AUTOOPT_PHOENIX_API_KEY. It extends the application's tracer provider,
+    or creates a global one. Other spans of the application are not sent.
     """
     from autoopt_pipeline.serving._phoenix import add_phoenix
 
@@ -301,7 +314,7 @@ def trace_to_phoenix(
 
 
 def phoenix_address(settings: Settings, endpoint: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """Phoenix's address and key as given. The key of the settings goes to the address of the settings only.
+    """Return Phoenix's address and key. The key of the settings is only used with the address of the settings.
 
     Raises `InvalidSettings` for a key that cannot be sent over HTTP.
     """

@@ -1,10 +1,10 @@
-"""What is in service for one tenant's module. Imports DSPy, so it is imported where a program is loaded."""
+"""What serves for one tenant's module at one moment. Imports DSPy, so it is imported only when a program is loaded."""
 
-import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 
 from autoopt_pipeline.errors import InvalidArtifact
+from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
@@ -17,16 +17,16 @@ from autoopt_pipeline.span_contract import BASELINE, CANARY
 
 Labels = tuple[Label, ...]
 Pointers = Mapping[str, Pointer | None]
-"""What is active, by module: the module's own pointer, and those of its parts."""
+"""Active pointers by module: the module's own, and those of its parts."""
 
 _KEPT = 8
-"""Sets of agents per tenant and module for which programs are kept. Applications mostly have one."""
+"""Sets of agents per tenant and module for which programs are cached. Most applications have one."""
 
 
 class Snapshot:
-    """One state of a tenant's module, as the store had it. Replaced as a whole, so readers need no lock.
+    """State of a tenant's module as read from the store. It is replaced as a whole, so readers need no lock.
 
-    `programs` are by module and version. What pointers name and is not there was refused, and does not serve.
+    `programs` are keyed by module and version. A version that a pointer names but `programs` lacks was rejected.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class Snapshot:
 
     @property
     def version(self) -> str | None:
-        """The active version; None where the baseline serves."""
+        """The active version, or None if the baseline serves."""
         return self.pointer.version if self.pointer else None
 
     @property
     def label_sets(self) -> list[Labels]:
-        """The sets of labels that programs are built for."""
+        """Sets of labels for which programs have been built."""
         return list(dict.fromkeys(labels for _, _, labels in self._built))
 
     def loaded(self, labels: Labels, request_id: str | None) -> Loaded:
-        """The program that answers a request: the same one for the same id as long as a canary stands."""
+        """Return the program for a request. During a canary, the same request id always gets the same version."""
         drawn = drawn_canary(self._spec.name, self.pointer, request_id)
         if drawn is not None and self._serves(drawn):
             return self._build(None if drawn == BASELINE else drawn, CANARY, labels)
         return self._build(self.version, self._main_arm, labels)
 
     def build(self, label_sets: Collection[Labels]) -> None:
-        """Build all programs now, so that no request has to. Raises `InvalidArtifact` when one does not fit."""
+        """Build all programs in advance, so that no request has to. Raises `InvalidArtifact` if one does not fit."""
         for labels in label_sets:
             self._build(self.version, self._main_arm, labels)
             for drawn in _canaries(self.pointer):
@@ -90,7 +90,7 @@ class Snapshot:
                 of_parts = {name: self.programs[name, part] for name, part in parts.items()}
                 program = compose(self._spec, labels, of_parts, baseline_format=self._baseline_format)
             built = Loaded(program, version, arm, parts, AnswerAdapter())
-            # A new dict, because others may be reading this one. Building the same twice at once does no harm.
+            # Replaced and not changed, because other threads may read it. Building the same program twice is harmless.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
         return built
 
@@ -104,10 +104,10 @@ def take_snapshot(
     before: Snapshot | None,
     baseline_format: AnswerFormat,
 ) -> tuple[Snapshot, InvalidArtifact | None]:
-    """Load what pointers name, and build it for these sets of labels; versions that are loaded already are kept.
+    """Load the versions that the pointers name, and build them for these sets of labels. Loaded versions are reused.
 
-    Raises `InvalidArtifact` when the active version is refused, and `ArtifactStoreUnavailable`. A canary, or a part of
-    a baseline, that is refused is left out, and why is the second value.
+    A rejected canary, or a rejected part of a baseline, is omitted, and its error is the second value. Raises
+    `InvalidArtifact` if the active version is rejected, and `ArtifactStoreUnavailable`.
     """
     pointer = pointers.get(spec.name)
     programs: dict[tuple[str, str], Program] = {}
@@ -127,7 +127,7 @@ def take_snapshot(
         try:
             stored = load(of, version)
             for labels in label_sets[:1]:
-                deserialize(of, of.labels or labels, stored)  # refuses it where it does not fit
+                deserialize(of, of.labels or labels, stored)  # rejects a version that does not fit
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e
@@ -141,18 +141,16 @@ def _canaries(pointer: Pointer | None) -> Mapping[str, float]:
 
 
 def drawn_canary(module: str, pointer: Pointer | None, request_id: str | None) -> str | None:
-    """The version on trial that a request falls to by its id, or None. Without an id it is drawn at random.
+    """Return the canary version that the request id maps to, or None. Without an id, draw at random.
 
-    Versions divide 0 to 1 in the order of their names, and the hash of module and id is a point in it.
+    The canaries' fractions divide the interval from 0 to 1 in the order of their names; the hash of module and id is a
+    point in it.
     """
     canaries = _canaries(pointer)
     if not canaries:
         return None
-    if request_id is None:
-        point = random.random()  # noqa: S311 - drawn for a comparison, not for a secret
-    else:
-        digest = hashlib.sha256(f"{module}\0{request_id}".encode()).digest()
-        point = int.from_bytes(digest[:8]) / 2**64
+    drawn = random.random()  # noqa: S311 - not a secret
+    point = drawn if request_id is None else unit_interval(f"{module}\0{request_id}")
     for version in sorted(canaries):
         point -= canaries[version]
         if point < 0:

@@ -1,4 +1,4 @@
-"""Where tracer providers send decisions. Feedback goes to the same Phoenix, so it looks here."""
+"""Records which Phoenix each tracer provider sends decisions to, because feedback goes to the same one."""
 
 import weakref
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from autoopt_pipeline.serving._answers import Problem
 
 @dataclass(frozen=True)
 class Target:
-    """A Phoenix that gets spans, with its key, and what is wrong with sending them at the moment."""
+    """A Phoenix that receives spans, with its key, and the current problem with sending them."""
 
     endpoint: str
     api_key: str | None
@@ -22,10 +22,10 @@ _targets: "weakref.WeakKeyDictionary[trace.TracerProvider, Target]" = weakref.We
 
 
 def set_target(provider: trace.TracerProvider, target: Target) -> None:
-    """From now on this provider sends decisions there; of several the last one counts for feedback."""
+    """Record where a provider sends decisions. The last target counts for feedback."""
     _targets[provider] = target
 
 
 def target_of(provider: trace.TracerProvider | None) -> Target | None:
-    """Where a provider, or else the global one, sends decisions; None when nobody has said so."""
+    """Return where a provider, or else the global provider, sends decisions; None if unknown."""
     return _targets.get(provider or trace.get_tracer_provider())

@@ -1,6 +1,6 @@
-"""Decisions as spans on the contract, through the tracer provider that the application uses.
+"""Writes decisions as spans in the layout of the span contract, with the application's tracer provider.
 
-Tracing never reaches into a request: what a provider or processor raises is logged, once, and the answer goes out.
+Tracing errors never affect a request: they are logged once, and the request is answered.
 """
 
 import logging
@@ -24,7 +24,7 @@ scrub_logs_of(__name__)
 
 
 class Recording:
-    """The spans of one decision while it is made. What was asked is written when the answer or the failure is known."""
+    """The spans of one decision in progress. They are written when the answer or the failure is known."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Recording:
         self.spans: dict[str, str] = {}
 
     def answered(self, values: Mapping[str, Any], confidence: float | None) -> None:
-        """Write what was asked and answered; of a composed module, each part where its examples are read from."""
-        if not self._main.is_recording():  # there is no provider, or its sampler left this trace out
+        """Record the request and its answer. A composed module records each part where its examples are read."""
+        if not self._main.is_recording():  # no provider, or its sampler dropped this trace
             return
         with self._tracing.never_raising():
             spans = {self._spec.contract.span_name: self._main}
@@ -68,7 +68,7 @@ class Recording:
             }
 
     def failed(self, error: BaseException) -> None:
-        """Write what was asked, and why there is no answer."""
+        """Record the request and why it has no answer."""
         with self._tracing.never_raising():
             self._tracing.write(self._main, span_attributes(self._spec.contract, self._inputs, {}, None))
             clean = scrub_error(error)
@@ -82,7 +82,7 @@ class Recording:
 class Tracing:
     """Starts and ends the spans of decisions.
 
-    `own_traces` begins a trace for each decision, linked to the request's, instead of a span in the request's trace.
+    With `own_traces` each decision gets its own trace with a link to the request's trace, instead of a span in it.
     """
 
     def __init__(self, provider: TracerProvider | None, *, own_traces: bool) -> None:
@@ -98,11 +98,11 @@ class Tracing:
 
     @property
     def problem(self) -> Problem | None:
-        """Set where this process cuts the attributes of spans."""
+        """Set if this process truncates span attributes."""
         return self._problem
 
     def write(self, span: Span, attributes: Attributes) -> None:
-        """Set attributes, and see that they are not cut: of a cut query nobody learns."""
+        """Set attributes and check that none is truncated, because a truncated query is not learnt from."""
         span.set_attributes(attributes)
         written: Mapping[str, Any] = getattr(span, "attributes", None) or {}
         for name, value in attributes.items():
@@ -128,9 +128,9 @@ class Tracing:
         *,
         sampled: bool,
     ) -> Generator[Recording, None, None]:
-        """The span of a decision, current while it is made. What the body raises fails the span and goes on.
+        """Open a decision's span and make it current. An exception in the body fails the span and propagates.
 
-        Whether it is drawn for review is written at once, before anybody knows what comes of it.
+        The draw for review is recorded at the start, before the outcome can be known.
         """
         head: Attributes = {
             "openinference.span.kind": "CHAIN",

@@ -1,25 +1,25 @@
-"""The story of one module, in sentences."""
+"""The status of one module, in sentences."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from autoopt_pipeline.registry.module_versions import between
-from autoopt_pipeline.registry.transitions import watch_since
+from autoopt_pipeline.registry.module_versions import describe_rollout
+from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.module_status import ModuleDetail
 from autoopt_pipeline.text import ago, duration, listed_unread, percent
 
 DOING = "doing"
-"""What says how far a run is stands under this word."""
+"""The word before the progress of a run."""
 
 
 def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
-    """What to know of a module: each sentence with the word that it stands under, empty where that goes on."""
+    """The sentences about a module, each with the word before it, which is empty where the previous one continues."""
     standing, decision = story.standing, story.standing.decision
     yield "now", f"{decision.reason.value}: {decision.detail}"
     if standing.progress:
-        yield DOING, standing.progress.told(now)
+        yield DOING, standing.progress.describe(now)
     yield "configured", _configured(story)
     yield "last", _last(story, now)
     if standing.attempts.failures:
@@ -29,24 +29,27 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
     if back := standing.rolled_back:
-        yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.by}: {back.why}"
-    if watch := watch_since(story.moved):
-        yield "watched", f"{between(watch)}; 'autoopt watches {standing.tenant_id} {standing.module}' says how they do"
-    if trial := story.trial:
+        yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.actor}: {back.reason}"
+    if rollout := active_rollout(story.last_transition):
+        yield (
+            "rollout",
+            f"{describe_rollout(rollout)}; 'autoopt rollouts {standing.tenant_id} {standing.module}' compares them",
+        )
+    if test := story.sequential_test:
         so_far = (
-            f"on {trial.cases} so far it has {percent(trial.candidate_score)} %, and what it would replace "
-            f"{percent(trial.incumbent_score)} %"
-            if trial.cases
-            else "none has come yet"
+            f"{test.cases} so far: candidate {percent(test.candidate_score)} %, "
+            f"incumbent {percent(test.incumbent_score)} %"
+            if test.cases
+            else "none so far"
         )
         yield (
-            "trial",
-            f"{trial.version} may be better, and waits for new held-out traces since {ago(trial.since, now)}: {so_far}",
+            "inconclusive",
+            f"{test.version} may be better; testing it on new held-out traces since {ago(test.since, now)}: {so_far}",
         )
     for event in story.events:
         details = ", ".join(f"{name} {value}" for name, value in event.details.items())
-        told = "; ".join(part for part in (event.reason, details) if part)
-        yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {told}"
+        text = "; ".join(part for part in (event.reason, details) if part)
+        yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {text}"
 
 
 def _configured(story: ModuleDetail) -> str:
@@ -59,26 +62,26 @@ def _configured(story: ModuleDetail) -> str:
 
 
 def _last(story: ModuleDetail, now: datetime) -> str:
-    standing, last = story.standing, story.last
+    standing, last = story.standing, story.last_run
     if last is None:
         return "never optimized"
-    told = f"{standing.verdict or last.verdict or 'reported by hand'}, {ago(last.at, now)}"
+    text = f"{standing.verdict or last.verdict or 'reported by hand'}, {ago(last.at, now)}"
     if last.reason:
-        told += f": {last.reason}"
-    if last.score_before is not None:
-        told += f"; score {percent(last.score_before)} -> {percent(last.score_after)} %"
+        text += f": {last.reason}"
+    if last.incumbent_score is not None:
+        text += f"; score {percent(last.incumbent_score)} -> {percent(last.candidate_score)} %"
     if last.version:
-        told += f"; version {last.version}"
+        text += f"; version {last.version}"
     if last.unread_answers:
-        told += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
+        text += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
     if last.lm_calls is not None:
-        told += f"; {last.lm_calls} LM calls"
-    told += f"; run {last.run_id}" if last.run_id else ""
+        text += f"; {last.lm_calls} LM calls"
+    text += f"; run {last.run_id}" if last.run_id else ""
     if standing.unreported:
-        told += ", of which no report is left"
+        text += ", of which no report is left"
     if standing.proposed and last.version:
-        told += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
-    return told
+        text += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
+    return text
 
 
 def _needed(story: ModuleDetail, now: datetime) -> str:
@@ -96,12 +99,12 @@ def _needed(story: ModuleDetail, now: datetime) -> str:
 
 
 def _serves(story: ModuleDetail, now: datetime) -> str:
-    standing, moved = story.standing, story.moved
-    if standing.trouble:
-        return standing.trouble
-    told = standing.active or BASELINE
+    standing, moved = story.standing, story.last_transition
+    if standing.error:
+        return standing.error
+    text = standing.active or BASELINE
     if standing.active_score is not None:
-        told += f", {percent(standing.active_score)} % on the held-out traces that decided"
+        text += f", {percent(standing.active_score)} % on the held-out traces that decided"
     if moved:
-        told += f"; since {ago(moved.at, now)}, moved by {moved.by}: {moved.why}"
-    return told
+        text += f"; since {ago(moved.at, now)}, moved by {moved.actor}: {moved.reason}"
+    return text

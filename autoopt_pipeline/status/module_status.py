@@ -1,7 +1,4 @@
-"""How tenants' modules stand: what is decided now and why, what happened last, what is active, what is waited for.
-
-The commands read through this, and whatever else shows it should.
-"""
+"""The status of tenants' modules, which the commands and the dashboard show: decision, last outcome, active version."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,50 +11,50 @@ import dagster as dg
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.names import PARTITION_TAG
-from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, plan_tenants
-from autoopt_pipeline.registry.module_versions import PROPOSED, decided_about
-from autoopt_pipeline.registry.records import Manifest, Move, Rollback, TrialStep, Verdict
+from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
+from autoopt_pipeline.registry.module_versions import decided_about
+from autoopt_pipeline.registry.records import Manifest, Rollback, SequentialTestStep, Transition, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.outcomes import ModuleKey, metadata_values, read_outcomes
+from autoopt_pipeline.run_history.module_events import EventKind, newest_events
+from autoopt_pipeline.run_history.outcomes import ModuleKey, read_outcomes
 from autoopt_pipeline.run_history.progress import RunProgress, read_progress
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
 
-_FAILURES_TOLD = 5
-_EVENTS_TOLD = 20
+_FAILURES_SHOWN = 5
+_EVENTS_SHOWN = 20
 _RATE_WINDOW = timedelta(days=1)
 
 
 class Health(StrEnum):
-    """How a module is, worst first."""
+    """The health of a module, worst first."""
 
     ERROR = "error"
     FAILING = "failing"
-    PROPOSED = "waits for you"
+    NEEDS_APPROVAL = "needs approval"
     RUNNING = "running"
     DUE = "due"
     ROLLED_BACK = "rolled back"
-    WELL = "well"
+    HEALTHY = "healthy"
     NEW = "not optimized yet"
-    OFF = "off"
+    DISABLED = "disabled"
 
 
 @dataclass(frozen=True)
 class ModuleStatus:
     """One module of one tenant at a moment.
 
-    `active` is the version that serves, None for the module's baseline; `active_score` is what it had on held-out
-    traces (0 to 1) before it was promoted. `trouble` says why neither is known. `rolled_back` is the rollback that made
-    it serve, where one did. `decided` is what a person decided about the version of the last outcome. `progress` is how
-    far the run that is under way is, where it is in a long phase. `unreported` says how the active version came to be,
-    where its run was lost before it could report that, or its report is gone. What happened before `begins` was an
-    earlier tenant's of that name. `uncounted` says why Phoenix, which was asked, could not tell what is new.
+    `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out traces
+    (0 to 1) before it was promoted. `error` is the error that hides both. `rolled_back` is the rollback that made it
+    serve, if any. `decided` is a person's decision about the version of the last outcome. `progress` is there while a
+    run is in a long phase. `unreported` is the manifest of the active version where its run was lost before it could
+    report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error
+    for which Phoenix could not count new traces.
     """
 
     tenant_id: str
@@ -67,7 +64,7 @@ class ModuleStatus:
     outcome: RunOutcome | None = None
     active: str | None = None
     active_score: float | None = None
-    trouble: str | None = None
+    error: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
     progress: RunProgress | None = None
@@ -77,7 +74,7 @@ class ModuleStatus:
 
     @property
     def last_at(self) -> datetime | None:
-        """When something came of a run last; None where the module was never optimized."""
+        """When a run last had an outcome; None where the module was never optimized."""
         return self.unreported.created_at if self.unreported else self.attempts.outcome_at
 
     @property
@@ -86,45 +83,45 @@ class ModuleStatus:
 
     @property
     def needs_attention(self) -> bool:
-        """Something failed, or waits for a person."""
-        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.trouble is not None
+        """Whether something failed or waits for a person."""
+        failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.error is not None
         return failing or (self.enabled and self.proposed)
 
     @property
     def proposed(self) -> bool:
         """Whether the version of the last outcome waits for a person."""
-        return self.verdict == PROPOSED
+        return self.verdict == Verdict.AWAITING_APPROVAL
 
     @property
     def verdict(self) -> str:
-        """That of the last outcome, or of the person whom it waited for; empty where there was none."""
+        """The verdict of the last outcome, or of the person who decided after it; empty where there was none."""
         if self.unreported:
-            return _word_on_active(self.unreported)
+            return _verdict_on_active(self.unreported)
         return self.decided or (self.outcome.verdict if self.outcome else "")
 
     @property
     def health(self) -> Health:
-        """The first that holds."""
+        """The first that applies."""
         reason = self.decision.reason
-        if reason is Reason.ERROR or self.trouble:
+        if reason is Reason.ERROR or self.error:
             return Health.ERROR
         if reason is Reason.DISABLED:
-            return Health.OFF
+            return Health.DISABLED
         if self.attempts.failures:
             return Health.FAILING
         if self.proposed:
-            return Health.PROPOSED
+            return Health.NEEDS_APPROVAL
         if reason is Reason.IN_PROGRESS:
             return Health.RUNNING
         if reason is Reason.DUE:
             return Health.DUE
         if self.rolled_back:
             return Health.ROLLED_BACK
-        return Health.WELL if self.last_at else Health.NEW
+        return Health.HEALTHY if self.last_at else Health.NEW
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: times are ISO in UTC, and what is not known is None."""
-        decision, evidence, attempts, told = self.decision, self.decision.evidence, self.attempts, self.progress
+        """For JSON: times are ISO in UTC, and unknown values are None."""
+        decision, evidence, attempts, progress = self.decision, self.decision.evidence, self.attempts, self.progress
         return {
             "tenant": self.tenant_id,
             "module": self.module,
@@ -133,26 +130,31 @@ class ModuleStatus:
             "decision": decision.reason.value,
             "reason": decision.detail,
             "conditions": [
-                {"name": each.name, "met": each.met, "detail": each.detail, "until": _iso(each.until)}
-                for each in decision.conditions
+                {
+                    "name": condition.name,
+                    "met": condition.met,
+                    "detail": condition.detail,
+                    "until": _iso(condition.until),
+                }
+                for condition in decision.conditions
             ],
             "next_due": _iso(decision.until),
             "new_traces": evidence.new_traces if evidence else None,
             "new_annotations": evidence.new_annotations if evidence else None,
             "needed": decision.need,
             "running": attempts.running,
-            "progress": {"at": _iso(told.at), **told.progress.as_dict()} if told else None,
+            "progress": {"at": _iso(progress.at), **progress.progress.as_dict()} if progress else None,
             "backing_off": decision.reason is Reason.BACKING_OFF,
             "failures": attempts.failures,
             "last_failure_at": _iso(attempts.last_failure_at),
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
-            "waits_for_approval": self.proposed,
+            "needs_approval": self.proposed,
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
-            "trouble": self.trouble,
+            "error": self.error,
         }
 
 
@@ -164,9 +166,9 @@ def tenant_standings(
     now: datetime,
     count_all: bool = False,
 ) -> list[ModuleStatus]:
-    """Every module of these tenants, in a fixed number of requests and queries per module, however many tenants.
+    """Every module of these tenants. The number of requests and queries per module does not depend on the tenants.
 
-    With `count_all`, new traces are counted also where something else decides.
+    With `count_all`, new traces are counted even where another condition decides.
     """
     plan = plan_tenants(
         stored,
@@ -174,7 +176,7 @@ def tenant_standings(
         connections.phoenix,
         now=now,
         settings=connections.settings,
-        count_all=count_all,
+        options=PlanOptions(count_all=count_all),
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
@@ -198,54 +200,56 @@ def tenant_standings(
         if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
             unreported[key] = manifest
     decided = _decided(connections, outcomes)
-    progress = read_progress(instance, {key: each.running for key, each in attempts.items() if each.running})
+    running = {key: attempt.running for key, attempt in attempts.items() if attempt.running}
+    progress = read_progress(instance, running)
     return [
         ModuleStatus(
-            *key,
-            decision,
-            attempts.get(key, Attempts()),
-            outcomes.get(key),
-            versions.get(key),
-            scores.get(key),
-            troubles.get(key),
-            rollbacks.get(key),
-            decided.get(key),
-            progress.get(key),
-            unreported.get(key),
-            stored[key[0]].since,
-            _uncounted(plan, decision, count_all=count_all),
+            tenant_id=key[0],
+            module=key[1],
+            decision=decision,
+            attempts=attempts.get(key, Attempts()),
+            outcome=outcomes.get(key),
+            active=versions.get(key),
+            active_score=scores.get(key),
+            error=troubles.get(key),
+            rolled_back=rollbacks.get(key),
+            decided=decided.get(key),
+            progress=progress.get(key),
+            unreported=unreported.get(key),
+            begins=stored[key[0]].since,
+            uncounted=_uncounted(plan, decision, count_all=count_all),
         )
         for key, decision in plan.decisions.items()
     ]
 
 
 def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> str:
-    """Why Phoenix could not count what is new, where it was asked to."""
+    """Why Phoenix could not count new traces, where it was asked to."""
     error = str(plan.phoenix_error or "")
     asked = decision.detail == error or (count_all and decision.reason not in {Reason.DISABLED, Reason.ERROR})
     return error if asked and decision.evidence is None else ""
 
 
 def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome]) -> dict[ModuleKey, str]:
-    """What people have decided about versions that were proposed to them. A file or two for each proposed."""
+    """People's decisions about proposed versions. It reads one or two files for each."""
     decided = {}
     for key, outcome in outcomes.items():
-        if outcome.verdict != PROPOSED or outcome.version is None:
+        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
-            if word := decided_about(artifacts, outcome.version, artifacts.moves()):
-                decided[key] = word
+            if decision := decided_about(artifacts, outcome.version, artifacts.transitions()):
+                decided[key] = decision
         except AutooptError:
-            continue  # what is wrong with the store is told with the active version
+            continue  # the error of the store is shown with the active version
     return decided
 
 
 @dataclass(frozen=True)
 class LastOutcome:
-    """What the last optimization that came to its end said of itself; scores are 0 to 1.
+    """The last outcome of a module; scores are 0 to 1.
 
-    `unread_answers` counts those that could not be graded, by program and by why.
+    `unread_answers` counts the answers that could not be graded, by program and by cause.
     """
 
     at: datetime
@@ -253,8 +257,8 @@ class LastOutcome:
     verdict: str
     reason: str
     version: str | None
-    score_before: float | None
-    score_after: float | None
+    incumbent_score: float | None
+    candidate_score: float | None
     lm_calls: int | None
     lm_tokens: int | None
     unread_answers: Mapping[str, Mapping[str, int]]
@@ -268,8 +272,8 @@ class FailedRun:
 
 
 @dataclass(frozen=True)
-class OpenTrial:
-    """A candidate that is tried on new held-out traces; mean scores (0 to 1) are None before the first of them."""
+class OpenSequentialTest:
+    """A candidate that is tested on new held-out traces; mean scores (0 to 1) are None before the first of them."""
 
     version: str
     since: datetime
@@ -280,7 +284,7 @@ class OpenTrial:
 
 @dataclass(frozen=True)
 class Event:
-    """Something reported beside the outcomes, e.g. that a version was rolled back."""
+    """An event other than an outcome, such as a rollback."""
 
     at: datetime
     kind: str
@@ -290,24 +294,24 @@ class Event:
 
 @dataclass(frozen=True)
 class ModuleDetail:
-    """Everything that explains how one module of one tenant stands. Failures and events are newest first.
+    """Everything that explains the status of one module of one tenant. Failures and events are newest first.
 
-    `traces_per_day` is how many came in the last day; None where Phoenix could not say.
+    `traces_per_day` is the number of traces of the last day; None where Phoenix could not count them.
     """
 
     standing: ModuleStatus
     config: RoutingConfigUnified
     config_version: int
-    last: LastOutcome | None
+    last_run: LastOutcome | None
     failures: tuple[FailedRun, ...]
-    moved: Move | None
-    trial: OpenTrial | None
+    last_transition: Transition | None
+    sequential_test: OpenSequentialTest | None
     events: tuple[Event, ...]
     traces_per_day: int | None
 
     @property
     def due_in(self) -> timedelta | None:
-        """How long it takes until there are enough new traces, when they come as in the last day."""
+        """How long until there are enough new traces, at the rate of the last day."""
         evidence, need = self.standing.decision.evidence, self.standing.decision.need
         if evidence is None or need is None or not self.traces_per_day or evidence.total >= need:
             return None
@@ -324,11 +328,11 @@ class ModuleDetail:
                 "lookback_seconds": config.lookback_seconds,
                 "promotion_mode": config.promotion_mode,
             },
-            "last": _plain(self.last),
-            "failed_runs": [_plain(each) for each in self.failures],
-            "moved": self.moved.model_dump(mode="json") if self.moved else None,
-            "trial": _plain(self.trial),
-            "events": [_plain(each) for each in self.events],
+            "last_run": _plain(self.last_run),
+            "failed_runs": [_plain(failure) for failure in self.failures],
+            "last_transition": self.last_transition.model_dump(mode="json") if self.last_transition else None,
+            "sequential_test": _plain(self.sequential_test),
+            "events": [_plain(event) for event in self.events],
             "traces_per_day": self.traces_per_day,
             "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
         }
@@ -342,16 +346,16 @@ def module_stories(
     *,
     now: datetime,
 ) -> list[ModuleDetail]:
-    """The stories of these modules of a tenant, in their order.
+    """The details of these modules of a tenant, in their order.
 
-    Raises `InvalidConfig` or `UnknownModule`; what Phoenix cannot say is part of the stories.
+    Raises `InvalidConfig` or `UnknownModule`; errors of Phoenix are part of the details.
     """
     config = entry.parse()
     for module in modules:
         if module not in config.modules:
             get_module(module)
     standings = tenant_standings({entry.tenant_id: entry}, instance, connections, now=now, count_all=True)
-    by_module = {each.module: each for each in standings}
+    by_module = {standing.module: standing for standing in standings}
     return [_story(by_module[module], config, entry, instance, connections, now) for module in modules]
 
 
@@ -365,38 +369,33 @@ def _story(
 ) -> ModuleDetail:
     tenant, module = standing.tenant_id, standing.module
     artifacts = connections.artifacts(tenant, module)
-    moves = artifacts.moves()
+    transitions = artifacts.transitions()
     return ModuleDetail(
-        standing,
-        config,
-        entry.version,
-        _as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
-        _failures(instance, standing),
-        moves[-1] if moves else None,
-        _open_trial(artifacts, moves[-1] if moves else None),
-        _events(instance, entry, module),
-        _traces_per_day(connections, tenant, module, now),
+        standing=standing,
+        config=config,
+        config_version=entry.version,
+        last_run=_as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
+        failures=_failures(instance, standing),
+        last_transition=transitions[-1] if transitions else None,
+        sequential_test=_open_sequential_test(artifacts, transitions[-1] if transitions else None),
+        events=_events(instance, entry, module),
+        traces_per_day=_traces_per_day(connections, tenant, module, now),
     )
 
 
-def events_of(entry: StoredConfig, module: str) -> dg.AssetRecordsFilter:
-    """What Dagster's event log has of a tenant's module, without what an earlier tenant of that name left there."""
-    since = entry.since.timestamp() if entry.since else None
-    return dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[entry.tenant_id], after_timestamp=since)
-
-
 def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> LastOutcome | None:
-    wanted = events_of(entry, module)
-    for record in instance.fetch_materializations(wanted, limit=1).records:
-        metadata = metadata_values(record.asset_materialization)
+    for event in newest_events(
+        instance, EventKind.MATERIALIZATION, module, tenants=[entry.tenant_id], since=entry.since, limit=1
+    ).items:
+        metadata = event.values
         return LastOutcome(
-            at=datetime.fromtimestamp(record.timestamp, UTC),
-            run_id=record.run_id,
+            at=event.at,
+            run_id=event.run_id,
             verdict=str(metadata.get("verdict", "")),
             reason=str(metadata.get("reason", "")),
             version=metadata.get("version"),
-            score_before=metadata.get("score_before"),
-            score_after=metadata.get("score_after"),
+            incumbent_score=metadata.get("incumbent_score"),
+            candidate_score=metadata.get("candidate_score"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
             unread_answers=metadata.get("unread_answers") or {},
@@ -405,64 +404,58 @@ def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str
 
 
 def _as_made(manifest: Manifest) -> LastOutcome:
-    """What a version says of the run that made it."""
+    """The outcome of the run that made a version, from its manifest."""
     return LastOutcome(
         at=manifest.created_at,
         run_id=manifest.run_id,
-        verdict=_word_on_active(manifest),
+        verdict=_verdict_on_active(manifest),
         reason=manifest.reason,
         version=manifest.version,
-        score_before=manifest.incumbent_score,
-        score_after=manifest.candidate_score,
+        incumbent_score=manifest.incumbent_score,
+        candidate_score=manifest.candidate_score,
         lm_calls=manifest.lm_calls,
         lm_tokens=manifest.lm_tokens,
         unread_answers=manifest.unread,
     )
 
 
-def _word_on_active(manifest: Manifest) -> str:
-    """The verdict on a version that is active: what waited for a person or a proof has got it."""
-    return {PROPOSED: "approved", Verdict.WAITING.value: "promoted"}.get(manifest.verdict, manifest.verdict)
+def _verdict_on_active(manifest: Manifest) -> str:
+    """The verdict on an active version: if it waited for approval or for proof, it has received that."""
+    return {Verdict.AWAITING_APPROVAL.value: "approved", Verdict.INCONCLUSIVE.value: "promoted"}.get(
+        manifest.verdict, manifest.verdict
+    )
 
 
 def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:
-    """The newest runs that failed since the last outcome, as many as are told."""
+    """The newest runs that failed since the last outcome, at most `_FAILURES_SHOWN`."""
     if not standing.attempts.failures:
         return ()
-    records = instance.get_run_records(
-        dg.RunsFilter(
-            tags={PARTITION_TAG: standing.tenant_id},
-            statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
-            updated_after=standing.attempts.outcome_at,
-        )
-    )
-    failed = [record for record in records if standing.module in selected_modules(record.dagster_run)]
-    told = []
-    for record in failed[: min(standing.attempts.failures, _FAILURES_TOLD)]:
-        run_id = record.dagster_run.run_id
-        causes = causes_of(instance, run_id)
-        others = "; ".join(f"{step}: {why}" for step, why in causes.items())
+    failed = failed_runs(instance, tenants=[standing.tenant_id], since=standing.attempts.outcome_at)
+    newest = [run for run in reversed(failed) if standing.module in run.modules]
+    failures = []
+    for run in newest[: min(standing.attempts.failures, _FAILURES_SHOWN)]:
+        causes = causes_of(instance, run.run_id)
+        others = "; ".join(f"{step}: {cause}" for step, cause in causes.items())
         cause = causes.get(standing.module) or causes.get(WHOLE_RUN) or others
-        ended = record.end_time or record.update_timestamp.astimezone(UTC).timestamp()
-        told.append(FailedRun(datetime.fromtimestamp(ended, UTC), run_id, cause or "no step says why"))
-    return tuple(told)
+        failures.append(FailedRun(run.ended_at, run.run_id, cause or "no step says why"))
+    return tuple(failures)
 
 
-def _open_trial(artifacts: VersionStore, moved: Move | None) -> OpenTrial | None:
-    """The trial that the next run goes on with, as far as can be told without it: nothing was moved since it began."""
-    steps = artifacts.trial()
-    if not steps or steps[-1].verdict != Verdict.WAITING:
+def _open_sequential_test(artifacts: VersionStore, moved: Transition | None) -> OpenSequentialTest | None:
+    """The sequential test that the next run will continue: no transition has been made since it began."""
+    steps = artifacts.sequential_test()
+    if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
         return None
     begun = max(number for number, step in enumerate(steps) if not step.cases)
     if moved and moved.at > steps[begun].at:
         return None
-    return _trial_of(steps[begun:])
+    return _summary_of(steps[begun:])
 
 
-def _trial_of(steps: list[TrialStep]) -> OpenTrial:
+def _summary_of(steps: list[SequentialTestStep]) -> OpenSequentialTest:
     cases = [case for step in steps for case in step.cases]
     count = len(cases)
-    return OpenTrial(
+    return OpenSequentialTest(
         steps[0].version,
         steps[0].at,
         count,
@@ -472,14 +465,14 @@ def _trial_of(steps: list[TrialStep]) -> OpenTrial:
 
 
 def _events(instance: dg.DagsterInstance, entry: StoredConfig, module: str) -> tuple[Event, ...]:
-    wanted = events_of(entry, module)
-    found = []
-    for record in instance.fetch_observations(wanted, limit=_EVENTS_TOLD).records:
-        details = metadata_values(record.asset_observation)
+    events = []
+    for event in newest_events(
+        instance, EventKind.OBSERVATION, module, tenants=[entry.tenant_id], since=entry.since, limit=_EVENTS_SHOWN
+    ).items:
+        details = dict(event.values)
         if kind := details.pop("event", None):
-            at = datetime.fromtimestamp(record.timestamp, UTC)
-            found.append(Event(at, str(kind), str(details.pop("reason", "")), details))
-    return tuple(found)
+            events.append(Event(event.at, str(kind), str(details.pop("reason", "")), details))
+    return tuple(events)
 
 
 def _traces_per_day(connections: Connections, tenant: str, module: str, now: datetime) -> int | None:
@@ -491,7 +484,7 @@ def _traces_per_day(connections: Connections, tenant: str, module: str, now: dat
         wanted = CountRequest(project.id, get_module(module).contract.span_name, now - _RATE_WINDOW, now)
         return phoenix.count([wanted])[wanted]
     except AutooptError:
-        return None  # the decision says what is wrong with Phoenix, or does not depend on it
+        return None  # the decision has the error of Phoenix, or does not depend on it
 
 
 def _plain(record: Any) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
-_MAY_HOLD_SECRETS = {
+MAY_HOLD_SECRETS = {
     "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
     "api_base": "give http:// or https:// and a host, without user or password",
 }
@@ -94,7 +94,7 @@ class LMSettings(Strict):
     def _web_address(cls, address: str | None) -> str | None:
         # A password in it could be read by all who may read the configuration; and a file is no endpoint.
         if address and (not is_web_address(address) or urlsplit(address).username is not None):
-            raise ValueError(_MAY_HOLD_SECRETS["api_base"])
+            raise ValueError(MAY_HOLD_SECRETS["api_base"])
         return address
 
     @field_validator("api_key_env")
@@ -103,7 +103,7 @@ class LMSettings(Strict):
         # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
         # Phoenix's key opens all tenants' traces.
         if name is not None and (not KEY_VARIABLE.fullmatch(name) or name in _PHOENIX_KEYS):
-            raise ValueError(_MAY_HOLD_SECRETS["api_key_env"])
+            raise ValueError(MAY_HOLD_SECRETS["api_key_env"])
         return name
 
 
@@ -116,29 +116,29 @@ class Budget(Strict):
     max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Tokens in and out, of all calls.")
 
 
-class WatchSettings(Strict):
-    """Comparing a new version with its predecessor in production, while both serve side by side."""
+class RolloutPolicy(Strict):
+    """How a new version is rolled out: compared with its predecessor in production while both serve side by side."""
 
-    enabled: bool = Field(
-        True, description="Watch what is promoted, and roll it back by itself when it is clearly worse in production."
+    monitor: bool = Field(
+        True, description="Compare each new version with its predecessor in production, and roll back regressions."
     )
-    holdback_share: float = Field(
-        0.1, gt=0, le=0.5, description="Share of requests that the predecessor keeps while its successor is watched."
+    holdback_fraction: float = Field(
+        0.1, gt=0, le=0.5, description="Fraction of requests that the predecessor keeps during the rollout."
     )
-    canary_share: float = Field(
+    canary_fraction: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Share of requests that a proven candidate gets before it becomes active; 0: it does so at once.",
+        description="Fraction of requests that a proven candidate gets before it becomes active; 0: none.",
     )
-    max_days: float = Field(14.0, gt=0, le=90, description="Longest watch.")
+    max_days: float = Field(14.0, gt=0, le=90, description="Longest rollout, in days.")
 
     _durations = field_validator("max_days", mode="before")(read_duration)
 
     @model_validator(mode="after")
-    def _a_canary_is_watched(self) -> Self:
-        if self.canary_share and not self.enabled:
-            raise ValueError("a canary_share needs a watch that is enabled")
+    def _a_canary_is_monitored(self) -> Self:
+        if self.canary_fraction and not self.monitor:
+            raise ValueError("a canary_fraction needs monitor: true, because the rollout monitor ends a canary")
         return self
 
 
@@ -273,23 +273,19 @@ class RoutingConfigUnified(Strict):
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
     )
-    watch: WatchSettings = Field(WatchSettings(), description="Comparing what is promoted with its predecessor.")
+    rollout: RolloutPolicy = Field(
+        RolloutPolicy(), description="How new versions are compared with their predecessors in production."
+    )
     dspy_max_bootstrapped_demos: int = Field(
         10, ge=0, le=100, description="Demos that a program may show with the model's own answers."
     )
     dspy_max_labeled_demos: int = Field(
         50, ge=1, le=200, description="Demos that a program may show with labels from traces."
     )
-    forgotten_traces: list[str] = Field(
+    excluded_traces: list[str] = Field(
         default_factory=list,
         max_length=MAX_FORGOTTEN_TRACES,
         description="Ids of traces that are never learnt from; 'autoopt forget' enters them.",
-    )
-    share_instructions: bool = Field(
-        False, description="Other tenants may start from the instructions that were proven here; never from demos."
-    )
-    start_from_shared: bool = Field(
-        False, description="Start from instructions that other tenants share while there is too little data here."
     )
 
     _durations = field_validator("optimization_interval_seconds", "lookback_seconds", "max_run_seconds", mode="before")(
@@ -313,7 +309,7 @@ class RoutingConfigUnified(Strict):
             raise ValueError(f"agent {twice[0]!r} is listed twice")
         return agents
 
-    @field_validator("forgotten_traces")
+    @field_validator("excluded_traces")
     @classmethod
     def _trace_ids(cls, trace_ids: list[str]) -> list[str]:
         return list(dict.fromkeys(valid_trace_id(trace_id) for trace_id in trace_ids))
@@ -450,4 +446,4 @@ def _first_error(error: ValidationError) -> str:
 
 def _secretive(loc: tuple[int | str, ...], message: str) -> str:
     """The message, but for a field where a secret may stand."""
-    return _MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message
+    return MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message

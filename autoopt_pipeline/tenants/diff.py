@@ -7,17 +7,15 @@ from typing import Any
 
 from autoopt_pipeline.durations import as_written, durations_written
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
-from autoopt_pipeline.tenants.config import wrong_fields
+from autoopt_pipeline.tenants.config import MAY_HOLD_SECRETS, wrong_fields
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import one_line
-
-_MAY_HOLD_SECRETS = ("api_key_env", "api_base")
 
 
 def may_be_secret(field: str, value: object) -> bool:
     """Whether a value may be a key, or hold a password, that somebody put where no configuration allows it."""
     name = field.rpartition(".")[2]
-    if name not in _MAY_HOLD_SECRETS or value is None:
+    if name not in MAY_HOLD_SECRETS or value is None:
         return False
     return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any", name: value}}))
 

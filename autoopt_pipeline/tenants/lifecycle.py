@@ -36,7 +36,7 @@ def check_distinct(tenant_id: str, spelled: Mapping[str, str]) -> None:
         )
 
 
-def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, by: str = "") -> int:
+def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, actor: str = "") -> int:
     """Write the first configuration of a tenant, or the first after it was removed; return its version.
 
     Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment, and where one
@@ -47,15 +47,15 @@ def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, by: st
     versions = store.history(tenant)
     if versions and versions[-1].document is not None:
         raise ConfigConflict(f"tenant {tenant} exists already", f"change it with 'autoopt config set {tenant} ...'")
-    return write_config(store, config, by=by, expected_version=versions[-1].version if versions else 0)
+    return write_config(store, config, actor=actor, expected_version=versions[-1].version if versions else 0)
 
 
-def start_anew(store: TenantConfigStore, removed: StoredConfig, *, by: str, now: datetime) -> int:
+def start_anew(store: TenantConfigStore, removed: StoredConfig, *, actor: str, now: datetime) -> int:
     """Say of a removed tenant that nothing which was before counts, should it ever be added again; return the version.
 
     Raises `ConfigConflict` where somebody was quicker.
     """
-    return store.write(removed.tenant_id, None, by=by, expected_version=removed.version, since=now)
+    return store.write(removed.tenant_id, None, actor=actor, expected_version=removed.version, since=now)
 
 
 def what_stays(removed: StoredConfig) -> tuple[str, ...]:

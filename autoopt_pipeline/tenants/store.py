@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from autoopt_pipeline.errors import InvalidSettings, UnknownTenant
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, WatchSettings, chosen_fields
+from autoopt_pipeline.tenants.config import RolloutPolicy, RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 from autoopt_pipeline.text import did_you_mean
 
@@ -34,12 +34,12 @@ def read_config(store: TenantConfigStore, tenant_id: str) -> tuple[RoutingConfig
     return newest.parse(), newest.version
 
 
-def watch_settings(store: TenantConfigStore, tenant_id: str) -> WatchSettings:
-    """How the tenant has its new versions watched; a tenant that was removed has them not watched."""
+def rollout_policy(store: TenantConfigStore, tenant_id: str) -> RolloutPolicy:
+    """The tenant's rollout policy; the new versions of a removed tenant are not monitored."""
     try:
-        return read_config(store, tenant_id)[0].watch
+        return read_config(store, tenant_id)[0].rollout
     except UnknownTenant:
-        return WatchSettings(enabled=False)
+        return RolloutPolicy(monitor=False)
 
 
 def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
@@ -73,10 +73,10 @@ def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> St
 
 
 def write_config(
-    store: TenantConfigStore, config: RoutingConfigUnified, *, by: str = "", expected_version: int | None = None
+    store: TenantConfigStore, config: RoutingConfigUnified, *, actor: str = "", expected_version: int | None = None
 ) -> int:
     """Write a configuration as a new version and return its number; `by` is who does it.
 
     Only what was chosen is stored, so that a later release's defaults reach the tenants who never chose.
     """
-    return store.write(config.tenant_id, chosen_fields(config), by=by, expected_version=expected_version)
+    return store.write(config.tenant_id, chosen_fields(config), actor=actor, expected_version=expected_version)

@@ -1,7 +1,7 @@
-"""The one adapter to Phoenix: counts over GraphQL (REST has none), spans and annotations over its client.
+"""The only adapter to Phoenix: GraphQL for counts (REST has none), Phoenix's client for spans and annotations.
 
-GraphQL is the private API of Phoenix's own UI, so everything asked of it stands here, under contract tests
-against a real server.
+GraphQL is the private API of Phoenix's UI, so all its queries are in this file, with contract tests against a real
+server.
 """
 
 import json
@@ -12,34 +12,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
 from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.http_errors import is_transient
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.secrets import protect, protect_address, scrub
-from autoopt_pipeline.span_contract import SpanContract, span_filter
+from autoopt_pipeline.span_contract import NewAnnotation, SpanContract, span_filter
 from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience, Silence
 from autoopt_pipeline.urls import without_login, without_secrets
 
 if TYPE_CHECKING:
     from phoenix.client import Client
-    from phoenix.client.__generated__.v1 import AnnotationResult
+    from phoenix.client.__generated__.v1 import SpanAnnotationData
     from phoenix.client.types.spans import SpanQuery
 
 ALIASES_PER_DOCUMENT = 50
-"""Phoenix refuses GraphQL documents with more."""
+"""Phoenix rejects GraphQL documents with more aliases."""
 
 PAGE = 1000
-"""Projects, or spans, per request. Phoenix's own defaults would drop the rest without a word."""
+"""Projects or spans per request. Phoenix's own default limits would silently drop the rest."""
 
 SPANS_PER_READ = 5000
-"""Decisions per data-frame request: 0.1 s of the server's single thread with selected columns."""
+"""Decisions per data frame request, which takes 0.1 s of the server's single thread with selected columns."""
 
 OLDEST_PHOENIX = (17, 17)
-"""Older servers hide what they do not understand behind "an unexpected error occurred"."""
+"""Older servers answer with "an unexpected error occurred" and no cause."""
 
 SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
 
@@ -55,8 +56,8 @@ _T = TypeVar("_T")
 class Project:
     """A Phoenix project with its number of span annotations by name.
 
-    `oldest` and `newest` bound the starts of its traces, to the minute: none is before the one, or as late as the
-    other; None where there are no traces.
+    `oldest` and `newest` bound the start times of its traces, rounded to the minute: no trace starts before `oldest`,
+    or at or after `newest`. None without traces.
     """
 
     id: str
@@ -77,20 +78,8 @@ class CountRequest:
 
 
 @dataclass(frozen=True)
-class NewAnnotation:
-    """A verdict on a span, to be written."""
-
-    span_id: str
-    name: str
-    kind: Literal["HUMAN", "LLM"]
-    label: str | None
-    metadata: Mapping[str, str]
-    score: float | None = None
-
-
-@dataclass(frozen=True)
 class Server:
-    """What a Phoenix server says of itself. `clock` and `asked_at` (ours) are UTC, of the same moment."""
+    """A Phoenix server's description. `clock` is its time and `asked_at` ours, both UTC and at the same moment."""
 
     version: str | None
     clock: datetime | None
@@ -98,10 +87,10 @@ class Server:
 
 
 class Phoenix:
-    """Reads one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
+    """Access to one Phoenix server. Every method raises `PhoenixUnavailable` or `PhoenixRefused`.
 
-    `endpoint` is the address without any password, fit to be shown; `base_url` has it still. With a `patience` of some
-    seconds, nobody waits again for a server that has not answered once, until it does.
+    `endpoint` is the address without a password, for display; `base_url` includes it. With a limited `patience`, a
+    server that has not answered once is not asked again until it does.
     """
 
     def __init__(
@@ -116,7 +105,7 @@ class Phoenix:
         self.endpoint = without_secrets(self.base_url)
         self._patience = patience
         self._timeout = min(timeout_seconds, patience.seconds or timeout_seconds)
-        # Thousands of spans take the server longer than a count.
+        # Reading thousands of spans takes the server longer than counting.
         self._reading_timeout = int(max(self._timeout, 20 if patience.seconds else 60))
         self._silence = Silence(self._answers) if patience.seconds else None
         protect(api_key)
@@ -132,16 +121,16 @@ class Phoenix:
                 event_hooks={"response": [self._refuse_old]},
             )
         except (httpx.InvalidURL, ValueError):
-            # The reason may quote a part of the password.
+            # The error may quote a part of the password.
             raise PhoenixRefused(
                 f"Phoenix endpoint {self.endpoint!r} is no address",
                 "set AUTOOPT_PHOENIX_ENDPOINT to http://host:port, special characters of a password as %XX",
             ) from None
 
     def about(self) -> Server:
-        """Which server this is. Tries all that runs need rights for, and changes nothing.
+        """Return the server's description. Tests all permissions that runs need, without changing anything.
 
-        Raises as all do, `PhoenixRefused` for one when the key is not accepted, or may not read spans or write.
+        Raises `PhoenixRefused` also if the key is rejected, or may not read spans or write.
         """
         with self._errors("its projects"):
             response = self._response("GET", "/v1/projects", params={"limit": 1})
@@ -150,7 +139,7 @@ class Phoenix:
             self._graphql_projects([project["name"] for project in projects] or [""])
             for project in projects:
                 self._graphql_counts([CountRequest(project["id"], "", asked_at, asked_at)])
-            for project in projects:  # of spans from now on there are none
+            for project in projects:  # a window in the future, so it has no spans
                 query = {"queries": [{"select": {}}], "start_time": asked_at.isoformat(), "limit": 1}
                 self._response("POST", "/v1/spans", params={"project_name": project["name"]}, json=query)
             self._response("POST", "/v1/span_annotations", json={"data": []})
@@ -160,9 +149,9 @@ class Phoenix:
             )
 
     def projects(self, names: Sequence[str]) -> dict[str, Project]:
-        """Those of these projects that exist, by name.
+        """Return those of these projects that exist, by name.
 
-        Asked for by name, fifty in one document: a list of all projects costs the more, the more there are.
+        Requests them by name, fifty per document, because the cost of a list grows with the number of all projects.
         """
         wanted = dict.fromkeys(names)
         found: dict[str, Project] = {}
@@ -172,11 +161,11 @@ class Phoenix:
         return found
 
     def project(self, name: str) -> Project | None:
-        """One project, as `projects` gives it; None when it does not exist."""
+        """Return one project, or None if it does not exist."""
         return self.projects([name]).get(name)
 
     def count(self, requests: Sequence[CountRequest]) -> dict[CountRequest, int]:
-        """Count spans for each request; equal requests are asked once, fifty in one document."""
+        """Count spans for each request, fifty per document. Equal requests are sent once."""
         distinct = list(dict.fromkeys(requests))
         counted: dict[CountRequest, int] = {}
         with self._errors("counts"):
@@ -187,9 +176,9 @@ class Phoenix:
     def other_span_names(
         self, project_id: str, known: Collection[str], *, start: datetime, end: datetime
     ) -> dict[str, int]:
-        """Names that are none of the known, with how many spans of [start, end) have them.
+        """Return names outside `known`, with their number of spans in [start, end).
 
-        The ten most frequent of the newest thousand such spans.
+        Covers the ten most frequent of the newest thousand such spans.
         """
         with self._errors("span names"):
             node = self._graphql(
@@ -210,10 +199,10 @@ class Phoenix:
     def decisions(
         self, project: Project, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()
     ) -> list[LoggedDecision]:
-        """All decisions of a project that started in [start, end), oldest first, with their annotations.
+        """Return all decisions of a project that started in [start, end), oldest first, with their annotations.
 
-        Only the contract's columns, and the attributes in `also`, are read, page by page, so the server stays
-        responsive; nothing is cut off. Annotations are read where the project's totals know any of that name.
+        Reads only the contract's columns and the attributes in `also`, page by page, so that the server stays
+        responsive. Nothing is left out. Annotations are only requested if the project has any of that name.
         """
         columns = (*contract.columns, *also)
         with self._errors(f"project {project.name}"):
@@ -222,26 +211,17 @@ class Phoenix:
         return [_decision(row, columns, annotations.get(row["span_id"], ())) for row in rows]
 
     def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
-        """Write span annotations. An equal one (same span, name and identifier) is replaced."""
+        """Write span annotations. They replace those with the same span, name and identifier."""
         with self._errors("annotations"):
             for batch in _batches(annotations, PAGE):
                 self._client().spans.log_span_annotations(
-                    span_annotations=[
-                        {
-                            "span_id": annotation.span_id,
-                            "name": annotation.name,
-                            "annotator_kind": annotation.kind,
-                            "result": _result(annotation),
-                            "metadata": dict(annotation.metadata),
-                        }
-                        for annotation in batch
-                    ],
-                    sync=True,  # else annotations of unknown spans are dropped without a word
+                    span_annotations=[cast("SpanAnnotationData", annotation.as_json()) for annotation in batch],
+                    sync=True,  # otherwise Phoenix silently drops annotations of unknown spans
                 )
 
     @contextmanager
     def client(self, what: str) -> Generator["Client", None, None]:
-        """Phoenix's own client, for datasets and experiments. Its errors come out as ours and name `what`."""
+        """Open Phoenix's client for datasets and experiments. Its errors become ours and name `what`."""
         from phoenix.client.exceptions import PhoenixException
         from phoenix.client.resources.datasets import DatasetUploadError
 
@@ -254,7 +234,7 @@ class Phoenix:
                 raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
 
     def dataset_id(self, name: str) -> str | None:
-        """The id of the dataset of exactly that name; None when there is none."""
+        """Return the id of the dataset with exactly that name, or None."""
         with self._errors(f"dataset {name}"):
             found = self._json("GET", "/v1/datasets", params={"name": name})["data"]
             return found[0]["id"] if found else None
@@ -281,9 +261,9 @@ class Phoenix:
     def _read_window(
         self, query: "SpanQuery", project: str, window: CountRequest, limit: int, expected: int
     ) -> list[dict[str, Any]]:
-        """All rows of a window that has `expected`. Where there are `limit` or more, its two halves are read.
+        """Return all rows of a window with `expected` rows. If there are `limit` or more, read its halves.
 
-        Phoenix gives selected columns in no order, so the rows over a limit could not be asked for otherwise.
+        Phoenix returns selected columns in no order, so the rows beyond a limit cannot be requested in another way.
         """
         if expected < limit:
             frame = self._client().spans.get_spans_dataframe(
@@ -294,19 +274,19 @@ class Phoenix:
                 limit=limit,
                 timeout=self._reading_timeout,
             )
-            if len(frame) < expected:  # what is missing would count as learnt from
+            if len(frame) < expected:  # missing rows would count as learnt from
                 raise PhoenixUnavailable(
                     f"Phoenix {self.endpoint}: project {project}: {expected} spans are counted and {len(frame)} given",
                     "see the server's log",
                 )
-            if len(frame) < limit:  # else more came between the two requests
+            if len(frame) < limit:  # otherwise spans arrived between the two requests
                 ids = frame["context.span_id"] if "context.span_id" in frame.columns else frame.index
                 return [
                     {str(name): value for name, value in row.items()} | {"span_id": str(span_id)}
                     for span_id, row in zip(ids, frame.to_dict("records"), strict=True)
                 ]
         middle = window.start + (window.end - window.start) / 2
-        if middle in (window.start, window.end):  # more spans in one instant than the limit
+        if middle in (window.start, window.end):  # more spans at one moment than the limit
             return self._read_window(query, project, window, 2 * limit, expected)
         halves = (replace(window, end=middle), replace(window, start=middle))
         counts = self._graphql_counts(halves)
@@ -325,7 +305,7 @@ class Phoenix:
     def _read_annotations(
         self, project: Project, contract: SpanContract, span_ids: Sequence[str]
     ) -> dict[str, tuple[Annotation, ...]]:
-        # They take a request for every hundred spans, and the slowest where there are none.
+        # One request per hundred spans, slowest without annotations.
         if contract.annotation not in project.annotations or not span_ids:
             return {}
         found: dict[str, list[Annotation]] = {}
@@ -394,7 +374,7 @@ class Phoenix:
             return self._data(self._response(method, path, **kwargs))
 
     def _data(self, response: httpx.Response) -> dict[str, Any]:
-        """What was answered; `data` is in it unless Phoenix refused."""
+        """Return the response's body, which has `data` unless Phoenix refused."""
         try:
             answer = response.json()
             if answer.get("data") is None and _VERSION_HEADER not in response.headers:
@@ -424,7 +404,7 @@ class Phoenix:
             for attempt in Retrying(
                 stop=stop_after_attempt(_ATTEMPTS) | stop_before_delay(self._timeout),
                 wait=wait_random_exponential(multiplier=0.2, max=2),
-                retry=retry_if_exception(_is_transient),
+                retry=retry_if_exception(is_transient),
                 reraise=True,
             ):
                 with attempt:
@@ -438,7 +418,7 @@ class Phoenix:
         except httpx.TransportError:
             return False
         except (httpx.HTTPError, PhoenixRefused):
-            return True  # it answers nonsense; who asks is told of that
+            return True  # it answers with nonsense, which its caller reports
         return True
 
     def _client(self) -> "Client":
@@ -448,7 +428,7 @@ class Phoenix:
 
     @contextmanager
     def _errors(self, what: str) -> Generator[None, None, None]:
-        """Translate what can go wrong between here and Phoenix."""
+        """Translate errors of the connection and of Phoenix."""
         if self._silence:
             self._silence.check()
         try:
@@ -474,7 +454,7 @@ class Phoenix:
         status = error.response.status_code
         if status in {401, 403}:
             return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
-        if status >= 500 or status == 429:
+        if is_transient(error):
             return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
         if _VERSION_HEADER not in error.response.headers:
             return self._no_phoenix(error.response)
@@ -486,18 +466,12 @@ class Phoenix:
         )
 
 
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    return isinstance(error, httpx.TransportError)
-
-
 def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[Annotation, ...]) -> LoggedDecision:
     return LoggedDecision(
         span_id=row["span_id"],
         trace_id=str(row.get("context.trace_id")),
         time=row["start_time"].to_pydatetime(),
-        failed=row.get("status_code") == "ERROR",  # a span that did well is UNSET as often as OK
+        failed=row.get("status_code") == "ERROR",  # status of a successful span is UNSET as often as OK
         attributes={name: row.get(name) for name in columns},
         annotations=annotations,
     )
@@ -505,15 +479,6 @@ def _decision(row: dict[str, Any], columns: Sequence[str], annotations: tuple[An
 
 def _moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
-
-
-def _result(annotation: NewAnnotation) -> "AnnotationResult":
-    result: AnnotationResult = {}
-    if annotation.label is not None:
-        result["label"] = annotation.label
-    if annotation.score is not None:
-        result["score"] = annotation.score
-    return result
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -1,4 +1,4 @@
-"""How much is new in Phoenix for each (tenant, module), in as few requests as possible."""
+"""Counts new evidence per (tenant, module) with as few requests to Phoenix as possible."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from autoopt_pipeline.traces.reader import annotations_of
 
 @dataclass(frozen=True)
 class Wanted:
-    """Count what is new from `since` on. `outcome` is the last one, if there was any."""
+    """A request to count what is new since `since`. `outcome` is the last outcome, if any."""
 
     tenant_id: str
     spec: ModuleSpec
@@ -22,12 +22,11 @@ class Wanted:
 
 
 def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: datetime) -> dict[tuple[str, str], Evidence]:
-    """Evidence per (tenant, module), for traces that started before `until`.
+    """Return the evidence per (tenant, module) in traces that started before `until`.
 
-    The time of the newest trace, of fifty projects in a request, tells who may have some; only those are counted span
-    by span. (The number of traces would not tell: Phoenix deletes old ones, as many as come where traffic is even.)
-    Annotations carry no time that Phoenix could filter by, so their number is compared with that of the last outcome,
-    less what was deleted since.
+    The time of a project's newest trace (fifty projects per request) shows whether there may be new ones; only then are
+    spans counted. The number of traces would not show it, because Phoenix deletes old ones. Phoenix cannot filter
+    annotations by time, so their number is compared with the one at the last outcome, minus those deleted since.
     """
     if not wanted:
         return {}

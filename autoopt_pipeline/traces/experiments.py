@@ -1,7 +1,7 @@
-"""Comparisons of programs as people see them in Phoenix: a holdout as a dataset version, two experiments on it.
+"""Publishes program comparisons in Phoenix: a holdout as a dataset version with two experiments.
 
-A tenant's module has one dataset. Each of its versions is one whole holdout, an example's id is its span's id,
-and equal holdouts share a version. An answer is one experiment run with one evaluation, named "score".
+Each tenant's module has one dataset. Each of its versions is one whole holdout; an example's id is its span id, and
+equal holdouts share a version. An answer is one experiment run with one evaluation, named "score".
 """
 
 import json
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from phoenix.client.resources.datasets import Dataset
 
 SCORE = "score"
-"""The name of the evaluations."""
+"""Name of the evaluations."""
 
 _RUN_ID = "autoopt_run_id"
-"""Metadata key that tells our experiments from those that people run on the same dataset."""
+"""Metadata key that distinguishes our experiments from those of people on the same dataset."""
 
 _REQUESTS_AT_ONCE = 4
-"""Phoenix takes runs and evaluations one by one, for 10 ms of its single thread each. Four at once hide its waiting
-for Postgres (8 s instead of 11 s for 300 rows); SQLite gains nothing, and nothing gains from more."""
+"""Phoenix takes runs and evaluations one by one, 10 ms of its single thread each. Four at once hide the waiting for
+Postgres (8 s instead of 11 s for 300 rows). SQLite gains nothing, and more do not help.
+"""
 
 _TIMEOUT_SECONDS = 60
 
@@ -37,7 +38,7 @@ _VERSIONS_TO_TRY = 3
 
 @dataclass(frozen=True)
 class ProgramAnswer:
-    """What a program answered, by output field (None: nothing valid), and its score and confidence, 0 to 1."""
+    """A program's answer by output field (None if invalid), with its score and confidence from 0 to 1."""
 
     values: Mapping[str, Any] | None
     score: float
@@ -46,7 +47,7 @@ class ProgramAnswer:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One holdout example with its right values, by output field, and what both programs answered."""
+    """One holdout example with its right values by output field, and the answers of both programs."""
 
     span_id: str
     trace_id: str
@@ -58,7 +59,7 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Published:
-    """Where a comparison stands in Phoenix. `compare_url` shows both programs side by side, the incumbent first."""
+    """A published comparison. `compare_url` shows both programs side by side, the incumbent first."""
 
     dataset_id: str
     dataset_version_id: str
@@ -67,11 +68,11 @@ class Published:
 
 
 def dataset_name(tenant_id: str, module: str) -> str:
-    """The dataset of a tenant's module. Neither part can hold a dot, so no two modules share a name."""
+    """Return the dataset's name for a tenant's module. It is unique, because neither part can contain a dot."""
     return f"autoopt.{safe_name(tenant_id)}.{module}.holdout"
 
 
-def publish_comparison(
+def publish_comparison(  # noqa: PLR0913 - keyword-only facts of one comparison
     phoenix: Phoenix,
     tenant_id: str,
     module: str,
@@ -83,13 +84,13 @@ def publish_comparison(
     run_id: str,
     keep: int = 10,
 ) -> Published:
-    """Show how two program versions answered one holdout. Takes 8 to 12 s for 300 rows.
+    """Publish the answers of two programs to one holdout. Takes 8 to 12 s for 300 rows.
 
-    Publishing again for the same run replaces what the run published before. Only the newest `keep`
-    comparisons stay; experiments that are not ours are never touched. Rows need distinct span ids.
+    Publishing again for the same run replaces its earlier comparison. Only the newest `keep` comparisons stay;
+    experiments of others are never changed. Rows need distinct span ids.
 
-    Raises `PhoenixUnavailable` or `PhoenixRefused`. Part of the comparison may stand in Phoenix then, until
-    it is published again or has become too old to keep.
+    Raises `PhoenixUnavailable` or `PhoenixRefused`. Then Phoenix may have a part of the comparison until it is
+    published again, or is deleted as too old.
     """
     name = dataset_name(tenant_id, module)
     with phoenix.client(f"dataset {name}") as client:
@@ -120,15 +121,15 @@ def forget_in_datasets(
     span_ids: Collection[str] = (),
     queries: Collection[str] = (),
 ) -> int:
-    """Remove the text of traces from a module's dataset for good, whichever of its versions holds it.
+    """Delete the text of traces from all versions of a module's dataset, permanently.
 
-    Returns how many examples were of one of the spans, or had one of the queries as an input. If there are any,
-    the whole dataset goes: Phoenix keeps an example's text in old versions even when the example is deleted.
-    Lost with it are all published comparisons of the module and whatever people ran on that dataset; the next
-    publication starts a new one. Manifests and verdicts stand elsewhere and are not touched, and neither are the
-    spans. A database file may keep deleted bytes in free pages until it is vacuumed.
+    Returns the number of examples from one of the spans, or with one of the queries as input. If there are any, the
+    whole dataset is deleted, because Phoenix keeps the text of deleted examples in old versions. That also deletes all
+    published comparisons of the module and what people ran on that dataset; the next publication creates a new one.
+    Manifests, verdicts and spans are not changed. A database file may keep deleted bytes in free pages until it is
+    vacuumed.
 
-    Raises `PhoenixUnavailable` or `PhoenixRefused`; then call again, for some of it may still be there.
+    Raises `PhoenixUnavailable` or `PhoenixRefused`. Then call it again, because some text may remain.
     """
     name = dataset_name(tenant_id, module)
     dataset_id = phoenix.dataset_id(name)
@@ -143,7 +144,7 @@ def forget_in_datasets(
             if example["id"] in span_ids or not set(queries).isdisjoint(map(str, example["input"].values()))
         }
         if found:
-            # Each by itself, because deleting the dataset would leave their hidden projects behind, in sight.
+            # One by one, because deleting the dataset would leave their hidden projects behind and make them visible.
             for experiment in client.experiments.list(dataset_id=dataset_id, timeout=_TIMEOUT_SECONDS):
                 client.experiments.delete(experiment_id=experiment["id"], delete_project=True)
             phoenix.delete_dataset(dataset_id)
@@ -151,10 +152,10 @@ def forget_in_datasets(
 
 
 def _upload(client: "Client", name: str, description: str, rows: Sequence[ComparedRow]) -> "Dataset":
-    """The dataset version that holds exactly these rows, a new one unless the newest does already.
+    """Return the dataset version with exactly these rows; create one unless the newest has them already.
 
-    Where nothing is new, Phoenix answers with the version of the latest time. On SQLite, whose times are whole
-    seconds, that may be another one than it compared with, so what came back is compared here.
+    If nothing is new, Phoenix returns the version with the latest time. On SQLite, with times in whole seconds, that
+    may not be the one it compared with, so we compare the result ourselves.
     """
     wanted = {
         row.span_id: {
@@ -164,10 +165,10 @@ def _upload(client: "Client", name: str, description: str, rows: Sequence[Compar
         }
         for row in rows
     }
-    uploaded = client.datasets.create_dataset(  # replaces what a dataset of that name holds, in a new version
+    uploaded = client.datasets.create_dataset(  # a new version replaces the contents of a dataset of that name
         name=name,
         examples=[
-            {"id": row.span_id, "span_id": row.span_id, **wanted[row.span_id]}  # the link leads to its trace
+            {"id": row.span_id, "span_id": row.span_id, **wanted[row.span_id]}  # Phoenix links to the trace
             for row in rows
         ],
         dataset_description=description,
@@ -198,7 +199,7 @@ def _holds(dataset: "Dataset", wanted: Mapping[str, Mapping[str, Any]]) -> bool:
 def _publish_program(
     client: "Client", dataset: "Dataset", role: str, metadata: Mapping[str, str], answers: Mapping[str, ProgramAnswer]
 ) -> str:
-    """One program's answers, by span id, as an experiment on this very version of the dataset. Returns its id."""
+    """Publish one program's answers, by span id, as an experiment on exactly this dataset version. Returns its id."""
     experiment = client.experiments.create(
         dataset_id=dataset.id,
         dataset_version_id=dataset.version_id,
@@ -248,7 +249,7 @@ def _label(score: float) -> str:
 
 
 def _delete_superseded(client: "Client", dataset_id: str, run_id: str, fresh: Collection[str], keep: int) -> None:
-    """Delete what earlier attempts of this run published, and the comparisons of all but the newest `keep` runs."""
+    """Delete earlier publications of this run, and all comparisons except those of the newest `keep` runs."""
     ours = [
         (experiment["id"], experiment["metadata"][_RUN_ID])
         for experiment in client.experiments.list(dataset_id=dataset_id, timeout=_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""What a module reads of a tenant's decisions: counted, and one by one. For people who check their spans."""
+"""Shows people how a module reads a tenant's decisions: counts, and single decisions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDeci
 
 @dataclass(frozen=True)
 class Survey:
-    """How many decisions there are in a window, what they give, and why the others give nothing.
+    """Number of decisions in a window, what they yield, and why others yield nothing.
 
-    `independent` counts the examples that may judge a program, `malformed` the decisions that are not what the
-    contract promises. `oldest` and `newest` are starts of decisions, UTC; None where there are none.
+    `independent` counts the examples that may judge a program, and `malformed` the decisions that break the span
+    contract. `oldest` and `newest` are start times of decisions, UTC; None without decisions.
     """
 
     decisions: int
@@ -32,7 +32,7 @@ class Survey:
 
 
 def survey(decisions: Sequence[LoggedDecision], found: ExampleSet) -> Survey:
-    """Count what a module's `build_examples` found in these decisions; what is most frequent comes first."""
+    """Count the results of a module's `build_examples` for these decisions, most frequent first."""
     times = [decision.time for decision in decisions]
     provenance = Counter(example.provenance.value for example in found.examples)
     return Survey(
@@ -51,9 +51,9 @@ def survey(decisions: Sequence[LoggedDecision], found: ExampleSet) -> Survey:
 
 @dataclass(frozen=True)
 class AsRead:
-    """One decision as a module reads it: the example that it gives, or why it gives none. Text is redacted.
+    """One decision as a module reads it: its example, or why it has none. Text is redacted.
 
-    `answer` is what the application decided, by output field; a field that the span lacks is empty.
+    `answer` is the application's decision by output field; a field that the span lacks is empty.
     """
 
     decision: LoggedDecision
@@ -66,8 +66,8 @@ class AsRead:
 def as_read(
     spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision], redact: Redact, *, newest: int
 ) -> list[AsRead]:
-    """The newest of the decisions, the last one first, read as a run that has all of them reads them."""
-    # A decision may be usable only beside others, so all are read.
+    """Return the newest decisions, last first, as a run would read them."""
+    # All are read, because a decision may be usable only together with others.
     found = spec.build_examples(labels, decisions, redact)
     examples = {example.span_id: example for example in found.examples}
     return [
@@ -82,7 +82,7 @@ def _as_read(
     answer = _answers(spec, decision, redact)
     if example:
         return AsRead(decision, example.inputs, answer, example, None)
-    # Only counts of reasons come out of a set, so this one is read once more by itself.
+    # A set only has counts of reasons, so this decision is read once more alone.
     reasons = spec.build_examples(labels, [decision], redact).unusable
     inputs = _texts(decision, spec.contract.inputs, redact)
     return AsRead(decision, inputs, answer, None, next(iter(reasons), "not usable beside the others"))

@@ -1,6 +1,6 @@
-"""What the application was asked in single traces, whatever their age."""
+"""Finds the inputs of single traces, regardless of their age."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class AskedText:
-    """What one decision of a trace was asked, as its span holds it."""
+    """The input text of one decision of a trace, as in its span."""
 
     trace_id: str
     span_id: str
@@ -28,10 +28,10 @@ class AskedText:
 def find_asked(
     phoenix: Phoenix, tenant_id: str, specs: Iterable[ModuleSpec], trace_ids: Iterable[str]
 ) -> Collection[AskedText]:
-    """The decisions of these traces, each read by its modules' contracts as they are when it is learnt.
+    """Return the inputs of these traces' decisions, read by their modules' contracts as for training.
 
-    What Phoenix does not have (any more) is missing, and so is what could not have been learnt. Raises
-    `PhoenixUnavailable` or `PhoenixRefused`.
+    Traces that Phoenix no longer has, and text that cannot have been learnt, are missing. Raises `PhoenixUnavailable`
+    or `PhoenixRefused`.
     """
     project = phoenix.project(project_name(tenant_id))
     if project is None:
@@ -41,15 +41,7 @@ def find_asked(
         by_span.setdefault(spec.contract.span_name, []).append(spec)
     found: dict[AskedText, None] = {}
     for trace_id in trace_ids:
-        with phoenix.client(f"trace {trace_id}") as client:
-            spans = client.spans.get_spans(
-                project_identifier=project.id,
-                trace_ids=[trace_id],
-                name=list(by_span),
-                limit=PAGE,
-                timeout=_TIMEOUT_SECONDS,
-            )
-        for span in spans:
+        for span in _spans(phoenix, project.id, trace_id, list(by_span)):
             decision = _decision(span)
             for spec in by_span.get(span["name"], ()):
                 try:
@@ -58,6 +50,22 @@ def find_asked(
                     continue
                 found[AskedText(trace_id, decision.span_id, query)] = None
     return tuple(found)
+
+
+def span_ids_of(phoenix: Phoenix, tenant_id: str, trace_ids: Iterable[str]) -> frozenset[str]:
+    """All spans of these traces that Phoenix has, also of modules that are not installed. Raises as `find_asked`."""
+    project = phoenix.project(project_name(tenant_id))
+    if project is None:
+        return frozenset()
+    spans = (span for trace_id in trace_ids for span in _spans(phoenix, project.id, trace_id))
+    return frozenset(span["context"]["span_id"] for span in spans)
+
+
+def _spans(phoenix: Phoenix, project_id: str, trace_id: str, names: Sequence[str] | None = None) -> "list[Span]":
+    with phoenix.client(f"trace {trace_id}") as client:
+        return client.spans.get_spans(
+            project_identifier=project_id, trace_ids=[trace_id], name=names, limit=PAGE, timeout=_TIMEOUT_SECONDS
+        )
 
 
 def _decision(span: "Span") -> LoggedDecision:

@@ -1,4 +1,4 @@
-"""What one run learns from: a tenant's decisions in the lookback, and the annotations to compare with next time."""
+"""Reads a run's data: a tenant's decisions in the lookback, and the number of annotations for the next comparison."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from autoopt_pipeline.traces.truncation import mark_cut
 
 @dataclass(frozen=True)
 class Collected:
-    """Decisions of one window, and the annotations that the project has; None where Phoenix cannot say."""
+    """Decisions of one window, and the project's annotations (None if Phoenix cannot tell)."""
 
     project_id: str
     decisions: tuple[LoggedDecision, ...]
     annotations: AnnotationsSeen
 
     def without(self, trace_ids: Collection[str]) -> "Collected":
-        """The same without the decisions of these traces. The annotations stay: they are compared with Phoenix's."""
+        """Return a copy without these traces' decisions. Annotations stay, because they are compared with Phoenix's."""
         kept = tuple(decision for decision in self.decisions if decision.trace_id not in trace_ids)
         return replace(self, decisions=kept)
 
 
 def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: datetime, end: datetime) -> Collected:
-    """Read a window. Raises `PhoenixRefused` when the tenant's project does not exist."""
+    """Read a window. Raises `PhoenixRefused` if the tenant's project does not exist."""
     name = project_name(tenant_id)
     project = phoenix.project(name)
     if project is None:
@@ -42,7 +42,7 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
 def _annotations_seen(
     project: Project, spec: ModuleSpec, decisions: Sequence[LoggedDecision], start: datetime
 ) -> AnnotationsSeen:
-    # The total was read before the decisions: what is annotated meanwhile counts as new next time.
+    # The total was read before the decisions, so an annotation written in between counts as new next time.
     total = annotations_of(spec, project.annotations)
     judged = [part for decision in decisions for part in (decision.parts.values() if spec.parts else (decision,))]
     spans = [decision.time for decision in judged for _ in decision.annotations]
@@ -52,9 +52,9 @@ def _annotations_seen(
 def read_decisions(
     phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
 ) -> list[LoggedDecision]:
-    """A module's decisions in [start, end) with the attributes in `also`; of a composed one, each with its parts'.
+    """Return a module's decisions in [start, end), with the attributes in `also`. Composed ones include their parts'.
 
-    What was cut off before it came to Phoenix is marked.
+    Marks texts that were truncated before they reached Phoenix.
     """
 
     def read(contract: SpanContract, also: Sequence[str] = ()) -> list[LoggedDecision]:
@@ -66,7 +66,7 @@ def read_decisions(
 
 
 def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:
-    """How many of a project's annotations judge this module, or one of its parts."""
+    """Return how many of a project's annotations are for this module or one of its parts."""
     names = {part.contract.annotation for part in spec.parts} or {spec.contract.annotation}
     return sum(counts.get(name, 0) for name in names)
 
@@ -74,7 +74,7 @@ def annotations_of(spec: ModuleSpec, counts: Mapping[str, int]) -> int:
 def join_parts(
     decisions: Sequence[LoggedDecision], parts: Mapping[str, Sequence[LoggedDecision]]
 ) -> list[LoggedDecision]:
-    """Give each decision those of its parts in the same trace; of several, the last one counts."""
+    """Add to each decision its parts' decisions in the same trace. Of several, the last one counts."""
     by_trace = {name: {decision.trace_id: decision for decision in own} for name, own in parts.items()}
     return [
         replace(

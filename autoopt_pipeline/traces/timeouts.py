@@ -1,4 +1,4 @@
-"""How long whoever asks Phoenix waits for it: a run as long as the settings say, a person a few seconds."""
+"""Time limits for Phoenix: for runs from the settings, for people a few seconds."""
 
 import threading
 import time
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from autoopt_pipeline.errors import PhoenixUnavailable
 
 PEOPLE_SECONDS = 4.0
-"""How long a person waits for one answer. Runs may keep a Phoenix that is well busy for one or two seconds."""
+"""Wait of a person for one answer. Runs may keep a healthy Phoenix busy for one or two seconds."""
 
 _TELL_AFTER_SECONDS = 1.0
 
 _PROBE_SECONDS = 2.0
-"""Time between two questions whether a silent server answers again."""
+"""Interval of the checks whether a silent server answers again."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """`seconds` bounds the wait for one answer; None: the settings do. `tell` gets a line where there is a wait."""
+    """Limit for one answer in `seconds`; None means the settings' limit. `tell` receives a line during a wait."""
 
     seconds: float | None = None
     tell: Callable[[str], None] | None = None
 
     @contextmanager
     def waiting(self, line: str) -> Generator[None, None, None]:
-        """Tell the line if what happens inside takes longer than a second."""
+        """Pass the line to `tell` if the body takes longer than a second."""
         if self.tell is None:
             yield
             return
@@ -40,13 +40,13 @@ class Patience:
 
 
 AS_CONFIGURED = Patience()
-"""A run's."""
+"""The patience of a run."""
 
 
 class Silence:
-    """Remembers that a server does not answer, so that only the first who asks has to find out.
+    """Remembers that a server does not answer, so that only the first caller has to wait.
 
-    From `noticed` on, `check` fails at once. A thread asks `answers` until the server is back.
+    From `noticed` on, `check` fails at once. A thread calls `answers` until the server is back.
     """
 
     def __init__(self, answers: Callable[[], bool]) -> None:
@@ -55,7 +55,7 @@ class Silence:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Raise `PhoenixUnavailable` while the server is known to be silent."""
+        """Raise `PhoenixUnavailable` while the server does not answer."""
         if error := self._error:
             raise PhoenixUnavailable(error.what, error.remedy)
 
@@ -66,7 +66,7 @@ class Silence:
                 threading.Thread(target=self._wait_for_answer, name="silent-phoenix", daemon=True).start()
 
     def _wait_for_answer(self) -> None:
-        # Not at once: a server that is only slow would keep everybody waiting in turn.
+        # Not at once, because a server that is only slow would make each caller wait in turn.
         time.sleep(_PROBE_SECONDS)
         while not self._answers():
             time.sleep(_PROBE_SECONDS)

@@ -1,8 +1,7 @@
-"""Finding texts that a limit on the length of attributes has cut before they came to Phoenix.
+"""Detects texts that an attribute length limit truncated before they reached Phoenix.
 
-OpenTelemetry cuts without leaving a mark, and which limit an application has is not known here. Two things give it
-away: JSON that ends in the middle, and several different texts of the same length with none longer, where that is a
-length that people choose.
+OpenTelemetry truncates without a mark, and an application's limit is not known here. There are two signs: JSON that
+ends in the middle, and several different texts of the same length with none longer, if that length is a typical limit.
 """
 
 import json
@@ -15,21 +14,21 @@ from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.span_contract import SpanContract
 
 _JSON = re.compile(r'\s*(?:\{\s*"|\[\s*["\[{])')
-"""How objects and lists begin that applications write. What a person types is mostly none."""
+"""Start of objects and lists that applications write. People rarely type that."""
 
 _UNFINISHED = re.compile(r"\s*(?:[-+.eE\d]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?)\s*")
-"""What JSON stumbles over where it ends too soon: nothing, a number, or a word that is not complete."""
+"""What a JSON parser stops at if the text ends too soon: nothing, a number, or an incomplete word."""
 
 _ROUND = re.compile(r"(?:1|2|25|3|4|5|6|8|10|12|15|20)0+")
 _MIN_CUT = 3
-"""Different texts of one length that make a limit of it."""
+"""Different texts of one length that indicate a limit."""
 
 _NEAR = 8
-"""Lengths below a limit with which texts of the limit's length are compared: there a cut pile stands out."""
+"""Number of lengths below a limit to compare with; truncation makes the limit's length stand out."""
 
 
 def mark_cut(decisions: Sequence[LoggedDecision], contract: SpanContract) -> list[LoggedDecision]:
-    """The decisions of one window, with the names of their attributes whose text was cut."""
+    """Return the decisions of one window, each with the names of its truncated attributes."""
     broken = {decision.span_id: _ending_in_the_middle(decision) for decision in decisions}
     limits = {len(decision.attributes[name]) for decision in decisions for name in broken[decision.span_id]}
     names = {path.partition(":")[0] for paths in contract.inputs.values() for path in paths}
@@ -55,7 +54,7 @@ def _ends_in_the_middle(text: str) -> bool:
     except json.JSONDecodeError as e:
         at_an_escape = e.msg.startswith("Invalid \\uXXXX") and len(text) - e.pos < len("\\uXXXX")
         return e.msg.startswith("Unterminated") or at_an_escape or _UNFINISHED.fullmatch(text, e.pos) is not None
-    except (ValueError, RecursionError):  # numbers, or brackets, without end
+    except (ValueError, RecursionError):  # endless numbers or brackets
         return False
     return False
 
@@ -67,7 +66,7 @@ def _of_length(decision: LoggedDecision, limits: set[int]) -> frozenset[str]:
 
 
 def _piled_up(texts: Iterable[str]) -> set[int]:
-    """The length of the longest texts, where it looks like a limit."""
+    """Return the length of the longest texts if it appears to be a limit, else nothing."""
     counts = Counter(len(text) for text in set(texts))
     longest = max(counts, default=0)
     near = sum(counts[longest - less] for less in range(1, _NEAR + 1))
@@ -75,6 +74,6 @@ def _piled_up(texts: Iterable[str]) -> set[int]:
 
 
 def _is_chosen(length: int) -> bool:
-    """Whether a length is one that limits have: a power of two from 32 on, perhaps less one, or a round number."""
+    """Return whether a length is a typical limit: a power of two from 32 on, or one less, or a round number."""
     power = any(number >= 32 and number & (number - 1) == 0 for number in (length, length + 1))
     return power or (length >= 100 and _ROUND.fullmatch(str(length)) is not None)

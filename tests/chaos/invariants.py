@@ -54,18 +54,24 @@ def what_is_active_is_whole_and_passed_the_gate(world: World) -> None:
     for name, tenant in world.tenants.items():
         for module in tenant.modules:
             artifacts = VersionStore(world.files, name, module)
-            moves = artifacts.moves()
-            for before, after in pairwise(moves):
-                assert after.expected == before.to, f"{name}/{module}: move {after.sequence} overtook another"
+            transitions = artifacts.transitions()
+            for before, after in pairwise(transitions):
+                assert after.from_version == before.to_version, (
+                    f"{name}/{module}: transition {after.sequence} overtook another"
+                )
             active = artifacts.active()
-            assert (active.version if active else None) == (moves[-1].to if moves else None)
-            for move in moves:
-                if move.to:
-                    artifacts.load(move.to)
-                    manifest = artifacts.manifest(move.to)
-                    assert manifest, f"{name}/{module}: {move.to} is not whole"
-                    assert manifest.verdict == "promoted", f"{name}/{module}: {move.to} was {manifest.verdict}"
-                    assert manifest.gate["p_value"] <= manifest.gate["alpha"], f"{name}/{module}: {move.to}"
+            assert (active.version if active else None) == (transitions[-1].to_version if transitions else None)
+            for transition in transitions:
+                if transition.to_version:
+                    artifacts.load(transition.to_version)
+                    manifest = artifacts.manifest(transition.to_version)
+                    assert manifest, f"{name}/{module}: {transition.to_version} is not whole"
+                    assert manifest.verdict == "promoted", (
+                        f"{name}/{module}: {transition.to_version} was {manifest.verdict}"
+                    )
+                    assert manifest.gate["p_value"] <= manifest.gate["alpha"], (
+                        f"{name}/{module}: {transition.to_version}"
+                    )
 
 
 def nobody_sees_anothers(world: World) -> None:

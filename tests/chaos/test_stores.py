@@ -17,7 +17,7 @@ from tests.chaos import faults
 from tests.chaos.faults import Proxy, fill, own_disk, proxy, read_only
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
-from tests.stored import made_program, store
+from tests.support.stored_programs import made_program, store
 
 NO_DISK = "a file system of its own needs root"
 
@@ -91,24 +91,24 @@ def bucket(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_write_to_s3_that_the_driver_repeats_is_one_promotion(s3: Proxy, bucket: str, fault: faults.Fault) -> None:
     artifacts = VersionStore(ObjectStore(bucket), "acme", "routing")
     store(artifacts, made_program("acme", demos=["a"]), 1, active=True)
-    with s3.failing(faults.once(fault), method="PUT", path="/moves/"):
+    with s3.failing(faults.once(fault), method="PUT", path="/transitions/"):
         second = store(artifacts, made_program("acme", demos=["b"]), 2, active=True)
-    assert [move.sequence for move in artifacts.moves()] == [1, 2]
+    assert [transition.sequence for transition in artifacts.transitions()] == [1, 2]
     active = artifacts.active()
     assert active
     assert active.version == second
     assert (ObjectStore(bucket).read("acme/routing/active.json") or b"").find(second.encode()) > 0
 
 
-@pytest.mark.parametrize("lost", ["/moves/", CHECK_FOLDER], ids=["the-move", "the-check-of-the-store"])
+@pytest.mark.parametrize("lost", ["/transitions/", CHECK_FOLDER], ids=["the-transition", "the-check-of-the-store"])
 def test_of_four_that_move_at_once_over_a_bad_line_one_is_told_so(s3: Proxy, bucket: str, lost: str) -> None:
     def create(number: int) -> bool:
-        return ObjectStore(bucket).create("acme/routing/moves/00000001.json", str(number).encode())
+        return ObjectStore(bucket).create("acme/routing/transitions/00000001.json", str(number).encode())
 
     with s3.failing(faults.once(faults.stores_and_hangs_up), method="PUT", path=lost), ThreadPoolExecutor(4) as writers:
         created = [number for number, made in enumerate(writers.map(create, range(4))) if made]
     (winner,) = created
-    assert ObjectStore(bucket).read("acme/routing/moves/00000001.json") == str(winner).encode()
+    assert ObjectStore(bucket).read("acme/routing/transitions/00000001.json") == str(winner).encode()
 
 
 @pytest.fixture

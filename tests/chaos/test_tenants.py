@@ -16,7 +16,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from tests.chaos.invariants import check_all, outcomes
 from tests.chaos.world import World
-from tests.llm_server import LLMServer, llm_server
+from tests.support.llm_server import LLMServer, llm_server
 
 pytestmark = pytest.mark.chaos
 

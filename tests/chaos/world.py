@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,10 +31,10 @@ from autoopt_pipeline.devtools.traffic import (
     PlayedRequest,
     SyntheticRequest,
     sample_truths_for,
-    simulate,
+    simulate_requests,
 )
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
 from autoopt_pipeline.run_history.instance import open_instance
@@ -48,7 +48,7 @@ from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.chaos.faults import Proxy, own_disk, proxy
-from tests.postgres import Postgres, new_postgres
+from tests.support.postgres import Postgres, new_postgres
 
 INTERVAL_SECONDS = 3
 MIN_SAMPLES = 40
@@ -134,7 +134,7 @@ class World:
             )
             for truth in sample_truths_for(tenant.habits, traces, rng)
         ]
-        played = list(simulate(truths, choices, tenant.habits, start=start, end=end, rng=rng))
+        played = list(simulate_requests(truths, choices, tenant.habits, start=start, end=end, rng=rng))
         send_traffic(self.phoenix, name, list(change(played)))
 
     def feed(self, name: str) -> None:
@@ -146,10 +146,11 @@ class World:
 
     def plan(self, *, count_all: bool = False) -> Plan:
         """What the sensor would decide now if nothing were wrong with its Phoenix."""
-        settings = Settings(settling_seconds=0, jitter=0)
+        settings = Settings(settling_seconds=0, schedule_jitter=0)
         now = datetime.now(UTC)
         stored = self.configs.current()
-        return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, count_all=count_all)
+        options = PlanOptions(count_all=count_all)
+        return plan_tenants(stored, self.instance, self.phoenix, now=now, settings=settings, options=options)
 
     def unsettled(self) -> dict[ModuleKey, ScheduleDecision]:
         """What waits for a run or an outcome; tenants that are broken on purpose are left out."""
@@ -285,7 +286,7 @@ def marker(tenant: str) -> str:
 
 
 @contextmanager
-def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
+def world(home: Path, *, postgres: bool = False) -> Generator[World]:
     """Start everything, with Dagster's storage on SQLite or on Postgres. On leaving, all of it is gone."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
@@ -310,7 +311,7 @@ def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
                     "AUTOOPT_SENSOR_INTERVAL_SECONDS": "2",
                     "AUTOOPT_SETTLING_SECONDS": "1",
                     "AUTOOPT_PHOENIX_TIMEOUT_SECONDS": "4",
-                    "AUTOOPT_JITTER": "0",
+                    "AUTOOPT_SCHEDULE_JITTER": "0",
                     "AUTOOPT_LM": STAND_IN,
                 },
             )

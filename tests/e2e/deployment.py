@@ -1,7 +1,7 @@
 """The release under test, with what it needs on this machine, and what is asked of it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,18 +21,19 @@ from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.run_history.failures import causes_of
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.run_history.module_events import metadata_values
 from autoopt_pipeline.run_history.runs import UNFINISHED
 from autoopt_pipeline.run_history.ticks import sensor_states
 from autoopt_pipeline.settings import STAND_IN
-from autoopt_pipeline.tenants.config import WatchSettings
+from autoopt_pipeline.tenants.config import RolloutPolicy
 from autoopt_pipeline.tenants.store import open_config_store, read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.e2e.cluster import Cluster, started_at, wait_until
 from tests.e2e.servers import BUCKET, DATABASE_USER, Servers
+from tests.support.project import PROJECT
 
-CHART = Path(__file__).parents[2] / "helm" / "autoopt-pipeline"
+CHART = PROJECT / "helm" / "autoopt-pipeline"
 RELEASE = "autoopt"
 ARTIFACTS = f"s3://{BUCKET}/programs"
 NEW_TRACES = 150
@@ -61,7 +62,7 @@ class Deployment:
         """A tenant with traces of the last 20 hours, whose active program answers all requests."""
         end = datetime.now(UTC) - timedelta(seconds=10)
         self._send(tenant, tenant.traces, end - timedelta(hours=20), end)
-        config = {"watch": WatchSettings(enabled=False), **config}
+        config = {"rollout": RolloutPolicy(monitor=False), **config}
         write_config(self.configs, sample_config(tenant).model_copy(update=config))
 
     def send_more(self, tenant: SampleTenant) -> None:
@@ -125,7 +126,7 @@ class Deployment:
         return [outcome["version"] for outcome in outcomes if outcome["verdict"] == "promoted"][-1]
 
     def standing(self) -> dict[str, Any]:
-        """What an upgrade must keep: programs and moves, runs and outcomes, tenants and what is scheduled."""
+        """What an upgrade must keep: programs and transitions, runs and outcomes, tenants and what is scheduled."""
         files = ObjectStore(ARTIFACTS)
         records = self.instance.get_run_records()
         return {
@@ -189,7 +190,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
             "artifactsUrl": ARTIFACTS,
             "sensorIntervalSeconds": 5,
             "settlingSeconds": 5,
-            "jitter": 0,
+            "scheduleJitter": 0,
         },
         "secrets": {
             "lm": {"env": {"HOOLI_API_KEY": servers.secrets.llm}},
@@ -220,7 +221,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Iterator[Deployment]:
+def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Generator[Deployment]:
     """The chart, installed with Secrets that were there before it."""
     cluster.add_secret("cogniverse-config", **{"store-url": servers.store_url})
     cluster.add_secret("dagster-db", **{"postgresql-password": servers.secrets.postgres})
@@ -233,7 +234,7 @@ def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Iter
 
 
 @contextmanager
-def _records(servers: Servers, folder: Path) -> Iterator[dg.DagsterInstance]:
+def _records(servers: Servers, folder: Path) -> Generator[dg.DagsterInstance]:
     """The cluster's Dagster instance, as far as it stands in the database."""
     database = {
         "hostname": servers.host,

@@ -1,13 +1,12 @@
-"""What happened when, and who did it, across the tenants that a person may see; failures first.
+"""The events of all tenants that a user may see, with who caused them; failures first.
 
-Everything is read from its place of record, a page at a time: what runs and the watch did from Dagster's event log,
+Everything is read from its place of record, a page at a time: what runs and the rollout did from Dagster's event log,
 what people did to configurations from their store, and to versions from the artifact store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import dagster as dg
 from starlette.requests import Request
@@ -16,77 +15,76 @@ from starlette.responses import Response
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import User
 from autoopt_pipeline.dashboard.context import dashboard_of
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITION_TAG, WATCH_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_acts
-from autoopt_pipeline.registry.module_versions import PROPOSED
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
-from autoopt_pipeline.run_history.runs import UNFINISHED, ended_at, selected_modules
+from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
+from autoopt_pipeline.run_history.runs import FAILED, UNFINISHED, RunSummary, latest_runs
 from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
 
 _SHOWN = 60
-"""Events of each kind that are read for a page, which shows as many of all together."""
+"""Events of each kind that a page reads, and events of all kinds that it shows."""
 
 _CHANGES_READ = 5000
-"""Changes of configurations that a page looks through, where few of them are of the tenants that a person may see."""
+"""The most changes of configurations that a page reads when the user may see few of the tenants."""
 
 _FAILURES_SHOWN = 20
-"""Each costs a query."""
+"""Each failed run costs a query."""
 
 
 @dataclass(frozen=True)
-class Happened:
-    """Something that happened, in words, and the run or the person that did it; `bad` is what somebody may have to look
-    at."""
+class ActivityEvent:
+    """An event in words, and the run or user that caused it. `bad` marks events that may need attention."""
 
     at: datetime
     kind: str
     tenant: str
     module: str
     text: str
-    by: str = ""
+    actor: str = ""
     run_id: str = ""
     bad: bool = False
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a sensor said when it looked last; `failed` where it could not."""
+    """The message of a sensor's last tick, and whether the tick failed."""
 
     name: str
     running: bool
     looked_at: datetime | None
-    said: str
+    message: str
     failed: bool
 
 
 def activity_page(request: Request) -> Response:
-    dashboard, person = dashboard_of(request), person_of(request)
+    dashboard, user = dashboard_of(request), request.user
     instance, before = dashboard.instance, _moment(request.query_params.get("before", ""))
-    stored = dashboard.configs(person)
-    only = None if person.sees_all else list(stored)
-    found, untold = _page(instance, dashboard.parts, person, only, before)
+    stored = dashboard.configs(user)
+    only = None if user.sees_all else list(stored)
+    events, unreadable = _page(instance, dashboard.parts, user, only, before)
     first = before is None
     return render(
         request,
         "activity.html",
         first=first,
         failures=list(_failed_runs(instance, only)) if first else [],
-        others=found.found,
-        older=found.reaches,
-        untold=untold,
+        others=events.items,
+        older=events.reaches,
+        unreadable=unreadable,
         known=stored,
-        sensors=_sensors(instance) if first and person.sees_all else [],
+        sensors=_sensors(instance) if first and user.sees_all else [],
     )
 
 
 def _moment(text: str) -> datetime | None:
-    """From an address, which may be typed: what is no moment in UTC leads to the newest page."""
+    """Read a moment in UTC from a URL. Anything else leads to the newest page."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -97,140 +95,116 @@ def _moment(text: str) -> datetime | None:
 def _page(
     instance: dg.DagsterInstance,
     parts: Connections,
-    person: User,
+    user: User,
     only: Sequence[str] | None,
     before: datetime | None,
-) -> tuple[Stretch[Happened], list[str]]:
-    """The newest that happened before a moment, and what cannot be told, with the reason."""
+) -> tuple[Stretch[ActivityEvent], list[str]]:
+    """The newest events before a moment, and the sources that cannot be read, with the reason."""
     stretches = [
-        _events(partial(told, module), fetch, module, only, before)
-        for told, fetch in ((_outcome, instance.fetch_materializations), (_observation, instance.fetch_observations))
+        _events(told, newest_events(instance, kind, module, tenants=only, before=before, limit=_SHOWN))
+        for told, kind in ((_outcome, EventKind.MATERIALIZATION), (_observation, EventKind.OBSERVATION))
         for module in module_names()
     ]
-    untold = []
+    unreadable = []
     for what, read in (("what people did to versions", _acts), ("changes of configurations", _configurations)):
         try:
-            stretches.append(read(parts, person, before))
+            stretches.append(read(parts, user, before))
         except AutooptError as e:
-            untold.append(f"{what}: {e}")
-    # Of what is further back than one place was read, others may be missing.
-    reaches = max((each.reaches for each in stretches if each.reaches), default=None)
-    found = [each for stretch in stretches for each in stretch.found if reaches is None or each.at >= reaches]
+            unreadable.append(f"{what}: {e}")
+    # Before the oldest event of a source that has more, events of that source are missing.
+    reaches = max((stretch.reaches for stretch in stretches if stretch.reaches), default=None)
+    events = [event for stretch in stretches for event in stretch.items if reaches is None or event.at >= reaches]
     if before is None:
-        found += _under_way(instance, only)
-    found.sort(key=lambda each: each.at, reverse=True)
-    if len(found) > _SHOWN:
-        found = found[:_SHOWN]
-        reaches = found[-1].at
-    return Stretch(found, reaches), untold
+        events += _under_way(instance, only)
+    events.sort(key=lambda event: event.at, reverse=True)
+    if len(events) > _SHOWN:
+        events = events[:_SHOWN]
+        reaches = events[-1].at
+    return Stretch(events, reaches), unreadable
 
 
-def _runs(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus], only: Sequence[str] | None, limit: int
-          ) -> Iterator[dg.RunRecord]:  # fmt: skip
-    if only == []:
-        return
-    tags: dict[str, str | list[str]] = {} if only is None else {PARTITION_TAG: list(only)}
-    wanted = dg.RunsFilter(statuses=statuses, tags=tags)
-    for record in instance.get_run_records(wanted, limit=limit, order_by="update_timestamp"):
-        if PARTITION_TAG in record.dagster_run.tags:
-            yield record
-
-
-def _failed_runs(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[Happened]:
-    statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    for record in _runs(instance, statuses, only, _FAILURES_SHOWN):
-        run = record.dagster_run
+def _failed_runs(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[ActivityEvent]:
+    for run in latest_runs(instance, FAILED, tenants=only, limit=_FAILURES_SHOWN):
         causes = causes_of(instance, run.run_id)
         text = "; ".join(why if step == WHOLE_RUN else f"{step}: {why}" for step, why in causes.items())
         kind = "run failed" if run.status is dg.DagsterRunStatus.FAILURE else "run cancelled"
-        modules, tenant = ", ".join(sorted(selected_modules(run))), run.tags[PARTITION_TAG]
-        yield Happened(ended_at(record), kind, tenant, modules, text or "?", run_id=run.run_id, bad=True)
+        yield _of_run(run, run.ended_at, kind, text or "?", bad=True)
 
 
-def _under_way(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[Happened]:
-    for record in _runs(instance, UNFINISHED, only, _SHOWN):
-        run = record.dagster_run
-        at = record.create_timestamp.astimezone(UTC)
-        modules, tenant = ", ".join(sorted(selected_modules(run))), run.tags[PARTITION_TAG]
-        yield Happened(at, f"run {run.status.value.lower()}", tenant, modules, "", run_id=run.run_id)
+def _under_way(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[ActivityEvent]:
+    for run in latest_runs(instance, UNFINISHED, tenants=only, limit=_SHOWN):
+        yield _of_run(run, run.created_at, f"run {run.status.value.lower()}", "", bad=False)
+
+
+def _of_run(run: RunSummary, at: datetime, kind: str, text: str, *, bad: bool) -> ActivityEvent:
+    return ActivityEvent(at, kind, run.tenant or "", ", ".join(sorted(run.modules)), text, run_id=run.run_id, bad=bad)
 
 
 def _events(
-    told: Callable[[dg.EventLogRecord], Happened | None],
-    fetch: Callable[..., dg.EventRecordsResult],
-    module: str,
-    only: Sequence[str] | None,
-    before: datetime | None,
-) -> Stretch[Happened]:
-    """The newest materializations or observations of a module, as they are told."""
-    if only == []:
-        return Stretch((), None)
-    wanted = dg.AssetRecordsFilter(
-        dg.AssetKey(module), asset_partitions=only, before_timestamp=before.timestamp() if before else None
-    )
-    page = fetch(wanted, limit=_SHOWN)
-    found = [each for record in page.records if (each := told(record))]
-    last = page.records[-1].timestamp if page.has_more and page.records else None
-    return Stretch(found, datetime.fromtimestamp(last, UTC) if last else None)
+    told: Callable[[ModuleEvent], ActivityEvent | None], events: Stretch[ModuleEvent]
+) -> Stretch[ActivityEvent]:
+    """Materializations or observations, as they are told."""
+    return Stretch([happened for event in events.items if (happened := told(event))], events.reaches)
 
 
-def _outcome(module: str, record: dg.EventLogRecord) -> Happened | None:
-    event = record.asset_materialization
-    if event is None or not event.partition:
+def _outcome(event: ModuleEvent) -> ActivityEvent | None:
+    if not event.tenant:
         return None
-    said = metadata_values(event)
-    verdict = str(said.get("verdict", "reported by hand"))
-    return Happened(
-        datetime.fromtimestamp(record.timestamp, UTC),
-        "proposed" if verdict == PROPOSED else verdict,  # it may have been approved since
-        event.partition,
-        module,
-        str(said.get("reason", "")),
-        run_id=record.run_id,
+    verdict = str(event.values.get("verdict", "reported by hand"))
+    return ActivityEvent(
+        event.at,
+        "proposed" if verdict == Verdict.AWAITING_APPROVAL else verdict,  # it may have been approved since
+        event.tenant,
+        event.module,
+        str(event.values.get("reason", "")),
+        run_id=event.run_id,
     )
 
 
-def _observation(module: str, record: dg.EventLogRecord) -> Happened | None:
-    event = record.asset_observation
-    said = metadata_values(event)
-    if event is None or not event.partition or "event" not in said:
+def _observation(event: ModuleEvent) -> ActivityEvent | None:
+    values = event.values
+    if not event.tenant or "event" not in values:
         return None
-    way = f"{said['from']} -> {said['to']}: " if {"from", "to"} <= said.keys() else ""
-    kind, text = str(said["event"]), f"{way}{said.get('reason', '')}"
-    at, bad = datetime.fromtimestamp(record.timestamp, UTC), kind == ROLLED_BACK
-    return Happened(at, kind, event.partition, module, text, run_id=str(said.get("run_id", "")), bad=bad)
+    way = f"{values['from']} -> {values['to']}: " if {"from", "to"} <= values.keys() else ""
+    kind, text = str(values["event"]), f"{way}{values.get('reason', '')}"
+    bad = kind == ROLLED_BACK
+    return ActivityEvent(
+        event.at, kind, event.tenant, event.module, text, run_id=str(values.get("run_id", "")), bad=bad
+    )
 
 
-def _acts(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
-    acts = recent_acts(parts.files, person.sees, before=before, limit=_SHOWN)
-    found = [Happened(each.at, each.what, each.tenant_id, each.module, each.text, each.by) for each in acts.found]
-    return Stretch(found, acts.reaches)
+def _acts(parts: Connections, user: User, before: datetime | None) -> Stretch[ActivityEvent]:
+    acts = recent_acts(parts.files, user.sees, before=before, limit=_SHOWN)
+    events = [ActivityEvent(act.at, act.what, act.tenant_id, act.module, act.text, act.actor) for act in acts.items]
+    return Stretch(events, acts.reaches)
 
 
-def _configurations(parts: Connections, person: User, before: datetime | None) -> Stretch[Happened]:
+def _configurations(parts: Connections, user: User, before: datetime | None) -> Stretch[ActivityEvent]:
     changes = newest_of(
         parts.configs.changes,
-        lambda change: person.sees(change.tenant_id),
+        lambda change: user.sees(change.tenant_id),
         before=before,
         limit=_SHOWN,
         most=_CHANGES_READ,
     )
-    found = [
-        Happened(each.at, each.what, each.tenant_id, "", f"configuration version {each.version}", each.by)
-        for each in changes.found
+    events = [
+        ActivityEvent(
+            change.at, change.what, change.tenant_id, "", f"configuration version {change.version}", change.actor
+        )
+        for change in changes.items
     ]
-    return Stretch(found, changes.reaches)
+    return Stretch(events, changes.reaches)
 
 
 def _sensors(instance: dg.DagsterInstance) -> list[Sensor]:
-    found = []
+    sensors = []
     for name, state in sorted(sensor_states(instance).items()):
         ticks = finished_ticks(instance, state, limit=1)
         tick = ticks[0] if ticks else None
-        said = ""
+        message = ""
         if tick:
-            said = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
+            message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
         looked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
-        found.append(Sensor(name, state.is_running, looked_at, said, bool(tick and tick.is_failure)))
-    first = (OPTIMIZATION_SENSOR, WATCH_SENSOR)
-    return sorted(found, key=lambda each: each.name not in first)
+        sensors.append(Sensor(name, state.is_running, looked_at, message, bool(tick and tick.is_failure)))
+    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
+    return sorted(sensors, key=lambda sensor: sensor.name not in first)

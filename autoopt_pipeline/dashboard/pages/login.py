@@ -16,15 +16,15 @@ def page(request: Request) -> Response:
 
 async def sign_in(request: Request) -> Response:
     form = await checked_form(request)
-    person = dashboard_of(request).access.by_token(str(form.get("token", "")).strip())
+    user = dashboard_of(request).access.by_token(str(form.get("token", "")).strip())
     to = _inside(str(form.get("to", "/")))
-    if person is None:
+    if user is None:
         return render(
             request, "sign_in.html", status=HTTPStatus.FORBIDDEN, to=to, wrong="Nobody has this token. Check it."
         )
-    # A new session: what was begun before must not be shared with whoever began it.
+    # A new session, because somebody else may know the old one.
     request.session.clear()
-    request.session["user"] = person.name
+    request.session["user"] = user.name
     return RedirectResponse(to, HTTPStatus.SEE_OTHER)
 
 
@@ -35,5 +35,5 @@ async def sign_out(request: Request) -> Response:
 
 
 def _inside(path: str) -> str:
-    """A path of ours. Anything else, such as another site's address, becomes the overview."""
+    """A path of the dashboard. Anything else, such as the URL of another site, becomes the overview."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and "\n" not in path else "/"

@@ -1,6 +1,6 @@
-"""The pages of one tenant: its modules, each with its story, its versions and what its runs found."""
+"""The pages of one tenant's modules: story, versions and outcomes of runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -11,31 +11,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
-    PROPOSED,
     ModuleVersions,
     VersionEvent,
-    between,
     cost_of,
     decided_about,
+    describe_rollout,
+    describe_transition,
     how_it_ended,
     lm_of,
-    path_of,
     predictors_of,
     read_programs,
 )
-from autoopt_pipeline.registry.records import Manifest, Move
+from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
-from autoopt_pipeline.rollouts.production import look_now
-from autoopt_pipeline.run_history.outcomes import metadata_values
+from autoopt_pipeline.rollouts.production import analyze_now
+from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import DOING, sentences
-from autoopt_pipeline.status.module_status import events_of
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
 
@@ -63,13 +60,13 @@ def tenant_page(request: Request) -> Response:
 
 
 def why_page(request: Request) -> Response:
-    """For any tenant, what is decided about each of its modules, in sentences."""
-    dashboard, person = dashboard_of(request), person_of(request)
-    stored = dashboard.configs(person)
+    """The decision about each module of a tenant, in sentences."""
+    dashboard, user = dashboard_of(request), request.user
+    stored = dashboard.configs(user)
     asked = request.query_params.get("tenant", "").strip()
-    stories, untold = [], ""
+    stories, error = [], ""
     if asked and asked not in stored:
-        untold = f"There is no tenant {asked[:200]!r} with a configuration. {did_you_mean(asked, stored).capitalize()}"
+        error = f"There is no tenant {asked[:200]!r} with a configuration. {did_you_mean(asked, stored).capitalize()}"
     elif asked:
         now, entry = datetime.now(UTC), stored[asked]
         try:
@@ -77,14 +74,14 @@ def why_page(request: Request) -> Response:
             for story in dashboard.stories(entry, modules, now=now):
                 stories.append((story.standing, list(sentences(story, now))))
         except AutooptError as e:
-            untold = str(e)
+            error = str(e)
     return render(
         request,
         "why.html",
         asked=asked,
         tenants=sorted(stored),
         stories=stories,
-        untold=untold,
+        error=error,
         silent=dashboard.counts.trouble,
     )
 
@@ -101,45 +98,50 @@ def module_page(request: Request) -> Response:
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
-        charted=[each for each in reversed(outcomes) if each.score_after is not None][-20:],
-        moves=[(move, path_of(move)) for move in reversed(programs.moves[-_MOVES_SHOWN:])],
-        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.watches())],
-        can_go_back=len(stands(programs.moves)) > 1 or bool(programs.watch and programs.watch.is_canary),
+        charted=[outcome for outcome in reversed(outcomes) if outcome.candidate_score is not None][-20:],
+        transitions=[
+            (transition, describe_transition(transition))
+            for transition in reversed(programs.transitions[-_MOVES_SHOWN:])
+        ],
+        ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.rollout_results())],
+        can_go_back=len(stands(programs.transitions)) > 1 or bool(programs.rollout and programs.rollout.is_canary),
         BASELINE=BASELINE,
         **_story(request),
     )
 
 
 def module_story_part(request: Request) -> Response:
-    """The part of a module's page that changes by itself: its story."""
+    """The story of a module, which its page refreshes."""
     return render(request, "module_story.html", **_story(request))
 
 
 def progress_part(request: Request) -> Response:
-    """How far the run that is under way is. One row is read, so that this can be asked for every other second."""
+    """The progress of the current run. It reads one row, so a page can ask every other second."""
     tenant, module = visible_tenant(request), request.path_params["module"]
     progress = read_module_progress(dashboard_of(request).instance, tenant, module)
     return render(request, "module_progress.html", tenant=tenant, module=module, progress=progress)
 
 
 def live_part(request: Request) -> Response:
-    """How the two versions that are watched do so far. Reads their decisions from Phoenix, so it is asked for."""
+    """The comparison of two watched versions so far. It reads from Phoenix, so it runs only on request."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
     parts, counts = dashboard.parts, dashboard.counts
     programs = read_programs(parts.files, tenant, module)
-    known, trouble, said = None, "", ""
-    if watch := programs.watch:
-        said, settling = between(watch), parts.settings.settling_seconds
+    known, trouble, summary = None, "", ""
+    if rollout := programs.rollout:
+        summary, settling = describe_rollout(rollout), parts.settings.settling_seconds
         try:
-            look = look_now(parts.phoenix, parts.configs, programs.artifacts, watch, settling_seconds=settling)
-            known = counts.keep_look((tenant, module), watch, look)
+            look = analyze_now(parts.phoenix, parts.configs, programs.artifacts, rollout, settling_seconds=settling)
+            known = counts.keep_look((tenant, module), rollout, look)
         except AutooptError as e:
-            known, trouble = counts.last_look((tenant, module), watch), str(e)
-    return render(request, "live.html", programs=programs, said=said, known=known, trouble=trouble, BASELINE=BASELINE)
+            known, trouble = counts.last_look((tenant, module), rollout), str(e)
+    return render(
+        request, "live.html", programs=programs, summary=summary, known=known, trouble=trouble, BASELINE=BASELINE
+    )
 
 
 def version_page(request: Request) -> Response:
-    """How a version came to be, what it shows the model, and how it differs from another one."""
+    """The origin of a version, what it shows the model, and how it differs from another version."""
     dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
     tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
@@ -156,7 +158,7 @@ def version_page(request: Request) -> Response:
         changes = changes_of_versions(programs, programs.named(against), manifest.version)
     except AutooptError as e:
         incomparable = str(e)
-    outcome = next((each for each in _outcomes(dashboard, entry, module) if _made(each, manifest)), None)
+    outcome = next((row for row in _outcomes(dashboard, entry, module) if _made(row, manifest)), None)
     return render(
         request,
         "version.html",
@@ -172,11 +174,13 @@ def version_page(request: Request) -> Response:
         declined=programs.declined(manifest.version),
         left=programs.rolled_back.get(manifest.version),
         withdrawn=programs.withdrawal(manifest.version),
-        ended=[how_it_ended(e) for e in programs.artifacts.watches() if manifest.version in (e.version, e.against)],
+        ended=[
+            how_it_ended(e) for e in programs.artifacts.rollout_results() if manifest.version in (e.version, e.against)
+        ],
         predictors=predictors_of(stored) if stored else {},
         gone=gone,
         against=against,
-        others=[BASELINE, *(each.version for each in programs.manifests if each.version != manifest.version)],
+        others=[BASELINE, *(other.version for other in programs.manifests if other.version != manifest.version)],
         changes=changes,
         incomparable=incomparable,
         outcome=outcome,
@@ -184,7 +188,7 @@ def version_page(request: Request) -> Response:
 
 
 def outcome_page(request: Request) -> Response:
-    """What one run found: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
+    """The report of one run: candidates, gate, confusion, calibration, fixed and broken examples, changes."""
     dashboard, entry, module = dashboard_of(request), visible_entry(request), request.path_params["module"]
     tenant = entry.tenant_id
     run_id = request.path_params["run"]
@@ -202,58 +206,66 @@ def outcome_page(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class OutcomeRow:
-    """What a run left of a module, as it stands in Dagster's event log; scores are 0 to 1.
+    """The outcome of a run for a module, from Dagster's event log; scores are 0 to 1.
 
-    `decided` is what a person decided about the version that it proposed.
+    `decided` is a person's decision about the version that the run proposed.
     """
 
     at: datetime
     run_id: str
-    said: dict[str, Any]
+    metadata: Mapping[str, Any]
     decided: str | None = None
 
     @property
     def verdict(self) -> str:
-        return self.decided or str(self.said.get("verdict", "")) or "reported by hand"
+        return self.decided or str(self.metadata.get("verdict", "")) or "reported by hand"
 
     @property
     def reason(self) -> str:
-        return str(self.said.get("reason", ""))
+        return str(self.metadata.get("reason", ""))
 
     @property
     def report(self) -> str:
-        """Markdown, everything of the tenant's in it escaped."""
-        report = str(self.said.get("report", ""))
-        return report.replace(f"**{PROPOSED}**", f"**{self.decided}**", 1) if self.decided else report
+        """Markdown in which all text from the tenant is escaped."""
+        report = str(self.metadata.get("report", ""))
+        return report.replace(f"**{Verdict.AWAITING_APPROVAL}**", f"**{self.decided}**", 1) if self.decided else report
 
     @property
-    def score_before(self) -> float | None:
-        return _number(self.said.get("score_before"))
+    def incumbent_score(self) -> float | None:
+        return _number(self.metadata.get("incumbent_score"))
 
     @property
-    def score_after(self) -> float | None:
-        return _number(self.said.get("score_after"))
+    def candidate_score(self) -> float | None:
+        return _number(self.metadata.get("candidate_score"))
 
     def link(self, name: str) -> str | None:
-        """An address among what was said. None where it is none that a browser may follow."""
-        url = self.said.get(name)
+        """A URL in the metadata; None when it is not http:// or https://."""
+        url = self.metadata.get(name)
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
 
 
 def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterator[OutcomeRow]:
-    """The last ones, newest first."""
+    """The last outcomes, newest first."""
     artifacts = dashboard.parts.artifacts(entry.tenant_id, module)
-    moves: list[Move] | None = None
-    for record in dashboard.instance.fetch_materializations(events_of(entry, module), limit=_OUTCOMES_SHOWN).records:
-        said, decided = metadata_values(record.asset_materialization), None
-        if said.get("verdict") == PROPOSED and "version" in said:
-            moves = artifacts.moves() if moves is None else moves
-            decided = decided_about(artifacts, str(said["version"]), moves)
-        yield OutcomeRow(datetime.fromtimestamp(record.timestamp, UTC), record.run_id, said, decided)
+    transitions: list[Transition] | None = None
+    newest = newest_events(
+        dashboard.instance,
+        EventKind.MATERIALIZATION,
+        module,
+        tenants=[entry.tenant_id],
+        since=entry.since,
+        limit=_OUTCOMES_SHOWN,
+    )
+    for event in newest.items:
+        decided = None
+        if event.values.get("verdict") == Verdict.AWAITING_APPROVAL and "version" in event.values:
+            transitions = artifacts.transitions() if transitions is None else transitions
+            decided = decided_about(artifacts, str(event.values["version"]), transitions)
+        yield OutcomeRow(event.at, event.run_id, event.values, decided)
 
 
 def _made(outcome: OutcomeRow, manifest: Manifest) -> bool:
-    return outcome.said.get("version") == manifest.version and outcome.run_id == manifest.run_id
+    return outcome.metadata.get("version") == manifest.version and outcome.run_id == manifest.run_id
 
 
 def _number(value: object) -> float | None:
@@ -262,7 +274,7 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Version:
-    """A line of the list of versions; `manifest` is None where it cannot be read, and `wrong` says why."""
+    """A row in the list of versions. `manifest` is None when it cannot be read; then `wrong` is the reason."""
 
     name: str
     verdict: str
@@ -272,26 +284,26 @@ class Version:
 
 
 def _versions(programs: ModuleVersions) -> list[Version]:
-    """Newest first; the damaged ones, of which it is not known when they were made, at the end."""
-    found = [
-        Version(each.version, programs.verdict(each), each, programs.last_event(each.version))
-        for each in reversed(programs.manifests)
+    """Newest first. Damaged versions come last, because their time is unknown."""
+    versions = [
+        Version(manifest.version, programs.verdict(manifest), manifest, programs.last_event(manifest.version))
+        for manifest in reversed(programs.manifests)
     ]
-    return found + [
+    return versions + [
         Version(name, "damaged", None, programs.last_event(name), str(error))
         for name, error in programs.damaged.items()
     ]
 
 
 def _story(request: Request) -> dict[str, Any]:
-    """The decision in sentences, as `autoopt why` tells it; or why there is none."""
+    """The decision in sentences, as `autoopt why` prints it, or the error that prevents one."""
     dashboard, tenant, module = dashboard_of(request), visible_tenant(request), request.path_params["module"]
-    told: dict[str, Any] = {
+    context: dict[str, Any] = {
         "tenant": tenant,
         "module": module,
         "story": None,
-        "told": [],
-        "untold": "",
+        "sentences": [],
+        "error": "",
         "progress": None,
         "silent": None,
     }
@@ -299,10 +311,12 @@ def _story(request: Request) -> dict[str, Any]:
         now = datetime.now(UTC)
         (story,) = dashboard.stories(configured(request), [module], now=now)
     except AutooptError as e:
-        return told | {"untold": str(e)}
-    return told | {
+        return context | {"error": str(e)}
+    return context | {
         "story": story,
-        "told": [each for each in sentences(story, now) if each[0] != DOING],  # a part of the page of its own
+        "sentences": [
+            sentence for sentence in sentences(story, now) if sentence[0] != DOING
+        ],  # the page shows progress separately
         "progress": story.standing.progress,
         "silent": dashboard.counts.trouble,
     }

@@ -1,4 +1,4 @@
-"""The overview: every module of every tenant that a person may see."""
+"""The overview: every module of every tenant that the user may see."""
 
 import dagster as dg
 from starlette.requests import Request
@@ -6,7 +6,6 @@ from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.overview_query import Query, select
-from autoopt_pipeline.dashboard.security import person_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
 
@@ -26,30 +25,30 @@ def overview(request: Request) -> Response:
 
 
 def overview_board(request: Request) -> Response:
-    """The part of the overview that changes."""
+    """The table of the overview, which the page refreshes."""
     return _board(request, "overview_board.html")
 
 
 def _board(request: Request, template: str) -> Response:
-    dashboard, person = dashboard_of(request), person_of(request)
+    dashboard, user = dashboard_of(request), request.user
     look, trouble = dashboard.looking.latest()
     page = select(
-        [each for each in look.standings if person.sees(each.tenant_id)] if look else [],
+        [status for status in look.standings if user.sees(status.tenant_id)] if look else [],
         Query.read(request.query_params),
     )
-    trends, untold = {}, ""
+    trends, trend_error = {}, ""
     try:
         begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
         trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows], begins)
     except dg.DagsterError as e:
-        untold = str(e)
+        trend_error = str(e)
     return render(
         request,
         template,
         look=look,
         trouble=trouble,
         silent=dashboard.counts.trouble,
-        untold=untold,
+        trend_error=trend_error,
         board=page,
         rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,

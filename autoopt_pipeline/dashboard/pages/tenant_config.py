@@ -1,20 +1,19 @@
-"""The pages of one tenant's configuration: as a form, as text, its versions, going back to one, removing the tenant."""
+"""The pages of one tenant's configuration: form, text, history, going back to a version, removing the tenant."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from starlette.authentication import requires
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from autoopt_pipeline.dashboard.config_form import checked, configuration_shapes, without_secrets
+from autoopt_pipeline.dashboard.config_form import ConfigForm, Document, checked, default_texts, known_modules
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
 from autoopt_pipeline.dashboard.flash import say
-from autoopt_pipeline.dashboard.form_fields import Document, Texts, fill, form, rebased, shown, wrong_names
-from autoopt_pipeline.dashboard.security import person_of, require_operator
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
 from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_tenant
@@ -27,47 +26,47 @@ from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
 
 
 def form_page(request: Request) -> Response:
-    """The configuration as a form; as text where it is not valid."""
+    """The form of the configuration, or its text when it is not valid."""
     entry = configured(request)
     try:
         document = chosen_fields(entry.parse())
     except InvalidConfig as e:
         return _show_text(request, entry, as_text(entry), wrong=str(e))
-    return _show_form(request, entry, document, {})
+    return _show_form(request, entry, document, ConfigForm.of(document))
 
 
 def save_form(request: Request, posted: FormData) -> Response:
-    """Save what was changed in the form. What others saved since it was made is shown first."""
+    """Save the changes of the form. When somebody else saved meanwhile, show their changes first."""
     dashboard, newest = dashboard_of(request), configured(request)
     base = _version_in(request, posted)
-    before, now = chosen_fields(base.parse()), chosen_fields(newest.parse())
-    shapes = configuration_shapes()
-    typed = rebased(shapes, before, now, _texts(posted))
-    filled = fill(shapes, now, shown(shapes, now) | typed)
-    config, errors = checked(filled, now)
-    if filled.document == now or (config and chosen_fields(config) == now):
+    now = chosen_fields(newest.parse())
+    shown = ConfigForm.of(chosen_fields(base.parse()))
+    form = shown.filled_in(posted).rebased(shown, ConfigForm.of(now))
+    document = form.applied_to(now)
+    config, errors = checked(document, now)
+    if document == now or (config and chosen_fields(config) == now):
         return _back(request, "Nothing was changed.")
     if base.version != newest.version:
         yours = changed_fields(in_effect(newest), config.model_dump(mode="json")) if config else ()
-        told = _meanwhile(base, newest, yours)
-        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.CONFLICT, **told)
+        conflict = _meanwhile(base, newest, yours)
+        return _show_form(request, newest, now, form, errors, status=HTTPStatus.CONFLICT, **conflict)
     if config is None:
-        return _show_form(request, newest, now, typed, errors, status=HTTPStatus.BAD_REQUEST)
+        return _show_form(request, newest, now, form, errors, status=HTTPStatus.BAD_REQUEST)
     try:
         return _save(dashboard, request, newest, config)
     except ConfigConflict:  # within this very moment
         return save_form(request, posted)
 
 
+@requires("operator")
 def text_page(request: Request) -> Response:
-    """The configuration as text, also one that is not valid."""
-    require_operator(request)
+    """The configuration as text, even when it is not valid."""
     entry = configured(request)
     return _show_text(request, entry, as_text(entry))
 
 
 def save_text(request: Request, form: FormData) -> Response:
-    """Save a text. Nothing is lost of it: what is wrong, or in the way, is told beside it."""
+    """Save a text. On an error or a conflict, show it beside the text and keep the text."""
     dashboard, newest = dashboard_of(request), configured(request)
     text = str(form.get("text", "")).replace("\r\n", "\n")
     base = _version_in(request, form)
@@ -84,10 +83,10 @@ def save_text(request: Request, form: FormData) -> Response:
 
 
 def history_page(request: Request) -> Response:
-    """All versions, and how two of them differ."""
+    """All versions, and the differences between two of them."""
     dashboard, tenant = dashboard_of(request), visible_tenant(request)
     versions = dashboard.parts.configs.history(tenant)
-    saved = [each for each in versions if each.document is not None]
+    saved = [entry for entry in versions if entry.document is not None]
     a, b = (request.query_params.get(name, "") for name in ("from", "to"))
     changes: Sequence[FieldChange] = ()
     incomparable = ""
@@ -113,21 +112,21 @@ def history_page(request: Request) -> Response:
     )
 
 
+@requires("operator")
 def revert_page(request: Request) -> Response:
-    require_operator(request)
     return _ask_to_revert(request, request.query_params.get("version", ""))
 
 
 def revert(request: Request, form: FormData) -> Response:
-    """Save an earlier version again, as a new version; a tenant that was removed is back then."""
+    """Save an earlier version as a new one. This also brings a removed tenant back."""
     dashboard, newest, version = dashboard_of(request), visible_entry(request), str(form.get("version", ""))
     entry = _version(dashboard, newest.tenant_id, version)
     try:
         config = reverted_to(entry, newest)
         if newest.document is None:
             check_distinct(newest.tenant_id, spellings(dashboard.parts.configs.current()))
-        by, expected = person_of(request).name, _number(form.get("newest"))
-        written = write_config(dashboard.parts.configs, config, by=by, expected_version=expected)
+        actor, expected = request.user.name, _number(form.get("newest"))
+        written = write_config(dashboard.parts.configs, config, actor=actor, expected_version=expected)
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
     register_tenant(dashboard.instance, newest.tenant_id)  # as it may have been removed
@@ -135,17 +134,17 @@ def revert(request: Request, form: FormData) -> Response:
     return _back(request, f"{newest.tenant_id}: configuration version {written}, the same as {version}.")
 
 
+@requires("operator")
 def remove_page(request: Request) -> Response:
-    require_operator(request)
     return _ask_to_remove(request)
 
 
 def remove(request: Request, form: FormData) -> Response:
-    """Remove the tenant, and its partition unless a run is under way."""
+    """Remove the tenant, and its partition unless a run is in progress."""
     dashboard, tenant = dashboard_of(request), configured(request).tenant_id
     try:
-        by, expected = person_of(request).name, _number(form.get("newest"))
-        dashboard.parts.configs.write(tenant, None, by=by, expected_version=expected)
+        actor, expected = request.user.name, _number(form.get("newest"))
+        dashboard.parts.configs.write(tenant, None, actor=actor, expected_version=expected)
     except ConfigConflict as e:
         return _ask_to_remove(request, wrong=str(e))
     withdrawn = withdraw_tenant(dashboard.instance, tenant)
@@ -159,27 +158,24 @@ def _show_form(
     request: Request,
     entry: StoredConfig,
     document: Document,
-    typed: Texts,
+    form: ConfigForm,
     errors: Mapping[str, str] | None = None,
     *,
     status: HTTPStatus = HTTPStatus.OK,
-    **told: Any,
+    **conflict: Any,
 ) -> Response:
-    shapes = configuration_shapes()
-    parts = form(shapes, document, shown(shapes, document) | without_secrets(typed), errors)
-    wrong = list(wrong_names(parts))
-    return render(
-        request,
-        "configuration.html",
-        status=status,
-        tenant=entry.tenant_id,
-        entry=entry,
-        parts=parts,
-        wrong=wrong,
-        focus=wrong[0] if wrong else "",
-        error=(errors or {}).get("", ""),
-        **{"base": None, "rows": (), **told},
-    )
+    values = {
+        "tenant": entry.tenant_id,
+        "entry": entry,
+        "form": form.without_secrets(ConfigForm.of(document).texts),
+        "defaults": default_texts(),
+        "modules": known_modules(document),
+        "errors": errors or {},
+        "text": as_text(entry),
+        "base": None,
+        "rows": (),
+    }
+    return render(request, "configuration.html", status=status, **{**values, **conflict})
 
 
 def _show_text(
@@ -189,26 +185,28 @@ def _show_text(
     *,
     wrong: str = "",
     status: HTTPStatus = HTTPStatus.OK,
-    **told: Any,
+    **conflict: Any,
 ) -> Response:
     values = {"tenant": entry.tenant_id, "entry": entry, "text": text, "wrong": wrong, "base": None, "rows": ()}
-    return render(request, "configuration_text.html", status=status, **{**values, **told})
+    return render(request, "configuration_text.html", status=status, **{**values, **conflict})
 
 
 def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldChange] = ()) -> dict[str, Any]:
-    """What others changed since a form was made, and what was changed in it, field by field."""
-    theirs = {each.field: each for each in changed_fields(in_effect(base), in_effect(newest))}
-    own = {each.field: each for each in yours}
+    """The changes of others since the form was opened, and the user's own, field by field."""
+    theirs = {change.field: change for change in changed_fields(in_effect(base), in_effect(newest))}
+    own = {change.field: change for change in yours}
     return {"base": base, "rows": [(theirs.get(name), own.get(name)) for name in sorted({*theirs, *own})]}
 
 
 def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
-    by = person_of(request).name
-    written = write_config(dashboard.parts.configs, config, by=by, expected_version=newest.version)
+    actor = request.user.name
+    written = write_config(dashboard.parts.configs, config, actor=actor, expected_version=newest.version)
     dashboard.looking.look_again_at(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
-    said = "; ".join(f"{each.field}: {each.told(each.before)} → {each.told(each.after)}" for each in changes)
-    return _back(request, f"Saved as version {written}. {said or 'No field has another value.'}")
+    summary = "; ".join(
+        f"{change.field}: {change.told(change.before)} → {change.told(change.after)}" for change in changes
+    )
+    return _back(request, f"Saved as version {written}. {summary or 'No field has another value.'}")
 
 
 def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Response:
@@ -249,23 +247,19 @@ def _ask_to_remove(request: Request, *, wrong: str = "") -> Response:
     )
 
 
-def _back(request: Request, said: str) -> Response:
-    say(request, said)
+def _back(request: Request, notice: str) -> Response:
+    say(request, notice)
     tenant = quote(visible_tenant(request), safe=":")
     return RedirectResponse(f"/tenants/{tenant}/configuration", HTTPStatus.SEE_OTHER)
 
 
-def _texts(posted: FormData) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(map(str, posted.getlist(name))) for name in posted}
-
-
 def _version_in(request: Request, form: FormData) -> StoredConfig:
-    """The version that a form was made from."""
+    """The version that the form was opened with."""
     return _version(dashboard_of(request), visible_tenant(request), str(form.get("version", "")))
 
 
 def _version(dashboard: Dashboard, tenant: str, text: str) -> StoredConfig:
-    """Raises `UnknownTenant` where there is no such version."""
+    """Raises `UnknownTenant` when the version does not exist."""
     return stored_version(dashboard.parts.configs, tenant, _number(text))
 
 

@@ -1,9 +1,8 @@
-"""The stand-in LM: an offline engine that answers from the demos and the rules in its prompt.
+"""The stand-in: an offline engine that answers from the demos in its prompt.
 
-It is no language model and must be called a stand-in wherever it shows. It makes the whole loop run with no
-key and no network, and it is honest in the sense that it reads nothing but the prompt: the output fields with
-their values, the demos, the rules in the instructions and the query. More and better demos and rules make its
-answers better, other instructions do not.
+It is not a language model, and every place that shows its answers has to say so. It lets the whole loop run without a
+key and without a network. It reads the prompt and nothing else: the output fields with their values, the demos, and the
+query. More and better demos improve its answers. Instructions do not change them, and it writes no instructions.
 """
 
 import json
@@ -11,19 +10,16 @@ import json
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from autoopt_pipeline.lm.stand_in.prompt import read_inputs, wants_json
-from autoopt_pipeline.lm.stand_in.reflection import propose
 from autoopt_pipeline.lm.stand_in.voting import answer, read_lesson
 
 
 class StandInEngine:
-    """A DSPy engine (`complete(Request) -> Response`) without state, so threads may share it."""
+    """A DSPy engine (`complete(Request) -> Response`). It has no state, so threads may share it."""
 
     def complete(self, request: Request) -> Response:
         system = request.system if isinstance(request.system, str) else ""
         turns = [(message.role, message.text or "") for message in request.messages]
-        inputs = read_inputs(turns[-1][1])
-        answers = answer(read_lesson(tuple(turns[:-1]), system), inputs)
-        answers |= propose(answers.keys(), inputs)
+        answers = answer(read_lesson(tuple(turns[:-1]), system), read_inputs(turns[-1][1]))
         text = json.dumps(answers) if wants_json(system) else _chat(answers)
         # Roughly four characters make a token of English text.
         tokens_in = (len(system) + sum(len(text) for _, text in turns)) // 4

@@ -1,4 +1,7 @@
-"""Reading the prompts of DSPy's chat and JSON adapters: output fields, instructions, demos and the query."""
+"""Reads the prompts of DSPy's chat and JSON adapters: output fields, demos and the query.
+
+The wording is DSPy's, and a contract test compares what is read here with what DSPy was given.
+"""
 
 import ast
 import json
@@ -7,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Quoted labels may hold anything, brackets and colons too.
+# A quoted label may contain anything, including brackets and colons.
 _FIELD = re.compile(r"""^\d+\. `(\w+)` \(((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^'"\n])+?)\):""", re.MULTILINE)
 _SECTION = re.compile(r"^\[\[ ## (\w+) ## \]\]$", re.MULTILINE)
 _REQUEST = re.compile(r"\n\nRespond with (?:the corresponding output fields|a JSON object)")
@@ -18,7 +21,7 @@ _NOT_SUPPLIED = "Not supplied for this particular example."
 
 @dataclass(frozen=True)
 class Output:
-    """An output field. `allowed` are its possible values, or a list's possible items, where its type names them."""
+    """An output field. If its type names the possible values (or the possible items of a list), `allowed` has them."""
 
     name: str
     type: str
@@ -26,7 +29,7 @@ class Output:
     is_list: bool
 
     def read(self, shown: str) -> str | None:
-        """A value as it is written in an answer, so that equal values are equal text; None if it is not allowed."""
+        """The value as an answer spells it, so that equal values are equal texts. None if the value is not allowed."""
         if not self.is_list:
             return shown if shown in self.allowed else None
         try:
@@ -40,14 +43,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Demo:
-    """An answered example of the prompt: texts by field name."""
+    """An answered example in the prompt: texts by field name."""
 
     inputs: Mapping[str, str]
     answers: Mapping[str, str]
 
 
 def read_outputs(system: str) -> Iterator[Output]:
-    """The output fields in their order."""
+    """The output fields, in the order of the prompt."""
     _, _, described = system.partition("Your output fields are:")
     for name, kind in _FIELD.findall(described.partition(_STRUCTURE)[0]):
         is_list = kind.startswith("list[Literal[")
@@ -58,19 +61,13 @@ def read_outputs(system: str) -> Iterator[Output]:
         yield Output(name, kind, allowed, is_list)
 
 
-def read_instructions(system: str) -> str:
-    """What the signature tells the model to do, one line a line."""
-    _, _, objective = system.partition(_OBJECTIVE)
-    return "\n".join(line.strip() for line in objective.splitlines()).strip()
-
-
 def wants_json(system: str) -> bool:
-    """Whether the answer is to be one JSON object, as DSPy's JSONAdapter asks for."""
+    """Whether the prompt asks for one JSON object, as DSPy's JSONAdapter does."""
     return "Outputs will be a JSON object" in system.partition(_OBJECTIVE)[0]
 
 
 def read_demos(turns: Sequence[tuple[str, str]]) -> Iterator[Demo]:
-    """The demos among (role, text) turns."""
+    """The demos in a conversation of (role, text) turns."""
     for (role, asked), (_, answered) in pairwise(turns):
         if role == "user":
             shown = _json_fields(answered) if answered.startswith("{") else _sections(answered)
@@ -79,15 +76,15 @@ def read_demos(turns: Sequence[tuple[str, str]]) -> Iterator[Demo]:
 
 
 def read_inputs(text: str) -> dict[str, str]:
-    """The input fields of a user's turn; fields with nothing in them are left out."""
+    """The input fields in a turn of the user, without empty fields."""
     requests = list(_REQUEST.finditer(text))
-    # The last is the adapter's, others stand in an input.
+    # The adapter wrote the last one. An input may contain others.
     asked = text[: requests[-1].start()] if requests else text
     return {name: value for name, value in _sections(asked).items() if value and value != "None"}
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words in their order; punctuation and '_' part them."""
+    """The words of a text in lower case, split at punctuation and at '_'."""
     return re.findall(r"[^\W_]+", text.lower())
 
 

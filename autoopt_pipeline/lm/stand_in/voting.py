@@ -1,4 +1,4 @@
-"""How the stand-in answers: the nearest demos, the rules of the instructions and the labels' names vote."""
+"""How the stand-in answers: the nearest demos and the names of the labels vote."""
 
 import json
 import math
@@ -6,44 +6,32 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from autoopt_pipeline.lm.stand_in.prompt import (
-    Demo,
-    Output,
-    read_demos,
-    read_instructions,
-    read_outputs,
-    words,
-)
-from autoopt_pipeline.lm.stand_in.rules import Rule, rules_in
+from autoopt_pipeline.lm.stand_in.prompt import Demo, Output, read_demos, read_outputs, words
 
 NEIGHBOURS = 3
-"""Demos that vote. Three outvote one wrongly labelled neighbour."""
+"""The number of demos that vote. Three outvote one wrongly labelled neighbour."""
 
 _NAME_WEIGHT = 0.3
-"""Weight of a label whose own name shares words with the query, beside demos that weigh up to 1."""
-
-_RULE_WEIGHT = 0.5
-"""Weight of a rule: more than a name, less than a demo with the same wording."""
+"""The weight of a label whose name shares words with the query. A demo weighs up to 1."""
 
 _DOUBT = 0.5
-"""Votes that nobody gave, shared by all possible values: with little evidence they keep the confidence low."""
+"""Votes that all possible values share. They keep the confidence low while there is little evidence."""
 
 _STEM = 4
-"""Letters that two words must begin with to count as the same word of a label's name."""
+"""Two words that share so many first letters count as the same word of a label's name."""
 
 NO_TEXT = "The stand-in compares wording only."
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What a prompt teaches before anything is asked.
+    """What a prompt contains beside the query.
 
-    `choice` is the first output with named values; `constant` are the inputs that all demos share.
+    `choice` is the first output whose type names its values, and `constant` are the inputs that all demos share.
     """
 
     outputs: tuple[Output, ...]
     choice: Output | None
-    rules: tuple[Rule, ...]
     demos: tuple[Demo, ...]
     constant: Mapping[str, str]
 
@@ -56,7 +44,7 @@ class _Query:
 
 @dataclass(frozen=True)
 class _Index:
-    """The demos by the wording that tells one output's values apart. `values` and `norms` go by a demo's number."""
+    """The demos, by the wording that separates the values of one output. Demo n has `values[n]` and `norms[n]`."""
 
     values: tuple[str, ...]
     norms: tuple[float, ...]
@@ -66,20 +54,20 @@ class _Index:
 
 @lru_cache(maxsize=64)
 def read_lesson(turns: tuple[tuple[str, str], ...], system: str) -> Lesson:
-    """Read a prompt's system text and its demos. Kept, because an evaluation asks many queries with the same ones."""
+    """Read a prompt's system text and its demos. Cached, because an evaluation asks many queries with them."""
     outputs = tuple(read_outputs(system))
     choice = next((output for output in outputs if output.allowed), None)
     demos = tuple(read_demos(turns))
     constant = dict(demos[0].inputs) if demos else {}
     for demo in demos[1:]:
         constant = {name: text for name, text in constant.items() if demo.inputs.get(name) == text}
-    return Lesson(outputs, choice, tuple(rules_in(read_instructions(system))), demos, constant)
+    return Lesson(outputs, choice, demos, constant)
 
 
 def answer(lesson: Lesson, inputs: Mapping[str, str]) -> dict[str, str]:
     """A text for every output field."""
     same = frozenset(name for name, text in lesson.constant.items() if inputs.get(name) == text)
-    # What never differs says nothing, but a query that is a demo word for word is answered like it.
+    # An input that never differs is no evidence. If no input differs, the query is a demo, and all inputs count.
     ignored = same if len(same) < len(inputs) else frozenset()
     text = "\n".join(text for name, text in inputs.items() if name not in ignored)
     query = _Query(tuple(words(text)), _grams(text))
@@ -87,7 +75,7 @@ def answer(lesson: Lesson, inputs: Mapping[str, str]) -> dict[str, str]:
     agreeing: Collection[int] = range(len(lesson.demos))
     if lesson.choice:
         index = _index(lesson, ignored, lesson.choice)
-        chosen, confidence = _elect(lesson.choice, _votes(index, query, agreeing), lesson.rules, query)
+        chosen, confidence = _elect(lesson.choice, _votes(index, query, agreeing), query)
         agreeing = {number for number in agreeing if index.values[number] == chosen}
     answers = {}
     for output in lesson.outputs:
@@ -98,14 +86,14 @@ def answer(lesson: Lesson, inputs: Mapping[str, str]) -> dict[str, str]:
         else:
             votes = _votes(_index(lesson, ignored, output), query, agreeing)
             if output.allowed:
-                answers[output.name], _ = _elect(output, votes, lesson.rules, query)
+                answers[output.name], _ = _elect(output, votes, query)
             else:
                 answers[output.name] = next(iter(votes), NO_TEXT)
     return answers
 
 
 def _votes(index: _Index, query: _Query, voters: Collection[int]) -> dict[str, float]:
-    """The similarities of the nearest of these demos by value, the nearest demo's first."""
+    """The similarities of the nearest of these demos, summed by value. The value of the nearest demo comes first."""
     votes: dict[str, float] = {}
     for number, similarity in _nearest(index, query.grams, voters):
         value = index.values[number]
@@ -113,16 +101,11 @@ def _votes(index: _Index, query: _Query, voters: Collection[int]) -> dict[str, f
     return votes
 
 
-def _elect(output: Output, votes: Mapping[str, float], rules: Sequence[Rule], query: _Query) -> tuple[str, float]:
-    """The value with most votes, and its share of them as a confidence; ties go to the value listed first."""
+def _elect(output: Output, votes: Mapping[str, float], query: _Query) -> tuple[str, float]:
+    """The value with most votes, and its share of them as a confidence. A tie goes to the value listed first."""
     scores = _by_name(output, query)
     for value, vote in votes.items():
         scores[value] = scores.get(value, 0.0) + vote
-    for rule in rules:
-        if rule.field == output.name and rule.holds_in(query.words):
-            value = output.read(rule.value if isinstance(rule.value, str) else json.dumps(rule.value))
-            if value is not None:
-                scores[value] = scores.get(value, 0.0) + _RULE_WEIGHT
     ranked = sorted(scores, key=lambda value: -scores[value])
     total = sum(scores.values())
     possible = max(len(scores), len(output.allowed))
@@ -130,9 +113,9 @@ def _elect(output: Output, votes: Mapping[str, float], rules: Sequence[Rule], qu
 
 
 def _by_name(output: Output, query: _Query) -> dict[str, float]:
-    """What the labels' own names say: a weight for each, or for a list one value made of the items named."""
+    """The votes of the labels' names: a weight for each label, or for a list one value with the named items."""
     if output.is_list:
-        # One value, so that items compete with the demos' whole lists.
+        # One value, because items compete with the whole lists of the demos.
         items = _named_items(output.allowed, query.words)
         return {json.dumps(items or output.allowed[:1], ensure_ascii=False): _NAME_WEIGHT if items else 0.0}
     return {label: _NAME_WEIGHT * _overlap(_grams(label), query.grams) for label in output.allowed}
@@ -141,7 +124,8 @@ def _by_name(output: Output, query: _Query) -> dict[str, float]:
 def _named_items(items: Sequence[str], asked: Sequence[str]) -> list[str]:
     """The items whose names share words with the query, in the order of those words.
 
-    A word that is part of every name names none. Each word of the query names one item, the one it says most of.
+    A word that every name has names no item. Each word of the query names one item, the one with the largest part of
+    its name in the query.
     """
     names = {item: set(words(item)) for item in items}
     common = set.intersection(*names.values()) if len(items) > 1 else set()
@@ -150,8 +134,8 @@ def _named_items(items: Sequence[str], asked: Sequence[str]) -> list[str]:
         own = names[item] - common
         places = {place for place, word in enumerate(asked) if any(_alike(word, part) for part in own)}
         if places:
-            said = sum(any(_alike(asked[place], part) for place in places) for part in own)
-            claims.append((said / len(own), said, places, item))
+            named_parts = sum(any(_alike(asked[place], part) for place in places) for part in own)
+            claims.append((named_parts / len(own), named_parts, places, item))
     named: dict[int, str] = {}
     claimed: set[int] = set()
     for _, _, places, item in sorted(claims, key=lambda claim: (-claim[0], -claim[1])):
@@ -175,7 +159,7 @@ def _index(lesson: Lesson, ignored: frozenset[str], output: Output) -> _Index:
         shown = demo.answers.get(output.name, "")
         value = (output.read(shown) or "") if output.allowed else shown
         text = "\n".join(text for name, text in demo.inputs.items() if name not in ignored)
-        # A demo without a value has nothing to vote for.
+        # A demo without a value does not vote.
         grams = _grams(text) if value else frozenset()
         for gram in grams:
             values_with.setdefault(gram, set()).add(value)
@@ -183,14 +167,14 @@ def _index(lesson: Lesson, ignored: frozenset[str], output: Output) -> _Index:
         values.append(value)
         grams_of.append(grams)
     distinct = len(set(values) - {""})
-    # A gram seen under few values tells more about the value than one seen under all of them.
+    # A gram that few values have is better evidence than one that all values have.
     weights = {gram: math.log(1 + distinct / len(seen)) ** 2 for gram, seen in values_with.items()}
     norms = tuple(math.sqrt(sum(weights[gram] for gram in sorted(grams))) or 1.0 for grams in grams_of)
     return _Index(tuple(values), norms, weights, {gram: tuple(where) for gram, where in postings.items()})
 
 
 def _nearest(index: _Index, grams: frozenset[str], voters: Collection[int]) -> list[tuple[int, float]]:
-    """Those that share most wording with the query, at most `NEIGHBOURS`, with their similarity, nearest first."""
+    """At most `NEIGHBOURS` demos that share most wording with the query, with their similarities, nearest first."""
     shared: dict[int, float] = {}
     for gram in sorted(grams & index.weights.keys()):  # sorted: sums of floats depend on their order
         for number in index.postings[gram]:

@@ -1,4 +1,4 @@
-"""Whether to answer from two kinds of content at once, and from which."""
+"""Decides whether to answer from two kinds of content together, and from which."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,10 +34,10 @@ from autoopt_pipeline.modules.spec import (
 )
 
 MIN_GAIN = 0.05
-"""Gain over not fusing from which on fusing is right: below it the second search is not worth its cost."""
+"""Minimum gain over not fusing. Below it, the second search is not worth its cost."""
 
 MIN_OUTCOMES = 2
-"""Outcomes of like queries, on each side, that are compared: one with one would be chance."""
+"""Minimum outcomes of similar queries on each side of a comparison. With fewer, the difference would be chance."""
 
 NONE = "none"
 
@@ -47,11 +47,11 @@ MODALITIES = tuple(label.name for label in MODALITY.labels or () if label.name !
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
-    """Examples whose label is a gain over not fusing, never how good an outcome was by itself.
+    """Build examples whose label is the gain over not fusing, never the quality of one outcome.
 
-    An annotation judges the decision that was taken, or its score is the gain. Where nobody said anything, fused and
-    unfused outcomes of like queries are compared. Which modalities are right is known where an annotation confirms
-    the whole decision or names them.
+    An annotation judges the decision, or its score is the gain. Without annotations, fused and unfused outcomes of
+    similar queries are compared. The right modalities are known only if an annotation confirms the whole decision or
+    names them.
     """
     gains = _measured_gains(spec, decisions)
 
@@ -70,14 +70,14 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
 
 @dataclass(frozen=True)
 class Detected:
-    """A modality and how sure the application is of it, from 0 to 1."""
+    """A modality and the application's confidence in it, from 0 to 1."""
 
     modality: str
     confidence: float
 
 
 def read_modalities(attributes: Mapping[str, Any], paths: Sequence[str]) -> list[Detected]:
-    """The detected modalities, each once, surest first. Raises `Unusable` when they are not what the contract says."""
+    """Return the detected modalities once each, most confident first. Raises `Unusable` if they break the contract."""
     value = read_attribute(attributes, paths)
     if value is None:
         raise Unusable("no modalities", malformed=True)
@@ -98,12 +98,12 @@ def read_modalities(attributes: Mapping[str, Any], paths: Sequence[str]) -> list
 
 
 def modalities_text(detected: Iterable[Detected]) -> str:
-    """As the program reads them: `video 0.82, document 0.64`."""
+    """Return them in the program's form: `video 0.82, document 0.64`."""
     return ", ".join(f"{d.modality} {d.confidence:.2f}" for d in detected)
 
 
 def parse_fusion(label: str) -> dict[str, str]:
-    """What an annotator wrote: `fuse` or `single`, or with modalities, `fuse: video + text` or `single: video`."""
+    """Parse an annotator's text: `fuse` or `single`, or with modalities `fuse: video + text` or `single: video`."""
     verdict, named, modalities = label.lower().partition(":")
     fuse = verdict.strip()
     names = [modality.strip() for modality in modalities.split("+")] if named else []
@@ -124,7 +124,7 @@ def _right(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected],
 
     def read(annotation: Annotation) -> Values | None:
         said = read_verdict(annotation, own, parse_fusion, opposite)
-        # A score beside a label may be the label's own, as in Phoenix's categorical configurations.
+        # A score beside a label may belong to the label, as in Phoenix's categorical configurations.
         gain = number(annotation.score)
         return said or (_decided(gain) if gain is not None else None)
 
@@ -141,7 +141,7 @@ def _decided(gain: float) -> dict[str, str]:
 
 
 def _own(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected]) -> dict[str, str] | None:
-    """What the application decided, with the modalities that it named where they fit; None where it did not decide."""
+    """Return the application's decision, with the modalities it named if they fit, or None without a decision."""
     fused = _fused(spec, decision)
     if fused is None:
         return None
@@ -153,13 +153,13 @@ def _own(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected]) -
 
 
 def _assumed(right: GroundTruth, detected: list[Detected]) -> dict[str, str]:
-    """The surest modalities, where nobody said which are right."""
+    """Return the modalities with the highest confidence if the right ones are unknown."""
     surest = (detected[0].modality, detected[1].modality if right.values["fuse"] == FUSE else NONE)
     return {field: name for field, name in zip(_NAMING, surest, strict=True) if field not in right.values}
 
 
 def _measured_gains(spec: ModuleSpec, decisions: Sequence[LoggedDecision]) -> dict[str, float]:
-    """By span id: mean quality of fused less that of unfused outcomes among like queries, where there are enough."""
+    """By span id: mean quality of fused minus unfused outcomes of similar queries, if there are enough."""
     quality: dict[str, dict[str, list[float]]] = defaultdict(lambda: {FUSE: [], SINGLE: []})
     query_of_span: dict[str, str] = {}
     for decision in decisions:

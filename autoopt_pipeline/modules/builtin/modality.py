@@ -1,4 +1,4 @@
-"""Which kind of content answers a query."""
+"""Decides which kind of content answers a query."""
 
 from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.spec import Label, ModuleSpec

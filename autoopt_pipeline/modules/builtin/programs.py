@@ -1,4 +1,4 @@
-"""The DSPy programs of the built-in modules. Imports DSPy, so import it only where a program runs."""
+"""DSPy programs of the built-in modules. Imports DSPy, so import this only where a program runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ def unified_program(spec: ModuleSpec, labels: Sequence[Label]) -> Unified:
 
 
 def declared_program(spec: ModuleSpec, labels: Sequence[Label]) -> Decider:
-    """A module's inputs -> its one output, confidence; its description is the task."""
+    """The declared inputs -> the one output, confidence. The module's description is the task."""
     signature = make_signature(
         {
             **{name: (str, dspy.InputField()) for name in spec.contract.inputs},
@@ -146,7 +146,7 @@ _CONFIDENCE = "how likely the answer is right, from 0 to 1"
 
 
 def _share(value: Any) -> float:
-    """DSPy states a field's bounds in the prompt but does not enforce them."""
+    """Clip to 0..1, because DSPy states a field's bounds in the prompt but does not enforce them."""
     number = float(value)
     return min(max(number, 0.0), 1.0) if math.isfinite(number) else 0.5
 

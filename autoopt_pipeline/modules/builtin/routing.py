@@ -1,4 +1,4 @@
-"""Which of the tenant's agents takes a query."""
+"""Decides which of the tenant's agents takes a query."""
 
 from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.spec import ModuleSpec

@@ -1,4 +1,4 @@
-"""Modality, routing and workflow as one program, optimized and judged as a whole."""
+"""Modality, routing and workflow as one program, optimized and scored as a whole."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _WORST_FIRST = (Provenance.OUTCOME, Provenance.JUDGE, Provenance.HUMAN)
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
-    """Examples of traces where every part is known; one is worth as much as its least certain part."""
+    """Build examples from traces in which every part is known. The least certain part sets the provenance."""
 
     def build(decision: LoggedDecision) -> Example:
         parts = [_part(part, labels, decision) for part in spec.parts]
@@ -22,7 +22,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
             min((part.provenance for part in parts), key=_WORST_FIRST.index),
             all(part.independent for part in parts),
         )
-        # The modality and the agents are what the program finds out by itself.
+        # The program decides the modality and the agents itself, so they are not inputs.
         known = {"modality", "available_agents"}
         inputs = {name: text for part in parts for name, text in part.inputs.items() if name not in known}
         return make_example(spec, decision, inputs, right)

@@ -1,4 +1,4 @@
-"""Which agents take a request, in which order, or side by side."""
+"""Decides which agents take a request, in sequence or in parallel."""
 
 import re
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from autoopt_pipeline.modules.scoring import PARALLEL, SEQUENTIAL
 from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec
 
 MAX_AGENTS = 8
-"""Longest plan that is learnt from."""
+"""Longest plan to learn from."""
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
-    """Examples whose right answer is a plan: of orchestrations that went well, or that somebody judged."""
+    """Build examples whose right answer is a plan, from orchestrations that succeeded or were judged."""
     known = {label.name for label in labels}
 
     def build(decision: LoggedDecision) -> Example:
@@ -39,12 +39,12 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
 
 
 def agents_text(labels: Sequence[Label]) -> str:
-    """The available agents as the program reads them."""
+    """Return the available agents in the program's form."""
     return ", ".join(label.name for label in labels)
 
 
 def parse_plan(label: str) -> dict[str, Any]:
-    """The plan that an annotator wrote: `a > b` or `a, b` one after the other, `a + b` side by side."""
+    """Parse an annotator's plan: `a > b` or `a, b` for a sequence, `a + b` for parallel agents."""
     agents = [agent.strip() for agent in re.split(r"[>+,]", label)]
     if not all(agents):
         raise Unusable("the right plan cannot be read")

@@ -6,17 +6,20 @@ as the place stays, an alert that was not delivered is made again, together with
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import dagster as dg
 from pydantic import Field
 
 from autoopt_pipeline.monitoring.alerts.messages import failure_alert, outage_alert, page, rollback_alert
 from autoopt_pipeline.monitoring.alerts.models import Affected, Alert, Kind, beginning_of
-from autoopt_pipeline.run_history.feed import latest_id, read_events
+from autoopt_pipeline.run_history.ended_runs import latest_end
+from autoopt_pipeline.run_history.module_events import EventKind, latest_id, read_page
 from autoopt_pipeline.run_history.module_failures import read_module_failures
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, metadata_values
+from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
 from autoopt_pipeline.run_history.ticks import StoredCursor, find_outages, finished_ticks, read_tick, sensor_states
+
+_OBSERVATION = EventKind.OBSERVATION
 
 _TICKS, _MOST_TICKS = 20, 500
 """Ticks of a sensor that are read beside those that make an outage, usually and after a receiver was down."""
@@ -55,10 +58,10 @@ Collected = tuple[Alert | None, AlertCursor]
 
 def start_cursor(source: AlertSource) -> AlertCursor:
     """For a new receiver, which gets what happens from now on, and outages that have not ended."""
-    failure = latest_id(source.instance.fetch_run_status_changes, dg.DagsterEventType.RUN_FAILURE)
+    failure = latest_end(source.instance, dg.DagsterEventType.RUN_FAILURE)
     return AlertCursor(
         failures={Kind.RUN_FAILED: failure, Kind.FAILING_REPEATEDLY: failure},
-        observations={module: _latest_observation(source, module) for module in source.modules},
+        observations={module: latest_id(source.instance, _OBSERVATION, module) for module in source.modules},
     )
 
 
@@ -82,32 +85,26 @@ def _unreachable(source: AlertSource, cursor: AlertCursor) -> Collected:
 
 
 def _rolled_back(source: AlertSource, cursor: AlertCursor) -> Collected:
-    fetch, places, rolled_back, times = source.instance.fetch_observations, {}, [], []
+    instance, places, rolled_back, times = source.instance, {}, [], []
     for module in source.modules:
         known = cursor.observations.get(module)
-        places[module] = _latest_observation(source, module) if known is None else known
-        for record in read_events(fetch, module, places[module], until=source.until):
-            places[module] = record.storage_id
-            observation = record.asset_observation
-            values = metadata_values(observation)
-            if observation is None or observation.partition is None or values.get("event") != ROLLED_BACK:
+        places[module] = latest_id(instance, _OBSERVATION, module) if known is None else known
+        for event in read_page(instance, _OBSERVATION, module, after=places[module], until=source.until):
+            places[module], values = event.storage_id, event.values
+            if event.tenant is None or values.get("event") != ROLLED_BACK:
                 continue
-            times.append(record.timestamp)
+            times.append(event.at)
             path = f"{values.get('from') or 'baseline'} -> {values.get('to') or 'baseline'}"
             rolled_back.append(
                 Affected(
-                    tenant=observation.partition,
+                    tenant=event.tenant,
                     module=module,
                     detail=beginning_of(f"{path}: {values.get('reason', '')}"),
                     url=page(source.ui_url, f"assets/{module}?view=partitions"),
                 )
             )
-    alert = rollback_alert(rolled_back, datetime.fromtimestamp(max(times), UTC)) if rolled_back else None
+    alert = rollback_alert(rolled_back, max(times)) if rolled_back else None
     return alert, cursor.model_copy(update={"observations": places})
-
-
-def _latest_observation(source: AlertSource, module: str) -> int:
-    return latest_id(source.instance.fetch_observations, dg.AssetKey(module))
 
 
 def _run_failed(source: AlertSource, cursor: AlertCursor) -> Collected:

@@ -22,7 +22,7 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.monitoring.alerts.collect import COLLECTORS, AlertCursor, AlertSource, start_cursor
 from autoopt_pipeline.monitoring.alerts.delivery import Receiver, receivers, send
 from autoopt_pipeline.monitoring.alerts.models import Kind
-from autoopt_pipeline.run_history.feed import SETTLING
+from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
@@ -51,7 +51,7 @@ def _alert_sensor(receiver: Receiver, settings: Settings, watched: Collection[st
             sorted(modules()),
             watched,
             alert_after=settings.alert_after_failures,
-            until=now - SETTLING,
+            until=now - EVENT_LOG_LAG,
             ui_url=settings.dagster_ui_url,
         )
         cursor = AlertCursor.load(context.cursor)

@@ -1,4 +1,4 @@
-"""Looks at all tenants again and again, and launches one run per tenant that is due."""
+"""Sensor that launches one run for each tenant that is due."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -8,11 +8,11 @@ import dagster as dg
 from autoopt_pipeline.errors import PlanningFailed
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITIONS_SENSOR
 from autoopt_pipeline.orchestration.partitions import registered_tenants
-from autoopt_pipeline.orchestration.planner import Plan, plan_tenants
+from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.partitions import partitions_sensor
-from autoopt_pipeline.orchestration.sensors.rollouts import watch_sensor
+from autoopt_pipeline.orchestration.sensors.rollouts import rollout_sensor
 from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.scheduling.turns import QueuePosition
@@ -20,15 +20,15 @@ from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
 _SECONDS_PER_TICK = 15.0
-"""Dagster ends a tick after 60, and Phoenix, which has one core, is to be free for traffic most of the time."""
+"""Dagster ends a tick after 60, and Phoenix, which uses one core, needs most of the time for traffic."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
-"""Lines that one tick writes out; the others are in its counts, and in 'autoopt status'."""
+"""Most lines that a tick logs; 'autoopt status' shows all."""
 
 
 def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
-    return [partitions_sensor(settings), _auto_optimization_sensor(settings, assets), watch_sensor(settings)]
+    return [partitions_sensor(settings), _auto_optimization_sensor(settings, assets), rollout_sensor(settings)]
 
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
@@ -53,15 +53,14 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             connections.phoenix,
             now=datetime.now(UTC),
             settings=connections.settings,
-            seconds=_SECONDS_PER_TICK,
-            after=after,
+            options=PlanOptions(seconds=_SECONDS_PER_TICK, after=after),
         )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
         registered = registered_tenants(context.instance)
         ready = [tenant for tenant in due if tenant in registered]
         launched = ready[: connections.settings.max_launches_per_tick]
-        # Who is held back is asked about again before those who have waited less.
+        # Phoenix is asked again about tenants that are held back before those that have waited less.
         reached = plan.reached if launched == ready else after
         context.update_cursor(tick_report(plan, reached=reached).model_dump_json())
         _log(context, plan)
@@ -73,7 +72,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         requests = run_requests(plan, launched)
         if requests:
             return dg.SensorResult(run_requests=requests)
-        # A module that is not there is its tenants' error. A tick that failed for it would fail until somebody acts.
+        # A missing module is an error of its tenants. If it failed the tick, every tick would fail until somebody acts.
         missing = plan.missing()
         if errors := {key: error for key, error in plan.errors().items() if key not in missing}:
             (tenant, module), first = next(iter(errors.items()))
@@ -87,7 +86,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
 
 
 def summary(plan: Plan) -> str:
-    """Why nothing was launched, in one line: counts by reason, and the decisions themselves where they are few."""
+    """Why nothing was launched, in one line: counts by reason, and the decisions themselves if there are few."""
     counts = ", ".join(f"{count} {reason}" for reason, count in plan.counts().items()) or "no tenants"
     details = [text for _, text in lines(plan)]
     return f"{counts} ({'; '.join(details)})" if 0 < len(details) <= _DETAILS_IN_SUMMARY else counts
@@ -115,7 +114,7 @@ def _log(context: dg.SensorEvaluationContext, plan: Plan) -> None:
         context.log.info(f"and {len(details) - _DETAILS_SHOWN} more")
 
 
-_MISSING_TOLD = 20
+_MISSING_SHOWN = 20
 
 
 def tick_report(plan: Plan, *, reached: QueuePosition | None) -> TickReport:
@@ -128,7 +127,9 @@ def tick_report(plan: Plan, *, reached: QueuePosition | None) -> TickReport:
         reached=reached,
         missing=tuple(
             f"{_count_tenants(count)}: {error}"
-            for error, count in Counter(plan.decisions[key].detail for key in plan.missing()).most_common(_MISSING_TOLD)
+            for error, count in Counter(plan.decisions[key].detail for key in plan.missing()).most_common(
+                _MISSING_SHOWN
+            )
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The sensor that keeps the partitions equal to the tenants that have a configuration."""
+"""Sensor that keeps the partitions equal to the tenants with a configuration."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 
 _GONE_PER_TICK = 100
-"""Tenants that are looked up one by one in a tick, because they have a partition and no configuration."""
+"""Tenants with a partition and no configuration that one tick looks up, one by one."""
 
 
 def partitions_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -66,7 +66,7 @@ def partitions_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def removed_and_lost(configs: TenantConfigStore, tenants: Sequence[str]) -> tuple[set[str], list[str]]:
-    """Of tenants without a configuration, those that somebody removed, and those whose configuration was lost."""
+    """Of tenants without a configuration, those that were removed, and those whose configuration was lost."""
     removed = set()
     for tenant in tenants:
         history = configs.history(tenant)

@@ -1,4 +1,4 @@
-"""Deletes runs that ended long ago. What is decided next rests on earlier runs, so those that say it stay."""
+"""Sensor that deletes old runs, but none on which the next decisions rest."""
 
 import time
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from autoopt_pipeline.names import RETENTION_SENSOR
 from autoopt_pipeline.orchestration.planner import failures_count_since
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.run_history.outcomes import runs_of_newest_outcomes
-from autoopt_pipeline.run_history.runs import selected_modules
+from autoopt_pipeline.run_history.runs import FAILED, finished_runs
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
@@ -24,12 +24,10 @@ _SECONDS_PER_TICK = 20.0
 
 _PAGE = 500
 
-_FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-
 
 @dataclass(frozen=True)
 class Sweep:
-    """How many runs were deleted, and the creation time (UTC) after which to go on; None: it came to the end."""
+    """The number of deleted runs, and the creation time (UTC) after which to continue; None: all were checked."""
 
     deleted: int
     resume: datetime | None
@@ -38,8 +36,8 @@ class Sweep:
 def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=RETENTION_SENSOR,
-        description=f"Deletes runs that ended more than {settings.keep_runs_days} days ago, a few at a time, but none "
-        "that holds the newest outcome of a tenant's module or a failure that still counts.",
+        description=f"Deletes runs that ended more than {settings.run_retention_days} days ago, a few per tick. "
+        "Keeps the newest outcome of each tenant's module, and failures that still count.",
         minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -48,13 +46,13 @@ def build_retention_sensor(settings: Settings) -> dg.SensorDefinition:
         now = datetime.now(UTC)
         configs = []
         for entry in services.connect().configs.current().values():
-            # A tenant whose configuration cannot be read launches nothing, so its failures count for nothing.
+            # A tenant with an unreadable configuration launches nothing, so its failures do not matter.
             with suppress(InvalidConfig):
                 configs.append(entry.parse())
         sweep = delete_old_runs(
             context.instance,
             modules(),
-            older_than=now - timedelta(days=settings.keep_runs_days),
+            older_than=now - timedelta(days=settings.run_retention_days),
             failures_since=failures_count_since(configs, now=now),
             after=datetime.fromisoformat(context.cursor) if context.cursor else None,
         )
@@ -75,25 +73,21 @@ def delete_old_runs(
 ) -> Sweep:
     """Delete finished runs of these modules that were created between the two moments, the oldest first.
 
-    Kept are runs that hold the newest materialization of any tenant's module, and failed ones since `failures_since`.
-    It stops after about so many seconds. Events that belong to no run stay: rollbacks, and what failed attempts spent.
+    It keeps runs with the newest materialization of any tenant's module, and failed ones since `failures_since`. It
+    stops after about so many seconds. Events of no run stay: rollbacks, and the LM usage of failed attempts.
     """
     deadline = time.monotonic() + seconds
     kept: set[str] | None = None
     deleted = 0
     while True:
-        finished = dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.SUCCESS, *_FAILED], created_after=after, created_before=older_than
-        )
-        page = instance.get_run_records(finished, limit=_PAGE, ascending=True)
-        for record in page:
-            run = record.dagster_run
+        page = finished_runs(instance, after=after, before=older_than, limit=_PAGE)
+        for run in page:
             if time.monotonic() > deadline:
                 return Sweep(deleted, after)
-            after = record.create_timestamp
-            if not selected_modules(run).intersection(modules):
+            after = run.created_at
+            if not run.modules.intersection(modules):
                 continue
-            if run.status in _FAILED and record.update_timestamp >= failures_since:
+            if run.status in FAILED and run.updated_at >= failures_since:
                 continue
             if kept is None:
                 kept = runs_of_newest_outcomes(instance, modules)

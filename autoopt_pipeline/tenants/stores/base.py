@@ -23,7 +23,7 @@ class StoredConfig:
     version: int
     written_at: datetime
     document: object | None
-    by: str = ""
+    actor: str = ""
     since: datetime | None = None
 
     def parse(self) -> RoutingConfigUnified:
@@ -46,7 +46,7 @@ class ConfigChange:
     tenant_id: str
     version: int
     at: datetime
-    by: str
+    actor: str
     what: str
 
 
@@ -83,7 +83,7 @@ class TenantConfigStore(Protocol):
         tenant_id: str,
         document: object | None,
         *,
-        by: str = "",
+        actor: str = "",
         expected_version: int | None = None,
         since: datetime | None = None,
     ) -> int:
@@ -113,7 +113,7 @@ def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigCh
         what = "tenant_added"
     else:
         what = "configuration_saved"
-    return ConfigChange(after.tenant_id, after.version, after.written_at, after.by, what)
+    return ConfigChange(after.tenant_id, after.version, after.written_at, after.actor, what)
 
 
 def changes_in(history: Sequence[StoredConfig]) -> list[ConfigChange]:

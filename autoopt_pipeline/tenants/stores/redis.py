@@ -117,7 +117,7 @@ class RedisConfigStore:
         tenant_id: str,
         document: object | None,
         *,
-        by: str = "",
+        actor: str = "",
         expected_version: int | None = None,
         since: datetime | None = None,
     ) -> int:
@@ -132,7 +132,7 @@ class RedisConfigStore:
                     version = newest.version + 1 if newest else 1
                     check_version(tenant_id, version - 1, expected_version)
                     begins = since or (newest.since if newest else None)
-                    written = StoredConfig(tenant_id, version, datetime.now(UTC), document, by, begins)
+                    written = StoredConfig(tenant_id, version, datetime.now(UTC), document, actor, begins)
                     change = change_between(newest, written)
                     entry = _entry(written)
                     pipe.multi()
@@ -228,7 +228,7 @@ def _entry(config: StoredConfig) -> str:
             "version": config.version,
             "written_at": config.written_at.isoformat(),
             "document": None if config.document is None else json.dumps(config.document, sort_keys=True),
-            "by": config.by,
+            "actor": config.actor,
             "since": config.since.isoformat() if config.since else None,
         }
     )

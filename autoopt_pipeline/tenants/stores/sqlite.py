@@ -77,7 +77,7 @@ class SqliteConfigStore:
         tenant_id: str,
         document: object | None,
         *,
-        by: str = "",
+        actor: str = "",
         expected_version: int | None = None,
         since: datetime | None = None,
     ) -> int:
@@ -93,7 +93,7 @@ class SqliteConfigStore:
                 newest + 1,
                 datetime.now(UTC).isoformat(),
                 None if document is None else json.dumps(document, sort_keys=True),
-                by,
+                actor,
                 since.isoformat() if since else None,
             )
             db.execute("INSERT INTO tenant_configs VALUES (?, ?, ?, ?, ?, ?)", row)

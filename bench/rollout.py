@@ -1,0 +1,128 @@
+"""How reliable rollouts are: simulated fortnights of two versions side by side, decided by the product's own analysis.
+
+    python bench/rollout.py --rollouts 400 --seed 1 --share 0.1
+
+prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules at
+the same moments. bench/README.md has the assumptions and the results.
+"""
+
+import argparse
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import sqrt
+from statistics import NormalDist, fmean
+
+from autoopt_pipeline.modules.online_score import LiveOutcome
+from autoopt_pipeline.rollouts.analysis import AnalysisStatus, VersionSample, analyze_rollout
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+DAYS = 14
+LOOK_EVERY = 0.25
+OLDER = 0.8
+
+Rule = Callable[[VersionSample, VersionSample, timedelta], bool | None]
+"""True to roll the newer version back, False to keep it, None to go on."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`gain` of the newer version; `drift` is the change of both versions' accuracy in a fortnight."""
+
+    name: str
+    gain: float
+    drift: float = 0.0
+
+
+SCENARIOS = (
+    Scenario("equal", 0.0),
+    Scenario("equal, traffic grows harder by 30 points", 0.0, -0.3),
+    Scenario("5 points worse", -0.05),
+    Scenario("10 points worse", -0.10),
+    Scenario("20 points worse", -0.20),
+    Scenario("10 points better", 0.10),
+)
+
+
+def our_watch(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
+    verdict = analyze_rollout(newer, older, age=age, longest=timedelta(days=DAYS)).status
+    return None if verdict is AnalysisStatus.OPEN else verdict is AnalysisStatus.WORSE
+
+
+def two_shares(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
+    """The test of two shares at 5 %, at every look."""
+    if min(len(newer.outcomes), len(older.outcomes)) < 30:
+        return None
+    scores = [[o.score for o in side.outcomes] for side in (newer, older)]
+    pooled = fmean([*scores[0], *scores[1]])
+    error = sqrt(pooled * (1 - pooled) * (1 / len(scores[0]) + 1 / len(scores[1])))
+    z = (fmean(scores[1]) - fmean(scores[0])) / error if error else 0.0
+    return True if 1 - NormalDist().cdf(z) <= 0.05 else None
+
+
+def lower_score(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
+    """Three points lower at any look, with 30 outcomes on each side."""
+    if newer.score is None or older.score is None or min(len(newer.outcomes), len(older.outcomes)) < 30:
+        return None
+    return True if newer.score < older.score - 0.03 else None
+
+
+RULES: dict[str, Rule] = {
+    "our rollout": our_watch,
+    "test of two shares at every look": two_shares,
+    "3 points lower at any look": lower_score,
+}
+
+
+def production(
+    rng: random.Random, scenario: Scenario, share: float, outcomes: int
+) -> tuple[VersionSample, VersionSample]:
+    """A fortnight's outcomes, known a few hours after their decisions."""
+    found: tuple[list[LiveOutcome], list[LiveOutcome]] = ([], [])
+    for number in range(outcomes):
+        older = rng.random() < share
+        right = OLDER + (0 if older else scenario.gain) + scenario.drift * number / outcomes
+        decided_at = AT + timedelta(days=DAYS) * (number / outcomes)
+        known_at = decided_at + timedelta(hours=rng.expovariate(1 / 3))
+        found[older].append(LiveOutcome(known_at, decided_at, float(rng.random() < right)))
+    return VersionSample(len(found[0]), tuple(found[0])), VersionSample(len(found[1]), tuple(found[1]))
+
+
+def rolled_back_after(rule: Rule, newer: VersionSample, older: VersionSample) -> int | None:
+    """How many outcomes were known when the newer version had to go, None where it stayed."""
+    age = timedelta(minutes=1)
+    while age <= timedelta(days=DAYS):
+        known = [
+            VersionSample(s.decisions, tuple(o for o in s.outcomes if o.known_at <= AT + age)) for s in (newer, older)
+        ]
+        goes = rule(known[0], known[1], age)
+        if goes is not None:
+            return sum(len(side.outcomes) for side in known) if goes else None
+        age *= 1 + LOOK_EVERY
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--share", type=float, default=0.1, help="share of requests that the older version keeps")
+    parser.add_argument("--outcomes", type=int, default=5000, help="known in a fortnight")
+    given = parser.parse_args()
+    print("| newer version | rule | rolled back | after outcomes, on average |")
+    print("|---|---|--:|--:|")
+    for scenario in SCENARIOS:
+        worlds = [
+            production(random.Random(f"{given.seed}/{n}"), scenario, given.share, given.outcomes)  # noqa: S311
+            for n in range(given.rollouts)
+        ]
+        for name, rule in RULES.items():
+            ends = [rolled_back_after(rule, newer, older) for newer, older in worlds]
+            gone = [end for end in ends if end is not None]
+            after = f"{fmean(gone):.0f}" if gone else ""
+            print(f"| {scenario.name} | {name} | {100 * len(gone) / len(ends):.1f} % | {after} |")
+
+
+if __name__ == "__main__":
+    main()

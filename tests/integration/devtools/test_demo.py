@@ -1,0 +1,121 @@
+"""The demo is the end-to-end test: a real Phoenix, a real daemon, real runs in processes of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack_processes import servers
+
+AUTOOPT = Path(sys.executable).parent / "autoopt"
+FIELDS = {
+    "tenant",
+    "module",
+    "round",
+    "decision",
+    "reason",
+    "new_traces",
+    "examples",
+    "incumbent_score",
+    "candidate_score",
+    "verdict",
+    "version",
+    "run_id",
+    "lm_calls",
+    "lm_tokens",
+    "language_model",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    home = tmp_path_factory.mktemp("demo")
+    done = subprocess.run([AUTOOPT, "demo", "--home", home], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not servers(home)
+    assert "stand-in" in done.stdout
+    return json.loads((home / "summary.json").read_text())["outcomes"]
+
+
+def of(outcomes: list[dict], number: int, tenant: str) -> dict[str, dict]:
+    return {o["module"]: o for o in outcomes if (o["round"], o["tenant"]) == (number, tenant)}
+
+
+def test_every_outcome_has_the_same_fields(outcomes: list[dict]) -> None:
+    assert all(set(outcome) == FIELDS for outcome in outcomes)
+
+
+def test_every_outcome_of_a_run_says_who_answered(outcomes: list[dict]) -> None:
+    assert {o["language_model"] for o in outcomes if o["run_id"]} == {"stand-in (not a language model)"}
+
+
+@pytest.mark.parametrize("tenant", ["acme", "globex:support"])
+def test_tenants_with_something_to_learn_are_promoted(outcomes: list[dict], tenant: str) -> None:
+    routing = of(outcomes, 1, tenant)["routing"]
+    assert (routing["decision"], routing["verdict"]) == ("due", "promoted")
+    assert routing["candidate_score"] > routing["incumbent_score"] + 0.2
+    assert routing["examples"]["holdout"] >= 100
+    assert routing["lm_calls"] > 0
+    assert routing["run_id"]
+
+
+def test_labels_that_do_not_depend_on_the_query_are_rejected(outcomes: list[dict]) -> None:
+    assert {o["verdict"] for o in of(outcomes, 1, "umbrella").values()} == {"rejected"}
+
+
+def test_traffic_that_nobody_reviews_proves_nothing(outcomes: list[dict]) -> None:
+    assert {o["verdict"] for o in of(outcomes, 1, "initech").values()} == {"no_independent_labels"}
+
+
+def test_the_others_say_why_they_were_not_run(outcomes: list[dict]) -> None:
+    assert {o["decision"] for o in of(outcomes, 1, "newcomer").values()} == {"too_few_traces"}
+    assert {o["new_traces"] for o in of(outcomes, 1, "newcomer").values()} == {40}
+    assert {o["decision"] for o in of(outcomes, 1, "dormant").values()} == {"disabled"}
+
+
+def test_all_modules_of_a_tenant_share_one_run(outcomes: list[dict]) -> None:
+    first = [o for o in outcomes if o["round"] == 1 and o["run_id"]]
+    assert len({o["run_id"] for o in first}) == len({o["tenant"] for o in first}) == 4
+    assert set(of(outcomes, 1, "acme")) == {"modality", "routing", "cross_modal", "workflow", "unified"}
+
+
+def test_the_five_modules_run_and_most_find_something_to_learn(outcomes: list[dict]) -> None:
+    verdicts = {module: o["verdict"] for module, o in of(outcomes, 1, "acme").items()}
+    assert set(verdicts.values()) <= {"promoted", "rejected", "inconclusive"}
+    assert list(verdicts.values()).count("promoted") >= 3
+
+
+def test_without_new_traffic_nothing_is_launched_for_want_of_traces(outcomes: list[dict]) -> None:
+    second = [o for o in outcomes if o["round"] == 2]
+    assert not any(o["run_id"] for o in second)
+    assert {o["decision"] for o in second if o["tenant"] != "dormant"} == {"too_few_traces"}
+
+
+def test_new_traffic_of_one_tenant_launches_that_one_alone(outcomes: list[dict]) -> None:
+    launched = {o["tenant"] for o in outcomes if o["round"] == 3 and o["run_id"]}
+    assert launched == {"acme"}
+    assert of(outcomes, 3, "acme")["routing"]["new_traces"] == 150
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    # As a script's background command: with SIGINT ignored at first.
+    ignoring = ["bash", "-c", "trap '' INT; exec \"$@\"", "_"]
+    demo = subprocess.Popen(
+        [*ignoring, AUTOOPT, "demo", "--home", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while len(servers(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(servers(tmp_path)) >= 3  # Phoenix, the daemon and its code server
+    demo.send_signal(number)
+    time.sleep(0.5)
+    demo.send_signal(number)  # the impatient press twice
+    _, err = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert b"Traceback" not in err
+    assert not servers(tmp_path)

@@ -1,0 +1,311 @@
+"""A candidate that waits: tried on new traces only, each once, until it is proven or given up."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths, simulate_requests
+from autoopt_pipeline.errors import PromotionConflict
+from autoopt_pipeline.evaluation.runner import dspy_example
+from autoopt_pipeline.evaluation.sequential_test_log import (
+    SequentialTestConditions,
+    new_cases,
+    open_sequential_test,
+    open_test,
+)
+from autoopt_pipeline.evaluation.split import HoldoutExample, split_examples
+from autoopt_pipeline.lm.metering import Meter
+from autoopt_pipeline.lm.models import metered_lm
+from autoopt_pipeline.lm.progress import PhaseTracker
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.similarity import normalize_query
+from autoopt_pipeline.modules.spec import LoggedDecision
+from autoopt_pipeline.optimization.pipeline import (
+    MAX_DEV,
+    MAX_HOLDOUT,
+    MAX_TRAIN,
+    OptimizationJob,
+    _Optimization,
+    optimize,
+)
+from autoopt_pipeline.optimization.report import Report
+from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.records import LedgerEntry, Program, Verdict
+from autoopt_pipeline.registry.serialization import serialize
+from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.labels import labels_of
+from tests.support.sample_decisions import as_read, example
+from tests.support.stored_programs import manifest_of
+
+ROUTING = get_module("routing")
+CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
+LABELS = labels_of(ROUTING, CONFIG)
+CONDITIONS = SequentialTestConditions(None, "stand-in", tuple(SAMPLE_AGENTS))
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def traffic(count: int, *, day: int, habits: TrafficProfile | None = None) -> list[LoggedDecision]:
+    rng = random.Random(day)
+    choices = {"agent": list(SAMPLE_AGENTS), "modality": ["video", "text"]}
+    start = START + timedelta(days=day)
+    truths = list(sample_truths(count, rng))
+    requests = simulate_requests(
+        truths, choices, habits or TrafficProfile(), start=start, end=start + timedelta(days=1), rng=rng
+    )
+    found = as_read(ROUTING, list(requests))
+    return [
+        LoggedDecision(f"{day:04x}{d.span_id[4:]}", f"{day:04x}{d.trace_id[4:]}", *list(d.__dict__.values())[2:])
+        for d in found
+    ]
+
+
+def split(decisions: list[LoggedDecision], shown: set[str] | None = None) -> list[HoldoutExample]:
+    examples = ROUTING.build_examples(LABELS, decisions).examples
+    parts = split_examples(
+        examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN, shown=shown or set()
+    )
+    return [*parts.holdout, *parts.guard]
+
+
+def program(decisions: list[LoggedDecision], *, upside_down: bool = False) -> Program:
+    """All training examples as demos; upside down, every one of them shows a wrong agent."""
+    examples = ROUTING.build_examples(LABELS, decisions).examples
+    parts = split_examples(examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=80)
+    built = ROUTING.build_program(LABELS)
+    names = list(SAMPLE_AGENTS)
+    demos = [dspy_example(ROUTING, each) for each in parts.train]
+    if upside_down:
+        for demo in demos:
+            demo["agent"] = names[(names.index(demo["agent"]) + 1) % len(names)]
+    for predictor in built.predictors():
+        predictor.demos = demos
+    return serialize(ROUTING, "acme", LABELS, built)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> VersionStore:
+    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
+
+
+@pytest.fixture(scope="module")
+def old() -> list[LoggedDecision]:
+    return traffic(300, day=0)
+
+
+def wait(
+    artifacts: VersionStore,
+    stored: Program,
+    seen: list[HoldoutExample],
+    *,
+    alpha: float = 0.01,
+    conditions: SequentialTestConditions = CONDITIONS,
+) -> str:
+    version = f"20260101T000000Z-{stored.digest[:8]}"
+    artifacts.save(stored, manifest_of(stored, version, verdict="inconclusive"))
+    queries = [query for judged in seen for query in judged.group]
+    open_test(
+        artifacts,
+        version,
+        conditions,
+        after=artifacts.last_sequential_test_step(),
+        alpha=alpha,
+        queries=queries,
+        run_id="r",
+    )
+    return version
+
+
+def run(
+    artifacts: VersionStore, decisions: list[LoggedDecision], config: RoutingConfigUnified = CONFIG, run_id: str = "r2"
+) -> Report:
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
+    return optimize(
+        OptimizationJob(ROUTING, config, decisions, START, START + timedelta(days=9), run_id), lm, artifacts
+    )
+
+
+def test_a_waiting_candidate_is_promoted_by_new_traces_and_no_other_is_searched_for(
+    artifacts: VersionStore, old: list[LoggedDecision]
+) -> None:
+    version = wait(artifacts, program(old), split(old))
+    report = run(artifacts, [*old, *traffic(400, day=3)])
+    assert report.verdict is Verdict.PROMOTED, report.reason
+    assert report.active_version == report.version == version
+    assert report.tried == ()
+    assert report.gate is not None
+    assert report.lm_calls == 2 * report.gate.comparison.cases
+    assert artifacts.ledger() == []  # its alpha was charged when the waiting began
+    (transition,) = artifacts.transitions()
+    assert "in its sequential test" in transition.reason
+
+
+def test_what_it_was_judged_on_before_counts_no_more(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    version = wait(artifacts, program(old), split(old))
+    report = run(artifacts, old)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reason == f"{version} has 0 cases in its sequential test, and no held-out trace is new"
+    assert report.lm_calls == 0
+
+
+def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    wait(artifacts, program(old), split(old), alpha=1e-30)
+    nights = [*old]
+    for night in (2, 3):
+        nights += traffic(100, day=night)
+        assert run(artifacts, nights, run_id=f"n{night}").verdict is Verdict.INCONCLUSIVE
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
+    begun, *steps = artifacts.sequential_test()
+    assert len(test.cases) == sum(len(step.cases) for step in steps) > 30
+    assert all(set(step.seen).isdisjoint(begun.seen) for step in steps)
+    assert set(steps[0].seen).isdisjoint(steps[1].seen)
+    assert run(artifacts, nights, run_id="again").lm_calls == 0
+
+
+def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
+    first = HoldoutExample(example("find the old red report"), ("find the old red report",))
+    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=first.group, run_id="r")
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
+    grown = HoldoutExample(
+        example("find the old red report please"), ("find the old red report", "find the old red report please")
+    )
+    fresh = HoldoutExample(example("something else"), ("something else",))
+    assert new_cases(test, [grown, fresh], 10) == [fresh]
+
+
+def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
+    artifacts: VersionStore, old: list[LoggedDecision]
+) -> None:
+    wait(artifacts, program(old, upside_down=True), split(old))
+    everything = [*old, *traffic(500, day=3)]
+    report = run(artifacts, everything)
+    assert report.verdict is Verdict.REJECTED, report.reason
+    assert "given up" in report.reason
+    assert artifacts.active() is None
+    assert open_sequential_test(artifacts, CONDITIONS) is None
+    assert run(artifacts, everything, run_id="r3").tried
+
+
+def test_a_trial_ends_when_another_version_becomes_active(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    version = wait(artifacts, program(old), split(old))
+    artifacts.transition(version, expected=None, actor="marta", reason="I am sure")
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=version)) is None
+
+
+def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
+    artifacts: VersionStore, old: list[LoggedDecision]
+) -> None:
+    before = wait(artifacts, program(old, upside_down=True), split(old))
+    artifacts.transition(before, expected=None, actor="marta", reason="the first one")
+    stored = program(old)
+    version = wait(artifacts, stored, split(old), conditions=replace(CONDITIONS, incumbent=before))
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is not None
+    artifacts.transition(version, expected=before, actor="run", reason="proven")
+    artifacts.transition(before, expected=version, actor="marta", reason="it annoys people")
+    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(CONDITIONS, incumbent="another"),
+        replace(CONDITIONS, lm="openai/gpt"),
+        replace(CONDITIONS, labels=(*SAMPLE_AGENTS, "new_agent")),
+    ],
+    ids=["opponent", "model", "labels"],
+)
+def test_cases_under_other_terms_are_not_added_up(
+    artifacts: VersionStore, old: list[LoggedDecision], other: SequentialTestConditions
+) -> None:
+    wait(artifacts, program(old), split(old), conditions=other)
+    assert open_sequential_test(artifacts, CONDITIONS) is None
+    assert open_sequential_test(artifacts, other) is not None
+
+
+def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifacts: VersionStore) -> None:
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(1, 1))
+
+    def opponent(parts: dict[str, Program]) -> str | None:
+        job = OptimizationJob(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
+        return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).conditions.incumbent
+
+    routing = program(traffic(60, day=0))
+    other = routing.model_copy(update={"labels": ["x"]})
+    assert opponent({}) is None
+    assert opponent({"routing": routing}) != opponent({"routing": other}) != opponent({})
+
+
+def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    examples = ROUTING.build_examples(LABELS, old).examples
+    queries = split_examples(examples, max_holdout=300, max_dev=100, max_train=2000).queries
+    assert queries == {normalize_query(each.query) for each in examples}
+    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=queries, run_id="r")
+    test = open_sequential_test(artifacts, CONDITIONS)
+    assert test is not None
+    like_one = normalize_query(examples[0].query)
+    assert new_cases(test, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
+
+
+def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:
+    open_test(artifacts, "v1", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
+    with pytest.raises(PromotionConflict):
+        open_test(artifacts, "v2", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="slower")
+
+
+def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    wait(artifacts, program(old), split(old))
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    retrain = with_field(CONFIG, "modules.routing.retrain_after", f'"{later.isoformat()}"')
+    report = run(artifacts, [*old, *traffic(300, day=3)], retrain)
+    assert report.tried
+    assert any("is to be retrained" in note for note in report.notes)
+
+
+def test_a_trial_ends_when_nothing_new_comes_for_a_whole_lookback(
+    artifacts: VersionStore, old: list[LoggedDecision]
+) -> None:
+    wait(artifacts, program(old), split(old))
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
+    much_later = datetime.now(UTC) + timedelta(days=40)
+    report = optimize(
+        OptimizationJob(ROUTING, CONFIG, [*old, *traffic(300, day=3)], START, much_later, "r9"), lm, artifacts
+    )
+    assert report.tried
+    assert any("no new held-out traces" in note for note in report.notes)
+
+
+def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    version = wait(artifacts, program(old), split(old))
+    report = run(artifacts, [*old, *traffic(400, day=3)], with_field(CONFIG, "promotion_mode", "manual"))
+    assert report.verdict is Verdict.AWAITING_APPROVAL
+    assert artifacts.active() is None
+    assert report.version == version
+
+
+def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
+    wait(artifacts, program(old), split(old), alpha=1e-30)
+    everything = [*old, *traffic(100, day=3)]
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
+
+    def another_run_is_quicker(line: str) -> None:
+        if line.startswith("sequential test of"):
+            run(artifacts, everything, run_id="quicker")
+
+    with pytest.raises(PromotionConflict, match="another run went on"):
+        job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
+        optimize(job, lm, artifacts, say=another_run_is_quicker)
+    assert len(artifacts.sequential_test()) == 2
+
+
+def test_the_ledger_keeps_what_a_look_and_its_trial_took_apart(artifacts: VersionStore) -> None:
+    entry = LedgerEntry(
+        sequence=1, kind="holdout_test", at=START, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.01
+    )
+    assert artifacts.charge(entry)
+    assert artifacts.charge(entry.model_copy(update={"sequence": 2, "kind": "sequential_test"}))
+    assert [charge.kind for charge in artifacts.ledger()] == ["holdout_test", "sequential_test"]
