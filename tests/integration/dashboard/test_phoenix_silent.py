@@ -170,7 +170,7 @@ def test_versions_side_by_side_keep_their_numbers_too(home: Path, server: Server
         assert seconds_of(lambda: browser.get(part)) < NOTICED
         shown = text_of(browser.get(part))
     assert f"{version} 0 0" in shown
-    assert "What follows is how it was at" in shown
+    assert "The table shows the analysis at" in shown
     assert shown.count("does not answer") == 1
 
 
