@@ -117,7 +117,7 @@ COUNTED = {
     "/tenants/acme": "37 of 100",
     "/tenants/acme/modules/routing": "as traces came in the last day (37)",
 }
-BANNER = "Nothing could be counted since"
+BANNER = "No traces could be counted since"
 
 
 def test_pages_keep_their_numbers_and_say_once_since_when_phoenix_is_silent(
