@@ -168,7 +168,7 @@ def test_up_says_what_it_lacks(complete: Installed, tmp_path: Path) -> None:
     complete.autoopt("init", tmp_path)
     path = f"{complete.environment / 'bin'}:/usr/bin:/bin"
     ports = [word for name in ("phoenix", "dagster", "dashboard") for word in (f"--{name}-port", str(free_port()))]
-    lacking = complete.autoopt("up", *ports, home=tmp_path, status=2, PATH=path)
+    lacking = complete.autoopt("up", *ports, home=tmp_path, status=2, env={"PATH": path})
     assert "the Phoenix server is not installed" in lacking
     assert "set AUTOOPT_PHOENIX_COMMAND" in lacking
     file = tmp_path / "dagster.yaml"
