@@ -126,7 +126,7 @@ def test_commands_that_need_no_instance_do_not_wait_for_dagster() -> None:
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(home: Path, name: str, value: str, arguments: list[str]) -> None:
-    error = autoopt(*arguments, status=2, **{name: value})
+    error = autoopt(*arguments, status=2, env={name: value})
     assert error.startswith("error: ")
     assert name in error
     assert error.count("\n") == 1
