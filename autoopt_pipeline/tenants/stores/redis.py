@@ -243,7 +243,7 @@ def _change(entry: str) -> ConfigChange | None:
     try:
         fields = json.loads(entry)
         at = datetime.fromisoformat(fields["at"])
-        texts = (str(fields[name]) for name in ("by", "what"))
+        texts = (str(fields[name]) for name in ("actor", "what"))
         return ConfigChange(str(fields["tenant_id"]), int(fields["version"]), at, *texts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -257,7 +257,7 @@ def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
             int(fields["version"]),
             datetime.fromisoformat(fields["written_at"]),
             decode_document(fields["document"]),
-            str(fields.get("by", "")),
+            str(fields.get("actor", "")),
             moment_of(fields.get("since")),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
