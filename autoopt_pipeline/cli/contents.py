@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Change
 
 _DEMOS_SHOWN = 5
+
+# What of a demo says nothing of its query and its answer.
 _NOT_TOLD = {"reasoning", "confidence", "augmented"}
-"""What of a demo says nothing of its query and its answer."""
 
 
 def show(

@@ -20,8 +20,8 @@ from autoopt_pipeline.errors import InvalidSettings
 
 _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
+# Phoenix is not waited for as long as a run would.
 _PHOENIX_SECONDS = 5
-"""Phoenix is not waited for as long as a run would."""
 
 _LM_SECONDS = 60
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
+# With more tenants than these, only those that need attention are listed, and no more of them.
 _TENANTS_SHOWN = 20
-"""With more tenants than these, only those that need attention are listed, and no more of them."""
 
 
 def status(

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from autoopt_pipeline.cli.context import console
 
+# Columns of the terminal between two of the table's.
 _PADDING = 3
-"""Columns of the terminal between two of the table's."""
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> None:

@@ -16,25 +16,25 @@ from autoopt_pipeline.settings import KEY_VARIABLE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
 from autoopt_pipeline.urls import is_web_address
-from autoopt_pipeline.validation import Strict, first_error, what_is_wrong
+from autoopt_pipeline.validation import Strict, describe_error, first_error
 
 PromotionMode = Literal["auto", "manual"]
 AnswerFormatChoice = Literal["auto", "chat", "json_schema"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
+# Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than the
+# lookback, need not stand in it.
 MAX_FORGOTTEN_TRACES = 1000
-"""Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
-the lookback, need not stand in it."""
 
+# All agents and their descriptions stand in every prompt of routing.
 MAX_AGENTS = 500
-"""All agents and their descriptions stand in every prompt of routing."""
 
+# Longest duration, in seconds: the calendar ends, and to reckon with a time beyond it is an error.
 _TEN_YEARS = 10 * 365 * 24 * 3600
-"""Longest duration, in seconds: the calendar ends, and to reckon with a time beyond it is an error."""
 
+# Largest number of calls, tokens or traces: what is told of them has to be a number for every reader.
 _MOST = 10**12
-"""Largest number of calls, tokens or traces: what is told of them has to be a number for every reader."""
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
@@ -42,11 +42,11 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
+# Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there.
 MAY_HOLD_SECRETS = {
     "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
     "api_base": "give http:// or https:// and a host, without user or password",
 }
-"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
 
 
 class Agent(Strict):
@@ -358,7 +358,7 @@ def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
         RoutingConfigUnified.model_validate(data)
     except ValidationError as e:
         # Of several rules that a field breaks the first is the one to mend.
-        return {error["loc"]: _secretive(error["loc"], what_is_wrong(error)) for error in reversed(e.errors())}
+        return {error["loc"]: _secretive(error["loc"], describe_error(error)) for error in reversed(e.errors())}
     return {}
 
 

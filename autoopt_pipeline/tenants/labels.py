@@ -4,8 +4,8 @@ from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
+# With fewer there is nothing to decide.
 MIN_LABELS = 2
-"""With fewer there is nothing to decide."""
 
 
 def labels_of(spec: ModuleSpec, config: RoutingConfigUnified) -> tuple[Label, ...]:

@@ -8,8 +8,8 @@ from typing import Protocol
 from autoopt_pipeline.errors import ConfigConflict, InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, json_or_text, parse_config
 
+# When an entry was written that does not say when.
 NEVER = datetime.min.replace(tzinfo=UTC)
-"""When an entry was written that does not say when."""
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,13 @@ _CURRENT = "autoopt:configs"
 _CHANGES = "autoopt:config-changes"
 _PROBE = "_doctor"  # no tenant can be called so
 
+# What ends a password, or means something else, where it stands in an address as it is.
 _NEEDS_QUOTING = re.compile(r"[/?#\[\]@]|%(?![0-9A-Fa-f]{2})")
-"""What ends a password, or means something else, where it stands in an address as it is."""
 
 _CORRECT = "correct the user and the password in AUTOOPT_CONFIG_STORE_URL (redis://user:password@host:port/db)"
 _SET = "set AUTOOPT_CONFIG_STORE_URL to redis://[user:password@]host:port/db"
 
+# How the server's refusals are told, by the class of the error or by words in it, and what to do.
 _REFUSALS = (
     ((redis.AuthenticationError, "NOAUTH", "HELLO must be called"), "the user or the password is wrong", _CORRECT),
     (("no permissions",), "{error}", "allow its user what docs/install.md lists (ACL SETUSER)"),
@@ -62,7 +63,6 @@ _REFUSALS = (
         "name your certificate authority: rediss://...?ssl_ca_certs=/path/ca.pem",
     ),
 )
-"""How the server's refusals are told, by the class of the error or by words in it, and what to do."""
 
 
 class RedisConfigStore:

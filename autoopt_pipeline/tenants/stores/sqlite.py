@@ -45,8 +45,9 @@ SELECT c.tenant_id, c.version, c.written_at, substr(c.document, 1, 0), c.written
 FROM tenant_configs AS c LEFT JOIN tenant_configs AS b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
 WHERE c.written_at < ? ORDER BY c.written_at DESC LIMIT ?
 """
+
+# After every moment, and before what is no moment.
 _EVER = "9999"
-"""After every moment, and before what is no moment."""
 
 
 class SqliteConfigStore:

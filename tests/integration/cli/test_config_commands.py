@@ -134,7 +134,7 @@ def test_a_configuration_that_is_not_valid_can_be_mended(acme: TenantConfigStore
     ("code", "words"),
     [
         ("text = text.replace('2000', 'many')", "budget.max_lm_calls"),
-        ("text += '\\nbudget: {}'", "'budget' is there twice"),
+        ("text += '\\nbudget: {}'", "'budget' appears twice"),
         ("text += '\\n}'", "line "),
         ("text = text.replace('tenant_id: acme', 'tenant_id: other')", "tenant_id cannot be changed"),
         ("text += '\\nmodules: {ruting: {}}'", "did you mean 'routing'"),
