@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def why_not_makable(path: Path) -> str:
+def creation_problem(path: Path) -> str:
     """The reason why nothing can be created at a free path; "" if it can. Creates nothing itself."""
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():

@@ -10,7 +10,7 @@ from autoopt_pipeline.tenants.diff import FieldChange
 
 def print_changes(found: Sequence[FieldChange]) -> None:
     for change in found:
-        line = f"{change.field}: {change.told(change.before)} -> {change.told(change.after)}"
+        line = f"{change.field}: {change.display(change.before)} -> {change.display(change.after)}"
         console.print(f"  {escape(line)}")
     if not found:
         console.print("  no field differs")

@@ -19,7 +19,7 @@ from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.diff import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
-from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant, what_stays
+from autoopt_pipeline.tenants.lifecycle import add_tenant, kept_after_removal, new_tenant
 from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
 from autoopt_pipeline.tenants.store import newest_version, write_config
 from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
@@ -106,7 +106,7 @@ def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
             if not withdraw_tenant(opened, tenant):
                 console.print("a run is under way: the sensor removes the partition when it has ended")
     console.print(f"{tenant} removed. What stays:")
-    for left in what_stays(newest):
+    for left in kept_after_removal(newest):
         console.print(f"- {left}")
 
 

@@ -84,8 +84,8 @@ def test_a_difference_is_told_from_both_sides_alike_and_there_is_none_to_oneself
 
 def test_what_may_be_a_key_is_not_told_in_a_difference() -> None:
     (change,) = changed_fields({"lm": {"api_key_env": "sk-secret"}}, {"lm": {"api_key_env": "MY_API_KEY"}})
-    assert (change.told(change.before), change.told(change.after)) == (
-        "not shown, for it may hold a secret",
+    assert (change.display(change.before), change.display(change.after)) == (
+        "not shown, because it may be a secret",
         '"MY_API_KEY"',
     )
 
