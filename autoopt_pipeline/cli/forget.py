@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
+from autoopt_pipeline.cli.context import console, current_user, dagster_home, instance, open_connections
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import UnknownTrace
@@ -37,7 +37,7 @@ def forget(
     from autoopt_pipeline.modules.redaction import load_redaction
 
     validate_tenant_id(tenant)
-    parts = connections(patient=True)
+    parts = open_connections(patient=True)
     trace_ids = [_trace_id(each) for each in traces]
     history = parts.configs.history(tenant)
     if not history:
@@ -59,7 +59,7 @@ def forget(
     for module in programs:
         module.drop_kept_answers()
     told = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
-    enter_act(parts.files, actor=who(), what="erased", tenant_id=tenant, module="", text=told)
+    enter_act(parts.files, actor=current_user(), what="erased", tenant_id=tenant, module="", text=told)
     console.print("no program and no dataset of the tenant holds the text any more")
     _say_what_is_left(parts, trace_ids, _runs_saying(tenant, text, trace_ids))
     if running:
@@ -112,7 +112,7 @@ def _never_learn_again(
         active = each.active()
         if active and active.version in versions_with(each, text):
             retrain.append(each.module)
-    version = never_learn_again(parts.configs, tenant, trace_ids, retrain, now=datetime.now(UTC), who=who())
+    version = never_learn_again(parts.configs, tenant, trace_ids, retrain, now=datetime.now(UTC), who=current_user())
     written = f"configuration version {version}" if version else "the configuration says so already"
     console.print(f"{tenant}: never learnt from again: {', '.join(trace_ids)}; {written}")
 
@@ -133,7 +133,7 @@ def _forget_in_programs(programs: Sequence[VersionStore], text: "ForgottenText")
     from autoopt_pipeline.erasure.programs import forget_in_programs
 
     for each in programs:
-        cleaned = forget_in_programs(each, text, who=who())
+        cleaned = forget_in_programs(each, text, who=current_user())
         if cleaned.now:
             console.print(f"{each.module}: {cleaned.before} -> {cleaned.now}, the same without the text")
         if cleaned.withdrawn:

@@ -116,7 +116,7 @@ def test_what_is_edited_is_saved_and_shown(acme: TenantConfigStore, tmp_path: Pa
     assert read_config(acme, "acme")[0].budget.max_lm_calls == 77
     assert seen.read_text().startswith(oct(stat.S_IFREG | 0o600))
     assert "# min_samples_for_optimization: 100\n" in seen.read_text()
-    assert "nothing was changed" in autoopt("config", "edit", "acme", **editor("pass"))
+    assert "nothing changed" in autoopt("config", "edit", "acme", **editor("pass"))
 
 
 def test_a_deleted_line_follows_the_default_again(acme: TenantConfigStore) -> None:
