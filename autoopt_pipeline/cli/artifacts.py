@@ -109,7 +109,7 @@ def _check_no_run(tenant: str) -> None:
 
     with instance() as opened:
         if run := unfinished_runs(opened, module_names()).get(tenant):
-            raise ConfigConflict(f"run {run} of {tenant} is in progress", "wait until it ends, or cancel it in Dagster")
+            raise ConfigConflict(f"run {run} of {tenant} is under way", "wait until it ends, or cancel it in Dagster")
 
 
 def _print_counts(paths: Iterable[str]) -> None:

@@ -190,7 +190,7 @@ def _ignored(entry: ImportedConfig) -> str:
 
 @contextmanager
 def partitions() -> Generator[Callable[[str], None], None, None]:
-    """Yield a function that adds a tenant's partition. The instance opens first, so nothing is written if that fails."""
+    """Yield a function that adds a tenant's partition. The instance opens first: if it fails, nothing is written."""
     if dagster_home() is None:
         yield lambda tenant: console.print(f"no Dagster instance here: the sensor will add the partition of {tenant}")
         return

@@ -61,7 +61,7 @@ def kept_after_removal(removed: StoredConfig) -> tuple[str, ...]:
     """Data that stays after a removal, as lines for people. `removed` is the last configuration."""
     tenant = removed.tenant_id
     return (
-        f"its programs, which go on serving; 'autoopt artifacts delete {tenant}' deletes them",
+        f"its programs, which continue to serve; 'autoopt artifacts delete {tenant}' deletes them",
         f"its configurations; 'autoopt config revert {tenant} {removed.version}' brings the tenant back",
         "runs and their reports in Dagster, traces in Phoenix",
     )
