@@ -74,7 +74,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["tenants", "remove", "nobody"], "tenant nobody has no configuration"),
         (["config", "get", "nobody"], "tenant nobody has no configuration"),
         (["config", "get", "acme", "--version", "9"], "no configuration version 9"),
-        (["config", "set", "acme", "nonsense"], "'nonsense' is no FIELD=VALUE"),
+        (["config", "set", "acme", "nonsense"], "'nonsense' is not FIELD=VALUE"),
         (["config", "set", "acme", "min_sample=1"], "did you mean"),
         (["config", "set", "acme", "min_samples_for_optimization=-1"], "has to be 1 or more (got '-1')"),
         (["config", "set", "acme", "modules.ruting.enabled=true"], "unknown module 'ruting'"),

@@ -195,7 +195,7 @@ def test_what_was_done_is_done_where_it_cannot_be_entered(home: Path, store: Ten
     (home / ".autoopt" / "artifacts" / ACTS_FOLDER).write_text("somebody put a file here")
     said = autoopt("promote", "acme", "routing", version)
     assert f"baseline -> {version}" in said
-    assert "note: the activity does not tell of it" in said
+    assert "note: the dashboard's Activity does not list this" in said
     active = programs.active()
     assert active
     assert active.version == version

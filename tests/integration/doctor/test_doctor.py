@@ -87,7 +87,7 @@ def test_settings_that_cannot_be_read_are_told_and_what_they_lead_to_is_not_look
     last = told["findings"][-1]
     assert (last["check"], last["status"]) == ("settings", "fail")
     assert "AUTOOPT_SETTLING_SECONDS" in last["what"]
-    assert "is looked at once they are right" in last["remedy"]
+    assert "the other checks need correct settings" in last["remedy"]
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest_setting() -> None:

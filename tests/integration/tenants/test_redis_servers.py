@@ -164,7 +164,7 @@ def test_a_password_that_is_not_quoted_is_told_and_no_part_of_it_is_shown(login:
     ],
 )
 def test_what_is_no_redis_url_is_told_before_anything_is_asked(url: str) -> None:
-    assert "the address is no Redis URL" in refusal(url).what
+    assert "the address is not a Redis URL" in refusal(url).what
 
 
 def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_pa
         ):
             error = refusal(url)
             assert isinstance(error, ConfigStoreRefused)
-            assert error.what.endswith("is a node of a Redis Cluster, over which what belongs together would be spread")
+            assert error.what.endswith("is a node of a Redis Cluster, which would spread the data over several nodes")
             assert "one Redis server" in error.remedy
             assert (Status.FAIL, error.what) in findings(url)
         assert joined.keys("*") == []  # nothing was half written

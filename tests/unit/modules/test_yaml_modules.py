@@ -217,7 +217,7 @@ def test_labels_stay_the_text_that_they_are_and_can_be_answered(
         ("- urgency", "the file does not begin with 'modules:'"),
         ("module: {}", "unknown field 'module'; did you mean 'modules'?"),
         ("modules: {urgency: [}", "line 1: expected the node content, but found '}'"),
-        ("modules:\n  a: {}\n  a: {}", "line 3: 'a' is there twice"),
+        ("modules:\n  a: {}\n  a: {}", "line 3: 'a' appears twice"),
         ("modules:\n\ta: 1", "line 2: found character '\\t' that cannot start any token"),
         ("modules: {[a]: 1}", "found unhashable key"),
         ("modules: &x {a: *x}", "found unconstructable recursive node"),
