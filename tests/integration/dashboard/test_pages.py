@@ -261,7 +261,7 @@ def test_a_page_that_fails_gives_nothing_away(
 ) -> None:
     configure(store, tenant)
     with visiting(home) as browser:
-        browser._transport.raise_server_exceptions = False  # ty: ignore[unresolved-attribute]
+        browser._transport.raise_server_exceptions = False
         monkeypatch.setattr("autoopt_pipeline.dashboard.pages.modules.read_programs", lambda *_: 1 / 0)
         page = browser.get(f"/tenants/{tenant}/modules/routing")
     assert page.status_code == 500

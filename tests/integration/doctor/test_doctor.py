@@ -18,6 +18,8 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
@@ -260,9 +262,7 @@ def careless_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--requirepass", "right", "--maxmemory-policy", "allkeys-lru", "--save", "", "--port", str(port)]
     with Processes(folder) as group:
         group.start("redis", [server, *options, "--bind", LOOPBACK], env={}, cwd=folder)
-        client = redis.Redis(
-            port=port, password="right", retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
-        )
+        client = redis.Redis(port=port, password="right", retry=Retry(ConstantBackoff(0.1), 100))
         client.execute_command(
             "ACL", "SETUSER", "reader", "on", ">r", "~*", "+@read", "+@connection", "+multi", "+exec"
         )
@@ -343,9 +343,8 @@ def llm() -> Iterator[LLMServer]:
         yield server
 
 
-def models(home: Path, llm: LLMServer, **own: object) -> Connections:
-    settings = {"lm": "openai/some-model", "lm_api_base": llm.url, "lm_api_key_env": "DOCTOR_API_KEY"}
-    return Connections(Settings(home=home, **{**settings, **own}))
+def models(home: Path, llm: LLMServer, lm: str = "openai/some-model") -> Connections:
+    return Connections(Settings(home=home, lm=lm, lm_api_base=llm.url, lm_api_key_env="DOCTOR_API_KEY"))
 
 
 def test_a_model_is_called_only_when_that_is_wanted(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -138,7 +139,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
         yield server
 
 
-def configure(store: TenantConfigStore, llm: LLMServer | None = None, **fields: object) -> None:
+def configure(store: TenantConfigStore, llm: LLMServer | None = None, **fields: Any) -> None:
     """The tenant, asking the server one request at a time, 20 traces at most unless told otherwise."""
     lm = llm and {
         "model": "openai/some-model",
@@ -277,7 +278,7 @@ def test_what_stops_the_asking_is_one_line_and_what_was_spent_is_entered(
     words: str,
 ) -> None:
     configure(store, llm, **fields)
-    llm.trouble = trouble
+    llm.trouble = [*trouble]
     *_, last = autoopt("doctor", "--aa", UNSTEADY.tenant_id, "routing", status=2).splitlines()[:-1]
     assert last.startswith("fail  repeatability  ")
     assert "sk-unsteady" not in last

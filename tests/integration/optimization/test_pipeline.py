@@ -2,7 +2,7 @@
 
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,7 +279,7 @@ def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], 
 
 
 @pytest.fixture
-def server() -> LLMServer:
+def server() -> Iterator[LLMServer]:
     with llm_server() as running:
         yield running
 

@@ -181,7 +181,9 @@ def test_the_watch_of_a_module_that_is_gone_is_an_error_and_others_are_analyzed_
     (tenant,) = parts.configs.current()
     parts.configs.write(tenant, None)
     evaluate(instance, "rollout_monitor_sensor")
-    assert parts.artifacts(tenant, "urgency").last_transition().canary is None  # ty: ignore[unresolved-attribute]
+    last = parts.artifacts(tenant, "urgency").last_transition()
+    assert last
+    assert last.canary is None
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
@@ -48,7 +50,7 @@ def server(folder: Path, *options: str) -> Generator[int]:
 
 
 def client(port: int, password: str | None = None) -> redis.Redis:
-    found = redis.Redis(port=port, password=password, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100))
+    found = redis.Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.1), 100))
     found.ping()
     return found
 
@@ -214,9 +216,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
            "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no", "--save", "")  # fmt: skip
     with server(tmp_path, *tls):
         url = f"rediss://{LOOPBACK}:{port}/0"
-        redis.Redis(
-            port=port, ssl=True, ssl_cert_reqs="none", retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
-        ).ping()
+        redis.Redis(port=port, ssl=True, ssl_cert_reqs="none", retry=Retry(ConstantBackoff(0.1), 100)).ping()
         error = refusal(url)
         assert isinstance(error, ConfigStoreRefused)
         assert "CERTIFICATE_VERIFY_FAILED" in error.what
