@@ -93,7 +93,9 @@ def test_its_first_program_is_promoted(followed: Followed, module: str) -> None:
 
 def test_what_it_says_of_numbers_holds(followed: Followed) -> None:
     metadata = followed.metadata("urgency")
-    reviewed = int(re.search(r"(\d+) requests reviewed", followed.output)[1])  # ty: ignore[not-subscriptable]
+    told = re.search(r"(\d+) requests reviewed", followed.output)
+    assert told, followed.output[-2000:]
+    reviewed = int(told[1])
     assert 330 <= reviewed <= 420
     assert metadata["spans_read"] == 500
     assert metadata["examples_holdout"] >= 100

@@ -152,7 +152,7 @@ def test_a_format_that_was_chosen_is_that_of_all_programs(
 
 def test_serving_refuses_a_format_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="use 'chat' or 'json_schema'"):
-        Serving(str(tmp_path), baseline_format="yaml")  # ty: ignore[invalid-argument-type]
+        Serving(str(tmp_path), baseline_format="yaml")  # ty: ignore[invalid-argument-type] - no such format
 
 
 @pytest.mark.parametrize(

@@ -197,10 +197,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     original = httpx.Client.request
 
-    def noting(self: httpx.Client, method: str, url: str, **kwargs: object) -> httpx.Response:
+    def noting(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
         if url != "/readyz":
             paths.append(str(url))
-        return original(self, method, url, **kwargs)  # ty: ignore[invalid-argument-type]
+        return original(self, method, url, **kwargs)
 
     monkeypatch.setattr(httpx.Client, "request", noting)
     return paths
