@@ -21,13 +21,13 @@ from autoopt_pipeline.errors import StackFailed
 
 LOOPBACK = "127.0.0.1"
 
+# Environment variable that all processes of a stack inherit, so that none is missed at the end.
 _MARK = "AUTOOPT_STACK"
-"""Environment variable that all processes of a stack inherit, so that none is missed at the end."""
 
 _NOT_INHERITED = ("AUTOOPT_", "PHOENIX_", "CONFIG_STORE_URL", "DAGSTER_", "OTEL_")
 
+# Message with which `dagster dev` reports that one of its processes ended, before it exits with status 0.
 _OF_ITS_OWN = re.compile(r"(?P<name>dagster-[a-z]+) process shut down unexpectedly with return code (?P<status>-?\d+)")
-"""Message with which `dagster dev` reports that one of its processes ended, before it exits with status 0."""
 
 _GRACE_SECONDS = 10
 _SWEEPS = 10

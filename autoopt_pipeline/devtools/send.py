@@ -17,8 +17,8 @@ from autoopt_pipeline.span_contract import NewAnnotation, project_name
 from autoopt_pipeline.traces.client import CountRequest, Phoenix
 
 _BATCH = 500
+# Phoenix acknowledges spans before it stores them, about 130 a second.
 _PATIENCE_SECONDS = 180
-"""Phoenix acknowledges spans before it stores them, about 130 a second."""
 
 
 def send_traffic(

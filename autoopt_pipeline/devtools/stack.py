@@ -12,8 +12,8 @@ import yaml
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes
 from autoopt_pipeline.errors import InvalidHome, StackFailed
 
+# Folder with the `dagster.yaml`, `workspace.yaml` and settings of a new deployment on one machine.
 _INSTANCE = Path(__file__).parents[1] / "instance_template"
-"""Folder with the `dagster.yaml`, `workspace.yaml` and settings of a new deployment on one machine."""
 
 _OF_DAGSTER = ("dagster.yaml", "workspace.yaml")
 _SETTINGS = "autoopt.env"

@@ -16,8 +16,8 @@ from autoopt_pipeline.settings import Settings
 DISTRIBUTION = "autoopt-pipeline"
 _EXTRA = "pipeline"
 
+# Variables of the local stack that are not settings.
 _OTHER_VARIABLES = frozenset({"AUTOOPT_PHOENIX_COMMAND", "AUTOOPT_STACK"})
-"""Variables of the local stack that are not settings."""
 
 
 def settings(given: Settings) -> Iterator[Finding]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from autoopt_pipeline.evaluation.answer_noise import Repetition
     from autoopt_pipeline.lm.metering import Meter
 
+# Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do.
 MAX_TRACES = 100
-"""Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do."""
 
 
 def repeatability(

@@ -18,13 +18,13 @@ from autoopt_pipeline.text import one_line
 if TYPE_CHECKING:
     from autoopt_pipeline.lm.models import MeteredLM
 
+# Calls to a model: one question, and one that shows whether it enforces a schema.
 _CALLS = 2
-"""Calls to a model: one question, and one that shows whether it enforces a schema."""
 
 _WHY = "for what a model thinks is counted too"
 
+# Phoenix versions that the contract tests run against (requirements/phoenix.in).
 _KNOWN_PHOENIX = "20."
-"""Phoenix versions that the contract tests run against (requirements/phoenix.in)."""
 
 
 def phoenix(parts: Connections) -> Iterator[Finding]:

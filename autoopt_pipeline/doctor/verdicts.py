@@ -15,17 +15,17 @@ from autoopt_pipeline.scheduling.conditions import RunOutcome, why_off
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import listed_counts
 
+# Time limit for reading outcomes. Dagster takes 0.3 ms for one.
 SECONDS = 10.0
-"""Time limit for reading outcomes. Dagster takes 0.3 ms for one."""
 
 _AT_ONCE = 1000
 _SHOWN = 5
 
+# Remedies by verdict, for verdicts that lack data.
 _REMEDIES = {
     Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
     Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
-"""Remedies by verdict, for verdicts that lack data."""
 
 
 def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SECONDS) -> Iterator[Finding]:

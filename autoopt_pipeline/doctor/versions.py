@@ -15,8 +15,8 @@ from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 
+# Time limit for loading versions. Each takes three reads, of 30 ms each in an object store.
 SECONDS = 15.0
-"""Time limit for loading versions. Each takes three reads, of 30 ms each in an object store."""
 
 _TENANTS_AT_ONCE = 100
 _THREADS = 16

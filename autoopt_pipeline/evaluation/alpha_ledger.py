@@ -11,12 +11,12 @@ from typing import Literal
 
 from autoopt_pipeline.registry.records import LedgerEntry
 
+# Chance of any false promotion between two promotions, at most.
 FAMILY_ALPHA = 0.05
-"""Chance of any false promotion between two promotions, at most."""
 
 _DECAY = 1.5
+# 1/k^1.5 summed over all k >= 1, the zeta function at 1.5.
 _SUM = 2.612375348685488
-"""1/k^1.5 summed over all k >= 1, the zeta function at 1.5."""
 
 
 def next_charge(

@@ -20,13 +20,13 @@ from autoopt_pipeline.text import percent
 if TYPE_CHECKING:
     from autoopt_pipeline.evaluation.runner import Answer
 
+# Of all traces, what the candidate fixes and breaks by which noise is measured: it gains `GOAL`.
 FIXED, BROKEN = 0.10, 0.05
-"""Of all traces, what the candidate fixes and breaks by which noise is measured: it gains `GOAL`."""
 
 CONFIDENCE = 0.95
 
+# Held-out traces that nobody will ever have.
 COUNTLESS = 100_000
-"""Held-out traces that nobody will ever have."""
 
 
 @dataclass(frozen=True)

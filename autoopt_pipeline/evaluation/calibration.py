@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from autoopt_pipeline.evaluation.cases import ScoredAnswer
 
+# What a missing confidence counts as: it says nothing either way.
 UNKNOWN = 0.5
-"""What a missing confidence counts as: it says nothing either way."""
 
 BINS = 10
 

@@ -11,30 +11,30 @@ from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.text import percent
 
+# Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences of 15
+# points and more can be told from luck (mid-p McNemar at 80 % power).
 MIN_HOLDOUT = 100
-"""Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences
-of 15 points and more can be told from luck (mid-p McNemar at 80 % power)."""
 
+# Least gain in score that is worth a new version.
 MIN_GAIN = 0.02
-"""Least gain in score that is worth a new version."""
 
+# The gain for which a decision says how many cases it takes: small, but one that users notice.
 GOAL = 0.05
-"""The gain for which a decision says how many cases it takes: small, but one that users notice."""
 
 MIN_CLASS_CASES = 10
+# A class with enough cases must not lose more than this in score, unless that may be luck, or the class's F1 rose all
+# the same: an incumbent that answers one class to everything has all of its cases right.
 MAX_CLASS_LOSS = 0.10
-"""A class with enough cases must not lose more than this in score, unless that may be luck, or the class's
-F1 rose all the same: an incumbent that answers one class to everything has all of its cases right."""
 
+# The same for the traces that only guard, beyond the share that the incumbent gets wrong. Their labels are answers of
+# the application, most often the incumbent's own: it agrees with all of them, right or wrong.
 MAX_GUARD_LOSS = 0.10
-"""The same for the traces that only guard, beyond the share that the incumbent gets wrong. Their labels are answers
-of the application, most often the incumbent's own: it agrees with all of them, right or wrong."""
 
+# The squared error of the confidence must not grow by more than this, unless that may be luck.
 MAX_CALIBRATION_LOSS = 0.05
-"""The squared error of the confidence must not grow by more than this, unless that may be luck."""
 
+# A loss is clear, not luck, at this p. Vetoes can only stop a promotion, so they are charged to no ledger.
 LOSS_ALPHA = 0.05
-"""A loss is clear, not luck, at this p. Vetoes can only stop a promotion, so they are charged to no ledger."""
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,23 @@ from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.text import one_line
 
+# The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out.
 DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.8}
-"""The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out."""
 
+# Field of a `dspy.Example` with the names of values that nobody said are right. DSPy shows no field called dspy_*.
 ASSUMED = "dspy_assumed"
-"""Field of a `dspy.Example` with the names of values that nobody said are right. DSPy shows no field called dspy_*."""
 
+# Share of requests that a model may refuse before that says more of the model's set-up than of the requests.
 MAX_REFUSED = 0.02
-"""Share of requests that a model may refuse before that says more of the model's set-up than of the requests."""
 
+# Requests after which a program that must be readable has to have given more than `MIN_READ` answers that are.
 FIRST_ASKED = 24
-"""Requests after which a program that must be readable has to have given more than `MIN_READ` answers that are."""
 
+# Fewest answers that can say so.
 MIN_ASKED = 10
-"""Fewest answers that can say so."""
 
+# Share of answers below which nothing that is measured says anything of the program.
 MIN_READ = 0.1
-"""Share of answers below which nothing that is measured says anything of the program."""
 
 
 class Unread(StrEnum):

@@ -11,11 +11,11 @@ from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, calibration
 from autoopt_pipeline.evaluation.statistics import anytime_p
 from autoopt_pipeline.registry.records import Verdict
 
+# From so many new cases on, a candidate whose gain is below MIN_GAIN is given up.
 MIN_CASES = 100
-"""From so many new cases on, a candidate whose gain is below MIN_GAIN is given up."""
 
+# A candidate still unproven after so many new cases is given up: what it may gain is not worth the wait.
 MAX_CASES = 1000
-"""A candidate still unproven after so many new cases is given up: what it may gain is not worth the wait."""
 
 
 def decide_sequentially(cases: Sequence[PairedCase], *, alpha: float) -> GateDecision:

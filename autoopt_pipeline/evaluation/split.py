@@ -13,8 +13,8 @@ from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.modules.similarity import group_near_duplicates, normalize_query
 from autoopt_pipeline.modules.spec import Example, Provenance
 
+# Shares of queries that train, choose and judge: judging needs as much data as training.
 TRAIN_SHARE, DEV_SHARE, HOLDOUT_SHARE = 0.4, 0.2, 0.4
-"""Shares of queries that train, choose and judge: judging needs as much data as training."""
 
 _RANK = {Provenance.HUMAN: 2, Provenance.JUDGE: 1, Provenance.OUTCOME: 0}
 _SIDES = ("train", "dev", "holdout")

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+# Differences are rounded to 1/GRID for the exact test: finer than any score means anything.
 GRID = 100
-"""Differences are rounded to 1/GRID for the exact test: finer than any score means anything."""
 
+# Chance of seeing a gain that is there, by which the cases needed are counted. The usual convention.
 POWER = 0.80
-"""Chance of seeing a gain that is there, by which the cases needed are counted. The usual convention."""
 
+# Shares of its wealth that the e-process stakes on each case, evenly spread: which one is best depends on how often the
+# candidate loses a case, and nobody knows that beforehand.
 _BETS = tuple((k + 0.5) / 20 for k in range(20))
-"""Shares of its wealth that the e-process stakes on each case, evenly spread: which one is best depends on how
-often the candidate loses a case, and nobody knows that beforehand."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from autoopt_pipeline.lm.answer_parsing import read_json, read_sections
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 
+# Number of prompts whose formatted demos are cached.
 _KEPT = 8
-"""Number of prompts whose formatted demos are cached."""
 
 
 class AnswerAdapter(dspy.ChatAdapter):

@@ -15,11 +15,11 @@ from autoopt_pipeline.validation import Strict
 if TYPE_CHECKING:
     from autoopt_pipeline.lm.metering import Meter
 
+# Interval of the reports.
 REPORT_SECONDS = 1.0
-"""Interval of the reports."""
 
+# Shorter phases are not reported.
 QUIET_SECONDS = 3.0
-"""Shorter phases are not reported."""
 
 _SHORTEST = 1e-3
 # Beyond any realistic value, and small enough that the time left fits into a timedelta.
@@ -77,10 +77,9 @@ class Progress(Strict):
         return self.model_dump() | {"rate": self.rate, "seconds_left": self.seconds_left}
 
 
+# Receives the current phase at most once a second, and None at its end. It has its own thread, so it may be slow. If it
+# raises, the reports end and the optimization continues.
 ProgressCallback = Callable[[Progress | None], None]
-"""Receives the current phase at most once a second, and None at its end. It has its own thread, so it may be slow. If
-it raises, the reports end and the optimization continues.
-"""
 
 
 class PhaseTracker:

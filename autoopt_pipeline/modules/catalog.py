@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
 _BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
+# Module names are asset keys, configuration keys and folder names.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-"""Module names are asset keys, configuration keys and folder names."""
 
 
+# Names that Dagster reserves. They are copied, because importing Dagster takes a second.
 KEPT_NAMES = frozenset(
     {
         "and", "arg_dict", "as", "assert", "async", "await", "bool", "break", "class", "conf", "config", "context",
@@ -41,7 +42,6 @@ KEPT_NAMES = frozenset(
         "output_arg_dict", "pass", "raise", "return", "str", "try", "type", "while", "with", "yield",
     }
 )  # fmt: skip
-"""Names that Dagster reserves. They are copied, because importing Dagster takes a second."""
 
 
 @cache

@@ -19,14 +19,14 @@ from autoopt_pipeline.modules.spec import (
 )
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, RANDOM_SAMPLING, REFUTING, UNDECIDED
 
+# Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value).
 MIN_OUTCOME_CONFIDENCE = 0.7
-"""Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value)."""
 
+# Longest input to learn from. Longer ones would fill the prompts of all later calls.
 MAX_INPUT_CHARS = 4000
-"""Longest input to learn from. Longer ones would fill the prompts of all later calls."""
 
+# Kinds of annotators that count.
 JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
-"""Kinds of annotators that count."""
 
 
 class Unusable(Exception):

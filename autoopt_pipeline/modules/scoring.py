@@ -8,11 +8,11 @@ SEQUENTIAL, PARALLEL = "sequential", "parallel"
 
 FUSE, SINGLE = "fuse", "single"
 
+# For a plan of several agents: weight of the right agents in the right order. The rest is for the pattern.
 ORDER_WEIGHT = 0.8
-"""For a plan of several agents: weight of the right agents in the right order. The rest is for the pattern."""
 
+# For a fusion: weight of the decision. The rest is for naming its modalities. A wrong decision scores 0.
 FUSION_WEIGHT = 0.5
-"""For a fusion: weight of the decision. The rest is for naming its modalities. A wrong decision scores 0."""
 
 
 def _exact(spec: ModuleSpec, right: Values, given: Values) -> float:

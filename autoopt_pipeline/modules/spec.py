@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import dspy
 
 
+# Tolerance of scores beyond 0 and 1, because a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1.
 _ROUNDING = 1e-9
-"""Tolerance of scores beyond 0 and 1, because a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1."""
 
+# Values of output fields by name, as JSON types: a program's answer, or the right answer.
 Values = Mapping[str, Any]
-"""Values of output fields by name, as JSON types: a program's answer, or the right answer."""
 
 
 class Provenance(StrEnum):

@@ -14,18 +14,18 @@ from autoopt_pipeline.validation import Strict, UniqueKeys, first_error
 
 PROGRAM = "autoopt_pipeline.modules.builtin.programs:declared_program"
 
+# Every prompt contains all labels with their descriptions.
 MAX_LABELS = 100
-"""Every prompt contains all labels with their descriptions."""
 
 MAX_LABEL_CHARS = 100
 
+# Field names that DSPy or the programs use for something else; so are names that begin with `model_`.
 KEPT_FIELD_NAMES = frozenset(
     {
         "completed", "confidence", "config", "demos", "fields", "input_fields", "instructions", "lm", "new_signature",
         "output_fields", "self", "signature",
     }
 )  # fmt: skip
-"""Field names that DSPy or the programs use for something else; so are names that begin with `model_`."""
 
 
 def _field_name(name: str) -> str:
@@ -67,10 +67,10 @@ def _as_list(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
+# One attribute path, or several of which the first present one counts (see `span_contract`).
 Paths = Annotated[
     tuple[Annotated[str, AfterValidator(_attribute_path)], ...], Field(min_length=1), BeforeValidator(_as_list)
 ]
-"""One attribute path, or several of which the first present one counts (see `span_contract`)."""
 
 
 class DeclaredModule(Strict):

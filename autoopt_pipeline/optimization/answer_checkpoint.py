@@ -17,11 +17,11 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.lm.metering import answer_text
 from autoopt_pipeline.registry.version_store import VersionStore
 
+# Answers after which they are saved: so many at most are asked for again.
 SAVE_AFTER = 20
-"""Answers after which they are saved: so many at most are asked for again."""
 
+# Time after which fewer are saved too, once the next one comes.
 SAVE_SECONDS = 5.0
-"""Time after which fewer are saved too, once the next one comes."""
 
 logger = logging.getLogger(__name__)
 

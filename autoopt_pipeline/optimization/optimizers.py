@@ -16,45 +16,45 @@ from autoopt_pipeline.modules.similarity import normalize_query, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.registry.serialization import ASKED, queries_shown, told
 
+# Their names, without the number that tells one candidate of theirs from the next.
 OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
-"""Their names, without the number that tells one candidate of theirs from the next."""
 
+# Of every optimizer that takes one, so the same traces give the same program.
 SEED = 9
-"""Of every optimizer that takes one, so the same traces give the same program."""
 
+# DSPy's own default for labelled demos; the other size that is tried is the most that the tenant allows.
 FEW_DEMOS = 16
-"""DSPy's own default for labelled demos; the other size that is tried is the most that the tenant allows."""
 
+# Sets of bootstrapped demos that are tried. DSPy's random search tries 16.
 BOOTSTRAPS = 6
-"""Sets of bootstrapped demos that are tried. DSPy's random search tries 16."""
 
+# Examples that a teacher is asked for each demo that it may fill, beside those for labelled demos.
 BOOTSTRAP_TRIES = 2
-"""Examples that a teacher is asked for each demo that it may fill, beside those for labelled demos."""
 
+# Training examples from which on an optimizer has enough to work with.
 MIN_FOR_BOOTSTRAP, MIN_FOR_GEPA, MIN_FOR_MIPRO = 30, 50, 100
-"""Training examples from which on an optimizer has enough to work with."""
 
+# Least score of an answer that may become a demo: half right answers would teach their wrong half too.
 FULLY_RIGHT = 1.0
-"""Least score of an answer that may become a demo: half right answers would teach their wrong half too."""
 
+# Most of the budget that is left which one search for instructions may take: its winner must be judged as well.
 SEARCH_SHARE = 0.5
-"""Most of the budget that is left which one search for instructions may take: its winner must be judged as well."""
 
+# Dev examples with which DSPy's searches for instructions choose: the last ones, for the race starts with the first
+# ones, and there what they chose has no advantage of having been chosen.
 SEARCH_DEV = 50
-"""Dev examples with which DSPy's searches for instructions choose: the last ones, for the race starts with the first
-ones, and there what they chose has no advantage of having been chosen."""
 
+# Most runs of the program in one GEPA, which may go beyond by one proposal and its evaluation.
 GEPA_RUNS = 300
-"""Most runs of the program in one GEPA, which may go beyond by one proposal and its evaluation."""
 
+# Examples that GEPA reflects on at once. Of DSPy's 3 a good program gets all right every other time, for nothing.
 GEPA_MINIBATCH = 8
-"""Examples that GEPA reflects on at once. Of DSPy's 3 a good program gets all right every other time, for nothing."""
 
+# Proposals of GEPA without a better program after which it ends.
 GEPA_PATIENCE = 10
-"""Proposals of GEPA without a better program after which it ends."""
 
+# Instructions that MIPROv2 writes, and how often it tries one.
 MIPRO_INSTRUCTIONS, MIPRO_TRIALS = 5, 6
-"""Instructions that MIPROv2 writes, and how often it tries one."""
 
 _WORTH = {Provenance.HUMAN: 1.0, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.6}
 

@@ -64,11 +64,11 @@ from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
+# Fewest training examples that are worth a search.
 MIN_TRAIN = 20
-"""Fewest training examples that are worth a search."""
 
+# Most examples that are used, the newest. More judge hardly better and cost two calls each.
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
-"""Most examples that are used, the newest. More judge hardly better and cost two calls each."""
 
 _LEDGER_TRIES = 20
 

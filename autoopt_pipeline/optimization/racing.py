@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 
 from autoopt_pipeline.hashing import unit_interval
 
+# Fewest examples after which somebody may be dropped; at fewer, luck decides.
 MIN_RUNG = 20
-"""Fewest examples after which somebody may be dropped; at fewer, luck decides."""
 
+# Standard errors of the paired difference that are clear: five answers against none, or seven against one.
 BEHIND = 2.0
-"""Standard errors of the paired difference that are clear: five answers against none, or seven against one."""
 
 P = TypeVar("P")
 T = TypeVar("T")

@@ -32,8 +32,8 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
 INCUMBENT = "incumbent"
 
+# Fewest dev examples that can choose among programs.
 MIN_DEV = 10
-"""Fewest dev examples that can choose among programs."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from autoopt_pipeline.timeline import Stretch
 
 ACTS_FOLDER = "_acts"  # safe names begin with a letter or a digit
 
+# Days with acts that one page looks through, where few of them are of the tenants that are asked for.
 _DAYS = 31
-"""Days with acts that one page looks through, where few of them are of the tenants that are asked for."""
 
 _DAY, _TIME = "%Y-%m-%d", "%H%M%S%f"
 

@@ -16,8 +16,8 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
 from autoopt_pipeline.tenant_id import safe_name
 
+# What goes first of a module, so that a reader in between finds nothing active rather than what is gone.
 _ORDER = ("active.json", "transitions", "versions")
-"""What goes first of a module, so that a reader in between finds nothing active rather than what is gone."""
 
 
 def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:

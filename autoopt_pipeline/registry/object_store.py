@@ -241,17 +241,17 @@ class ObjectStore:
 
 _TEMPORARY = ".writing-"
 
+# Where it is tried whether a store can be written. No tenant's folder can be called so.
 CHECK_FOLDER = "_doctor"
-"""Where it is tried whether a store can be written. No tenant's folder can be called so."""
 
+# Further tries after S3's 409. The conflict is over once the other writer is done.
 _CONFLICTS = 5
-"""Further tries after S3's 409. The conflict is over once the other writer is done."""
 
+# What file systems without hard links answer; Linux says EPERM for FAT. A folder's permissions are EACCES.
 _NO_HARD_LINKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMLINK})
-"""What file systems without hard links answer; Linux says EPERM for FAT. A folder's permissions are EACCES."""
 
+# Roots that were seen to create a file only once.
 _exclusive: set[str] = set()
-"""Roots that were seen to create a file only once."""
 
 
 def _to_install(root_url: str) -> str:

@@ -25,8 +25,8 @@ class Verdict(StrEnum):
     STALE = "stale"
 
 
+# A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere.
 VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
 
 
 class StoredRecord(BaseModel):

@@ -115,9 +115,9 @@ def compose(
     return program
 
 
+# Key of a demo under which it keeps its example's query, where its predictor is told another part of it. DSPy shows a
+# predictor's own fields only, and no field has a name with spaces.
 ASKED = "asked of the module"
-"""Key of a demo under which it keeps its example's query, where its predictor is told another part of it. DSPy shows a
-predictor's own fields only, and no field has a name with spaces."""
 
 
 def queries_shown(program: dspy.Module) -> set[str]:

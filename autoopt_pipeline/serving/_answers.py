@@ -13,11 +13,11 @@ from autoopt_pipeline.span_contract import BASELINE
 if TYPE_CHECKING:
     import dspy
 
+# Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline.
 Arm = Literal["active", "canary", "baseline"]
-"""Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline."""
 
+# An agent by name, or by name and description.
 AgentLike = str | tuple[str, str] | Label
-"""An agent by name, or by name and description."""
 
 
 @dataclass(frozen=True)

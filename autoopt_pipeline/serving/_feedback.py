@@ -29,24 +29,24 @@ from autoopt_pipeline.urls import without_login, without_secrets
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
+# Pieces of feedback that may wait. Further ones are dropped and reported.
 CAPACITY = 1000
-"""Pieces of feedback that may wait. Further ones are dropped and reported."""
 
+# How long a span may take to arrive. Phoenix stores about 130 a second; one that a sampler dropped never arrives.
 GIVE_UP_SECONDS = 900
-"""How long a span may take to arrive. Phoenix stores about 130 a second; one that a sampler dropped never arrives."""
 
+# Maximum length of an annotator's name. It is part of a database key, which databases limit.
 MAX_NAME_CHARS = 200
-"""Maximum length of an annotator's name. It is part of a database key, which databases limit."""
 
 MAX_CORRECTION_CHARS = 4000
 
 _BATCH = 100
+# Server errors after which a piece is sent alone, because it may be the cause.
 _ALONE_AFTER = 3
-"""Server errors after which a piece is sent alone, because it may be the cause."""
 
 _TIMEOUT_SECONDS = 10
+# First and longest wait before a retry. The wait doubles each time.
 _RETRY_SECONDS = (0.5, 30)
-"""First and longest wait before a retry. The wait doubles each time."""
 
 _FLUSH_AT_EXIT_SECONDS = 5
 

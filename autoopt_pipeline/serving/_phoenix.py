@@ -22,17 +22,17 @@ from autoopt_pipeline.urls import without_secrets
 
 logger = logging.getLogger(__name__)
 
+# Resource attribute that names a span's Phoenix project.
 PROJECT = "openinference.project.name"
-"""Resource attribute that names a span's Phoenix project."""
 
 _TIMEOUT_SECONDS = 10
 
+# OpenTelemetry's loggers for failed exports, which quote the server's response.
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-"""OpenTelemetry's loggers for failed exports, which quote the server's response."""
 
 
 class TenantSpans(SpanProcessor):

@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
+# Refreshes after which a module without requests is dropped. The next request loads it again.
 IDLE_REFRESHES = 20
-"""Refreshes after which a module without requests is dropped. The next request loads it again."""
 
+# Refreshes of due entries per interval, which spread the reads.
 _TICKS = 10
-"""Refreshes of due entries per interval, which spread the reads."""
 
+# Fraction of the interval by which a refresh varies, so that processes do not read in step.
 _JITTER = 0.2
-"""Fraction of the interval by which a refresh varies, so that processes do not read in step."""
 
+# Longest wait between retries, in refresh intervals, while the store fails or a rejected version stays active.
 _LONGEST_BACK_OFF = 10
-"""Longest wait between retries, in refresh intervals, while the store fails or a rejected version stays active."""
 
+# Concurrent first loads. They mostly wait for the store.
 _LOADERS = 8
-"""Concurrent first loads. They mostly wait for the store."""
 
 
 @dataclass(eq=False)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from autoopt_pipeline.modules.answer_format import AnswerFormat
 
+# Concurrent decisions per process for programs without an `aforward`. They mostly wait.
 _ASYNC_THREADS = 64
-"""Concurrent decisions per process for programs without an `aforward`. They mostly wait."""
 
 
 class Serving:

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from phoenix.client.__generated__.v1 import SpanAnnotationData
     from phoenix.client.types.spans import SpanQuery
 
+# Phoenix rejects GraphQL documents with more aliases.
 ALIASES_PER_DOCUMENT = 50
-"""Phoenix rejects GraphQL documents with more aliases."""
 
+# Projects or spans per request. Phoenix's own default limits would silently drop the rest.
 PAGE = 1000
-"""Projects or spans per request. Phoenix's own default limits would silently drop the rest."""
 
+# Decisions per data frame request, which takes 0.1 s of the server's single thread with selected columns.
 SPANS_PER_READ = 5000
-"""Decisions per data frame request, which takes 0.1 s of the server's single thread with selected columns."""
 
+# Older servers answer with "an unexpected error occurred" and no cause.
 OLDEST_PHOENIX = (17, 17)
-"""Older servers answer with "an unexpected error occurred" and no cause."""
 
 SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
 

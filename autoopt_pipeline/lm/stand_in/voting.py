@@ -8,17 +8,17 @@ from functools import lru_cache
 
 from autoopt_pipeline.lm.stand_in.prompt import Demo, Output, read_demos, read_outputs, words
 
+# The number of demos that vote. Three outvote one wrongly labelled neighbour.
 NEIGHBOURS = 3
-"""The number of demos that vote. Three outvote one wrongly labelled neighbour."""
 
+# The weight of a label whose name shares words with the query. A demo weighs up to 1.
 _NAME_WEIGHT = 0.3
-"""The weight of a label whose name shares words with the query. A demo weighs up to 1."""
 
+# Votes that all possible values share. They keep the confidence low while there is little evidence.
 _DOUBT = 0.5
-"""Votes that all possible values share. They keep the confidence low while there is little evidence."""
 
+# Two words that share so many first letters count as the same word of a label's name.
 _STEM = 4
-"""Two words that share so many first letters count as the same word of a label's name."""
 
 NO_TEXT = "The stand-in compares wording only."
 

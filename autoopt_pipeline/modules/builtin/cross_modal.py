@@ -33,11 +33,11 @@ from autoopt_pipeline.modules.spec import (
     Values,
 )
 
+# Minimum gain over not fusing. Below it, the second search is not worth its cost.
 MIN_GAIN = 0.05
-"""Minimum gain over not fusing. Below it, the second search is not worth its cost."""
 
+# Minimum outcomes of similar queries on each side of a comparison. With fewer, the difference would be chance.
 MIN_OUTCOMES = 2
-"""Minimum outcomes of similar queries on each side of a comparison. With fewer, the difference would be chance."""
 
 NONE = "none"
 

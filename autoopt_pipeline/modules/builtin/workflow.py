@@ -18,8 +18,8 @@ from autoopt_pipeline.modules.labeling import (
 from autoopt_pipeline.modules.scoring import PARALLEL, SEQUENTIAL
 from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec
 
+# Longest plan to learn from.
 MAX_AGENTS = 8
-"""Longest plan to learn from."""
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
