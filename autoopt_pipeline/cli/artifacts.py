@@ -14,7 +14,7 @@ from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import ConfigConflict
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
@@ -83,7 +83,9 @@ def _enter(parts: Connections, tenant: str, *, anything: bool) -> None:
         if anything or changes_in(history)[-1].what != "artifacts_deleted":
             start_anew(parts.configs, history[-1], actor=who(), now=datetime.now(UTC))
     elif anything:
-        enter_act(parts.files, actor=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
+        record_action(
+            parts.files, actor=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions"
+        )
 
 
 def _check_known(parts: Connections, files: ObjectStore, tenant: str) -> None:

@@ -11,7 +11,7 @@ from autoopt_pipeline.cli.context import connections, console, dagster_home, ins
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import UnknownTrace
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.config import valid_trace_id
@@ -59,7 +59,7 @@ def forget(
     for module in programs:
         module.drop_kept_answers()
     told = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
-    enter_act(parts.files, actor=who(), what="erased", tenant_id=tenant, module="", text=told)
+    record_action(parts.files, actor=who(), what="erased", tenant_id=tenant, module="", text=told)
     console.print("no program and no dataset of the tenant holds the text any more")
     _say_what_is_left(parts, trace_ids, _runs_saying(tenant, text, trace_ids))
     if running:

@@ -33,7 +33,7 @@ def repeatability(
     Records what it spent in `instance`, if there is one. Raises `AutooptError` if the measurement is not possible.
     """
     # Imports DSPy.
-    from autoopt_pipeline.evaluation.answer_noise import newest, told, told_of_gate
+    from autoopt_pipeline.evaluation.answer_noise import describe_gate_impact, describe_repetition, newest
     from autoopt_pipeline.lm.metering import Meter
     from autoopt_pipeline.lm.models import resolve_lm
     from autoopt_pipeline.registry.serialization import queries_shown
@@ -70,9 +70,9 @@ def repeatability(
     if found.unreadable == found.asked:
         yield fail(f"no answer could be read of {found.asked}, so nothing is known of others", _UNREADABLE)
         return
-    finding = told(found)
+    finding = describe_repetition(found)
     yield warn(finding, _remedy(lm)) if found.differing or found.unreadable else ok(finding)
-    yield ok(told_of_gate(found, _next_alpha(parts, tenant_id, spec.name)))
+    yield ok(describe_gate_impact(found, _next_alpha(parts, tenant_id, spec.name)))
 
 
 _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enough"

@@ -61,7 +61,7 @@ class Cleaned:
 
 def versions_with(artifacts: VersionStore, text: ForgottenText) -> list[str]:
     """The versions whose demos or instructions hold the text, damaged and half written ones included, oldest first."""
-    return list(dict.fromkeys(version for version, raw in artifacts.texts() if _holds(raw, text)))
+    return list(dict.fromkeys(version for version, raw in artifacts.iter_program_texts() if _holds(raw, text)))
 
 
 def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str) -> Cleaned:
@@ -104,7 +104,7 @@ def forget_in_programs(artifacts: VersionStore, text: ForgottenText, *, who: str
     for version in holding:
         artifacts.withdraw(version, actor=who, reason=reason)
     if holding:
-        artifacts.enter_act("erased", actor=who, text=f"{', '.join(holding)}: {reason}")
+        artifacts.record_action("erased", actor=who, text=f"{', '.join(holding)}: {reason}")
     return Cleaned(tuple(holding), before, after)
 
 

@@ -14,7 +14,7 @@ from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.similarity import normalize_query, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
-from autoopt_pipeline.registry.serialization import ASKED, queries_shown, told
+from autoopt_pipeline.registry.serialization import ASKED, demo_query, queries_shown
 
 # Their names, without the number that tells one candidate of theirs from the next.
 OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
@@ -308,7 +308,7 @@ def _cut(shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequenc
     for demo in demos:
         if answers.intersection(demo.keys()):
             own = dspy.Example(**{name: demo[name] for name in signature.fields if name in demo})
-            if (asked := _asked(shop.train, signature, demo)) not in {None, told(signature, own.toDict())}:
+            if (asked := _asked(shop.train, signature, demo)) not in {None, demo_query(signature, own.toDict())}:
                 own[ASKED] = asked
             cut.append(own)
     return cut

@@ -47,7 +47,7 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
     LedgerEntry,
     Manifest,
@@ -195,7 +195,7 @@ class _Optimization:
                 f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
                 f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not touched",
             )
-        if refused := why_unwanted(self.artifacts, searched.finalist.stored.digest):
+        if refused := promotion_block_reason(self.artifacts, searched.finalist.stored.digest):
             return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
         return self._judge(searched.finalist, incumbent, split)
 

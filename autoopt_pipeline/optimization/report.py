@@ -17,7 +17,7 @@ from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import instantiate, told
+from autoopt_pipeline.registry.serialization import demo_query, instantiate
 
 NO_ANSWER = "(no valid answer)"
 
@@ -197,5 +197,6 @@ def _demos(signature: type[dspy.Signature], predictor: dspy.Predict) -> list[str
     """`query -> answer`, the answer being all outputs that decide something."""
     deciding = [name for name in signature.output_fields if name not in {"reasoning", "confidence"}]
     return [
-        f"{told(signature, demo)} -> {', '.join(str(demo.get(name)) for name in deciding)}" for demo in predictor.demos
+        f"{demo_query(signature, demo)} -> {', '.join(str(demo.get(name)) for name in deciding)}"
+        for demo in predictor.demos
     ]

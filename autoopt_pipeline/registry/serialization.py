@@ -1,4 +1,4 @@
-"""Between a DSPy program and its stored state."""
+"""Converts DSPy programs to stored programs and back."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from autoopt_pipeline.registry.records import Program
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
-    """What a state must agree with: the predictors with their fields' names, order and types.
+    """Return a hash of the predictors with their fields' names, order and types, which a stored state must match.
 
-    A module's fixed labels belong to it; a tenant's agents come and go, so they do not. DSPy restores fields
-    by position and would load a state of another signature without a word.
+    It includes a module's fixed labels, but not a tenant's agents, because these change. It is needed because DSPy
+    restores fields by position and loads the state of another signature without an error.
     """
     agents = "" if spec.labels else str(Literal[tuple(label.name for label in labels)])  # ty: ignore[invalid-type-form]
     shape = []
@@ -33,46 +33,46 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
 
 
 def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
-    """A program as it is stored."""
+    """Return the stored form of a program."""
     return Program(
         tenant_id=tenant_id,
         module=spec.name,
         fingerprint=fingerprint(spec, labels, program),
         labels=[label.name for label in labels],
         answer_formats={
-            name: wanted
+            name: asked_in
             for name, predictor in program.named_predictors()
-            if (wanted := answer_format(predictor.signature)) != CHAT
+            if (asked_in := answer_format(predictor.signature)) != CHAT
         },
         state=program.dump_state(),
     )
 
 
 def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
-    """A stored program, ready to answer with the labels of today.
+    """Return the DSPy program of a stored one, with the current labels.
 
-    Demos that answer with a label that no longer exists are left out. Raises `InvalidArtifact` when the
-    module's signature has changed since, or when the state holds what no program of ours does.
+    Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
+    signature has changed since, or if the state is not one that `serialize` writes.
     """
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
             f"{stored.tenant_id}/{stored.module}: the program was made for another signature of the module",
-            "it is replaced by the next promotion; until then the baseline serves",
+            "the next promotion replaces it; until then the baseline serves",
         )
     signatures = {name: predictor.signature for name, predictor in program.named_predictors()}
     foreign = InvalidArtifact(
-        f"{stored.tenant_id}/{stored.module}: the program's state is none that was made here",
-        "find out who wrote it, and activate another",
+        f"{stored.tenant_id}/{stored.module}: the program's state was not written by autoopt",
+        "find out who wrote it, and activate another version",
     )
     if not signatures.keys() <= stored.predictors.keys():
         raise foreign
     try:
         program.load_state(stored.state)
-    except Exception as e:  # DSPy raises what it stumbles upon
+    except Exception as e:  # DSPy does not document what it raises
         raise foreign from e
     for name, predictor in program.named_predictors():
-        # The fields' descriptions name the labels: those of today, not those of the day it was stored.
+        # The fields' descriptions name the labels, which must be the current ones.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
         predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
@@ -80,9 +80,9 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
 
 
 def instantiate(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
-    """A stored program (None: the module's baseline), ready to be asked or compared, with these labels.
+    """Return the DSPy program of a stored one, or of the module's baseline for None, with these labels.
 
-    Raises `InvalidArtifact` when it was made for another signature, and so can serve nobody.
+    Raises `InvalidArtifact` if it was made for another signature.
     """
     spec = get_module(module)
     choices = spec.labels or tuple(Label(name) for name in labels)
@@ -96,11 +96,10 @@ def compose(
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
 ) -> dspy.Module:
-    """The program that serves where a module has no active version of its own.
+    """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
 
-    The baseline, with the stored programs of those parts that have one. `refused` is told of a part whose program
-    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `deserialize`.
-    Baselines are asked in `baseline_format`.
+    `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
+    its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
@@ -121,21 +120,21 @@ ASKED = "asked of the module"
 
 
 def queries_shown(program: dspy.Module) -> set[str]:
-    """The queries of all demos that a program shows to the model."""
+    """Return the queries of all demos that a program shows to the model."""
     return {
-        demo.get(ASKED) or told(predictor.signature, demo)
+        demo.get(ASKED) or demo_query(predictor.signature, demo)
         for predictor in program.predictors()
         for demo in predictor.demos
     }
 
 
-def told(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:
-    """What a demo says that its predictor was asked."""
+def demo_query(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:
+    """Return the query in a demo's own fields."""
     return query_of({name: demo.get(name, "") for name in signature.input_fields})
 
 
 def _fits(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> bool:
-    """Whether every answer of a demo is one that may still be given."""
+    """Whether every answer of a demo is still allowed."""
     for name, info in signature.output_fields.items():
         if name in demo:
             try:

@@ -129,7 +129,7 @@ def _check_serves(programs: ModuleVersions, version: str) -> None:
 def _enter(programs: ModuleVersions, what: str, *, actor: str, text: str) -> list[str]:
     """Enter what was done. Never fails, for it is done."""
     try:
-        programs.artifacts.enter_act(what, actor=actor, text=text)
+        programs.artifacts.record_action(what, actor=actor, text=text)
     except AutooptError as e:
         return [f"the activity does not tell of it: {e}"]
     return []
