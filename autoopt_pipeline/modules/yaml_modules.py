@@ -76,15 +76,15 @@ Paths = Annotated[
 class DeclaredModule(Strict):
     """One decision of the application: text inputs, and one of a few labels as output."""
 
-    description: Text = Field(description="The task, as the model is told it.")
+    description: Text = Field(description="The task, as the prompt states it.")
     span: Text = Field(description="Name of the spans that hold the decisions.")
-    inputs: dict[FieldName, Paths] = Field(min_length=1, description="Where each input stands.")
+    inputs: dict[FieldName, Paths] = Field(min_length=1, description="The attribute paths of each input.")
     required: tuple[str, ...] | None = Field(
         None, min_length=1, description="Inputs that a decision must have; by default all."
     )
     output: dict[FieldName, Paths] = Field(min_length=1, max_length=1, description="Where the answer stands.")
     labels: dict[LabelName, str] = Field(
-        min_length=2, max_length=MAX_LABELS, description="The possible answers, and what each stands for."
+        min_length=2, max_length=MAX_LABELS, description="The possible answers with their meanings."
     )
     confidence: Paths | None = Field(None, description="Where it stands how sure the application was, from 0 to 1.")
     success: Paths | None = Field(None, description="Where it stands whether the decision turned out well.")
@@ -152,8 +152,8 @@ def declared_modules(path: Path) -> list[ModuleSpec]:
     except OSError as e:
         raise InvalidSettings(f"{where}: {e.strerror}", "name a readable YAML file, or unset it") from None
     except ValidationError as e:
-        what = first_error(e) if isinstance(data, dict) else "the file does not begin with 'modules:'"
-        raise InvalidSettings(f"{where}: {what}", _REMEDY) from None
+        problem = first_error(e) if isinstance(data, dict) else "the file does not begin with 'modules:'"
+        raise InvalidSettings(f"{where}: {problem}", _REMEDY) from None
     except yaml.MarkedYAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise InvalidSettings(f"{where}{line}: {e.problem}", _REMEDY) from None

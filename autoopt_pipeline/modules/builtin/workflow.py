@@ -8,7 +8,7 @@ from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.coercion import parse_json
 from autoopt_pipeline.modules.labeling import (
     Unusable,
-    each,
+    collect_examples,
     find_right,
     make_example,
     read_attribute,
@@ -35,7 +35,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
             raise Unusable(f"the plan has more than {MAX_AGENTS} agents")
         return make_example(spec, decision, inputs, right)
 
-    return each(decisions, build)
+    return collect_examples(decisions, build)
 
 
 def agents_text(labels: Sequence[Label]) -> str:
