@@ -210,7 +210,7 @@ def test_answers_of_which_none_can_be_read_are_no_repetition(
     configure(store, llm)
     llm.trouble = ["what?"] * 40
     _, failed = aa(status=2)
-    assert failed["what"] == "no answer could be read of 20, so nothing is known of others"
+    assert failed["what"] == "none of 20 answers could be read, so repeatability is unknown"
     assert "--call-lm" in failed["remedy"]
 
 
@@ -265,7 +265,7 @@ def test_without_dagster_a_daily_budget_cannot_be_kept(
     assert aa()[1]["what"].startswith("repeatable")
     configure(store, llm, daily_budget={"max_tokens": 10**9})
     (failed,) = aa(status=2)
-    assert "what is left of the day's budget stands in Dagster, which is not here" in failed["what"]
+    assert "the rest of the day's budget is recorded in Dagster, which is not set up here" in failed["what"]
     assert llm.calls == 40
 
 
