@@ -136,18 +136,18 @@ def forget_in_datasets(
         return 0
     with phoenix.client(f"dataset {name}") as client:
         versions = client.datasets.get_dataset_versions(dataset=dataset_id, limit=10**6, timeout=_TIMEOUT_SECONDS)
-        found = {
+        affected = {
             example["id"]
             for version in versions
             for example in _version(client, dataset_id, version["version_id"]).examples
             if example["id"] in span_ids or not set(queries).isdisjoint(map(str, example["input"].values()))
         }
-        if found:
+        if affected:
             # One by one, because deleting the dataset would leave their hidden projects behind and make them visible.
             for experiment in client.experiments.list(dataset_id=dataset_id, timeout=_TIMEOUT_SECONDS):
                 client.experiments.delete(experiment_id=experiment["id"], delete_project=True)
             phoenix.delete_dataset(dataset_id)
-    return len(found)
+    return len(affected)
 
 
 def _upload(client: "Client", name: str, description: str, rows: Sequence[ComparedRow]) -> "Dataset":
