@@ -65,9 +65,9 @@ class Progress(Strict):
     @property
     def cost(self) -> str:
         """Text for calls, tokens, rate and time left."""
-        told = f"{self.calls:,} calls and {self.tokens:,} tokens in all, {self.speed}"
+        usage = f"{self.calls:,} calls and {self.tokens:,} tokens in all, {self.speed}"
         left = self.seconds_left
-        return told if left is None else f"{told}, {duration(timedelta(seconds=left))} left"
+        return usage if left is None else f"{usage}, {duration(timedelta(seconds=left))} left"
 
     def __str__(self) -> str:
         return f"{self.phase}: {self.count} after {duration(timedelta(seconds=self.seconds))}; {self.cost}"
@@ -138,13 +138,13 @@ def tracking(meter: "Meter", on_progress: ProgressCallback | None) -> Generator[
     ended = threading.Event()
 
     def report() -> None:
-        told = False
+        reported = False
         while not ended.wait(REPORT_SECONDS):
             progress = tracker.now()
-            if progress or told:
+            if progress or reported:
                 on_progress(progress)
-            told = progress is not None
-        if told:
+            reported = progress is not None
+        if reported:
             on_progress(None)
 
     reporter = threading.Thread(target=report, name="progress", daemon=True)

@@ -145,8 +145,8 @@ def _named_items(items: Sequence[str], asked: Sequence[str]) -> list[str]:
     return [named[place] for place in sorted(named)]
 
 
-def _alike(one: str, other: str) -> bool:
-    return one == other or (len(one) >= _STEM and one[:_STEM] == other[:_STEM])
+def _alike(word: str, other: str) -> bool:
+    return word == other or (len(word) >= _STEM and word[:_STEM] == other[:_STEM])
 
 
 @lru_cache(maxsize=256)
@@ -184,8 +184,8 @@ def _nearest(index: _Index, grams: frozenset[str], voters: Collection[int]) -> l
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:NEIGHBOURS]
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one) if one else 0.0
+def _overlap(grams: frozenset[str], other: frozenset[str]) -> float:
+    return len(grams & other) / len(grams) if grams else 0.0
 
 
 @lru_cache(maxsize=20_000)
