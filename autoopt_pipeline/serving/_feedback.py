@@ -55,7 +55,7 @@ _FLUSH_AT_EXIT_SECONDS = 5
 class FeedbackRequest:
     """What an application says of a decision.
 
-    Raises `InvalidRequest` where it says nothing or cannot be stored. No message quotes what was said.
+    Raises `InvalidRequest` if it is empty or cannot be stored. No message quotes its text.
     """
 
     correct: bool | None
@@ -67,7 +67,7 @@ class FeedbackRequest:
 
     def __post_init__(self) -> None:
         correction, by = stripped(self.correction), self.by
-        for wrong, what, remedy in (
+        for invalid, problem, remedy in (
             (
                 self.correct is None and self.correction is None and self.score is None,
                 "feedback says nothing",
@@ -100,8 +100,8 @@ class FeedbackRequest:
                 "pass a name or an id of who says so",
             ),
         ):
-            if wrong:
-                raise InvalidRequest(what, remedy)
+            if invalid:
+                raise InvalidRequest(problem, remedy)
 
     def annotation(self, span_id: str, name: str) -> NewAnnotation:
         """What is written to Phoenix about one of the decision's spans."""
@@ -248,8 +248,8 @@ class Feedback:
             self._later(batch, e)
         except Exception as e:  # noqa: BLE001 - one batch must not end the thread
             # The message of an unexpected error may quote the feedback.
-            told = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
-            self._lose(len(batch), told)
+            error = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
+            self._lose(len(batch), error)
             self._done(batch)
         else:
             self._problem = None
