@@ -47,7 +47,7 @@ def send_traffic(
     phoenix.annotate(
         [
             NewAnnotation(_hex(span), review.name, review.kind, review.label, review.metadata, review.score)
-            for span, played in zip(spans, (each for request in requests for each in request.spans), strict=True)
+            for span, played in zip(spans, (played for request in requests for played in request.spans), strict=True)
             for review in played.reviews
         ]
     )
