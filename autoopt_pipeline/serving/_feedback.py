@@ -53,7 +53,7 @@ _FLUSH_AT_EXIT_SECONDS = 5
 
 @dataclass(frozen=True)
 class FeedbackRequest:
-    """What an application says of a decision.
+    """An application's feedback on a decision.
 
     Raises `InvalidRequest` if it is empty or cannot be stored. No message quotes its text.
     """

@@ -57,7 +57,7 @@ def test_answers_scores_and_what_cannot_be_read_are_counted_apart() -> None:
 
 
 def test_nothing_that_was_asked_is_no_repetition() -> None:
-    with pytest.raises(ValueError, match="nothing was asked"):
+    with pytest.raises(ValueError, match="there are no answers to compare"):
         repetition(([], []), ([], []))
 
 

@@ -296,7 +296,7 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[
         if line.startswith("sequential test of"):
             run(artifacts, everything, run_id="quicker")
 
-    with pytest.raises(PromotionConflict, match="another run went on"):
+    with pytest.raises(PromotionConflict, match="another run has continued the sequential test"):
         job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
         optimize(job, lm, artifacts, log=another_run_is_quicker)
     assert len(artifacts.sequential_test()) == 2

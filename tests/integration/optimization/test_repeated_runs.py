@@ -185,7 +185,7 @@ def test_a_trial_that_ended_is_not_begun_again_by_repeating_the_run_that_began_i
     )
     again = world.run("again")
     assert (again.verdict, world.looked) == (Verdict.REJECTED, False)
-    assert "that sequential test has ended" in again.reason
+    assert "has already ended" in again.reason
     assert len(world.artifacts.sequential_test_steps()) == 2
 
 
