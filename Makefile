@@ -33,9 +33,9 @@ lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 milli
 TEST_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 
 # Where the model cannot be had, the other tests run all the same.
-test: install ## All tests (TESTS=... chooses some, as pytest takes them)
+test: install ## All tests (TESTS=... chooses some, as pytest takes them; COVERAGE=1 also shows what they cover)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
-	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(TESTS)
 
 test-fast: install ## The tests that start no server, no process and no Dagster instance: tests/unit
 	@.venv/bin/pytest -n 2 --dist loadfile tests/unit

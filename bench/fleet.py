@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -290,7 +290,7 @@ def make_home(home: Path, postgres_url: str | None = None) -> None:
 
 
 @contextmanager
-def postgres(processes: Processes, folder: Path) -> Iterator[str | None]:
+def postgres(processes: Processes, folder: Path) -> Generator[str | None]:
     """A Postgres server of our own; the URL of its database, or None where none is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     server = str(found[-1]) if found else shutil.which("postgres")

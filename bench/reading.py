@@ -17,11 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fleet import HOUR, own_database, postgres, write_traces
@@ -33,6 +33,9 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.reader import collect
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ON_POSTGRES = 10_000
 """Decisions that are read from Postgres too."""
@@ -92,7 +95,6 @@ def measure(
 
 def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
     """Read a tenant's last day in this process, which has imported what is needed before."""
-    import pandas as pd
     from phoenix.client import Client
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -114,7 +116,7 @@ def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
 
 
 @contextmanager
-def health(endpoint: str) -> Iterator[list[float]]:
+def health(endpoint: str) -> Generator[list[float]]:
     """The slowest answer of /healthz, in seconds."""
     slowest, done = [0.0], threading.Event()
 

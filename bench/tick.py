@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -159,7 +159,7 @@ def measure(sensor: str) -> dict[str, Any]:
 
 
 @contextmanager
-def counted_requests() -> Iterator[dict[str, int]]:
+def counted_requests() -> Generator[dict[str, int]]:
     """What goes over HTTP, bodies only, unpacked."""
     counts = {"requests": 0, "sent": 0, "received": 0}
     send: Callable[..., httpx.Response] = httpx.Client.send

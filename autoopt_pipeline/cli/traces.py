@@ -16,7 +16,6 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, UnknownModule
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.modules.redaction import Redact, load_redaction
-from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.scheduling.conditions import learnt_from
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -26,6 +25,7 @@ from autoopt_pipeline.text import one_line
 from autoopt_pipeline.traces.inspect import AsRead, Survey, as_read, survey
 
 if TYPE_CHECKING:
+    from autoopt_pipeline.modules.spec import Label, ModuleSpec
     from autoopt_pipeline.traces.reader import Collected
 
 app = typer.Typer(help="See what is read of a tenant's spans in Phoenix.", no_args_is_help=True)

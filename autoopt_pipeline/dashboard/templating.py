@@ -1,11 +1,10 @@
 """Pages from templates. All values are escaped, so that text from a tenant is never markup."""
 
 import hashlib
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import jinja2
@@ -17,6 +16,9 @@ from starlette.responses import HTMLResponse, Response
 from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.text import ago, duration, one_line, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"

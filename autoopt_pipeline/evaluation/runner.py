@@ -23,6 +23,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.registry.serialization import SOURCE
 from autoopt_pipeline.text import one_line
 
 # The confidence that a demo shows, by its label's source. A demo without one teaches the model to leave it out.
@@ -71,7 +72,8 @@ def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
     """Return the example for DSPy's optimizers, usable as a demo. `ASSUMED` names the values that must not judge."""
     answers = {**example.assumed, **example.right, "confidence": DEMO_CONFIDENCE[example.provenance]}
     assumed = {ASSUMED: tuple(example.assumed)} if example.assumed else {}
-    return dspy.Example(**example.inputs, **answers, **assumed).with_inputs(*example.inputs)
+    source = {SOURCE: example.span_id}
+    return dspy.Example(**example.inputs, **answers, **assumed, **source).with_inputs(*example.inputs)
 
 
 def answer_all(

@@ -12,9 +12,9 @@ from gepa.utils import NoImprovementStopper
 
 from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
-from autoopt_pipeline.modules.similarity import normalize_query, word_set
+from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
-from autoopt_pipeline.registry.serialization import ASKED, demo_query, queries_shown
+from autoopt_pipeline.registry.serialization import ASKED, SOURCE, demo_query, queries_shown
 
 # The names of the optimizers, without the numbers of their candidates.
 OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
@@ -125,7 +125,7 @@ def _coverage(shop: OptimizerContext, k: int) -> dspy.Module:
         for field in [name for name in predictor.signature.output_fields if name in shop.spec.outputs][:1]:
             known = [example for example in shop.train if field in example.right]
             chosen = pick_coverage(known, k, lambda example, field=field: json.dumps(example.right[field]))
-            predictor.demos = _cut(shop, predictor.signature, _dspy(shop, chosen))
+            predictor.demos = _trim_demos(shop, predictor.signature, _dspy(shop, chosen))
     return program
 
 
@@ -173,7 +173,7 @@ def _bootstrap(shop: OptimizerContext, seed: int) -> dspy.Module:
     _rng(seed).shuffle(trainset)
     trainset = trainset[: shop.max_labeled_demos + BOOTSTRAP_TRIES * shop.max_bootstrapped_demos]
     optimizer = dspy.BootstrapFewShot(
-        metric=scorer(shop.spec),
+        metric=_noting_sources(scorer(shop.spec)),
         metric_threshold=FULLY_RIGHT,
         teacher_settings={"lm": shop.teacher.lm},
         max_bootstrapped_demos=_rng(seed).randint(1, shop.max_bootstrapped_demos),
@@ -293,38 +293,51 @@ def _with_demos_of(shop: OptimizerContext, compiled: dspy.Module) -> dspy.Module
     """
     program = shop.start.deepcopy()
     for predictor, other in zip(program.predictors(), compiled.predictors(), strict=True):
-        predictor.demos = _cut(shop, predictor.signature, other.demos)
+        predictor.demos = _trim_demos(shop, predictor.signature, other.demos)
     return program
 
 
-def _cut(shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]) -> list[dspy.Example]:
-    """Demos with nothing but the predictor's own fields, of those that show an answer and not just how sure it is.
+def _trim_demos(
+    shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]
+) -> list[dspy.Example]:
+    """Reduce demos to the predictor's own fields and their source. Demos with no answer but a confidence are left out.
 
-    One that does not tell the whole query, because other predictors get the rest, keeps it beside its fields: else
-    nobody could tell later which examples a program has seen.
+    If a demo's fields lack a part of the query, because other predictors get it, the demo keeps the query under a key
+    of its own, so that the examples that a program has seen are known.
     """
     answers = set(signature.output_fields) - {"confidence"}
-    cut = []
+    by_span = {example.span_id: example for example in shop.train}
+    trimmed = []
     for demo in demos:
         if answers.intersection(demo.keys()):
             own = dspy.Example(**{name: demo[name] for name in signature.fields if name in demo})
-            if (asked := _asked(shop.train, signature, demo)) not in {None, demo_query(signature, own.toDict())}:
-                own[ASKED] = asked
-            cut.append(own)
-    return cut
+            trimmed.append(own)
+            example = by_span.get(demo.get(SOURCE))
+            if example is None:
+                continue
+            if not _quotes_others(own, example, shop.train):
+                own[SOURCE] = example.span_id
+            if example.query != demo_query(signature, own.toDict()):
+                own[ASKED] = example.query
+    return trimmed
 
 
-def _asked(train: Sequence[Example], signature: type[dspy.Signature], demo: dspy.Example) -> str | None:
-    """The query of the first training example that agrees with a demo in every input that both have, or None.
+def _quotes_others(demo: dspy.Example, example: Example, train: Sequence[Example]) -> bool:
+    """Whether a demo quotes other examples than its own, which a teacher saw when it wrote the answer."""
+    known = {str(value) for value in (*example.inputs.values(), *example.right.values(), *example.assumed.values())}
+    written = " ".join(text for value in demo.values() if (text := str(value)) not in known)
+    return any(quotes(written, other.query) for other in train if other.span_id != example.span_id)
 
-    None too where a predictor is told nothing but what others answered.
-    """
-    told_both = {name for name in signature.input_fields if name in demo}
-    for example in train:
-        shared = [name for name in example.inputs if name in told_both]
-        if shared and all(demo[name] == example.inputs[name] for name in shared):
-            return example.query
-    return None
+
+def _noting_sources(metric: Callable[..., float]) -> Callable[..., float]:
+    """Return a metric that also records the example in the trace, because DSPy makes demos from the trace."""
+
+    def judge(gold: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        for _, inputs, _ in trace or ():
+            inputs[SOURCE] = gold[SOURCE]
+        return metric(gold, prediction, trace)
+
+    return judge
 
 
 def _rng(seed: int) -> random.Random:

@@ -102,6 +102,10 @@ def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
     return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
+DemoSources = dict[str, list[str | None]]
+"""By predictor: the id of the span that each of its demos came from, in the order of the demos. None is unknown."""
+
+
 class SignatureState(StoredRecord):
     instructions: str
 
@@ -126,7 +130,8 @@ class PredictorState(StoredRecord):
 class Program(StoredRecord):
     """A stored program. It holds no time and no run id, so equal traces give equal bytes.
 
-    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format.
+    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format. `demo_sources` is stored
+    in the manifest, so it is not part of the encoded program.
     """
 
     format: Literal[1] = 1
@@ -136,12 +141,18 @@ class Program(StoredRecord):
     labels: list[str]
     answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
     state: dict[str, Any]
+    demo_sources: DemoSources = Field(default={}, exclude=True)
 
     @property
     def answer_format(self) -> str:
         """The format of its answers: `chat`, `json_schema`, or `mixed` if its predictors differ."""
         formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
         return formats.pop() if len(formats) == 1 else "mixed"
+
+    def demos(self, predictor: str) -> list[tuple[dict[str, Any], str | None]]:
+        """The demos of a predictor with their sources, which are unknown if the manifest names more or fewer."""
+        demos, sources = self.state[predictor]["demos"], self.demo_sources.get(predictor, [])
+        return list(zip(demos, sources if len(sources) == len(demos) else [None] * len(demos), strict=True))
 
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
@@ -163,8 +174,9 @@ class Program(StoredRecord):
 class Manifest(StoredRecord):
     """How a version was made, and its measurements. Scores are None if nothing was measured.
 
-    `lm_settings` were sent with every request to the model. `unread` counts the answers on the holdout that could not
-    be scored, by program (incumbent, candidate) and reason.
+    `demo_sources` names the span that each demo of the program came from. `lm_settings` were sent with every request to
+    the model. `unread` counts the answers on the holdout that could not be scored, by program (incumbent, candidate)
+    and reason.
     """
 
     version: VersionName
@@ -188,6 +200,7 @@ class Manifest(StoredRecord):
     lm: str
     lm_settings: dict[str, float | int | str] = {}
     answer_format: str = "chat"
+    demo_sources: DemoSources = {}
     teacher_lm: str | None = None
     stand_in: bool
     lm_calls: int
@@ -206,6 +219,7 @@ class ProgramFacts(TypedDict):
     program_sha256: str
     created_at: datetime
     answer_format: str
+    demo_sources: DemoSources
     packages: dict[str, str]
 
 
@@ -216,6 +230,7 @@ def program_facts(program: Program, at: datetime) -> ProgramFacts:
         "program_sha256": program.digest,
         "created_at": datetime.now(UTC),
         "answer_format": program.answer_format,
+        "demo_sources": program.demo_sources,
         "packages": {name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
     }
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -34,6 +34,10 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
 
 def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
     """Return the stored form of a program."""
+    state = program.dump_state()
+    for predictor in state.values():
+        for demo in predictor["demos"]:
+            demo.pop(SOURCE, None)
     return Program(
         tenant_id=tenant_id,
         module=spec.name,
@@ -44,7 +48,10 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (asked_in := answer_format(predictor.signature)) != CHAT
         },
-        state=program.dump_state(),
+        state=state,
+        demo_sources={
+            name: [demo.get(SOURCE) for demo in predictor.demos] for name, predictor in program.named_predictors()
+        },
     )
 
 
@@ -74,7 +81,9 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
     for name, predictor in program.named_predictors():
         # The fields' descriptions name the labels, which must be the current ones.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
-        predictor.demos = [demo for demo in predictor.demos if _fits(signatures[name], demo)]
+        predictor.demos = [
+            {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
+        ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
     return program
 
@@ -114,18 +123,26 @@ def compose(
     return program
 
 
-# Key of a demo under which it keeps its example's query, where its predictor is told another part of it. DSPy shows a
-# predictor's own fields only, and no field has a name with spaces.
+# Key of a demo for its example's query, if the predictor's fields lack a part of it. DSPy only shows a predictor's own
+# fields, and no field has a name with spaces.
 ASKED = "asked of the module"
+
+
+# Key of a `dspy.Example`, and of the demos made from it, with the id of its span. DSPy hides fields named dspy_*. It is
+# stored in the manifest instead of the program.
+SOURCE = "dspy_source"
 
 
 def queries_shown(program: dspy.Module) -> set[str]:
     """Return the queries of all demos that a program shows to the model."""
-    return {
-        demo.get(ASKED) or demo_query(predictor.signature, demo)
-        for predictor in program.predictors()
-        for demo in predictor.demos
-    }
+    return {query for _, query in demos_shown(program)}
+
+
+def demos_shown(program: dspy.Module) -> Iterator[tuple[str | None, str]]:
+    """Yield the source (None if unknown) and the query of each demo that a program shows to the model."""
+    for predictor in program.predictors():
+        for demo in predictor.demos:
+            yield demo.get(SOURCE), demo.get(ASKED) or demo_query(predictor.signature, demo)
 
 
 def demo_query(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:

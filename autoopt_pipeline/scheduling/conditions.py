@@ -138,7 +138,7 @@ class NeedsEvidence:
     since: datetime | None
 
 
-def decide(
+def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
     config: RoutingConfigUnified,
     spec: ModuleSpec,
     attempts: Attempts,

@@ -51,7 +51,7 @@ class Serving:
     Feedback goes to `phoenix_endpoint`; by default to where `trace_to_phoenix` sends the decisions of this provider.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only settings with defaults
         self,
         artifacts_url: str | None = None,
         *,
@@ -148,7 +148,7 @@ class Serving:
         spec = get_module(module)
         return self._programs.get(tenant_id, spec, labels_of(spec, agents), request_id)
 
-    def feedback(
+    def feedback(  # noqa: PLR0913 - keyword-only, and most calls give one
         self,
         decision: Decision,
         *,

@@ -71,7 +71,7 @@ def dataset_name(tenant_id: str, module: str) -> str:
     return f"autoopt.{safe_name(tenant_id)}.{module}.holdout"
 
 
-def publish_comparison(
+def publish_comparison(  # noqa: PLR0913 - keyword-only facts of one comparison
     phoenix: Phoenix,
     tenant_id: str,
     module: str,

@@ -4,7 +4,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,7 +109,7 @@ class Proxy:
 
 
 @contextmanager
-def proxy(target: str) -> Iterator[Proxy]:
+def proxy(target: str) -> Generator[Proxy]:
     """A proxy in front of the server at `target`, an address without a path."""
     state = Proxy(target)
     client = httpx.Client(base_url=target, timeout=60)
@@ -164,7 +164,7 @@ def proxy(target: str) -> Iterator[Proxy]:
 
 
 @contextmanager
-def own_disk(folder: Path, size: str) -> Iterator[bool]:
+def own_disk(folder: Path, size: str) -> Generator[bool]:
     """A file system of its own in a folder. False where it cannot be mounted, which needs root."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -177,7 +177,7 @@ def own_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 @contextmanager
-def read_only(disk: Path) -> Iterator[None]:
+def read_only(disk: Path) -> Generator[None]:
     """A mounted file system that takes no writes, as after an error of its device."""
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -286,7 +286,7 @@ def marker(tenant: str) -> str:
 
 
 @contextmanager
-def world(home: Path, *, postgres: bool = False) -> Iterator[World]:
+def world(home: Path, *, postgres: bool = False) -> Generator[World]:
     """Start everything, with Dagster's storage on SQLite or on Postgres. On leaving, all of it is gone."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -109,7 +109,7 @@ def node_address() -> str:
 
 
 @contextmanager
-def new_namespace() -> Iterator[Cluster]:
+def new_namespace() -> Generator[Cluster]:
     """A namespace that is gone after the block, with all that is in it."""
     kubernetes.config.load_kube_config()
     core, name = CoreV1Api(), f"autoopt-e2e-{uuid.uuid4().hex[:8]}"

@@ -1,7 +1,7 @@
 """The release under test, with what it needs on this machine, and what is asked of it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -221,7 +221,7 @@ def values_for(image: str, servers: Servers, **changed: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Iterator[Deployment]:
+def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Generator[Deployment]:
     """The chart, installed with Secrets that were there before it."""
     cluster.add_secret("cogniverse-config", **{"store-url": servers.store_url})
     cluster.add_secret("dagster-db", **{"postgresql-password": servers.secrets.postgres})
@@ -234,7 +234,7 @@ def deploy(cluster: Cluster, servers: Servers, folder: Path, image: str) -> Iter
 
 
 @contextmanager
-def _records(servers: Servers, folder: Path) -> Iterator[dg.DagsterInstance]:
+def _records(servers: Servers, folder: Path) -> Generator[dg.DagsterInstance]:
     """The cluster's Dagster instance, as far as it stands in the database."""
     database = {
         "hostname": servers.host,

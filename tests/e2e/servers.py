@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +87,7 @@ def address_towards(node: str) -> str:
 
 
 @contextmanager
-def serve(host: str) -> Iterator[Servers]:
+def serve(host: str) -> Generator[Servers]:
     """All of them, until the end of the block."""
     made = Secrets()
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def _redis(processes: Processes, folder: Path, host: str, password: str) -> int:
 
 
 @contextmanager
-def _s3(host: str) -> Iterator[str]:
+def _s3(host: str) -> Generator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 

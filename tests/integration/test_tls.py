@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def tls_before(port: int, authority: Path) -> Iterator[str]:
+def tls_before(port: int, authority: Path) -> Generator[str]:
     """A TLS proxy before a server on this machine; its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "srv.pem", authority / "srv.key")

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -41,8 +42,10 @@ class Installed:
             text=True,
         )
 
-    def autoopt(self, *arguments: str | Path, status: int = 0, home: Path | None = None, **env: str) -> str:
-        process = self.command(*arguments, home=home, **env)
+    def autoopt(
+        self, *arguments: str | Path, status: int = 0, home: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> str:
+        process = self.command(*arguments, home=home, **(env or {}))
         out, err = process.communicate(timeout=300)
         assert process.returncode == status, out + err
         return err or out
@@ -129,10 +132,10 @@ def test_the_loop_runs_outside_of_a_checkout(complete: Installed, phoenix: Phoen
     assert f"\nDAGSTER_HOME='{home}'\n" in (home / "autoopt.env").read_text()
     assert (home / "autoopt.env").stat().st_mode & 0o777 == 0o600
     here = {"DAGSTER_HOME": str(home), "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
-    complete.autoopt("tenants", "add", tenant, *AGENTS, **here)
-    complete.autoopt("simulate", tenant, "--traces", "400", **here)
-    assert "routing: promoted" in complete.autoopt("trigger", "--tenant-id", tenant, "--module", "routing", **here)
-    assert "active" in complete.autoopt("versions", tenant, "routing", **here)
+    complete.autoopt("tenants", "add", tenant, *AGENTS, env=here)
+    complete.autoopt("simulate", tenant, "--traces", "400", env=here)
+    assert "routing: promoted" in complete.autoopt("trigger", "--tenant-id", tenant, "--module", "routing", env=here)
+    assert "active" in complete.autoopt("versions", tenant, "routing", env=here)
     assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", "autoopt.env", ".autoopt"}
     assert [path.name for path in complete.folder.iterdir()] == ["new home"]
 
@@ -165,7 +168,7 @@ def test_up_says_what_it_lacks(complete: Installed, tmp_path: Path) -> None:
     complete.autoopt("init", tmp_path)
     path = f"{complete.environment / 'bin'}:/usr/bin:/bin"
     ports = [word for name in ("phoenix", "dagster", "dashboard") for word in (f"--{name}-port", str(free_port()))]
-    lacking = complete.autoopt("up", *ports, home=tmp_path, status=2, PATH=path)
+    lacking = complete.autoopt("up", *ports, home=tmp_path, status=2, env={"PATH": path})
     assert "the Phoenix server is not installed" in lacking
     assert "set AUTOOPT_PHOENIX_COMMAND" in lacking
     file = tmp_path / "dagster.yaml"

@@ -9,7 +9,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, quote_plus
 
@@ -39,7 +39,7 @@ TOKEN = string.ascii_letters + string.digits + "-_"
 
 
 @contextmanager
-def knowing(*known: str) -> Iterator[None]:
+def knowing(*known: str) -> Generator[None]:
     """Only these secrets are registered."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "_secrets", {})

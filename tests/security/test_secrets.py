@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -59,8 +59,8 @@ class Place:
         self.llm = llm
         self._commands = 0
 
-    def autoopt(self, *arguments: str, status: int = 0, **env: str) -> str:
-        return self._kept(autoopt(*arguments, status=status, **{**self.env, **env}))
+    def autoopt(self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None) -> str:
+        return self._kept(autoopt(*arguments, status=status, env={**self.env, **(env or {})}))
 
     def fail(self, **env: str) -> str:
         """Why a run in this process failed. Dagster stores the error with all its causes."""
@@ -201,7 +201,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(place: Place) -> None:
         (["config", "set", TENANT, f'lm={{"model": "x", "api_base": "http://a:{SECRETS["lm"]}@b"}}'], 2, {}),
         (["status"], 2, {"AUTOOPT_LM_API_KEY_ENV": SECRETS["lm"]}),
     ):
-        place.autoopt(*arguments, status=status, **env)
+        place.autoopt(*arguments, status=status, env=env)
 
     left = dict(place.left_behind())
     kinds = (
@@ -228,7 +228,7 @@ def test_the_job_of_a_run_and_the_instance_that_it_is_told_of_hold_no_secret(pla
         told = dg.serialize_value(InstanceRef.from_dir(str(tmp_path)))
         assert "HIDDEN_POSTGRES_URL" in told
         assert leaks(told.encode()) == set()
-        said = place.autoopt("status", status=2, DAGSTER_HOME=str(tmp_path))
+        said = place.autoopt("status", status=2, env={"DAGSTER_HOME": str(tmp_path)})
     assert leaks(said.encode()) == set()
 
 

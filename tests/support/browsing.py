@@ -1,7 +1,7 @@
 """A real Chromium without a window."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PATIENCE = 60
 
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
+def chromium(folder: Path) -> Generator[webdriver.Chrome]:
     """Skips where there is none."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser or not driver:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -21,12 +22,12 @@ AGENTS = [
 ]
 
 
-def autoopt(*arguments: str, status: int = 0, width: int = 200, **env: str) -> str:
+def autoopt(*arguments: str, status: int = 0, width: int = 200, env: Mapping[str, str] | None = None) -> str:
     """Run the entry point and return what it prints, or its error where there is one."""
     out, err = io.StringIO(), io.StringIO()
     returned = 0
     # A command sets variables for its process, which is this one.
-    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ, env):
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ, env or {}):
         patch.setattr(sys, "argv", ["autoopt", *arguments])
         patch.setattr(context.console, "file", out)
         patch.setattr(context.console, "width", width)

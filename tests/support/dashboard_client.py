@@ -1,7 +1,7 @@
 """The dashboard as a browser meets it: a client for its pages, and their forms, filled in and sent."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,7 +32,7 @@ def client(instance: dg.DagsterInstance, access: Access | None = None) -> TestCl
 
 
 @contextmanager
-def visiting(home: Path, access: Access | None = None) -> Iterator[TestClient]:
+def visiting(home: Path, access: Access | None = None) -> Generator[TestClient]:
     """A browser at a dashboard that looks at all tenants, on the instance of `home`. It follows no redirections."""
     with open_instance(home) as instance:
         app = create_app(open_dashboard(Connections(load_settings()), instance, access or everybody()))

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,7 +19,7 @@ class Server:
 
 
 @contextmanager
-def answering(body: bytes, *, version: str | None = None, status: int = 200, port: int = 0) -> Iterator[Server]:
+def answering(body: bytes, *, version: str | None = None, status: int = 200, port: int = 0) -> Generator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self, text: bytes) -> None:
             served.asked.append(f"{self.command} {self.path.partition('?')[0]}")

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,7 +68,7 @@ def kubeconfig(folder: Path, address: str) -> Path:
 
 
 @contextmanager
-def serve(api: KubeApi) -> Iterator[str]:
+def serve(api: KubeApi) -> Generator[str]:
     """Serve until the end of the block. Gives the address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ def serve(api: KubeApi) -> Iterator[str]:
 
 
 @contextmanager
-def instance_of_jobs(api: KubeApi, folder: Path) -> Iterator[dg.DagsterInstance]:
+def instance_of_jobs(api: KubeApi, folder: Path) -> Generator[dg.DagsterInstance]:
     """An instance whose runs are Jobs on the server."""
     with serve(api) as address:
         launcher = {

@@ -5,9 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, sample_truths
 from autoopt_pipeline.evaluation.split import HoldoutExample, Split
+from autoopt_pipeline.lm.metering import Meter
+from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
-from autoopt_pipeline.tenants.config import Agent, RoutingConfigUnified
+from autoopt_pipeline.optimization.optimizers import OptimizerContext
+from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 
 ROUTING, UNIFIED = get_module("routing"), get_module("unified")
 LABELS = [Label(name, text) for name, text in SAMPLE_AGENTS.items()]
@@ -40,3 +43,14 @@ def split_of(spec: ModuleSpec, train: int, dev: int, holdout: int = 0) -> Split:
     made = examples(spec, train + dev + holdout)
     judged = tuple(HoldoutExample(example, (example.query,)) for example in made[train + dev :])
     return Split(made[:train], made[train : train + dev], judged, (), 0, 0, 0, 0)
+
+
+def stand_in(max_calls: int = 10**6, max_tokens: int = 10**12) -> MeteredLM:
+    return metered_lm(LMSettings(model="stand-in"), Meter(max_calls, max_tokens))
+
+
+def context_of(
+    spec: ModuleSpec, train: int = 60, dev: int = 40, *, labeled: int = 20, bootstrapped: int = 4
+) -> OptimizerContext:
+    split, lm = split_of(spec, train, dev), stand_in()
+    return OptimizerContext(spec, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped)

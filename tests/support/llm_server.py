@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -133,7 +133,7 @@ class Answered:
 
 
 @contextmanager
-def llm_server(host: str = "127.0.0.1") -> Iterator[LLMServer]:
+def llm_server(host: str = "127.0.0.1") -> Generator[LLMServer]:
     engine = StandInEngine()
 
     class Handler(BaseHTTPRequestHandler):

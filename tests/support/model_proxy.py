@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +33,7 @@ class ModelProxy:
 
 
 @contextmanager
-def model_proxy(model: str) -> Iterator[ModelProxy]:
+def model_proxy(model: str) -> Generator[ModelProxy]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement

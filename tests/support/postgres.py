@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Postgres:
 
 
 @contextmanager
-def new_postgres() -> Iterator[Postgres]:
+def new_postgres() -> Generator[Postgres]:
     """An empty database, not yet started. Skips where no server is installed."""
     # Debian leaves the server out of PATH.
     found = [*map(Path, filter(None, [shutil.which("postgres")])), *Path("/usr/lib/postgresql").glob("*/bin/postgres")]

@@ -1,13 +1,13 @@
 """S3, as moto plays it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
 
 
 @contextmanager
-def s3_bucket() -> Iterator[str]:
+def s3_bucket() -> Generator[str]:
     """The address of an S3 server with an empty bucket, for this process."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs")
     moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")

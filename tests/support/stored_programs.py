@@ -44,6 +44,7 @@ def manifest_of(
         version=version,
         program_sha256=program.digest,
         created_at=at,
+        demo_sources=program.demo_sources,
         run_id="r",
         parent=None,
         verdict=verdict,

@@ -16,7 +16,7 @@ COLUMNS = (
     ("new", "New traces"),
     ("score", "Serves"),
     ("verdict", "Last verdict"),
-    ("next", "Next look"),
+    ("next", "Next check"),
 )
 
 

@@ -135,8 +135,8 @@ def test_a_wrong_setting_is_one_line_that_names_it(home: Path, name: str, value:
 def test_phoenix_down_is_told_and_touches_nothing(home: Path) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     down = {"AUTOOPT_PHOENIX_ENDPOINT": "http://127.0.0.1:9"}
-    assert "http://127.0.0.1:9 does not answer" in autoopt("simulate", "acme", status=2, **down)
-    assert "http://127.0.0.1:9 does not answer" in autoopt("status", status=2, **down)
+    assert "http://127.0.0.1:9 does not answer" in autoopt("simulate", "acme", status=2, env=down)
+    assert "http://127.0.0.1:9 does not answer" in autoopt("status", status=2, env=down)
 
 
 def test_the_seeds_rows_are_imported(home: Path) -> None:
@@ -154,9 +154,9 @@ def test_the_seeds_rows_are_imported(home: Path) -> None:
 def test_traffic_is_sent_and_seen_in_the_status(home: Path, phoenix: Phoenix, tenant: str) -> None:
     here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
     autoopt("tenants", "add", tenant, *AGENTS)
-    assert "has no project" in autoopt("status", tenant, **here)
-    assert "30 traces" in autoopt("simulate", tenant, "--traces", "30", **here)
-    assert "30 new traces, 100 needed" in autoopt("status", tenant, **here)
+    assert "has no project" in autoopt("status", tenant, env=here)
+    assert "30 traces" in autoopt("simulate", tenant, "--traces", "30", env=here)
+    assert "30 new traces, 100 needed" in autoopt("status", tenant, env=here)
 
 
 def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, phoenix: Phoenix, tenant: str) -> None:
@@ -165,12 +165,12 @@ def test_real_queries_are_played_with_the_tenants_agents_as_labels(home: Path, p
     Path("queries.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     autoopt("tenants", "add", tenant, "--agent", "bank", "--agent", "home")
     fields = ["--query-field", "text", "--label-field", "domain"]
-    assert "20 traces" in autoopt("simulate", tenant, "--queries", "queries.jsonl", *fields, **here)
-    wrong = autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, **here)
+    assert "20 traces" in autoopt("simulate", tenant, "--queries", "queries.jsonl", *fields, env=here)
+    wrong = autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, env=here)
     assert "line 1" in wrong
     assert "--query-field" in wrong
     Path("queries.jsonl").write_text(json.dumps({"query": "x", "agent": "moon"}))
-    assert "'moon' is no agent" in autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, **here)
+    assert "'moon' is no agent" in autoopt("simulate", tenant, "--queries", "queries.jsonl", status=2, env=here)
     assert trace_count(phoenix, tenant) == 20
 
 
@@ -197,7 +197,7 @@ def test_a_value_that_looks_like_markup_does_not_hide_the_others(home: Path, pho
     store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     store.write("odd", {"tenant_id": "odd", "promotion_mode": "[/]", "[red]": 1})
     for command, status in ((["tenants", "list"], 0), (["status"], 2)):
-        listed = autoopt(*command, status=status, AUTOOPT_PHOENIX_ENDPOINT=phoenix.endpoint)
+        listed = autoopt(*command, status=status, env={"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint})
         assert "acme" in listed
         assert "[red]" in listed
 

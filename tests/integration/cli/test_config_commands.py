@@ -110,23 +110,23 @@ def test_a_version_that_is_not_valid_any_more_is_refused_by_name(acme: TenantCon
 def test_what_is_edited_is_saved_and_shown(acme: TenantConfigStore, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     code = f"pathlib.Path({str(seen)!r}).write_text(oct(f.stat().st_mode) + text); text = text.replace('2000', '77')"
-    said = autoopt("config", "edit", "acme", **editor(code))
+    said = autoopt("config", "edit", "acme", env=editor(code))
     assert "configuration version 3" in said
     assert "budget.max_lm_calls: 2000 -> 77" in said
     assert read_config(acme, "acme")[0].budget.max_lm_calls == 77
     assert seen.read_text().startswith(oct(stat.S_IFREG | 0o600))
     assert "# min_samples_for_optimization: 100\n" in seen.read_text()
-    assert "nothing was changed" in autoopt("config", "edit", "acme", **editor("pass"))
+    assert "nothing was changed" in autoopt("config", "edit", "acme", env=editor("pass"))
 
 
 def test_a_deleted_line_follows_the_default_again(acme: TenantConfigStore) -> None:
-    autoopt("config", "edit", "acme", **editor("text = text.replace('budget:\\n  max_lm_calls: 2000\\n', '')"))
+    autoopt("config", "edit", "acme", env=editor("text = text.replace('budget:\\n  max_lm_calls: 2000\\n', '')"))
     assert read_config(acme, "acme")[0].budget.max_lm_calls == 6000
 
 
 def test_a_configuration_that_is_not_valid_can_be_mended(acme: TenantConfigStore) -> None:
     acme.write("acme", {"tenant_id": "acme", "gone_field": 1})
-    autoopt("config", "edit", "acme", **editor("text = text.replace('gone_field: 1', '')"))
+    autoopt("config", "edit", "acme", env=editor("text = text.replace('gone_field: 1', '')"))
     assert read_config(acme, "acme")[1] == 4
 
 
@@ -143,7 +143,7 @@ def test_a_configuration_that_is_not_valid_can_be_mended(acme: TenantConfigStore
 def test_what_cannot_be_saved_is_kept_in_a_file_that_the_error_names(
     acme: TenantConfigStore, code: str, words: str
 ) -> None:
-    error = autoopt("config", "edit", "acme", status=2, **editor(code))
+    error = autoopt("config", "edit", "acme", status=2, env=editor(code))
     assert words in error
     assert error.count("\n") == 1
     kept = Path(error.strip().rpartition("your text is kept in ")[2])
@@ -158,7 +158,7 @@ def test_an_edit_that_somebody_else_overtook_is_refused_and_kept(acme: TenantCon
         f"o('sqlite:///{home}/.autoopt/config.db').write('acme', dict(tenant_id='acme')); "
         "text = text.replace('2000', '77')"
     )
-    error = autoopt("config", "edit", "acme", status=2, **editor(overtake))
+    error = autoopt("config", "edit", "acme", status=2, env=editor(overtake))
     assert "the configuration is at version 3, not 2" in error
     kept = Path(error.strip().rpartition("your text is kept in ")[2])
     assert "max_lm_calls: 77" in kept.read_text()
@@ -183,7 +183,7 @@ def test_an_interrupted_edit_is_kept(acme: TenantConfigStore) -> None:
 
 @pytest.mark.parametrize("broken", ["false", "/nonexistent/editor", "'unbalanced"])
 def test_an_editor_that_fails_changes_nothing(acme: TenantConfigStore, broken: str) -> None:
-    error = autoopt("config", "edit", "acme", status=2, VISUAL=broken)
+    error = autoopt("config", "edit", "acme", status=2, env={"VISUAL": broken})
     assert "set VISUAL or EDITOR" in error
     assert "kept" not in error
     assert len(acme.history("acme")) == 2

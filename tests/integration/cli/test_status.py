@@ -80,7 +80,7 @@ def test_new_traces_are_counted_of_what_waits_for_its_interval_when_one_tenant_i
     send_traffic(phoenix, tenant, requests(7, TrafficProfile(reviewed=0)))
     assert "7 of 100 new traces" in autoopt("status", tenant)
     assert told()[tenant, "routing"]["new_traces"] is None
-    down = autoopt("status", tenant, status=2, AUTOOPT_PHOENIX_ENDPOINT="http://127.0.0.1:9")
+    down = autoopt("status", tenant, status=2, env={"AUTOOPT_PHOENIX_ENDPOINT": "http://127.0.0.1:9"})
     assert "interval 1h; due" in down  # what does not depend on Phoenix is still told
 
 

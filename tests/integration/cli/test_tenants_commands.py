@@ -144,7 +144,7 @@ def test_a_person_at_a_terminal_is_asked_before_a_tenant_is_removed(
 @pytest.mark.parametrize("command", [("tenants", "list"), ("tenants", "export"), ("status",)])
 def test_a_home_that_is_mistyped_is_named_and_not_made(home: Path, command: tuple[str, ...]) -> None:
     typo = home / "typo" / "home"
-    assert f"there are no tenants in sqlite:///{typo}" in autoopt(*command, AUTOOPT_HOME=str(typo))
+    assert f"there are no tenants in sqlite:///{typo}" in autoopt(*command, env={"AUTOOPT_HOME": str(typo)})
     assert not typo.parent.exists()
 
 
@@ -152,7 +152,7 @@ def test_a_home_that_is_mistyped_is_named_and_not_made(home: Path, command: tupl
     "command", ["config get acme", "config history acme", "why acme routing", "versions acme routing"]
 )
 def test_what_asks_for_a_tenant_makes_no_store(home: Path, command: str) -> None:
-    error = autoopt(*command.split(), status=2, AUTOOPT_HOME=str(home / "typo"))
+    error = autoopt(*command.split(), status=2, env={"AUTOOPT_HOME": str(home / "typo")})
     assert "tenant acme has no configuration, and there are no others" in error
     assert not (home / "typo").exists()
 

@@ -29,7 +29,7 @@ Trigger = Callable[..., str]
 @pytest.fixture
 def trigger(store: TenantConfigStore, tenant: str) -> Trigger:
     def run(*options: str, status: int = 0, **env: str) -> str:
-        return autoopt("trigger", "--tenant-id", tenant, *options, status=status, **env)
+        return autoopt("trigger", "--tenant-id", tenant, *options, status=status, env=env)
 
     return run
 

@@ -117,7 +117,7 @@ COUNTED = {
     "/tenants/acme": "37 of 100",
     "/tenants/acme/modules/routing": "as traces came in the last day (37)",
 }
-BANNER = "Nothing could be counted since"
+BANNER = "No traces could be counted since"
 
 
 def test_pages_keep_their_numbers_and_say_once_since_when_phoenix_is_silent(
@@ -170,7 +170,7 @@ def test_versions_side_by_side_keep_their_numbers_too(home: Path, server: Server
         assert seconds_of(lambda: browser.get(part)) < NOTICED
         shown = text_of(browser.get(part))
     assert f"{version} 0 0" in shown
-    assert "What follows is how it was at" in shown
+    assert "The table shows the analysis at" in shown
     assert shown.count("does not answer") == 1
 
 

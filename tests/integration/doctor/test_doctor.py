@@ -60,7 +60,7 @@ def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoe
     autoopt("tenants", "add", "acme", *AGENTS)
     before = sorted(path for path in home.rglob("*") if path.is_file())
     here = {"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint}
-    told = json.loads(autoopt("doctor", "--json", status=2, **here))
+    told = json.loads(autoopt("doctor", "--json", status=2, env=here))
     assert [each["what"] for each in told["findings"] if each["status"] == "fail"] == [
         "no heartbeat of daemon ASSET, BACKFILL, FRESHNESS_DAEMON, MONITORING, QUEUED_RUN_COORDINATOR, SCHEDULER, "
         "SENSOR (never)"
@@ -73,7 +73,7 @@ def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoe
     assert (told["failed"], told["warnings"]) == (1, 1 + len(instance.sensor_names()))
     documented = re.findall(r"^\| `([a-z ]+)` \|", (PROJECT / "docs" / "doctor.md").read_text(), re.MULTILINE)
     assert list(dict.fromkeys(each["check"] for each in told["findings"])) == documented
-    printed = autoopt("doctor", status=2, **here)
+    printed = autoopt("doctor", status=2, env=here)
     assert "fail  dagster        no heartbeat" in printed
     assert printed.endswith(f"1 failed, {1 + len(instance.sensor_names())} warnings\n")
     after = sorted(path for path in home.rglob("*") if path.is_file() and ".autoopt/dagster" not in str(path))
@@ -81,7 +81,7 @@ def test_a_sound_home_fails_for_want_of_a_daemon_alone(home: Path, phoenix: Phoe
 
 
 def test_settings_that_cannot_be_read_are_told_and_what_they_lead_to_is_not_looked_at(home: Path) -> None:
-    told = json.loads(autoopt("doctor", "--json", status=2, AUTOOPT_SETTLING_SECONDS="soon"))
+    told = json.loads(autoopt("doctor", "--json", status=2, env={"AUTOOPT_SETTLING_SECONDS": "soon"}))
     last = told["findings"][-1]
     assert (last["check"], last["status"]) == ("settings", "fail")
     assert "AUTOOPT_SETTLING_SECONDS" in last["what"]

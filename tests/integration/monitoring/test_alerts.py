@@ -285,11 +285,11 @@ def test_the_command_says_what_came_back_from_each(receiver: Receiver) -> None:
     with alert_receiver() as slack:
         slack.status = 403
         urls = {"AUTOOPT_ALERT_WEBHOOK_URL": receiver.url, "AUTOOPT_ALERT_SLACK_URL": slack.url}
-        said = autoopt("alerts", "test", status=2, **urls)
+        said = autoopt("alerts", "test", status=2, env=urls)
         assert "delivered webhook answered HTTP 200" in said
         assert "not delivered slack answered HTTP 403 -> check AUTOOPT_ALERT_SLACK_URL" in said
         slack.status = 200
-        result = json.loads(autoopt("alerts", "test", "--json", **urls))
+        result = json.loads(autoopt("alerts", "test", "--json", env=urls))
     assert result["id"] == receiver.alerts[-1]["id"]
     assert [(one["receiver"], one["status"], one["error"]) for one in result["receivers"]] == [
         ("webhook", 200, None),

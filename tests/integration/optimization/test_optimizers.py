@@ -19,7 +19,6 @@ from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
-    OptimizerContext,
     bootstrappers,
     demo_pickers,
     feedback_metric,
@@ -31,19 +30,8 @@ from autoopt_pipeline.optimization.search import Search, check_budget, compariso
 from autoopt_pipeline.registry.serialization import deserialize, queries_shown, serialize
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified, with_field
-from tests.support.labeled_requests import CONFIG, LABELS, ROUTING, UNIFIED, examples, split_of
+from tests.support.labeled_requests import CONFIG, LABELS, ROUTING, UNIFIED, context_of, examples, split_of, stand_in
 from tests.support.llm_server import LLMServer, llm_server
-
-
-def stand_in(max_calls: int = 10**6, max_tokens: int = 10**12) -> MeteredLM:
-    return metered_lm(LMSettings(model="stand-in"), Meter(max_calls, max_tokens))
-
-
-def workshop(
-    spec: ModuleSpec, train: int = 60, dev: int = 40, *, labeled: int = 20, bootstrapped: int = 4
-) -> OptimizerContext:
-    split, lm = split_of(spec, train, dev), stand_in()
-    return OptimizerContext(spec, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped)
 
 
 def searched(
@@ -75,7 +63,7 @@ def test_labels_take_turns_among_the_demos_and_better_ones_come_first() -> None:
 
 
 def test_every_predictor_of_a_program_gets_demos_with_its_own_classes_and_fields_only() -> None:
-    shop = workshop(UNIFIED, train=120)
+    shop = context_of(UNIFIED, train=120)
     programs = {o.name: o.compile() for o in [*demo_pickers(shop), *list(bootstrappers(shop))[:1]]}
     for program in list(programs.values())[1:]:
         for predictor in program.predictors():
@@ -92,7 +80,7 @@ def test_every_predictor_of_a_program_gets_demos_with_its_own_classes_and_fields
 
 @pytest.mark.parametrize("spec", [ROUTING, UNIFIED], ids=["routing", "unified"])
 def test_bootstrapped_demos_are_of_training_queries_and_fully_right(spec: ModuleSpec) -> None:
-    shop = workshop(spec)
+    shop = context_of(spec)
     right = {e.query: e.right for e in shop.train}
     program = list(bootstrappers(shop))[1].compile()
     assert queries_shown(program) <= right.keys()
@@ -106,7 +94,7 @@ def test_bootstrapped_demos_are_of_training_queries_and_fully_right(spec: Module
 
 def test_each_bootstrap_differs_and_is_the_same_again() -> None:
     def digests() -> list[str]:
-        return [serialize(ROUTING, "acme", LABELS, o.compile()).digest for o in bootstrappers(workshop(ROUTING))]
+        return [serialize(ROUTING, "acme", LABELS, o.compile()).digest for o in bootstrappers(context_of(ROUTING))]
 
     first = digests()
     assert len(set(first)) == len(first)
@@ -114,9 +102,9 @@ def test_each_bootstrap_differs_and_is_the_same_again() -> None:
 
 
 def test_what_the_data_is_too_little_for_is_left_out() -> None:
-    few, some, enough = (workshop(ROUTING, train=count) for count in (29, 49, 100))
+    few, some, enough = (context_of(ROUTING, train=count) for count in (29, 49, 100))
     assert not list(bootstrappers(few))
-    assert not list(bootstrappers(workshop(ROUTING, bootstrapped=0)))
+    assert not list(bootstrappers(context_of(ROUTING, bootstrapped=0)))
     assert list(bootstrappers(some))
     model = replace(stand_in(), is_stand_in=False)
     some, enough = (replace(shop, lm=model, teacher=model) for shop in (some, enough))
@@ -127,13 +115,13 @@ def test_what_the_data_is_too_little_for_is_left_out() -> None:
 @pytest.mark.parametrize("role", ["lm", "teacher"])
 def test_with_the_stand_in_nothing_searches_for_instructions(role: str) -> None:
     model = replace(stand_in(), is_stand_in=False)
-    shop = replace(workshop(ROUTING, train=100), lm=model, teacher=model)
+    shop = replace(context_of(ROUTING, train=100), lm=model, teacher=model)
     assert not list(improvers(replace(shop, **{role: stand_in()})))
 
 
 def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedback_of_the_whole() -> None:
     spec = replace(ROUTING, program="tests.support.unusual_parts:TwoSteps")
-    shop = replace(workshop(ROUTING), spec=spec, start=spec.build_program(LABELS))
+    shop = replace(context_of(ROUTING), spec=spec, start=spec.build_program(LABELS))
     for optimizer in list(demo_pickers(shop))[1:]:
         program = optimizer.compile()
         assert program.think.demos == []
@@ -151,7 +139,7 @@ def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedba
 
 def test_demos_of_predictors_that_are_told_a_part_are_recognised_as_their_examples() -> None:
     spec = replace(ROUTING, program="tests.support.unusual_parts:TitleThenBody")
-    shop = workshop(ROUTING)
+    shop = context_of(ROUTING)
     train = [replace(e, inputs={"title": f"request {i}", "body": e.query}) for i, e in enumerate(shop.train)]
     shop = replace(shop, spec=spec, start=spec.build_program(LABELS), train=train)
     asked = {e.query for e in train}
@@ -196,7 +184,7 @@ def test_what_nobody_said_is_right_completes_a_demo_and_judges_no_answer() -> No
 
 @pytest.mark.parametrize("improver", ["gepa", "miprov2"])
 def test_a_search_for_instructions_leaves_a_program_its_demos(improver: str) -> None:
-    shop = workshop(ROUTING, train=120)
+    shop = context_of(ROUTING, train=120)
     model = replace(shop.lm, is_stand_in=False)
     shop = replace(shop, lm=model, teacher=model)
     (leader,) = (o.compile() for o in demo_pickers(shop) if o.name == "coverage-16")

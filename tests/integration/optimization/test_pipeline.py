@@ -67,6 +67,20 @@ def test_where_there_is_something_to_learn_a_better_program_is_promoted(
     assert report.stand_in
 
 
+def test_a_promoted_version_says_which_span_each_demo_came_from(
+    promoted: tuple[Report, VersionStore], traffic: list[LoggedDecision]
+) -> None:
+    report, artifacts = promoted
+    manifest = artifacts.manifest(report.version or "")
+    assert manifest
+    queries = {
+        example.span_id: example.query
+        for example in ROUTING.build_examples(labels_of(ROUTING, CONFIG), traffic).examples
+    }
+    demos = artifacts.load(manifest.version).predictors["decide"].demos
+    assert [queries[str(source)] for source in manifest.demo_sources["decide"]] == [demo["query"] for demo in demos]
+
+
 def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, VersionStore]) -> None:
     last = promoted[1].last_transition()
     assert last

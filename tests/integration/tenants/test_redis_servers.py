@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import ssl
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="re
 
 
 @contextmanager
-def server(folder: Path, *options: str) -> Iterator[int]:
+def server(folder: Path, *options: str) -> Generator[int]:
     """The port of a Redis server with these options; it has begun to answer."""
     port = free_port()
     folder = folder / str(port)

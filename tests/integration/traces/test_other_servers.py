@@ -35,7 +35,7 @@ def old() -> Iterator[Server]:
 )
 def test_every_command_says_that_phoenix_is_too_old(home: Path, old: Server, command: list[str], status: int) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
-    said = autoopt(*command, status=status, AUTOOPT_PHOENIX_ENDPOINT=old.url)
+    said = autoopt(*command, status=status, env={"AUTOOPT_PHOENIX_ENDPOINT": old.url})
     assert "Phoenix 15.12.0 is too old -> use Phoenix 17.17 to 20" in " ".join(said.split())
     assert "unexpected error" not in said
     assert "Traceback" not in said
@@ -87,7 +87,7 @@ def test_a_server_that_is_not_phoenix_is_told_as_that(home: Path, status: int, b
     autoopt("tenants", "add", "acme", *AGENTS)
     with answering(body, status=status) as server:
         for command in (["traces", "stats", "acme"], ["doctor"]):
-            said = " ".join(autoopt(*command, status=2, AUTOOPT_PHOENIX_ENDPOINT=server.url).split())
+            said = " ".join(autoopt(*command, status=2, env={"AUTOOPT_PHOENIX_ENDPOINT": server.url}).split())
             assert f"{server.url} answers HTTP {status}, and is not Phoenix -> set AUTOOPT_PHOENIX_ENDPOINT" in said
 
 

@@ -103,7 +103,7 @@ def test_a_run_with_a_viewers_key_says_the_same(
 ) -> None:
     env = {"AUTOOPT_PHOENIX_ENDPOINT": endpoint, "AUTOOPT_PHOENIX_API_KEY": keys["MEMBER"]}
     autoopt("tenants", "add", tenant, *AGENTS)
-    autoopt("simulate", tenant, "--traces", "20", **env)
+    autoopt("simulate", tenant, "--traces", "20", env=env)
     env["AUTOOPT_PHOENIX_API_KEY"] = keys["VIEWER"]
     for name, value in env.items():
         monkeypatch.setenv(name, value)
