@@ -14,7 +14,7 @@ from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import ConfigConflict
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
@@ -83,7 +83,7 @@ def _record_deletion(connections: Connections, tenant: str, *, has_files: bool) 
         if has_files or changes_in(history)[-1].what != "artifacts_deleted":
             start_anew(connections.configs, history[-1], actor=current_user(), now=datetime.now(UTC))
     elif has_files:
-        enter_act(
+        record_action(
             connections.files,
             actor=current_user(),
             what="artifacts_deleted",

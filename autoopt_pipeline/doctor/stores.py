@@ -59,7 +59,7 @@ def artifact_store(parts: Connections) -> Iterator[Finding]:
         created = files.create(path, b"first")
         ours = datetime.now(UTC)
         if not created or files.create(path, b"second") or files.read(path) != b"first":
-            yield fail(f"{path} cannot be written and read back", "check AUTOOPT_ARTIFACTS_URL, and what stands there")
+            yield fail(f"{path} cannot be written and read back", "check AUTOOPT_ARTIFACTS_URL, and the files there")
             return
         yield ok("it can be written and read, and a file is created only once")
         allowed = timedelta(seconds=parts.settings.settling_seconds)

@@ -50,7 +50,7 @@ def promote(
         programs.artifacts, version, expected=programs.active, actor=actor, reason=reason, policy=policy
     )
     act = "approved" if verdict == Verdict.AWAITING_APPROVAL else "promoted"
-    failures = _enter_act(programs, act, actor=actor, text=f"{describe_transition(transition)}: {reason}")
+    failures = _record_action(programs, act, actor=actor, text=f"{describe_transition(transition)}: {reason}")
     return ManualTransition(transition, (*notes, *failures))
 
 
@@ -65,7 +65,7 @@ def roll_back(programs: ModuleVersions, to: str | None = None, *, actor: str, re
         _check_serves(programs, version)
     _check_not_active(programs, version)
     transition = programs.artifacts.transition(version, expected=programs.active, actor=actor, reason=reason)
-    failures = _enter_act(programs, "rolled_back", actor=actor, text=f"{describe_transition(transition)}: {reason}")
+    failures = _record_action(programs, "rolled_back", actor=actor, text=f"{describe_transition(transition)}: {reason}")
     return ManualTransition(transition, tuple(failures))
 
 
@@ -83,7 +83,7 @@ def decline(programs: ModuleVersions, version: str, *, actor: str, reason: str) 
             "to go back from an active version, use 'autoopt rollback'",
         )
     programs.artifacts.decline(version, actor=actor, reason=reason)
-    return _enter_act(programs, "declined", actor=actor, text=f"{version}: {reason}")
+    return _record_action(programs, "declined", actor=actor, text=f"{version}: {reason}")
 
 
 def _earlier(programs: ModuleVersions, text: str) -> str | None:
@@ -125,10 +125,10 @@ def _check_serves(programs: ModuleVersions, version: str) -> None:
         ) from e
 
 
-def _enter_act(programs: ModuleVersions, act: str, *, actor: str, text: str) -> list[str]:
+def _record_action(programs: ModuleVersions, act: str, *, actor: str, text: str) -> list[str]:
     """Record an act in the audit log. Never fails, because the act is done; returns a note if the record failed."""
     try:
-        programs.artifacts.enter_act(act, actor=actor, text=text)
+        programs.artifacts.record_action(act, actor=actor, text=text)
     except AutooptError as e:
         return [f"the dashboard's Activity does not list this: {e}"]
     return []

@@ -55,7 +55,7 @@ def test_a_rollback_goes_back_step_by_step_down_to_the_baseline(artifacts: Versi
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {two} -> {one}\n"
     assert autoopt("rollback", "acme", "routing") == f"acme/routing: {one} -> baseline\n"
     assert active(artifacts) is None
-    assert "nothing comes before it" in autoopt("rollback", "acme", "routing", status=2)
+    assert "there is nothing to go back to" in autoopt("rollback", "acme", "routing", status=2)
     assert [(transition.from_version, transition.to_version) for transition in artifacts.transitions()[3:]] == [
         (three_, two),
         (two, one),

@@ -94,7 +94,7 @@ def test_a_misspelt_variable_is_named_with_the_nearest_setting() -> None:
     environment = {"AUTOOPT_SETLING_SECONDS": "5", "AUTOOPT_ODD": "", "AUTOOPT_ACME_API_KEY": "k", "AUTOOPT_LM": "x"}
     odd, misspelt, read = process.variables(environment)
     assert (misspelt.status, misspelt.remedy) == (Status.WARN, "did you mean AUTOOPT_SETTLING_SECONDS?")
-    assert odd.what == "AUTOOPT_ODD is read by nothing"
+    assert odd.what == "nothing reads AUTOOPT_ODD"
     assert read.status is Status.OK
 
 
@@ -162,9 +162,9 @@ def test_every_version_that_serves_is_read_and_damaged_ones_fail(parts: Connecti
         (Status.FAIL, f"lost/routing: version {version['lost']} does not exist"),
         (Status.FAIL, "odd/routing: active.json is damaged"),
     ]
-    assert looked == ok("looked at the 6 versions that serve 4 tenants; 1 tenants have no program yet")
+    assert looked == ok("checked 6 versions that serve 4 tenants; 1 tenants have no program yet")
     (hurried,) = found(lambda: versions.active_versions(parts, seconds=0))
-    assert hurried.what.endswith("and for 4 there was no time")
+    assert hurried.what.endswith("; no time was left for 4 tenants")
 
 
 def test_more_damaged_versions_than_are_shown_are_counted(parts: Connections) -> None:
@@ -196,11 +196,9 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
     assert lacks.status is Status.WARN
     assert lacks.what == "acme/routing: no_independent_labels, needs about 117 more reviews: 53 of 200"
     assert "drawn at random" in lacks.remedy
-    assert looked == ok(
-        "looked at the last verdicts on 2 of the 6 modules that tenants have on: 1 no independent labels, 1 rejected"
-    )
+    assert looked == ok("checked the last verdicts of 2 of the 6 enabled modules: 1 no independent labels, 1 rejected")
     (hurried,) = found(lambda: verdicts.last_verdicts(parts, home, seconds=0))
-    assert hurried.what.endswith("; there was no time for 2 older ones")
+    assert hurried.what.endswith("; no time was left for 2 older ones")
     assert only(found(lambda: verdicts.last_verdicts(parts, None)), Status.WARN).remedy == "set DAGSTER_HOME"
 
 

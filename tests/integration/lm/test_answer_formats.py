@@ -107,7 +107,7 @@ class TestAuto:
         server.enforces_schema, server.answer = True, knowing(traffic)
         report = optimize(job(traffic), over_http(server), artifacts)
         assert report.verdict is Verdict.PROMOTED
-        assert any("candidates are asked by a JSON schema" in note for note in report.notes)
+        assert any("candidates use a JSON schema" in note for note in report.notes)
         (manifest,) = artifacts.versions()
         assert manifest.answer_format == JSON_SCHEMA
         assert manifest.lm_settings == {"seed": 9, "temperature": 0.0, "max_tokens": 512}
@@ -128,7 +128,7 @@ class TestAuto:
             Answered(wrong) if "response_format" in sent.body and "banana" not in sent.question else None
         )
         report = optimize(job(traffic), over_http(server), artifacts)
-        assert any("candidates are asked in DSPy's chat format" in note for note in report.notes)
+        assert any("candidates use DSPy's chat format" in note for note in report.notes)
         assert [manifest.answer_format for manifest in artifacts.versions()] == [CHAT]
 
     def test_keeps_the_chat_format_where_no_schema_is_enforced(

@@ -159,7 +159,7 @@ def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched
         assert metadata["candidate_score"] == pytest.approx(score, rel=1e-3)
         assert metadata["lm_calls"] == 0
         assert metadata["window_end"] == datetime.fromisoformat(run.tags[WINDOW_END_TAG]).timestamp()
-        assert f"run {run.run_id} had come to this before it was lost" in metadata["report"]
+        assert f"run {run.run_id} reached this verdict before it was lost" in metadata["report"]
     assert len(programs.transitions()) == len(programs.versions()) == 1
     assert json.loads(autoopt("status", "acme", "--json"))["modules"][2]["failures"] == 0
 
