@@ -1,6 +1,7 @@
 """`autoopt forget` against a real Phoenix."""
 
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import SyntheticRequest, TrafficProfile, simulate
 from autoopt_pipeline.errors import ArtifactStoreUnavailable
 from autoopt_pipeline.modules.catalog import get_module, modules
+from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -52,17 +54,17 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
             2 * number + 1,
             active=True,
         )
-    (secret,) = [
-        each
-        for each in collect(phoenix, tenant, get_module("routing"), start=start, end=NOW).decisions
-        if SECRET in str(each.attributes)
-    ]
+    (secret,) = [each for each in read(phoenix, tenant) if SECRET in str(each.attributes)]
     rows = [
         ComparedRow(f"{number:016x}", f"{number:032x}", {"query": query}, RIGHT.values or {}, RIGHT, RIGHT)
         for number, query in enumerate([LEARNT, *OTHERS])
     ]
     publish_comparison(phoenix, tenant, "routing", rows, incumbent="v1", candidate="v2", verdict="promoted", run_id="r")
     return secret.trace_id
+
+
+def read(phoenix: Phoenix, tenant: str) -> Sequence[LoggedDecision]:
+    return collect(phoenix, tenant, get_module("routing"), start=NOW - timedelta(hours=1), end=NOW).decisions
 
 
 def artifacts(home: Path, tenant: str, module: str = "routing") -> VersionStore:
@@ -104,6 +106,21 @@ def test_a_trace_is_forgotten_everywhere_and_the_command_says_what_it_did(
     listed = autoopt("versions", tenant, "routing")
     assert listed.count("withdrawn") >= 2
     assert "withdrawn on" in autoopt("promote", tenant, "routing", before.version, status=2)
+
+
+def test_a_demo_that_names_its_span_goes_with_the_trace_whatever_its_words(
+    phoenix: Phoenix, tenant: str, home: Path, trace_id: str
+) -> None:
+    spans = {decision.trace_id: decision.span_id for decision in read(phoenix, tenant)}
+    other = next(span for trace, span in spans.items() if trace != trace_id)
+    program = made_program(tenant, demos=["redacted by other rules", "the same words", SECRET])
+    sources = {"decide": [spans[trace_id], other, other]}
+    store(artifacts(home, tenant), program.model_copy(update={"demo_sources": sources}), 9, active=True)
+    autoopt("forget", tenant, trace_id)
+    active = artifacts(home, tenant).active()
+    assert active is not None
+    demos = artifacts(home, tenant).load(active.version).demos("decide")
+    assert [(demo["query"], source) for demo, source in demos] == [("the same words", other), (SECRET, other)]
 
 
 def test_repeating_it_changes_nothing_more(tenant: str, home: Path, trace_id: str) -> None:

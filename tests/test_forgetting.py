@@ -1,19 +1,17 @@
 """Programs without a trace's text."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoopt_pipeline.erasure.programs import (
-    ForgottenText,
-    forget_in_programs,
-    never_learn_again,
-    versions_with,
-    without_text,
-)
+from autoopt_pipeline.erasure.programs import erase_from_programs, versions_with, without_target
+from autoopt_pipeline.erasure.service import exclude_traces
+from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigConflict, InvalidConfig, PromotionConflict
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
@@ -36,8 +34,8 @@ BASELINE = "Choose the one agent that should take the query."
 queries = st.text(st.sampled_from("abc dé,.?-"), min_size=1, max_size=30).filter(str.strip)
 
 
-def text(*wanted: str) -> ForgottenText:
-    return ForgottenText(wanted, redact)
+def text(*wanted: str, spans: Sequence[str] = ()) -> ErasureTarget:
+    return ErasureTarget(frozenset(spans), frozenset(each for query in wanted for each in (query, redact(query))))
 
 
 @pytest.fixture
@@ -65,11 +63,11 @@ def test_what_is_left_of_a_program_does_not_hold_the_text_and_loses_nothing_else
 ) -> None:
     forgotten = text(secret)
     before = made_program("acme", demos=[*others, secret])
-    after = without_text(before, forgotten)
+    after = without_target(before, forgotten)
     kept = [demo["query"] for demo in after.state["decide"]["demos"]]
     assert secret not in kept
     assert kept == [query for query in others if not forgotten.is_in(query)]
-    assert without_text(after, forgotten) == after
+    assert without_target(after, forgotten) == after
 
 
 @given(queries)
@@ -88,13 +86,37 @@ def test_longer_texts_are_found_inside_others_and_short_ones_only_as_a_whole() -
     assert not text("video").is_in("Send every request for a video to video_agent.")
 
 
+def test_a_demo_goes_with_the_span_that_it_came_from_and_no_other_does(artifacts: VersionStore) -> None:
+    program = made_program("acme", demos=[OTHER, "learnt by other rules of redaction", SECRET, SECRET])
+    sources = ["a", "b", "c", None]
+    store(artifacts, program.model_copy(update={"demo_sources": {"decide": sources}}), active=True)
+    erase_from_programs(artifacts, text(SECRET, spans=["b"]), by="marta")
+    assert demos_of(artifacts) == [OTHER, SECRET]
+    assert artifacts.versions()[-1].demo_sources == {"decide": ["a", "c"]}
+    erase_from_programs(artifacts, text(SECRET, spans=["x"]), by="marta")
+    assert demos_of(artifacts) == [OTHER, SECRET]
+    erase_from_programs(artifacts, replace(text(SECRET), spans_known=False), by="marta")
+    assert demos_of(artifacts) == [OTHER]
+
+
+def test_a_version_that_is_withdrawn_too_does_not_take_its_place(artifacts: VersionStore) -> None:
+    alike = made_program("acme", demos=[OTHER])
+    earlier = store(artifacts, alike.model_copy(update={"demo_sources": {"decide": ["b"]}}), 0)
+    active = made_program("acme", demos=[OTHER, SECRET]).model_copy(update={"demo_sources": {"decide": ["a", "b"]}})
+    store(artifacts, active, 1, active=True)
+    erased = erase_from_programs(artifacts, text(SECRET, spans=["b"]), by="marta")
+    assert earlier in erased.withdrawn
+    assert demos_of(artifacts) == [OTHER]
+    assert artifacts.versions()[-1].demo_sources == {"decide": ["a"]}
+
+
 def test_the_active_version_is_replaced_by_its_equal_without_the_text_at_once(
     artifacts: VersionStore, tmp_path: Path
 ) -> None:
     clean = store(artifacts, made_program("acme", demos=[OTHER]), 0)
     held = store(artifacts, made_program("acme", demos=[SECRET]), 1)
     active = store(artifacts, made_program("acme", demos=[OTHER, SECRET.upper(), "third"]), 2, active=True)
-    cleaned = forget_in_programs(artifacts, text(SECRET), who="marta")
+    cleaned = erase_from_programs(artifacts, text(SECRET), by="marta")
     assert cleaned.withdrawn == (held, active)
     assert (cleaned.before, cleaned.now) == (active, active_version(artifacts))
     assert demos_of(artifacts) == [OTHER, "third"]
@@ -112,7 +134,7 @@ def test_the_active_version_is_replaced_by_its_equal_without_the_text_at_once(
 def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: VersionStore) -> None:
     store(artifacts, made_program("acme", demos=[SECRET]), 0)
     active = store(artifacts, made_program("acme", demos=[OTHER]), 1, active=True)
-    cleaned = forget_in_programs(artifacts, text(SECRET), who="marta")
+    cleaned = erase_from_programs(artifacts, text(SECRET), by="marta")
     assert cleaned.now is None
     assert active_version(artifacts) == active
     assert len(artifacts.moves()) == 1
@@ -121,7 +143,7 @@ def test_where_the_active_version_does_not_hold_the_text_it_stays(artifacts: Ver
 def test_instructions_that_quote_the_text_become_the_baselines(artifacts: VersionStore, tmp_path: Path) -> None:
     quoting = made_program("acme", demos=[OTHER], instructions={"decide": f"As in '{SECRET}', search first."})
     store(artifacts, quoting, active=True)
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     program = deserialize(get_module("routing"), LABELS, artifacts.load(active_version(artifacts) or ""))
     assert program.decide.signature.instructions == BASELINE
     assert demos_of(artifacts) == [OTHER]
@@ -130,14 +152,14 @@ def test_instructions_that_quote_the_text_become_the_baselines(artifacts: Versio
 
 def test_a_text_that_stands_in_the_baseline_itself_withdraws_nothing_for_that(artifacts: VersionStore) -> None:
     active = store(artifacts, made_program("acme", demos=[OTHER]), active=True)
-    assert forget_in_programs(artifacts, text("take the query"), who="marta").withdrawn == ()
+    assert erase_from_programs(artifacts, text("take the query"), by="marta").withdrawn == ()
     assert active_version(artifacts) == active
 
 
 def test_a_composed_program_is_cleaned_in_all_its_parts(tmp_path: Path) -> None:
     artifacts = VersionStore(ObjectStore(str(tmp_path)), "acme", "unified")
     store(artifacts, made_program("acme", "unified", demos=[SECRET, OTHER]), active=True)
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     state = artifacts.load(active_version(artifacts) or "").state
     assert {name: len(predictor["demos"]) for name, predictor in state.items()} == {
         "modality.decide": 1,
@@ -156,7 +178,7 @@ def test_damaged_and_half_written_programs_are_found_too(artifacts: VersionStore
         (versions / f"half-{name.strip('.')}").mkdir()
         (versions / f"half-{name.strip('.')}" / name).write_text(damaged[: len(damaged) // 2])
     assert len(holds(tmp_path)) == 3
-    assert len(forget_in_programs(artifacts, text(SECRET), who="marta").withdrawn) == 3
+    assert len(erase_from_programs(artifacts, text(SECRET), by="marta").withdrawn) == 3
     assert holds(tmp_path) == []
 
 
@@ -181,14 +203,14 @@ def test_whenever_it_dies_a_second_call_finishes(
         for name in ("create", "replace", "delete"):
             patch.setattr(ObjectStore, name, dying(getattr(ObjectStore, name)))
         with pytest.raises(ArtifactStoreUnavailable):
-            forget_in_programs(artifacts, text(SECRET), who="marta")
+            erase_from_programs(artifacts, text(SECRET), by="marta")
     assert demos_of(artifacts)[0] == OTHER  # something serves at every moment
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     assert holds(tmp_path) == []
     assert demos_of(artifacts) == [OTHER]
     assert [manifest.parent for manifest in artifacts.versions() if manifest.verdict == "forget"] == [active]
     assert all(artifacts.withdrawal(version) for version in (older, active))
-    assert forget_in_programs(artifacts, text(SECRET), who="marta").withdrawn == ()
+    assert erase_from_programs(artifacts, text(SECRET), by="marta").withdrawn == ()
 
 
 def test_a_promotion_in_between_is_cleaned_as_well(
@@ -205,7 +227,7 @@ def test_a_promotion_in_between_is_cleaned_as_well(
         return move(self, to, **kwargs)
 
     monkeypatch.setattr(VersionStore, "move", promoted_first)
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     assert demos_of(artifacts) == [OTHER]
     assert holds(tmp_path) == []
 
@@ -214,7 +236,7 @@ def test_a_withdrawn_equal_of_what_is_left_does_not_come_back(artifacts: Version
     withdrawn = store(artifacts, made_program("acme", demos=[OTHER]), 0)
     artifacts.withdraw(withdrawn, by="marta", why="")
     store(artifacts, made_program("acme", demos=[OTHER, SECRET]), 1, active=True)
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     assert active_version(artifacts) != withdrawn
     assert demos_of(artifacts) == [OTHER]
 
@@ -229,7 +251,7 @@ def test_an_active_version_that_keeps_changing_is_an_error(
 
     monkeypatch.setattr(VersionStore, "move", stale)
     with pytest.raises(PromotionConflict, match="repeat the command"):
-        forget_in_programs(artifacts, text(SECRET), who="marta")
+        erase_from_programs(artifacts, text(SECRET), by="marta")
     assert versions_with(artifacts, text(SECRET)) == [version]
 
 
@@ -249,7 +271,7 @@ def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: VersionSto
         verdict=Verdict.WAITING.value,
     )
     artifacts.add_trial_step(step)
-    forget_in_programs(artifacts, text(SECRET), who="marta")
+    erase_from_programs(artifacts, text(SECRET), by="marta")
     config = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=label.name) for label in LABELS])
     lm = metered_lm(LMSettings(model="stand-in"), Meter(10, 10**6))
     report = optimize(OptimizationJob(get_module("routing"), config, [], AT, AT, "run"), lm, artifacts)
@@ -267,7 +289,7 @@ def configs(tmp_path: Path) -> SqliteConfigStore:
 def test_the_configuration_lists_the_traces_and_marks_the_modules_that_the_tenant_has(
     configs: SqliteConfigStore,
 ) -> None:
-    assert never_learn_again(configs, "acme", ["a" * 32], ["routing", "unified"], now=AT) == 2
+    assert exclude_traces(configs, "acme", ["a" * 32], ["routing", "unified"], now=AT) == 2
     config, _ = read_config(configs, "acme")
     assert config.forgotten_traces == ["a" * 32]
     assert config.retrain_after("routing") == AT
@@ -276,8 +298,8 @@ def test_the_configuration_lists_the_traces_and_marks_the_modules_that_the_tenan
 
 
 def test_saying_it_again_writes_nothing(configs: SqliteConfigStore) -> None:
-    never_learn_again(configs, "acme", ["a" * 32], ["routing"], now=AT)
-    assert never_learn_again(configs, "acme", ["a" * 32], [], now=AT) is None
+    exclude_traces(configs, "acme", ["a" * 32], ["routing"], now=AT)
+    assert exclude_traces(configs, "acme", ["a" * 32], [], now=AT) is None
     assert len(configs.history("acme")) == 2
 
 
@@ -294,7 +316,7 @@ def test_another_writer_in_between_is_not_overwritten(
         return write(self, tenant_id, document, **kwargs)
 
     monkeypatch.setattr(SqliteConfigStore, "write", other_first)
-    never_learn_again(configs, "acme", ["a" * 32], [], now=AT)
+    exclude_traces(configs, "acme", ["a" * 32], [], now=AT)
     config, version = read_config(configs, "acme")
     assert (config.forgotten_traces, config.min_samples_for_optimization, version) == (["a" * 32], 7, 3)
 
@@ -303,16 +325,16 @@ def test_another_writer_in_between_is_not_overwritten(
 
     monkeypatch.setattr(SqliteConfigStore, "write", never)
     with pytest.raises(ConfigConflict, match="keeps changing"):
-        never_learn_again(configs, "acme", ["b" * 32], [], now=AT)
+        exclude_traces(configs, "acme", ["b" * 32], [], now=AT)
 
 
 def test_a_full_list_is_an_error_that_names_it(configs: SqliteConfigStore) -> None:
-    never_learn_again(configs, "acme", [f"{number:032x}" for number in range(1000)], [], now=AT)
+    exclude_traces(configs, "acme", [f"{number:032x}" for number in range(1000)], [], now=AT)
     with pytest.raises(InvalidConfig, match="forgotten_traces"):
-        never_learn_again(configs, "acme", ["a" * 32], [], now=AT)
+        exclude_traces(configs, "acme", ["a" * 32], [], now=AT)
 
 
-def test_without_text_is_still_a_program_that_loads(artifacts: VersionStore) -> None:
-    program = without_text(made_program("acme", demos=[SECRET, OTHER]), text(SECRET))
+def test_without_the_target_it_is_still_a_program_that_loads(artifacts: VersionStore) -> None:
+    program = without_target(made_program("acme", demos=[SECRET, OTHER]), text(SECRET))
     assert SECRET not in json.dumps(program.model_dump())
     deserialize(get_module("routing"), LABELS, program)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.erasure.programs import ForgottenText, forget_in_programs
+from autoopt_pipeline.erasure.programs import erase_from_programs
+from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
-from autoopt_pipeline.modules.redaction import redact
 from autoopt_pipeline.registry.export import delete
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.promotion_blocks import comeback
@@ -200,7 +200,7 @@ def test_a_canary_that_holds_a_forgotten_text_serves_nobody_any_more(
 ) -> None:
     bring(artifacts, one, OFF)
     bring(artifacts, two, CANARY)
-    cleaned = forget_in_programs(artifacts, ForgottenText(["two"], redact), who="marta")
+    cleaned = erase_from_programs(artifacts, ErasureTarget(frozenset(), frozenset({"two"})), by="marta")
     assert cleaned.withdrawn == (two,)
     assert serving(artifacts) == (one, None)
 
@@ -210,6 +210,6 @@ def test_a_predecessor_that_holds_a_forgotten_text_gives_its_share_back(
 ) -> None:
     bring(artifacts, one, OFF)
     bring(artifacts, two, ON)
-    forget_in_programs(artifacts, ForgottenText(["one"], redact), who="marta")
+    erase_from_programs(artifacts, ErasureTarget(frozenset(), frozenset({"one"})), by="marta")
     assert serving(artifacts) == (two, None)
     assert artifacts.withdrawal(one)

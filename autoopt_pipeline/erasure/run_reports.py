@@ -1,4 +1,4 @@
-"""Which of a tenant's runs say something in their reports."""
+"""Finds the runs of a tenant whose reports contain a text."""
 
 import html
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from autoopt_pipeline.run_history.outcomes import metadata_values
 _PAGE = 200
 
 
-def runs_saying(
-    instance: dg.DagsterInstance, tenant_id: str, modules: Iterable[str], said: Callable[[str], bool]
+def runs_reporting(
+    instance: dg.DagsterInstance, tenant_id: str, modules: Iterable[str], matches: Callable[[str], bool]
 ) -> list[str]:
-    """The runs, newest first, whose materializations of these modules carry a text for which `said` holds."""
-    found: dict[str, None] = {}
+    """The runs, newest first, whose materializations of these modules have a value for which `matches` is true."""
+    runs: dict[str, None] = {}
     for module in modules:
         wanted = dg.AssetRecordsFilter(dg.AssetKey(module), asset_partitions=[tenant_id])
         cursor = None
@@ -22,9 +22,9 @@ def runs_saying(
             page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
             for record in page.records:
                 values = metadata_values(record.asset_materialization).values()
-                if any(said(html.unescape(str(value))) for value in values):
-                    found[record.run_id] = None
+                if any(matches(html.unescape(str(value))) for value in values):
+                    runs[record.run_id] = None
             cursor = page.cursor
             if not page.has_more:
                 break
-    return list(found)
+    return list(runs)

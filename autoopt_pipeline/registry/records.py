@@ -174,8 +174,8 @@ class Manifest(StoredRecord):
     """How a version came to be, and what was measured of it; scores are None where nothing was.
 
     `demo_sources` says which span each demo of the program came from. `lm_settings` are those that every request to the
-    model carried. `unread` counts the answers on the holdout that
-    could not be graded, of the incumbent and of the candidate, by why.
+    model carried. `unread` counts the answers on the holdout that could not be graded, of the incumbent and of the
+    candidate, by why.
     """
 
     version: VersionName

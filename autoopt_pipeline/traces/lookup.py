@@ -1,6 +1,6 @@
 """What the application was asked in single traces, whatever their age."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -41,15 +41,7 @@ def find_asked(
         by_span.setdefault(spec.contract.span_name, []).append(spec)
     found: dict[AskedText, None] = {}
     for trace_id in trace_ids:
-        with phoenix.client(f"trace {trace_id}") as client:
-            spans = client.spans.get_spans(
-                project_identifier=project.id,
-                trace_ids=[trace_id],
-                name=list(by_span),
-                limit=PAGE,
-                timeout=_TIMEOUT_SECONDS,
-            )
-        for span in spans:
+        for span in _spans(phoenix, project.id, trace_id, list(by_span)):
             decision = _decision(span)
             for spec in by_span.get(span["name"], ()):
                 try:
@@ -58,6 +50,22 @@ def find_asked(
                     continue
                 found[AskedText(trace_id, decision.span_id, query)] = None
     return tuple(found)
+
+
+def span_ids_of(phoenix: Phoenix, tenant_id: str, trace_ids: Iterable[str]) -> frozenset[str]:
+    """All spans of these traces that Phoenix has, also of modules that are not installed. Raises as `find_asked`."""
+    project = phoenix.project(project_name(tenant_id))
+    if project is None:
+        return frozenset()
+    spans = (span for trace_id in trace_ids for span in _spans(phoenix, project.id, trace_id))
+    return frozenset(span["context"]["span_id"] for span in spans)
+
+
+def _spans(phoenix: Phoenix, project_id: str, trace_id: str, names: Sequence[str] | None = None) -> "list[Span]":
+    with phoenix.client(f"trace {trace_id}") as client:
+        return client.spans.get_spans(
+            project_identifier=project_id, trace_ids=[trace_id], name=names, limit=PAGE, timeout=_TIMEOUT_SECONDS
+        )
 
 
 def _decision(span: "Span") -> LoggedDecision:
