@@ -19,7 +19,7 @@ _DECAY = 1.5
 _SUM = 2.612375348685488
 
 
-def next_charge(
+def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
     charges: Sequence[LedgerEntry],
     *,
     kind: Literal["holdout_test", "sequential_test"],

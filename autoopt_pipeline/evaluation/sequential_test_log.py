@@ -115,7 +115,7 @@ def digests(queries: Iterable[str]) -> list[str]:
     return sorted({hashlib.sha256(query.encode()).hexdigest()[:16] for query in queries})
 
 
-def _enter(
+def _enter(  # noqa: PLR0913 - the fields of one step
     artifacts: VersionStore,
     sequence: int,
     version: str,

@@ -56,7 +56,7 @@ class Search:
     notes: tuple[str, ...]
 
 
-def search(
+def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     spec: ModuleSpec,
     config: RoutingConfigUnified,
     labels: Sequence[Label],

@@ -36,7 +36,7 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     """Return the stored form of a program."""
     state = program.dump_state()
     for predictor in state.values():
-        for demo in predictor["demos"]:
+        for demo in predictor.get("demos", ()):
             demo.pop(SOURCE, None)
     return Program(
         tenant_id=tenant_id,
