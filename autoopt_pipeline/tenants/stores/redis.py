@@ -214,10 +214,10 @@ def _shown(url: str) -> str:
             "write its / ? # [ ] @ % as %2F %3F %23 %5B %5D %40 %25 in AUTOOPT_CONFIG_STORE_URL",
         )
     try:
-        parts = urlsplit(url)
-        where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else "..."
-        if parts.path.strip("/").isdigit() or not parts.path.strip("/"):
-            return f"{parts.scheme}://{where}{parts.path}"
+        address = urlsplit(url)
+        where = f"{address.hostname}:{address.port or 6379}" if address.hostname else "..."
+        if address.path.strip("/").isdigit() or not address.path.strip("/"):
+            return f"{address.scheme}://{where}{address.path}"
     except ValueError:
         pass
     raise ConfigStoreRefused("configuration store redis://...: the address is not a Redis URL", _SET) from None
