@@ -2,8 +2,8 @@
 
 import os
 
-# DSPy (before the first answer of a model) and LiteLLM (when it is imported) look these up on GitHub otherwise. Set
-# here, because nothing of ours, and no process of a run, comes earlier. Who wants other prices sets them to False.
+# Otherwise DSPy (before a model's first answer) and LiteLLM (on import) fetch these from GitHub. They are set here
+# because every process imports this module first. Set them to False for current prices.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
 

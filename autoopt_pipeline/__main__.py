@@ -1,13 +1,13 @@
-"""The `autoopt` command, which says what is missing where only the serving part is installed."""
+"""The `autoopt` command. If only the serving part is installed, it names the missing package."""
 
 import sys
 from importlib.util import find_spec
 
-_OF_THE_PIPELINE = ("dagster", "typer")
+_PIPELINE_PACKAGES = ("dagster", "typer")
 
 
 def main() -> None:
-    missing = [name for name in _OF_THE_PIPELINE if find_spec(name) is None]
+    missing = [name for name in _PIPELINE_PACKAGES if find_spec(name) is None]
     if missing:
         print(
             f"error: the autoopt command needs the pipeline, and {missing[0]} is not installed "

@@ -1,4 +1,4 @@
-"""The stores and servers that the process settings name, each opened when it is first used."""
+"""Connections to the stores and servers that the process settings name. Each one opens on first use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from autoopt_pipeline.traces.timeouts import AS_CONFIGURED, Patience
 
 @dataclass
 class Connections:
-    """What the sensors, the assets and the commands work with. `patience` is theirs with Phoenix."""
+    """The stores and servers of a process. `patience` limits how long it waits for Phoenix."""
 
     settings: Settings
     patience: Patience = AS_CONFIGURED
@@ -47,13 +47,13 @@ class Connections:
     def active_parts(
         self, tenant_id: str, spec: ModuleSpec, refused: Callable[[ModuleSpec, InvalidArtifact], None]
     ) -> dict[str, Program]:
-        """The active programs of a composed module's parts; `refused` is told of one that is damaged, and left out."""
-        found = {}
+        """Load the active programs of a composed module's parts. Calls `refused` for a damaged one, and skips it."""
+        programs = {}
         for part in spec.parts:
             artifacts = self.artifacts(tenant_id, part.name)
             if active := artifacts.active():
                 try:
-                    found[part.name] = artifacts.load(active.version)
+                    programs[part.name] = artifacts.load(active.version)
                 except InvalidArtifact as e:
                     refused(part, e)
-        return found
+        return programs

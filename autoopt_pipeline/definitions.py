@@ -1,6 +1,6 @@
-"""Where everything is wired together: what Dagster loads.
+"""The Dagster code location: assets, jobs, sensors and resources.
 
-Loads without importing DSPy, LiteLLM, pandas or Kubernetes; only a run imports what it needs.
+Loading it does not import DSPy, LiteLLM, pandas or Kubernetes; a run imports them when it needs them.
 """
 
 import dagster as dg
@@ -16,7 +16,7 @@ from autoopt_pipeline.orchestration.sensors.retention import build_retention_sen
 from autoopt_pipeline.secrets import guard_process
 from autoopt_pipeline.settings import load_settings
 
-# What runs and sensors log is kept by Dagster. Of this process and all that execute what is defined here.
+# Dagster stores the logs of runs and sensors, so no secret may get into the logs of this process or of a run's.
 guard_process()
 
 
@@ -33,7 +33,7 @@ def _definitions() -> dg.Definitions:
             dg.define_asset_job(
                 OPTIMIZE_JOB,
                 all_modules,
-                description="All modules of a tenant, whether it has them on or not; for backfills by command.",
+                description="All modules of a tenant, enabled or not; for backfills from the command line.",
             )
         ],
         sensors=[*sensors, *build_alert_sensors(settings, [sensor.name for sensor in sensors])],
@@ -45,5 +45,5 @@ def _definitions() -> dg.Definitions:
 try:
     defs = _definitions()
 except AutooptError as e:
-    # Dagster shows the error with its stack, and the stack of a wrong setting says nothing to a person.
+    # Dagster shows the error with its stack, and the stack of a wrong setting does not help anybody.
     raise e.with_traceback(None) from None

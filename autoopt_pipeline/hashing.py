@@ -1,8 +1,8 @@
-"""A stable place between 0 and 1 for any text: the same on every machine, in every release."""
+"""A stable hash of text as a number, the same on every machine and in every release."""
 
 import hashlib
 
 
 def unit_interval(text: str) -> float:
-    """A number from 0 to 1 that depends on the text alone, evenly spread over different texts."""
+    """Map a text to a number from 0 to 1. Different texts are evenly distributed."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

@@ -1,10 +1,10 @@
-"""Which failures of an HTTP request may pass by themselves."""
+"""Tells transient failures of HTTP requests from permanent ones."""
 
 import httpx
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: the server is out of reach, overloaded or failing."""
+    """Whether the same request may succeed later, because the server is unreachable, overloaded or failing."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, httpx.TransportError)

@@ -1,6 +1,6 @@
-"""Whether a client is known for a language model, by its name. No server is asked, and no key is read.
+"""Checks whether DSPy or LiteLLM has a client for a language model. Sends no request, and reads no key.
 
-DSPy takes a second to import, and LiteLLM some more, which is imported only for a model that DSPy does not know.
+Importing DSPy takes a second, and LiteLLM longer, so only a model that DSPy does not know imports LiteLLM.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ from autoopt_pipeline.errors import LMNotConfigured
 
 @lru_cache(maxsize=100)
 def check_model_name(model: str, api_base: str | None) -> None:
-    """Raise `LMNotConfigured` where neither DSPy nor LiteLLM knows where to send what is for the model."""
+    """Raise `LMNotConfigured` if neither DSPy nor LiteLLM knows the model's provider."""
     import dspy
     from dspy.utils.exceptions import LMError
 
@@ -18,12 +18,12 @@ def check_model_name(model: str, api_base: str | None) -> None:
         _ = dspy.LM(model, engine="lm15", cache=False, api_key="none").supported_params
     except LMError:
         check_provider(model, api_base)
-    except ValueError:  # a provider and no model
+    except ValueError:  # a provider without a model
         raise _unknown(model) from None
 
 
 def check_provider(model: str, api_base: str | None) -> None:
-    """Raise `LMNotConfigured` where LiteLLM knows no provider; DSPy would take the model for one of OpenAI's."""
+    """Raise `LMNotConfigured` if LiteLLM knows no provider of the model. DSPy would assume OpenAI."""
     import litellm
 
     quiet, litellm.suppress_debug_info = litellm.suppress_debug_info, True
@@ -37,7 +37,7 @@ def check_provider(model: str, api_base: str | None) -> None:
 
 def _unknown(model: str) -> LMNotConfigured:
     provider, slash, name = model.partition("/")
-    what = f"no provider is called {provider[:60]!r}" if slash and name else "it names no provider that is known"
+    what = f"unknown provider {provider[:60]!r}" if slash and name else "its provider is unknown"
     return LMNotConfigured(
         f"language model {model[:60]}: {what}", "name the model as DSPy does, e.g. openai/gpt-4o-mini"
     )

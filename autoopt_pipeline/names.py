@@ -1,4 +1,4 @@
-"""Names that people see in Dagster and that several rooms use: sensors, the job, the pool, tags of runs."""
+"""Names in Dagster that several rooms use: sensors, the job, the pool, tags of runs."""
 
 OPTIMIZATION_SENSOR = "auto_optimization_sensor"
 PARTITIONS_SENSOR = "tenant_partitions_sensor"
@@ -7,32 +7,32 @@ RETENTION_SENSOR = "run_retention_sensor"
 
 TENANTS_PARTITIONS = "tenants"
 
+# The job of all modules, for backfills from the command line and custom schedules.
 OPTIMIZE_JOB = "optimize"
-"""The job of all modules, for backfills by command and schedules of one's own."""
 
+# Pool of all steps that call language models, in any run; `dagster.yaml` limits how many run at once.
 LM_POOL = "lm"
-"""Pool of all steps that ask language models, in whatever run; `dagster.yaml` says how many may go at once."""
 
 PARTITION_TAG = "dagster/partition"
 
+# Seconds after which Dagster's run monitoring ends the run.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
-"""Dagster's run monitoring ends the run after so many seconds."""
 
+# The user who started a run on the dashboard.
 STARTED_BY_TAG = "autoopt/started_by"
-"""Who asked for a run on the dashboard."""
 
+# The run reads traces before this moment (UTC), so that a retried run reads the same ones.
 WINDOW_END_TAG = "autoopt/window_end"
-"""Traces before this moment (UTC) are read, so that a retried run sees the same."""
 
+# The new evidence that made each module due: `module=traces+annotations`, comma-separated.
 NEW_EVIDENCE_TAG = "autoopt/new_evidence"
-"""`module=traces+annotations`, comma-separated, that made each module due."""
 
+# The lost run whose work this run continues.
 ATTEMPT_TAG = "autoopt/attempt"
-"""The run whose work this one takes up, because that run was lost."""
 
+# The reason why a run left a module to another run. The run succeeds without an outcome of the module.
 SKIPPED_TAG = "autoopt/skipped"
-"""Why a module of the run was left to another run, in words. Such a run succeeds, and has no outcome of the module."""
 
+# Set if a step of the run failed with an error. A failed run without this tag was lost: its process or a step's was
+# killed, or it never began. All steps set the same value, because of two tags added at once one may get lost.
 FAILED_TAG = "autoopt/failed"
-"""That a step of the run failed with an error of its own. A run that failed without it was lost: its process, or a
-step's, was killed, or it never began. The same for all steps, for of two that are added at once one may be lost."""

@@ -1,4 +1,4 @@
-"""Sending spans to Phoenix over OTLP, by the same settings as all other connections."""
+"""Sends spans to Phoenix over OTLP with the same TLS settings as all other connections."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from autoopt_pipeline.tls import trusted_authorities
 
 
 class PhoenixSession(requests.Session):
-    """Trusts `trusted_authorities`, and remembers what came of the last request, which an exporter only logs.
+    """Trusts `trusted_authorities`, and keeps the result of the last request, which an exporter would only log.
 
-    `last` is an answer, an error, or None where nothing was sent yet.
+    `last` is a response, an error, or None before the first request.
     """
 
     last: requests.Response | Exception | None = None
@@ -19,7 +19,7 @@ class PhoenixSession(requests.Session):
     def merge_environment_settings(self, *arguments: Any, **named: Any) -> Any:
         settings = super().merge_environment_settings(*arguments, **named)
         if trusted := trusted_authorities():
-            settings["verify"] = trusted  # not what REQUESTS_CA_BUNDLE says, which nothing else goes by
+            settings["verify"] = trusted  # overrides REQUESTS_CA_BUNDLE, which no other client reads
         return settings
 
     def send(self, request: requests.PreparedRequest, **named: Any) -> requests.Response:
@@ -35,7 +35,7 @@ class PhoenixSession(requests.Session):
 def phoenix_exporter(
     endpoint: str, api_key: str | None, *, timeout_seconds: float, session: PhoenixSession | None = None
 ) -> OTLPSpanExporter:
-    """An exporter to the Phoenix at this address."""
+    """Make an exporter that sends to the Phoenix server at `endpoint`."""
     return OTLPSpanExporter(
         endpoint=f"{endpoint.rstrip('/')}/v1/traces",
         headers={"authorization": f"Bearer {api_key}"} if api_key else None,

@@ -1,7 +1,7 @@
-"""The secrets of this process, and how they are kept out of every text that leaves it.
+"""Keeps the secrets of this process out of every text that leaves it.
 
-Servers and drivers quote what they refuse: a key in a header, a password in an address. So whoever reads a secret
-registers it (`protect`), and errors, log records and reports pass `scrub`.
+Servers and drivers quote the key or the address that they refuse. So code that reads a secret registers it (`protect`),
+and errors, log records and reports pass through `scrub`.
 """
 
 import base64
@@ -19,48 +19,49 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
+# Replaces a secret.
 SHOWN = "***"
-"""Stands in place of a secret."""
 
+# Length of the shortest secret. Shorter texts may be ordinary words.
 SHORTEST = 8
-"""Characters of the shortest secret. Blanking shorter texts would blank words."""
 
+# Length of the parts of a secret that are replaced too, because servers quote parts of a key.
+#
+# Such a part of a random key has 60 bits or more, so no other text contains it by chance. Shorter parts (up to 11
+# characters) may stay; providers show them themselves: `sk-abcd***wxyz`.
 PART = 12
-"""A run of so many characters of a secret is blanked too, because servers quote parts of a key.
 
-Of a random key these are 60 bits and more, so no other text has them by chance. What may stay (up to 11 characters) is
-what providers show themselves: `sk-abcd***wxyz`.
-"""
-
+# Maximum number of secrets. Registering more drops those that were registered longest ago.
 _MOST = 256
-_LONGEST = 16_384
-"""How many secrets are kept (the one not registered for longest is forgotten), and how many characters of one."""
 
+# Maximum length of a secret. The rest of a longer one is ignored.
+_LONGEST = 16_384
+
+# Layers of quoting that `scrub` undoes: JSON inside the `repr` of an error inside JSON.
 _DEPTH = 3
-"""How often quoting is undone: JSON inside the `repr` of an error inside JSON."""
 
 _SECRET_VARIABLE = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$")
 
+# Placeholders, not secrets, for servers without authentication: `no-key-required`, `your_api_key_here`, `sk-1234`.
 _PLACEHOLDER = re.compile(
     r"(?:\W|_|(?<!\d)\d{1,4}(?!\d)|12345678?9?0?|abc|admin|any|anything|api|auth|change|default|demo|dev|dummy|empty|example"
     r"|fake|foo|bar|here|host|keys?|lm|local|me|my|needed|no|none|not|null|ollama|open|ai|password|placeholder|require[ds]?"
     r"|sample|secret|sk|some|studio|test|testing|the|thing|token|unused|used?|user|value|vllm|x|your)+",
     re.IGNORECASE,
 )
-"""No secret, but what a server without authentication is given: `no-key-required`, `your_api_key_here`, `sk-1234`."""
 
+# Different characters that a secret has at least. `xxxxxxxxxxxx` and `0000-0000` are placeholders too.
 _FEWEST_CHARACTERS = 4
-"""Different characters in a secret. `xxxxxxxxxxxx` and `0000-0000` are placeholders too."""
 
+# Parts of a secret that ordinary text may contain, e.g. `search_agent` of `search_agent_9!`.
 _WORDS = re.compile(r"[a-z _.-]+")
-"""A part of a secret that may be a part of ordinary text, e.g. `search_agent` of `search_agent_9!`."""
 
+# Ways to quote one character.
 _NOTATIONS = (
     r"%[0-9A-Fa-f]{2}",  # addresses
     r"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U000[0-9A-Fa-f]{5}|.)",  # literals of Python and JSON
     r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|[a-z]{2,6});",  # HTML
 )
-"""How one character is written where it would mean something else."""
 
 _QUOTED = re.compile("|".join(_NOTATIONS), re.DOTALL)
 
@@ -68,12 +69,13 @@ _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "
 
 _lock = threading.Lock()
 _secrets: dict[str, None] = {}
+
+# Texts to replace, by their first `SHORTEST` characters. Writers replace the whole mapping, so readers need no lock.
 _forms: Mapping[str, tuple[str, ...]] = {}
-"""What is blanked, by its first `SHORTEST` characters. Replaced as a whole, so that readers need no lock."""
 
 
 def protect(*secrets: str | None) -> None:
-    """Register secrets. Space around one does not count. Placeholders and very short texts are left out."""
+    """Register secrets, without surrounding space. Placeholders and very short texts are not registered."""
     global _forms
     new = [text for secret in secrets if secret and is_secret(text := secret.strip()[:_LONGEST])]
     if all(secret in _secrets for secret in new):
@@ -88,9 +90,9 @@ def protect(*secrets: str | None) -> None:
 
 
 def protect_address(address: str | None, *, path: bool = False) -> None:
-    """Register the password of an address. With `path` all that follows the host is secret too, as for a webhook.
+    """Register the password of an address. With `path`, the part after the host is secret too, as for a webhook.
 
-    Takes also what is no address, because people forget to quote `/`, `#` and `@` in a password.
+    Accepts invalid addresses too, because people forget to quote `/`, `#` and `@` in a password.
     """
     _, separator, rest = (address or "").strip().partition("://")
     if not separator:
@@ -99,12 +101,12 @@ def protect_address(address: str | None, *, path: bool = False) -> None:
     password = login.partition(":")[2]
     protect(password, unquote(password))
     if path:
-        where = after.partition("/")[2]
-        protect(where, *re.split(r"[/?&=]", where))
+        path_and_query = after.partition("/")[2]
+        protect(path_and_query, *re.split(r"[/?&=]", path_and_query))
 
 
 def protect_environment(environment: Mapping[str, str]) -> None:
-    """Register the values of variables that are secret by their name, and passwords in the addresses of all others."""
+    """Register the values of variables with a secret's name, and the passwords in all addresses."""
     protect(*(value for name, value in environment.items() if _SECRET_VARIABLE.search(name)))
     for value in environment.values():
         if "://" in value and "@" in value:
@@ -112,12 +114,12 @@ def protect_environment(environment: Mapping[str, str]) -> None:
 
 
 def is_secret(text: str) -> bool:
-    """Whether it is long enough, and none of the placeholders that are given where no key is needed."""
+    """Whether a text is long enough to be a secret, and not a placeholder."""
     return len(text) >= SHORTEST and len(set(text)) >= _FEWEST_CHARACTERS and _PLACEHOLDER.fullmatch(text) is None
 
 
 def scrub(text: str) -> str:
-    """The text with `***` for each secret, in every usual way to write it, and for long parts of one."""
+    """Replace each secret with `***`, in every usual notation, and long parts of a secret too."""
     forms = _forms
     if not forms:
         return text
@@ -125,25 +127,25 @@ def scrub(text: str) -> str:
     spans: list[tuple[int, int]] = []
     read = text
     for depth in range(_DEPTH + 1):
-        spans += [(places[start], places[end]) for start, end in _found(forms, read)]
+        spans += [(places[start], places[end]) for start, end in _matches(forms, read)]
         if depth == _DEPTH or not _QUOTED.search(read):
             break
         read, places = _unquoted(read, places)
-    return _blanked(text, spans)
+    return _replaced(text, spans)
 
 
 def scrub_error(error: BaseException) -> BaseException:
-    """The error with no secret in it, its notes, its causes, nor what it was raised while handling.
+    """Remove secrets from an error, its notes, its causes and its context.
 
-    It is changed in place, so that it stays what it is. Where that cannot be done, another one with the same text and
-    trace is returned.
+    Changes the error in place, so that it keeps its type. If that is impossible, returns another error with the same
+    text and traceback.
     """
     return _scrubbed(error, set()) if _forms else error
 
 
 @contextmanager
 def scrubbing_errors() -> Generator[None, None, None]:
-    """Take secrets out of what is raised here, with all that led to it, because whoever catches it may store it."""
+    """Remove secrets from errors raised in the block and from their causes, because the caller may store them."""
     try:
         yield
     except BaseException as e:
@@ -154,19 +156,19 @@ def scrubbing_errors() -> Generator[None, None, None]:
 
 
 def scrub_record(record: logging.LogRecord) -> bool:
-    """Take secrets out of a log record and its error. Always true, to be a filter of a logger."""
+    """Remove secrets from a log record and its error. Returns True always, so it can be a logger's filter."""
     if not _forms:
         return True
     try:
-        said = record.getMessage()
-    except Exception:  # noqa: BLE001 - arguments that do not fit the message: logging says so itself
+        message = record.getMessage()
+    except Exception:  # noqa: BLE001 - arguments that do not fit the message: logging reports that itself
         return True
-    if scrub(said) != said:
+    if scrub(message) != message:
         record.msg = scrub(str(record.msg))
-        if isinstance(record.args, tuple):  # formatters take single ones
+        if isinstance(record.args, tuple):  # formatters read single arguments
             record.args = tuple(scrub(arg) if isinstance(arg, str) else arg for arg in record.args)
-        if scrub(said := record.getMessage()) != said:
-            record.msg, record.args = scrub(said), ()
+        if scrub(message := record.getMessage()) != message:
+            record.msg, record.args = scrub(message), ()
     if record.exc_info and record.exc_info[1]:
         error = scrub_error(record.exc_info[1])
         record.exc_info = (type(error), error, record.exc_info[2])
@@ -174,13 +176,13 @@ def scrub_record(record: logging.LogRecord) -> bool:
 
 
 def scrub_logs_of(*loggers: str) -> None:
-    """Take secrets out of what these loggers say, as a library may do in the process of an application."""
+    """Remove secrets from the records of these loggers. A library may do this in an application's process."""
     for name in loggers:
         logging.getLogger(name).addFilter(scrub_record)
 
 
 def guard_process() -> None:
-    """Take secrets out of all that this process logs, and of errors that nobody catches. For processes of our own."""
+    """Remove secrets from all logs and uncaught errors of this process. Only for the pipeline's own processes."""
     global _guarded
     protect_environment(os.environ)
     with _lock:
@@ -189,59 +191,59 @@ def guard_process() -> None:
         _guarded = True
     make_record, unhandled, unhandled_in_thread = logging.getLogRecordFactory(), sys.excepthook, threading.excepthook
 
-    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    def make_clean_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         scrub_record(record)
         return record
 
-    def told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         clean = scrub_error(error)
         unhandled(type(clean), clean, trace)
 
-    def told_in_thread(args: Any) -> None:
+    def thread_excepthook(args: Any) -> None:
         error = scrub_error(args.exc_value) if args.exc_value else None
         unhandled_in_thread(
             threading.ExceptHookArgs((type(error) if error else args.exc_type, error, args.exc_traceback, args.thread))
         )
 
-    logging.setLogRecordFactory(made)
-    sys.excepthook, threading.excepthook = told, told_in_thread
+    logging.setLogRecordFactory(make_clean_record)
+    sys.excepthook, threading.excepthook = excepthook, thread_excepthook
 
 
 _guarded = False
 
 
 def _by_beginning(secrets: Mapping[str, None]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, dict[str, None]] = {}
+    by_beginning: dict[str, dict[str, None]] = {}
     for secret in secrets:
-        for form in _written(secret):
-            found.setdefault(form[:SHORTEST], {})[form] = None
+        for form in _notations_of(secret):
+            by_beginning.setdefault(form[:SHORTEST], {})[form] = None
             for start in range(len(form) - PART + 1):
                 part = form[start : start + PART]
                 if not _WORDS.fullmatch(part):
-                    found.setdefault(part[:SHORTEST], {})[part] = None
-    # The longest first.
-    return {start: tuple(sorted(forms, key=len, reverse=True)) for start, forms in found.items()}
+                    by_beginning.setdefault(part[:SHORTEST], {})[part] = None
+    # Longest first.
+    return {start: tuple(sorted(forms, key=len, reverse=True)) for start, forms in by_beginning.items()}
 
 
-def _written(secret: str) -> Iterator[str]:
-    """The ways to write a secret that are not undone in the text that is searched."""
+def _notations_of(secret: str) -> Iterator[str]:
+    """The notations of a secret that `scrub` does not undo in the text that it searches."""
     spaced = {secret, secret.replace(" ", "+")}
     for form in spaced | {text.encode("utf-8", "surrogatepass").decode("latin-1") for text in spaced}:  # byte for byte
         yield form
-        # What only looks quoted in it is undone with what is.
+        # A part of the secret itself may resemble quoting, and is then unquoted with the text.
         for count in range(1, len(_NOTATIONS) + 1):
-            for some in combinations(_NOTATIONS, count):
-                yield re.sub("|".join(some), lambda match: _character(match[0]), form, flags=re.DOTALL)
+            for notations in combinations(_NOTATIONS, count):
+                yield re.sub("|".join(notations), lambda match: _character(match[0]), form, flags=re.DOTALL)
     raw = secret.encode("utf-8", "surrogatepass")
-    for before in range(3):  # at whatever place of a longer text: `user:secret`, `:secret`
+    for before in range(3):  # at any offset in a longer text: `user:secret`, `:secret`
         first, last = -(-8 * before // 6), 8 * (before + len(raw)) // 6
         encoded = base64.b64encode(bytes(before) + raw + bytes(2)).decode()[first:last]
         yield encoded
         yield encoded.translate(str.maketrans("+/", "-_"))
 
 
-def _found(forms: Mapping[str, tuple[str, ...]], text: str) -> Iterator[tuple[int, int]]:
+def _matches(forms: Mapping[str, tuple[str, ...]], text: str) -> Iterator[tuple[int, int]]:
     for start in range(len(text) - SHORTEST + 1):
         if (beginning := text[start : start + SHORTEST]) in forms:
             for form in forms[beginning]:
@@ -251,16 +253,16 @@ def _found(forms: Mapping[str, tuple[str, ...]], text: str) -> Iterator[tuple[in
 
 
 def _unquoted(text: str, places: Sequence[int]) -> tuple[str, list[int]]:
-    """The text with one layer of quoting undone, and where in the original each character, and the end, was."""
-    parts: list[str] = []
-    where: list[int] = []
+    """Undo one layer of quoting. Returns the text, and the original position of each character and of the end."""
+    pieces: list[str] = []
+    positions: list[int] = []
     end = 0
     for match in _QUOTED.finditer(text):
-        parts += [text[end : match.start()], character := _character(match[0])]
-        where += places[end : match.start()]
-        where += [places[match.start()]] * len(character)
+        pieces += [text[end : match.start()], character := _character(match[0])]
+        positions += places[end : match.start()]
+        positions += [places[match.start()]] * len(character)
         end = match.end()
-    return "".join([*parts, text[end:]]), [*where, *places[end:]]
+    return "".join([*pieces, text[end:]]), [*positions, *places[end:]]
 
 
 def _character(quoted: str) -> str:
@@ -271,14 +273,14 @@ def _character(quoted: str) -> str:
     return chr(int(quoted[2:], 16)) if len(quoted) > 2 else _CONTROLS.get(quoted[1], quoted[1])
 
 
-def _blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    parts: list[str] = []
+def _replaced(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    pieces: list[str] = []
     end = 0
     for start, stop in sorted(spans):
-        if start > end or not parts:
-            parts += [text[end:start], SHOWN]
+        if start > end or not pieces:
+            pieces += [text[end:start], SHOWN]
         end = max(end, stop)
-    return "".join([*parts, text[end:]])
+    return "".join([*pieces, text[end:]])
 
 
 def _scrubbed(error: BaseException, seen: set[int]) -> BaseException:
@@ -308,13 +310,13 @@ def _scrubbed(error: BaseException, seen: set[int]) -> BaseException:
 
 
 def _is_clean(error: BaseException) -> bool:
-    """Of the error itself, with its notes; what led to it has been looked at."""
-    said = "".join(traceback.format_exception_only(error))
-    return scrub(said) == said
+    """Whether the error itself and its notes contain no secret."""
+    text = "".join(traceback.format_exception_only(error))
+    return scrub(text) == text
 
 
 def _scrub_fields(error: BaseException) -> None:
-    """Most errors say what is in their arguments, and some what is in attributes. Not all can be changed."""
+    """Scrub the arguments and attributes of an error, from which errors make their text. Some errors are read-only."""
     with suppress(AttributeError, TypeError):
         error.args = tuple(_clean_value(value) for value in error.args)
         for name, value in getattr(error, "__dict__", {}).items():
@@ -324,4 +326,4 @@ def _scrub_fields(error: BaseException) -> None:
 def _clean_value(value: Any) -> Any:
     if isinstance(value, str):
         return scrub(value)
-    return [_clean_value(each) for each in value] if isinstance(value, list) else value
+    return [_clean_value(entry) for entry in value] if isinstance(value, list) else value

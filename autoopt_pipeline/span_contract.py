@@ -1,8 +1,8 @@
-"""The span contract: where a decision of the application stands in Phoenix, and how feedback on it is written.
+"""The span contract: which attributes of a Phoenix span hold a decision, and how feedback on it is written.
 
-The reader, the sample traffic and an application's instrumentation all go by this file. Attribute paths are
-tried in order and the first one present wins. `a.b` is a span attribute; `a.b:key` is `key` inside the JSON
-object that the attribute `a.b` holds (OpenInference writes `input.value` and `output.value` that way).
+The reader, the sample traffic and an application's instrumentation all follow this contract. The reader tries attribute
+paths in order and takes the first one that exists. `a.b` is a span attribute; `a.b:key` is `key` inside the JSON object
+in the attribute `a.b` (OpenInference writes `input.value` and `output.value` that way).
 """
 
 import json
@@ -18,39 +18,38 @@ ROUTING_SPAN = "cogniverse.routing"
 CROSS_MODAL_SPAN = "cogniverse.cross_modal"
 ORCHESTRATION_SPAN = "cogniverse.orchestration"
 
+# Span attribute: true if the application drew this request at random for review, before its outcome was known.
 REVIEW_SAMPLE = "autoopt.review_sample"
-"""Span attribute, true when the application drew this request at random for review, before its outcome was known."""
 
+# Span attribute: the program version that made the decision, or `BASELINE` if none was active.
 PROGRAM_VERSION = "autoopt.program_version"
-"""Span attribute: the program version that made the decision, `BASELINE` where none was active."""
 
 BASELINE = "baseline"
 
+# Span attribute: the role of that version for the request: `active`, `CANARY` or `BASELINE`.
 ARM = "autoopt.arm"
-"""Span attribute: what that version was to the request: `active`, `CANARY`, or `BASELINE`."""
 
+# The role of the version that gets the small fraction of requests while two versions serve side by side.
 CANARY = "canary"
-"""Of two versions that serve side by side, the one with the small share of requests."""
 
+# Span attributes: the decision's tenant, its module, and the application's id of the request.
 TENANT_ID = "autoopt.tenant_id"
 MODULE = "autoopt.module"
 REQUEST_ID = "autoopt.request_id"
-"""Span attributes: whose decision it is, of which module, and the application's name for the request."""
 
+# Annotation metadata (key and value) of a trace that was drawn at random, whatever its outcome.
 RANDOM_SAMPLING = ("sampling", "random")
-"""Annotation metadata that says: this trace was drawn at random, whatever its outcome."""
 
+# Annotation metadata key of the right answer, if the label only marks the decision as wrong.
+#
+# An answer is written like its label: an agent's name, or a plan such as `search_agent > summary_agent` (one after the
+# other) or `search_agent + report_agent` (side by side).
 CORRECTION = "correction"
-"""Annotation metadata key that holds the right answer when the label says only that the decision was wrong.
 
-An answer is written as its label is shown: an agent's name, or a plan such as `search_agent > summary_agent` (one
-after the other) or `search_agent + report_agent` (side by side).
-"""
-
+# Annotation labels about the decision. Any other label is the right answer itself.
 CONFIRMING = frozenset({"correct", "correct_routing", "right"})
 REFUTING = frozenset({"wrong", "wrong_routing", "incorrect"})
 UNDECIDED = frozenset({"ambiguous", "insufficient_info", "unsure"})
-"""Annotation labels about the decision. Any other label is read as the right answer itself."""
 
 
 AnnotatorKind = Literal["HUMAN", "LLM", "CODE"]
@@ -58,7 +57,7 @@ AnnotatorKind = Literal["HUMAN", "LLM", "CODE"]
 
 @dataclass(frozen=True)
 class NewAnnotation:
-    """A verdict on a span, to be written to Phoenix. An equal span, name and identifier is replaced."""
+    """A verdict on a span, to be written to Phoenix. It replaces an annotation with the same `key`."""
 
     span_id: str
     name: str
@@ -73,7 +72,7 @@ class NewAnnotation:
         return self.span_id, self.name, self.identifier
 
     def as_json(self) -> dict[str, Any]:
-        """As Phoenix's API takes it."""
+        """The annotation as Phoenix's API accepts it."""
         result = {"label": self.label, "score": self.score}
         return {
             "span_id": self.span_id,
@@ -87,14 +86,15 @@ class NewAnnotation:
 
 @dataclass(frozen=True)
 class SpanContract:
-    """How one module's decisions are found and read.
+    """How the reader finds and reads one module's decisions.
 
-    `inputs` maps each input field of the program to its attribute paths; the fields in `required` must be
-    there, the others are empty where the span lacks them. `answers` does the same for the output fields: what
-    the application decided. `annotation` is the name of the Phoenix span annotations that judge this module's
-    answer. `confidence` is how sure the application was, from 0 to 1, `success` what came of the decision (absent:
-    not known to have failed), and `quality` how good the outcome was, from 0 to 1. Without `confidence`, only what
-    `success` says was good, or somebody reviewed, is learnt from.
+    `inputs` maps each input field of the program to its attribute paths. A span needs the fields in `required`; the
+    others are empty if the span lacks them. `answers` maps the output fields, which hold the application's decision.
+    `annotation` is the name of the Phoenix span annotations that review this module's answer.
+
+    `confidence` is the application's confidence from 0 to 1, `success` the outcome of the decision (absent: not known
+    to have failed), and `quality` the quality of the outcome from 0 to 1. Without `confidence`, only decisions with
+    `success` or a review become examples.
     """
 
     span_name: str
@@ -166,6 +166,8 @@ MODALITY = SpanContract(
     annotation="modality_annotation",
 )
 
+# `detected_modalities` is a JSON list of `{"modality": ..., "confidence": ...}`, `fused` a boolean. An annotation's
+# score is the gain of fusing over not fusing, from -1 to 1.
 CROSS_MODAL = SpanContract(
     span_name=CROSS_MODAL_SPAN,
     inputs={
@@ -183,9 +185,8 @@ CROSS_MODAL = SpanContract(
     quality=("cross_modal.quality", "output.value:quality"),
     annotation="cross_modal_annotation",
 )
-"""`detected_modalities` is a JSON list of `{"modality": ..., "confidence": ...}`, `fused` a boolean. An annotation's
-score is the gain of fusing over not fusing, from -1 to 1."""
 
+# Agents are a JSON list, or text with commas in between.
 WORKFLOW = SpanContract(
     span_name=ORCHESTRATION_SPAN,
     inputs={"query": ("orchestration.query", "input.value:query")},
@@ -203,4 +204,3 @@ WORKFLOW = SpanContract(
     success=("orchestration.success", "output.value:success"),
     annotation="workflow_annotation",
 )
-"""Agents are a JSON list, or text with commas between them."""

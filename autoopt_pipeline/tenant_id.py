@@ -1,7 +1,7 @@
-"""Tenant ids: what is one, and its safe forms.
+"""Tenant ids, and a safe form of them for paths and names.
 
-An id is `acme` or `org:tenant`. The raw id is the Dagster partition key and stands in Phoenix project
-names; paths and Kubernetes names get `safe_name`.
+An id is `acme` or `org:tenant`. The raw id is the Dagster partition key and part of the Phoenix project name. Paths and
+Kubernetes names use `safe_name`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _ALREADY_SAFE = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?!-)){0,46}(?<!-)")
 
 
 def validate_tenant_id(tenant_id: str) -> str:
-    """Return the id unchanged, or raise `InvalidTenantId` naming it and the rule."""
+    """Return the id unchanged, or raise `InvalidTenantId` with the id and the rule."""
     if isinstance(tenant_id, str) and _TENANT_ID.fullmatch(tenant_id):
         return tenant_id
     shown = repr(tenant_id)
@@ -27,10 +27,10 @@ def validate_tenant_id(tenant_id: str) -> str:
 
 
 def safe_name(tenant_id: str) -> str:
-    """A form of the id for paths, object keys and Kubernetes names and labels (at most 63 characters).
+    """Convert an id for use in paths, object keys and Kubernetes names and labels (at most 63 characters).
 
-    Ids that are lower-case words already stay readable as they are. All others get a hash of the raw id
-    behind a double hyphen, which no id of the first kind contains, so two tenants never share a form.
+    Lower-case ids stay as they are. All others get a double hyphen and a hash of the raw id. No id of the first kind
+    contains a double hyphen, so two tenants never share a name.
     """
     validate_tenant_id(tenant_id)
     if _ALREADY_SAFE.fullmatch(tenant_id):

@@ -1,4 +1,4 @@
-"""Words for people: times and shares, text that others wrote kept harmless and to one line, the nearest of names."""
+"""Text for people: durations, percentages, untrusted text on one harmless line, suggestions for mistyped names."""
 
 import difflib
 import re
@@ -7,16 +7,15 @@ from datetime import datetime, timedelta
 
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 
-
 _UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tab and line feed: ESC and CSI move the cursor
-    "\u202a-\u202e\u2066-\u2069"  # these turn the direction of reading
-    "\ud800-\udfff]"  # halves of characters: no encoding takes them
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and line feed: ESC and CSI move the cursor
+    "\u202a-\u202e\u2066-\u2069"  # these change the direction of the text
+    "\ud800-\udfff]"  # halves of surrogate pairs: UTF-8 cannot encode them
 )
 
 
 def duration(span: timedelta) -> str:
-    """`3 days`, `14 h`, `5 min` or `40 s`: the largest unit of which there are two, rounded."""
+    """`3 days`, `14 h`, `5 min` or `40 s`: rounded to the largest unit that fits at least twice."""
     seconds = span.total_seconds()
     for size, unit in _UNITS:
         if seconds >= 2 * size:
@@ -25,41 +24,40 @@ def duration(span: timedelta) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """`5 min ago`, or what is left when the moment is to come: `in 5 min`."""
+    """`5 min ago`, or `in 5 min` for a moment in the future."""
     return f"{duration(now - moment)} ago" if moment <= now else f"in {duration(moment - now)}"
 
 
 def percent(score: float | None) -> str:
-    """`63.0` for 0.63, `?` for what is not known."""
+    """`63.0` for 0.63, and `?` for an unknown score."""
     return "?" if score is None else f"{100 * score:.1f}"
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for what would steer a terminal, show other words than there are, or cannot be encoded."""
+    """Replace characters that control a terminal, reorder the text or cannot be encoded with U+FFFD."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def one_line(text: str, *, full: bool = False, length: int = 160) -> str:
-    """Text of a user or a model, kept to its line, and to a length unless it is wanted in full."""
+    """Put the text of a user or a model on one line, cut to `length` characters unless `full`."""
     line = printable(" ".join(text.split()))
     return line if full or len(line) <= length else f"{line[: length - 1]}…"
 
 
 def listed_counts(counts: Mapping[str, int]) -> str:
-    """`3 too long, 1 empty`; "" where there is nothing."""
+    """`3 too long, 1 empty`; "" without counts."""
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
 def listed_unread(unread: Mapping[str, Mapping[str, int]]) -> str:
-    """Answers that could not be graded, by program: `incumbent 3 truncated, 1 empty; candidate 2 refused`."""
+    """Counts of unreadable answers by program: `incumbent 3 truncated, 1 empty; candidate 2 refused`."""
     return "; ".join(f"{program} {listed_counts(counts)}" for program, counts in unread.items() if counts)
 
 
 def did_you_mean(text: str, known: Iterable[str], listed_as: str = "") -> str:
-    """`did you mean 'acme'? `, or nothing where no known name is like the text; then all of them, where they are
-    listed as something."""
+    """`did you mean 'acme'? ` if a known name is similar, else "". With `listed_as`, the list of all names follows."""
     names = list(known)
-    lower = {name.lower(): name for name in names}  # a capital letter more or less is no other name
+    lower = {name.lower(): name for name in names}  # the case of letters does not matter
     close = difflib.get_close_matches(text.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}{listed_as}: {', '.join(names)}" if listed_as else hint

@@ -1,4 +1,4 @@
-"""What happened, read page by page from places that are each in the order of time."""
+"""Events read page by page from sources that each are in the order of time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ D = TypeVar("D", bound=Dated)
 
 @dataclass(frozen=True)
 class Stretch(Generic[T]):
-    """Things newest first: all that happened since `reaches` (UTC), which is None where nothing older is left."""
+    """Events, newest first: all that happened since `reaches` (UTC), or ever if that is None."""
 
     items: Sequence[T]
     reaches: datetime | None
@@ -31,9 +31,9 @@ def newest_of(
     limit: int,
     most: int,
 ) -> Stretch[D]:
-    """The newest things before a moment that are wanted: about `limit` of them, and no more than about `most` are read.
+    """The newest events before a moment that `wanted` accepts: about `limit`, out of about `most` at most.
 
-    `read` returns as many as it is asked for, the newest first; fewer mean that there are no others.
+    `read` returns as many events as requested, newest first. Fewer mean that there are no others.
     """
     items: list[D] = []
     read_so_far = 0

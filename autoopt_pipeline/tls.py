@@ -1,7 +1,7 @@
-"""Certificate authorities of one's own: one setting for all connections, which is OpenSSL's own, SSL_CERT_FILE.
+"""Custom certificate authorities for all connections, by OpenSSL's own variables SSL_CERT_FILE and SSL_CERT_DIR.
 
-Phoenix's client, feedback, alerts, DSPy's language models, Redis and GCS go by it without being told. What stands on
-`requests` is told: the exporter of spans, and the client of Dagster's API.
+Phoenix's client, feedback, alerts, DSPy's language models, Redis and GCS read these variables themselves. Code that
+uses `requests` gets the path from here: the exporter of spans, and the client of Dagster's API.
 """
 
 import os
@@ -12,23 +12,23 @@ from autoopt_pipeline.errors import InvalidSettings
 
 
 def trusted_authorities() -> str | None:
-    """The file (SSL_CERT_FILE) or folder (SSL_CERT_DIR) of the authorities to trust; None for those that are usual.
+    """The file (SSL_CERT_FILE) or folder (SSL_CERT_DIR) of the trusted authorities; None for the system's.
 
-    Raises `InvalidSettings` when the file holds none.
+    Raises `InvalidSettings` if the file contains no authority.
     """
     file = os.environ.get("SSL_CERT_FILE")
-    if file and (why := _why_unfit(file)):
+    if file and (problem := _file_problem(file)):
         raise InvalidSettings(
-            f"environment variable SSL_CERT_FILE: {file[:200]!r} holds no authorities: {why}",
-            "name a readable file with all that are to be trusted, or unset it",
+            f"environment variable SSL_CERT_FILE: {file[:200]!r} holds no authorities: {problem}",
+            "name a readable file with all trusted authorities, or unset it",
         )
     return file or os.environ.get("SSL_CERT_DIR") or None
 
 
-@cache  # reading those of a whole system takes 0.1 s
-def _why_unfit(file: str) -> str | None:
+@cache  # reading a system's authorities takes 0.1 s
+def _file_problem(file: str) -> str | None:
     try:
         ssl.create_default_context(cafile=file)
-    except OSError as e:  # as ssl.SSLError is
+    except OSError as e:  # ssl.SSLError is one too
         return "no certificate in PEM" if isinstance(e, ssl.SSLError) else e.strerror
     return None

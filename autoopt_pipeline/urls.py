@@ -1,23 +1,23 @@
-"""Addresses in which a user and a password may stand. HTTP's errors and logs quote what is asked for."""
+"""Addresses that may contain a user and a password, which errors and logs of HTTP clients would quote."""
 
 from urllib.parse import unquote, urlsplit
 
 
 def without_secrets(address: str) -> str:
-    """The address fit to be shown: no user, no password, no query. Takes also what is no address, as people mistype."""
+    """The address without user, password and query, fit to be shown. Accepts mistyped addresses too."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         scheme, rest = "", address
     before, at, after = rest.rpartition("@")
-    if "?" in before:  # of a password that should have been quoted, or of a query: nobody can tell
+    if "?" in before:  # either an unquoted password or a query: the text cannot decide
         return f"{scheme}{separator}..."
-    # A path may hold an @ of its own; a password comes after a colon, or after the scheme.
+    # A path may contain an @ too. A password follows a colon or the scheme.
     shown = after if at and (separator or ":" in before) else rest
     return f"{scheme}{separator}{shown.partition('?')[0]}"
 
 
 def is_web_address(text: str) -> bool:
-    """Whether the text is `http://` or `https://` with a host, and a port that can be one if it has any."""
+    """Whether the text is `http://` or `https://` with a host and, optionally, a valid port."""
     try:
         parts = urlsplit(text)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -26,7 +26,7 @@ def is_web_address(text: str) -> bool:
 
 
 def without_login(address: str) -> tuple[str, tuple[str, str] | None]:
-    """The address to ask for, and the user and password that stood in it. What is no address stays as it is."""
+    """Split an address into the address without login, and its user and password. An invalid address is unchanged."""
     try:
         parts = urlsplit(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Data that a person wrote: unknown fields are refused with the nearest known name, and an error is one line."""
+"""Validation of data that people write: errors are one line, and unknown fields get the nearest known name."""
 
 import difflib
 from collections.abc import Hashable
@@ -13,7 +13,7 @@ from autoopt_pipeline.durations import as_written, holds_duration
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown fields, naming the nearest known one."""
+    """A frozen model that refuses unknown fields and suggests the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -30,12 +30,14 @@ class Strict(BaseModel):
 
 
 def first_error(error: ValidationError) -> str:
-    """The place, what is wrong there, and the value, where the message does not show it already."""
+    """Describe the first error: its place, its message, and the value unless the message shows it."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    return f"{place}: {what_is_wrong(first)}" if place else what_is_wrong(first)
+    return f"{place}: {describe_error(first)}" if place else describe_error(first)
 
 
+# Our messages for pydantic's types of errors. Every text field here requires one character at most, so a text that is
+# too short is empty.
 _WORDS = {
     "missing": "is missing",
     "bool_type": "has to be true or false",
@@ -70,26 +72,26 @@ _WORDS = {
     "timezone_aware": "has to be a time with its zone, such as 2026-01-31T08:00:00Z",
     "ip_any_network": "has to be an address or a network such as 10.0.0.0/8",
 }
-"""What pydantic finds wrong, in our words, by its name for it. No text here has to have more than one character."""
 
 _NUMBERS = frozenset({"int_type", "int_parsing", "int_parsing_size", "int_from_float", "float_type", "float_parsing"})
-_SAY_ALL = frozenset({"value_error", "missing", "string_too_short", "too_short"})
-"""Errors after which the value is not told: what our own validators say is complete, and may hide a secret."""
+# Types of errors whose message does not quote the value. Our own validators decide themselves whether to quote it,
+# because it may be a secret.
+_WITHOUT_VALUE = frozenset({"value_error", "missing", "string_too_short", "too_short"})
 
 
-def what_is_wrong(error: ErrorDetails) -> str:
-    """One error in our words, without its place, and with the value where that says more."""
-    kind, given = error["type"], error["input"]
+def describe_error(error: ErrorDetails) -> str:
+    """Describe one error without its place, and quote the value where that helps."""
+    kind, value = error["type"], error["input"]
     field = str(error["loc"][-1]) if error["loc"] else ""
     if kind in _NUMBERS and holds_duration(field):
         message = "has to be a duration such as 90s, 45m, 2h or 30d, or the number alone"
     elif kind in _WORDS:
-        message = _WORDS[kind].format_map({name: _bound(field, at) for name, at in error.get("ctx", {}).items()})
+        message = _WORDS[kind].format_map({name: _bound(field, bound) for name, bound in error.get("ctx", {}).items()})
     else:
         message = error["msg"].removeprefix("Value error, ")
-    if kind in _SAY_ALL or not error["loc"] or isinstance(given, dict | list):
+    if kind in _WITHOUT_VALUE or not error["loc"] or isinstance(value, dict | list):
         return message
-    return f"{message} (got {str(as_written(field, given))[:60]!r})"
+    return f"{message} (got {str(as_written(field, value))[:60]!r})"
 
 
 def _bound(field: str, value: Any) -> str:
@@ -98,13 +100,13 @@ def _bound(field: str, value: Any) -> str:
 
 
 class UniqueKeys(BaseConstructor):
-    """For a YAML loader: refuses a key that is given twice, of which the last would win without a word."""
+    """Makes a YAML loader refuse a repeated key. PyYAML itself would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                    raise ConstructorError(None, None, f"{key.value!r} appears twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import dagster as dg
 import yaml
@@ -29,6 +30,10 @@ from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.names import PARTITION_TAG
 from autoopt_pipeline.span_contract import CROSS_MODAL_SPAN, ORCHESTRATION_SPAN, ROUTING_SPAN, project_name
 from autoopt_pipeline.tenants.store import open_config_store
+
+if TYPE_CHECKING:
+    from dagster._core.storage.event_log import SqlEventLogStorage
+    from dagster._core.storage.runs import SqlRunStorage
 
 HOUR = timedelta(hours=1)
 AGENTS = [{"name": "search_agent", "description": ""}, {"name": "report_agent", "description": ""}]
@@ -139,7 +144,7 @@ def _write_outcomes(instance: dg.DagsterInstance, module: str, runs: dict[str, s
         "step_key": module,
         "asset_key": dg.AssetKey(module).to_string(),
     }
-    with instance.event_log_storage.index_connection() as db:
+    with cast("SqlEventLogStorage", instance.event_log_storage).index_connection() as db:
         for some in _chunks(list(runs)):
             rows = [
                 row
@@ -158,7 +163,7 @@ def _write_runs(
 ) -> None:
     selection = frozenset(dg.AssetKey(module) for module in modules())
     began = ended - timedelta(minutes=2)
-    with instance.run_storage.connect() as db:
+    with cast("SqlRunStorage", instance.run_storage).connect() as db:
         for some in _chunks(list(runs)):
             rows, tags = [], []
             for tenant in some:

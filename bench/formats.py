@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -44,7 +44,7 @@ INPUTS = {"cross_modal": {"modalities": "video 0.61, text 0.55"}}
 
 
 @contextmanager
-def recording() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def recording() -> Generator[tuple[str, list[dict[str, Any]]]]:
     """A server's address, and the bodies that it was sent. Its answers can be read in no format."""
     bodies: list[dict[str, Any]] = []
 

@@ -15,11 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
@@ -260,7 +261,7 @@ def _one_per_tenant(address: str, tenants: Sequence[str]) -> dict[str, TracerPro
 
 
 @contextmanager
-def sink() -> Iterator[tuple[str, list[int]]]:
+def sink() -> Generator[tuple[str, list[int]]]:
     """A server that takes everything; the sizes of the requests it took."""
     sizes: list[int] = []
 
@@ -273,7 +274,7 @@ def sink() -> Iterator[tuple[str, list[int]]]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -298,9 +299,8 @@ def side_by_side(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 def row(name: str, do: Callable[[], object]) -> None:
     """Print what doing it costs, with the files that were read."""
     reads = 0
-    cat_file = ObjectStore._read_or_error, ObjectStore.read
 
-    def counted(original: Callable) -> Callable:
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
         def read(*args: object) -> object:
             nonlocal reads
             reads += 1
@@ -308,13 +308,11 @@ def row(name: str, do: Callable[[], object]) -> None:
 
         return read
 
-    ObjectStore._read_or_error, ObjectStore.read = counted(cat_file[0]), counted(cat_file[1])
-    try:
+    one_of_many, alone = counted(ObjectStore._read_or_error), counted(ObjectStore.read)
+    with mock.patch.multiple(ObjectStore, _read_or_error=one_of_many, read=alone):
         cpu, wall = time.process_time(), time.perf_counter()
         do()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    finally:
-        ObjectStore._read_or_error, ObjectStore.read = cat_file
     print(f"| {name} | {reads} | {cpu:.3f} | {wall:.3f} |")
 
 

@@ -171,11 +171,11 @@ def counted_requests() -> Generator[dict[str, int]]:
         counts["received"] += len(response.content)
         return response
 
-    httpx.Client.send = counting  # ty: ignore
+    httpx.Client.send = counting
     try:
         yield counts
     finally:
-        httpx.Client.send = send  # ty: ignore
+        httpx.Client.send = send
 
 
 def seed(tenants: list[str], stack: Stack) -> dict[str, Any]:

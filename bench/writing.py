@@ -44,8 +44,8 @@ def write_plot(name: str, lines: Sequence[Line], *, x: str, y: str, limit: float
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6))
     for line in lines:
-        style = {"linestyle": "--", "marker": "x"} if line.guessed else {"marker": "o"}
-        axes.plot(*zip(*line.points, strict=True), **style, label=line.label)
+        linestyle, marker = ("--", "x") if line.guessed else ("-", "o")
+        axes.plot(*zip(*line.points, strict=True), linestyle=linestyle, marker=marker, label=line.label)
     if limit is not None:
         axes.axhline(limit, color="grey", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)

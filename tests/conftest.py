@@ -124,12 +124,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if server is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
     import redis
+    from redis.backoff import ConstantBackoff
+    from redis.retry import Retry
 
     folder = tmp_path_factory.mktemp("redis")
     port = free_port()
     with Processes(folder) as group:
         group.start("redis", [server, "--port", str(port), "--bind", LOOPBACK, "--save", ""], env={}, cwd=folder)
-        client = redis.Redis(port=port, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100))
+        client = redis.Redis(port=port, retry=Retry(ConstantBackoff(0.1), 100))
         client.ping()
         yield f"redis://{LOOPBACK}:{port}/0"
 

@@ -1,4 +1,4 @@
-"""`autoopt artifacts`: everything that is stored of a tenant's programs, to take away or to delete."""
+"""`autoopt artifacts`: exports or deletes all stored programs of a tenant."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from autoopt_pipeline.cli.confirmation import Yes, ask
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
+from autoopt_pipeline.cli.context import console, current_user, dagster_home, instance, open_connections
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import ConfigConflict
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
@@ -23,7 +23,7 @@ from autoopt_pipeline.tenants.lifecycle import start_anew
 from autoopt_pipeline.tenants.store import unknown_tenant
 from autoopt_pipeline.tenants.stores.base import changes_in
 
-app = typer.Typer(help="Export or delete all that is stored of a tenant's programs.", no_args_is_help=True)
+app = typer.Typer(help="Export or delete all stored programs of a tenant.", no_args_is_help=True)
 
 
 @app.command("export")
@@ -32,9 +32,9 @@ def export_artifacts(
     target: Annotated[Path, typer.Argument(help="A new folder, or a new file whose name ends in '.zip'.")],
 ) -> None:
     """Copy a tenant's versions, transitions, ledger and sequential tests into a new folder or zip file."""
-    parts = connections()
-    files = parts.files
-    _check_known(parts, files, tenant)
+    connections = open_connections()
+    files = connections.files
+    _check_known(connections, files, tenant)
     exported = export(files, tenant, target)
     console.print(f"{tenant}: {len(exported)} files exported to {target}")
     _print_counts(exported)
@@ -43,19 +43,19 @@ def export_artifacts(
 @app.command("delete")
 def delete_artifacts(
     tenant: TenantId,
-    force: Annotated[bool, typer.Option("--force", help="Even if the tenant was not removed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete even if the tenant was not removed.")] = False,
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
     """Delete a removed tenant's versions, transitions, ledger and sequential tests for good.
 
-    Should it be added again, it starts anew: earlier outcomes and traces do not count. Asks first; without a terminal
-    it wants --yes. It can be repeated, and finishes what was left undone.
+    If the tenant is added again, it starts from scratch: earlier outcomes and traces do not count. Asks for
+    confirmation; without a terminal, --yes is required. You can repeat an interrupted deletion.
     """
-    parts = connections()
-    files = parts.files
-    _check_known(parts, files, tenant)
-    if tenant in parts.configs.current() and not force:
+    connections = open_connections()
+    files = connections.files
+    _check_known(connections, files, tenant)
+    if tenant in connections.configs.current() and not force:
         raise ConfigConflict(
             f"tenant {tenant} still has a configuration, so its programs may be serving",
             f"'autoopt tenants remove {tenant}' first, or add --force",
@@ -63,7 +63,7 @@ def delete_artifacts(
     _check_no_run(tenant)
     stored = stored_files(files, tenant)
     ask(f"Delete {len(stored)} files of {tenant} for good", yes=yes)
-    _enter(parts, tenant, anything=bool(stored))
+    _record_deletion(connections, tenant, has_files=bool(stored))
     deleted = delete(files, tenant)
     if json:
         console.print_json(data={"tenant": tenant, "deleted": deleted})
@@ -71,30 +71,37 @@ def delete_artifacts(
     console.print(f"{tenant}: {len(deleted)} files deleted" if deleted else f"{tenant}: nothing is left to delete")
     _print_counts(deleted)
     console.print(
-        "not deleted: earlier configurations, what people did (the dashboard's Activity), runs and their reports in "
+        "not deleted: earlier configurations, the audit log (the dashboard's Activity), runs and their reports in "
         "Dagster, traces in Phoenix",
     )
 
 
-def _enter(parts: Connections, tenant: str, *, anything: bool) -> None:
-    """Say that it is deleted, and by whom: of a removed tenant in its history, which is what it would start from."""
-    history = parts.configs.history(tenant)
+def _record_deletion(connections: Connections, tenant: str, *, has_files: bool) -> None:
+    """Record the deletion: in the configuration history of a removed tenant, otherwise in the audit log."""
+    history = connections.configs.history(tenant)
     if history and history[-1].document is None:
-        if anything or changes_in(history)[-1].what != "artifacts_deleted":
-            start_anew(parts.configs, history[-1], actor=who(), now=datetime.now(UTC))
-    elif anything:
-        enter_act(parts.files, actor=who(), what="artifacts_deleted", tenant_id=tenant, module="", text="all versions")
+        if has_files or changes_in(history)[-1].what != "artifacts_deleted":
+            start_anew(connections.configs, history[-1], actor=current_user(), now=datetime.now(UTC))
+    elif has_files:
+        record_action(
+            connections.files,
+            actor=current_user(),
+            what="artifacts_deleted",
+            tenant_id=tenant,
+            module="",
+            text="all versions",
+        )
 
 
-def _check_known(parts: Connections, files: ObjectStore, tenant: str) -> None:
-    """Raises `UnknownTenant` when nobody ever was called so."""
+def _check_known(connections: Connections, files: ObjectStore, tenant: str) -> None:
+    """Raise `UnknownTenant` if no tenant ever had this id."""
     validate_tenant_id(tenant)
-    if not parts.configs.history(tenant) and not stored_files(files, tenant):
-        raise unknown_tenant(tenant, parts.configs.current())
+    if not connections.configs.history(tenant) and not stored_files(files, tenant):
+        raise unknown_tenant(tenant, connections.configs.current())
 
 
 def _check_no_run(tenant: str) -> None:
-    """Raises `ConfigConflict` while a run could store something more."""
+    """Raise `ConfigConflict` while a run of the tenant could store more files."""
     if dagster_home() is None:
         return
     from autoopt_pipeline.modules.catalog import module_names
@@ -102,11 +109,11 @@ def _check_no_run(tenant: str) -> None:
 
     with instance() as opened:
         if run := unfinished_runs(opened, module_names()).get(tenant):
-            raise ConfigConflict(f"run {run} of {tenant} is under way", "wait for its end, or cancel it in Dagster")
+            raise ConfigConflict(f"run {run} of {tenant} is under way", "wait until it ends, or cancel it in Dagster")
 
 
 def _print_counts(paths: Iterable[str]) -> None:
-    """How many files of which kind, module by module."""
+    """Print the number of files by module and kind."""
     for kind, count in sorted(Counter(map(_kind, paths)).items()):
         console.print(f"  {kind}: {count}")
 
@@ -114,5 +121,5 @@ def _print_counts(paths: Iterable[str]) -> None:
 def _kind(path: str) -> str:
     folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
     if folder == ROLLOUT_INDEX:
-        return f"{module} watched"
+        return f"{module} rollout index"
     return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

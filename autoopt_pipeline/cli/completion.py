@@ -1,13 +1,13 @@
-"""What the shell completes: tenants and modules. Where they cannot be read, nothing is, and nothing is said."""
+"""Shell completion of tenants and modules. Offers nothing, without a message, if they cannot be read."""
 
 from contextlib import suppress
 
 
 def complete_tenant(incomplete: str) -> list[str]:
-    from autoopt_pipeline.cli.context import connections
+    from autoopt_pipeline.cli.context import open_connections
 
     with suppress(Exception):
-        return sorted(tenant for tenant in connections().configs.current() if tenant.startswith(incomplete))
+        return sorted(tenant for tenant in open_connections().configs.current() if tenant.startswith(incomplete))
     return []
 
 

@@ -1,4 +1,4 @@
-"""Asking a person before something is done that takes away what they may still want."""
+"""Asks a person to confirm a deletion."""
 
 import sys
 
@@ -10,12 +10,12 @@ Yes = typer.Option("--yes", help="Do not ask.")
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Ask at the terminal, unless the person has said yes. Where they say no, the command ends.
+    """Ask at the terminal, unless the person passed --yes. If the answer is no, the command ends.
 
-    Raises `NotConfirmed` where nobody can be asked.
+    Raises `NotConfirmed` without a terminal.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise NotConfirmed(f"{question}? There is no terminal at which to ask", "say --yes")
+        raise NotConfirmed(f"{question}? There is no terminal to ask at", "add --yes")
     typer.confirm(question, abort=True, err=True)

@@ -1,4 +1,4 @@
-"""`autoopt show` and `autoopt diff`: what is in a version, how it came to be, and how it differs from another."""
+"""`autoopt show` and `autoopt diff`: the contents of a version, its origin, and its differences from another."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,27 +22,28 @@ if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Change
 
 _DEMOS_SHOWN = 5
-_NOT_TOLD = {"reasoning", "confidence", "augmented"}
-"""What of a demo says nothing of its query and its answer."""
+
+# Fields of a demo besides its query and its answer.
+_HIDDEN_FIELDS = {"reasoning", "confidence", "augmented"}
 
 
 def show(
     tenant: TenantId,
     module: ModuleName,
-    version: Annotated[str | None, typer.Argument(help="As 'autoopt versions' lists it [default: the active].")] = None,
+    version: Annotated[str | None, typer.Argument(help="Version of 'autoopt versions' [default: active].")] = None,
     full: Full = False,
     json: Json = False,
 ) -> None:
-    """Show how a version came to be, what was measured of it, and what it shows the model."""
+    """Show a version's origin, its scores, and its instructions and demos."""
     programs = open_programs(tenant, module)
     name = version or programs.active
     if name is None:
         raise InvalidArtifact(
             f"{programs.name}: no version is active, the module's baseline serves",
-            f"name one that 'autoopt versions {tenant} {module}' lists",
+            f"name a version that 'autoopt versions {tenant} {module}' lists",
         )
     manifest = programs.manifest(name)
-    # Of a withdrawn version only the manifest is left.
+    # A withdrawn version has only its manifest left.
     stored = None if programs.withdrawal(name) else programs.artifacts.load(name)
     if json:
         console.print_json(
@@ -58,8 +59,8 @@ def show(
         return
     last = programs.last_event(name)
     console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip())
-    for what, told in _told(programs, manifest, full):
-        console.print(f"{what:<19}  {escape(told)}")
+    for title, text in _describe(programs, manifest, full):
+        console.print(f"{title:<19}  {escape(text)}")
     if manifest.tried:
         _print_candidates(manifest)
     for predictor, content in (predictors_of(stored) if stored else {}).items():
@@ -70,15 +71,15 @@ def diff(
     tenant: TenantId,
     module: ModuleName,
     version_a: Annotated[
-        str | None, typer.Argument(help=f"A version, or '{BASELINE}' [default: what was active before].")
+        str | None, typer.Argument(help=f"A version, or '{BASELINE}' [default: the previously active one].")
     ] = None,
-    version_b: Annotated[str | None, typer.Argument(help="Compared with this one [default: the active].")] = None,
+    version_b: Annotated[str | None, typer.Argument(help="The other version [default: the active one].")] = None,
     full: Full = False,
     json: Json = False,
 ) -> None:
     """Show how two versions differ: instructions, demos and scores.
 
-    The baseline of a composed module is compared without what its parts have learnt.
+    The baseline of a composed module is compared without the demos and instructions of its parts.
     """
     from autoopt_pipeline.optimization.report import changes_of_versions
 
@@ -89,8 +90,11 @@ def diff(
     sides = [(name, programs.manifest(name) if name else None) for name in (before, after)]
     if json:
         scores = [
-            {"incumbent_score": each and each.incumbent_score, "candidate_score": each and each.candidate_score}
-            for _, each in sides
+            {
+                "incumbent_score": manifest and manifest.incumbent_score,
+                "candidate_score": manifest and manifest.candidate_score,
+            }
+            for _, manifest in sides
         ]
         console.print_json(
             data={
@@ -104,14 +108,14 @@ def diff(
     console.print(f"{programs.name}: {before or BASELINE} -> {after or BASELINE}")
     for name, manifest in sides:
         if manifest:
-            scores_told = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
-            console.print(f"{name}: {programs.verdict(manifest)}, {scores_told} on its own holdout")
+            change_of_score = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
+            console.print(f"{name}: {programs.verdict(manifest)}, {change_of_score} on its own holdout")
     for change in changes:
         _print_change(change, full)
 
 
-def _told(programs: ModuleVersions, manifest: Manifest, full: bool) -> Iterator[tuple[str, str]]:
-    """What a manifest says, in words for people."""
+def _describe(programs: ModuleVersions, manifest: Manifest, full: bool) -> Iterator[tuple[str, str]]:
+    """A manifest as titles and texts for people."""
     yield "verdict", programs.verdict(manifest)
     yield "reason", one_line(manifest.reason, full=full, length=400)
     if withdrawn := programs.withdrawal(manifest.version):
@@ -145,15 +149,15 @@ def _told(programs: ModuleVersions, manifest: Manifest, full: bool) -> Iterator[
 
 
 def _print_candidates(manifest: Manifest) -> None:
-    """Who was in the race, how far each came, and the LM calls that it cost."""
+    """Print the candidates of the race, their scores and LM calls."""
     rows = []
-    for tried in manifest.tried:
-        dropped = tried.get("dropped_after")
+    for candidate in manifest.tried:
+        dropped = candidate.get("dropped_after")
         rows.append(
             (
-                escape(str(tried.get("optimizer", "?"))),
-                f"{percent(tried.get('dev_score'))} %",
-                *(str(tried.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
+                escape(str(candidate.get("optimizer", "?"))),
+                f"{percent(candidate.get('dev_score'))} %",
+                *(str(candidate.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
                 "finalist" if dropped is None else f"dropped after {dropped}",
             )
         )
@@ -168,8 +172,10 @@ def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:
         console.print(f"  {escape(one_line(line, full=full))}")
     if len(lines) > _DEMOS_SHOWN and not full:
         console.print(f"  … {len(lines) - _DEMOS_SHOWN} more lines; --full shows them")
-    told = ["; ".join(f"{key}: {value}" for key, value in demo.items() if key not in _NOT_TOLD) for demo in demos]
-    _print_some("-", told, full)
+    lines_of_demos = [
+        "; ".join(f"{key}: {value}" for key, value in demo.items() if key not in _HIDDEN_FIELDS) for demo in demos
+    ]
+    _print_some("-", lines_of_demos, full)
 
 
 def _print_change(change: "Change", full: bool) -> None:

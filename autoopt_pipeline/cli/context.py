@@ -1,6 +1,6 @@
-"""What the commands work with: the same stores and the same Dagster instance as the daemon.
+"""Connections for the commands: the same stores and the same Dagster instance as the daemon's.
 
-Dagster takes a second to import, so only commands that need an instance do.
+Importing Dagster takes a second, so only commands that need an instance import it.
 """
 
 import getpass
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class Screen(Console):
-    """A console on which text stays text, whoever wrote it; only Rich's own styles reach the terminal as codes.
+    """A console that prints untrusted text without control characters. Only Rich's own styles become terminal codes.
 
-    Lines of text are not wrapped, for the terminal does that without breaking what is copied. Tables are as wide as it.
+    Lines of text are not wrapped, because the terminal wraps them without breaking copied text. Tables fill its width.
     """
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         if soft_wrap is None:
-            soft_wrap = all(isinstance(each, str) for each in objects)
+            soft_wrap = all(isinstance(value, str) for value in objects)
         super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -45,10 +45,11 @@ class Screen(Console):
 console = Screen()
 
 
-def connections(*, patient: bool = False) -> Connections:
-    """What the settings name. Without DAGSTER_HOME, a checkout that is the current folder is the home.
+def open_connections(*, patient: bool = False) -> Connections:
+    """Connect to the stores and servers in the settings. Without DAGSTER_HOME, the current folder can be the home.
 
-    Phoenix is given a few seconds for each answer, or with `patient` as long as the settings say. Who waits is told.
+    Phoenix gets a few seconds for each answer, or with `patient` the time in the settings. A message on stderr explains
+    a long wait.
     """
     if home := dagster_home():
         os.environ.setdefault("DAGSTER_HOME", str(home))
@@ -59,28 +60,28 @@ def connections(*, patient: bool = False) -> Connections:
             "set DAGSTER_HOME, or go to the folder with dagster.yaml, or set AUTOOPT_CONFIG_STORE_URL and "
             "AUTOOPT_ARTIFACTS_URL",
         )
-    return Connections(settings, Patience(None if patient else PEOPLE_SECONDS, _tell))
+    return Connections(settings, Patience(None if patient else PEOPLE_SECONDS, _print_once))
 
 
-_told: set[str] = set()
-_telling = threading.Lock()
+_printed: set[str] = set()
+_print_lock = threading.Lock()
 
 
-def _tell(line: str) -> None:
-    """Each line once, whichever threads have it to tell."""
-    with _telling:
-        if line not in _told:
-            _told.add(line)
+def _print_once(line: str) -> None:
+    """Print a line to stderr, unless this or another thread has printed it before."""
+    with _print_lock:
+        if line not in _printed:
+            _printed.add(line)
             print(printable(line), file=sys.stderr, flush=True)
 
 
 def no_tenants(store: TenantConfigStore) -> str:
-    """What is said where a store has no tenants. A wrong address looks the same, so it is named."""
+    """The message for a store without tenants. It names the store, because a wrong address looks the same."""
     return f"there are no tenants in {store.name}; 'autoopt tenants add' adds one"
 
 
-def who() -> str:
-    """The user, as records of what was done by hand name them; where the system has no name for them, their number."""
+def current_user() -> str:
+    """The name of the operating system's user, for records of manual acts; the user's number if there is no name."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # OSError from Python 3.13 on
@@ -88,19 +89,19 @@ def who() -> str:
 
 
 def dagster_home() -> Path | None:
-    """DAGSTER_HOME, or the current folder when it holds a `dagster.yaml`. None where there is no instance."""
+    """DAGSTER_HOME, or the current folder if it contains a `dagster.yaml`; otherwise None."""
     configured = os.environ.get("DAGSTER_HOME")
     home = Path(configured).absolute() if configured else Path.cwd()
     if (home / "dagster.yaml").exists():
         return home
     if configured:
-        raise InvalidSettings(f"DAGSTER_HOME is {home}, where no dagster.yaml is", "set it to the instance's folder")
+        raise InvalidSettings(f"DAGSTER_HOME is {home}, without a dagster.yaml", "set it to the instance's folder")
     return None
 
 
 @contextmanager
 def instance() -> "Generator[dg.DagsterInstance, None, None]":
-    """The Dagster instance. Raises `InvalidSettings` where there is none."""
+    """Open the Dagster instance. Raises `InvalidSettings` if there is none."""
     from autoopt_pipeline.run_history.instance import open_instance
 
     home = dagster_home()

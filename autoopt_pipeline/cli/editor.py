@@ -1,4 +1,4 @@
-"""Lets the person at the terminal edit a text in their editor, and never loses what they wrote."""
+"""Opens a text in the person's editor, and never loses their changes."""
 
 import os
 import tempfile
@@ -14,8 +14,8 @@ from autoopt_pipeline.errors import AutooptError, InvalidSettings
 
 @contextmanager
 def edited_file(text: str) -> Generator[Path, None, None]:
-    """A YAML file with the text. If the block raises, the file stays where the person has changed it."""
-    handle, name = tempfile.mkstemp(prefix="autoopt-", suffix=".yaml")  # only this user can read it
+    """A temporary YAML file with the text. If the block raises, the file stays, provided that the person changed it."""
+    handle, name = tempfile.mkstemp(prefix="autoopt-", suffix=".yaml")  # only this user can read the file
     path = Path(name)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)

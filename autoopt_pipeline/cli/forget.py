@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, who
+from autoopt_pipeline.cli.context import console, current_user, dagster_home, instance, open_connections
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.errors import UnknownTrace
 from autoopt_pipeline.tenant_id import validate_tenant_id
@@ -33,9 +33,9 @@ def forget(
 
     validate_tenant_id(tenant)
     trace_ids = [_trace_id(trace) for trace in traces]
-    parts = connections(patient=True)
+    parts = open_connections(patient=True)
     with instance() if dagster_home() else nullcontext() as opened:
-        erasure = erase(parts, opened, tenant, trace_ids, query or [], actor=who())
+        erasure = erase(parts, opened, tenant, trace_ids, query or [], actor=current_user())
     _print_done(tenant, trace_ids, erasure)
     if opened is None:
         console.print("no Dagster instance here: repeat this command when a run that is under way now has ended")

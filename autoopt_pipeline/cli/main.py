@@ -1,4 +1,4 @@
-"""`autoopt`, the command for everything that is done by hand."""
+"""`autoopt`, the command for people."""
 
 import signal
 import sys
@@ -88,7 +88,7 @@ class LocalModel(StrEnum):
     SMOLLM2 = "smollm2"
 
 
-_LM = typer.Option(help="Add a tenant for which this real language model answers ('make lm' installs it).")
+_LM = typer.Option(help="Add a tenant with this real language model ('make lm' installs it).")
 
 
 @app.command()
@@ -127,9 +127,9 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run() -> None:
-    """The entry point. An error that is meant for a person is one line and exit status 2."""
+    """The entry point. It prints an `AutooptError` as one line and ends with exit status 2."""
     guard_process()
-    # SIGINT too: a shell that is not interactive starts background commands with it ignored.
+    # SIGINT too, because a shell that is not interactive starts background commands with SIGINT ignored.
     for number in _ENDING_SIGNALS:
         signal.signal(number, _interrupt)
     try:
@@ -145,7 +145,7 @@ def run() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End once, in order: another signal must not break into the cleaning up."""
-    for each in _ENDING_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+    """Interrupt the command once. Further signals must not interrupt the cleanup."""
+    for ending_signal in _ENDING_SIGNALS:
+        signal.signal(ending_signal, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""`autoopt metrics`: what Prometheus scrapes."""
+"""`autoopt metrics`: serves metrics for Prometheus."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from autoopt_pipeline.modules.catalog import modules
 def metrics(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 9464,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a pod.")] = "127.0.0.1",
-    max_tenants: Annotated[int, typer.Option(min=0, help="Tenants with a label of their own.")] = 1000,
+    max_tenants: Annotated[int, typer.Option(min=0, help="Most tenants with a label of their own.")] = 1000,
 ) -> None:
     """Serve metrics for Prometheus until Ctrl-C, read from Dagster's records (docs/metrics.md)."""
     from prometheus_client import CollectorRegistry, start_http_server

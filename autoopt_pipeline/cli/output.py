@@ -1,4 +1,4 @@
-"""Changed fields of a configuration, as lines for people."""
+"""Prints the changed fields of a configuration."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.tenants.diff import FieldChange
 
 
-def print_changes(found: Sequence[FieldChange]) -> None:
-    for change in found:
-        line = f"{change.field}: {change.told(change.before)} -> {change.told(change.after)}"
+def print_changes(changes: Sequence[FieldChange]) -> None:
+    for change in changes:
+        line = f"{change.field}: {change.display(change.before)} -> {change.display(change.after)}"
         console.print(f"  {escape(line)}")
-    if not found:
+    if not changes:
         console.print("  no field differs")

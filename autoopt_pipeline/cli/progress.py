@@ -1,4 +1,4 @@
-"""How far a run is, on a terminal: a bar for each module that is in a long phase, below the lines of its log."""
+"""Shows the progress of a run on a terminal: a bar for each module in a long phase, below the lines of its log."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _BAR_WIDTH = 20
 
 @dataclass(frozen=True)
 class View:
-    """Where lines are printed, and what shows bars; without `show` there are none, and lines have to say it all."""
+    """The console for lines, and the function that shows bars. Without `show` there are only lines."""
 
     lines: Console
     show: "ShowProgress | None" = None
@@ -30,12 +30,12 @@ class View:
 
 @contextmanager
 def viewing() -> Generator[View, None, None]:
-    """Bars are drawn where stderr is a terminal, and only there."""
-    lines = Screen(file=sys.stdout)  # as it is now: while DSPy's optimizers work, it is turned away
+    """Draw bars only if stderr is a terminal."""
+    lines = Screen(file=sys.stdout)  # the current stdout, because the run redirects it while DSPy's optimizers work
     if not sys.stderr.isatty():
         yield View(lines)
         return
-    # While a step is executed in this process, Dagster has what is written to stderr go to the step's log.
+    # While a step runs in this process, Dagster redirects stderr to the step's log.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding) as terminal:
         screen = Screen(file=terminal)
         if not screen.is_interactive:
@@ -51,7 +51,7 @@ def viewing() -> Generator[View, None, None]:
             redirect_stderr=False,
         )
         with bars:
-            # On one terminal, whatever else is printed has to make room for the bars.
+            # If both are one terminal, the lines have to go through the console that draws the bars.
             yield View(screen if sys.stdout.isatty() else lines, _shown_by(bars))
 
 
@@ -63,9 +63,9 @@ def _shown_by(bars: Bars) -> "ShowProgress":
             if module in tasks:
                 bars.remove_task(tasks.pop(module))
             return
-        told = f"{module}: {progress.phase}, {progress.count}\n{progress.cost}"
+        text = f"{module}: {progress.phase}, {progress.count}\n{progress.cost}"
         if module not in tasks:
-            tasks[module] = bars.add_task(told)
-        bars.update(tasks[module], description=told, completed=progress.done, total=progress.total)
+            tasks[module] = bars.add_task(text)
+        bars.update(tasks[module], description=text, completed=progress.done, total=progress.total)
 
     return show

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.context import console, open_connections
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 def rollouts(
     tenant: Annotated[str | None, typer.Argument(help="Only this tenant.")] = None,
     module: Annotated[
-        str | None, typer.Argument(help="Only this module; also the results of its earlier rollouts.")
+        str | None, typer.Argument(help="Only this module, with the results of its earlier rollouts.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the rollouts that are under way, each with its analysis so far. Exit status 2 if one cannot be analyzed."""
-    parts = connections()
+    """Show the active rollouts with their analyses so far. Exit status 2 if an analysis fails."""
+    connections = open_connections()
     selected = [
         (artifacts, rollout)
-        for artifacts, rollout in _active(parts)
+        for artifacts, rollout in _active(connections)
         if tenant in (None, artifacts.tenant_id) and module in (None, artifacts.module)
     ]
-    ended = parts.artifacts(tenant, module).rollout_results() if tenant and module else []
-    analyses = [(artifacts, rollout, _analyze(parts, artifacts, rollout)) for artifacts, rollout in selected]
+    ended = connections.artifacts(tenant, module).rollout_results() if tenant and module else []
+    analyses = [(artifacts, rollout, _analyze(connections, artifacts, rollout)) for artifacts, rollout in selected]
     if json:
         console.print_json(
             data={
@@ -52,24 +52,24 @@ def rollouts(
         for result in ended:
             console.print(f"ended {result.ended:%Y-%m-%d %H:%M} UTC: {escape(how_it_ended(result))}")
         if not analyses:
-            console.print("no rollout is under way")
+            console.print("no rollout is active")
     if any(isinstance(analysis, AutooptError) for _, _, analysis in analyses):
         raise typer.Exit(2)
 
 
-def _active(parts: Connections) -> Iterator[tuple[VersionStore, Rollout]]:
-    for entry in sorted(indexed_rollouts(parts.files), key=lambda entry: (entry.tenant_id, entry.module)):
-        artifacts = parts.artifacts(entry.tenant_id, entry.module)
+def _active(connections: Connections) -> Iterator[tuple[VersionStore, Rollout]]:
+    for entry in sorted(indexed_rollouts(connections.files), key=lambda entry: (entry.tenant_id, entry.module)):
+        artifacts = connections.artifacts(entry.tenant_id, entry.module)
         if rollout := active_rollout(artifacts.last_transition()):
             yield artifacts, rollout
 
 
-def _analyze(parts: Connections, artifacts: VersionStore, rollout: Rollout) -> "RolloutAnalysis | AutooptError":
+def _analyze(connections: Connections, artifacts: VersionStore, rollout: Rollout) -> "RolloutAnalysis | AutooptError":
     from autoopt_pipeline.rollouts.production import analyze_now
 
-    settling = parts.settings.settling_seconds
+    settling = connections.settings.settling_seconds
     try:
-        return analyze_now(parts.phoenix, parts.configs, artifacts, rollout, settling_seconds=settling)
+        return analyze_now(connections.phoenix, connections.configs, artifacts, rollout, settling_seconds=settling)
     except AutooptError as e:
         return e
 

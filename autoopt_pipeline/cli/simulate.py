@@ -1,4 +1,4 @@
-"""`autoopt simulate`: play an application's requests, for trying things out."""
+"""`autoopt simulate`: sends simulated requests of an application to Phoenix."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.context import console, open_connections
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.devtools.traffic import (
     SAMPLE_AGENTS,
@@ -29,34 +29,34 @@ def simulate(
     queries: Annotated[Path | None, typer.Option(help="JSON lines of labelled queries to send instead.")] = None,
     query_field: Annotated[str, typer.Option(help="Field of the file that holds the query.")] = "query",
     label_field: Annotated[str, typer.Option(help="Field of the file that holds the right agent.")] = "agent",
-    hours: Annotated[float, typer.Option(min=0.0001, help="Spread over this many past hours.")] = 1.0,
-    right: Annotated[float, typer.Option(min=0, max=1, help="Share of decisions that are right.")] = 0.7,
-    reviewed: Annotated[float, typer.Option(min=0, max=1, help="Share of requests reviewed at random.")] = 0.75,
+    hours: Annotated[float, typer.Option(min=0.0001, help="Past hours over which the requests are spread.")] = 1.0,
+    right: Annotated[float, typer.Option(min=0, max=1, help="Fraction of decisions that are right.")] = 0.7,
+    reviewed: Annotated[float, typer.Option(min=0, max=1, help="Fraction of requests reviewed at random.")] = 0.75,
     openinference: Annotated[bool, typer.Option(help="Write OpenInference JSON instead of routing.* keys.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed sends other requests.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random requests.")] = 1,
 ) -> None:
     """Send simulated requests of a tenant to Phoenix, some of them reviewed at random."""
     from autoopt_pipeline.devtools.send import send_traffic
 
-    parts = connections(patient=True)
-    config, _ = read_config(parts.configs, tenant)
+    connections = open_connections(patient=True)
+    config, _ = read_config(connections.configs, tenant)
     agents = [agent.name for agent in config.agents]
     rng = random.Random(f"{tenant}/{seed}")  # noqa: S311 - for variety, not for secrets
-    habits = TrafficProfile(
+    profile = TrafficProfile(
         right=right,
         reviewed=reviewed,
         openinference=openinference,
         plans=not {"workflow", "unified"}.isdisjoint(config.modules),
         fuses="cross_modal" in config.modules,
     )
-    truths = _truths(tenant, agents, traces, queries, query_field, label_field, habits, rng)
+    truths = _truths(tenant, agents, traces, queries, query_field, label_field, profile, rng)
     labels = get_module("modality").labels or ()
     choices = {"agent": agents, "modality": [label.name for label in labels]}
     end = datetime.now(UTC)
-    requests = list(simulate_requests(truths, choices, habits, start=end - timedelta(hours=hours), end=end, rng=rng))
-    key = parts.settings.phoenix_api_key
+    requests = list(simulate_requests(truths, choices, profile, start=end - timedelta(hours=hours), end=end, rng=rng))
+    key = connections.settings.phoenix_api_key
     with console.status(f"sending {len(requests)} traces"):
-        send_traffic(parts.phoenix, tenant, requests, api_key=key.get_secret_value() if key else None)
+        send_traffic(connections.phoenix, tenant, requests, api_key=key.get_secret_value() if key else None)
     reviews = sum(bool(request.reviews) for request in requests)
     console.print(f"{len(requests)} traces, {reviews} of them reviewed, are in {project_name(tenant)}")
 
@@ -68,16 +68,16 @@ def _truths(
     queries: Path | None,
     query_field: str,
     label_field: str,
-    habits: TrafficProfile,
+    profile: TrafficProfile,
     rng: random.Random,
 ) -> list[SyntheticRequest]:
     if queries:
-        found = read_truths(queries, query_field, label_field, agents)
-        return rng.sample(found, min(traces, len(found)))
+        requests = read_truths(queries, query_field, label_field, agents)
+        return rng.sample(requests, min(traces, len(requests)))
     if set(agents) != set(SAMPLE_AGENTS):
         listed = " ".join(f"--agent {name}" for name in SAMPLE_AGENTS)
         raise InvalidConfig(
-            f"the sample traffic is made for the agents {', '.join(SAMPLE_AGENTS)}, and {tenant} has others",
-            f"add a tenant with {listed}, or play real queries with --queries",
+            f"the sample traffic needs the agents {', '.join(SAMPLE_AGENTS)}, but {tenant} has others",
+            f"add a tenant with {listed}, or send your own queries with --queries",
         )
-    return list(sample_truths_for(habits, traces, rng))
+    return list(sample_truths_for(profile, traces, rng))

@@ -1,4 +1,4 @@
-"""`autoopt status`: how tenants' modules stand, what would be decided now, and why."""
+"""`autoopt status`: shows the status of tenants' modules, and the sensor's decisions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.completion import complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance, no_tenants
+from autoopt_pipeline.cli.context import console, instance, no_tenants, open_connections
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
+# With more tenants, the command lists only those that need attention, and at most this many.
 _TENANTS_SHOWN = 20
-"""With more tenants than these, only those that need attention are listed, and no more of them."""
 
 
 def status(
@@ -31,63 +31,63 @@ def status(
         bool, typer.Option("--json", help="Print everything as JSON; docs/trigger-and-status.md lists the fields.")
     ] = False,
 ) -> None:
-    """Show each tenant's modules: the decision that the sensor would take now, why, the last verdict, what serves.
+    """Show each tenant's modules: the sensor's current decision, its reason, the last verdict, the active version.
 
-    Exit status 2 when a decision is an error.
+    Exit status 2 if a decision is an error.
     """
     from autoopt_pipeline.status.module_status import tenant_standings
 
-    parts = connections()
-    stored = dict(parts.configs.current())
+    connections = open_connections()
+    stored = dict(connections.configs.current())
     if tenant is not None:
         if tenant not in stored:
             raise unknown_tenant(tenant, stored)
         stored = {tenant: stored[tenant]}
     now = datetime.now(UTC)
     with instance() as opened:
-        standings = tenant_standings(stored, opened, parts, now=now, count_all=tenant is not None)
+        standings = tenant_standings(stored, opened, connections, now=now, count_all=tenant is not None)
     if json:
-        console.print_json(data={"now": now.isoformat(), "modules": [each.as_dict() for each in standings]})
+        console.print_json(data={"now": now.isoformat(), "modules": [standing.as_dict() for standing in standings]})
     elif not stored:
-        console.print(no_tenants(parts.configs))
+        console.print(no_tenants(connections.configs))
     else:
         _print(standings, len(stored), now)
-    if any(each.decision.reason is Reason.ERROR for each in standings):
+    if any(standing.decision.reason is Reason.ERROR for standing in standings):
         raise typer.Exit(2)
 
 
 def _print(standings: Sequence["ModuleStatus"], tenants: int, now: datetime) -> None:
-    attention = {each.tenant_id for each in standings if each.needs_attention}
-    first = sorted(standings, key=lambda each: each.tenant_id not in attention)
+    attention = {standing.tenant_id for standing in standings if standing.needs_attention}
+    first = sorted(standings, key=lambda standing: standing.tenant_id not in attention)
     if tenants <= _TENANTS_SHOWN:
         _print_rows(first, now)
         return
-    counts = Counter(each.decision.reason.value for each in standings)
-    told = [f"{count} {reason}" for reason, count in sorted(counts.items())]
-    if back := sum(each.rolled_back is not None for each in standings):
-        told.append(f"{back} rolled back")
-    console.print(f"{tenants} tenants: {', '.join(told)}")
+    counts = Counter(standing.decision.reason.value for standing in standings)
+    texts = [f"{count} {reason}" for reason, count in sorted(counts.items())]
+    if back := sum(standing.rolled_back is not None for standing in standings):
+        texts.append(f"{back} rolled back")
+    console.print(f"{tenants} tenants: {', '.join(texts)}")
     shown = sorted(attention)[:_TENANTS_SHOWN]
     if shown:
-        _print_rows([each for each in first if each.tenant_id in shown and each.needs_attention], now)
+        _print_rows([row for row in first if row.tenant_id in shown and row.needs_attention], now)
     else:
-        console.print("none of them needs attention")
+        console.print("no tenant needs attention")
     if len(attention) > len(shown):
         console.print(f"and {len(attention) - len(shown)} more tenants that need attention")
     console.print("one tenant: 'autoopt status TENANT'; everything: 'autoopt status --json'")
 
 
 def _print_rows(standings: Sequence["ModuleStatus"], now: datetime) -> None:
-    # Modules of which there is the same to say share a row.
+    # Modules with the same texts share a row.
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for each in standings:
-        row = (each.tenant_id, each.decision.reason.value, _told(each, now))
-        rows.setdefault(row, []).append(each.module)
+    for standing in standings:
+        row = (standing.tenant_id, standing.decision.reason.value, _describe(standing, now))
+        rows.setdefault(row, []).append(standing.module)
     print_table(
-        ("tenant", "module", "decision", "why; what happened last; what serves"),
+        ("tenant", "module", "decision", "reason; last outcome; active version"),
         [
-            (escape(tenant), escape(", ".join(modules)), _colored(reason), told)
-            for (tenant, reason, told), modules in rows.items()
+            (escape(tenant), escape(", ".join(modules)), _colored(reason), text)
+            for (tenant, reason, text), modules in rows.items()
         ],
     )
 
@@ -97,7 +97,7 @@ def _colored(reason: str) -> str:
     return f"[{color}]{reason}[/]" if color else reason
 
 
-def _told(standing: "ModuleStatus", now: datetime) -> str:
+def _describe(standing: "ModuleStatus", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
     if standing.progress:
         lines.append(escape(standing.progress.describe(now)))

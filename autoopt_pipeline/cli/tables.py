@@ -1,4 +1,4 @@
-"""Tables that break no word, so that a version, a run or a tenant can be copied out of one on any terminal."""
+"""Tables that never break a word, so that people can copy versions, runs and tenants on any terminal."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,13 +8,15 @@ from rich.text import Text
 
 from autoopt_pipeline.cli.context import console
 
+# Characters between two columns of a table.
 _PADDING = 3
-"""Columns of the terminal between two of the table's."""
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> None:
-    """Print rows of markup. What is too wide is wrapped between words; where even that does not fit, each row is
-    printed as lines. The columns `right` are aligned to the right."""
+    """Print rows of markup. Wide cells are wrapped between words. If even that does not fit, each row becomes lines.
+
+    The columns `right` are aligned to the right.
+    """
     columns = list(zip(headers, *rows, strict=True))
     least = [max(_longest(cell.split()) for cell in map(_plain, column)) for column in columns]
     whole = [max(_longest(cell.splitlines()) for cell in map(_plain, column)) for column in columns]

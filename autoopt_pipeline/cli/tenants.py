@@ -1,4 +1,4 @@
-"""`autoopt tenants`: which tenants there are."""
+"""`autoopt tenants`: adds, lists, removes, imports and exports tenants."""
 
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from autoopt_pipeline.cli.completion import complete_tenant
 from autoopt_pipeline.cli.confirmation import Yes, ask
-from autoopt_pipeline.cli.context import connections, console, dagster_home, instance, no_tenants, who
+from autoopt_pipeline.cli.context import console, current_user, dagster_home, instance, no_tenants, open_connections
 from autoopt_pipeline.cli.options import Json
 from autoopt_pipeline.cli.output import print_changes
 from autoopt_pipeline.cli.tables import print_table
@@ -19,7 +19,7 @@ from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, InvalidExport
 from autoopt_pipeline.tenants.diff import changed_fields, in_effect
 from autoopt_pipeline.tenants.export import export_rows
-from autoopt_pipeline.tenants.lifecycle import add_tenant, new_tenant, what_stays
+from autoopt_pipeline.tenants.lifecycle import add_tenant, kept_after_removal, new_tenant
 from autoopt_pipeline.tenants.seed_import import ImportedConfig, read_rows
 from autoopt_pipeline.tenants.store import newest_version, write_config
 from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
@@ -34,13 +34,13 @@ def add(
     tenant: TenantId,
     agent: Annotated[
         list[str] | None,
-        typer.Option(help="An agent that routing chooses from: NAME or NAME=WHAT IT IS FOR."),
+        typer.Option(help="An agent that routing chooses from: NAME or NAME=PURPOSE."),
     ] = None,
 ) -> None:
-    """Give a new tenant a configuration, and make it a partition at once."""
+    """Add a tenant with a configuration and a Dagster partition."""
     config = new_tenant(tenant, agent or [], where="tenants add")
     with partitions() as register:
-        version = add_tenant(connections().configs, config, actor=who())
+        version = add_tenant(open_connections().configs, config, actor=current_user())
         register(tenant)
     console.print(f"{tenant} added, configuration version {version}")
 
@@ -48,7 +48,7 @@ def add(
 @app.command("list")
 def list_tenants(json: Json = False) -> None:
     """List the tenants that have a configuration."""
-    store = connections().configs
+    store = open_connections().configs
     listed = sorted(store.current().items())
     if json:
         console.print_json(data={"tenants": [_as_dict(entry) for _, entry in listed]})
@@ -56,13 +56,13 @@ def list_tenants(json: Json = False) -> None:
     if not listed:
         console.print(no_tenants(store))
         return
-    rows, wrong = [], []
+    rows, errors = [], []
     for tenant, entry in listed:
         try:
             config = entry.parse()
         except AutooptError as e:
             rows.append((escape(tenant), "[red]not valid[/red]", "", "", "", "", str(entry.version)))
-            wrong.append(e)
+            errors.append(e)
             continue
         rows.append(
             (
@@ -76,38 +76,38 @@ def list_tenants(json: Json = False) -> None:
             )
         )
     print_table(("tenant", "enabled", "interval", "min new", "modules", "agents", "version"), rows)
-    for error in wrong:
+    for error in errors:
         console.print(f"[red]not valid[/red] {escape(str(error))}")
 
 
 def _as_dict(entry: StoredConfig) -> dict[str, Any]:
-    """A tenant for programs: the configuration with its defaults, or what is wrong with it."""
-    told = {"tenant": entry.tenant_id, "version": entry.version, "written_at": entry.written_at.isoformat()}
+    """A tenant for scripts: its configuration including defaults, or its error."""
+    fields = {"tenant": entry.tenant_id, "version": entry.version, "written_at": entry.written_at.isoformat()}
     try:
-        return {**told, "config": entry.parse().model_dump(mode="json"), "error": None}
+        return {**fields, "config": entry.parse().model_dump(mode="json"), "error": None}
     except AutooptError as e:
-        return {**told, "config": None, "error": str(e)}
+        return {**fields, "config": None, "error": str(e)}
 
 
 @app.command()
 def remove(tenant: TenantId, yes: Annotated[bool, Yes] = False) -> None:
-    """Remove a tenant: nothing is optimized for it any more. Its programs, its history and its traces stay.
+    """Remove a tenant, which ends its optimization. Its programs, its history and its traces stay.
 
-    Asks first; without a terminal it wants --yes.
+    Asks for confirmation; without a terminal, --yes is required.
     """
-    store = connections().configs
+    store = open_connections().configs
     newest = newest_version(store, tenant)
-    ask(f"Remove {tenant}, whose programs go on serving and are not optimized any more", yes=yes)
-    store.write(tenant, None, actor=who(), expected_version=newest.version)
+    ask(f"Remove {tenant}, whose programs continue to serve without further optimization", yes=yes)
+    store.write(tenant, None, actor=current_user(), expected_version=newest.version)
     if dagster_home():
         from autoopt_pipeline.orchestration.partitions import withdraw_tenant
 
         with instance() as opened:
             if not withdraw_tenant(opened, tenant):
-                console.print("a run is under way: the sensor removes the partition when it has ended")
+                console.print("a run is active: the sensor removes the partition after it")
     console.print(f"{tenant} removed. What stays:")
-    for left in what_stays(newest):
-        console.print(f"- {left}")
+    for line in kept_after_removal(newest):
+        console.print(f"- {line}")
 
 
 @app.command("import")
@@ -116,25 +116,25 @@ def import_tenants(
         Path,
         typer.Argument(help="JSON array, or JSON lines: configurations, or rows of the seed's store."),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the changes, and write nothing.")] = False,
 ) -> None:
-    """Import configurations, and say which of their fields mean nothing here."""
+    """Import configurations, and print which of their fields are ignored."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"{file}: {e}", "give a readable file") from None
-    store = connections().configs
+    store = open_connections().configs
     imported, refused = read_rows(text, store.current(), where=str(file))
     if not imported and not refused:
         raise InvalidConfig(f"{file} has no rows", "give configurations as JSON, or one a line")
     if dry_run:
-        _say_what_would_change(store, imported)
+        _print_import_plan(store, imported)
     else:
         with partitions() as register:
-            for one in imported:
-                version = write_config(store, one.config, actor=f"import by {who()}")
-                register(one.config.tenant_id)
-                console.print(f"{one.config.tenant_id} imported, configuration version {version}{_ignored(one)}")
+            for entry in imported:
+                version = write_config(store, entry.config, actor=f"import by {current_user()}")
+                register(entry.config.tenant_id)
+                console.print(f"{entry.config.tenant_id} imported, configuration version {version}{_ignored(entry)}")
     for row in refused:
         console.print(f"[red]refused[/red] {escape(row.reason)}")
     if refused:
@@ -150,7 +150,7 @@ def export_tenants(
     file: Annotated[Path | None, typer.Argument(help="A new file [default: stdout].")] = None,
 ) -> None:
     """Write all configurations as JSON lines, which 'autoopt tenants import' reads."""
-    store = connections().configs
+    store = open_connections().configs
     entries = [entry for _, entry in sorted(store.current().items())]
     lines, broken = export_rows(entries)
     text = "".join(f"{line}\n" for line in lines)
@@ -164,35 +164,35 @@ def export_tenants(
             raise InvalidExport(f"{file}: {e.strerror}", "name a new file in a folder that you may write to") from None
         console.print(f"{len(lines)} configurations exported to {file}", markup=False)
     if not entries:
-        print(no_tenants(store), file=sys.stderr)  # stdout holds what is exported, here nothing
+        print(no_tenants(store), file=sys.stderr)  # stdout is for exported configurations only
     if broken:
         raise InvalidConfig(
             f"{len(broken)} of {len(entries)} configurations are not valid and were left out, first: {broken[0]}",
-            "'autoopt config edit TENANT' opens one; export again",
+            "correct them with 'autoopt config edit TENANT', and export again",
         )
 
 
-def _say_what_would_change(store: TenantConfigStore, imported: Sequence[ImportedConfig]) -> None:
+def _print_import_plan(store: TenantConfigStore, imported: Sequence[ImportedConfig]) -> None:
     current = store.current()
-    for one in imported:
-        tenant = one.config.tenant_id
+    for entry in imported:
+        tenant = entry.config.tenant_id
         if tenant not in current:
-            console.print(f"{tenant} would be added{_ignored(one)}")
+            console.print(f"{tenant} would be added{_ignored(entry)}")
             continue
-        found = changed_fields(in_effect(current[tenant]), one.config.model_dump(mode="json"))
-        console.print(f"{tenant} would be saved, with {len(found)} fields changed{_ignored(one)}")
-        print_changes(found)
+        changes = changed_fields(in_effect(current[tenant]), entry.config.model_dump(mode="json"))
+        console.print(f"{tenant} would be saved, with {len(changes)} fields changed{_ignored(entry)}")
+        print_changes(changes)
 
 
-def _ignored(one: ImportedConfig) -> str:
-    return escape(f"; ignored: {', '.join(one.ignored)}") if one.ignored else ""
+def _ignored(entry: ImportedConfig) -> str:
+    return escape(f"; ignored: {', '.join(entry.ignored)}") if entry.ignored else ""
 
 
 @contextmanager
 def partitions() -> Generator[Callable[[str], None], None, None]:
-    """A function that makes a tenant a partition. Opens the instance first, so nothing is written when it fails."""
+    """Yield a function that adds a tenant's partition. The instance opens first: if it fails, nothing is written."""
     if dagster_home() is None:
-        yield lambda tenant: console.print(f"no Dagster instance here: the sensor will make {tenant} a partition")
+        yield lambda tenant: console.print(f"no Dagster instance here: the sensor will add the partition of {tenant}")
         return
     from autoopt_pipeline.orchestration.partitions import register_tenant
 

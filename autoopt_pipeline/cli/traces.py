@@ -1,4 +1,4 @@
-"""`autoopt traces`: what is read of a tenant's spans, by the same functions as in a run."""
+"""`autoopt traces`: shows a tenant's spans as a run reads them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console
+from autoopt_pipeline.cli.context import console, open_connections
 from autoopt_pipeline.cli.options import Full, Json
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from autoopt_pipeline.modules.spec import Label, ModuleSpec
     from autoopt_pipeline.traces.reader import Collected
 
-app = typer.Typer(help="See what is read of a tenant's spans in Phoenix.", no_args_is_help=True)
+app = typer.Typer(help="Show a tenant's spans in Phoenix as a run reads them.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads a tenant's spans of the lookback as a run that began now would."""
+    """Reads a tenant's spans of the lookback, as a run that starts now would."""
 
-    parts: Connections
+    connections: Connections
     config: RoutingConfigUnified
     redact: Redact
     start: datetime
@@ -49,36 +49,36 @@ class _Reader:
 
         spec = get_module(name)
         labels = labels_of(spec, self.config)
-        collected = collect(self.parts.phoenix, self.config.tenant_id, spec, start=self.start, end=self.end)
+        collected = collect(self.connections.phoenix, self.config.tenant_id, spec, start=self.start, end=self.end)
         return spec, labels, collected.without(frozenset(self.config.excluded_traces))
 
     def read_each(
         self, names: Iterable[str], errors: dict[str, AutooptError]
     ) -> "Iterator[tuple[str, tuple[ModuleSpec, tuple[Label, ...], Collected]]]":
-        """What is read of each module. What cannot be read is put among the errors, and holds up no other."""
+        """Read each module's spans. A failure goes to `errors`, and does not stop the other modules."""
         for name in names:
             try:
-                found = self.read(name)
+                spans = self.read(name)
             except (UnknownModule, InvalidConfig) as e:
                 errors[name] = e
             else:
-                yield name, found
+                yield name, spans
 
 
 def _reader(tenant: str) -> _Reader:
-    parts = connections()
-    entry = newest_version(parts.configs, tenant)
+    connections = open_connections()
+    entry = newest_version(connections.configs, tenant)
     config = entry.parse()
-    end = datetime.now(UTC) - timedelta(seconds=parts.settings.settling_seconds)
+    end = datetime.now(UTC) - timedelta(seconds=connections.settings.settling_seconds)
     start = learnt_from(config, until=end, begins=entry.since)
-    return _Reader(parts, config, load_redaction(parts.settings.redaction), start, end)
+    return _Reader(connections, config, load_redaction(connections.settings.redaction), start, end)
 
 
 @app.command()
 def stats(tenant: TenantId, json: Json = False) -> None:
-    """Count what each module finds in the lookback: decisions, examples, labels, and what it cannot use and why.
+    """Count each module's decisions, examples and labels in the lookback, and its unusable spans by reason.
 
-    Exit status 2 when a module's spans could not be read.
+    Exit status 2 if a module's spans cannot be read.
     """
     reader = _reader(tenant)
     surveys: dict[str, Survey] = {}
@@ -92,7 +92,7 @@ def stats(tenant: TenantId, json: Json = False) -> None:
                 "tenant": tenant,
                 "project": project_name(tenant),
                 "window": reader.window(),
-                "modules": {name: _as_json(asdict(found)) for name, found in surveys.items()},
+                "modules": {name: _as_json(asdict(counts)) for name, counts in surveys.items()},
                 "errors": {name: str(error) for name, error in errors.items()},
                 "other_span_names": others,
             }
@@ -106,14 +106,14 @@ def stats(tenant: TenantId, json: Json = False) -> None:
 @app.command()
 def sample(
     tenant: TenantId,
-    module: Annotated[str | None, typer.Option(help="Only this module [default: all that the tenant has].")] = None,
+    module: Annotated[str | None, typer.Option(help="Only this module [default: all modules of the tenant].")] = None,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="Decisions of each module.")] = 5,
     full: Full = False,
     json: Json = False,
 ) -> None:
-    """Show the newest decisions as they are read: inputs, what was answered, what is right and who says so.
+    """Show the newest decisions as a run reads them: inputs, answer, right answer and its source.
 
-    Exit status 2 when a module's spans could not be read.
+    Exit status 2 if a module's spans cannot be read.
     """
     reader = _reader(tenant)
     shown: dict[str, list[AsRead]] = {}
@@ -128,7 +128,7 @@ def sample(
                 "tenant": tenant,
                 "project": project_name(tenant),
                 "window": reader.window(),
-                "modules": {name: [_decision_as_dict(each) for each in decisions] for name, decisions in shown.items()},
+                "modules": {name: [_decision_as_dict(read) for read in decisions] for name, decisions in shown.items()},
                 "errors": {name: str(error) for name, error in errors.items()},
             }
         )
@@ -141,11 +141,10 @@ def sample(
 def _print_sample(shown: Mapping[str, list[AsRead]], errors: Mapping[str, AutooptError], *, full: bool) -> None:
     for name, decisions in shown.items():
         console.print(f"[bold]{escape(name)}[/bold]" + ("" if decisions else ": no decision in the lookback"))
-        for each in decisions:
-            context = each.decision
-            console.print(f"  {context.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(context.trace_id)}")
-            for what, text in _told(each):
-                console.print(f"    {what}: {escape(one_line(text, full=full))}")
+        for read in decisions:
+            console.print(f"  {read.decision.time:%Y-%m-%d %H:%M:%S} UTC  trace {escape(read.decision.trace_id)}")
+            for title, text in _describe(read):
+                console.print(f"    {title}: {escape(one_line(text, full=full))}")
     _print_errors(errors)
 
 
@@ -155,8 +154,8 @@ def _print_errors(errors: Mapping[str, AutooptError]) -> None:
 
 
 def _other_span_names(reader: _Reader) -> dict[str, int] | None:
-    """Spans that no installed module reads; None where Phoenix has no such project."""
-    phoenix = reader.parts.phoenix
+    """Counts of spans that no installed module reads, by name; None if the tenant has no project."""
+    phoenix = reader.connections.phoenix
     project = phoenix.project(project_name(reader.config.tenant_id))
     if project is None:
         return None
@@ -174,14 +173,14 @@ def _print_stats(
     console.print(f"{project}, {reader.start:%Y-%m-%d %H:%M:%S} to {reader.end:%Y-%m-%d %H:%M:%S} UTC")
     counted = ("decisions", "examples", "human", "judge", "outcome", "drawn at random")
     rows = [
-        (escape(name), *map(str, (found.decisions, found.examples, *found.provenance.values(), found.independent)))
-        for name, found in surveys.items()
+        (escape(name), *map(str, (counts.decisions, counts.examples, *counts.provenance.values(), counts.independent)))
+        for name, counts in surveys.items()
     ]
     print_table(("module", *counted), rows, right=counted)
-    for name, found in surveys.items():
+    for name, counts in surveys.items():
         console.print(f"[bold]{escape(name)}[/bold]")
-        for what, text in _details(found):
-            console.print(f"  {what}: {escape(one_line(text, full=True))}")
+        for title, text in _details(counts):
+            console.print(f"  {title}: {escape(one_line(text, full=True))}")
     _print_errors(errors)
     if others is None:
         console.print(f"Phoenix has no project {project}")
@@ -189,25 +188,25 @@ def _print_stats(
         console.print(f"spans that no module reads: {escape(one_line(_counts(others), full=True))}")
 
 
-def _details(found: Survey) -> Iterator[tuple[str, str]]:
-    if found.oldest and found.newest:
-        yield "from", f"{found.oldest:%Y-%m-%d %H:%M:%S} to {found.newest:%Y-%m-%d %H:%M:%S} UTC"
-    if found.labels:
-        yield "right answers", _counts(found.labels)
-    if found.unusable:
+def _details(counts: Survey) -> Iterator[tuple[str, str]]:
+    if counts.oldest and counts.newest:
+        yield "from", f"{counts.oldest:%Y-%m-%d %H:%M:%S} to {counts.newest:%Y-%m-%d %H:%M:%S} UTC"
+    if counts.labels:
+        yield "right answers", _counts(counts.labels)
+    if counts.unusable:
         yield (
-            f"not usable ({found.malformed} malformed)",
-            "; ".join(f"{count} {reason}" for reason, count in found.unusable.items()),
+            f"not usable ({counts.malformed} malformed)",
+            "; ".join(f"{count} {reason}" for reason, count in counts.unusable.items()),
         )
-    if found.redacted:
-        yield "redacted", str(found.redacted)
+    if counts.redacted:
+        yield "redacted", str(counts.redacted)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _told(read: AsRead) -> Iterator[tuple[str, str]]:
+def _describe(read: AsRead) -> Iterator[tuple[str, str]]:
     for name, text in read.inputs.items():
         yield escape(name), text or "-"
     yield "answered", ", ".join(f"{name} {text or '-'}" for name, text in read.answer.items())
@@ -234,5 +233,5 @@ def _decision_as_dict(read: AsRead) -> dict[str, Any]:
     }
 
 
-def _as_json(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""`autoopt trigger`: check a tenant's conditions as the sensor does, and run what is due."""
+"""`autoopt trigger`: checks a tenant's conditions as the sensor does, and runs the modules that are due."""
 
 import os
 import time
@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
-from autoopt_pipeline.cli.context import connections, console, instance
+from autoopt_pipeline.cli.context import console, instance, open_connections
 from autoopt_pipeline.cli.progress import viewing
 from autoopt_pipeline.errors import RunFailed
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
@@ -37,39 +37,39 @@ def trigger(
     ],
     module: Annotated[
         list[str] | None,
-        typer.Option(help="Module; can be repeated [default: all that are due].", autocompletion=complete_module),
+        typer.Option(help="Module; can be repeated [default: all due modules].", autocompletion=complete_module),
     ] = None,
     phoenix_endpoint: Annotated[
         str | None, typer.Option(help="Phoenix to read [default: AUTOOPT_PHOENIX_ENDPOINT].")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Wait for no interval, no back-off and no number of new traces.")
+        bool, typer.Option("--force", help="Ignore the interval, the back-off and the number of new traces.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the conditions and run nothing.")] = False,
     launch: Annotated[
-        bool, typer.Option("--launch", help="Run through Dagster's queue and launcher, and not in this process.")
+        bool, typer.Option("--launch", help="Run through Dagster's queue and launcher instead of in this process.")
     ] = False,
 ) -> None:
-    """Check the conditions as the sensor does, say how each is met, and run what is due.
+    """Check and print the conditions as the sensor does, and run the modules that are due.
 
-    Exit status 0: it ran (with --dry-run: it would). 1: skipped. 2: an error.
+    Exit status 0: they ran (with --dry-run: they would). 1: skipped. 2: an error.
     """
     from autoopt_pipeline.orchestration.run_requests import check_request
 
     if phoenix_endpoint:
         if launch:
-            raise typer.BadParameter("a launched run reads the Phoenix of its own settings", param_hint="--launch")
-        os.environ["AUTOOPT_PHOENIX_ENDPOINT"] = phoenix_endpoint  # where the run in this process looks too
-    parts = connections()
-    stored = parts.configs.current()
+            raise typer.BadParameter("a launched run uses the Phoenix of its own settings", param_hint="--launch")
+        os.environ["AUTOOPT_PHOENIX_ENDPOINT"] = phoenix_endpoint  # the run in this process reads it too
+    connections = open_connections()
+    stored = connections.configs.current()
     if tenant_id not in stored:
         raise unknown_tenant(tenant_id, stored)
     with instance() as opened:
-        requested = check_request(stored[tenant_id], module or [], opened, parts, force=force)
+        requested = check_request(stored[tenant_id], module or [], opened, connections, force=force)
         chosen = requested.modules
         _print_conditions(tenant_id, requested.decisions, chosen)
         if chosen and not dry_run:
-            _print_end(_run(opened, parts.settings, requested, launch=launch), tenant_id, chosen)
+            _print_result(_run(opened, connections.settings, requested, launch=launch), tenant_id, chosen)
     if requested.plan.errors():
         raise typer.Exit(2)
     if not chosen:
@@ -83,16 +83,16 @@ def _print_conditions(tenant: str, decisions: Mapping[str, ScheduleDecision], ch
     for decision, modules in groups.items():
         console.print(f"[bold]{escape(tenant)}/{escape(','.join(modules))}[/]")
         width = max((len(condition.name) for condition in decision.conditions), default=0)
-        for each in decision.conditions:
-            console.print(f"  {_SHOWN[each.met]}  {each.name:<{width}}  {escape(each.detail)}")
-        # What is forced has the same decision as what is not, so a group is run as a whole or not at all.
-        told = f"{decision.reason.value}, {escape(decision.detail)}"
+        for condition in decision.conditions:
+            console.print(f"  {_SHOWN[condition.met]}  {condition.name:<{width}}  {escape(condition.detail)}")
+        # Modules with the same decision run together or not at all, so the first one represents the group.
+        text = f"{decision.reason.value}, {escape(decision.detail)}"
         if decision.reason is Reason.ERROR:
             console.print(f"  [red]error[/]: {escape(decision.detail)}")
         elif modules[0] not in chosen:
-            console.print(f"  [yellow]skipped[/]: {told}")
+            console.print(f"  [yellow]skipped[/]: {text}")
         else:
-            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {told}"))
+            console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {text}"))
 
 
 def _run(opened: "dg.DagsterInstance", settings: Settings, requested: "RequestedRun", *, launch: bool) -> "RunResult":
@@ -102,48 +102,48 @@ def _run(opened: "dg.DagsterInstance", settings: Settings, requested: "Requested
     started = time.monotonic()
     with viewing() as view:
 
-        def say(line: str) -> None:
+        def print_line(line: str) -> None:
             text = escape(one_line(line, full=False, length=400))
             view.lines.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}")
 
         if not launch:
             from autoopt_pipeline.definitions import defs
 
-            return execute_request(defs, opened, requested, say, view.show)
+            return execute_request(defs, opened, requested, print_line, view.show)
         run_id = launch_request(opened, requested, settings)
-        with _left_running(run_id, requested.tenant):
-            return follow(opened, run_id, say, view.show)
+        with _reporting_interrupt(run_id, requested.tenant):
+            return follow(opened, run_id, print_line, view.show)
 
 
 @contextmanager
-def _left_running(run_id: str, tenant: str) -> "Generator[None, None, None]":
+def _reporting_interrupt(run_id: str, tenant: str) -> "Generator[None, None, None]":
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"run {run_id} goes on without you; see 'autoopt status {tenant}'")
+        console.print(f"run {run_id} continues in Dagster; see 'autoopt status {tenant}'")
         raise
 
 
-def _print_end(ended: "RunResult", tenant: str, modules: Sequence[str]) -> None:
-    """What came of each module. Raises `RunFailed` where one of them has no outcome, unless another run has it."""
-    for module, metadata in sorted(ended.outcomes.items()):
+def _print_result(result: "RunResult", tenant: str, modules: Sequence[str]) -> None:
+    """Print each module's outcome. Raises `RunFailed` if a module has no outcome and was not left to another run."""
+    for module, metadata in sorted(result.outcomes.items()):
         console.print(f"{tenant}/{module}: [bold]{metadata.get('verdict', '')}[/], {_reason(metadata)}")
-    missing = [module for module in modules if module not in ended.outcomes]
-    if missing and ended.skipped and not ended.causes:
-        console.print(f"{tenant}/{','.join(missing)}: [yellow]skipped[/]: {escape(ended.skipped)}")
+    missing = [module for module in modules if module not in result.outcomes]
+    if missing and result.skipped and not result.causes:
+        console.print(f"{tenant}/{','.join(missing)}: [yellow]skipped[/]: {escape(result.skipped)}")
         raise typer.Exit(SKIPPED_STATUS)
     if missing:
-        causes = "; ".join(f"{step}: {cause}" for step, cause in ended.causes.items()) or ended.status.value.lower()
+        causes = "; ".join(f"{step}: {cause}" for step, cause in result.causes.items()) or result.status.value.lower()
         raise RunFailed(
-            f"{tenant}/{','.join(missing)}: run {ended.run_id} failed: {causes}",
+            f"{tenant}/{','.join(missing)}: run {result.run_id} failed: {causes}",
             f"see the run in Dagster, and 'autoopt why {tenant} {missing[0]}' for when it is tried again",
         )
 
 
 def _reason(metadata: dict[str, Any]) -> str:
-    told = escape(str(metadata.get("reason", "")))
+    text = escape(str(metadata.get("reason", "")))
     if "incumbent_score" in metadata:
-        told += f"; score {percent(metadata['incumbent_score'])} -> {percent(metadata['candidate_score'])} %"
+        text += f"; score {percent(metadata['incumbent_score'])} -> {percent(metadata['candidate_score'])} %"
     if version := metadata.get("version"):
-        told += f"; version {version}"
-    return f"{told}; {metadata.get('active_version', 'baseline')} serves"
+        text += f"; version {version}"
+    return f"{text}; {metadata.get('active_version', 'baseline')} serves"

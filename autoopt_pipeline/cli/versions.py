@@ -1,4 +1,4 @@
-"""`autoopt versions` and `autoopt history`: which programs a tenant has, and who made which active."""
+"""`autoopt versions` and `autoopt history`: a tenant's program versions, and the transitions between them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from autoopt_pipeline.text import percent
 
 
 def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
-    """List the versions of a tenant's program, and which is active."""
+    """List the versions of a tenant's program, with the active one."""
     programs = open_programs(tenant, module)
     if json:
         console.print_json(data=_as_dict(programs))
@@ -49,7 +49,7 @@ def versions(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
 
 
 def history(tenant: TenantId, module: ModuleName, json: Json = False) -> None:
-    """List every change of the active version: when, by whom, from what, to what, and why."""
+    """List every change of the active version, with its time, actor, versions and reason."""
     programs = open_programs(tenant, module)
     if json:
         transitions = [transition_as_dict(transition) for transition in programs.transitions]
@@ -73,7 +73,7 @@ def transition_as_dict(transition: Transition) -> dict[str, Any]:
 
 
 def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:
-    """Whether a version is active, what happened last to it, and when it was withdrawn, declined or rolled back."""
+    """Whether a version is active, its last event, and its withdrawal, decline or rollback."""
     event = programs.last_event(version)
     withdrawn, left = programs.withdrawal(version), programs.rolled_back.get(version)
     declined = programs.declined(version)

@@ -1,4 +1,4 @@
-"""`autoopt why`: the story of one module, in sentences."""
+"""`autoopt why`: explains the status of one module in sentences."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from autoopt_pipeline.cli.context import connections, console, instance
+from autoopt_pipeline.cli.context import console, instance, open_connections
 from autoopt_pipeline.cli.options import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.scheduling.conditions import Reason
@@ -20,20 +20,20 @@ def why(
         bool, typer.Option("--json", help="Print the facts as JSON; docs/trigger-and-status.md lists them.")
     ] = False,
 ) -> None:
-    """Tell why a module is or is not optimized: its configuration, what happened, what serves, what comes next.
+    """Explain why a module is or is not optimized: its configuration, history, active version and next run.
 
-    Exit status 2 when the decision is an error.
+    Exit status 2 if the decision is an error.
     """
     from autoopt_pipeline.status.explain import sentences
     from autoopt_pipeline.status.module_status import module_stories
 
-    parts = connections()
-    stored = parts.configs.current()
+    connections = open_connections()
+    stored = connections.configs.current()
     if tenant not in stored:
         raise unknown_tenant(tenant, stored)
     now = datetime.now(UTC)
     with instance() as opened:
-        (story,) = module_stories(stored[tenant], [module], opened, parts, now=now)
+        (story,) = module_stories(stored[tenant], [module], opened, connections, now=now)
     if json:
         console.print_json(data={"now": now.isoformat(), **story.as_dict()})
     else:

@@ -20,27 +20,17 @@ from autoopt_pipeline.dashboard.context import Dashboard
 from autoopt_pipeline.dashboard.pages import actions, activity, bulk_config, login, modules, overview, tenant_config
 from autoopt_pipeline.dashboard.security import SecurityHeaders, Sessions, TokenOrSession, operator_form
 from autoopt_pipeline.dashboard.templating import STATIC, render
-from autoopt_pipeline.errors import (
-    AutooptError,
-    ConfigConflict,
-    InvalidArtifact,
-    InvalidTenantId,
-    PromotionConflict,
-    UnknownModule,
-    UnknownTenant,
-)
+from autoopt_pipeline.errors import AutooptError, Conflict, NotFound, Unavailable
 
 _CONFIGURATION = "/tenants/{tenant}/configuration"
 _MODULE = "/tenants/{tenant}/modules/{module}"
 
-_STATUS: dict[type[AutooptError], HTTPStatus] = {
-    UnknownTenant: HTTPStatus.NOT_FOUND,
-    UnknownModule: HTTPStatus.NOT_FOUND,
-    InvalidTenantId: HTTPStatus.NOT_FOUND,
-    InvalidArtifact: HTTPStatus.NOT_FOUND,
-    ConfigConflict: HTTPStatus.CONFLICT,
-    PromotionConflict: HTTPStatus.CONFLICT,
-}
+# An error of no such class is a bad request.
+_STATUS = (
+    (NotFound, HTTPStatus.NOT_FOUND),
+    (Conflict, HTTPStatus.CONFLICT),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+)
 
 _MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "viewers change nothing; ask an operator"}
 """Messages that replace Starlette's own."""
@@ -117,8 +107,8 @@ def _healthz(request: Request) -> Response:
 def handle_autoopt_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, AutooptError):
         raise error
-    other = HTTPStatus.SERVICE_UNAVAILABLE if error.transient else HTTPStatus.BAD_REQUEST
-    return _error(request, _STATUS.get(type(error), other), error.what, error.remedy)
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
+    return _error(request, status, error.what, error.remedy)
 
 
 def handle_http_exception(request: Request, error: Exception) -> Response:

@@ -10,10 +10,10 @@ from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import (
     RoutingConfigUnified,
     chosen_fields,
+    field_errors,
     json_or_text,
     parse_config,
     with_field,
-    wrong_fields,
 )
 from autoopt_pipeline.tenants.diff import FieldChange, changed_fields
 from autoopt_pipeline.tenants.stores.base import StoredConfig
@@ -40,7 +40,7 @@ def _paths(value: object, path: str = "") -> Iterator[str]:
 def wrong_value(path: str, text: str) -> str:
     """Why no configuration can have this value there; "" where some can."""
     document = with_value({"tenant_id": "any"}, path, json_or_text(text))
-    return wrong_fields(document).get(tuple(path.split(".")), "")
+    return field_errors(document).get(tuple(path.split(".")), "")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from autoopt_pipeline.tenants.checking import wrong_models
 from autoopt_pipeline.tenants.config import (
     RoutingConfigUnified,
     check_modules,
+    field_errors,
     parse_config,
-    wrong_fields,
 )
 from autoopt_pipeline.tenants.diff import may_be_secret
 
@@ -133,7 +133,7 @@ def checked(document: Document, before: Document) -> tuple[RoutingConfigUnified 
 
     The path is empty where an error concerns more than one field.
     """
-    if wrong := wrong_fields(document):
+    if wrong := field_errors(document):
         return None, {".".join(map(str, place)): error for place, error in reversed(wrong.items())}
     config = parse_config(document, where="configuration")
     try:

@@ -87,7 +87,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
         raise StackFailed(f"{home} is not empty", "name a new folder")
     copy_instance(home)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {text}")
 
     with Processes(home / "logs") as processes:
@@ -104,18 +104,18 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
             },
         )
         start_daemon(processes, stack)
-        say("starting Phoenix and the Dagster daemon")
+        log("starting Phoenix and the Dagster daemon")
         wait_for_phoenix(processes, endpoint)
-        say(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
+        log(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
         with open_instance(home) as instance:
-            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, say, configured_samples(lm)).play()
+            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, log, configured_samples(lm)).play()
     summary = home / "summary.json"
     summary.write_text(json.dumps({"outcomes": [asdict(o) for o in outcomes]}, indent=1))
     for table in _tables(outcomes):
         console.print(table)
     console.print(who_answers(lm))
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
-    say(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
+    log(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
 
 
 class _Demo:
@@ -125,7 +125,7 @@ class _Demo:
         instance: dg.DagsterInstance,
         phoenix: Phoenix,
         home: Path,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         samples: Sequence[tuple[SampleTenant, RoutingConfigUnified]],
     ) -> None:
         self.processes = processes
@@ -133,7 +133,7 @@ class _Demo:
         self.phoenix = phoenix
         self.home = home
         self.configs = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
-        self.say = say
+        self.log = log
         self.tenants = [tenant for tenant, _ in samples]
         self.chosen = {tenant.tenant_id: config for tenant, config in samples}
         self.round_seconds = _ROUND_SECONDS_WITH_A_REAL_MODEL if any(c.lm for _, c in samples) else _ROUND_SECONDS
@@ -144,7 +144,7 @@ class _Demo:
         for config in self.chosen.values():
             write_config(self.configs, config, actor="autoopt demo")
             register_tenant(self.instance, config.tenant_id)
-        self.say(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
+        self.log(f"round 1: {len(self.tenants)} tenants are configured; the sensor does the rest")
         first = self._round(1, self._launched, since=time.time())
         for tenant in self.tenants:
             seen = {o.verdict or o.decision for o in first if o.tenant == tenant.tenant_id}
@@ -154,13 +154,13 @@ class _Demo:
                     "report this",
                 )
 
-        self.say("round 2: no new traffic, so nothing may be launched")
+        self.log("round 2: no new traffic, so nothing may be launched")
         second = self._round(2, lambda runs: not runs, since=time.time())
         if launched := [o.tenant for o in second if o.run_id]:
             raise StackFailed(f"runs of {launched} were launched without new traces", "report this")
 
         tenant = SAMPLE_TENANTS[0]
-        self.say(f"round 3: {_NEW_TRACES} new traces for {tenant.tenant_id} only")
+        self.log(f"round 3: {_NEW_TRACES} new traces for {tenant.tenant_id} only")
         since = time.time()
         now = datetime.now(UTC)
         send_sample_traffic(self.phoenix, tenant, _NEW_TRACES, start=now - timedelta(seconds=2), end=now, seed=2)
@@ -177,10 +177,10 @@ class _Demo:
             send_sample_traffic(self.phoenix, tenant, tenant.traces, start=start, end=end, seed=1)
 
         total = sum(tenant.traces for tenant in self.tenants)
-        self.say(f"sending {total} traces of {len(self.tenants)} tenants")
+        self.log(f"sending {total} traces of {len(self.tenants)} tenants")
         with ThreadPoolExecutor(len(self.tenants)) as pool:
             list(pool.map(send, self.tenants))
-        self.say("all traces are stored")
+        self.log("all traces are stored")
 
     def _round(self, number: int, complete: Callable[[list[RunSummary]], bool], *, since: float) -> list[DemoOutcome]:
         """Wait until all runs have ended and the sensor reports that nothing is due."""
@@ -196,7 +196,7 @@ class _Demo:
             ended = all(run.status not in UNFINISHED for run in runs)
             last_end = max((run.ended_at.timestamp() for run in runs), default=since)
             if ended and complete(runs) and (reason := self._skipped_after(last_end + INTERVAL_SECONDS)):
-                self.say(f"the sensor skips: {reason.partition(' (')[0]}")
+                self.log(f"the sensor skips: {reason.partition(' (')[0]}")
                 return self._outcomes(number, runs)
             time.sleep(0.3)
         raise StackFailed(f"round {number} did not end within {self.round_seconds} s", f"see {self.home / 'logs'}")
@@ -214,7 +214,7 @@ class _Demo:
             if state not in self.reported and run.status is not dg.DagsterRunStatus.NOT_STARTED:
                 self.reported.add(state)
                 modules = ", ".join(sorted(run.modules))
-                self.say(f"run {run.run_id[:8]} of {run.tenant} ({modules}): {run.status.value.lower()}")
+                self.log(f"run {run.run_id[:8]} of {run.tenant} ({modules}): {run.status.value.lower()}")
 
     def _skipped_after(self, moment: float) -> str | None:
         """Return the sensor's skip message if it ticked after `moment` and launched nothing."""
@@ -274,7 +274,7 @@ class _Demo:
 
 
 _TITLES = {
-    1: "Round 1: the first look at each tenant",
+    1: "Round 1: the first traces of each tenant",
     2: "Round 2: no new traffic",
     3: f"Round 3: {_NEW_TRACES} new traces of {SAMPLE_TENANTS[0].tenant_id}",
 }
@@ -298,7 +298,7 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
         for same in rows.values():
             o = same[0]
             result = o.verdict or o.decision
-            modules = ", ".join(each.module for each in same)
+            modules = ", ".join(outcome.module for outcome in same)
             results.add_row(
                 o.tenant,
                 modules,

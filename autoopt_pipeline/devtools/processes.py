@@ -21,13 +21,13 @@ from autoopt_pipeline.errors import StackFailed
 
 LOOPBACK = "127.0.0.1"
 
+# Environment variable that all processes of a stack inherit, so that none is missed at the end.
 _MARK = "AUTOOPT_STACK"
-"""Environment variable that all processes of a stack inherit, so that none is missed at the end."""
 
 _NOT_INHERITED = ("AUTOOPT_", "PHOENIX_", "CONFIG_STORE_URL", "DAGSTER_", "OTEL_")
 
-_OF_ITS_OWN = re.compile(r"(?P<name>dagster-[a-z]+) process shut down unexpectedly with return code (?P<status>-?\d+)")
-"""Message with which `dagster dev` reports that one of its processes ended, before it exits with status 0."""
+# Message with which `dagster dev` reports that one of its processes ended, before it exits with status 0.
+_CHILD_ENDED = re.compile(r"(?P<name>dagster-[a-z]+) process shut down unexpectedly with return code (?P<status>-?\d+)")
 
 _GRACE_SECONDS = 10
 _SWEEPS = 10
@@ -87,8 +87,8 @@ class Processes:
             if (status := process.poll()) is not None:
                 with self._log(name).open("rb") as log:
                     log.seek(self._log_begins[name])
-                    said = log.read().decode(errors="replace").strip()
-                raise StackFailed(_how_it_ended(name, status, said), f"see {self._log(name)}")
+                    output = log.read().decode(errors="replace").strip()
+                raise StackFailed(_how_it_ended(name, status, output), f"see {self._log(name)}")
 
     def stop(self) -> None:
         """Stop all servers: first by SIGTERM, then by SIGKILL, then all other processes with our mark.
@@ -119,14 +119,14 @@ class Processes:
         return self._logs / f"{name}.log"
 
 
-def _how_it_ended(name: str, status: int, said: str) -> str:
-    if of_its_own := _OF_ITS_OWN.search(said):
-        ended = _ended_with(int(of_its_own["status"]))
-        return f"{name} stopped, because {of_its_own['name']}, which it had started, {ended}"
+def _how_it_ended(name: str, status: int, output: str) -> str:
+    if child := _CHILD_ENDED.search(output):
+        ended = _ended_with(int(child["status"]))
+        return f"{name} stopped, because {child['name']}, which it had started, {ended}"
     ended = f"{name} {_ended_with(status)}"
-    if status < 0 or not said:
+    if status < 0 or not output:
         return ended  # a process that a signal ended has no last output
-    return f"{ended}: {said.splitlines()[-1][:200]}"
+    return f"{ended}: {output.splitlines()[-1][:200]}"
 
 
 def _ended_with(status: int) -> str:
@@ -150,7 +150,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def require_free(port: int, what: str, option: str) -> None:
+def require_free(port: int, server: str, option: str) -> None:
     """Raise `StackFailed` if something listens on the port."""
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,7 +158,7 @@ def require_free(port: int, what: str, option: str) -> None:
             s.bind((LOOPBACK, port))
         except OSError:
             raise StackFailed(
-                f"port {port} for {what} is taken",
+                f"port {port} for {server} is taken",
                 f"stop what listens there, or choose another with {option}",
             ) from None
 

@@ -60,6 +60,7 @@ SAMPLE_TENANTS = (
     SampleTenant("dormant", "optimization turned off", frozenset({"disabled"}), 60, enabled=False),
 )
 
+# Added to `SAMPLE_TENANTS` with a real model: one module, few traces and a small budget, because the model is slow.
 REAL_MODEL_TENANT = SampleTenant(
     "soylent",
     "a real language model answers",
@@ -68,7 +69,6 @@ REAL_MODEL_TENANT = SampleTenant(
     TrafficProfile(reviewed=1.0),
     modules=("modality",),
 )
-"""Added to `SAMPLE_TENANTS` with a real model: one module, few traces and a small budget, because the model is slow."""
 
 
 def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:

@@ -17,8 +17,8 @@ from autoopt_pipeline.span_contract import NewAnnotation, project_name
 from autoopt_pipeline.traces.client import CountRequest, Phoenix
 
 _BATCH = 500
+# Phoenix acknowledges spans before it stores them, about 130 a second.
 _PATIENCE_SECONDS = 180
-"""Phoenix acknowledges spans before it stores them, about 130 a second."""
 
 
 def send_traffic(
@@ -47,7 +47,7 @@ def send_traffic(
     phoenix.annotate(
         [
             NewAnnotation(_hex(span), review.name, review.kind, review.label, review.metadata, review.score)
-            for span, played in zip(spans, (each for request in requests for each in request.spans), strict=True)
+            for span, played in zip(spans, (played for request in requests for played in request.spans), strict=True)
             for review in played.reviews
         ]
     )

@@ -13,8 +13,8 @@ from autoopt_pipeline.errors import StackFailed
 from autoopt_pipeline.tenants.config import LMSettings
 
 NAME = smollm2_server.NAME
+# Virtual environment of a checkout.
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-lm"
-"""Virtual environment of a checkout."""
 
 _START_SECONDS = 60
 

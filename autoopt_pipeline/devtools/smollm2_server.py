@@ -16,6 +16,7 @@ from typing import Any
 
 NAME = "smollm2"
 
+# Settings for a tenant's configuration, in addition to `api_base`.
 SETTINGS = {
     "model": f"openai/{NAME}",
     # Almost none of its answers in DSPy's chat format are readable.
@@ -25,13 +26,12 @@ SETTINGS = {
     "max_tokens": 200,
     "timeout_seconds": 300,
 }
-"""Settings for a tenant's configuration, in addition to `api_base`."""
 
+# Digest of SmolLM2-135M-Instruct.Q4_1.gguf, which measured numbers and programs depend on.
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""Digest of SmolLM2-135M-Instruct.Q4_1.gguf, which measured numbers and programs depend on."""
 
+# Maximum tokens of a prompt and its answer together, as in the model's training.
 CONTEXT = 8192
-"""Maximum tokens of a prompt and its answer together, as in the model's training."""
 
 LOOPBACK = "127.0.0.1"
 

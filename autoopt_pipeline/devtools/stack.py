@@ -12,8 +12,8 @@ import yaml
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes
 from autoopt_pipeline.errors import InvalidHome, StackFailed
 
+# Folder with the `dagster.yaml`, `workspace.yaml` and settings of a new deployment on one machine.
 _INSTANCE = Path(__file__).parents[1] / "instance_template"
-"""Folder with the `dagster.yaml`, `workspace.yaml` and settings of a new deployment on one machine."""
 
 _OF_DAGSTER = ("dagster.yaml", "workspace.yaml")
 _SETTINGS = "autoopt.env"
@@ -121,8 +121,8 @@ def new_home(home: Path) -> list[str]:
     """
     texts = {name: (_INSTANCE / name).read_text() for name in (*_OF_DAGSTER, _SETTINGS)}
     texts[_SETTINGS] = texts[_SETTINGS].replace("=FOLDER\n", f"={shlex.quote(str(home))}\n")
-    if there := [name for name in texts if (home / name).exists()]:
-        raise InvalidHome(f"{home / there[0]} exists already", "name a new folder, or move what is there away")
+    if existing := [name for name in texts if (home / name).exists()]:
+        raise InvalidHome(f"{home / existing[0]} exists already", "name a new folder, or move what is there away")
     written: list[Path] = []
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def new_home(home: Path) -> list[str]:
     except OSError as e:
         for path in written:
             path.unlink(missing_ok=True)
-        raise InvalidHome(f"{home} cannot be written: {e.strerror}", "name a folder that can") from None
+        raise InvalidHome(f"{home} cannot be written: {e.strerror}", "choose a folder that can be written to") from None
     return [*texts]
 
 
@@ -158,14 +158,14 @@ def _phoenix_command() -> str:
     wanted = os.environ.get("AUTOOPT_PHOENIX_COMMAND") or (
         _PHOENIX_OF_THE_CHECKOUT if _PHOENIX_OF_THE_CHECKOUT.exists() else "phoenix"
     )
-    found = shutil.which(wanted)
-    if not found:
+    path = shutil.which(wanted)
+    if not path:
         raise StackFailed(
             f"the Phoenix server is not installed: there is no command {wanted}",
             "pip install 'arize-phoenix>=20.26,<21' into an environment of its own, and set AUTOOPT_PHOENIX_COMMAND to "
             "its bin/phoenix; in a checkout, run 'make install'",
         )
-    return str(Path(found).absolute())
+    return str(Path(path).absolute())
 
 
 def _command(name: str) -> str:

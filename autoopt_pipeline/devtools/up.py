@@ -58,8 +58,8 @@ def run_up(
             "(make up PHOENIX_PORT=...)",
         )
     require_home(home)
-    for name, (what, port) in ports.items():
-        require_free(port, what, f"--{name}-port (make up {name.upper()}_PORT=...)")
+    for name, (server, port) in ports.items():
+        require_free(port, server, f"--{name}-port (make up {name.upper()}_PORT=...)")
     local = home / ".autoopt"
     modules = load_settings().modules_file
     with _alone(local), Processes(local / "logs") as processes:

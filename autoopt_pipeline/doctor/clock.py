@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 
 from autoopt_pipeline.doctor.findings import Finding, ok, warn
 
+# HTTP dates and object stores have whole seconds, and a server may reuse a date for one more second.
 _RESOLUTION = timedelta(seconds=2)
-"""HTTP dates and object stores have whole seconds, and a server may reuse a date for one more second."""
 
 
 def compare_clocks(whose: str, theirs: datetime, ours: datetime, allowed: timedelta) -> Finding:

@@ -63,22 +63,22 @@ def findings_of(look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
         first_line = (str(e).splitlines() or [""])[0]
         yield fail(
             f"unexpected {type(e).__name__}: {first_line}",
-            "see what it names; if nothing is wrong there, report it with this line",
+            "check what the error names; if that is in order, report this line",
         )
 
 
 def _examine(check: Check) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
-    def look() -> None:
+    def run() -> None:
         for finding in findings_of(check.look):
-            found.append(finding)  # one by one, so that findings remain if the next step hangs
+            findings.append(finding)  # one by one, so that findings remain if the next step hangs
 
     # A daemon thread, because a check that hangs must not keep the process alive.
-    thread = threading.Thread(target=look, name=check.name, daemon=True)
+    thread = threading.Thread(target=run, name=check.name, daemon=True)
     thread.start()
     thread.join(check.seconds)
-    told = list(found)
+    complete = list(findings)
     if thread.is_alive():
-        told.append(fail(f"no answer within {check.seconds:g} s", check.on_silence))
-    return told
+        complete.append(fail(f"no answer within {check.seconds:g} s", check.on_silence))
+    return complete

@@ -83,7 +83,7 @@ def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState |
         return
     (tick,) = ticks
     if not state.is_running:
-        yield fail(f"{name} is stopped: nothing is done by itself", "turn it on in Dagster, under Automation")
+        yield fail(f"{name} is stopped, so nothing runs automatically", "turn it on in Dagster, under Automation")
         return
     if tick.is_failure:
         # Dagster wraps an error of our code in its own.
@@ -92,8 +92,8 @@ def _sensor(instance: "dg.DagsterInstance", name: str, state: "InstigatorState |
         return
     report = report_of(tick)
     for error in report.missing if report else ():
-        what, _, remedy = error.partition(" -> ")
-        yield fail(f"{name} cannot decide for a module of {what}", remedy)
+        problem, _, remedy = error.partition(" -> ")
+        yield fail(f"{name} cannot decide for a module of {problem}", remedy)
     yield ok(f"{name} ran last {_utc(tick.timestamp)}, from {state.origin.repository_origin.get_label()}")
 
 

@@ -16,13 +16,13 @@ from autoopt_pipeline.settings import Settings
 DISTRIBUTION = "autoopt-pipeline"
 _EXTRA = "pipeline"
 
+# Variables of the local stack that are not settings.
 _OTHER_VARIABLES = frozenset({"AUTOOPT_PHOENIX_COMMAND", "AUTOOPT_STACK"})
-"""Variables of the local stack that are not settings."""
 
 
-def settings(given: Settings) -> Iterator[Finding]:
-    load_redaction(given.redaction)
-    yield ok(f"all can be read; what is local is under {given.home}")
+def settings(current: Settings) -> Iterator[Finding]:
+    load_redaction(current.redaction)
+    yield ok(f"all settings are valid; local data is under {current.home}")
 
 
 def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -32,16 +32,16 @@ def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name in unknown:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
         if close:
-            yield warn(f"{name} is read by nothing", f"did you mean {close[0]}?")
+            yield warn(f"nothing reads {name}", f"did you mean {close[0]}?")
         elif not name.endswith("_API_KEY"):  # a tenant's language model may name those
-            yield warn(f"{name} is read by nothing", "unset it, or correct its name")
+            yield warn(f"nothing reads {name}", "unset it, or correct its name")
     yield ok(f"{len(known.intersection(environment))} AUTOOPT_ variables are set")
 
 
-def installed_modules(given: Settings) -> Iterator[Finding]:
+def installed_modules(current: Settings) -> Iterator[Finding]:
     """List the modules that are built in, plugged in, and declared in a file."""
-    found = ", ".join(modules())
-    yield ok(f"{found}; AUTOOPT_MODULES_FILE is {given.modules_file}" if given.modules_file else found)
+    names = ", ".join(modules())
+    yield ok(f"{names}; AUTOOPT_MODULES_FILE is {current.modules_file}" if current.modules_file else names)
 
 
 def packages(requirements: Iterable[str] | None = None) -> Iterator[Finding]:
@@ -62,12 +62,12 @@ def packages(requirements: Iterable[str] | None = None) -> Iterator[Finding]:
         if requirement.marker and not requirement.marker.evaluate({"extra": _EXTRA}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             yield fail(f"{requirement.name} is not installed", remedy)
             continue
-        if requirement.specifier.contains(found, prereleases=True):
+        if requirement.specifier.contains(installed, prereleases=True):
             fitting += 1
         else:
-            yield fail(f"{requirement.name} {found} is not in {requirement.specifier}", remedy)
+            yield fail(f"{requirement.name} {installed} is not in {requirement.specifier}", remedy)
     yield ok(f"Python {platform.python_version()}, and {fitting} packages in the supported ranges")

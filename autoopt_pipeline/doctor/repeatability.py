@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from autoopt_pipeline.evaluation.answer_noise import Repetition
     from autoopt_pipeline.lm.metering import Meter
 
+# Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do.
 MAX_TRACES = 100
-"""Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do."""
 
 
 def repeatability(
@@ -30,10 +30,10 @@ def repeatability(
 ) -> Iterator[Finding]:
     """Run the active program twice on the newest traces, within the run's budget and the rest of the daily budget.
 
-    Records what it spent in `instance`, if there is one. Raises `AutooptError` if the measurement is not possible.
+    Records its usage in `instance`, if there is one. Raises `AutooptError` if the measurement is not possible.
     """
     # Imports DSPy.
-    from autoopt_pipeline.evaluation.answer_noise import newest, told, told_of_gate
+    from autoopt_pipeline.evaluation.answer_noise import describe_gate_impact, describe_repetition, newest
     from autoopt_pipeline.lm.metering import Meter
     from autoopt_pipeline.lm.models import resolve_lm
     from autoopt_pipeline.registry.serialization import queries_shown
@@ -49,7 +49,7 @@ def repeatability(
     if most < 1:
         raise BudgetTooSmall(
             f"tenant {tenant_id}: {budget.max_lm_calls} LM calls do not pay for asking one trace twice",
-            "raise budget.max_lm_calls, or wait for the next day of UTC where that is what is left of it",
+            "raise budget.max_lm_calls, or wait for the next day (UTC) if the daily budget is nearly spent",
         )
     asked = newest(_examples(parts, config, spec, labels), queries_shown(program), most)
     if not asked:
@@ -64,29 +64,30 @@ def repeatability(
     )
     meter = Meter(max_calls=calls, max_tokens=budget.max_tokens)
     try:
-        found = _ask_twice(spec, program, asked, lm, meter)
+        repetition = _ask_twice(spec, program, asked, lm, meter)
     finally:
         _account(instance, tenant_id, spec.name, meter)
-    if found.unreadable == found.asked:
-        yield fail(f"no answer could be read of {found.asked}, so nothing is known of others", _UNREADABLE)
+    if repetition.unreadable == repetition.asked:
+        yield fail(f"none of {repetition.asked} answers could be read, so repeatability is unknown", _UNREADABLE)
         return
-    finding = told(found)
-    yield warn(finding, _remedy(lm)) if found.differing or found.unreadable else ok(finding)
-    yield ok(told_of_gate(found, _next_alpha(parts, tenant_id, spec.name)))
+    finding = describe_repetition(repetition)
+    yield warn(finding, _remedy(lm)) if repetition.differing or repetition.unreadable else ok(finding)
+    yield ok(describe_gate_impact(repetition, _next_alpha(parts, tenant_id, spec.name)))
 
 
 _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enough"
 
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
-    """Return the run's budget, or what is left of the day if that is less. Raises `DailyBudgetSpent` if nothing is."""
+    """Return the run's budget, or the rest of the day's if that is less. Raises `DailyBudgetSpent` if none is left."""
     from autoopt_pipeline.orchestration.budget_guard import cap_to_day
 
     limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
     if instance is None:
         if any(limit is not None for limit in limits):
             raise DailyBudgetSpent(
-                f"tenant {config.tenant_id}: what is left of the day's budget stands in Dagster, which is not here",
+                f"tenant {config.tenant_id}: the rest of the day's budget is recorded in Dagster, "
+                "which is not set up here",
                 "set DAGSTER_HOME, or go to the folder with dagster.yaml",
             )
         return config.budget
@@ -141,7 +142,7 @@ def _ask_twice(
     except BudgetExhausted as e:
         raise BudgetTooSmall(
             f"the budget does not pay for asking {len(asked)} traces twice: {e}",
-            "raise budget.max_tokens, or wait for the next day of UTC where that is what is left of it",
+            "raise budget.max_tokens, or wait for the next day (UTC) if the daily budget is nearly spent",
         ) from None
     return repetition((first, second), (grade(spec, asked, first), grade(spec, asked, second)))
 

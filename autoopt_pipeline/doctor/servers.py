@@ -18,23 +18,23 @@ from autoopt_pipeline.text import one_line
 if TYPE_CHECKING:
     from autoopt_pipeline.lm.models import MeteredLM
 
+# Calls to a model: one question, and one that shows whether it enforces a schema.
 _CALLS = 2
-"""Calls to a model: one question, and one that shows whether it enforces a schema."""
 
-_WHY = "for what a model thinks is counted too"
+_REASON = "because reasoning counts too"
 
+# Phoenix versions that the contract tests run against (requirements/phoenix.in).
 _KNOWN_PHOENIX = "20."
-"""Phoenix versions that the contract tests run against (requirements/phoenix.in)."""
 
 
 def phoenix(parts: Connections) -> Iterator[Finding]:
     server = parts.phoenix.about()
     key = "the key may read and write" if parts.settings.phoenix_api_key else "no key is needed"
-    told = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
+    address = f"Phoenix {server.version or 'of unknown version'} at {parts.phoenix.endpoint}, {key}"
     if not (server.version or "").startswith(_KNOWN_PHOENIX):
-        yield warn(f"{told}; tested is {_KNOWN_PHOENIX}x", "watch the first runs, or use that version")
+        yield warn(f"{address}; tested versions are {_KNOWN_PHOENIX}x", "check the first runs, or use a tested version")
     else:
-        yield ok(told)
+        yield ok(address)
     if server.clock:
         allowed = timedelta(seconds=parts.settings.settling_seconds)
         yield compare_clocks("Phoenix", server.clock, server.asked_at, allowed)
@@ -63,12 +63,12 @@ def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
 
 def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None]]:
     """Return the models of each tenant. An invalid configuration is a finding of the configuration store's check."""
-    found = []
+    models = []
     for entry in parts.configs.current().values():
         with suppress(AutooptError):
             config = entry.parse()
-            found.append((config.lm, config.teacher_lm))
-    return found
+            models.append((config.lm, config.teacher_lm))
+    return models
 
 
 def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
@@ -83,11 +83,11 @@ def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:
         made = metered_lm(lm, Meter(max_calls=_CALLS, max_tokens=100_000))
     except AutooptError as e:
         return fail(e.what, e.remedy)
-    told = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
-    return _called(made, told) if call else ok(told)
+    model = f"{lm.model} {whose}" + (f"; {lm.api_key_env} is set here" if lm.api_key_env else "")
+    return _called(made, model) if call else ok(model)
 
 
-def _called(made: "MeteredLM", told: str) -> Finding:
+def _called(made: "MeteredLM", model: str) -> Finding:
     """Ask the model a short question, and find out which answer formats it supports."""
     from dspy.lm15 import Message, Request, TextPart
     from dspy.utils.exceptions import LMError
@@ -102,16 +102,18 @@ def _called(made: "MeteredLM", told: str) -> Finding:
         seconds = time.perf_counter() - began
         enforced = made.answer_format != "chat" and enforces_schema(made.lm)
     except Outage as e:
-        return fail(f"{told}; it does not answer: {e.error.what}", e.error.remedy)
+        return fail(f"{model}; it does not answer: {e.error.what}", e.error.remedy)
     except LMError as e:
-        return fail(f"{told}; it does not answer: {one_line(str(e))}", "check its name, endpoint and key")
+        return fail(f"{model}; it does not answer: {one_line(str(e))}", "check its name, endpoint and key")
     longest = made.endpoint.values.get("max_tokens") if made.endpoint else None
     now = f"lm.max_tokens is {longest}" if longest else "lm.max_tokens is not set"
     if not answer_text(answer).strip():
-        return fail(f"{told}; its answer is empty (it ended with {answer.finish_reason})", f"{now}: raise it, {_WHY}")
+        return fail(
+            f"{model}; its answer is empty (it ended with {answer.finish_reason})", f"{now}: raise it, {_REASON}"
+        )
     if answer.finish_reason == "length":
-        return fail(f"{told}; its answer to 'Say: ok' was cut off", f"{now}: raise it, {_WHY}")
+        return fail(f"{model}; its answer to 'Say: ok' was cut off", f"{now}: raise it, {_REASON}")
     if made.answer_format == "json_schema" and not enforced:
-        return fail(f"{told}; its endpoint enforces no JSON schema", "set lm.answer_format to auto or chat")
+        return fail(f"{model}; its endpoint enforces no JSON schema", "set lm.answer_format to auto or chat")
     formats = "a JSON schema is enforced" if enforced else "answers are asked for in DSPy's chat format"
-    return ok(f"{told}; it answered within {seconds:.1f} s; {formats}")
+    return ok(f"{model}; it answered within {seconds:.1f} s; {formats}")

@@ -9,7 +9,7 @@ from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import missing_module, modules
-from autoopt_pipeline.places import why_not_makable
+from autoopt_pipeline.places import creation_problem
 from autoopt_pipeline.registry.object_store import CHECK_FOLDER
 from autoopt_pipeline.scheduling.conditions import why_off
 
@@ -49,7 +49,7 @@ def artifact_store(parts: Connections) -> Iterator[Finding]:
     """Write, read and delete a file. Also try to create it twice, because promotions rely on exclusive creation."""
     files = parts.files
     if folder := files.folder_to_make:
-        why = why_not_makable(folder)
+        why = creation_problem(folder)
         yield (
             fail(why, "check AUTOOPT_ARTIFACTS_URL") if why else ok(f"{folder} is made when something is first stored")
         )
@@ -59,7 +59,7 @@ def artifact_store(parts: Connections) -> Iterator[Finding]:
         created = files.create(path, b"first")
         ours = datetime.now(UTC)
         if not created or files.create(path, b"second") or files.read(path) != b"first":
-            yield fail(f"{path} cannot be written and read back", "check AUTOOPT_ARTIFACTS_URL, and what stands there")
+            yield fail(f"{path} cannot be written and read back", "check AUTOOPT_ARTIFACTS_URL, and the files there")
             return
         yield ok("it can be written and read, and a file is created only once")
         allowed = timedelta(seconds=parts.settings.settling_seconds)

@@ -15,17 +15,17 @@ from autoopt_pipeline.scheduling.conditions import RunOutcome, why_off
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import listed_counts
 
+# Time limit for reading outcomes. Dagster takes 0.3 ms for one.
 SECONDS = 10.0
-"""Time limit for reading outcomes. Dagster takes 0.3 ms for one."""
 
 _AT_ONCE = 1000
 _SHOWN = 5
 
+# Remedies by verdict, for verdicts that lack data.
 _REMEDIES = {
     Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
     Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
-"""Remedies by verdict, for verdicts that lack data."""
 
 
 def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SECONDS) -> Iterator[Finding]:
@@ -59,17 +59,17 @@ def last_verdicts(parts: Connections, home: Path | None, *, seconds: float = SEC
     if len(lacking) > _SHOWN:
         yield warn(f"{len(lacking) - _SHOWN} more modules lack traces or reviews", "'autoopt status' shows them")
     counts = Counter(outcome.verdict or "without a verdict" for outcome in outcomes.values())
-    told = f"looked at the last verdicts on {len(outcomes)} of the {len(on)} modules that tenants have on"
-    told += f": {listed_counts(dict(sorted(counts.items())))}" if counts else ""
-    yield ok(f"{told}; there was no time for {len(left)} older ones" if left else told)
+    summary = f"checked the last verdicts of {len(outcomes)} of the {len(on)} enabled modules"
+    summary += f": {listed_counts(dict(sorted(counts.items())))}" if counts else ""
+    yield ok(f"{summary}; no time was left for {len(left)} older ones" if left else summary)
 
 
 def _modules_that_are_on(stored: Mapping[str, StoredConfig]) -> set[tuple[str, str]]:
-    found = set()
+    enabled = set()
     for tenant, entry in stored.items():
         try:
             config = entry.parse()
         except AutooptError:
             continue  # a finding of the configuration store's check
-        found |= {(tenant, module) for module in config.modules if not why_off(config, module)}
-    return found
+        enabled |= {(tenant, module) for module in config.modules if not why_off(config, module)}
+    return enabled

@@ -15,8 +15,8 @@ from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 
+# Time limit for loading versions. Each takes three reads, of 30 ms each in an object store.
 SECONDS = 15.0
-"""Time limit for loading versions. Each takes three reads, of 30 ms each in an object store."""
 
 _TENANTS_AT_ONCE = 100
 _THREADS = 16
@@ -32,7 +32,7 @@ def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator
     stored = parts.configs.current()
     left = tenants = _with_programs(parts, stored)
     random.shuffle(left)
-    found, damaged = 0, list[AutooptError]()
+    loaded, damaged = 0, list[AutooptError]()
     with ThreadPoolExecutor(_THREADS) as pool:
         while left and time.monotonic() < deadline:
             some, left = left[:_TENANTS_AT_ONCE], left[_TENANTS_AT_ONCE:]
@@ -44,7 +44,7 @@ def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator
                 elif pointer:
                     names = {pointer.version, *(pointer.canary or ())} - {None, BASELINE}
                     serving += [(tenant, module, name) for name in sorted(filter(None, names))]
-            found += len(serving)
+            loaded += len(serving)
             damaged += filter(None, pool.map(partial(_damage, parts), serving))
     for error in sorted(damaged, key=str)[:_SHOWN]:
         yield fail(error.what, error.remedy)
@@ -52,24 +52,24 @@ def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator
         yield fail(
             f"{len(damaged) - _SHOWN} more versions that serve are damaged", "'autoopt status' shows their tenants"
         )
-    told = (
-        f"looked at the {found} versions that serve {len(tenants) - len(left)} tenants; "
+    summary = (
+        f"checked {loaded} versions that serve {len(tenants) - len(left)} tenants; "
         f"{len(stored) - len(tenants)} tenants have no program yet"
     )
-    yield ok(f"{told}, and for {len(left)} there was no time" if left else told)
+    yield ok(f"{summary}; no time was left for {len(left)} tenants" if left else summary)
 
 
 def _with_programs(parts: Connections, stored: Mapping[str, StoredConfig]) -> list[str]:
     """Return the tenants with anything in the artifact store, from one listing."""
-    there = set(parts.files.names(""))
-    found = []
+    folders = set(parts.files.names(""))
+    tenants = []
     for tenant in stored:
         try:
-            if safe_name(tenant) in there:
-                found.append(tenant)
+            if safe_name(tenant) in folders:
+                tenants.append(tenant)
         except InvalidTenantId:
             continue  # a finding of the configuration store's check
-    return found
+    return tenants
 
 
 def _damage(parts: Connections, version: tuple[str, str, str]) -> AutooptError | None:

@@ -34,10 +34,12 @@ class ErasedVersions:
 
 def versions_with(artifacts: VersionStore, target: ErasureTarget) -> list[str]:
     """The versions whose demos or instructions contain the target, oldest first, damaged and half-written ones too."""
-    manifests, _ = artifacts.survey()
+    manifests, _ = artifacts.list_versions()
     sources = {manifest.version: manifest.demo_sources for manifest in manifests}
-    found = (version for version, raw in artifacts.texts() if _contains(raw, sources.get(version, {}), target))
-    return list(dict.fromkeys(found))
+    affected = (
+        version for version, raw in artifacts.iter_program_texts() if _contains(raw, sources.get(version, {}), target)
+    )
+    return list(dict.fromkeys(affected))
 
 
 def erase_from_programs(artifacts: VersionStore, target: ErasureTarget, *, actor: str) -> ErasedVersions:
@@ -59,7 +61,7 @@ def erase_from_programs(artifacts: VersionStore, target: ErasureTarget, *, actor
     for version in versions:
         artifacts.withdraw(version, actor=actor, reason=_WHY)
     if versions:
-        artifacts.enter_act("erased", actor=actor, text=f"{', '.join(versions)}: {_WHY}")
+        artifacts.record_action("erased", actor=actor, text=f"{', '.join(versions)}: {_WHY}")
     return ErasedVersions(tuple(versions), before, now)
 
 

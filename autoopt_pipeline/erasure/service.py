@@ -13,7 +13,7 @@ from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import ConfigConflict, UnknownTrace
 from autoopt_pipeline.modules.catalog import module_names, modules
 from autoopt_pipeline.modules.redaction import load_redaction
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.version_store import modules_of
 from autoopt_pipeline.run_history.runs import unfinished_runs
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, parse_config
@@ -84,7 +84,7 @@ def erase(
     for artifacts in stores:
         artifacts.drop_kept_answers()
     text = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
-    enter_act(connections.files, actor=actor, what="erased", tenant_id=tenant_id, module="", text=text)
+    record_action(connections.files, actor=actor, what="erased", tenant_id=tenant_id, module="", text=text)
     return Erasure(
         tenant_removed=tenant_removed,
         config_version=config_version,

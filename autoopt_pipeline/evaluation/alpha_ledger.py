@@ -1,8 +1,8 @@
 """The alpha ledger: how much risk of a false promotion each holdout test and each sequential test may take.
 
-All that was charged since the last promotion shares one allowance, so nightly retries cannot buy a promotion by luck:
-the k-th charge gets FAMILY_ALPHA / (zeta(1.5) k^1.5), and the sum over all k is FAMILY_ALPHA. Flatter than the usual
-1/k², which finds real gains as often at first and less often after many rejections (bench/README.md).
+All charges since the last promotion share one budget, so nightly retries cannot buy a promotion by luck. The k-th
+charge gets FAMILY_ALPHA / (zeta(1.5) k^1.5), and the sum over all k is FAMILY_ALPHA. This series is flatter than the
+usual 1/k², which finds as many real gains at first but fewer after many rejections (bench/README.md).
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from typing import Literal
 
 from autoopt_pipeline.registry.records import LedgerEntry
 
+# Upper limit of the chance of any false promotion between two promotions.
 FAMILY_ALPHA = 0.05
-"""Chance of any false promotion between two promotions, at most."""
 
 _DECAY = 1.5
+# The sum of 1/k^1.5 over all k >= 1: the zeta function at 1.5.
 _SUM = 2.612375348685488
-"""1/k^1.5 summed over all k >= 1, the zeta function at 1.5."""
 
 
-def next_charge(
+def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
     charges: Sequence[LedgerEntry],
     *,
     kind: Literal["holdout_test", "sequential_test"],
@@ -30,12 +30,12 @@ def next_charge(
     holdout_digest: str,
     incumbent: str | None,
 ) -> LedgerEntry:
-    """The charge for this test, to be entered before the test begins.
+    """Return the charge for this test. The caller enters it in the ledger before the test begins.
 
-    `attempt` is the run, the same for its retries, with its model: within it, the same candidate on the same holdout
-    against the same incumbent is the same look, and is returned as it stands in `charges`. The caller must not ask
-    again what has been judged at that charge, for a model may answer otherwise; in another run that is another look.
-    `epoch` counts the judged transitions so far (see `registry.records.Transition`).
+    `attempt` is the run (the same for its retries) with its model. Within an attempt, the same candidate on the same
+    holdout against the same incumbent is the same test, so its earlier charge is returned. The caller must not repeat
+    a test that was judged at this charge, because a model may answer differently the second time. In another run it is
+    another test. `epoch` counts the transitions so far that reset the alpha budget (see `registry.records.Transition`).
     """
     for charge in charges:
         if (charge.kind, charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (
@@ -61,5 +61,5 @@ def next_charge(
 
 
 def alpha_of_charge(k: int) -> float:
-    """Alpha of the k-th charge (from 1) since the last promotion."""
+    """Return the alpha of the k-th charge since the last promotion, counted from 1."""
     return FAMILY_ALPHA / (_SUM * k**_DECAY)

@@ -1,7 +1,7 @@
-"""Whether a program gives the same answers when it is asked twice, and what it costs the gate where it does not. Pure.
+"""Answer noise: whether a program repeats its answers, and how many more traces the gate needs if it does not. Pure.
 
-Noise is in the answers of both programs that the gate compares, so it favours neither. It adds differences that say
-nothing, and these hide the others: a gain takes more held-out traces to be seen.
+Noise affects both programs that the gate compares, so it favours neither. It adds random differences that hide real
+ones, so the gate needs more held-out traces to prove a gain.
 """
 
 import math
@@ -20,21 +20,21 @@ from autoopt_pipeline.text import percent
 if TYPE_CHECKING:
     from autoopt_pipeline.evaluation.runner import Answer
 
+# Fractions of all traces that the model candidate of the cost estimate fixes and breaks, so that it gains `GOAL`.
 FIXED, BROKEN = 0.10, 0.05
-"""Of all traces, what the candidate fixes and breaks by which noise is measured: it gains `GOAL`."""
 
 CONFIDENCE = 0.95
 
+# Larger numbers of held-out traces are reported as "over 100,000", because nobody will ever have so many.
 COUNTLESS = 100_000
-"""Held-out traces that nobody will ever have."""
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """What came of asking one program the same examples twice.
+    """The result of asking one program the same examples twice.
 
-    `differing` counts the examples with two different answers, `rescored` those of them with two different scores, and
-    `unreadable` those without a valid answer at least once. `spread` is the mean squared difference of the scores.
+    `differing` counts the examples with two different answers, `rescored` those with two different scores, and
+    `unreadable` those with at least one invalid answer. `spread` is the mean squared difference of the scores.
     """
 
     asked: int
@@ -46,11 +46,11 @@ class Repetition:
 
 @dataclass(frozen=True)
 class Cost:
-    """What noise does to the test at `alpha` of a candidate that fixes `FIXED` of all traces and breaks `BROKEN`.
+    """The effect of noise on testing at `alpha` a candidate that fixes `FIXED` and breaks `BROKEN` of all traces.
 
-    `noise` is its share of the differences that the gate sees, and `gain` what is left of the candidate's `GOAL`.
-    `needed` are the held-out traces that prove it, at most `COUNTLESS`, and `needed_without_noise` would if the model
-    repeated itself.
+    `noise` is the fraction of observed differences that noise causes, and `gain` the part of the candidate's gain
+    (`GOAL`) that remains visible. `needed` is the number of held-out traces that prove the candidate, at most
+    `COUNTLESS`, and `needed_without_noise` that number for a model that repeats its answers.
     """
 
     alpha: float
@@ -61,10 +61,10 @@ class Cost:
 
 
 def newest(examples: Sequence[Example], shown: Collection[str], most: int) -> list[Example]:
-    """The newest examples, each query once, without those that the program shows the model as demos."""
+    """Return the newest examples, each query once, except those that the program shows the model as demos."""
     in_demos = {normalize_query(query) for query in shown}
     by_query: dict[str, Example] = {}
-    for example in sorted(examples, key=lambda each: (each.time, each.span_id), reverse=True):
+    for example in sorted(examples, key=lambda example: (example.time, example.span_id), reverse=True):
         by_query.setdefault(normalize_query(example.query), example)
     return [example for query, example in by_query.items() if query not in in_demos][:most]
 
@@ -73,10 +73,10 @@ def repetition(
     answers: tuple[Sequence["Answer"], Sequence["Answer"]],
     grades: tuple[Sequence[ScoredAnswer], Sequence[ScoredAnswer]],
 ) -> Repetition:
-    """Compare two askings of the same examples, in the same order. Raises ValueError without any."""
+    """Compare two rounds of answers to the same examples, in the same order. Raises ValueError without answers."""
     pairs = list(zip(*answers, strict=True))
     if not pairs:
-        raise ValueError("nothing was asked")
+        raise ValueError("there are no answers to compare")
     differences = [second.score - first.score for first, second in zip(*grades, strict=True)]
     return Repetition(
         asked=len(pairs),
@@ -88,7 +88,7 @@ def repetition(
 
 
 def interval(share: float, of: int) -> tuple[float, float]:
-    """Where the true share lies, given one that was seen in `of` cases (Wilson, JASA 1927; two-sided, `CONFIDENCE`)."""
+    """Return the confidence interval of a share observed in `of` cases (Wilson, JASA 1927; two-sided, `CONFIDENCE`)."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     middle = share + z**2 / (2 * of)
     reach = z * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
@@ -97,10 +97,11 @@ def interval(share: float, of: int) -> tuple[float, float]:
 
 
 def cost(spread_by_noise: float, alpha: float) -> Cost:
-    """What noise costs, by the mean squared difference of the scores of two askings of one program.
+    """Estimate the cost of noise from the mean squared difference of the scores of one program asked twice.
 
-    As if a score of 0 or 1 flipped with chance f, either way: two askings differ with chance d = 2f(1-f), two programs
-    that are right on the same traces as well, and others with chance 1-d; and 1-2f is left of a gain, the root of 1-2d.
+    The model: each score of 0 or 1 flips with chance f. Then one program asked twice differs on a trace with chance
+    d = 2f(1-f), and so do two programs that would agree; two that would differ still do with chance 1-d. The visible
+    part of a gain is 1-2f, which is the square root of 1-2d.
     """
     differ = min(spread_by_noise, 0.5)
     real = FIXED + BROKEN
@@ -115,36 +116,41 @@ def cost(spread_by_noise: float, alpha: float) -> Cost:
     )
 
 
-def told(found: Repetition) -> str:
-    """How many answers differ, in words."""
-    share, (low, high) = found.differing / found.asked, interval(found.differing / found.asked, found.asked)
-    unreadable = f"; {found.unreadable} of {found.asked} could not be read" if found.unreadable else ""
-    if not found.differing:
+def describe_repetition(repetition: Repetition) -> str:
+    """Return a sentence on how many answers differ."""
+    share, (low, high) = (
+        repetition.differing / repetition.asked,
+        interval(repetition.differing / repetition.asked, repetition.asked),
+    )
+    unreadable = f"; {repetition.unreadable} of {repetition.asked} could not be read" if repetition.unreadable else ""
+    if not repetition.differing:
         return (
-            f"repeatable: all {found.asked} answers were the same the second time; "
-            f"at most {percent(high)} % of all differ, with 95 % confidence{unreadable}"
+            f"repeatable: all {repetition.asked} answers were the same the second time; "
+            f"with 95 % confidence, at most {percent(high)} % of all answers differ{unreadable}"
         )
     return (
-        f"{found.differing} of {found.asked} answers differ the second time, {found.rescored} of them in score "
+        f"{repetition.differing} of {repetition.asked} answers differ the second time, "
+        f"{repetition.rescored} of them in score "
         f"({percent(share)} %, 95 % interval {percent(low)} % to {percent(high)} %){unreadable}"
     )
 
 
-def told_of_gate(found: Repetition, alpha: float) -> str:
-    """What that means for the gate, in words."""
-    low, high = (_count(cost(share, alpha).needed) for share in interval(found.spread, found.asked))
-    expected = cost(found.spread, alpha)
-    candidate = f"for the gate: a candidate that fixes {percent(FIXED)} % of traces and breaks {percent(BROKEN)} %"
+def describe_gate_impact(repetition: Repetition, alpha: float) -> str:
+    """Return a sentence on what the noise means for the gate at `alpha`."""
+    low, high = (_count(cost(share, alpha).needed) for share in interval(repetition.spread, repetition.asked))
+    expected = cost(repetition.spread, alpha)
+    candidate = (
+        f"effect on the gate: a candidate that fixes {percent(FIXED)} % of traces and breaks {percent(BROKEN)} %"
+    )
     about = "" if expected.needed == COUNTLESS else "about "
     needed = f"is proven by {about}{_count(expected.needed)} held-out traces"
-    if not found.rescored:
-        return (
-            f"{candidate} {needed} at alpha {alpha:.2g}, and by {high} if the most differ that these traces leave open"
-        )
-    shown = f"shows {100 * expected.gain:.1f} of its {100 * GOAL:.0f} points, as {percent(expected.noise)} %"
+    if not repetition.rescored:
+        return f"{candidate} {needed} at alpha {alpha:.2g}, or by {high} if as many differ as these traces allow for"
+    shown = f"shows {100 * expected.gain:.1f} of its {100 * GOAL:.0f} points, because {percent(expected.noise)} %"
     return (
         f"{candidate} {shown} of the differences are noise, and {needed} ({low} to {high}) at alpha {alpha:.2g} "
-        f"in place of {expected.needed_without_noise}. Noise hides gains and fakes none: both programs are asked alike"
+        f"instead of {expected.needed_without_noise}. Noise hides gains but fakes none, "
+        "because it affects both programs"
     )
 
 

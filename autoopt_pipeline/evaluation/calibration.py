@@ -1,19 +1,19 @@
-"""Whether a program's confidence can be believed."""
+"""Calibration: how well a program's confidence agrees with its scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoopt_pipeline.evaluation.cases import ScoredAnswer
 
+# The value of a missing confidence, which favours neither answer.
 UNKNOWN = 0.5
-"""What a missing confidence counts as: it says nothing either way."""
 
 BINS = 10
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers with a confidence from `low` up to, not including, `high`. Means are None where there are no answers."""
+    """Answers with a confidence from `low` up to, not including, `high`. Means are None without answers."""
 
     low: float
     high: float
@@ -23,27 +23,31 @@ class Bin:
 
 
 def confidence_of(answer: ScoredAnswer) -> float:
-    """The answer's confidence, `UNKNOWN` where it has none."""
+    """Return the answer's confidence, `UNKNOWN` if it has none."""
     return UNKNOWN if answer.confidence is None else answer.confidence
 
 
 def squared_errors(answers: Sequence[ScoredAnswer]) -> list[float]:
-    """How far each confidence was from the score, squared: 0 to 1."""
+    """Return the squared distance of each confidence from its score, 0 to 1."""
     return [(confidence_of(answer) - answer.score) ** 2 for answer in answers]
 
 
 def brier(answers: Sequence[ScoredAnswer]) -> float:
-    """Mean squared error of the confidence (Brier 1950): 0 is perfect, always saying 0.5 gives 0.25 for right and
-    wrong answers. Raises ZeroDivisionError without answers."""
+    """Return the mean squared error of the confidence (Brier 1950).
+
+    0 is perfect. A constant confidence of 0.5 gives 0.25 for answers that are right or wrong. Raises ZeroDivisionError
+    without answers.
+    """
     return sum(squared_errors(answers)) / len(answers)
 
 
 def unexplained(answers: Sequence[ScoredAnswer]) -> list[float]:
-    """Each answer's squared error less the squared distance of its score from the mean score.
+    """Return each answer's squared error minus the squared distance of its score from the mean score.
 
-    Their mean is the Brier score less its uncertainty, which is what the confidence itself is to blame for (reliability
-    less resolution; Murphy, J. Appl. Meteorol. 1973): a program that is right half of the time is harder to foretell
-    than one that is always wrong. Raises ZeroDivisionError without answers.
+    The mean of these values is the Brier score minus its uncertainty: the part that the confidence itself causes
+    (reliability minus resolution; Murphy, J. Appl. Meteorol. 1973). The uncertainty is removed because a program that
+    is right half of the time is harder to predict than one that is always wrong. Raises ZeroDivisionError without
+    answers.
     """
     mean = sum(answer.score for answer in answers) / len(answers)
     errors = squared_errors(answers)
@@ -51,7 +55,10 @@ def unexplained(answers: Sequence[ScoredAnswer]) -> list[float]:
 
 
 def reliability(answers: Sequence[ScoredAnswer]) -> tuple[Bin, ...]:
-    """Confidence beside score in `BINS` equal bins, the last one including 1. Believable means: about the same."""
+    """Group answers by confidence into `BINS` equal bins; the last one includes 1.
+
+    The confidence is well calibrated if its mean in each bin is close to the mean score.
+    """
     members: list[list[ScoredAnswer]] = [[] for _ in range(BINS)]
     for answer in answers:
         members[min(int(confidence_of(answer) * BINS), BINS - 1)].append(answer)

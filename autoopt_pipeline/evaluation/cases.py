@@ -1,4 +1,4 @@
-"""What is compared: the answers of two programs to the same example."""
+"""Scored answers of two programs to the same example."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class ScoredAnswer:
     """One program's answer to one example.
 
-    `score` is 0 to 1; `label` is the class that the answer amounts to, None where it was no valid answer (score 0);
-    `confidence`, 0 to 1, is what the program said of itself, None where it said nothing of the kind.
+    `score` is 0 to 1. `label` is the class of the answer, None for an invalid answer (score 0). `confidence`, 0 to 1,
+    is the program's own estimate, None if it gave none.
     """
 
     score: float
@@ -26,7 +26,7 @@ class PairedCase:
 
     @property
     def difference(self) -> float:
-        """What the candidate gains on this case, -1 to 1."""
+        """The candidate's gain on this case, -1 to 1."""
         return self.candidate.score - self.incumbent.score
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a candidate is proven better than the incumbent. Pure: plain values in, a verdict with its reason out."""
+"""The gate: decides whether a candidate is proven better than the incumbent. Pure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,38 +11,38 @@ from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.text import percent
 
+# Fewest independently labelled holdout examples that can decide without further traces. With fewer, only differences of
+# 15 points and more can be distinguished from luck (mid-p McNemar at 80 % power).
 MIN_HOLDOUT = 100
-"""Fewest independently labelled holdout examples that may decide by themselves. With fewer, only differences
-of 15 points and more can be told from luck (mid-p McNemar at 80 % power)."""
 
+# Smallest gain in score that is worth a new version.
 MIN_GAIN = 0.02
-"""Least gain in score that is worth a new version."""
 
+# A decision reports how many cases this gain needs. It is small, but large enough for users to notice.
 GOAL = 0.05
-"""The gain for which a decision says how many cases it takes: small, but one that users notice."""
 
+# A class with enough cases must not lose more score than this, unless that may be luck or the class's F1 rose. F1
+# counts because an incumbent that gives the same answer to everything has all cases of that class right.
 MIN_CLASS_CASES = 10
 MAX_CLASS_LOSS = 0.10
-"""A class with enough cases must not lose more than this in score, unless that may be luck, or the class's
-F1 rose all the same: an incumbent that answers one class to everything has all of its cases right."""
 
+# Largest loss of score on the guard traces, beyond the fraction that the incumbent gets wrong. Their labels are answers
+# of the application, most of them the incumbent's own, so the incumbent agrees with all of them, right or wrong.
 MAX_GUARD_LOSS = 0.10
-"""The same for the traces that only guard, beyond the share that the incumbent gets wrong. Their labels are answers
-of the application, most often the incumbent's own: it agrees with all of them, right or wrong."""
 
+# The squared error of the confidence must not grow by more than this, unless that may be luck.
 MAX_CALIBRATION_LOSS = 0.05
-"""The squared error of the confidence must not grow by more than this, unless that may be luck."""
 
+# A loss with a p value up to this is not luck. A loss can only stop a promotion, so it is not charged to the ledger.
 LOSS_ALPHA = 0.05
-"""A loss is clear, not luck, at this p. Vetoes can only stop a promotion, so they are charged to no ledger."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the cases say. Scores are means, 0 to 1.
+    """The scores of both programs on the same cases. Scores are means, 0 to 1.
 
-    `p_value` is how likely so good a result is for a candidate that is no better: of the paired test on a holdout,
-    1/E of the e-process in a sequential test.
+    `p_value` is the chance of a result this good if the candidate is no better. It comes from the paired test on a
+    holdout, and from the e-process (1/E) in a sequential test.
     """
 
     cases: int
@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Brier scores on the same cases: 0 is a confidence that is always right, 0.25 is no better than a coin's."""
+    """Brier scores of both programs on the same cases. 0 is perfect, and 0.25 is no better than tossing a coin."""
 
     incumbent: float
     candidate: float
@@ -73,9 +73,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The verdict of the statistics (`promoted`, `rejected` or `inconclusive`) with its reason in words.
+    """The gate's verdict (`promoted`, `rejected` or `inconclusive`) with its reason as a sentence.
 
-    `power` is what the holdout can show at `alpha`; None in a sequential test, which takes as many cases as it takes.
+    `power` is the gain that the holdout can show at `alpha`. It is None in a sequential test, whose number of cases is
+    not fixed.
     """
 
     verdict: Verdict
@@ -87,9 +88,9 @@ class GateDecision:
 
 
 def compare(cases: Sequence[PairedCase], test: Callable[[Sequence[float]], float] = sign_flip_p) -> Comparison:
-    """Score both programs on the same cases; `test` gives the p value. Raises ValueError without any."""
+    """Score both programs on the same cases. `test` returns the p value. Raises ValueError without cases."""
     if not cases:
-        raise ValueError("nothing to compare")
+        raise ValueError("there are no cases to compare")
     return Comparison(
         cases=len(cases),
         incumbent_score=_score([case.incumbent for case in cases]),
@@ -101,49 +102,49 @@ def compare(cases: Sequence[PairedCase], test: Callable[[Sequence[float]], float
 
 
 def calibration(cases: Sequence[PairedCase]) -> Calibration:
-    """The Brier scores of both programs. Raises ZeroDivisionError without cases."""
+    """Return the Brier scores of both programs. Raises ZeroDivisionError without cases."""
     return Calibration(brier([case.incumbent for case in cases]), brier([case.candidate for case in cases]))
 
 
 def judge(cases: Sequence[PairedCase], guard: Sequence[PairedCase], *, alpha: float) -> GateDecision:
-    """Compare candidate and incumbent on a holdout. `guard` may show a loss and never a gain.
+    """Compare candidate and incumbent on a holdout. The `guard` cases can only show a loss.
 
-    Promote only when the gain is large enough and significant at `alpha`, and nothing got clearly worse. A candidate
-    that lacks nothing but significance is `inconclusive`: it may be better, and more cases can tell.
+    The candidate is promoted if its gain is large enough and significant at `alpha`, and nothing is clearly worse. If
+    only significance is missing, it is `inconclusive`: more cases can decide.
     """
     result = compare(cases)
-    able = power([case.difference for case in cases], gain=GOAL, alpha=alpha)
+    holdout_power = power([case.difference for case in cases], gain=GOAL, alpha=alpha)
     if result.gain < MIN_GAIN:
-        verdict, why = Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
+        verdict, cause = Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     elif loss := clear_loss(cases) or _guard_loss(guard, result.incumbent_score):
-        verdict, why = Verdict.REJECTED, loss
+        verdict, cause = Verdict.REJECTED, loss
     elif result.p_value > alpha:
-        verdict, why = Verdict.INCONCLUSIVE, f"may be better, not proven yet ({able})"
+        verdict, cause = Verdict.INCONCLUSIVE, f"may be better, not proven yet ({holdout_power})"
     else:
-        verdict, why = Verdict.PROMOTED, "proven better"
-    return GateDecision(verdict, reason(why, result, alpha), alpha, result, calibration(cases), able)
+        verdict, cause = Verdict.PROMOTED, "proven better"
+    return GateDecision(verdict, reason(cause, result, alpha), alpha, result, calibration(cases), holdout_power)
 
 
 def clear_loss(cases: Sequence[PairedCase]) -> str | None:
-    """In words, where the candidate is clearly worse although it may be better on the whole; None if nowhere."""
+    """Describe where the candidate is clearly worse, even if it is better overall. Return None if nowhere."""
     for label in sorted({case.label for case in cases}):
-        own = [case for case in cases if case.label == label]
-        if len(own) >= MIN_CLASS_CASES and _lost(own, MAX_CLASS_LOSS) and _f1_fell(cases, label):
-            return f"clearly worse on {label!r} ({_change(own)})"
-    if _less_believable(cases):
+        class_cases = [case for case in cases if case.label == label]
+        if len(class_cases) >= MIN_CLASS_CASES and _lost(class_cases, MAX_CLASS_LOSS) and _f1_fell(cases, label):
+            return f"clearly worse on {label!r} ({_change(class_cases)})"
+    if _calibration_worse(cases):
         scores = calibration(cases)
         return (
-            "its confidence is clearly less believable "
+            "its confidence is clearly less reliable "
             f"(Brier score {scores.incumbent:.2f} -> {scores.candidate:.2f}, 0 is best)"
         )
     return None
 
 
-def _less_believable(cases: Sequence[PairedCase]) -> bool:
-    """Both the squared error and what of it the scores' own spread does not explain have clearly grown.
+def _calibration_worse(cases: Sequence[PairedCase]) -> bool:
+    """Check whether both the squared error and its part unexplained by the spread of scores have clearly grown.
 
-    Either alone would blame the confidence for another share of right answers: one that is hard to foretell (half),
-    or one that makes a confidence look modest (nearly all).
+    Each alone would blame the confidence for a different fraction of right answers: about a half is hard to predict,
+    and nearly all makes a good confidence seem too low.
     """
     before, after = [case.incumbent for case in cases], [case.candidate for case in cases]
     return all(
@@ -153,16 +154,19 @@ def _less_believable(cases: Sequence[PairedCase]) -> bool:
 
 
 def _clearly_above(grown: Sequence[float]) -> bool:
-    """Mean above the limit, and above 0 by more than chance explains. Squared errors take too many values for the exact
-    test to be quick, and a hundred of them are enough for the normal law."""
+    """Check whether the mean is above the limit, and above 0 by more than chance explains.
+
+    Squared errors have too many different values for the exact test to be fast, and a hundred of them are enough for
+    the normal distribution.
+    """
     mean = sum(grown) / len(grown)
     error = stdev(grown) / math.sqrt(len(grown)) if len(grown) > 1 else 0.0
     return mean > MAX_CALIBRATION_LOSS and mean > NormalDist().inv_cdf(1 - LOSS_ALPHA) * error
 
 
-def reason(reason: str, result: Comparison, alpha: float) -> str:
-    """A verdict's reason with the numbers behind it."""
-    return f"{reason}: {result}, p {result.p_value:.2g}, allowed {alpha:.2g}"
+def reason(cause: str, result: Comparison, alpha: float) -> str:
+    """Return a verdict's reason: the cause with its numbers."""
+    return f"{cause}: {result}, p {result.p_value:.2g}, alpha {alpha:.2g}"
 
 
 def _guard_loss(guard: Sequence[PairedCase], incumbent_score: float) -> str | None:
@@ -179,9 +183,9 @@ def _lost(cases: Sequence[PairedCase], most: float) -> bool:
 def _f1_fell(cases: Sequence[PairedCase], label: str) -> bool:
     def f1(answers: Sequence[ScoredAnswer]) -> float:
         right = sum(answer.label == case.label == label for answer, case in zip(answers, cases, strict=True))
-        given = sum(answer.label == label for answer in answers)
-        wanted = sum(case.label == label for case in cases)
-        return 2 * right / (given + wanted)
+        answered = sum(answer.label == label for answer in answers)
+        expected = sum(case.label == label for case in cases)
+        return 2 * right / (answered + expected)
 
     return f1([case.candidate for case in cases]) < f1([case.incumbent for case in cases])
 

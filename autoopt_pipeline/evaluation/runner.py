@@ -1,4 +1,4 @@
-"""Asking a program many examples."""
+"""Asks a program many examples, and scores its answers."""
 
 import io
 import logging
@@ -26,27 +26,27 @@ from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.registry.serialization import SOURCE
 from autoopt_pipeline.text import one_line
 
+# The confidence that a demo shows, by its label's source. A demo without one teaches the model to leave it out.
 DEMO_CONFIDENCE = {Provenance.HUMAN: 0.95, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.8}
-"""The confidence that a demo shows, by who labelled it: a demo without one teaches the model to leave it out."""
 
+# Field of a `dspy.Example` that names its assumed values, not known to be right. DSPy hides fields named dspy_*.
 ASSUMED = "dspy_assumed"
-"""Field of a `dspy.Example` with the names of values that nobody said are right. DSPy shows no field called dspy_*."""
 
+# Fraction of requests that a model may refuse. If it refuses more, the cause is its set-up and not the requests.
 MAX_REFUSED = 0.02
-"""Share of requests that a model may refuse before that says more of the model's set-up than of the requests."""
 
+# With `must_be_readable`, the first answers are checked after this many requests.
 FIRST_ASKED = 24
-"""Requests after which a program that must be readable has to have given more than `MIN_READ` answers that are."""
 
+# Fewest answers for this check.
 MIN_ASKED = 10
-"""Fewest answers that can say so."""
 
+# The check fails if no larger fraction of the answers can be read, because their scores would measure only the format.
 MIN_READ = 0.1
-"""Share of answers below which nothing that is measured says anything of the program."""
 
 
 class Unread(StrEnum):
-    """Why there is nothing to grade in an answer."""
+    """Why an answer cannot be scored."""
 
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"
@@ -57,9 +57,9 @@ class Unread(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a program said; `values` is None when it gave no valid answer, `confidence` where it is no share of 1.
+    """A program's answer. `values` is None if it is invalid, `confidence` if it is not a number from 0 to 1.
 
-    `unread` says why there is no valid answer, and `detail` is what was said of it.
+    `unread` is the reason why it is invalid, and `detail` the error message or the beginning of the model's text.
     """
 
     values: dict[str, Any] | None
@@ -69,7 +69,7 @@ class Answer:
 
 
 def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
-    """An example as DSPy's optimizers take it, usable as a demo; `ASSUMED` names the values that may not judge."""
+    """Return the example for DSPy's optimizers, usable as a demo. `ASSUMED` names the values that must not judge."""
     answers = {**example.assumed, **example.right, "confidence": DEMO_CONFIDENCE[example.provenance]}
     assumed = {ASSUMED: tuple(example.assumed)} if example.assumed else {}
     source = {SOURCE: example.span_id}
@@ -85,13 +85,14 @@ def answer_all(
     must_be_readable: bool = False,
     answered: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Ask every example, in order. `answered` is called after each, in whatever thread asked it.
+    """Ask the program every example, and return the answers in order.
 
-    An answer that cannot be read, and a request that the model refuses, are wrong answers. A call that failed
-    even after retries is not: raises `LMUnavailable` or `LMNotConfigured`, because nothing is known of the program
-    then, and so does a model that refuses more than `MAX_REFUSED` of the requests, and more than one; a request that
-    is too long for the model is the program's fault and does not count there. `must_be_readable` is for what serves:
-    raises `AnswersUnreadable` soon where hardly any answer can be read. `BudgetExhausted` passes through.
+    `answered` is called after each answer, in the thread that asked for it. An unreadable answer and a refused request
+    count as wrong answers. Raises `LMUnavailable` or `LMNotConfigured` if a call fails even after retries, because
+    nothing is known about the program then, and `LMUnavailable` if the model refuses more than one request and more
+    than `MAX_REFUSED` of all. A request that is too long for the model is the program's fault and does not count as
+    refused. With `must_be_readable`, which is for the program that serves, raises `AnswersUnreadable` early if hardly
+    any answer can be read. `BudgetExhausted` passes through.
     """
     answers: list[Answer] = []
     with raising_outages(), using(lm):
@@ -104,13 +105,13 @@ def answer_all(
         raise LMUnavailable(
             f"language model {lm.name}: {len(refused)} of {len(examples)} requests were refused, "
             f"the last with {refused[-1].detail}",
-            "see why the endpoint refuses them; the next attempt starts anew",
+            "find out why the endpoint refuses them; the next attempt starts again",
         )
     return answers
 
 
 def unread_counts(answers: Iterable[Answer]) -> dict[str, int]:
-    """How many answers could not be graded, by why; nothing where all could."""
+    """Count the answers that could not be scored by reason. Empty if all could be."""
     return dict(sorted(Counter(answer.unread.value for answer in answers if answer.unread).items()))
 
 
@@ -130,7 +131,7 @@ def _ask(
     if lm.threads == 1:
         return [ask(example) for example in examples]
     with ThreadPoolExecutor(lm.threads, thread_name_prefix="autoopt-ask") as pool:
-        # Each with a copy of the context: DSPy's settings are in it.
+        # Each call gets a copy of the context, which holds DSPy's settings.
         asked = [pool.submit(copy_context().run, ask, example) for example in examples]
         try:
             return [future.result() for future in asked]
@@ -146,11 +147,11 @@ def _ask_one(spec: ModuleSpec, program: dspy.Module, example: Example) -> Answer
         except RequestRefused as e:
             return Answer(None, None, Unread.TOO_LONG if e.too_long else Unread.REFUSED, one_line(str(e)))
         except Exception as e:  # noqa: BLE001 - what DSPy and a module's own code raise over an answer
-            return Answer(None, None, _why_unread(heard), _last_words(heard) or one_line(f"{type(e).__name__}: {e}"))
+            return Answer(None, None, _unread_reason(heard), _beginning(heard) or one_line(f"{type(e).__name__}: {e}"))
     return _answer(spec, prediction)
 
 
-def _why_unread(heard: Sequence[Response]) -> Unread:
+def _unread_reason(heard: Sequence[Response]) -> Unread:
     if heard and heard[-1].finish_reason == "length":
         return Unread.TRUNCATED
     if heard and heard[-1].finish_reason == "content_filter":
@@ -158,23 +159,23 @@ def _why_unread(heard: Sequence[Response]) -> Unread:
     return Unread.EMPTY if heard and not answer_text(heard[-1]).strip() else Unread.UNREADABLE
 
 
-def _last_words(heard: Sequence[Response]) -> str:
-    said = answer_text(heard[-1]).strip() if heard else ""
-    return f"it began with {one_line(said, length=80)!r}" if said else ""
+def _beginning(heard: Sequence[Response]) -> str:
+    text = answer_text(heard[-1]).strip() if heard else ""
+    return f"it began with {one_line(text, length=80)!r}" if text else ""
 
 
 def _check_readable(answers: Sequence[Answer], program: dspy.Module, lm: MeteredLM) -> None:
-    """Raise `AnswersUnreadable` where so few answers of what serves can be read that nothing can be learnt."""
+    """Raise `AnswersUnreadable` if so few answers can be read that scores would mean nothing."""
     unread = [answer for answer in answers if answer.unread]
     if len(answers) < MIN_ASKED or len(answers) - len(unread) > MIN_READ * len(answers):
         return
     causes = Counter(answer.unread for answer in unread if answer.unread)
     cause = causes.most_common(1)[0][0]
     last = next(answer.detail for answer in reversed(unread) if answer.unread is cause)
-    told = ", ".join(f"{count} {cause.value.replace('_', ' ')}" for cause, count in causes.most_common())
+    counts = ", ".join(f"{count} {cause.value.replace('_', ' ')}" for cause, count in causes.most_common())
     raise AnswersUnreadable(
-        f"language model {lm.name}: {len(unread)} of the first {len(answers)} answers cannot be read ({told})"
-        + (f"; of the last one: {last}" if last else ""),
+        f"language model {lm.name}: {len(unread)} of the first {len(answers)} answers cannot be read ({counts})"
+        + (f"; the last one: {last}" if last else ""),
         _remedy(cause, program, lm),
     )
 
@@ -183,11 +184,11 @@ def _remedy(cause: Unread, program: dspy.Module, lm: MeteredLM) -> str:
     if cause in {Unread.TRUNCATED, Unread.EMPTY}:
         longest = lm.endpoint.values.get("max_tokens") if lm.endpoint else None
         now = f"lm.max_tokens is {longest}" if longest else "lm.max_tokens is not set"
-        return f"{now}: raise it, since thoughts count too, or use a model that answers; see 'autoopt doctor --call-lm'"
+        return f"{now}: raise it, because reasoning counts too, or use another model; see 'autoopt doctor --call-lm'"
     if cause is Unread.TOO_LONG:
         return "use a model with a larger context, or lower dspy_max_labeled_demos and dspy_max_bootstrapped_demos"
     if cause is Unread.REFUSED:
-        return "see why the endpoint refuses what is asked"
+        return "find out why the endpoint refuses the requests"
     if any(answer_format(predictor.signature) == CHAT for predictor in program.predictors()):
         return (
             "set lm.answer_format=json_schema, and Serving(baseline_format='json_schema') in the application, "
@@ -198,7 +199,7 @@ def _remedy(cause: Unread, program: dspy.Module, lm: MeteredLM) -> str:
 
 def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
     if missing := [name for name in spec.outputs if name not in prediction]:
-        return Answer(None, None, Unread.UNREADABLE, f"the program answers no {', '.join(missing)}")
+        return Answer(None, None, Unread.UNREADABLE, f"the program's answer lacks {', '.join(missing)}")
     confidence = number(prediction.get("confidence"))
     return Answer(
         {name: prediction[name] for name in spec.outputs},
@@ -207,7 +208,7 @@ def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
 
 
 def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[ScoredAnswer]:
-    """Score answers from 0 to 1; no valid answer is a wrong one."""
+    """Score answers from 0 to 1. An invalid answer scores 0."""
     return [_grade(spec, example, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
@@ -219,7 +220,7 @@ def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> ScoredAnswer:
 
 @contextmanager
 def raising_outages() -> Generator[None, None, None]:
-    """Raise `LMUnavailable` or `LMNotConfigured` when no model of the run that is asked inside can answer."""
+    """Raise `LMUnavailable` or `LMNotConfigured` when a model that is asked inside cannot answer."""
     try:
         yield
     except Outage as e:
@@ -228,7 +229,7 @@ def raising_outages() -> Generator[None, None, None]:
 
 @contextmanager
 def using(lm: MeteredLM) -> Generator[None, None, None]:
-    """Run DSPy code with this model: no history, no trace, and nothing printed by its optimizers."""
+    """Run DSPy code with this model, without history, trace or output of its optimizers."""
     quiet = io.StringIO()
     loggers = [logging.getLogger(name) for name in ("dspy", "dspy.teleprompt", "dspy.evaluate", "dspy.utils")]
     levels = [logger.level for logger in loggers]

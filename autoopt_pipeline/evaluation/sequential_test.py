@@ -1,7 +1,7 @@
-"""A candidate that waits for proof: asked, beside the incumbent, whatever new held-out traces come.
+"""The sequential test of an inconclusive candidate: it is compared with the incumbent on new held-out traces.
 
-Its holdout said "may be better". Only traces that came after that count now, by an e-process: its alpha is charged
-once, when the test begins, and looking every night costs nothing more.
+Only traces that came after the holdout test count. The test is an e-process, so its alpha is charged once, when it
+begins, and deciding again every night costs nothing more.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,29 @@ from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, calibration
 from autoopt_pipeline.evaluation.statistics import anytime_p
 from autoopt_pipeline.registry.records import Verdict
 
+# After this many new cases, a candidate whose gain is below MIN_GAIN is given up.
 MIN_CASES = 100
-"""From so many new cases on, a candidate whose gain is below MIN_GAIN is given up."""
 
+# After this many new cases, an unproven candidate is given up, because its gain is not worth waiting for.
 MAX_CASES = 1000
-"""A candidate still unproven after so many new cases is given up: what it may gain is not worth the wait."""
 
 
 def decide_sequentially(cases: Sequence[PairedCase], *, alpha: float) -> GateDecision:
-    """Decide on an inconclusive candidate by all cases since its test began, oldest first. ValueError without any.
+    """Decide on an inconclusive candidate by all cases since its test began, oldest first.
 
-    `alpha` is that of the sequential test's charge. `inconclusive` means: ask again when more traces have come.
+    `alpha` is that of the sequential test's charge. `inconclusive` means that the test goes on with the next traces.
+    Raises ValueError without cases.
     """
     result = compare(cases, anytime_p)
     if result.p_value <= alpha and result.gain >= MIN_GAIN:
         loss = clear_loss(cases)
-        verdict, why = (Verdict.REJECTED, loss) if loss else (Verdict.PROMOTED, "proven better in its sequential test")
+        verdict, cause = (
+            (Verdict.REJECTED, loss) if loss else (Verdict.PROMOTED, "proven better in its sequential test")
+        )
     elif result.cases >= MIN_CASES and result.gain < MIN_GAIN:
-        verdict, why = Verdict.REJECTED, "given up, its sequential test shows no gain worth a version"
+        verdict, cause = Verdict.REJECTED, "given up because its sequential test shows no gain worth a new version"
     elif result.cases >= MAX_CASES:
-        verdict, why = Verdict.REJECTED, f"given up, unproven after {MAX_CASES} new traces"
+        verdict, cause = Verdict.REJECTED, f"given up because it is still not proven after {MAX_CASES} new traces"
     else:
-        verdict, why = Verdict.INCONCLUSIVE, "may be better, not proven yet in its sequential test"
-    return GateDecision(verdict, reason(why, result, alpha), alpha, result, calibration(cases), None)
+        verdict, cause = Verdict.INCONCLUSIVE, "may be better, not proven yet in its sequential test"
+    return GateDecision(verdict, reason(cause, result, alpha), alpha, result, calibration(cases), None)

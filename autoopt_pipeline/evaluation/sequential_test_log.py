@@ -1,8 +1,7 @@
 """Stores the steps of an inconclusive candidate's sequential test (see `sequential_test`) with its versions.
 
-A sequential test is open while its last step is `inconclusive` and its incumbent, model and labels
-are still the same.
-It also ends when a person has rolled back or declined the candidate's program, under whichever version's name.
+A sequential test is open while its last step is `inconclusive` and its incumbent, model and labels are the same.
+It also ends when the candidate's program has been rolled back or declined, under the name of any version.
 """
 
 import hashlib
@@ -13,16 +12,16 @@ from datetime import UTC, datetime
 from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.split import HoldoutExample
-from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import SequentialTestCase, SequentialTestStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
 
 
 @dataclass(frozen=True)
 class SequentialTestConditions:
-    """What a sequential test compares, and by whose answers. Cases under different conditions must not be added up.
+    """The incumbent, model and labels of a sequential test. Cases under different conditions must not be combined.
 
-    `incumbent` is the active version; of a composed module without one, it names its parts'.
+    `incumbent` is the active version. For a composed module without one, it names the programs of its parts.
     """
 
     incumbent: str | None
@@ -34,7 +33,7 @@ class SequentialTestConditions:
 class SequentialTest:
     """An open sequential test: the candidate, its alpha, the queries that no longer count, and its cases, oldest first.
 
-    `last_new` is when it last had new cases, or began (UTC).
+    `last_new` is when the test last got new cases, or else when it began (UTC).
     """
 
     version: str
@@ -48,7 +47,7 @@ class SequentialTest:
 
 
 def open_sequential_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
-    """The sequential test that is open under these conditions; None without one."""
+    """Return the sequential test that is open under these conditions, or None."""
     steps = artifacts.sequential_test()
     if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
         return None
@@ -56,9 +55,11 @@ def open_sequential_test(artifacts: VersionStore, conditions: SequentialTestCond
     steps = steps[steps.index(begun) :]
     if SequentialTestConditions(begun.incumbent, begun.lm, tuple(begun.labels)) != conditions:
         return None
-    transitions, (manifests, _) = artifacts.transitions(), artifacts.survey()
-    digest = next((each.program_sha256 for each in manifests if each.version == begun.version), "")
-    if any(transition.to_version == begun.version for transition in transitions) or why_unwanted(artifacts, digest):
+    transitions, (manifests, _) = artifacts.transitions(), artifacts.list_versions()
+    digest = next((manifest.program_sha256 for manifest in manifests if manifest.version == begun.version), "")
+    if any(transition.to_version == begun.version for transition in transitions) or promotion_block_reason(
+        artifacts, digest
+    ):
         return None
     return SequentialTest(
         version=begun.version,
@@ -82,9 +83,9 @@ def open_test(
     queries: Iterable[str],
     run_id: str,
 ) -> None:
-    """Open a sequential test. `queries` (normalized) made, chose or judged the candidate, so they no longer count.
+    """Open a sequential test. The normalized `queries` made, chose or judged the candidate, so they no longer count.
 
-    Raises `PromotionConflict` when there are steps that the caller, who saw them up to `after`, has not seen.
+    `after` is the last step that the caller has read. Raises `PromotionConflict` if there are later steps.
     """
     _enter(artifacts, after + 1, version, conditions, alpha, digests(queries), (), Verdict.INCONCLUSIVE, run_id)
 
@@ -98,23 +99,23 @@ def append_step(
     verdict: Verdict,
     run_id: str,
 ) -> None:
-    """Enter what new traces said. Raises `PromotionConflict` when another run was quicker."""
-    seen = digests(query for each in judged for query in each.group)
+    """Record the cases of new traces. Raises `PromotionConflict` if another run recorded a step first."""
+    seen = digests(query for held_out in judged for query in held_out.group)
     _enter(artifacts, test.steps + 1, test.version, test.conditions, test.alpha, seen, cases, verdict, run_id)
 
 
 def new_cases(test: SequentialTest, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
-    """Holdout examples whose whole group is new to the sequential test, oldest first; the newest `limit` of them."""
-    new = [each for each in judged if test.seen.isdisjoint(digests(each.group))]
-    return sorted(new, key=lambda each: (each.example.time, each.group))[-limit:]
+    """Return the newest `limit` holdout examples whose whole group is new to the sequential test, oldest first."""
+    new = [held_out for held_out in judged if test.seen.isdisjoint(digests(held_out.group))]
+    return sorted(new, key=lambda held_out: (held_out.example.time, held_out.group))[-limit:]
 
 
 def digests(queries: Iterable[str]) -> list[str]:
-    """Of normalized queries: what is kept says nothing of the text."""
+    """Return digests of normalized queries, so that the log holds no text."""
     return sorted({hashlib.sha256(query.encode()).hexdigest()[:16] for query in queries})
 
 
-def _enter(
+def _enter(  # noqa: PLR0913 - the fields of one step
     artifacts: VersionStore,
     sequence: int,
     version: str,
@@ -140,8 +141,8 @@ def _enter(
     )
     if not artifacts.add_sequential_test_step(step):
         raise PromotionConflict(
-            f"{artifacts.tenant_id}/{artifacts.module}: another run went on with a sequential test meanwhile",
-            "nothing is lost; the next run goes on from there",
+            f"{artifacts.tenant_id}/{artifacts.module}: another run has continued the sequential test meanwhile",
+            "nothing is lost; the next run continues it",
         )
 
 

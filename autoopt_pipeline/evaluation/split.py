@@ -1,7 +1,7 @@
-"""Which examples train, which choose among candidates, and which judge.
+"""Splits examples into training, dev and holdout: those that train, choose among candidates, and judge.
 
-The side of a query is a permanent hash of its normalized text, so a query never wanders from the holdout into
-training when new traces come. Near-duplicates form a group that stands on one side only.
+A hash of a query's normalized text decides its side, so a query never moves from the holdout into training when new
+traces come. Near-duplicates form a group, which is on one side only.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.modules.similarity import group_near_duplicates, normalize_query
 from autoopt_pipeline.modules.spec import Example, Provenance
 
+# Fractions of queries that train, choose and judge. Judging needs as much data as training.
 TRAIN_SHARE, DEV_SHARE, HOLDOUT_SHARE = 0.4, 0.2, 0.4
-"""Shares of queries that train, choose and judge: judging needs as much data as training."""
 
 _RANK = {Provenance.HUMAN: 2, Provenance.JUDGE: 1, Provenance.OUTCOME: 0}
 _SIDES = ("train", "dev", "holdout")
@@ -22,7 +22,7 @@ _SIDES = ("train", "dev", "holdout")
 
 @dataclass(frozen=True)
 class HoldoutExample:
-    """A holdout example, and the normalized queries of its whole group: what it must not have been seen as before."""
+    """A holdout example with the normalized queries of its whole group, none of which a program may have seen."""
 
     example: Example
     group: tuple[str, ...]
@@ -32,9 +32,9 @@ class HoldoutExample:
 class Split:
     """Examples by use, each query once, in an order that does not depend on the order of traces.
 
-    `holdout` has independent labels and judges gain. `guard` are the holdout's other examples: their labels
-    may be the incumbent's own answers, so they can only show a loss. `shown` counts those that could not judge
-    because a program that is compared shows the like to the model, and `queries` are all normalized ones.
+    `holdout` has independent labels and judges the gain. `guard` holds the other examples of the holdout side: their
+    labels may be the incumbent's own answers, so they can only show a loss. `shown` counts the groups that cannot judge
+    because a compared program shows one of their queries to the model. `queries` holds all normalized queries.
     """
 
     train: tuple[Example, ...]
@@ -49,7 +49,7 @@ class Split:
 
 
 def side_of(normalized: str) -> str:
-    """`train`, `dev` or `holdout`, for ever the same for the same text."""
+    """Return `train`, `dev` or `holdout`, which never changes for the same text."""
     position = unit_interval(normalized)
     if position < TRAIN_SHARE:
         return "train"
@@ -59,10 +59,10 @@ def side_of(normalized: str) -> str:
 def split_examples(
     examples: Sequence[Example], *, max_holdout: int, max_dev: int, max_train: int, shown: Collection[str] = ()
 ) -> Split:
-    """Divide examples. The holdout, like the other parts, is the newest groups up to its limit.
+    """Split examples. Each part, including the holdout, keeps its newest groups up to its limit.
 
-    `shown` are queries that a program which will be compared shows to the model. Their sides are fixed for ever,
-    but a new query may be their near-duplicate on the other side; such a group judges nobody.
+    `shown` holds queries that a compared program shows to the model. Their sides never change, but a new query on the
+    other side may be their near-duplicate. Such a group cannot judge.
     """
     by_query: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
@@ -96,9 +96,9 @@ def split_examples(
 
 
 def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, list[str]]:
-    """The side on which a group of near-duplicates stands, and its queries with examples that belong there.
+    """Return the side of a group of near-duplicates, and its queries with examples on that side.
 
-    The holdout goes before dev, and dev before train, so a query that judges never has a near-duplicate that trained.
+    The holdout wins over dev, and dev over train, so a query that judges never has a near-duplicate that trained.
     """
     sides = [side_of(query) for query in group]
     side = max(sides, key=_SIDES.index)
@@ -106,11 +106,11 @@ def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, 
 
 
 def _representative(examples: Sequence[Example]) -> Example:
-    """The best labelled of a group, the newest of those; independent labels first, for they can judge."""
+    """Return the newest of the best labelled examples; independent labels come first because they can judge."""
     return max(examples, key=lambda e: (e.independent, _RANK[e.provenance], e.time, e.span_id))
 
 
 def _newest(part: Sequence[HoldoutExample], limit: int) -> tuple[HoldoutExample, ...]:
-    """The newest examples, ordered by a hash of the query: an order that says nothing of time or label."""
+    """Return the newest examples, ordered by a hash of the query, so that time and label do not affect the order."""
     by_age = sorted(part, key=lambda judged: (judged.example.time, judged.group), reverse=True)
     return tuple(sorted(by_age[:limit], key=lambda judged: hashlib.sha256(judged.group[0].encode()).digest()))

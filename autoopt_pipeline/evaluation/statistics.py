@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+# The exact test rounds differences to 1/GRID. Finer differences of scores mean nothing.
 GRID = 100
-"""Differences are rounded to 1/GRID for the exact test: finer than any score means anything."""
 
+# Chance of detecting a real gain with the cases that are needed. 80 % is the usual convention.
 POWER = 0.80
-"""Chance of seeing a gain that is there, by which the cases needed are counted. The usual convention."""
 
+# Fractions of its wealth that the e-process stakes on each case. They are evenly spread because the best one depends on
+# how often the candidate loses a case, which is unknown beforehand.
 _BETS = tuple((k + 0.5) / 20 for k in range(20))
-"""Shares of its wealth that the e-process stakes on each case, evenly spread: which one is best depends on how
-often the candidate loses a case, and nobody knows that beforehand."""
 
 
 @dataclass(frozen=True)
 class Power:
-    """How many cases it takes to see a gain of `gain` at `alpha` with a chance of `POWER`, how many there are, and
-    the smallest gain that those can show."""
+    """The cases that are `needed` to detect `gain` at `alpha` with a chance of `POWER`, and the cases that we `have`.
+
+    `detectable` is the smallest gain that the present cases can show.
+    """
 
     gain: float
     alpha: float
@@ -42,17 +44,17 @@ class Power:
 def sign_flip_p(differences: Sequence[float]) -> float:
     """One-sided mid-p value of the exact paired randomization test (Fisher 1935, Pitman 1937).
 
-    Were both programs equally good, each difference could as well have the other sign. p is the chance that random
-    signs add up to more than was observed, plus half the chance of exactly as much (mid-p: nearly exact where the
-    strict test is too strict). For scores of 0 and 1 it is the mid-p McNemar test (Fagerland, Lydersen & Laake,
-    BMC Med Res Methodol 2013).
+    If both programs are equally good, each difference could just as well have the other sign. p is the chance that
+    random signs add up to more than the observed sum, plus half the chance of exactly that sum (mid-p: nearly exact,
+    while the strict test is too strict). For scores of 0 and 1 it is the mid-p McNemar test (Fagerland, Lydersen &
+    Laake, BMC Med Res Methodol 2013).
     """
     steps = [step for difference in differences if (step := round(GRID * difference))]
     unit = math.gcd(*steps)
     sizes = sorted(abs(step) // unit for step in steps)
     observed = sum(step // unit for step in steps if step > 0)
-    # The sum of the positive differences has as its distribution the coefficients of the product of (1 + x^size).
-    # They live in one big integer, `width` bits each, wide enough for their sum of 2^n.
+    # The coefficients of the product of (1 + x^size) are the distribution of the sum of the positive differences. One
+    # big integer holds them, with `width` bits each, which is wide enough for their sum of 2^n.
     width = len(sizes) + 1
     ways = 1
     for size in sizes:
@@ -65,11 +67,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def log_e_value(differences: Sequence[float]) -> float:
-    """Natural logarithm of the evidence E against "no better on average", whatever moment one looks.
+    """Natural logarithm of the evidence E against "no better on average", valid at any time.
 
     E is the mean wealth of gamblers who start with 1 and stake a fixed share on the candidate in every case. If the
     candidate is no better, E is a supermartingale, so the chance that it ever reaches 1/alpha is at most alpha
-    (Ville 1939; betting as in Waudby-Smith & Ramdas, JRSS B 2024). Cases come in the order of time and once each.
+    (Ville 1939; betting as in Waudby-Smith & Ramdas, JRSS B 2024). Cases are in order of time, each once.
     """
     counts = Counter(differences)
     logs = [sum(count * math.log1p(bet * d) for d, count in counts.items()) for bet in _BETS]
@@ -78,21 +80,21 @@ def log_e_value(differences: Sequence[float]) -> float:
 
 
 def anytime_p(differences: Sequence[float]) -> float:
-    """1/E, at most 1: a p value that holds however often one looks while cases come."""
+    """Return 1/E, at most 1: a p value that stays valid however often it is computed while cases come."""
     return math.exp(-max(0.0, log_e_value(differences)))
 
 
 def spread(differences: Sequence[float]) -> float:
-    """Mean squared difference; for scores of 0 and 1 the share of cases on which the programs differ."""
+    """Return the mean squared difference. For scores of 0 and 1 it is the fraction of differing cases."""
     return sum(d * d for d in differences) / len(differences)
 
 
 def cases_needed(gain: float, alpha: float, spread: float) -> int:
-    """Cases that show a true gain (above 0) at `alpha` with a chance of `POWER`.
+    """Return the number of cases that show a true gain (above 0) at `alpha` with a chance of `POWER`.
 
-    Connor's formula for McNemar's test (Biometrics 1987) with the mean squared difference in the place of the share
-    of discordant cases: the variance is `spread` under the hypothesis and `spread - gain²` under the gain. A gain
-    cannot come without differences, so the spread is at least the gain.
+    This is Connor's formula for McNemar's test (Biometrics 1987) with the mean squared difference instead of the
+    fraction of discordant cases. The variance is `spread` under the null hypothesis and `spread - gain²` under the
+    gain. Every gain comes with differences, so the spread is at least the gain.
     """
     spread = max(spread, gain)
     normal = NormalDist()
@@ -102,7 +104,7 @@ def cases_needed(gain: float, alpha: float, spread: float) -> int:
 
 
 def gain_detectable(cases: int, alpha: float, spread: float) -> float:
-    """The smallest true gain that so many cases show: the inverse of `cases_needed`, to 1/1000, at most 1."""
+    """Return the smallest true gain that `cases` show, to 1/1000, at most 1: the inverse of `cases_needed`."""
     low, high = 0, 1000
     while high - low > 1:
         middle = (low + high) // 2
@@ -114,7 +116,7 @@ def gain_detectable(cases: int, alpha: float, spread: float) -> float:
 
 
 def power(differences: Sequence[float], *, gain: float, alpha: float) -> Power:
-    """What cases like these can show at `alpha`. Raises ZeroDivisionError without any."""
+    """Return the power of these cases at `alpha`. Raises ZeroDivisionError without differences."""
     seen = spread(differences)
     return Power(
         gain=gain,

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from autoopt_pipeline.lm.answer_parsing import read_json, read_sections
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 
+# Number of prompts whose formatted demos are cached.
 _KEPT = 8
-"""Number of prompts whose formatted demos are cached."""
 
 
 class AnswerAdapter(dspy.ChatAdapter):
@@ -63,12 +63,12 @@ class AnswerAdapter(dspy.ChatAdapter):
     ) -> str:
         if answer_format(signature) == CHAT:
             return super().format_user_message_content(signature, inputs, prefix, suffix, main_request)
-        given = [
+        fields = [
             f"{name}: {format_field_value(field_info=info, value=inputs[name])}"
             for name, info in signature.input_fields.items()
             if inputs.get(name) not in (None, "")
         ]
-        return "\n".join([text for text in (prefix, *given, suffix) if text]) or "(nothing is given)"
+        return "\n".join([text for text in (prefix, *fields, suffix) if text]) or "(nothing is given)"
 
     def format_assistant_message_content(
         self, signature: Any, outputs: dict[str, Any], missing_field_message: str | None = None

@@ -61,14 +61,14 @@ def read_json(completion: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     text = without_thoughts(completion)
     start, end = text.find("{"), text.rfind("}")
     try:
-        found = json_repair.loads(text[start : end + 1] if end > start else text[start:]) if start >= 0 else None
+        data = json_repair.loads(text[start : end + 1] if end > start else text[start:]) if start >= 0 else None
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        data = None
+    if not isinstance(data, dict):
         raise ValueError("no JSON object in it")
-    if missing := ", ".join(name for name in fields if name not in found):
+    if missing := ", ".join(name for name in fields if name not in data):
         raise ValueError(f"no {missing} in it")
-    return {name: read_value(found[name], kind, name) for name, kind in fields.items()}
+    return {name: read_value(data[name], kind, name) for name, kind in fields.items()}
 
 
 def read_value(value: Any, kind: Any, name: str = "") -> Any:
@@ -76,7 +76,7 @@ def read_value(value: Any, kind: Any, name: str = "") -> Any:
     if get_origin(kind) is Literal and all(isinstance(label, str) for label in get_args(kind)):
         return read_label(value if isinstance(value, str) else str(value), get_args(kind), name)
     if get_origin(kind) is list and get_origin(item := get_args(kind)[0]) is Literal:
-        return [read_value(each, item) for each in _items(value)]
+        return [read_value(element, item) for element in _items(value)]
     if kind in {int, float} and not isinstance(value, bool):
         number = read_number(value) if isinstance(value, str) else float(value)
         if not math.isfinite(number) or (kind is int and number != int(number)):
@@ -110,18 +110,18 @@ def read_label(text: str, labels: Sequence[str], name: str = "") -> str:
 def read_number(text: str) -> float:
     """Parse a number: `0.9`, `.9`, `0,9`, `90 %`, `9/10`, `about 0.9`, `1,000`. Raises `ValueError` for other text."""
     plain = unicodedata.normalize("NFKC", text).strip(_MARKUP).strip()
-    found = _NUMBER.fullmatch(plain)
-    if found is None:
+    match = _NUMBER.fullmatch(plain)
+    if match is None:
         raise ValueError(f"{text[:60]!r} is no number")
-    digits = found["number"]
+    digits = match["number"]
     digits = digits.replace(",", "") if _THOUSANDS.fullmatch(digits) else digits.replace(",", ".")
     number = float(digits)  # rejects "1.2.3"
-    if found["percent"]:
+    if match["percent"]:
         return number / 100
-    if found["of"]:
-        if not float(found["of"]):
+    if match["of"]:
+        if not float(match["of"]):
             raise ValueError(f"{text[:60]!r} is no number")
-        return number / float(found["of"])
+        return number / float(match["of"])
     return number
 
 

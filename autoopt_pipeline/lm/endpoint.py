@@ -16,22 +16,22 @@ from autoopt_pipeline.model_names import check_provider
 from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
 
+# Requests the same answer to the same request, from endpoints that support seeds.
 SEED = 9
-"""Requests the same answer to the same request, from endpoints that support seeds."""
 
+# Retries after a 429, a 5xx, a transport error or an unreadable response.
 _RETRIES = 3
-"""Retries after a 429, a 5xx, a transport error or an unreadable response."""
 
+# In seconds. An endpoint that requests a longer pause (Retry-After) counts as out of service.
 _LONGEST_WAIT = 300.0
-"""In seconds. An endpoint that requests a longer pause (Retry-After) counts as out of service."""
 
+# After this many 403 responses without an answer, the cause is the key and not the request.
 _KEYS_CHECKED = 5
-"""After this many 403 responses without an answer, the cause is the key and not the request."""
 
 Name = Literal["temperature", "max_tokens", "seed"]
 
+# Names of the settings in requests.
 _WIRE_NAMES = ("max_completion_tokens", "max_tokens", "temperature", "random_seed", "seed")
-"""Names of the settings in requests."""
 
 
 class EndpointEngine:

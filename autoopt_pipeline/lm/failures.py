@@ -53,18 +53,18 @@ def retry_after(e: BaseException) -> float | None:
     if isinstance(seconds := getattr(e, "retry_after", None), int | float):
         return float(seconds)
     headers = getattr(e, "litellm_response_headers", None) or {}
-    if said := headers.get("retry-after"):
-        return _seconds(said)
+    if header := headers.get("retry-after"):
+        return _seconds(header)
     cause = e.__cause__ or e.__context__
     return retry_after(cause) if cause else None
 
 
-def _seconds(said: str) -> float | None:
+def _seconds(header: str) -> float | None:
     """Parse a Retry-After header: a number of seconds, or a date."""
     with suppress(ValueError):
-        return max(0.0, float(said))
+        return max(0.0, float(header))
     with suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     return None
 
 
@@ -91,22 +91,22 @@ def refused_setting(e: Exception, names: Sequence[str]) -> str | None:
     if not _UNSUPPORTED.search(message):
         return None
     # The first one named: "'max_tokens' is not supported, use 'max_completion_tokens' instead".
-    found = re.search(rf"(?<![a-z_])({'|'.join(names)})(?![a-z_])", message)
-    return found[1] if found else None
+    match = re.search(rf"(?<![a-z_])({'|'.join(names)})(?![a-z_])", message)
+    return match[1] if match else None
 
 
 def as_error(name: str, e: Exception) -> AutooptError:
     """Return an error for people for a failure that concerns all requests to the model `name`."""
     if isinstance(e, AutooptError):
         return e
-    what = f"language model {name}: {type(e).__name__}: {one_line(str(e))[:_SHOWN]}"
+    problem = f"language model {name}: {type(e).__name__}: {one_line(str(e))[:_SHOWN]}"
     if isinstance(e, LMAuthError):
-        return LMNotConfigured(what, "check the key: the variable that lm.api_key_env names holds it")
+        return LMNotConfigured(problem, "check the key: the variable that lm.api_key_env names holds it")
     if _names_nothing(e):
-        return LMNotConfigured(what, "correct the model's name, or lm.api_base")
+        return LMNotConfigured(problem, "correct the model's name, or lm.api_base")
     if isinstance(e, LMUnsupportedFeatureError | LMConfigurationError | TypeError | ValueError):
-        return LMNotConfigured(what, "correct the model's settings")
-    return LMUnavailable(what, _remedy(e))
+        return LMNotConfigured(problem, "correct the model's settings")
+    return LMUnavailable(problem, _remedy(e))
 
 
 def _names_nothing(e: Exception) -> bool:

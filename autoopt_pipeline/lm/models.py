@@ -17,8 +17,8 @@ from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
 from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 from autoopt_pipeline.validation import first_error
 
+# Default answer limit in tokens: an answer is a few short fields, an instruction a page.
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
-"""Default answer limit in tokens: an answer is a few short fields, an instruction a page."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from autoopt_pipeline.validation import Strict
 if TYPE_CHECKING:
     from autoopt_pipeline.lm.metering import Meter
 
+# Interval of the reports.
 REPORT_SECONDS = 1.0
-"""Interval of the reports."""
 
+# Shorter phases are not reported.
 QUIET_SECONDS = 3.0
-"""Shorter phases are not reported."""
 
 _SHORTEST = 1e-3
 # Beyond any realistic value, and small enough that the time left fits into a timedelta.
@@ -65,9 +65,9 @@ class Progress(Strict):
     @property
     def cost(self) -> str:
         """Text for calls, tokens, rate and time left."""
-        told = f"{self.calls:,} calls and {self.tokens:,} tokens in all, {self.speed}"
+        usage = f"{self.calls:,} calls and {self.tokens:,} tokens in all, {self.speed}"
         left = self.seconds_left
-        return told if left is None else f"{told}, {duration(timedelta(seconds=left))} left"
+        return usage if left is None else f"{usage}, {duration(timedelta(seconds=left))} left"
 
     def __str__(self) -> str:
         return f"{self.phase}: {self.count} after {duration(timedelta(seconds=self.seconds))}; {self.cost}"
@@ -77,10 +77,9 @@ class Progress(Strict):
         return self.model_dump() | {"rate": self.rate, "seconds_left": self.seconds_left}
 
 
+# Receives the current phase at most once a second, and None at its end. It has its own thread, so it may be slow. If it
+# raises, the reports end and the optimization continues.
 ProgressCallback = Callable[[Progress | None], None]
-"""Receives the current phase at most once a second, and None at its end. It has its own thread, so it may be slow. If
-it raises, the reports end and the optimization continues.
-"""
 
 
 class PhaseTracker:
@@ -139,13 +138,13 @@ def tracking(meter: "Meter", on_progress: ProgressCallback | None) -> Generator[
     ended = threading.Event()
 
     def report() -> None:
-        told = False
+        reported = False
         while not ended.wait(REPORT_SECONDS):
             progress = tracker.now()
-            if progress or told:
+            if progress or reported:
                 on_progress(progress)
-            told = progress is not None
-        if told:
+            reported = progress is not None
+        if reported:
             on_progress(None)
 
     reporter = threading.Thread(target=report, name="progress", daemon=True)

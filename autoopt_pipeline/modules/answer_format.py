@@ -13,8 +13,8 @@ AnswerFormat = Literal["chat", "json_schema"]
 CHAT: AnswerFormat = "chat"
 JSON_SCHEMA: AnswerFormat = "json_schema"
 
+# Key of the format in the signature's first output field.
 _CARRIED = "answer_format"
-"""Key of the format in the signature's first output field."""
 
 
 def answer_format(signature: type[dspy.Signature]) -> AnswerFormat:

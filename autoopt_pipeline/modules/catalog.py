@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "autoopt_pipeline.modules"
 _BUILT_IN = (MODALITY, ROUTING, CROSS_MODAL, WORKFLOW, UNIFIED)
+# Module names are asset keys, configuration keys and folder names.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-"""Module names are asset keys, configuration keys and folder names."""
 
 
+# Names that Dagster reserves. They are copied, because importing Dagster takes a second.
 KEPT_NAMES = frozenset(
     {
         "and", "arg_dict", "as", "assert", "async", "await", "bool", "break", "class", "conf", "config", "context",
@@ -41,7 +42,6 @@ KEPT_NAMES = frozenset(
         "output_arg_dict", "pass", "raise", "return", "str", "try", "type", "while", "with", "yield",
     }
 )  # fmt: skip
-"""Names that Dagster reserves. They are copied, because importing Dagster takes a second."""
 
 
 @cache
@@ -67,7 +67,7 @@ def read_modules_again() -> None:
 
 
 def _read_modules() -> dict[str, ModuleSpec]:
-    found = {spec.name: spec for spec in _BUILT_IN}
+    specs = {spec.name: spec for spec in _BUILT_IN}
     for where, spec in (*_plugged_in(), *_declared()):
         if not _NAME.fullmatch(spec.name):
             raise UnknownModule(
@@ -76,10 +76,10 @@ def _read_modules() -> dict[str, ModuleSpec]:
             )
         if spec.name in KEPT_NAMES:
             raise UnknownModule(f"{where}: Dagster keeps the name {spec.name!r} to itself", "rename the module")
-        if spec.name in found:
+        if spec.name in specs:
             raise UnknownModule(f"{where}: module {spec.name!r} exists already", "rename it")
-        found[spec.name] = spec
-    return found
+        specs[spec.name] = spec
+    return specs
 
 
 def _plugged_in() -> Iterator[tuple[str, ModuleSpec]]:

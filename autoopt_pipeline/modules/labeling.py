@@ -19,14 +19,14 @@ from autoopt_pipeline.modules.spec import (
 )
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, RANDOM_SAMPLING, REFUTING, UNDECIDED
 
+# Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value).
 MIN_OUTCOME_CONFIDENCE = 0.7
-"""Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value)."""
 
+# Longest input to learn from. Longer ones would fill the prompts of all later calls.
 MAX_INPUT_CHARS = 4000
-"""Longest input to learn from. Longer ones would fill the prompts of all later calls."""
 
+# Kinds of annotators that count.
 JUDGES = {"HUMAN": Provenance.HUMAN, "LLM": Provenance.JUDGE}
-"""Kinds of annotators that count."""
 
 
 class Unusable(Exception):
@@ -54,10 +54,10 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
             raise Unusable(f"{field} is not one of the current labels")
         return make_example(spec, decision, inputs, right)
 
-    return each(decisions, build)
+    return collect_examples(decisions, build)
 
 
-def each(decisions: Iterable[LoggedDecision], build: Callable[[LoggedDecision], Example]) -> ExampleSet:
+def collect_examples(decisions: Iterable[LoggedDecision], build: Callable[[LoggedDecision], Example]) -> ExampleSet:
     """Build one example per usable decision, and count the others by reason."""
     examples: list[Example] = []
     unusable: Counter[str] = Counter()
@@ -184,15 +184,15 @@ def read_verdict(
     verdict = stripped(annotation.label)
     if verdict is None:
         return None
-    said, correction = verdict.lower(), stripped(annotation.metadata.get(CORRECTION))
-    if said in CONFIRMING:
+    verdict_word, correction = verdict.lower(), stripped(annotation.metadata.get(CORRECTION))
+    if verdict_word in CONFIRMING:
         right = own
-    elif said not in REFUTING | UNDECIDED:
+    elif verdict_word not in REFUTING | UNDECIDED:
         right = from_label(verdict)
     elif correction:
         right = from_label(correction)
     else:
-        right = opposite if said in REFUTING else None
+        right = opposite if verdict_word in REFUTING else None
     if right is None:
         raise Unusable("judged wrong or unclear, with no right answer given")
     return right

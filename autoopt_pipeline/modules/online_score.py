@@ -62,8 +62,8 @@ def _judged(
 def _right(
     spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, annotation: Annotation
 ) -> Values | None:
-    found = spec.build_examples(labels, [replace(decision, annotations=(annotation,))], redact=str)
-    return found.examples[0].right if found.examples else None
+    built = spec.build_examples(labels, [replace(decision, annotations=(annotation,))], redact=str)
+    return built.examples[0].right if built.examples else None
 
 
 def _became(spec: ModuleSpec, decision: LoggedDecision) -> float | None:

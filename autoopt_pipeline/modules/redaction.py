@@ -38,7 +38,7 @@ _READ_AS = {
     "+": "\ufe62\uff0b",
     "@": "\ufe6b\uff20",
 }
-_TYPOGRAPHIC = str.maketrans({found: plain for plain, known in _READ_AS.items() for found in known})
+_TYPOGRAPHIC = str.maketrans({variant: plain for plain, variants in _READ_AS.items() for variant in variants})
 _INVISIBLE = (
     r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls, except white space
     r"\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
@@ -57,7 +57,7 @@ def redact(text: str) -> str:
     Matches text as a person reads it, ignoring spaces, hyphens, dots and invisible characters in between.
     """
     replace = _replace if _NOT_PLAIN.search(text) else _replace_in_plain
-    text = replace(_MAIL, lambda found: "<mail>" if found[1] else found[0], text)
+    text = replace(_MAIL, lambda match: "<mail>" if match[1] else match[0], text)
     text = replace(_KEY, lambda _: "<key>", text)
     return replace(_NUMBER, _number, text)
 
@@ -70,10 +70,10 @@ def _replace(pattern: re.Pattern[str], by: Callable[[re.Match[str]], str], text:
     """Replace matches in the text as a person reads it, and leave all other characters unchanged."""
     plain, places = _as_read(text)
     done, pieces = 0, []
-    for found in pattern.finditer(plain):
-        if (new := by(found)) != found[0]:
-            pieces += text[done : places[found.start()]], new
-            done = places[found.end() - 1] + 1
+    for match in pattern.finditer(plain):
+        if (new := by(match)) != match[0]:
+            pieces += text[done : places[match.start()]], new
+            done = places[match.end() - 1] + 1
     return "".join([*pieces, text[done:]])
 
 
@@ -87,11 +87,11 @@ def _as_read(text: str) -> tuple[str, Sequence[int]]:
     return _HIDDEN.sub("", text).translate(_TYPOGRAPHIC), places
 
 
-def _number(found: re.Match[str]) -> str:
+def _number(match: re.Match[str]) -> str:
     """Return the replacement of a long number, or the number itself if it consists of dates and few other digits."""
-    words = found[0].split()
+    words = match[0].split()
     digits = sum(character.isdigit() for word in words if not _is_date(word.strip("()/.-+")) for character in word)
-    return "<number>" if digits >= _MIN_NUMBER_DIGITS else found[0]
+    return "<number>" if digits >= _MIN_NUMBER_DIGITS else match[0]
 
 
 def _is_date(word: str) -> bool:

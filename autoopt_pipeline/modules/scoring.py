@@ -8,55 +8,55 @@ SEQUENTIAL, PARALLEL = "sequential", "parallel"
 
 FUSE, SINGLE = "fuse", "single"
 
+# For a plan of several agents: weight of the right agents in the right order. The rest is for the pattern.
 ORDER_WEIGHT = 0.8
-"""For a plan of several agents: weight of the right agents in the right order. The rest is for the pattern."""
 
+# For a fusion: weight of the decision. The rest is for naming its modalities. A wrong decision scores 0.
 FUSION_WEIGHT = 0.5
-"""For a fusion: weight of the decision. The rest is for naming its modalities. A wrong decision scores 0."""
 
 
-def _exact(spec: ModuleSpec, right: Values, given: Values) -> float:
-    return float(given.get(spec.output_field) == right[spec.output_field])
+def _exact(spec: ModuleSpec, right: Values, answer: Values) -> float:
+    return float(answer.get(spec.output_field) == right[spec.output_field])
 
 
 def _first_output(spec: ModuleSpec, values: Values) -> str:
     return str(values[spec.output_field])
 
 
-def _fusion(spec: ModuleSpec, right: Values, given: Values) -> float:
+def _fusion(spec: ModuleSpec, right: Values, answer: Values) -> float:
     """Score the decision first, then the modalities if the right ones are known."""
-    if given.get("fuse") != right["fuse"]:
+    if answer.get("fuse") != right["fuse"]:
         return 0.0
     named = [field for field in ("primary", "secondary") if field in right]
     if not named:
         return 1.0
-    share = sum(given.get(field) == right[field] for field in named) / len(named)
+    share = sum(answer.get(field) == right[field] for field in named) / len(named)
     return FUSION_WEIGHT + (1 - FUSION_WEIGHT) * share
 
 
-def _plan(spec: ModuleSpec, right: Values, given: Values) -> float:
+def _plan(spec: ModuleSpec, right: Values, answer: Values) -> float:
     """Score the longest common sequence of agents, divided by the length of the longer plan.
 
     In parallel plans order does not count, so the sets of agents are compared. A plan with one agent has no pattern.
     """
-    wanted, got = right["agents"], given.get("agents")
-    if not isinstance(got, list | tuple) or not got:
+    expected, answered = right["agents"], answer.get("agents")
+    if not isinstance(answered, list | tuple) or not answered:
         return 0.0
     in_parallel = right.get("pattern") == PARALLEL
-    shared = _common(sorted(wanted), sorted(got)) if in_parallel else _common(wanted, got)
-    share = shared / max(len(wanted), len(got))
-    if len(wanted) < 2 or "pattern" not in right:
+    shared = _common(sorted(expected), sorted(answered)) if in_parallel else _common(expected, answered)
+    share = shared / max(len(expected), len(answered))
+    if len(expected) < 2 or "pattern" not in right:
         return share
-    same_pattern = len(got) > 1 and given.get("pattern") == right["pattern"]
+    same_pattern = len(answered) > 1 and answer.get("pattern") == right["pattern"]
     return ORDER_WEIGHT * share + (1 - ORDER_WEIGHT) * same_pattern
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence."""
-    longest = [0] * (len(other) + 1)
-    for mine in one:
+    longest = [0] * (len(second) + 1)
+    for mine in first:
         before = 0
-        for i, theirs in enumerate(other, 1):
+        for i, theirs in enumerate(second, 1):
             before, longest[i] = longest[i], before + 1 if mine == theirs else max(longest[i], longest[i - 1])
     return longest[-1]
 
@@ -67,9 +67,9 @@ def plan_label(spec: ModuleSpec, values: Values) -> str:
     return sign.join(values["agents"])
 
 
-def _whole(spec: ModuleSpec, right: Values, given: Values) -> float:
+def _whole(spec: ModuleSpec, right: Values, answer: Values) -> float:
     """Return the mean score of the parts."""
-    scores = [part.score(right, given) for part in spec.parts]
+    scores = [part.score(right, answer) for part in spec.parts]
     return sum(scores) / len(scores)
 
 

@@ -6,15 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
+# Minimum Jaccard similarity of two queries' word sets to count as one (5 of 6 words shared).
 NEAR_DUPLICATE = 0.8
-"""Minimum Jaccard similarity of two queries' word sets to count as one (5 of 6 words shared)."""
 
+# A query with fewer words and fewer characters than these counts as quoted nowhere: texts contain "show videos" by
+# chance. Three words in a row are seldom chance, and neither is one long word, such as the number of an account.
 QUOTED_WORDS, QUOTED_CHARACTERS = 3, 20
-"""A query with fewer words and fewer characters than these counts as quoted nowhere: texts contain "show videos" by
-chance. Three words in a row are seldom chance, and neither is one long word, such as the number of an account."""
 
+# Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which do not put spaces between words.
 _LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which do not put spaces between words."""
 
 _SPACED = re.compile(rf"[^\s{_LETTERS}]+")
 _UNSPACED = re.compile(rf"[{_LETTERS}](?: ?[{_LETTERS}])*")  # vowel signs have become spaces, not being word characters

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import dspy
 
 
+# Tolerance of scores beyond 0 and 1, because a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1.
 _ROUNDING = 1e-9
-"""Tolerance of scores beyond 0 and 1, because a sum of shares such as 0.7 + 0.2 + 0.1 is not exactly 1."""
 
+# Values of output fields by name, as JSON types: a program's answer, or the right answer.
 Values = Mapping[str, Any]
-"""Values of output fields by name, as JSON types: a program's answer, or the right answer."""
 
 
 class Provenance(StrEnum):
@@ -130,7 +130,7 @@ class ExampleBuilder(Protocol):
 
 @dataclass(frozen=True)
 class Grading:
-    """How answers are scored: `score` compares given with right values (0 to 1), `label` names values in one word.
+    """How answers are scored: `score` rates an answer by the right values (0 to 1), `label` names values in one word.
 
     Both receive the spec first. Fields that the right values lack are unknown and must not count.
     """
@@ -174,23 +174,23 @@ class ModuleSpec:
     ) -> ExampleSet:
         """Build examples with redacted inputs, so that no original text goes further."""
         builder: ExampleBuilder = _load(self.examples)
-        found = builder(self, labels, decisions)
+        built = builder(self, labels, decisions)
         clean = tuple(
             replace(example, inputs={name: redact(text) for name, text in example.inputs.items()})
-            for example in found.examples
+            for example in built.examples
         )
-        redacted = sum(before != after for before, after in zip(found.examples, clean, strict=True))
-        return replace(found, examples=clean, redacted=redacted)
+        redacted = sum(before != after for before, after in zip(built.examples, clean, strict=True))
+        return replace(built, examples=clean, redacted=redacted)
 
     def score(self, right: Values, given: Values) -> float:
-        """Score the given values from 0 to 1. Raises `InvalidModule` if the grading returns anything else."""
+        """Score an answer from 0 to 1. Raises `InvalidModule` if the grading returns anything else."""
         grading: Grading = _load(self.grading)
         given_score = grading.score(self, right, given)
         score = number(float(given_score) if isinstance(given_score, bool) else given_score)
-        said = "no number" if score is None else score
+        shown = "no number" if score is None else score
         if score is None or not -_ROUNDING <= score <= 1 + _ROUNDING:
             raise InvalidModule(
-                f"module {self.name}: its grading {self.grading} gives {said} for an answer",
+                f"module {self.name}: its grading {self.grading} gives {shown} for an answer",
                 "let it give a number from 0 to 1",
             )
         return min(max(score, 0.0), 1.0)

@@ -14,18 +14,18 @@ from autoopt_pipeline.validation import Strict, UniqueKeys, first_error
 
 PROGRAM = "autoopt_pipeline.modules.builtin.programs:declared_program"
 
+# Every prompt contains all labels with their descriptions.
 MAX_LABELS = 100
-"""Every prompt contains all labels with their descriptions."""
 
 MAX_LABEL_CHARS = 100
 
+# Field names that DSPy or the programs use for something else; so are names that begin with `model_`.
 KEPT_FIELD_NAMES = frozenset(
     {
         "completed", "confidence", "config", "demos", "fields", "input_fields", "instructions", "lm", "new_signature",
         "output_fields", "self", "signature",
     }
 )  # fmt: skip
-"""Field names that DSPy or the programs use for something else; so are names that begin with `model_`."""
 
 
 def _field_name(name: str) -> str:
@@ -67,24 +67,24 @@ def _as_list(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
+# One attribute path, or several of which the first present one counts (see `span_contract`).
 Paths = Annotated[
     tuple[Annotated[str, AfterValidator(_attribute_path)], ...], Field(min_length=1), BeforeValidator(_as_list)
 ]
-"""One attribute path, or several of which the first present one counts (see `span_contract`)."""
 
 
 class DeclaredModule(Strict):
     """One decision of the application: text inputs, and one of a few labels as output."""
 
-    description: Text = Field(description="The task, as the model is told it.")
+    description: Text = Field(description="The task, as the prompt states it.")
     span: Text = Field(description="Name of the spans that hold the decisions.")
-    inputs: dict[FieldName, Paths] = Field(min_length=1, description="Where each input stands.")
+    inputs: dict[FieldName, Paths] = Field(min_length=1, description="The attribute paths of each input.")
     required: tuple[str, ...] | None = Field(
         None, min_length=1, description="Inputs that a decision must have; by default all."
     )
     output: dict[FieldName, Paths] = Field(min_length=1, max_length=1, description="Where the answer stands.")
     labels: dict[LabelName, str] = Field(
-        min_length=2, max_length=MAX_LABELS, description="The possible answers, and what each stands for."
+        min_length=2, max_length=MAX_LABELS, description="The possible answers with their meanings."
     )
     confidence: Paths | None = Field(None, description="Where it stands how sure the application was, from 0 to 1.")
     success: Paths | None = Field(None, description="Where it stands whether the decision turned out well.")
@@ -152,8 +152,8 @@ def declared_modules(path: Path) -> list[ModuleSpec]:
     except OSError as e:
         raise InvalidSettings(f"{where}: {e.strerror}", "name a readable YAML file, or unset it") from None
     except ValidationError as e:
-        what = first_error(e) if isinstance(data, dict) else "the file does not begin with 'modules:'"
-        raise InvalidSettings(f"{where}: {what}", _REMEDY) from None
+        problem = first_error(e) if isinstance(data, dict) else "the file does not begin with 'modules:'"
+        raise InvalidSettings(f"{where}: {problem}", _REMEDY) from None
     except yaml.MarkedYAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise InvalidSettings(f"{where}{line}: {e.problem}", _REMEDY) from None

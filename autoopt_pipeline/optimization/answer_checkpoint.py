@@ -1,8 +1,8 @@
-"""Answers of language models, kept in the artifact store until a module comes to an outcome.
+"""Keeps answers of language models in the artifact store until a module has an outcome.
 
-So a run that is killed, or fails in the middle of its work, does not pay twice: the next one is given what was answered
-before. A key is a digest of the whole request and of who is asked, so an answer is only ever given to the same
-question. Answers to what is drawn at a temperature are kept too: each has a seed of its own, the same in every try.
+So a run that is killed or fails does not have to pay twice: the next one reuses its answers. A key is a digest of the
+whole request and the model, so an answer is only reused for the same question. Answers at a temperature are kept too,
+because each request has its own seed, which is the same in every attempt.
 """
 
 import logging
@@ -17,11 +17,11 @@ from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.lm.metering import answer_text
 from autoopt_pipeline.registry.version_store import VersionStore
 
+# Answers are saved in groups of this size, so at most this many are asked for again.
 SAVE_AFTER = 20
-"""Answers after which they are saved: so many at most are asked for again."""
 
+# After this time, the next answer saves a smaller group.
 SAVE_SECONDS = 5.0
-"""Time after which fewer are saved too, once the next one comes."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _CHUNK = TypeAdapter(dict[str, _Kept])
 class AnswerCheckpoint:
     """The answers to one module's requests, by key. Safe to share between threads and between the models of a run.
 
-    A store that fails meanwhile costs nothing but the answers that could not be saved.
+    If the store fails, only the answers that could not be saved are lost.
     """
 
     def __init__(self, artifacts: VersionStore) -> None:
@@ -55,8 +55,8 @@ class AnswerCheckpoint:
             try:
                 self._kept |= _CHUNK.validate_json(raw)
             except ValidationError:
-                logger.warning("%s/%s: kept answers that cannot be read are left out", *self._place)
-        self.found = len(self._kept)
+                logger.warning("%s/%s: kept answers that cannot be read are ignored", *self._place)
+        self.loaded = len(self._kept)
 
     @property
     def _place(self) -> tuple[str, str]:
@@ -70,7 +70,7 @@ class AnswerCheckpoint:
             id="kept",
             model="kept",
             message=Message.assistant([TextPart(kept.text)]),
-            finish_reason=kept.finish_reason,  # ty: ignore[invalid-argument-type] - refused by the class where it is none
+            finish_reason=kept.finish_reason,  # ty: ignore[invalid-argument-type] - checked by the class
             usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens),
         )
 
@@ -93,11 +93,11 @@ class AnswerCheckpoint:
         try:
             self._artifacts.keep_answers(uuid.uuid4().hex, _CHUNK.dump_json(chunk))
         except AutooptError as e:
-            logger.warning("%s/%s: %d answers are not kept: %s", *self._place, len(chunk), e)
+            logger.warning("%s/%s: %d answers could not be kept: %s", *self._place, len(chunk), e)
 
     def drop(self) -> None:
-        """Delete them: the module has come to an outcome."""
+        """Delete all kept answers, because the module has an outcome."""
         try:
             self._artifacts.drop_kept_answers()
         except AutooptError as e:
-            logger.warning("%s/%s: kept answers are not deleted: %s", *self._place, e)
+            logger.warning("%s/%s: kept answers could not be deleted: %s", *self._place, e)

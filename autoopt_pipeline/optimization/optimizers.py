@@ -1,4 +1,4 @@
-"""The ways to make a better program: DSPy's optimizers, and a picker of demos. What they make is judged elsewhere."""
+"""Makes candidate programs with DSPy's optimizers and our own picker of demos. `search` judges them."""
 
 import json
 import random
@@ -14,54 +14,54 @@ from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
-from autoopt_pipeline.registry.serialization import ASKED, SOURCE, queries_shown, told
+from autoopt_pipeline.registry.serialization import ASKED, SOURCE, demo_query, queries_shown
 
+# The names of the optimizers, without the numbers of their candidates.
 OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
-"""Their names, without the number that tells one candidate of theirs from the next."""
 
+# The seed of every optimizer that takes one, so that the same traces give the same program.
 SEED = 9
-"""Of every optimizer that takes one, so the same traces give the same program."""
 
+# DSPy's default number of labelled demos. The tenant's maximum is tried as well.
 FEW_DEMOS = 16
-"""DSPy's own default for labelled demos; the other size that is tried is the most that the tenant allows."""
 
+# Number of sets of bootstrapped demos to try. DSPy's random search tries 16.
 BOOTSTRAPS = 6
-"""Sets of bootstrapped demos that are tried. DSPy's random search tries 16."""
 
+# Examples that a teacher is asked for each bootstrapped demo, in addition to those for labelled demos.
 BOOTSTRAP_TRIES = 2
-"""Examples that a teacher is asked for each demo that it may fill, beside those for labelled demos."""
 
+# Fewest training examples for each optimizer.
 MIN_FOR_BOOTSTRAP, MIN_FOR_GEPA, MIN_FOR_MIPRO = 30, 50, 100
-"""Training examples from which on an optimizer has enough to work with."""
 
+# Lowest score of an answer that may become a demo, because a half right answer would also teach its wrong half.
 FULLY_RIGHT = 1.0
-"""Least score of an answer that may become a demo: half right answers would teach their wrong half too."""
 
+# Largest fraction of the remaining budget for one search for instructions, because its winner must be judged as well.
 SEARCH_SHARE = 0.5
-"""Most of the budget that is left which one search for instructions may take: its winner must be judged as well."""
 
+# Dev examples with which DSPy's searches for instructions choose: the last ones, because the race starts with the first
+# ones, on which the chosen program then has no unfair advantage.
 SEARCH_DEV = 50
-"""Dev examples with which DSPy's searches for instructions choose: the last ones, for the race starts with the first
-ones, and there what they chose has no advantage of having been chosen."""
 
+# Most runs of the program in one GEPA search, which may exceed this by one proposal and its evaluation.
 GEPA_RUNS = 300
-"""Most runs of the program in one GEPA, which may go beyond by one proposal and its evaluation."""
 
+# Examples that GEPA reflects on at once. With DSPy's 3, a good program is often right on all, which teaches nothing.
 GEPA_MINIBATCH = 8
-"""Examples that GEPA reflects on at once. Of DSPy's 3 a good program gets all right every other time, for nothing."""
 
+# GEPA ends after this many proposals without a better program.
 GEPA_PATIENCE = 10
-"""Proposals of GEPA without a better program after which it ends."""
 
+# Number of instructions that MIPROv2 writes, and of its trials.
 MIPRO_INSTRUCTIONS, MIPRO_TRIALS = 5, 6
-"""Instructions that MIPROv2 writes, and how often it tries one."""
 
 _WORTH = {Provenance.HUMAN: 1.0, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.6}
 
 
 @dataclass(frozen=True)
 class OptimizerContext:
-    """What all optimizers work with: `lm` answers, `teacher` writes instructions and makes demos."""
+    """The input of all optimizers. `lm` answers; `teacher` writes instructions and makes demos."""
 
     spec: ModuleSpec
     start: dspy.Module
@@ -83,7 +83,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Improver:
-    """A named way to make a program better by its instructions, and leave it its demos."""
+    """A named way to improve a program's instructions without changing its demos."""
 
     name: str
     compile: Callable[[dspy.Module], dspy.Module]
@@ -93,7 +93,7 @@ class Improver:
 
 
 def demo_pickers(shop: OptimizerContext) -> Iterator[Optimizer]:
-    """Labelled demos. Making these programs calls no model."""
+    """Yield programs with labelled demos. Making them calls no model."""
     most = min(shop.max_labeled_demos, len(shop.train))
     yield Optimizer("start", shop.start.deepcopy)
     for k in sorted({min(FEW_DEMOS, most), most}):
@@ -102,14 +102,14 @@ def demo_pickers(shop: OptimizerContext) -> Iterator[Optimizer]:
 
 
 def bootstrappers(shop: OptimizerContext) -> Iterator[Optimizer]:
-    """Demos with the teacher's own answers, where these were fully right, as DSPy's random search makes them."""
+    """Yield programs whose demos are the teacher's fully right answers, as in DSPy's random search."""
     if shop.max_bootstrapped_demos > 0 and len(shop.train) >= MIN_FOR_BOOTSTRAP:
         for seed in range(BOOTSTRAPS):
             yield Optimizer(f"bootstrap-few-shot-{seed}", lambda seed=seed: _bootstrap(shop, seed))
 
 
 def improvers(shop: OptimizerContext) -> Iterator[Improver]:
-    """Searches for instructions, where there is enough to reflect on and a language model that follows instructions."""
+    """Yield searches for instructions, if there are enough examples and both models follow instructions."""
     if shop.lm.is_stand_in or shop.teacher.is_stand_in:
         return  # instructions do not change the stand-in's answers, and it writes none
     if len(shop.train) >= MIN_FOR_GEPA:
@@ -121,7 +121,7 @@ def improvers(shop: OptimizerContext) -> Iterator[Improver]:
 def _coverage(shop: OptimizerContext, k: int) -> dspy.Module:
     program = shop.start.deepcopy()
     for predictor in program.predictors():
-        # The classes of a predictor are those of what it answers first; one between others has no right answers.
+        # A predictor's classes are the values of its first output. One between other predictors has no right answers.
         for field in [name for name in predictor.signature.output_fields if name in shop.spec.outputs][:1]:
             known = [example for example in shop.train if field in example.right]
             chosen = pick_coverage(known, k, lambda example, field=field: json.dumps(example.right[field]))
@@ -130,30 +130,30 @@ def _coverage(shop: OptimizerContext, k: int) -> dspy.Module:
 
 
 def pick_coverage(examples: Sequence[Example], k: int, label: Callable[[Example], str]) -> list[Example]:
-    """Choose k demos that between them show most of each label's wording. Calls no model.
+    """Choose k demos that together show most of each label's wording. Calls no model.
 
-    Labels take turns; each adds the example whose words are most frequent among the label's examples and not
-    shown yet. Better labels count more.
+    Labels take turns. Each adds the example whose words are most frequent among the label's examples and not shown
+    yet. Examples with better labels count more.
     """
-    waiting: dict[str, list[tuple[Example, frozenset[str]]]] = {}
+    remaining: dict[str, list[tuple[Example, frozenset[str]]]] = {}
     for example in examples:
         words = word_set(normalize_query(example.query))
-        waiting.setdefault(label(example), []).append((example, words))
-    frequency = {name: Counter(w for _, words in own for w in words) for name, own in waiting.items()}
-    shown: dict[str, Counter[str]] = {name: Counter() for name in waiting}
+        remaining.setdefault(label(example), []).append((example, words))
+    frequency = {name: Counter(w for _, words in unused for w in words) for name, unused in remaining.items()}
+    shown: dict[str, Counter[str]] = {name: Counter() for name in remaining}
     chosen: list[Example] = []
-    turns = sorted(waiting, key=lambda name: (-len(waiting[name]), name))
+    turns = sorted(remaining, key=lambda name: (-len(remaining[name]), name))
     while len(chosen) < min(k, len(examples)):
         for name in turns:
-            if not waiting[name] or len(chosen) == k:
+            if not remaining[name] or len(chosen) == k:
                 continue
             gains = [
                 _WORTH[example.provenance]
                 * sum(frequency[name][w] / 2 ** (2 * shown[name][w]) for w in sorted(words))
                 / (1 + len(words)) ** 0.5
-                for example, words in waiting[name]
+                for example, words in remaining[name]
             ]
-            example, words = waiting[name].pop(gains.index(max(gains)))
+            example, words = remaining[name].pop(gains.index(max(gains)))
             chosen.append(example)
             shown[name].update(words)
     return chosen
@@ -165,9 +165,9 @@ def _labeled_few_shot(shop: OptimizerContext, k: int) -> dspy.Module:
 
 
 def _bootstrap(shop: OptimizerContext, seed: int) -> dspy.Module:
-    """One candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
+    """Make one candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
 
-    It gets enough examples to fill the demos, not all: where the teacher is hardly ever fully right it would ask them.
+    It gets only enough examples to fill the demos, because a teacher that is rarely right would be asked all of them.
     """
     trainset = _dspy(shop, shop.train)
     _rng(seed).shuffle(trainset)
@@ -186,7 +186,7 @@ def _bootstrap(shop: OptimizerContext, seed: int) -> dspy.Module:
 
 def _gepa(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
     predictors = len(program.predictors())
-    # On examples that the program shows it is right whatever its instructions say.
+    # On examples that the program shows as demos, it is right whatever its instructions are.
     shown = {normalize_query(query) for query in queries_shown(program)}
     unseen = [example for example in shop.train if normalize_query(example.query) not in shown]
     optimizer = dspy.GEPA(
@@ -217,7 +217,7 @@ def _mipro(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
             prompt_model=shop.teacher.lm,
             task_model=shop.lm.lm,
             teacher_settings={"lm": shop.teacher.lm},
-            # With no demos of its own it leaves the program those it has.
+            # Without demos of its own, it keeps those of the program.
             max_bootstrapped_demos=0,
             max_labeled_demos=0,
             auto=None,
@@ -238,20 +238,20 @@ def _mipro(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
 
 
 def scorer(spec: ModuleSpec) -> Callable[..., float]:
-    """The module's score as DSPy's metric."""
+    """Return the module's score as a DSPy metric."""
 
     def score(gold: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
-        given = dict(prediction.items())
-        return spec.score(_right(spec, gold), given) if all(name in given for name in spec.outputs) else 0.0
+        answer = dict(prediction.items())
+        return spec.score(_right(spec, gold), answer) if all(name in answer for name in spec.outputs) else 0.0
 
     return score
 
 
 def feedback_metric(spec: ModuleSpec, program: dspy.Module) -> Callable[..., dspy.Prediction]:
-    """The module's score with what was wrong in words, as GEPA's metric.
+    """Return the module's score with feedback on wrong answers, as a metric for GEPA.
 
-    Of one predictor it says only what that one answers, if it answers anything that can be right; the score is
-    always that of the whole.
+    Feedback for one predictor is only about its own outputs, if any of these can be right. The score is always that of
+    the whole program.
     """
     score = scorer(spec)
     answered_by = {
@@ -287,9 +287,9 @@ def _json(value: Any) -> str:
 
 
 def _with_demos_of(shop: OptimizerContext, compiled: dspy.Module) -> dspy.Module:
-    """A fresh copy of the start with the demos of a compiled program.
+    """Return a new copy of the start with the demos of a compiled program.
 
-    DSPy refuses to bootstrap from what it has compiled, and as a demo it takes the whole example.
+    This is needed because DSPy cannot bootstrap from a compiled program, and uses the whole example as a demo.
     """
     program = shop.start.deepcopy()
     for predictor, other in zip(program.predictors(), compiled.predictors(), strict=True):
@@ -300,10 +300,10 @@ def _with_demos_of(shop: OptimizerContext, compiled: dspy.Module) -> dspy.Module
 def _trim_demos(
     shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]
 ) -> list[dspy.Example]:
-    """Demos with the predictor's own fields and their source, without those that answer nothing but how sure it is.
+    """Reduce demos to the predictor's own fields and their source. Demos with no answer but a confidence are left out.
 
-    A demo that does not tell the whole query, because other predictors get the rest, keeps it beside its fields: else
-    nobody could tell later which examples a program has seen.
+    If a demo's fields lack a part of the query, because other predictors get it, the demo keeps the query under a key
+    of its own, so that the examples that a program has seen are known.
     """
     answers = set(signature.output_fields) - {"confidence"}
     by_span = {example.span_id: example for example in shop.train}
@@ -317,20 +317,20 @@ def _trim_demos(
                 continue
             if not _quotes_others(own, example, shop.train):
                 own[SOURCE] = example.span_id
-            if example.query != told(signature, own.toDict()):
+            if example.query != demo_query(signature, own.toDict()):
                 own[ASKED] = example.query
     return trimmed
 
 
 def _quotes_others(demo: dspy.Example, example: Example, train: Sequence[Example]) -> bool:
-    """Whether a demo quotes other examples than its own: a teacher saw them when it wrote its answer."""
+    """Whether a demo quotes other examples than its own, which a teacher saw when it wrote the answer."""
     known = {str(value) for value in (*example.inputs.values(), *example.right.values(), *example.assumed.values())}
     written = " ".join(text for value in demo.values() if (text := str(value)) not in known)
     return any(quotes(written, other.query) for other in train if other.span_id != example.span_id)
 
 
 def _noting_sources(metric: Callable[..., float]) -> Callable[..., float]:
-    """The metric, which also notes in the trace which example was asked: DSPy makes demos of what the trace holds."""
+    """Return a metric that also records the example in the trace, because DSPy makes demos from the trace."""
 
     def judge(gold: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
         for _, inputs, _ in trace or ():
@@ -349,7 +349,7 @@ def _affordable(shop: OptimizerContext) -> int:
 
 
 def _any_number(shop: OptimizerContext) -> int:
-    """More errors than there can be: an answer that cannot be read is a wrong one, and ends no search."""
+    """Return more errors than can occur, because an unreadable answer is wrong but must not end a search."""
     return len(shop.train) * 100
 
 

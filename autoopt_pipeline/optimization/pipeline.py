@@ -1,4 +1,4 @@
-"""One module of one tenant, from traces to a verdict. Reads top to bottom."""
+"""Optimizes one module of one tenant, from traces to a verdict."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
-from autoopt_pipeline.registry.promotion_blocks import why_unwanted
+from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
     LedgerEntry,
     Manifest,
@@ -64,11 +64,11 @@ from autoopt_pipeline.rollouts.rollout import roll_out
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
+# Fewest training examples for a search.
 MIN_TRAIN = 20
-"""Fewest training examples that are worth a search."""
 
+# Most examples that are used: the newest. More would hardly improve the verdict, and cost two calls each.
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
-"""Most examples that are used, the newest. More judge hardly better and cost two calls each."""
 
 _LEDGER_TRIES = 20
 
@@ -77,11 +77,11 @@ _MANUAL = "promotion_mode is manual; "
 
 @dataclass(frozen=True)
 class OptimizationJob:
-    """What to optimize, from which traces, and for which run. The window is UTC, its end not included.
+    """A module to optimize, with its decisions and the run. The window is in UTC, and its end is excluded.
 
-    `redact` takes personal data out of every input before it is learnt, stored or shown. `parts` are the active
-    programs of a composed module's parts, by their names: what it starts from. `attempt` is the run that began this,
-    and `lost_runs` are those that were lost at it before this one. With `only`, one of `OPTIMIZERS`, no others race.
+    `redact` removes personal data from every input before it is learnt, stored or shown. `parts` holds the active
+    programs of a composed module's parts by name, from which it starts. `attempt` is the first run of this attempt, and
+    `lost_runs` are its earlier runs that were lost. With `only`, one of `OPTIMIZERS`, no other optimizer races.
     """
 
     spec: ModuleSpec
@@ -103,21 +103,21 @@ def optimize(
     artifacts: VersionStore,
     *,
     teacher: MeteredLM | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     on_progress: ProgressCallback | None = None,
 ) -> Report:
-    """Search for a better program and promote it when it is proven better. Nothing is changed otherwise.
+    """Search for a better program, and promote it if it is proven better.
 
-    While a candidate waits for proof, it is tried on what is new instead. `teacher` writes instructions and demos;
-    by default the model does that itself. `say` gets a line for each step, `on_progress` how far a long one is. Raises
-    `LMUnavailable` when a model fails, and whatever the artifact store raises.
+    While a sequential test is open, its candidate is tested on new traces instead. `teacher` writes instructions and
+    demos; by default `lm` does. `log` gets a line for each step, and `on_progress` the progress of a long step. Raises
+    `LMUnavailable` if a model fails, and the errors of the artifact store.
     """
     with tracking(lm.meter, on_progress) as tracker:
-        return _Optimization(job, lm, teacher or lm, artifacts, say, tracker).run()
+        return _Optimization(job, lm, teacher or lm, artifacts, log, tracker).run()
 
 
 class _Optimization:
-    """The state of one optimization, so that every step can say how far it got."""
+    """One optimization. `draft` is the report as far as it is known, so that every step can end with it."""
 
     def __init__(
         self,
@@ -125,11 +125,11 @@ class _Optimization:
         lm: MeteredLM,
         teacher: MeteredLM,
         artifacts: VersionStore,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         tracker: PhaseTracker,
     ) -> None:
         self.job, self.spec, self.config = job, job.spec, job.config
-        self.lm, self.teacher, self.artifacts, self.say, self.tracker = lm, teacher, artifacts, say, tracker
+        self.lm, self.teacher, self.artifacts, self.log, self.tracker = lm, teacher, artifacts, log, tracker
         self.started = time.monotonic()
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
@@ -139,34 +139,34 @@ class _Optimization:
         self.rollout = active_rollout(self.transitions[-1] if self.transitions else None)
         self.steps_seen = artifacts.last_sequential_test_step()
         self.conditions = SequentialTestConditions(
-            self._opponent(), lm.name, tuple(label.name for label in self.labels)
+            self._incumbent_name(), lm.name, tuple(label.name for label in self.labels)
         )
         self.notes: list[str] = []
 
     def run(self) -> Report:
-        found = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
+        built = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
         incumbent = self._incumbent(served)
         self.start = start = in_format(served, chosen) if chosen else served
         test, candidate = self._candidate_under_test()
         split = split_examples(
-            found.examples,
+            built.examples,
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
             shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(candidate) if candidate else set()),
         )
-        self.draft = self._draft(found, split)
-        self.say(f"{len(self.job.decisions)} decisions -> {len(found.examples)} examples: {_listed(sizes(split))}")
-        if transition := self._moved_before():
-            return self._report(*self._as_it_was(transition))
-        if trying := self._canary():
-            return self._report(Verdict.CANARY, trying)
+        self.draft = self._draft(built, split)
+        self.log(f"{len(self.job.decisions)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
+        if transition := self._earlier_promotion():
+            return self._report(*self._earlier_verdict(transition))
+        if canary := self._undecided_canary():
+            return self._report(Verdict.CANARY, canary)
         if test and candidate:
-            return self._follow(test, candidate, incumbent, split)
-        if lacking := _lacking(split):
-            return self._report(*lacking)
+            return self._continue_test(test, candidate, incumbent, split)
+        if missing := _missing_data(split):
+            return self._report(*missing)
         check_budget(self.config, split, start)
         searched = search(
             self.spec,
@@ -177,10 +177,10 @@ class _Optimization:
             start,
             self.lm,
             self.teacher,
-            self.say,
+            self.log,
             self.tracker,
             only=self.job.only,
-            try_schema=self._schema_may_pay(incumbent),
+            try_schema=self._should_try_schema(incumbent),
         )
         self.notes += searched.notes
         self.draft = replace(
@@ -193,14 +193,14 @@ class _Optimization:
             return self._report(
                 Verdict.REJECTED,
                 f"no candidate beat the incumbent on the {len(choosing_examples(split))} dev examples "
-                f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not touched",
+                f"({100 * searched.incumbent_dev_score:.1f} %), so the holdout was not used",
             )
-        if refused := why_unwanted(self.artifacts, searched.finalist.stored.digest):
-            return self._report(Verdict.REJECTED, f"{refused}, so the holdout was not touched")
+        if block := promotion_block_reason(self.artifacts, searched.finalist.stored.digest):
+            return self._report(Verdict.REJECTED, f"{block}, so the holdout was not used")
         return self._judge(searched.finalist, incumbent, split)
 
-    def _schema_may_pay(self, incumbent: dspy.Module) -> bool:
-        """Whether it is left to us how answers are asked for, and the endpoint enforces a schema, which none is yet."""
+    def _should_try_schema(self, incumbent: dspy.Module) -> bool:
+        """Whether the format is `auto`, some predictor uses no JSON schema, and the endpoint enforces one."""
         if self.lm.answer_format != "auto" or all(
             answer_format(predictor.signature) == JSON_SCHEMA for predictor in incumbent.predictors()
         ):
@@ -208,20 +208,20 @@ class _Optimization:
         with raising_outages():
             enforced = enforces_schema(self.lm.lm)
         if not enforced:
-            self.notes.append("answers are asked for in DSPy's chat format: the endpoint enforces no JSON schema")
+            self.notes.append("answers use DSPy's chat format, because the endpoint enforces no JSON schema")
         return enforced
 
-    def _moved_before(self) -> Transition | None:
-        """The promotion that a lost run of this attempt made and could not report any more, where it still holds."""
+    def _earlier_promotion(self) -> Transition | None:
+        """Return the last transition if a lost run of this attempt made it, because that run could not report it."""
         last = self.transitions[-1] if self.transitions else None
-        return last if last and last.actor in map(_mover, self.job.lost_runs) else None
+        return last if last and last.actor in map(_actor, self.job.lost_runs) else None
 
-    def _as_it_was(self, transition: Transition) -> tuple[Verdict, str]:
-        """The verdict of a promotion that was made before, with what its version says of it."""
+    def _earlier_verdict(self, transition: Transition) -> tuple[Verdict, str]:
+        """Return the verdict and reason of an earlier promotion, and report the facts in its version's manifest."""
         rollout = active_rollout(transition)
-        trying = rollout if rollout and rollout.is_canary else None
-        manifest = self.artifacts.manifest(str(trying.version if trying else transition.to_version))
-        self.notes.append(f"{transition.actor} had come to this before it was lost, so nothing was searched for again")
+        canary = rollout if rollout and rollout.is_canary else None
+        manifest = self.artifacts.manifest(str(canary.version if canary else transition.to_version))
+        self.notes.append(f"{transition.actor} reached this verdict before it was lost, so no search was made again")
         if manifest:
             self.draft = replace(
                 self.draft,
@@ -229,37 +229,39 @@ class _Optimization:
                 active_version=transition.to_version,
                 incumbent_version=transition.from_version,
                 optimizer=manifest.optimizer,
-                # A sequential test decides later than its manifest is written.
+                # A manifest is written before a sequential test decides.
                 gate=self._decision_in(manifest)
                 if manifest.gate and manifest.verdict != Verdict.INCONCLUSIVE
                 else None,
             )
         return (
-            (Verdict.CANARY, f"{transition.reason}; {_trying(trying)}")
-            if trying
+            (Verdict.CANARY, f"{transition.reason}; {_describe_canary(canary)}")
+            if canary
             else (Verdict.PROMOTED, transition.reason)
         )
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
-        """Let the finalist look at the holdout, once."""
+        """Test the finalist on the holdout, once."""
         self.draft = replace(
             self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
         )
         _check_no_demo_is_held_out(finalist.program, split)
         split = self._without_quoted(split, incumbent, finalist.program)
-        if lacking := _lacking(split):
-            return self._report(*lacking)
-        look, repeated = self._charge("holdout_test", finalist.stored, split)
+        if missing := _missing_data(split):
+            return self._report(*missing)
+        charge, repeated = self._charge("holdout_test", finalist.stored, split)
         version = new_version_id(finalist.stored, self.job.window_end)
         manifest = self.artifacts.manifest(version) if repeated else None
-        if manifest and manifest.gate.get("alpha") == look.alpha:
-            # The model may answer otherwise now: to ask until the answer is liked would promote by luck.
-            self.notes.append(f"run {manifest.run_id} judged this candidate on these traces, and that stands")
+        if manifest and manifest.gate.get("alpha") == charge.alpha:
+            # The model may answer differently now, and to repeat a test until it succeeds would promote by luck.
+            self.notes.append(
+                f"run {manifest.run_id} has judged this candidate on these traces, and its verdict stands"
+            )
             decision = self._decision_in(manifest)
             self.draft = replace(self.draft, gate=decision)
             verdict, reason = self._awaiting_approval(decision)
         else:
-            decision = self._look(finalist, incumbent, split, look.alpha)
+            decision = self._holdout_test(finalist, incumbent, split, charge.alpha)
             verdict, reason = self._awaiting_approval(decision)
             manifest = self._manifest(finalist, decision, verdict, reason)
             self.artifacts.save(finalist.stored, manifest)
@@ -268,7 +270,7 @@ class _Optimization:
         ):
             verdict, reason = (
                 Verdict.REJECTED,
-                f"{version} was tried on new traces already, and that sequential test has ended",
+                f"the sequential test of {version} has already ended",
             )
         if verdict is Verdict.INCONCLUSIVE:
             alpha = self._charge("sequential_test", finalist.stored, split)[0].alpha
@@ -281,13 +283,13 @@ class _Optimization:
                 queries=split.queries,
                 run_id=self.job.run_id,
             )
-            reason = f"{reason}; it is tried on new traces from now on, at alpha {alpha:.2g}"
+            reason = f"{reason}; its sequential test on new traces begins, at alpha {alpha:.2g}"
         return self._conclude(manifest, verdict, reason)
 
-    def _look(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
-        """Ask both programs the holdout, and judge."""
+    def _holdout_test(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
+        """Ask both programs the holdout examples, and judge the finalist."""
         judged = [*split.holdout, *split.guard]
-        self.say(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
+        self.log(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
         rows = self._compare(incumbent, finalist.program, judged)
         on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
         decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
@@ -295,7 +297,7 @@ class _Optimization:
         return decision
 
     def _decision_in(self, manifest: Manifest) -> GateDecision:
-        """What the gate said of a version when it was made. Raises `InvalidArtifact` when its manifest is damaged."""
+        """Return the gate's decision in a manifest. Raises `InvalidArtifact` if the manifest is damaged."""
         gate = manifest.gate
         try:
             verdict = Verdict(manifest.verdict)
@@ -320,35 +322,37 @@ class _Optimization:
                 "restore it from a backup",
             ) from None
 
-    def _follow(self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split) -> Report:
-        """Try the inconclusive candidate on what came since; no other one is searched for meanwhile."""
+    def _continue_test(
+        self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
+    ) -> Report:
+        """Test the inconclusive candidate on the new traces, instead of searching for another one."""
         self.draft = replace(self.draft, version=test.version, changes=changes_between(incumbent, candidate))
         judged = new_cases(test, self._without_quoted(split, incumbent, candidate).holdout, MAX_HOLDOUT)
         if not judged:
             return self._report(
                 Verdict.INCONCLUSIVE,
-                f"{test.version} has {len(test.cases)} cases in its sequential test, and no held-out trace is new",
+                f"the sequential test of {test.version} has {len(test.cases)} cases, and no new held-out traces",
             )
-        self.say(f"sequential test of {test.version}: {len(judged)} new holdout traces, alpha {test.alpha:.2g}")
+        self.log(f"sequential test of {test.version}: {len(judged)} new holdout traces, alpha {test.alpha:.2g}")
         rows = self._compare(incumbent, candidate, judged)
         cases = [row.case for row in rows]
         decision = decide_sequentially([*test.cases, *cases], alpha=test.alpha)
         self.draft = replace(self.draft, gate=decision, compared=tuple(rows))
         verdict, reason = self._awaiting_approval(decision)
-        enter = partial(append_step, self.artifacts, test, judged=judged, cases=cases, run_id=self.job.run_id)
+        append = partial(append_step, self.artifacts, test, judged=judged, cases=cases, run_id=self.job.run_id)
         if verdict is not Verdict.PROMOTED:
-            enter(verdict=verdict)
+            append(verdict=verdict)
         report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
-        # The promotion comes first: a run that dies in between must not leave a sequential test without it.
+        # The promotion comes first, so that a killed run cannot end the sequential test without it.
         if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
             with suppress(PromotionConflict):
-                enter(verdict=report.verdict)
+                append(verdict=report.verdict)
         return report
 
     def _compare(
         self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[HoldoutExample]
     ) -> list[ComparedExample]:
-        examples = [each.example for each in judged]
+        examples = [held_out.example for held_out in judged]
         try:
             with self.tracker.phase("incumbent on the holdout", len(examples)) as answered:
                 before = answer_all(self.spec, incumbent, examples, self.lm, must_be_readable=True, answered=answered)
@@ -367,9 +371,9 @@ class _Optimization:
         return decision.verdict, decision.reason
 
     def _conclude(self, manifest: Manifest | None, verdict: Verdict, reason: str) -> Report:
-        """Bring a promoted version into service, unless somebody else was quicker."""
+        """Roll out a promoted version, unless the active version has changed meanwhile."""
         if manifest is None:
-            raise InvalidArtifact(f"{self.spec.name}: a version has no manifest any more", "restore it from a backup")
+            raise InvalidArtifact(f"{self.spec.name}: the manifest of a version is missing", "restore it from a backup")
         active = self.incumbent_version
         if verdict is Verdict.PROMOTED:
             try:
@@ -377,21 +381,21 @@ class _Optimization:
                     self.artifacts,
                     manifest.version,
                     expected=self.incumbent_version,
-                    actor=_mover(self.job.run_id),
+                    actor=_actor(self.job.run_id),
                     reason=reason,
                     policy=self.config.rollout,
                 )
                 active = transition.to_version
                 rollout = active_rollout(transition)
                 if rollout and rollout.is_canary:
-                    verdict, reason = Verdict.CANARY, f"{reason}; {_trying(rollout)}"
+                    verdict, reason = Verdict.CANARY, f"{reason}; {_describe_canary(rollout)}"
             except PromotionConflict as e:
                 verdict, reason = Verdict.STALE, str(e)
         self.draft = replace(self.draft, version=manifest.version, active_version=active)
         return self._report(verdict, reason)
 
     def _report(self, verdict: Verdict, reason: str) -> Report:
-        self.say(f"{verdict.value}: {reason}")
+        self.log(f"{verdict.value}: {reason}")
         return replace(
             self.draft,
             verdict=verdict,
@@ -406,7 +410,7 @@ class _Optimization:
             seconds=round(time.monotonic() - self.started, 2),
         )
 
-    def _draft(self, found: ExampleSet, split: Split) -> Report:
+    def _draft(self, built: ExampleSet, split: Split) -> Report:
         return Report(
             tenant_id=self.config.tenant_id,
             module=self.spec.name,
@@ -415,11 +419,11 @@ class _Optimization:
             window_start=self.job.window_start,
             window_end=self.job.window_end,
             decisions=len(self.job.decisions),
-            examples=sizes(split) | {"redacted": found.redacted},
-            provenance=dict(Counter(example.provenance.value for example in found.examples)),
-            balance=dict(Counter(example.label for example in found.examples).most_common()),
-            unusable=found.unusable,
-            malformed=found.malformed,
+            examples=sizes(split) | {"redacted": built.redacted},
+            provenance=dict(Counter(example.provenance.value for example in built.examples)),
+            balance=dict(Counter(example.label for example in built.examples).most_common()),
+            unusable=built.unusable,
+            malformed=built.malformed,
             incumbent_version=self.incumbent_version,
             version=None,
             active_version=self.incumbent_version,
@@ -428,27 +432,27 @@ class _Optimization:
             teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
         )
 
-    def _note_refused(self, part: ModuleSpec, why: InvalidArtifact) -> None:
-        self.notes.append(f"{part.name} starts from its baseline: {why}")
+    def _note_refused(self, part: ModuleSpec, error: InvalidArtifact) -> None:
+        self.notes.append(f"{part.name} starts from its baseline: {error}")
 
     def _incumbent(self, start: dspy.Module) -> dspy.Module:
-        """The program that serves now; without an active version, or where it cannot serve, what serves instead."""
+        """Return the active version's program, or `start` if there is none or it cannot serve."""
         if self.incumbent_version is None:
             return start
         try:
             return deserialize(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
         except InvalidArtifact as e:
-            self.notes.append(f"the active version cannot serve, so the baseline is compared: {e}")
+            self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
             return start
 
-    def _opponent(self) -> str | None:
-        """What candidates are compared with: the active version, or of a composed module without one, its parts'."""
+    def _incumbent_name(self) -> str | None:
+        """Return the active version or, for a composed module without one, the programs of its parts."""
         if self.incumbent_version or not self.job.parts:
             return self.incumbent_version
         return ", ".join(f"{name} {program.digest[:8]}" for name, program in sorted(self.job.parts.items()))
 
-    def _canary(self) -> str | None:
-        """What is being tried in production, where that has to be decided before anything else is searched for."""
+    def _undecided_canary(self) -> str | None:
+        """Describe a canary that must be decided before another candidate is searched for. None if there is none."""
         rollout = self.rollout
         if rollout is None:
             return None
@@ -456,19 +460,21 @@ class _Optimization:
         if not rollout.is_canary or not self.config.rollout.monitor:
             return None
         since = self.config.retrain_after(self.spec.name)
-        return None if since and since > rollout.transition.at else _trying(rollout)
+        return None if since and since > rollout.transition.at else _describe_canary(rollout)
 
     def _candidate_under_test(self) -> tuple[SequentialTest | None, dspy.Module | None]:
-        """The open sequential test, with its candidate's program."""
+        """Return the open sequential test with its candidate's program, if there is one."""
         test = open_sequential_test(self.artifacts, self.conditions)
         if test is None:
             return None, None
         settings = self.config.modules.get(self.spec.name)
         lookback = timedelta(seconds=self.config.lookback_seconds)
         if settings and settings.retrain_after and settings.retrain_after > test.began:
-            self.notes.append(f"the sequential test of {test.version} ends: the module is to be retrained")
+            self.notes.append(f"the sequential test of {test.version} ends because the module is to be retrained")
         elif self.job.window_end - test.last_new > lookback:
-            self.notes.append(f"the sequential test of {test.version} ends: no new held-out traces in the lookback")
+            self.notes.append(
+                f"the sequential test of {test.version} ends because the lookback has no new held-out traces"
+            )
         else:
             try:
                 return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version))
@@ -477,26 +483,26 @@ class _Optimization:
         return None, None
 
     def _without_quoted(self, split: Split, *programs: dspy.Module) -> Split:
-        """The holdout without queries that stand in a compared program's instructions: these judge nobody."""
+        """Remove queries from the holdout that a compared program's instructions quote: they cannot judge."""
         instructions = [predictor.signature.instructions for program in programs for predictor in program.predictors()]
 
         def quoted(judged: HoldoutExample) -> bool:
             return any(quotes(text, query) for query in judged.group for text in instructions)
 
-        fit = replace(
+        usable = replace(
             split,
             holdout=tuple(judged for judged in split.holdout if not quoted(judged)),
             guard=tuple(judged for judged in split.guard if not quoted(judged)),
         )
-        if lost := len(split.holdout) + len(split.guard) - len(fit.holdout) - len(fit.guard):
-            self.notes.append(f"{lost} held-out queries stand in a program's instructions, and judge nobody")
-        return fit
+        if lost := len(split.holdout) + len(split.guard) - len(usable.holdout) - len(usable.guard):
+            self.notes.append(f"{lost} held-out queries were left out because a program's instructions quote them")
+        return usable
 
     def _charge(
         self, kind: Literal["holdout_test", "sequential_test"], candidate: Program, split: Split
     ) -> tuple[LedgerEntry, bool]:
-        """Enter a risk in the ledger, before it is taken, and say whether an earlier try of this run had entered it."""
-        holdout_digest = _digest([each.example for each in (*split.holdout, *split.guard)])
+        """Enter a test in the ledger before it begins. Also return whether this attempt had entered it before."""
+        holdout_digest = _digest([held_out.example for held_out in (*split.holdout, *split.guard)])
         for _ in range(_LEDGER_TRIES):
             entries = self.artifacts.ledger()
             charge = next_charge(
@@ -513,7 +519,7 @@ class _Optimization:
                 return charge, repeated
         raise PromotionConflict(
             f"{self.artifacts.tenant_id}/{self.artifacts.module}: other runs keep taking the next place in the ledger",
-            "let them finish first",
+            "wait until they have finished",
         )
 
     def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
@@ -556,20 +562,20 @@ class _Optimization:
         )
 
 
-def _mover(run_id: str) -> str:
-    """Who makes a transition, where a run does."""
+def _actor(run_id: str) -> str:
+    """Return the actor of a run's transitions."""
     return f"run {run_id}"
 
 
-def _trying(rollout: Rollout) -> str:
+def _describe_canary(rollout: Rollout) -> str:
     return (
-        f"{rollout.version} gets {100 * rollout.fraction:.4g} % of the requests since "
-        f"{rollout.transition.at:%Y-%m-%d %H:%M} UTC, and becomes active unless that shows it to be worse"
+        f"{rollout.version} has had {100 * rollout.fraction:.4g} % of the requests since "
+        f"{rollout.transition.at:%Y-%m-%d %H:%M} UTC, and becomes active unless it is clearly worse"
     )
 
 
-def _lacking(split: Split) -> tuple[Verdict, str] | None:
-    """The verdict when the data cannot decide, with what is missing."""
+def _missing_data(split: Split) -> tuple[Verdict, str] | None:
+    """Return the verdict and reason if there are not enough examples or reviews."""
     if len(split.train) < MIN_TRAIN or len(split.dev) < MIN_DEV:
         return (
             Verdict.NOT_ENOUGH_DATA,
@@ -580,7 +586,7 @@ def _lacking(split: Split) -> tuple[Verdict, str] | None:
         return None
     if in_holdout < MIN_HOLDOUT:
         return Verdict.NOT_ENOUGH_DATA, f"{in_holdout} of {MIN_HOLDOUT} holdout examples"
-    # Of traces that are drawn at random, so many fall into the holdout.
+    # This fraction of randomly drawn traces falls into the holdout.
     more = round((MIN_HOLDOUT - len(split.holdout)) / HOLDOUT_SHARE)
     return (
         Verdict.NO_INDEPENDENT_LABELS,

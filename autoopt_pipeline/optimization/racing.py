@@ -1,8 +1,8 @@
-"""A race: programs are judged on growing prefixes of the same examples, and losers drop out early.
+"""A race: programs are scored on growing prefixes of the same examples, and losers drop out early.
 
-Successive halving (Jamieson & Talwalkar, AISTATS 2016) with a paired test beside it, as in racing (Maron & Moore,
-NIPS 1993): after each rung the worse half of a heat goes, and so does whoever is clearly behind the best on the same
-examples. Pure: what scores a program is given, and nothing here knows of models.
+It is successive halving (Jamieson & Talwalkar, AISTATS 2016) with a paired test, as in racing (Maron & Moore, NIPS
+1993). After each rung, the worse half of a heat is dropped, and so is every program that is clearly behind the best
+one on the same examples. Pure: the caller passes the function that scores a program.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 
 from autoopt_pipeline.hashing import unit_interval
 
+# Fewest examples after which a program may be dropped. With fewer, luck would decide.
 MIN_RUNG = 20
-"""Fewest examples after which somebody may be dropped; at fewer, luck decides."""
 
+# A program is clearly behind by more standard errors than this, as at five answers against none or seven against one.
 BEHIND = 2.0
-"""Standard errors of the paired difference that are clear: five answers against none, or seven against one."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Contestant(Generic[P]):
-    """A program that wants to win. Programs with the same `key` are the same; making it took `cost` calls."""
+    """A program in a race. Programs with the same `key` are the same. Making it took `cost` LM calls."""
 
     name: str
     key: str
@@ -34,14 +34,14 @@ class Contestant(Generic[P]):
 
 @dataclass
 class RaceEntry(Generic[P]):
-    """How far an entrant got: its scores (0 to 1) on the first examples, and whether it was dropped after them."""
+    """An entrant's scores (0 to 1) on the first examples, and whether it was dropped after them."""
 
     entrant: Contestant[P]
     scores: list[float] = field(default_factory=list)
     dropped: bool = False
 
     def mean(self, size: int | None = None) -> float:
-        """The mean score on the first `size` examples, or on all that were asked; 0 where none was."""
+        """Return the mean score on the first `size` examples, or on all that were asked. 0 if none was."""
         scores = self.scores[:size]
         return sum(scores) / len(scores) if scores else 0.0
 
@@ -49,8 +49,11 @@ class RaceEntry(Generic[P]):
 class Race(Generic[P]):
     """Heats on the same `size` examples, with the incumbent in all of them.
 
-    `score` gives an entrant's scores on the examples from one number up to another, in order. Whatever it raises
-    leaves the race as it stood, so that the best so far can still be had. No program is asked an example twice.
+    `score` returns an entrant's scores on a range of examples, in order. If it raises, the race keeps its state, so the
+    best program so far is still known. No program is asked an example twice.
+
+    `entries` holds all entrants but the incumbent in order of arrival, so the cheaper ones come first. `repeats`
+    holds programs that were not scored, because the same program was already in the race.
     """
 
     def __init__(
@@ -60,19 +63,17 @@ class Race(Generic[P]):
         self._score = score
         self._keys = {incumbent.key}
         self.incumbent: RaceEntry[P] = RaceEntry(incumbent)
-        self.standings: list[RaceEntry[P]] = []
-        """All entrants but the incumbent, in the order of their coming: what came first was cheaper."""
+        self.entries: list[RaceEntry[P]] = []
         self.repeats: list[Contestant[P]] = []
-        """Programs that were in the race already, under another name or as the incumbent, and so were not judged."""
 
     def start(self) -> None:
-        """Judge the incumbent on all examples; before that nobody can be compared with it."""
+        """Score the incumbent on all examples, with which all others are compared."""
         self._judge(self.incumbent, self._size)
 
     def run(self, entrants: Iterable[Contestant[P]]) -> None:
-        """One heat, of programs that may be made only as they are taken from `entrants`.
+        """Run one heat. `entrants` may make each program only when it is taken.
 
-        Each is judged on the first rung as it comes. The best of earlier heats and the incumbent are the measure.
+        Each program is scored on the first rung as it comes. It competes with the best of earlier heats, too.
         """
         first, *further = rungs(self._size)
         champion = self.leader
@@ -83,57 +84,57 @@ class Race(Generic[P]):
                 continue
             self._keys.add(entrant.key)
             heat.append(RaceEntry(entrant))
-            self.standings.append(heat[-1])
+            self.entries.append(heat[-1])
             self._judge(heat[-1], first)
         self._drop(heat, champion, first)
         for rung in further:
-            for standing in heat:
-                if not standing.dropped:
-                    self._judge(standing, rung)
+            for entry in heat:
+                if not entry.dropped:
+                    self._judge(entry, rung)
             self._drop(heat, champion, rung)
 
     @property
     def leader(self) -> RaceEntry[P]:
-        """The best so far: the first of the best entrants if it beats the incumbent on what both were asked."""
-        going = [standing for standing in self.standings if not standing.dropped]
-        best = max(going, key=lambda standing: (len(standing.scores), standing.mean()), default=self.incumbent)
+        """The first of the best entrants if it beats the incumbent on the same examples, else the incumbent."""
+        running = [entry for entry in self.entries if not entry.dropped]
+        best = max(running, key=lambda entry: (len(entry.scores), entry.mean()), default=self.incumbent)
         return best if best.mean() > self.incumbent.mean(len(best.scores)) else self.incumbent
 
-    def _judge(self, standing: RaceEntry[P], upto: int) -> None:
-        asked = len(standing.scores)
+    def _judge(self, entry: RaceEntry[P], upto: int) -> None:
+        asked = len(entry.scores)
         if asked < upto:
-            standing.scores.extend(self._score(standing.entrant, asked, upto))
+            entry.scores.extend(self._score(entry.entrant, asked, upto))
 
     def _drop(self, heat: Sequence[RaceEntry[P]], champion: RaceEntry[P], rung: int) -> None:
-        """Keep the better half of those still going, of equals the earlier, but nobody who is clearly behind."""
-        going = [standing for standing in heat if not standing.dropped]
-        ranked = sorted(going, key=lambda standing: -standing.mean())
-        best = max([champion, self.incumbent, *ranked], key=lambda standing: standing.mean(rung))
+        """Keep the better half of the running entrants (the earlier of equals) without those clearly behind."""
+        running = [entry for entry in heat if not entry.dropped]
+        ranked = sorted(running, key=lambda entry: -entry.mean())
+        best = max([champion, self.incumbent, *ranked], key=lambda entry: entry.mean(rung))
         kept = 1 if rung == self._size else math.ceil(len(ranked) / 2)
-        for place, standing in enumerate(ranked):
-            if place >= kept or clearly_behind(standing.scores, best.scores[:rung]):
-                standing.dropped = True
+        for place, entry in enumerate(ranked):
+            if place >= kept or clearly_behind(entry.scores, best.scores[:rung]):
+                entry.dropped = True
 
 
 def clearly_behind(scores: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether the first scores are lower than the others on the same examples, by more than chance explains."""
-    differences = [ahead - own for ahead, own in zip(best, scores, strict=True)]
-    # The spread about no difference, as in McNemar's test: it is never 0 where somebody is behind.
+    """Whether `scores` are lower than `best` on the same examples, by more than chance explains."""
+    differences = [leading - score for leading, score in zip(best, scores, strict=True)]
+    # The spread around a difference of 0, as in McNemar's test. It is above 0 whenever a score is lower.
     spread = math.sqrt(sum(difference**2 for difference in differences))
     return sum(differences) > BEHIND * spread
 
 
 def rungs(size: int) -> list[int]:
-    """The prefixes on which entrants are compared: a quarter, half and all of the examples, where these are enough."""
+    """Return the sizes of the prefixes: a quarter and half of the examples, if these are enough, and all."""
     return [rung for rung in (math.ceil(size / 4), math.ceil(size / 2)) if MIN_RUNG <= rung < size] + [size]
 
 
 def balanced(items: Sequence[T], label: Callable[[T], str]) -> list[T]:
-    """The items in an order in which every prefix has about the shares of labels that the whole has."""
+    """Order items so that every prefix has about the same fractions of labels as the whole."""
     groups: dict[str, list[T]] = {}
     for item in items:
         groups.setdefault(label(item), []).append(item)
-    # Each label's items are spread evenly; where its first one stands is up to a hash, else rare labels would clump.
+    # Each label's items are spread evenly. A hash places the first one, because rare labels would clump otherwise.
     places = [
         ((place + unit_interval(name)) / len(group), name, place)
         for name, group in groups.items()

@@ -1,4 +1,4 @@
-"""What an optimization found, as plain values for people and for the next plan."""
+"""The report of an optimization, as plain values."""
 
 import difflib
 from collections import Counter
@@ -17,17 +17,17 @@ from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.registry.serialization import instantiate, told
+from autoopt_pipeline.registry.serialization import demo_query, instantiate
 
 NO_ANSWER = "(no valid answer)"
 
 
 @dataclass(frozen=True)
 class CandidateStats:
-    """One optimizer's program: how it did in the race, and the LM calls that making and judging it took.
+    """One optimizer's program: its result in the race, and the LM calls for making and judging it.
 
-    `dev_score` (0 to 1) is of the `judged_on` dev examples that it was asked before it was dropped. The finalist
-    was not dropped: its `dropped_after` is None. `unread` counts answers that could not be graded, by why.
+    `dev_score` (0 to 1) is its score on the `judged_on` dev examples that it was asked before it was dropped.
+    `dropped_after` is None for the finalist. `unread` counts answers that could not be scored, by reason.
     """
 
     optimizer: str
@@ -48,7 +48,7 @@ class CandidateStats:
 
 @dataclass(frozen=True)
 class ComparedExample:
-    """One holdout example with what both programs answered."""
+    """One holdout example with the answers of both programs."""
 
     example: Example
     incumbent: Answer
@@ -58,9 +58,9 @@ class ComparedExample:
 
 @dataclass(frozen=True)
 class Change:
-    """What one predictor of the candidate shows the model that the incumbent's does not.
+    """The difference between one predictor of the candidate and of the incumbent.
 
-    Demos are `query -> answer`; `instructions` is a line-wise difference, empty where they are the same.
+    Demos have the form `query -> answer`. `instructions` is a line-wise difference, empty if they are the same.
     """
 
     predictor: str
@@ -72,11 +72,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a person wants to know of one optimization.
+    """Everything that a person may want to know about one optimization.
 
-    `unusable` counts decisions by why they teach nothing, and `malformed` those of them that could not be read.
-    `unread` counts the answers that could not be graded, by program and by why: on the holdout, or where that was not
-    touched, on the dev examples.
+    `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
+    `unread` counts the answers that could not be scored, by program and reason: on the holdout, or if that was not
+    used, on the dev examples.
     """
 
     tenant_id: str
@@ -115,24 +115,24 @@ class Report:
 
     @property
     def fixed(self) -> list[ComparedExample]:
-        return [each for each in self.compared if each.case.fixed]
+        return [row for row in self.compared if row.case.fixed]
 
     @property
     def broken(self) -> list[ComparedExample]:
-        return [each for each in self.compared if each.case.broken]
+        return [row for row in self.compared if row.case.broken]
 
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
-        """Counts by right label, then by the candidate's."""
+        """Counts by right label, then by the candidate's label."""
         table: dict[str, Counter[str]] = {}
-        for each in self.compared:
-            table.setdefault(each.case.label, Counter())[each.case.candidate.label or NO_ANSWER] += 1
-        return {label: dict(sorted(row.items())) for label, row in sorted(table.items())}
+        for row in self.compared:
+            table.setdefault(row.case.label, Counter())[row.case.candidate.label or NO_ANSWER] += 1
+        return {label: dict(sorted(counts.items())) for label, counts in sorted(table.items())}
 
     @property
     def reliability(self) -> tuple[Bin, ...]:
-        """How far the candidate's confidence can be believed."""
-        return reliability([each.case.candidate for each in self.compared])
+        """The candidate's confidence compared with its scores, in bins."""
+        return reliability([row.case.candidate for row in self.compared])
 
 
 def sizes(split: Split) -> dict[str, int]:
@@ -154,7 +154,7 @@ def compared(
     after: Sequence[Answer],
     grades: tuple[Sequence[ScoredAnswer], Sequence[ScoredAnswer]],
 ) -> list[ComparedExample]:
-    """Put the answers of incumbent and candidate side by side."""
+    """Pair the answers of incumbent and candidate by example."""
     return [
         ComparedExample(example, old, new, PairedCase(example.label, old_grade, new_grade))
         for example, old, new, old_grade, new_grade in zip(examples, before, after, *grades, strict=True)
@@ -162,20 +162,20 @@ def compared(
 
 
 def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Change, ...]:
-    """What the candidate shows the model that the incumbent does not, predictor by predictor."""
+    """Return the differences in what both programs show the model, by predictor."""
     before = dict(incumbent.named_predictors())
     changes = []
     for name, predictor in candidate.named_predictors():
-        had, has = _demos(before[name].signature, before[name]), _demos(predictor.signature, predictor)
+        old_demos, new_demos = _demos(before[name].signature, before[name]), _demos(predictor.signature, predictor)
         old, new = before[name].signature.instructions, predictor.signature.instructions
-        # Two lines of header, and without context every other line that is no change begins with @@.
+        # The first two lines are a header. Without context, lines that are not changes begin with @@.
         difference = [*difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)][2:]
         changes.append(
             Change(
                 predictor=name,
-                demos=len(has),
-                added=tuple(demo for demo in has if demo not in had),
-                dropped=tuple(demo for demo in had if demo not in has),
+                demos=len(new_demos),
+                added=tuple(demo for demo in new_demos if demo not in old_demos),
+                dropped=tuple(demo for demo in old_demos if demo not in new_demos),
                 instructions="\n".join(line for line in difference if line.startswith(("+", "-"))),
             )
         )
@@ -183,19 +183,23 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
 
 
 def changes_of_versions(programs: ModuleVersions, before: str | None, after: str | None) -> tuple[Change, ...]:
-    """What one stored version shows the model that another does not; None is the baseline, of a composed module without
-    what its parts have learnt. Raises `InvalidArtifact` where one of them cannot be read."""
+    """Return the differences between two stored versions, where None is the module's baseline.
+
+    The baseline of a composed module is without the programs of its parts. Raises `InvalidArtifact` if a version cannot
+    be read.
+    """
     stored = {name: programs.artifacts.load(name) for name in (before, after) if name}
-    # The labels of both, so that no demo is left out for an answer that one of them did not know.
-    labels = list(dict.fromkeys(label for each in stored.values() for label in each.labels))
+    # The labels of both, so that no demo is left out because one version lacks its label.
+    labels = list(dict.fromkeys(label for program in stored.values() for label in program.labels))
     module = programs.artifacts.module
     older, newer = (instantiate(stored[name] if name else None, module, labels) for name in (before, after))
     return changes_between(older, newer)
 
 
 def _demos(signature: type[dspy.Signature], predictor: dspy.Predict) -> list[str]:
-    """`query -> answer`, the answer being all outputs that decide something."""
+    """Return demos as `query -> answer`, without reasoning and confidence."""
     deciding = [name for name in signature.output_fields if name not in {"reasoning", "confidence"}]
     return [
-        f"{told(signature, demo)} -> {', '.join(str(demo.get(name)) for name in deciding)}" for demo in predictor.demos
+        f"{demo_query(signature, demo)} -> {', '.join(str(demo.get(name)) for name in deciding)}"
+        for demo in predictor.demos
     ]

@@ -1,4 +1,4 @@
-"""Looking for a better program: optimizers race within one budget, and the winner is the finalist."""
+"""Searches for a better program: optimizers race within one budget, and the winner is the finalist."""
 
 import re
 from collections import Counter
@@ -32,13 +32,13 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
 INCUMBENT = "incumbent"
 
+# Fewest dev examples for choosing among programs.
 MIN_DEV = 10
-"""Fewest dev examples that can choose among programs."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """The program that goes on to the holdout, as it is and as it is stored."""
+    """The program that goes on to the holdout test, with its stored form."""
 
     optimizer: str
     program: dspy.Module
@@ -47,7 +47,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search came to; no finalist where nothing beat the incumbent on dev. The score is a share of 1."""
+    """The result of a search. `finalist` is None if no program beat the incumbent on dev. The score is 0 to 1."""
 
     finalist: Finalist | None
     tried: tuple[CandidateStats, ...]
@@ -56,7 +56,7 @@ class Search:
     notes: tuple[str, ...]
 
 
-def search(
+def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     spec: ModuleSpec,
     config: RoutingConfigUnified,
     labels: Sequence[Label],
@@ -65,24 +65,24 @@ def search(
     start: dspy.Module,
     lm: MeteredLM,
     teacher: MeteredLM,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     tracker: PhaseTracker,
     only: str | None = None,
     try_schema: bool = False,
 ) -> Search:
-    """Race programs made from `start` against the incumbent; the best on dev is the finalist, if it wins there.
+    """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
-    First come programs that cost nothing to make, then bootstrapped ones, then searches for better instructions
-    from the leader, so that a spent budget leaves the work of the cheap ones. Where `try_schema` is true, the incumbent
-    asked by a JSON schema races before all others, and unless that is clearly worse, these are asked so too. `lm` and
-    `teacher` share a meter. With `only`, one of `OPTIMIZERS`, no others race. Raises `LMUnavailable` when a model
-    fails, `BudgetTooSmall` when the budget is too small for the incumbent, and `InvalidConfig` when `only` cannot be
-    tried here.
-    With a deterministic model the outcome depends on nothing but the arguments; only where tokens run out before
-    calls do, it depends on how many calls were under way.
+    Programs that cost nothing to make come first, then bootstrapped ones, then searches for better instructions from
+    the leader, so that the cheap results remain if the budget runs out. With `try_schema`, the incumbent with a JSON
+    schema races first, and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a
+    meter. With `only`, one of `OPTIMIZERS`, no other optimizer races.
+
+    Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent, and
+    `InvalidConfig` if `only` cannot be used here. With a deterministic model the result depends only on the arguments,
+    except that if tokens run out before calls do, it also depends on the number of concurrent calls.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
-    course = _RaceRunner(spec, config.tenant_id, labels, dev, lm, say, tracker)
+    runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
     shop = OptimizerContext(
         spec=spec,
         start=start,
@@ -96,10 +96,10 @@ def search(
     if not (_chosen(demo_pickers(shop), only) or _chosen(bootstrappers(shop), only) or _chosen(improvers(shop), only)):
         raise InvalidConfig(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
-            "choose another one, or none to try all",
+            "choose another optimizer, or none to try all",
         )
-    race = Race(len(dev), course.score, course.entrant(INCUMBENT, incumbent))
-    # What the search must leave over for the comparison on the holdout.
+    race = Race(len(dev), runner.score, runner.entrant(INCUMBENT, incumbent))
+    # The search must leave enough of the budget for the comparison on the holdout.
     with lm.meter.holding_back(comparison_calls(split, start)):
         try:
             race.start()
@@ -107,36 +107,36 @@ def search(
             raise budget_too_small(config, str(e)) from None
         try:
             if try_schema and not only:
-                shop = replace(shop, start=in_format(start, _faster_format(course, race, incumbent)))
-            race.run(course.made(_chosen(demo_pickers(shop), only)))
-            race.run(course.made(_chosen(bootstrappers(shop), only)))
+                shop = replace(shop, start=in_format(start, _faster_format(runner, race, incumbent)))
+            race.run(runner.made(_chosen(demo_pickers(shop), only)))
+            race.run(runner.made(_chosen(bootstrappers(shop), only)))
             for improver in _chosen(improvers(shop), only):
                 leader = race.leader.entrant
-                race.run(course.made([improver.applied_to(leader.name, leader.program)]))
+                race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
         except BudgetExhausted as e:
-            course.note(f"the budget ended the search: {e}; the best program so far was kept")
+            runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
         if repeat.cost:
-            course.note(f"{repeat.name} came to a program that was in the race already, with {repeat.cost} LM calls")
+            runner.note(f"{repeat.name} made a program that was already in the race, with {repeat.cost} LM calls")
     best = race.leader
     return Search(
-        finalist=None if best is race.incumbent else course.finalist(best.entrant),
-        tried=tuple(course.tried(standing, won=standing is best) for standing in race.standings),
+        finalist=None if best is race.incumbent else runner.finalist(best.entrant),
+        tried=tuple(runner.tried(entry, won=entry is best) for entry in race.entries),
         incumbent_dev_score=race.incumbent.mean(),
-        incumbent_unread=course.unread_of(race.incumbent),
-        notes=tuple(course.notes),
+        incumbent_unread=runner.unread_of(race.incumbent),
+        notes=tuple(runner.notes),
     )
 
 
-def _faster_format(course: "_RaceRunner", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
-    """The format for what is made from now on: JSON, whose prompts are short, unless that is clearly worse."""
-    race.run([course.entrant("json-schema", in_format(incumbent, JSON_SCHEMA))])
-    in_json = race.standings[-1]
-    worse = f"{100 * in_json.mean():.1f} against {100 * race.incumbent.mean(len(in_json.scores)):.1f} %"
+def _faster_format(runner: "_RaceRunner", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
+    """Return the format for further programs: a JSON schema, whose prompts are short, unless it is worse."""
+    race.run([runner.entrant("json-schema", in_format(incumbent, JSON_SCHEMA))])
+    in_json = race.entries[-1]
+    scores = f"{100 * in_json.mean():.1f} against {100 * race.incumbent.mean(len(in_json.scores)):.1f} %"
     if in_json.dropped:
-        course.note(f"candidates are asked in DSPy's chat format: by a JSON schema the incumbent is worse ({worse})")
+        runner.note(f"candidates use DSPy's chat format, because the incumbent is worse with a JSON schema ({scores})")
         return CHAT
-    course.note(f"candidates are asked by a JSON schema, in which the incumbent is not clearly worse ({worse})")
+    runner.note(f"candidates use a JSON schema, with which the incumbent is not clearly worse ({scores})")
     return JSON_SCHEMA
 
 
@@ -144,19 +144,19 @@ _Named = TypeVar("_Named", Optimizer, Improver)
 
 
 def _chosen(optimizers: Iterable[_Named], only: str | None) -> list[_Named]:
-    return [each for each in optimizers if only is None or re.sub(r"-[0-9]+$", "", each.name) == only]
+    return [optimizer for optimizer in optimizers if only is None or re.sub(r"-[0-9]+$", "", optimizer.name) == only]
 
 
 @dataclass
 class _RaceRunner:
-    """Where the race is run: makes entrants and asks them, and keeps count of what that takes."""
+    """Makes the entrants of a race, scores them, and counts the LM calls."""
 
     spec: ModuleSpec
     tenant_id: str
     labels: Sequence[Label]
     dev: Sequence[Example]
     lm: MeteredLM
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     tracker: PhaseTracker
     judging_calls: Counter[str] = field(default_factory=Counter)
     unread: dict[str, Counter[str]] = field(default_factory=dict)
@@ -164,10 +164,10 @@ class _RaceRunner:
 
     def note(self, line: str) -> None:
         self.notes.append(line)
-        self.say(line)
+        self.log(line)
 
     def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Contestant[dspy.Module]]:
-        """Entrants, each made as it is taken. An optimizer that breaks must not cost the others' work."""
+        """Yield entrants, each made when it is taken. An optimizer that fails is left out, and the others go on."""
         for optimizer in optimizers:
             before = self.lm.meter.calls
             try:
@@ -179,7 +179,7 @@ class _RaceRunner:
                 self.note(f"{optimizer.name} failed and was left out: {type(e).__name__}: {str(e)[:200]}")
                 continue
             cost = self.lm.meter.calls - before
-            self.say(f"{optimizer.name}: made with {cost} LM calls")
+            self.log(f"{optimizer.name}: made with {cost} LM calls")
             yield self.entrant(optimizer.name, program, cost)
 
     def entrant(self, name: str, program: dspy.Module, cost: int = 0) -> Contestant[dspy.Module]:
@@ -200,60 +200,60 @@ class _RaceRunner:
         finally:
             self.judging_calls[entrant.key] += self.lm.meter.calls - before
         self.unread.setdefault(entrant.key, Counter()).update(unread_counts(answers))
-        scores = [graded.score for graded in grade(self.spec, asked, answers)]
-        self.say(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
+        scores = [answer.score for answer in grade(self.spec, asked, answers)]
+        self.log(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
         return scores
 
     def finalist(self, entrant: Contestant[dspy.Module]) -> Finalist:
         return Finalist(entrant.name, entrant.program, self._stored(entrant.program))
 
-    def tried(self, standing: RaceEntry[dspy.Module], *, won: bool) -> CandidateStats:
+    def tried(self, entry: RaceEntry[dspy.Module], *, won: bool) -> CandidateStats:
         return CandidateStats(
-            optimizer=standing.entrant.name,
-            dev_score=standing.mean(),
-            judged_on=len(standing.scores),
-            making_calls=standing.entrant.cost,
-            judging_calls=self.judging_calls[standing.entrant.key],
-            dropped_after=None if won else len(standing.scores),
-            unread=self.unread_of(standing),
+            optimizer=entry.entrant.name,
+            dev_score=entry.mean(),
+            judged_on=len(entry.scores),
+            making_calls=entry.entrant.cost,
+            judging_calls=self.judging_calls[entry.entrant.key],
+            dropped_after=None if won else len(entry.scores),
+            unread=self.unread_of(entry),
         )
 
-    def unread_of(self, standing: RaceEntry[dspy.Module]) -> dict[str, int]:
-        return dict(sorted(self.unread.get(standing.entrant.key, {}).items()))
+    def unread_of(self, entry: RaceEntry[dspy.Module]) -> dict[str, int]:
+        return dict(sorted(self.unread.get(entry.entrant.key, {}).items()))
 
     def _stored(self, program: dspy.Module) -> Program:
         return serialize(self.spec, self.tenant_id, self.labels, program)
 
 
 def choosing_examples(split: Split) -> list[Example]:
-    """The dev examples that choose among programs: the reviewed ones, where they are enough.
+    """Return the dev examples that choose among programs: the reviewed ones if they are enough, else all.
 
-    The others carry the application's own answers, with which its present program agrees, right or wrong.
+    The labels of the others are the application's own answers, so its present program agrees with them, right or wrong.
     """
     reviewed = [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
     return reviewed if len(reviewed) >= MIN_DEV else list(split.dev)
 
 
 def comparison_calls(split: Split, program: dspy.Module) -> int:
-    """Calls that comparing two programs on the holdout takes, and a few for what DSPy asks again when it is slow."""
+    """Return the calls for comparing two programs on the holdout, with a few extra for requests that DSPy repeats."""
     return 2 * (len(split.holdout) + len(split.guard)) * len(program.predictors()) + 10
 
 
 def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:
-    """A budget that cannot even pay the comparison would end every run the same way, so it is an error.
+    """Raise `BudgetTooSmall` if the budget cannot pay for the comparison, because every run would end the same way.
 
-    Of `program` only the predictors are counted: each takes a call.
+    Each predictor of `program` takes one call per example.
     """
     least = comparison_calls(split, program) + len(choosing_examples(split)) * len(program.predictors())
     if config.budget.max_lm_calls < least:
         raise budget_too_small(
-            config, f"budget.max_lm_calls is {config.budget.max_lm_calls}, and {least} calls are the least"
+            config, f"budget.max_lm_calls is {config.budget.max_lm_calls}, and at least {least} calls are needed"
         )
 
 
-def budget_too_small(config: RoutingConfigUnified, what: str) -> BudgetTooSmall:
-    """The error for a budget that cannot decide anything."""
+def budget_too_small(config: RoutingConfigUnified, cause: str) -> BudgetTooSmall:
+    """Return the error for a budget that does not allow any verdict."""
     return BudgetTooSmall(
-        f"tenant {config.tenant_id}: the budget does not pay for a comparison: {what}",
+        f"tenant {config.tenant_id}: the budget does not pay for a comparison: {cause}",
         "raise budget.max_lm_calls and budget.max_tokens",
     )

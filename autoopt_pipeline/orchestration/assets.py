@@ -144,8 +144,8 @@ def _optimize(
         answering = resolve_lm(config.lm, settings)
         artifacts = connections.artifacts(config.tenant_id, spec.name)
         kept = AnswerCheckpoint(artifacts)
-        if kept.found:
-            context.log.info(f"{kept.found} answers of a try that came to no outcome are not asked for again")
+        if kept.loaded:
+            context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
         lm = metered_lm(answering, meter, answers=kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         if lm.is_stand_in:
@@ -168,7 +168,7 @@ def _optimize(
             only=overrides.optimizer,
         )
         report = optimize(
-            job, lm, artifacts, teacher=teacher, say=context.log.info, on_progress=StepProgress(context, spec.name)
+            job, lm, artifacts, teacher=teacher, log=context.log.info, on_progress=StepProgress(context, spec.name)
         )
         kept.drop()
         labels = [label.name for label in labels_of(spec, config)]

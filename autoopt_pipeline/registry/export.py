@@ -1,6 +1,6 @@
-"""Everything that is stored of one tenant: taking a copy of it, and deleting it.
+"""Exports and deletes everything that the registry stores for one tenant.
 
-That is the tenant's own folder, and the marks of modules that are watched.
+That is the tenant's own folder, and its entries in the rollout index.
 """
 
 import os
@@ -16,12 +16,12 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
 from autoopt_pipeline.tenant_id import safe_name
 
+# These are deleted first, so that a reader meanwhile finds no active version instead of a missing one.
 _ORDER = ("active.json", "transitions", "versions")
-"""What goes first of a module, so that a reader in between finds nothing active rather than what is gone."""
 
 
 def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:
-    """Paths of all files of a tenant in the order of deletion: what stands outside of its folder, then by module."""
+    """Return the paths of all files of a tenant in order of deletion: those outside its folder, then by module."""
     own = files.tree(safe_name(tenant_id))
     outside = [f"{ROLLOUT_INDEX}/{module}/{safe_name(tenant_id)}.json" for module in files.names(ROLLOUT_INDEX)]
     return [
@@ -31,10 +31,10 @@ def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:
 
 
 def export(files: ObjectStore, tenant_id: str, target: Path) -> list[str]:
-    """Copy all files of a tenant into a new folder, or a new zip file where the target's name ends so.
+    """Copy all files of a tenant into a new folder, or into a new zip file if the target's name ends in `.zip`.
 
-    Links are not followed but refused, and so are names that lead elsewhere. The target is complete or not there.
-    Raises `InvalidExport` when it exists already, or cannot be written.
+    The target is either complete or does not exist. Raises `InvalidArtifact` if a file is a link or its name leads
+    outside the target, and `InvalidExport` if the target exists already or cannot be written.
     """
     paths = [path for path in stored_files(files, tenant_id) if not _unfinished(path)]
     for path in paths:
@@ -46,10 +46,10 @@ def export(files: ObjectStore, tenant_id: str, target: Path) -> list[str]:
 
 
 def delete(files: ObjectStore, tenant_id: str) -> list[str]:
-    """Delete all files of a tenant, links themselves included and not what they lead to; return their paths.
+    """Delete all files of a tenant, and return their paths. Links are deleted, but not their targets.
 
-    A call that died is finished by the next one. Moves go oldest first, so what is active does not change meanwhile.
-    Raises `InvalidArtifact` where a folder that tenants share is a link.
+    If a call is killed, the next one finishes its work. Transitions are deleted oldest first, so the active version
+    does not change meanwhile. Raises `InvalidArtifact` if a folder that tenants share is a link.
     """
     paths = stored_files(files, tenant_id)
     for path in paths:
@@ -66,7 +66,7 @@ def _rank(path: str) -> tuple[str, int, str]:
 
 
 def _unfinished(path: str) -> bool:
-    """Whether a path is the unfinished file of a writer that is at work or has died."""
+    """Whether a path is the unfinished file of a writer that is at work or was killed."""
     return path.rpartition("/")[2].startswith(".writing-")
 
 
@@ -80,7 +80,7 @@ def _check_plain(files: ObjectStore, path: str) -> None:
 
 def _elsewhere(path: str) -> InvalidArtifact:
     return InvalidArtifact(
-        f"{path!r} in the artifact store leads elsewhere", "it was put there by hand; look at it, and remove it"
+        f"{path!r} in the artifact store leads outside the store", "somebody put it there; inspect it and remove it"
     )
 
 
@@ -106,19 +106,19 @@ def _write_zip(file: Path, contents: Iterable[tuple[str, bytes]]) -> None:
 
 @contextmanager
 def _new(target: Path) -> Generator[Path, None, None]:
-    """A path to write to, which becomes the target when all went well."""
+    """Yield a path to write to, which is renamed to the target if no error occurs."""
     if os.path.lexists(target):
         raise InvalidExport(f"{target} exists already", "name a new file or folder")
     try:
-        # Beside the target, for a rename is whole only within a file system. Only its owner can look into it.
-        beside = tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-")
+        # In the target's own folder, because a rename is atomic only within a file system. Only the owner can read it.
+        temporary = tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-")
     except OSError as e:
-        raise InvalidExport(f"{target} cannot be written: {e}", "name a place that can") from e
+        raise InvalidExport(f"{target} cannot be written: {e}", "choose a folder that can be written to") from e
     try:
-        unfinished = Path(beside) / "export"
+        unfinished = Path(temporary) / "export"
         yield unfinished
         unfinished.rename(target)
     except OSError as e:
-        raise InvalidExport(f"{target} cannot be written: {e}", "name a place that can, with room enough") from e
+        raise InvalidExport(f"{target} cannot be written: {e}", "choose a folder with enough free space") from e
     finally:
-        shutil.rmtree(beside)
+        shutil.rmtree(temporary)

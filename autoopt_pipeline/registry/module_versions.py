@@ -1,4 +1,4 @@
-"""What is stored of one tenant's module, read at one moment and told as people name it."""
+"""A snapshot of one tenant's module: its versions, transitions and active rollout, with descriptions for people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from autoopt_pipeline.text import did_you_mean
 
 @dataclass(frozen=True)
 class VersionEvent:
-    """What happened last to a version, in a word or two, when (UTC), who did it, and why."""
+    """The last event of a version: what happened in a word or two, when (UTC), who did it, and why."""
 
     what: str
     at: datetime
@@ -30,9 +30,9 @@ class VersionEvent:
 
 @dataclass(frozen=True)
 class ModuleVersions:
-    """One tenant's module as it was stored at one moment.
+    """A snapshot of one tenant's module.
 
-    `damaged` are versions whose manifests cannot be read, and those that should serve and are not there.
+    `damaged` holds versions whose manifests cannot be read, and versions that should serve but are missing.
     """
 
     artifacts: VersionStore
@@ -46,17 +46,17 @@ class ModuleVersions:
 
     @property
     def exist(self) -> bool:
-        """Whether anything was ever stored or moved."""
+        """Whether the module has any version or transition."""
         return bool(self.manifests or self.damaged or self.transitions)
 
     @property
     def active(self) -> str | None:
-        """The active version; None where the baseline serves."""
+        """The active version, or None if the baseline serves."""
         return self.transitions[-1].to_version if self.transitions else None
 
     @cached_property
     def rollout(self) -> Rollout | None:
-        """The rollout that is under way."""
+        """The active rollout."""
         return active_rollout(self.transitions[-1] if self.transitions else None)
 
     @cached_property
@@ -68,23 +68,25 @@ class ModuleVersions:
         return {step.version: step.verdict for step in self.artifacts.sequential_test_steps()}
 
     def verdict(self, manifest: Manifest) -> str:
-        """The final verdict on a version: a person's, else its sequential test's, else its manifest's. `canary` for a
-        version that was only that, and `stale` for one whose promotion came too late."""
+        """Return the final verdict on a version: a person's, else its sequential test's, else its manifest's.
+
+        It is `canary` for a version that was only a canary, and `stale` for one whose promotion came too late.
+        """
         verdict = self._sequential_verdicts.get(manifest.version, manifest.verdict)
         if verdict == Verdict.AWAITING_APPROVAL:
             return decided_about(self.artifacts, manifest.version, self.transitions) or Verdict.AWAITING_APPROVAL
         # The verdict is written before the transition, which another run may have made impossible.
         if verdict != Verdict.PROMOTED or self.was_active(manifest.version):
             return verdict
-        served_some = any(manifest.version in (transition.canary or ()) for transition in self.transitions)
-        return Verdict.CANARY if served_some else Verdict.STALE
+        was_canary = any(manifest.version in (transition.canary or ()) for transition in self.transitions)
+        return Verdict.CANARY if was_canary else Verdict.STALE
 
     def was_active(self, version: str) -> bool:
         return any(transition.to_version == version for transition in self.transitions)
 
     def last_event(self, version: str) -> VersionEvent | None:
-        """What happened last to a version: it was made, became active, got a share of the requests, was replaced,
-        rolled back, declined or withdrawn. None where nobody can say, as of a damaged one that never served."""
+        """Return the last event of a version: it was made, became active, got a fraction of the requests, was
+        replaced, rolled back, declined or withdrawn. None if unknown, as for a damaged one that never served."""
         if withdrawn := self.withdrawal(version):
             return VersionEvent("withdrawn", withdrawn.at, withdrawn.actor, withdrawn.reason)
         if transition := self._last_transitions.get(version):
@@ -96,24 +98,24 @@ class ModuleVersions:
             return VersionEvent(role, transition.at, transition.actor, transition.reason)
         if declined := self.declined(version):
             return VersionEvent("declined", declined.at, declined.actor, declined.reason)
-        made = next((each for each in self.manifests if each.version == version), None)
+        made = next((manifest for manifest in self.manifests if manifest.version == version), None)
         return VersionEvent("made", made.created_at, f"run {made.run_id}", made.reason) if made else None
 
     @cached_property
     def _last_transitions(self) -> dict[str, Transition]:
-        """The transition by which each version last began or ceased to serve, or got another share."""
-        found: dict[str, Transition] = {}
+        """The transition by which each version last began or ceased to serve, or got another fraction of requests."""
+        last: dict[str, Transition] = {}
         before: dict[str, str] = {}
         for transition in self.transitions:
             roles = _roles(transition)
-            found |= {name: transition for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
+            last |= {name: transition for name in before.keys() | roles.keys() if before.get(name) != roles.get(name)}
             before = roles
-        return found | self.rolled_back
+        return last | self.rolled_back
 
     def previous(self) -> str | None:
-        """What was active before: the newest version that was not withdrawn, or the baseline. Of a canary, what is.
+        """Return the version that a rollback restores, or None for the baseline. During a canary it is the active one.
 
-        Raises `InvalidArtifact` where the baseline is active, for nothing comes before it.
+        It skips withdrawn versions. Raises `InvalidArtifact` if the baseline is active, because nothing precedes it.
         """
         if self.rollout and self.rollout.is_canary:
             return self.active
@@ -121,7 +123,7 @@ class ModuleVersions:
             if version is None or self.withdrawal(version) is None:
                 return version
         raise InvalidArtifact(
-            f"{self.name}: the baseline is active, and nothing comes before it",
+            f"{self.name}: the baseline is active, so there is nothing to go back to",
             f"name a version; 'autoopt versions {self.artifacts.tenant_id} {self.artifacts.module}' lists them",
         )
 
@@ -132,7 +134,7 @@ class ModuleVersions:
         return self.artifacts.declined(version)
 
     def manifest(self, version: str) -> Manifest:
-        """A version's manifest. Raises `InvalidArtifact` when it is damaged, or naming the nearest when unknown."""
+        """Return a version's manifest. Raises `InvalidArtifact` if it is damaged or unknown, with a similar name."""
         for manifest in self.manifests:
             if manifest.version == version:
                 return manifest
@@ -143,39 +145,41 @@ class ModuleVersions:
         raise InvalidArtifact(f"{self.name}: version {version[:60]!r} does not exist", f"{hint}'{command}' lists them")
 
     def named(self, text: str) -> str | None:
-        """The version that a person names; None for the baseline. Raises `InvalidArtifact` as `manifest`."""
+        """Return the version that a person names, None for the baseline. Raises as `manifest` does."""
         return None if text == BASELINE else self.manifest(text).version
 
 
 def decided_about(artifacts: VersionStore, version: str, transitions: Sequence[Transition]) -> str | None:
-    """What became of a version that waited for a person: `approved`, `declined`, or nothing yet (None)."""
+    """Return a person's decision on a version that awaited approval: `approved`, `declined` or None."""
     if any(version in transition.serving for transition in transitions):
         return "approved"
     return "declined" if artifacts.declined(version) else None
 
 
 def read_programs(files: ObjectStore, tenant: str, module: str) -> ModuleVersions:
-    """What is stored of a tenant's module, be it installed or not. Raises `InvalidTenantId`, or `UnknownModule` where
-    nobody knows it."""
+    """Return the snapshot of a tenant's module, even if the module is not installed.
+
+    Raises `InvalidTenantId`, or `UnknownModule` if the module is neither installed nor stored.
+    """
     validate_tenant_id(tenant)
-    # The programs of a module that is no longer installed can still be looked at.
-    if module not in module_names() and all(each.module != module for each in modules_of(files, tenant)):
+    # The programs of a module that is no longer installed can still be inspected.
+    if module not in module_names() and all(stored.module != module for stored in modules_of(files, tenant)):
         get_module(module)
     artifacts = VersionStore(files, tenant, module)
-    manifests, damaged = artifacts.survey()
+    manifests, damaged = artifacts.list_versions()
     transitions = artifacts.transitions()
-    there = {manifest.version for manifest in manifests} | damaged.keys()
-    for version in sorted(transitions[-1].serving - there) if transitions else ():
-        if artifacts.manifest(version) is None:  # else it was stored since the survey
+    listed = {manifest.version for manifest in manifests} | damaged.keys()
+    for version in sorted(transitions[-1].serving - listed) if transitions else ():
+        if artifacts.manifest(version) is None:  # otherwise it was stored after they were listed
             damaged[version] = InvalidArtifact(
                 f"{artifacts.tenant_id}/{module}: version {version} should serve and is missing",
-                "restore it from a backup, or activate another",
+                "restore it from a backup, or activate another version",
             )
     return ModuleVersions(artifacts, manifests, damaged, transitions)
 
 
 def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
-    """Instructions and demos by predictor, as they are stored: no signature of today is needed to read them."""
+    """Return instructions and demos by predictor, as they are stored, so the current signature is not needed."""
     return {
         name: {"instructions": predictor.signature.instructions, "demos": predictor.demos}
         for name, predictor in stored.predictors.items()
@@ -183,24 +187,24 @@ def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
 
 
 def _roles(transition: Transition) -> dict[str, str]:
-    """What each version does as long as this is the last transition."""
-    canary = {name: f"{100 * share:.4g} % of requests" for name, share in (transition.canary or {}).items()}
+    """Return the role of each version while this is the last transition."""
+    canary = {name: f"{100 * fraction:.4g} % of requests" for name, fraction in (transition.canary or {}).items()}
     return {name: canary.get(name, "active") for name in transition.serving}
 
 
 def lm_of(manifest: Manifest) -> str:
-    """The language model that made a version, and that it is none where it is not."""
+    """Return the language model that made a version, and whether it is not a real one."""
     return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
 
 
 def cost_of(manifest: Manifest) -> str:
-    """What the run that made a version spent on language models."""
+    """Return what the run that made a version spent on language models."""
     read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
     return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
 
 
 def describe_transition(transition: Transition) -> str:
-    """From what to what a transition leads, and who else serves since."""
+    """Describe a transition: from which version to which, and which other version serves since."""
     path = f"{transition.from_version or BASELINE} -> {transition.to_version or BASELINE}"
     if rollout := active_rollout(transition):
         other = rollout.version if rollout.is_canary else rollout.against
@@ -209,16 +213,16 @@ def describe_transition(transition: Transition) -> str:
 
 
 def describe_rollout(rollout: Rollout) -> str:
-    """Who serves beside whom, in words."""
+    """Describe which two versions a rollout compares."""
     newer, older = rollout.version or BASELINE, rollout.against or BASELINE
-    share = f"{100 * rollout.fraction:.4g} % of requests"
+    fraction = f"{100 * rollout.fraction:.4g} % of requests"
     since = f"since {rollout.transition.at:%Y-%m-%d %H:%M} UTC"
     if rollout.is_canary:
-        return f"canary {newer} has {share} {since}; {older} is active"
-    return f"{newer} is active {since}; {older} keeps {share}"
+        return f"canary {newer} has {fraction} {since}; {older} is active"
+    return f"{newer} is active {since}; {older} keeps {fraction}"
 
 
 def how_it_ended(result: RolloutResult) -> str:
-    """How a rollout ended, in a line."""
+    """Describe how a rollout ended, in one line."""
     names = f"{result.version or BASELINE} beside {result.against or BASELINE}"
     return f"{result.status.replace('_', ' ')}: {names}: {result.reason}"

@@ -1,4 +1,4 @@
-"""The few file operations that versions and transitions need, atomic on every store that is supported."""
+"""The few file operations that versions and transitions need, atomic on every supported store."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ class ObjectStore:
     def __init__(self, root_url: str) -> None:
         protect_address(root_url)
         try:
-            # Others write there too, so what was listed once says nothing of now.
+            # Other processes write there too, so a cached listing may be out of date.
             self._fs, root = fsspec.core.url_to_fs(root_url, use_listings_cache=False)
         except ImportError as e:
             raise InvalidSettings(f"artifact root {without_secrets(root_url)!r}: {e}", _to_install(root_url)) from None
@@ -44,11 +44,11 @@ class ObjectStore:
 
     @property
     def folder_to_make(self) -> Path | None:
-        """The root, where it is a local folder that is made when something is first written."""
+        """The root, if it is a local folder that does not exist yet; the first write makes it."""
         return Path(self._root) if self._local and not Path(self._root).exists() else None
 
     def read(self, path: str) -> bytes | None:
-        """The file's content, or None when there is no such file."""
+        """Return the file's content, or None if there is no such file."""
         with self._errors(path):
             try:
                 return self._fs.cat_file(self._at(path))
@@ -56,33 +56,33 @@ class ObjectStore:
                 return None
 
     def read_many(self, paths: Sequence[str]) -> dict[str, bytes | Exception]:
-        """Content by path, concurrently where the store can. What goes wrong with one file is its value."""
+        """Return content by path, read concurrently if possible. If a file cannot be read, its value is the error."""
         if not self._fs.async_impl:
             return {path: self._read_or_error(path) for path in paths}
-        found = self._fs.cat([self._at(path) for path in paths], on_error="return") if paths else {}
-        return {path: found[self._at(path)] for path in paths}
+        contents = self._fs.cat([self._at(path) for path in paths], on_error="return") if paths else {}
+        return {path: contents[self._at(path)] for path in paths}
 
     def modified(self, path: str) -> datetime:
-        """When a file was written, UTC, by the store's own clock."""
+        """Return when a file was written (UTC), by the store's own clock."""
         with self._errors(path):
-            moment = self._fs.modified(self._at(path))
-            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+            written = self._fs.modified(self._at(path))
+            return written.astimezone(UTC) if written.tzinfo else written.replace(tzinfo=UTC)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files and folders directly inside, sorted; empty when there is no such folder."""
+        """Return the names of the files and folders directly inside, sorted. Empty if there is no such folder."""
         return [name for name in self.all_names(folder) if not name.startswith(_TEMPORARY)]
 
     def all_names(self, folder: str) -> list[str]:
-        """As `names`, with the unfinished files of writers that are at work or have died."""
+        """Like `names`, but include the unfinished files of writers that are at work or were killed."""
         with self._errors(folder):
             try:
-                found = self._fs.ls(self._at(folder), detail=False, refresh=True)
+                paths = self._fs.ls(self._at(folder), detail=False, refresh=True)
             except FileNotFoundError:
                 return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
 
     def tree(self, folder: str) -> list[str]:
-        """Paths of all files below a folder, sorted, unfinished ones included. Links are listed and not followed."""
+        """Return the paths of all files below a folder, sorted, including unfinished ones. Links are not followed."""
         if self.is_link(folder):
             return [folder]
         with self._errors(folder):
@@ -90,20 +90,20 @@ class ObjectStore:
                 entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
             except FileNotFoundError:
                 return []
-        found: list[str] = []
+        paths: list[str] = []
         for entry in entries:
             path = f"{folder}/{entry['name'].rstrip('/').rpartition('/')[2]}"
-            found += self.tree(path) if entry["type"] == "directory" else [path]
-        return sorted(found)
+            paths += self.tree(path) if entry["type"] == "directory" else [path]
+        return sorted(paths)
 
     def is_link(self, path: str) -> bool:
-        """Whether a path leads over a link to another place, as only a local folder can hold."""
+        """Whether a path contains a link, which only a local folder can hold."""
         parts = path.split("/")
-        ways = (Path(self._root, *parts[:length]) for length in range(1, len(parts) + 1))
-        return self._local and any(way.is_symlink() for way in ways)
+        prefixes = (Path(self._root, *parts[:length]) for length in range(1, len(parts) + 1))
+        return self._local and any(prefix.is_symlink() for prefix in prefixes)
 
     def delete_empty(self, folder: str) -> None:
-        """Delete a folder, and those below it, as far as no file is in them. Object stores have no folders."""
+        """Delete a folder and those below it that hold no files. Object stores have no folders."""
         if not self._local:
             return
         with self._errors(folder):
@@ -112,9 +112,9 @@ class ObjectStore:
                     Path(path).rmdir()
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new file whole. False when it exists already with other content, which is then left as it is.
+        """Write a new file atomically. Return False if it exists already with other content, which stays.
 
-        Raises `InvalidSettings` where the store cannot do this safely: a promotion rests on it.
+        Raises `InvalidSettings` if the store cannot do this safely, because promotions depend on it.
         """
         if not self._local:
             self._check_exclusive()
@@ -125,23 +125,23 @@ class ObjectStore:
                 else:
                     self._create_in_store(path, content)
             except FileExistsError:
-                # It may be ours: S3's driver asks again where the server stored it and its answer was lost.
+                # This call may have written it: S3's driver repeats a request if the server's answer was lost.
                 return self._fs.cat_file(self._at(path)) == content
             return True
 
     def create_twice(self, path: str) -> bool:
-        """Whether the store lets two writers create the same new file, in which case the second would win unseen."""
+        """Whether the store lets two writers create the same new file, so that the second replaces the first."""
         with self._errors(path):
             first, second = b"first", b"second"
             try:
-                self._create_in_store(path, first)  # refused where the driver asked again, for its answer was lost
+                self._create_in_store(path, first)  # refused if the driver repeats a request whose answer was lost
                 self._create_in_store(path, second)
             except FileExistsError:
                 return False
             return self._fs.cat_file(self._at(path)) == second
 
     def replace(self, path: str, content: bytes) -> None:
-        """Write a file whole, in place of what is there."""
+        """Write a file atomically, and replace an existing one."""
         with self._errors(path):
             if self._local:
                 with self._temporary(path, content) as temporary:
@@ -150,7 +150,7 @@ class ObjectStore:
                 self._fs.pipe_file(self._at(path), content)
 
     def delete(self, path: str) -> bool:
-        """Delete a file. False when there is none."""
+        """Delete a file. Return False if there is none."""
         with self._errors(path):
             try:
                 self._fs.rm_file(self._at(path))
@@ -161,19 +161,21 @@ class ObjectStore:
     def _link(self, path: str, content: bytes) -> None:
         with self._temporary(path, content) as temporary:
             try:
-                os.link(temporary, self._at(path))  # fails when the name is taken, and is never half done
+                os.link(temporary, self._at(path))  # fails if the name is taken, and is atomic
             except OSError as e:
                 if e.errno not in _NO_HARD_LINKS:
                     raise
                 raise InvalidSettings(
-                    f"artifact root {self._shown}: its volume has no hard links ({e.strerror}), as of SMB, "
+                    f"artifact root {self._shown}: its volume has no hard links ({e.strerror}), like SMB, "
                     "blobfuse or exFAT, and without them two writers could create the same file",
                     "use a local or an NFS volume, or an object store (docs/kubernetes.md)",
                 ) from None
 
     def _create_in_store(self, path: str, content: bytes) -> None:
-        """Raises FileExistsError when the name is taken. S3 answers 409 where two writers meet, and wants the request
-        again."""
+        """Create a file. Raises FileExistsError if the name is taken.
+
+        S3 answers 409 if two writers create a file at the same time, and expects the request to be repeated.
+        """
         for attempt in range(_CONFLICTS + 1):
             try:
                 self._fs.pipe_file(self._at(path), content, mode="create")
@@ -187,7 +189,7 @@ class ObjectStore:
                 return
 
     def _check_exclusive(self) -> None:
-        """Once in a process and root: try what every promotion rests on, before anything rests on it."""
+        """Check once per process and root that the store creates files exclusively, as every promotion requires."""
         if self._root in _exclusive:
             return
         path = f"{CHECK_FOLDER}/{uuid.uuid4().hex}"
@@ -227,8 +229,8 @@ class ObjectStore:
             yield
         except (FileExistsError, InvalidSettings):
             raise
-        except Exception as e:  # drivers have errors of their own: S3's for a server that is down is no OSError
-            # Of some stores the root is an address with a password, which drivers quote.
+        except Exception as e:  # drivers raise their own errors, such as S3's for a server that is down
+            # The root of some stores is a URL with a password, which drivers quote.
             shown = without_secrets(self._root)
             error = ArtifactStoreUnavailable(
                 f"artifact store {shown}: {path}: {str(e).replace(self._root, shown)}",
@@ -241,23 +243,25 @@ class ObjectStore:
 
 _TEMPORARY = ".writing-"
 
+# Holds the files that test whether a store can be written. No tenant's folder can have this name.
 CHECK_FOLDER = "_doctor"
-"""Where it is tried whether a store can be written. No tenant's folder can be called so."""
 
+# Further tries after S3's 409. The conflict is over once the other writer is done.
 _CONFLICTS = 5
-"""Further tries after S3's 409. The conflict is over once the other writer is done."""
 
+# Errors of file systems without hard links. On FAT, Linux reports EPERM; missing permissions are EACCES.
 _NO_HARD_LINKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMLINK})
-"""What file systems without hard links answer; Linux says EPERM for FAT. A folder's permissions are EACCES."""
 
+# Roots that passed the check for exclusive creation.
 _exclusive: set[str] = set()
-"""Roots that were seen to create a file only once."""
 
 
 def _to_install(root_url: str) -> str:
-    """What brings the package that a store's driver is in."""
-    how = "pip install 'autoopt-pipeline[s3]'" if root_url.startswith(("s3://", "s3a://")) else "install the package"
-    return f"{how}, wherever runs are executed, programs are served and commands are given"
+    """Return how to install the package with a store's driver."""
+    command = (
+        "pip install 'autoopt-pipeline[s3]'" if root_url.startswith(("s3://", "s3a://")) else "install the package"
+    )
+    return f"{command}, wherever runs are executed, programs are served and commands are given"
 
 
 def not_exclusive(root: str) -> InvalidSettings:

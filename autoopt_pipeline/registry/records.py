@@ -1,4 +1,4 @@
-"""What the registry stores of a module's versions: frozen records, as they stand in its files."""
+"""The records that the registry stores for a module: frozen models of its files."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ class Verdict(StrEnum):
     STALE = "stale"
 
 
+# A version is also a folder's name, and may come from a file that somebody else wrote. It cannot lead elsewhere.
 VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A version is a folder's name, and is read from files that others may have written: it cannot lead elsewhere."""
 
 
 class StoredRecord(BaseModel):
@@ -34,9 +34,9 @@ class StoredRecord(BaseModel):
 
 
 class Transition(StoredRecord):
-    """One change of what serves: when (UTC), by whom (`actor`), why, from which active version to which.
+    """One change of the active version or its rollout: when (UTC), by whom, why, and from which version to which.
 
-    None is the module's baseline. It serves before the first transition, and after a transition to None.
+    A version of None is the module's baseline. It serves before the first transition, and after a transition to None.
 
     `resets_alpha_budget` is false when neither the gate nor a person chose the version for its quality: a clean copy
     of a version that had to be withdrawn, or the end of a rollout.
@@ -61,7 +61,7 @@ class Transition(StoredRecord):
 
 
 class Active(StoredRecord):
-    """The version that serves, by the transition of this sequence."""
+    """The active version, and the sequence of the transition that made it active."""
 
     version: VersionName
     sequence: int
@@ -91,14 +91,14 @@ class Pointer(StoredRecord):
 
     @property
     def active(self) -> Active | None:
-        """What it names; None where the baseline serves."""
+        """The active version, or None if the baseline serves."""
         if self.version is None:
             return None
         return Active(version=self.version, sequence=self.sequence)
 
 
 def serving(to: str | None, canary: Mapping[str, float] | None) -> set[str]:
-    """The stored versions among those that a transition lets serve: the baseline is none, by either of its names."""
+    """Return the stored versions that serve after a transition. The baseline is not stored, so it is left out."""
     return {version for version in (to, *(canary or ())) if version and version != BASELINE}
 
 
@@ -111,10 +111,10 @@ class SignatureState(StoredRecord):
 
 
 class PredictorState(StoredRecord):
-    """All that a stored predictor may be: what it shows the model, and nothing that acts.
+    """The fields that a stored predictor may have: what it shows the model, and nothing else.
 
-    DSPy would set any attribute that a state names, and ask the language model that it names. So whoever can write a
-    program could have the application send its queries and its key elsewhere.
+    DSPy sets any attribute that a state names, and asks the language model that it names. Without this restriction,
+    anybody who can write a program could make the application send its queries and its key elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -128,10 +128,10 @@ class PredictorState(StoredRecord):
 
 
 class Program(StoredRecord):
-    """A program's envelope. Holds no time and no run id, so equal traces give equal bytes.
+    """A stored program. It holds no time and no run id, so equal traces give equal bytes.
 
-    `answer_formats` names the predictors that are not asked in DSPy's chat format, with the format that they are.
-    `demo_sources` stands in the manifest and not among these bytes (see there).
+    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format. `demo_sources` is stored
+    in the manifest, so it is not part of the encoded program.
     """
 
     format: Literal[1] = 1
@@ -145,7 +145,7 @@ class Program(StoredRecord):
 
     @property
     def answer_format(self) -> str:
-        """In which format it is asked: `chat`, `json_schema`, or `mixed` where its predictors differ."""
+        """The format of its answers: `chat`, `json_schema`, or `mixed` if its predictors differ."""
         formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
         return formats.pop() if len(formats) == 1 else "mixed"
 
@@ -163,20 +163,20 @@ class Program(StoredRecord):
 
     @property
     def predictors(self) -> dict[str, PredictorState]:
-        """The predictors in the state, by name. What is none of ours is left out."""
-        found = {}
+        """The predictors in the state, by name. Anything else in the state is left out."""
+        predictors = {}
         for name, part in self.state.items():
             with suppress(ValidationError):
-                found[name] = PredictorState.model_validate(part)
-        return found
+                predictors[name] = PredictorState.model_validate(part)
+        return predictors
 
 
 class Manifest(StoredRecord):
-    """How a version came to be, and what was measured of it; scores are None where nothing was.
+    """How a version was made, and its measurements. Scores are None if nothing was measured.
 
-    `demo_sources` says which span each demo of the program came from. `lm_settings` are those that every request to the
-    model carried. `unread` counts the answers on the holdout that
-    could not be graded, of the incumbent and of the candidate, by why.
+    `demo_sources` names the span that each demo of the program came from. `lm_settings` were sent with every request to
+    the model. `unread` counts the answers on the holdout that could not be scored, by program (incumbent, candidate)
+    and reason.
     """
 
     version: VersionName
@@ -224,7 +224,7 @@ class ProgramFacts(TypedDict):
 
 
 def program_facts(program: Program, at: datetime) -> ProgramFacts:
-    """What the manifest of a new version says of its program; `at` is the time in the version's name."""
+    """Return the manifest's facts about a new version's program. `at` is the time in the version's name."""
     return {
         "version": new_version_id(program, at),
         "program_sha256": program.digest,
@@ -236,12 +236,12 @@ def program_facts(program: Program, at: datetime) -> ProgramFacts:
 
 
 def new_version_id(program: Program, at: datetime) -> VersionName:
-    """The name of a version: a time in UTC, by which names sort, and the beginning of the program's digest."""
+    """Return the name of a version: a time in UTC, by which names sort, and the start of the program's digest."""
     return f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
 
 
 class Withdrawal(StoredRecord):
-    """Who deleted a version's program for good, when (UTC) and why. Its manifest stays."""
+    """Who permanently deleted a version's program, when (UTC) and why. Its manifest stays."""
 
     at: datetime
     actor: str
@@ -276,7 +276,7 @@ class LedgerEntry(StoredRecord):
 
 
 class SequentialTestCase(StoredRecord):
-    """What both programs made of one held-out trace in a sequential test. Holds no text of it."""
+    """The scores of both programs on one held-out trace in a sequential test. It holds no text of the trace."""
 
     label: str
     incumbent_score: float
@@ -290,9 +290,9 @@ class SequentialTestCase(StoredRecord):
 class SequentialTestStep(StoredRecord):
     """One step of an inconclusive candidate's sequential test; the first one begins it.
 
-    `incumbent` is what it is compared with (of a composed module without a version, its parts'), by the model `lm`
-    and with these `labels`. `seen` are digests of the queries that count no more, `cases` are new since the step
-    before, and `verdict` is `inconclusive` as long as the sequential test is open.
+    The test compares the candidate with `incumbent` (for a composed module without a version, the programs of its
+    parts), using the model `lm` and these `labels`. `seen` holds digests of the queries that no longer count, `cases`
+    are new since the previous step, and `verdict` is `inconclusive` while the sequential test is open.
     """
 
     sequence: int

@@ -1,10 +1,10 @@
-"""An index of the rollouts that are under way, and the results of those that ended.
+"""An index of the active rollouts, and the results of those that ended.
 
     {root}/_rollouts/{module}/{tenant}.json               this module may have a rollout: see its last transition
     {root}/{tenant}/{module}/rollouts/{sequence}.json     the result of the rollout that this transition began
 
 A rollout has no state of its own: it is the latest transition that names two versions, and the next transition ends it.
-The index only spares a search through all tenants for the few that have one.
+The index only saves a search through all tenants for the few that have one.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ _SETTLED = timedelta(hours=1)
 
 
 class RolloutResult(BaseModel):
-    """How a rollout ended. Versions are None for the baseline, scores are None without outcomes.
+    """The result of a rollout. Versions are None for the baseline, scores are None without outcomes.
 
     Both versions made their `decisions` side by side. Of those, `outcomes` are known, with the mean `score` (0 to 1).
     """
@@ -57,7 +57,7 @@ class RolloutIndexEntry(BaseModel):
     analyzed_at: datetime | None = None
 
     def is_due(self, now: datetime) -> bool:
-        """Whether the next analysis is due. The older a rollout is, the less another minute changes."""
+        """Whether the next analysis is due. Older rollouts are analyzed less often, because they change less."""
         if self.analyzed_at is None:
             return True
         return now - self.analyzed_at >= max(_SHORTEST_INTERVAL, _INTERVAL_PER_AGE * (self.analyzed_at - self.at))

@@ -1,4 +1,4 @@
-"""Between a DSPy program and its stored state."""
+"""Converts DSPy programs to stored programs and back."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from autoopt_pipeline.registry.records import Program
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
-    """What a state must agree with: the predictors with their fields' names, order and types.
+    """Return a hash of the predictors with their fields' names, order and types, which a stored state must match.
 
-    A module's fixed labels belong to it; a tenant's agents come and go, so they do not. DSPy restores fields
-    by position and would load a state of another signature without a word.
+    It includes a module's fixed labels, but not a tenant's agents, because these change. It is needed because DSPy
+    restores fields by position and loads the state of another signature without an error.
     """
     agents = "" if spec.labels else str(Literal[tuple(label.name for label in labels)])  # ty: ignore[invalid-type-form]
     shape = []
@@ -33,10 +33,10 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
 
 
 def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
-    """A program as it is stored."""
+    """Return the stored form of a program."""
     state = program.dump_state()
     for predictor in state.values():
-        for demo in predictor["demos"]:
+        for demo in predictor.get("demos", ()):
             demo.pop(SOURCE, None)
     return Program(
         tenant_id=tenant_id,
@@ -44,9 +44,9 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
         fingerprint=fingerprint(spec, labels, program),
         labels=[label.name for label in labels],
         answer_formats={
-            name: wanted
+            name: asked_in
             for name, predictor in program.named_predictors()
-            if (wanted := answer_format(predictor.signature)) != CHAT
+            if (asked_in := answer_format(predictor.signature)) != CHAT
         },
         state=state,
         demo_sources={
@@ -56,30 +56,30 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
 
 
 def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
-    """A stored program, ready to answer with the labels of today.
+    """Return the DSPy program of a stored one, with the current labels.
 
-    Demos that answer with a label that no longer exists are left out. Raises `InvalidArtifact` when the
-    module's signature has changed since, or when the state holds what no program of ours does.
+    Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
+    signature has changed since, or if the state is not one that `serialize` writes.
     """
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
             f"{stored.tenant_id}/{stored.module}: the program was made for another signature of the module",
-            "it is replaced by the next promotion; until then the baseline serves",
+            "the next promotion replaces it; until then the baseline serves",
         )
     signatures = {name: predictor.signature for name, predictor in program.named_predictors()}
     foreign = InvalidArtifact(
-        f"{stored.tenant_id}/{stored.module}: the program's state is none that was made here",
-        "find out who wrote it, and activate another",
+        f"{stored.tenant_id}/{stored.module}: the program's state was not written by autoopt",
+        "find out who wrote it, and activate another version",
     )
     if not signatures.keys() <= stored.predictors.keys():
         raise foreign
     try:
         program.load_state(stored.state)
-    except Exception as e:  # DSPy raises what it stumbles upon
+    except Exception as e:  # DSPy does not document what it raises
         raise foreign from e
     for name, predictor in program.named_predictors():
-        # The fields' descriptions name the labels: those of today, not those of the day it was stored.
+        # The fields' descriptions name the labels, which must be the current ones.
         predictor.signature = signatures[name].with_instructions(predictor.signature.instructions)
         predictor.demos = [
             {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
@@ -89,9 +89,9 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
 
 
 def instantiate(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
-    """A stored program (None: the module's baseline), ready to be asked or compared, with these labels.
+    """Return the DSPy program of a stored one, or of the module's baseline for None, with these labels.
 
-    Raises `InvalidArtifact` when it was made for another signature, and so can serve nobody.
+    Raises `InvalidArtifact` if it was made for another signature.
     """
     spec = get_module(module)
     choices = spec.labels or tuple(Label(name) for name in labels)
@@ -105,11 +105,10 @@ def compose(
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
 ) -> dspy.Module:
-    """The program that serves where a module has no active version of its own.
+    """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
 
-    The baseline, with the stored programs of those parts that have one. `refused` is told of a part whose program
-    cannot be used, and its baseline is taken; without `refused` that raises `InvalidArtifact` as `deserialize`.
-    Baselines are asked in `baseline_format`.
+    `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
+    its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
@@ -124,35 +123,35 @@ def compose(
     return program
 
 
+# Key of a demo for its example's query, if the predictor's fields lack a part of it. DSPy only shows a predictor's own
+# fields, and no field has a name with spaces.
 ASKED = "asked of the module"
-"""Key of a demo under which it keeps its example's query, where its predictor is told another part of it. DSPy shows a
-predictor's own fields only, and no field has a name with spaces."""
 
 
+# Key of a `dspy.Example`, and of the demos made from it, with the id of its span. DSPy hides fields named dspy_*. It is
+# stored in the manifest instead of the program.
 SOURCE = "dspy_source"
-"""Key of a `dspy.Example`, and of the demos that are made of it, with the id of the span that it came from. DSPy shows
-no field called dspy_*, and it is stored in the manifest instead of the program."""
 
 
 def queries_shown(program: dspy.Module) -> set[str]:
-    """The queries of all demos that a program shows to the model."""
+    """Return the queries of all demos that a program shows to the model."""
     return {query for _, query in demos_shown(program)}
 
 
 def demos_shown(program: dspy.Module) -> Iterator[tuple[str | None, str]]:
-    """The source (None is unknown) and the query of each demo that a program shows to the model."""
+    """Yield the source (None if unknown) and the query of each demo that a program shows to the model."""
     for predictor in program.predictors():
         for demo in predictor.demos:
-            yield demo.get(SOURCE), demo.get(ASKED) or told(predictor.signature, demo)
+            yield demo.get(SOURCE), demo.get(ASKED) or demo_query(predictor.signature, demo)
 
 
-def told(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:
-    """What a demo says that its predictor was asked."""
+def demo_query(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> str:
+    """Return the query in a demo's own fields."""
     return query_of({name: demo.get(name, "") for name in signature.input_fields})
 
 
 def _fits(signature: type[dspy.Signature], demo: Mapping[str, Any]) -> bool:
-    """Whether every answer of a demo is one that may still be given."""
+    """Whether every answer of a demo is still allowed."""
     for name, info in signature.output_fields.items():
         if name in demo:
             try:

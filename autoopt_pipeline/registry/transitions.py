@@ -1,4 +1,4 @@
-"""What a module's transitions say: the active version, the rollback stack, and the rollout that is under way. Pure."""
+"""Derives the active version, the rollback stack and the active rollout from a module's transitions. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from autoopt_pipeline.span_contract import BASELINE
 
 
 def pointer_after(transitions: Sequence[Transition]) -> Pointer:
-    """The content of `active.json` after these transitions, of which there is at least one."""
+    """Return the content of `active.json` after these transitions, of which there is at least one."""
     last = transitions[-1]
-    left = tuple(version for version, transition in rolled_back(transitions).items() if transition is last)
+    versions = tuple(version for version, transition in rolled_back(transitions).items() if transition is last)
     return Pointer(
         version=last.to_version,
         sequence=last.sequence,
         canary=last.canary,
-        rolled_back=Rollback(versions=left, at=last.at, actor=last.actor, reason=last.reason) if left else None,
+        rolled_back=Rollback(versions=versions, at=last.at, actor=last.actor, reason=last.reason) if versions else None,
     )
 
 
@@ -39,7 +39,7 @@ class Rollout:
 
 
 def active_rollout(last: Transition | None) -> Rollout | None:
-    """The rollout that the last transition began; None where it began none."""
+    """Return the rollout that the last transition began, or None."""
     if last is None or not last.canary:
         return None
     name, fraction = next(iter(last.canary.items()))
@@ -51,37 +51,39 @@ def active_rollout(last: Transition | None) -> Rollout | None:
 
 
 def rollback_stack(transitions: Iterable[Transition]) -> tuple[str | None, ...]:
-    """The versions that a rollback steps through: the baseline (None) first, then each version that replaced it, the
-    active one last. Versions that were rolled back are not among them, so a rollback never restores one."""
+    """Return the versions that a rollback steps through: the baseline (None) first, the active version last.
+
+    Versions that were rolled back are not among them, so a rollback never restores one.
+    """
     return _replay(transitions)[0]
 
 
 def rolled_back(transitions: Iterable[Transition]) -> dict[str, Transition]:
-    """The versions that were rolled back and have not become active again, each with the transition that did it.
+    """Return the versions that were rolled back and have not become active again, each with its rollback.
 
     A transition is a rollback when it leads to the baseline, or to a version that was active before. It rolls back
-    every version that came after that one. A canary that ends without becoming active is rolled back, too.
+    every version that came after that one. A canary that ends without becoming active counts as rolled back, too.
     """
     return _replay(transitions)[1]
 
 
 def _replay(transitions: Iterable[Transition]) -> tuple[tuple[str | None, ...], dict[str, Transition]]:
     stack: list[str | None] = [None]
-    left: dict[str, Transition] = {}
+    rolled_back_by: dict[str, Transition] = {}
     canary: str | None = None
     for transition in transitions:
         if transition.to_version in stack:
             kept = stack.index(transition.to_version) + 1
-            left |= {version: transition for version in stack[kept:] if version}
+            rolled_back_by |= {version: transition for version in stack[kept:] if version}
             del stack[kept:]
         else:
             stack.append(transition.to_version)
         rollout = active_rollout(transition)
         next_canary = rollout.version if rollout and rollout.is_canary else None
         if canary and canary not in {transition.to_version, next_canary}:
-            left[canary] = transition
+            rolled_back_by[canary] = transition
         canary = next_canary
         for version in (transition.to_version, canary):
             if version:
-                left.pop(version, None)
-    return tuple(stack), left
+                rolled_back_by.pop(version, None)
+    return tuple(stack), rolled_back_by

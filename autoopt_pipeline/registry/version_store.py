@@ -1,7 +1,7 @@
-"""Versioned programs per tenant and module, and which of them is active.
+"""The version store: programs per tenant and module, their transitions, ledger and tests.
 
     {root}/{tenant}/{module}/versions/{version}/{program.json, manifest.json}   written once, manifest last
-    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program was deleted for good
+    {root}/{tenant}/{module}/versions/{version}/withdrawn.json                  why its program was permanently deleted
     {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person declined it
     {root}/{tenant}/{module}/transitions/{sequence}.json                        every change of the active version
     {root}/{tenant}/{module}/active.json                                        derived from the last transition
@@ -10,8 +10,8 @@
     {root}/{tenant}/{module}/rollouts/{sequence}.json                           see registry.rollout_records
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
-Transitions, ledger entries and steps of sequential tests are created exclusively, so of two writers that saw the same
-state one fails.
+Transitions, ledger entries and steps of sequential tests are created exclusively. If two writers act on the same state,
+one of them fails.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, AutooptError, InvalidArtifact, PromotionConflict
-from autoopt_pipeline.registry.audit_log import enter_act
+from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import (
     Active,
@@ -60,9 +60,9 @@ class VersionStore:
         self.module = module
 
     def save(self, program: Program, manifest: Manifest) -> None:
-        """Store a version. The manifest comes last: without it a version is not there.
+        """Store a version. The manifest is written last, because a version exists only with its manifest.
 
-        Raises `InvalidArtifact` when that version was withdrawn: its text must not come back.
+        Raises `InvalidArtifact` if the version was withdrawn, because its text must not be stored again.
         """
         folder = f"{self._folder}/versions/{manifest.version}"
         self._check_not_withdrawn(manifest.version)
@@ -70,14 +70,14 @@ class VersionStore:
         self._files.create(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode())
 
     def versions(self) -> list[Manifest]:
-        """All whole versions, oldest first. Raises `InvalidArtifact` when a manifest is damaged."""
-        manifests, damaged = self.survey()
+        """Return all complete versions, oldest first. Raises `InvalidArtifact` if a manifest is damaged."""
+        manifests, damaged = self.list_versions()
         if damaged:
             raise next(iter(damaged.values()))
         return manifests
 
-    def survey(self) -> tuple[list[Manifest], dict[str, InvalidArtifact]]:
-        """All whole versions whose manifests can be read, oldest first, and what is wrong with the others."""
+    def list_versions(self) -> tuple[list[Manifest], dict[str, InvalidArtifact]]:
+        """Return the manifests of all complete versions, oldest first, and an error for each damaged one."""
         manifests: list[Manifest] = []
         damaged: dict[str, InvalidArtifact] = {}
         for name in self._files.names(f"{self._folder}/versions"):
@@ -90,7 +90,7 @@ class VersionStore:
         return manifests, damaged
 
     def manifest(self, version: str) -> Manifest | None:
-        """A version's manifest; None where there is no such version. Raises `InvalidArtifact` when it is damaged."""
+        """Return a version's manifest, or None without such a version. Raises `InvalidArtifact` if it is damaged."""
         path = f"versions/{version}/manifest.json"
         manifest = self._read(path, Manifest)
         if manifest and manifest.version != version:
@@ -98,56 +98,58 @@ class VersionStore:
         return manifest
 
     def load(self, version: str) -> Program:
-        """A version's program. Raises `InvalidArtifact` when it is missing, withdrawn, damaged or another tenant's."""
+        """Return a version's program. Raises `InvalidArtifact` if it is missing, withdrawn, damaged or foreign."""
         self._check_not_withdrawn(version)
         manifest = self.manifest(version)
         raw = self._files.read(f"{self._folder}/versions/{version}/program.json")
         if manifest is None or raw is None:
             raise self._invalid(f"version {version} does not exist", "list them with 'autoopt versions'")
         if hashlib.sha256(raw).hexdigest() != manifest.program_sha256:
-            raise self._invalid(f"version {version} is damaged", "restore it from a backup, or activate another")
+            raise self._invalid(
+                f"version {version} is damaged", "restore it from a backup, or activate another version"
+            )
         program = self._parse(raw, Program, f"version {version}")
         if (program.tenant_id, program.module) != (self.tenant_id, self.module):
             raise self._invalid(
                 f"version {version} belongs to {program.tenant_id}/{program.module}",
-                "activate one of its own",
+                "activate a version of this tenant's module",
             )
         return program.model_copy(update={"demo_sources": manifest.demo_sources})
 
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Version and content of every file that holds a program, or a part of one that a dead writer left."""
+    def iter_program_texts(self) -> Iterator[tuple[str, str]]:
+        """Yield version and content of every file with a program, including unfinished files of killed writers."""
         for version in self._files.names(f"{self._folder}/versions"):
             for path in self._program_files(version):
                 if (raw := self._files.read(path)) is not None:
                     yield version, raw.decode(errors="replace")
 
     def withdraw(self, version: str, *, actor: str, reason: str) -> None:
-        """Take a version's program away for good; its manifest stays. Make another one active first."""
+        """Permanently delete a version's program; its manifest stays. Make another version active first."""
         folder = f"{self._folder}/versions/{version}"
         withdrawal = Withdrawal(at=datetime.now(UTC), actor=actor, reason=reason)
-        # The mark comes first: whoever dies in between leaves a program that nobody loads.
+        # The mark is written first, so that nobody loads the program of a withdrawal that was interrupted.
         self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
         for path in self._program_files(version):
             self._files.delete(path)
 
     def withdrawal(self, version: str) -> Withdrawal | None:
-        """Why a version was withdrawn, or None where it was not."""
+        """Return why a version was withdrawn, or None if it was not."""
         return self._read(f"versions/{version}/withdrawn.json", Withdrawal)
 
     def decline(self, version: str, *, actor: str, reason: str) -> bool:
-        """Enter that a person does not want a version. False when somebody said so before, which then stands."""
+        """Record that a person declined a version. Return False if it was declined before; that record stays."""
         declined = Declined(at=datetime.now(UTC), actor=actor, reason=reason)
         path = f"{self._folder}/versions/{version}/{_DECLINED}"
         return self._files.create(path, declined.model_dump_json(indent=1).encode())
 
     def declined(self, version: str) -> Declined | None:
-        """Who does not want a version, and why; None where nobody said so."""
+        """Return who declined a version and why, or None if nobody has."""
         return self._read(f"versions/{version}/{_DECLINED}", Declined)
 
     def active(self) -> Active | None:
-        """The active version by the last transition; None where the module's baseline serves.
+        """Return the active version by the last transition, or None if the module's baseline serves.
 
-        Mends `active.json` where a writer died before it.
+        Updates `active.json` if a writer was killed before it could.
         """
         last = self.last_transition()
         if last is None:
@@ -168,15 +170,15 @@ class VersionStore:
         canary: dict[str, float] | None = None,
         after: Transition | None = None,
     ) -> Transition:
-        """Make a version active, or with None the baseline; with `canary`, another one keeps or gets a share.
+        """Make a version active, or the baseline (None). With `canary`, another version serves a fraction of requests.
 
-        Raises `PromotionConflict` when the active one is no longer `expected`, or `after` is given and no longer the
-        last transition, and `InvalidArtifact` as `load`.
+        Raises `PromotionConflict` if the active version is not `expected`, or if `after` is given and is not the last
+        transition. Raises `InvalidArtifact` as `load` does.
         """
         for version in serving(to_version, canary):
             self.load(version)
         if canary:
-            # Before the transition, so that whoever dies in between leaves nothing that nobody rollouts.
+            # Written before the transition, so that the monitor finds the rollout even if this writer is killed.
             index_rollout(self._files, self.tenant_id, self.module)
         last = self.last_transition()
         current = last.to_version if last else None
@@ -195,34 +197,34 @@ class VersionStore:
         if overtaken or not self._files.create(path, transition.model_dump_json(indent=1).encode()):
             raise PromotionConflict(
                 f"{self.tenant_id}/{self.module}: the active version is no longer {expected or 'the baseline'}",
-                "compare with the one that is active now",
+                "compare with the version that is active now",
             )
         self._point_to(transition)
         return transition
 
     def transitions(self) -> list[Transition]:
-        """Every change of the active version, oldest first."""
+        """Return all transitions, oldest first."""
         return self._read_all("transitions", Transition)
 
     def last_transition(self) -> Transition | None:
-        """The transition that says what serves now; None before the first one."""
+        """Return the transition that defines what serves now, or None before the first one."""
         names = self._numbered("transitions")
         return self._read_numbered("transitions", names[-1], Transition) if names else None
 
-    def enter_act(self, what: str, *, actor: str, text: str) -> None:
-        """Enter what a person has done to this module, for those who read what happened."""
-        enter_act(self._files, actor=actor, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
+    def record_action(self, what: str, *, actor: str, text: str) -> None:
+        """Record in the audit log what a person has done to this module."""
+        record_action(self._files, actor=actor, what=what, tenant_id=self.tenant_id, module=self.module, text=text)
 
     def keep_indexed(self, since: datetime) -> None:
-        """Make sure that the rollout which began then is found. Costs nothing where it is."""
+        """Make sure that the index has the rollout that began at `since`."""
         index_rollout(self._files, self.tenant_id, self.module, at=since)
 
     def rollout_results(self) -> list[RolloutResult]:
-        """How the rollouts ended, oldest first."""
+        """Return the results of all rollouts, oldest first."""
         return self._read_all("rollouts", RolloutResult)
 
     def add_rollout_result(self, result: RolloutResult) -> None:
-        """Enter how a rollout ended. What was entered of the same rollout before stays."""
+        """Record how a rollout ended. An earlier result of the same rollout stays."""
         path = f"{self._folder}/rollouts/{result.sequence:08d}.json"
         self._files.create(path, result.model_dump_json(indent=1).encode())
 
@@ -230,12 +232,12 @@ class VersionStore:
         return self._read_all("ledger", LedgerEntry)
 
     def charge(self, entry: LedgerEntry) -> bool:
-        """Enter a look at the holdout. False when another run took the same place in the ledger."""
+        """Record a charge in the ledger. Return False if another run took the same place."""
         path = f"{self._folder}/ledger/{entry.sequence:08d}.json"
         return self._files.create(path, entry.model_dump_json(indent=1).encode())
 
     def sequential_test(self) -> list[SequentialTestStep]:
-        """The steps of the last sequential test, oldest first; empty where there never was one."""
+        """Return the steps of the last sequential test, oldest first. Empty if there never was one."""
         steps: list[SequentialTestStep] = []
         for name in reversed(self._numbered("sequential_tests")):
             step = self._read_numbered("sequential_tests", name, SequentialTestStep)
@@ -247,25 +249,25 @@ class VersionStore:
         return steps
 
     def last_sequential_test_step(self) -> int:
-        """The number of the last step of any sequential test, 0 where there was none."""
+        """Return the number of the last step of any sequential test, or 0."""
         names = self._numbered("sequential_tests")
         return int(names[-1].removesuffix(".json")) if names else 0
 
     def sequential_test_steps(self) -> list[SequentialTestStep]:
-        """The steps of all sequential tests, oldest first."""
+        """Return the steps of all sequential tests, oldest first."""
         return self._read_all("sequential_tests", SequentialTestStep)
 
     def add_sequential_test_step(self, step: SequentialTestStep) -> bool:
-        """Enter a step of a sequential test. False when another run took the same place."""
+        """Record a step of a sequential test. Return False if another run took the same place."""
         path = f"{self._folder}/sequential_tests/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
 
     def keep_answers(self, name: str, answers: bytes) -> None:
-        """Keep answers of language models, as `optimization.answer_checkpoint` writes them."""
+        """Store answers of language models, as `optimization.answer_checkpoint` encodes them."""
         self._files.create(f"{self._folder}/answers/{name}.json", answers)
 
     def kept_answers(self) -> Iterator[bytes]:
-        """What was kept and not dropped since."""
+        """Yield the stored answers that were not dropped since."""
         paths = [f"{self._folder}/answers/{name}" for name in self._files.names(f"{self._folder}/answers")]
         for content in self._files.read_many(paths).values():
             if isinstance(content, bytes):
@@ -293,7 +295,7 @@ class VersionStore:
         try:
             transitions = self.transitions()
         except InvalidArtifact:
-            transitions = [last]  # a record that was damaged long ago must not hide what serves now
+            transitions = [last]  # an old damaged record must not hide what serves now
         pointer = pointer_after(transitions)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
         return pointer
@@ -303,7 +305,7 @@ class VersionStore:
         return None if raw is None else self._parse(raw, kind, path)
 
     def _numbered(self, folder: str) -> list[str]:
-        """Names of a folder's records in their order. Other files are none of ours."""
+        """Return the names of a folder's records in order. Ignores other files."""
         return [name for name in self._files.names(f"{self._folder}/{folder}") if _NUMBERED.fullmatch(name)]
 
     def _read_all(self, folder: str, kind: type[Numbered]) -> list[Numbered]:
@@ -313,58 +315,60 @@ class VersionStore:
     def _read_numbered(self, folder: str, name: str, kind: type[Numbered]) -> Numbered | None:
         record = self._read(f"{folder}/{name}", kind)
         if record and f"{record.sequence:08d}.json" != name:
-            raise self._invalid(f"{folder}/{name}: it is number {record.sequence}", "restore it from a backup")
+            raise self._invalid(
+                f"{folder}/{name}: its content is that of number {record.sequence}", "restore it from a backup"
+            )
         return record
 
-    def _parse(self, raw: bytes, kind: type[Record], what: str) -> Record:
+    def _parse(self, raw: bytes, kind: type[Record], name: str) -> Record:
         try:
             return kind.model_validate_json(raw)
         except ValidationError as e:
-            raise self._invalid(f"{what}: {first_error(e)}", "restore it from a backup") from None
+            raise self._invalid(f"{name}: {first_error(e)}", "restore it from a backup") from None
 
-    def _invalid(self, what: str, remedy: str) -> InvalidArtifact:
-        return InvalidArtifact(f"{self.tenant_id}/{self.module}: {what}", remedy)
+    def _invalid(self, problem: str, remedy: str) -> InvalidArtifact:
+        return InvalidArtifact(f"{self.tenant_id}/{self.module}: {problem}", remedy)
 
 
 def modules_of(files: ObjectStore, tenant_id: str) -> list[VersionStore]:
-    """The artifacts of every module that a tenant has any of, installed or not."""
+    """Return the stores of all modules that have artifacts of a tenant, installed or not."""
     return [VersionStore(files, tenant_id, name) for name in files.names(safe_name(tenant_id))]
 
 
 def read_pointers(
     files: ObjectStore, places: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Pointer | AutooptError | None]:
-    """What is active, by tenant and module, as `active.json` says it: one small file each, for readers.
+    """Return the content of `active.json` by tenant and module.
 
-    None where nothing is. What is wrong with one pointer is its value.
+    None if there is no such file. If one pointer cannot be read, its value is the error.
     """
-    describe_transition = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
-    found = files.read_many(list(describe_transition.values()))
-    return {place: _pointer(*place, found[path]) for place, path in describe_transition.items()}
+    paths = {(tenant, module): f"{safe_name(tenant)}/{module}/active.json" for tenant, module in places}
+    contents = files.read_many(list(paths.values()))
+    return {place: _pointer(*place, contents[path]) for place, path in paths.items()}
 
 
 def read_manifests(
     files: ObjectStore, versions: Mapping[tuple[str, str], str]
 ) -> dict[tuple[str, str], Manifest | AutooptError]:
-    """The manifest of one version each of tenants and modules. What is wrong with one manifest is its value."""
-    describe_transition = {
+    """Return one version's manifest by tenant and module. If a manifest cannot be read, its value is the error."""
+    paths = {
         (tenant, module): f"{safe_name(tenant)}/{module}/versions/{version}/manifest.json"
         for (tenant, module), version in versions.items()
     }
-    found = files.read_many(list(describe_transition.values()))
-    return {place: _manifest(*place, versions[place], found[path]) for place, path in describe_transition.items()}
+    contents = files.read_many(list(paths.values()))
+    return {place: _manifest(*place, versions[place], contents[path]) for place, path in paths.items()}
 
 
 def _manifest(tenant_id: str, module: str, version: str, raw: bytes | Exception) -> Manifest | AutooptError:
     where = f"{tenant_id}/{module}: the manifest of {version}"
     if isinstance(raw, FileNotFoundError):
-        return InvalidArtifact(f"{where} is missing", "restore it from a backup, or activate another")
+        return InvalidArtifact(f"{where} is missing", "restore it from a backup, or activate another version")
     if isinstance(raw, Exception):
         return ArtifactStoreUnavailable(f"{where}: {raw}", "check AUTOOPT_ARTIFACTS_URL and its permissions")
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError:
-        return InvalidArtifact(f"{where} is damaged", "restore it from a backup, or activate another")
+        return InvalidArtifact(f"{where} is damaged", "restore it from a backup, or activate another version")
 
 
 def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | AutooptError | None:
@@ -372,7 +376,7 @@ def _pointer(tenant_id: str, module: str, raw: bytes | Exception) -> Pointer | A
         try:
             return Pointer.model_validate_json(raw)
         except ValidationError:
-            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next transition mends it")
+            return InvalidArtifact(f"{tenant_id}/{module}: active.json is damaged", "the next transition repairs it")
     if isinstance(raw, FileNotFoundError):
         return None
     return ArtifactStoreUnavailable(

@@ -1,6 +1,6 @@
-"""Rollout analysis: compares two versions that serve side by side, as their outcomes become known. Pure.
+"""Rollout analysis: compares two versions that serve side by side, as their outcomes become known. Does no I/O.
 
-Only decisions of the same time are compared, so no version is blamed for a drift of the traffic.
+Only outcomes of the same time are compared, so a drift of the traffic affects both versions alike.
 """
 
 import math
@@ -13,14 +13,14 @@ from statistics import fmean
 from autoopt_pipeline.evaluation.statistics import log_e_value
 from autoopt_pipeline.modules.online_score import LiveOutcome
 
-# Chance that the analysis ever calls a version worse that is no worse, or better that is no better.
+# Probability that the analysis ever calls an equal version worse or better.
 ALPHA = 0.05
 
-# Comparisons after which a rollout ends when the newer version is not clearly worse. By then the analysis finds a loss
+# Comparisons after which a rollout ends if the newer version is not clearly worse. By then the analysis finds a loss
 # of 10 points in about 9 of 10 rollouts, and one of 20 points in all (bench/README.md).
 ENOUGH = 500
 
-# Decisions that one analysis reads at most. A rollout ends there, because more would burden Phoenix.
+# Maximum number of decisions that one analysis reads. A rollout ends there, because more would burden Phoenix.
 MAX_DECISIONS = 10_000
 
 
@@ -34,7 +34,7 @@ class AnalysisStatus(StrEnum):
 
 @dataclass(frozen=True)
 class VersionSample:
-    """One version's decisions since the rollout began, and the outcomes that are known of them."""
+    """The number of a version's decisions since the rollout began, and their known outcomes."""
 
     decisions: int = 0
     outcomes: tuple[LiveOutcome, ...] = ()
@@ -51,7 +51,7 @@ class VersionSample:
 
 @dataclass(frozen=True)
 class RolloutAnalysis:
-    """A rollout's analysis at one moment. `p_worse` and `p_better` stay valid however often it is repeated."""
+    """The result of one analysis. `p_worse` and `p_better` stay valid however often the analysis is repeated."""
 
     status: AnalysisStatus
     reason: str
@@ -65,9 +65,9 @@ class RolloutAnalysis:
 def analyze_rollout(
     newer: VersionSample, older: VersionSample, *, age: timedelta, longest: timedelta
 ) -> RolloutAnalysis:
-    """Compare the newer version with the older one. `age` is the time since the rollout began."""
+    """Compare the newer version with the older one. `age` is the time since the rollout began, `longest` its limit."""
     losses = differences(older.outcomes, newer.outcomes)
-    p_worse, p_better = _p(losses), _p([-loss for loss in losses])
+    p_worse, p_better = _p_value(losses), _p_value([-loss for loss in losses])
     if p_worse <= ALPHA:
         status, cause = AnalysisStatus.WORSE, f"clearly worse, p {p_worse:.2g}"
     elif p_better <= ALPHA:
@@ -85,14 +85,14 @@ def analyze_rollout(
     return RolloutAnalysis(status, reason, newer, older, len(losses), p_worse, p_better)
 
 
-def differences(one: Sequence[LiveOutcome], other: Sequence[LiveOutcome]) -> list[float]:
-    """Differences in score (one minus other) between outcomes that became known at about the same time, oldest first.
+def differences(first: Sequence[LiveOutcome], second: Sequence[LiveOutcome]) -> list[float]:
+    """Differences in score (first minus second) of outcomes that became known at about the same time, oldest first.
 
     As soon as both versions have outcomes, their means are compared and both start again. Which version's outcome
     arrives next does not depend on its score, so the mean difference of equal versions is 0 however the traffic drifts.
-    Labels that were stored together, as a judge stores them, count in the order of their decisions.
+    Labels that a judge stored together count in the order of their decisions.
     """
-    arrivals = [(outcome, 0) for outcome in one] + [(outcome, 1) for outcome in other]
+    arrivals = [(outcome, 0) for outcome in first] + [(outcome, 1) for outcome in second]
     gains: list[float] = []
     pending: tuple[list[float], list[float]] = ([], [])
     for outcome, side in sorted(arrivals, key=lambda arrival: (arrival[0].known_at, arrival[0].decided_at)):
@@ -103,5 +103,5 @@ def differences(one: Sequence[LiveOutcome], other: Sequence[LiveOutcome]) -> lis
     return gains
 
 
-def _p(gains: Sequence[float]) -> float:
+def _p_value(gains: Sequence[float]) -> float:
     return min(1.0, math.exp(-log_e_value(gains))) if gains else 1.0

@@ -1,4 +1,4 @@
-"""Reads both versions' decisions of a rollout from Phoenix, and analyzes them."""
+"""Reads the decisions of a rollout's two versions from Phoenix, and analyzes them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -40,10 +40,10 @@ def analyze(
 def read_samples(
     phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, labels: Sequence[Label], rollout: Rollout, *, until: datetime
 ) -> tuple[VersionSample, VersionSample]:
-    """Both versions' decisions since the rollout began: the newer version's first.
+    """Read both versions' decisions since the rollout began. Returns the newer version's sample first.
 
-    Only spans that name one of these versions and its role in this rollout count. Under heavy traffic the first
-    decisions are read, at most twice `MAX_DECISIONS`. A tenant without a project has no decisions.
+    Only spans that name one of these versions and its role in this rollout count. Under heavy traffic only the
+    first decisions are read, at most twice `MAX_DECISIONS`. A tenant without a project has no decisions.
     """
     project = phoenix.project(project_name(tenant_id))
     if project is None:
@@ -69,8 +69,8 @@ def _sample(
     *,
     as_canary: bool,
 ) -> VersionSample:
-    """One version's part. Requests of servers that have not read the new pointer yet are left out: there the
-    predecessor still serves as the active version."""
+    """One version's sample, without requests of servers that have not read the transition yet. There the predecessor
+    still serves as the active version."""
     own = [
         decision
         for decision in decisions

@@ -1,4 +1,4 @@
-"""Starting a rollout of a proven version, and finishing it."""
+"""Starts and finishes the rollout of a version."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ ROLLOUT_MONITOR = "rollout monitor"
 def roll_out(
     artifacts: VersionStore, version: str, *, expected: str | None, actor: str, reason: str, policy: RolloutPolicy
 ) -> Transition:
-    """Make a version active, or a canary first, as the policy says. A predecessor that can serve is held back.
+    """Make a version active, or a canary first, according to the policy. A predecessor that can serve keeps a fraction.
 
     Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.transition` does.
     """
@@ -38,7 +38,7 @@ def finish_rollout(
 ) -> Transition:
     """Give all requests to the version that stays, and store the result.
 
-    Raises `PromotionConflict` when another transition has ended the rollout meanwhile.
+    Raises `PromotionConflict` if another transition has ended the rollout in the meantime.
     """
     result = RolloutResult(
         sequence=rollout.transition.sequence,

@@ -13,11 +13,11 @@ from autoopt_pipeline.span_contract import BASELINE
 if TYPE_CHECKING:
     import dspy
 
+# Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline.
 Arm = Literal["active", "canary", "baseline"]
-"""Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline."""
 
+# An agent by name, or by name and description.
 AgentLike = str | tuple[str, str] | Label
-"""An agent by name, or by name and description."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def labels_of(spec: ModuleSpec, agents: Sequence[AgentLike] | None) -> tuple[Lab
         raise InvalidRequest(f"agents is the text {agents[:60]!r}", f"pass a list: agents=[{agents[:60]!r}]")
     if spec.labels is not None:
         return spec.labels
-    found = (
+    labels = (
         agent if isinstance(agent, Label) else Label(*((agent,) if isinstance(agent, str) else agent))
         for agent in agents or ()
     )
-    by_name = {label.name: label for label in found}
+    by_name = {label.name: label for label in labels}
     if not by_name:
         raise InvalidRequest(f"{spec.name} chooses from the application's agents", "pass them as agents=[...]")
     return tuple(by_name.values())

@@ -29,33 +29,33 @@ from autoopt_pipeline.urls import without_login, without_secrets
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
+# Pieces of feedback that may wait. Further ones are dropped and reported.
 CAPACITY = 1000
-"""Pieces of feedback that may wait. Further ones are dropped and reported."""
 
+# How long a span may take to arrive. Phoenix stores about 130 a second; one that a sampler dropped never arrives.
 GIVE_UP_SECONDS = 900
-"""How long a span may take to arrive. Phoenix stores about 130 a second; one that a sampler dropped never arrives."""
 
+# Maximum length of an annotator's name. It is part of a database key, which databases limit.
 MAX_NAME_CHARS = 200
-"""Maximum length of an annotator's name. It is part of a database key, which databases limit."""
 
 MAX_CORRECTION_CHARS = 4000
 
 _BATCH = 100
+# Server errors after which a piece is sent alone, because it may be the cause.
 _ALONE_AFTER = 3
-"""Server errors after which a piece is sent alone, because it may be the cause."""
 
 _TIMEOUT_SECONDS = 10
+# First and longest wait before a retry. The wait doubles each time.
 _RETRY_SECONDS = (0.5, 30)
-"""First and longest wait before a retry. The wait doubles each time."""
 
 _FLUSH_AT_EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class FeedbackRequest:
-    """What an application says of a decision.
+    """An application's feedback on a decision.
 
-    Raises `InvalidRequest` where it says nothing or cannot be stored. No message quotes what was said.
+    Raises `InvalidRequest` if it is empty or cannot be stored. No message quotes its text.
     """
 
     correct: bool | None
@@ -67,7 +67,7 @@ class FeedbackRequest:
 
     def __post_init__(self) -> None:
         correction, by = stripped(self.correction), self.by
-        for wrong, what, remedy in (
+        for invalid, problem, remedy in (
             (
                 self.correct is None and self.correction is None and self.score is None,
                 "feedback says nothing",
@@ -100,8 +100,8 @@ class FeedbackRequest:
                 "pass a name or an id of who says so",
             ),
         ):
-            if wrong:
-                raise InvalidRequest(what, remedy)
+            if invalid:
+                raise InvalidRequest(problem, remedy)
 
     def annotation(self, span_id: str, name: str) -> NewAnnotation:
         """What is written to Phoenix about one of the decision's spans."""
@@ -248,8 +248,8 @@ class Feedback:
             self._later(batch, e)
         except Exception as e:  # noqa: BLE001 - one batch must not end the thread
             # The message of an unexpected error may quote the feedback.
-            told = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
-            self._lose(len(batch), told)
+            error = e if isinstance(e, AutooptError) else PhoenixRefused(f"feedback: {type(e).__name__}", "report this")
+            self._lose(len(batch), error)
             self._done(batch)
         else:
             self._problem = None

@@ -22,17 +22,17 @@ from autoopt_pipeline.urls import without_secrets
 
 logger = logging.getLogger(__name__)
 
+# Resource attribute that names a span's Phoenix project.
 PROJECT = "openinference.project.name"
-"""Resource attribute that names a span's Phoenix project."""
 
 _TIMEOUT_SECONDS = 10
 
+# OpenTelemetry's loggers for failed exports, which quote the server's response.
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-"""OpenTelemetry's loggers for failed exports, which quote the server's response."""
 
 
 class TenantSpans(SpanProcessor):
@@ -100,10 +100,10 @@ class ByTenant(SpanExporter):
         return result
 
     def _note_failure(self) -> None:
-        what, remedy = _told(without_secrets(self._endpoint), self._session.last)
-        if self._problem is None or self._problem.what != what:
-            logger.warning("spans are lost: %s -> %s", what, remedy)
-            self._problem = Problem("spans", what, remedy, datetime.now(UTC))
+        problem, remedy = _describe_failure(without_secrets(self._endpoint), self._session.last)
+        if self._problem is None or self._problem.what != problem:
+            logger.warning("spans are lost: %s -> %s", problem, remedy)
+            self._problem = Problem("spans", problem, remedy, datetime.now(UTC))
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -128,7 +128,7 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
     return provider
 
 
-def _told(endpoint: str, last: requests.Response | Exception | None) -> tuple[str, str]:
+def _describe_failure(endpoint: str, last: requests.Response | Exception | None) -> tuple[str, str]:
     """Return a problem and its remedy. Omits the error's own text, which may contain an address with a password."""
     takes_none = f"Phoenix {endpoint} takes no spans"
     if isinstance(last, requests.exceptions.SSLError):

@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 scrub_logs_of(__name__)
 
+# Refreshes after which a module without requests is dropped. The next request loads it again.
 IDLE_REFRESHES = 20
-"""Refreshes after which a module without requests is dropped. The next request loads it again."""
 
+# Refreshes of due entries per interval, which spread the reads.
 _TICKS = 10
-"""Refreshes of due entries per interval, which spread the reads."""
 
+# Fraction of the interval by which a refresh varies, so that processes do not read in step.
 _JITTER = 0.2
-"""Fraction of the interval by which a refresh varies, so that processes do not read in step."""
 
+# Longest wait between retries, in refresh intervals, while the store fails or a rejected version stays active.
 _LONGEST_BACK_OFF = 10
-"""Longest wait between retries, in refresh intervals, while the store fails or a rejected version stays active."""
 
+# Concurrent first loads. They mostly wait for the store.
 _LOADERS = 8
-"""Concurrent first loads. They mostly wait for the store."""
 
 
 @dataclass(eq=False)
@@ -164,7 +164,7 @@ class ProgramCache:
             pointers = dict.fromkeys(places, down)
         for entry in due:
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules})
-        self._look_for_anything(pointers.values())
+        self._check_not_empty(pointers.values())
 
     def close(self) -> None:
         """Stop the thread. Loaded programs stay usable."""
@@ -198,33 +198,33 @@ class ProgramCache:
             places = [(entry.tenant_id, module) for module in entry.modules]
             pointers = read_pointers(self._files, places)
             self._follow(entry, {module: pointers[entry.tenant_id, module] for module in entry.modules}, labels)
-            self._look_for_anything(pointers.values())
+            self._check_not_empty(pointers.values())
         except Exception as e:  # noqa: BLE001 - a store's driver may raise anything
             self._failed(entry, ArtifactStoreUnavailable(f"{entry.name}: {e}", "check AUTOOPT_ARTIFACTS_URL"))
         finally:
             self._snapshot(entry)
             entry.first_load.set_result(None)
 
-    def _look_for_anything(self, found: Collection[Pointer | AutooptError | None]) -> None:
+    def _check_not_empty(self, pointers: Collection[Pointer | AutooptError | None]) -> None:
         """Warn once if the artifact root is empty, because then the pipeline probably writes to another one."""
         if self._something:
             return
-        if any(isinstance(pointer, AutooptError) for pointer in found):
+        if any(isinstance(pointer, AutooptError) for pointer in pointers):
             return  # which is reported separately
         try:
-            self._something = any(found) or bool(self._files.names(""))
+            self._something = any(pointers) or bool(self._files.names(""))
         except AutooptError:
             return
         with self._lock:
             if self._something:
                 self._nothing = None
             elif self._nothing is None:
-                what = f"artifact root {without_secrets(self._root_url)} holds nothing, so only baselines serve"
+                problem = f"artifact root {without_secrets(self._root_url)} holds nothing, so only baselines serve"
                 remedy = (
                     "set AUTOOPT_ARTIFACTS_URL to the root of the pipeline; if that is it, wait for its first program"
                 )
-                logger.warning("%s -> %s", what, remedy)
-                self._nothing = Problem("artifacts", what, remedy, datetime.now(UTC))
+                logger.warning("%s -> %s", problem, remedy)
+                self._nothing = Problem("artifacts", problem, remedy, datetime.now(UTC))
 
     def _snapshot(self, entry: _Entry) -> "Snapshot":
         """Return what serves now: the baseline if nothing could be loaded in time."""
@@ -241,12 +241,12 @@ class ProgramCache:
     def _follow(
         self,
         entry: _Entry,
-        found: Mapping[str, Pointer | AutooptError | None],
+        results: Mapping[str, Pointer | AutooptError | None],
         labels: tuple[Label, ...] | None = None,
     ) -> None:
         """Put into service what the pointers name, or record the reason why that fails."""
         pointers: dict[str, Pointer | None] = {}
-        for module, pointer in found.items():
+        for module, pointer in results.items():
             if isinstance(pointer, AutooptError):
                 self._failed(entry, pointer)
                 return

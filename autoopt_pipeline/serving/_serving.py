@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from autoopt_pipeline.modules.answer_format import AnswerFormat
 
+# Concurrent decisions per process for programs without an `aforward`. They mostly wait.
 _ASYNC_THREADS = 64
-"""Concurrent decisions per process for programs without an `aforward`. They mostly wait."""
 
 
 class Serving:
@@ -173,7 +173,7 @@ class Serving:
         """
         spec = get_module(decision.module)
         parts = spec.parts or (spec,)
-        said = FeedbackRequest(
+        request = FeedbackRequest(
             correct=correct,
             correction=correction,
             score=score,
@@ -188,7 +188,7 @@ class Serving:
             )
         if not decision.spans:
             raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serving.md")
-        annotations = [said.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
+        annotations = [request.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
         if wait:
             self._feedback.send(annotations)
         else:

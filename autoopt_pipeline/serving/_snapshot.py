@@ -16,11 +16,11 @@ from autoopt_pipeline.serving._answers import Arm, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
 
 Labels = tuple[Label, ...]
+# Active pointers by module: the module's own, and those of its parts.
 Pointers = Mapping[str, Pointer | None]
-"""Active pointers by module: the module's own, and those of its parts."""
 
+# Sets of agents per tenant and module for which programs are cached. Most applications have one.
 _KEPT = 8
-"""Sets of agents per tenant and module for which programs are cached. Most applications have one."""
 
 
 class Snapshot:

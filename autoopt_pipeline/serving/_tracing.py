@@ -74,8 +74,8 @@ class Recording:
             clean = scrub_error(error)
             if isinstance(clean, Exception):
                 stack = "".join(traceback.format_exception(clean))
-                told = {"exception.message": str(clean), "exception.stacktrace": stack}
-                self._main.record_exception(clean, attributes=storable(told))
+                details = {"exception.message": str(clean), "exception.stacktrace": stack}
+                self._main.record_exception(clean, attributes=storable(details))
             self._main.set_status(Status(StatusCode.ERROR, storable(scrub(f"{type(error).__name__}: {error}"))))
 
 
@@ -88,7 +88,7 @@ class Tracing:
     def __init__(self, provider: TracerProvider | None, *, own_traces: bool) -> None:
         self.tracer = trace.get_tracer("autoopt_pipeline.serving", tracer_provider=provider)
         self._own_traces = own_traces
-        self._told = False
+        self._logged = False
         self._problem: Problem | None = None
         with self.never_raising():
             from opentelemetry.sdk.trace import SpanLimits
@@ -112,10 +112,12 @@ class Tracing:
 
     def _note_limit(self, limit: int) -> None:
         if self._problem is None:
-            what = f"this process cuts attributes of spans after {limit} characters, and what is cut is not learnt from"
+            problem = (
+                f"this process cuts attributes of spans after {limit} characters, and what is cut is not learnt from"
+            )
             remedy = "raise or unset OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, or the limit of your TracerProvider"
-            logger.warning("%s -> %s", what, remedy)
-            self._problem = Problem("tracing", what, remedy, datetime.now(UTC))
+            logger.warning("%s -> %s", problem, remedy)
+            self._problem = Problem("tracing", problem, remedy, datetime.now(UTC))
 
     @contextmanager
     def decision(
@@ -171,6 +173,6 @@ class Tracing:
         try:
             yield
         except Exception:
-            if not self._told:
-                self._told = True
+            if not self._logged:
+                self._logged = True
                 logger.warning("tracing of decisions fails; they are made all the same", exc_info=True)

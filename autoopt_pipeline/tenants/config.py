@@ -16,25 +16,25 @@ from autoopt_pipeline.settings import KEY_VARIABLE
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.text import did_you_mean
 from autoopt_pipeline.urls import is_web_address
-from autoopt_pipeline.validation import Strict, first_error, what_is_wrong
+from autoopt_pipeline.validation import Strict, describe_error, first_error
 
 PromotionMode = Literal["auto", "manual"]
 AnswerFormatChoice = Literal["auto", "chat", "json_schema"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
-MAX_FORGOTTEN_TRACES = 1000
-"""Every version of a configuration holds the whole list. A trace that Phoenix has no more, or that is older than
-the lookback, need not stand in it."""
+# Every version of a configuration holds the whole list. The list needs no trace that Phoenix has deleted or that is
+# older than the lookback.
+MAX_EXCLUDED_TRACES = 1000
 
+# Every prompt of routing lists all agents with their descriptions.
 MAX_AGENTS = 500
-"""All agents and their descriptions stand in every prompt of routing."""
 
+# Longest duration, in seconds. A longer one could lead to a date beyond the year 9999, which is an error.
 _TEN_YEARS = 10 * 365 * 24 * 3600
-"""Longest duration, in seconds: the calendar ends, and to reckon with a time beyond it is an error."""
 
+# Largest number of calls, tokens or traces. Every reader of JSON can represent it exactly.
 _MOST = 10**12
-"""Largest number of calls, tokens or traces: what is told of them has to be a number for every reader."""
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
@@ -42,49 +42,49 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _PHOENIX_KEYS = ("AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY")
 
 
+# Fields in which somebody may have put a key or a password, with the correct content. No error quotes their value.
 MAY_HOLD_SECRETS = {
     "api_key_env": "give the name of an environment variable that ends with _API_KEY, not Phoenix's, never the key",
     "api_base": "give http:// or https:// and a host, without user or password",
 }
-"""Fields in which somebody may have put a key or a password, so that no error quotes them, with what belongs there."""
 
 
 class Agent(Strict):
-    """One of the tenant's agents that routing may answer."""
+    """An agent of the tenant that routing can choose."""
 
-    name: str = Field(description="As the application names it.")
-    description: str = Field("", max_length=500, description="What the agent is for; the model reads it.")
+    name: str = Field(description="Name of the agent in the application.")
+    description: str = Field("", max_length=500, description="Purpose of the agent; the model reads it.")
 
     @field_validator("name")
     @classmethod
     def _can_be_answered(cls, name: str) -> str:
         if not _AGENT_NAME.fullmatch(name):
             raise ValueError(
-                f"{name[:60]!r} is no agent's name: up to 100 letters, digits, '_', '.' and '-', the first a letter "
-                "or a digit"
+                f"{name[:60]!r} is not an agent's name: up to 100 letters, digits, '_', '.' and '-', the first a "
+                "letter or a digit"
             )
         return name
 
 
 class LMSettings(Strict):
-    """The language model that optimizes and answers. The key itself never stands here."""
+    """The language model that optimizes and answers. The configuration never contains its key."""
 
-    model: str = Field(min_length=1, description="As DSPy names it, e.g. openai/gpt-4o-mini; or stand-in.")
+    model: str = Field(min_length=1, description="DSPy's name of the model, e.g. openai/gpt-4o-mini; or stand-in.")
     api_base: str | None = Field(
-        None, max_length=500, description="Endpoint, for servers that speak the OpenAI protocol: http:// or https://."
+        None, max_length=500, description="Endpoint of a server with the OpenAI protocol: http:// or https://."
     )
     api_key_env: str | None = Field(
         None,
         description="Environment variable that holds the key; its name ends with _API_KEY.",
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="By default 0, where the model allows it.")
-    max_tokens: int | None = Field(None, ge=16, le=_MOST, description="By default 512, where the model allows it.")
+    temperature: float | None = Field(None, ge=0, le=2, description="By default 0, if the model allows it.")
+    max_tokens: int | None = Field(None, ge=16, le=_MOST, description="By default 512, if the model allows it.")
     answer_format: AnswerFormatChoice = Field(
         "auto",
         description="chat: DSPy's sections; json_schema: a short prompt, with a schema that the endpoint enforces; "
-        "auto: json_schema where the endpoint enforces it and answers get no worse.",
+        "auto: json_schema if the endpoint enforces it and the answers do not get worse.",
     )
-    concurrency: int = Field(8, ge=1, le=64, description="Calls under way at once.")
+    concurrency: int = Field(8, ge=1, le=64, description="Concurrent calls.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
 
     _durations = field_validator("timeout_seconds", mode="before")(read_duration)
@@ -92,7 +92,7 @@ class LMSettings(Strict):
     @field_validator("api_base")
     @classmethod
     def _web_address(cls, address: str | None) -> str | None:
-        # A password in it could be read by all who may read the configuration; and a file is no endpoint.
+        # Everybody who may read the configuration could read a password in it. A file is not an endpoint.
         if address and (not is_web_address(address) or urlsplit(address).username is not None):
             raise ValueError(MAY_HOLD_SECRETS["api_base"])
         return address
@@ -100,24 +100,24 @@ class LMSettings(Strict):
     @field_validator("api_key_env")
     @classmethod
     def _no_other_key(cls, name: str | None) -> str | None:
-        # Not every variable: the key is sent to api_base, and a tenant must not be able to send other secrets there.
-        # Phoenix's key opens all tenants' traces.
+        # The key is sent to api_base, so only some variables are allowed: a tenant must not be able to send other
+        # secrets there. Phoenix's key opens all tenants' traces.
         if name is not None and (not KEY_VARIABLE.fullmatch(name) or name in _PHOENIX_KEYS):
             raise ValueError(MAY_HOLD_SECRETS["api_key_env"])
         return name
 
 
 class Budget(Strict):
-    """What one module's optimization may spend on the language model in one run."""
+    """Limits on the language model for the optimization of one module in one run."""
 
     max_lm_calls: int = Field(
-        6000, ge=1, le=_MOST, description="Calls; when they are spent, the best so far is judged."
+        6000, ge=1, le=_MOST, description="Calls; when they are spent, the gate judges the best candidate so far."
     )
-    max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Tokens in and out, of all calls.")
+    max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Input and output tokens of all calls.")
 
 
 class RolloutPolicy(Strict):
-    """How a new version is rolled out: compared with its predecessor in production while both serve side by side."""
+    """How a new version is compared with its predecessor in production, while both serve side by side."""
 
     monitor: bool = Field(
         True, description="Compare each new version with its predecessor in production, and roll back regressions."
@@ -143,45 +143,47 @@ class RolloutPolicy(Strict):
 
 
 class DailyBudget(Strict):
-    """What all optimizations of a tenant may spend on language models, teachers too, in a day of UTC."""
+    """Limits on language models, including teachers, for all optimizations of a tenant in one day (UTC)."""
 
     max_lm_calls: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
     max_tokens: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
 
 
 class Retry(Strict):
-    """How what may pass by itself is tried again.
+    """How transient failures are retried.
 
-    A step that fails before it has spent anything, because something does not answer, is tried again in the same run.
-    What was under way in a run that was killed is tried again in another one.
+    A step that fails before it has spent anything, because a service does not answer, is retried in the same run. The
+    modules of a killed run are retried in another run.
     """
 
     max_retries: int = Field(2, ge=0, le=10)
-    delay_seconds: int = Field(5, ge=0, le=3600, description="Before the first try again, give or take as much.")
+    delay_seconds: int = Field(
+        5, ge=0, le=3600, description="Delay before the first retry, with a random variation of up to 100 %."
+    )
     backoff: Literal["constant", "exponential"] = Field(
-        "exponential", description="exponential: once the delay, then 3, 7, 15 times; constant: once each time."
+        "exponential", description="exponential: the delay, then 3, 7, 15 times the delay; constant: always the delay."
     )
 
     _durations = field_validator("delay_seconds", mode="before")(read_duration)
 
     def delay(self, attempt: int) -> int:
-        """Seconds before a try again; `attempt` counts from 1."""
+        """Seconds before a retry; `attempt` counts from 1."""
         return self.delay_seconds * (2**attempt - 1 if self.backoff == "exponential" else 1)
 
 
 class QuietHours(Strict):
-    """Hours in which nothing is launched by itself, by the clock of a time zone."""
+    """Hours, by the clock of a time zone, in which the sensor launches no run."""
 
     start: str = Field(description="HH:MM")
-    end: str = Field(description="HH:MM, or 24:00; where it is not after the start, it is on the next day.")
-    weekdays: list[Weekday] = Field(list(WEEKDAYS), min_length=1, description="The days on which they start.")
-    time_zone: str = Field("UTC", description="As IANA names it, e.g. Europe/Berlin.")
+    end: str = Field(description="HH:MM, or 24:00; an end before or at the start is on the next day.")
+    weekdays: list[Weekday] = Field(list(WEEKDAYS), min_length=1, description="Days on which the quiet hours start.")
+    time_zone: str = Field("UTC", description="IANA name of the time zone, e.g. Europe/Berlin.")
 
     @field_validator("start", "end")
     @classmethod
     def _clock_time(cls, text: str, info: ValidationInfo) -> str:
         if not _CLOCK.fullmatch(text) and (text, info.field_name) != ("24:00", "end"):
-            raise ValueError(f"{text[:60]!r} is no time of day: HH:MM, from 00:00 to 23:59")
+            raise ValueError(f"{text[:60]!r} is not a time of day: HH:MM, from 00:00 to 23:59")
         return text
 
     @field_validator("time_zone")
@@ -190,7 +192,7 @@ class QuietHours(Strict):
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{name[:60]!r} is no IANA time zone, such as Europe/Berlin") from None
+            raise ValueError(f"{name[:60]!r} is not an IANA time zone such as Europe/Berlin") from None
         return name
 
     @model_validator(mode="after")
@@ -201,13 +203,13 @@ class QuietHours(Strict):
 
 
 class ModuleSettings(Strict):
-    """Settings of one module; what is not set here is taken from the tenant."""
+    """Settings of one module. The tenant's settings apply to fields that are not set here."""
 
     enabled: bool = Field(True, description="Whether the sensor optimizes this module.")
     optimization_interval_seconds: int | None = Field(None, ge=1, le=_TEN_YEARS, description="By default the tenant's.")
     min_samples_for_optimization: int | None = Field(None, ge=1, le=_MOST, description="By default the tenant's.")
     retrain_after: AwareDatetime | None = Field(
-        None, description="Due at once from this moment (UTC) on, until an optimization has ended after it."
+        None, description="Moment (UTC) from which the module is due at once, until an optimization ends after it."
     )
 
     _durations = field_validator("optimization_interval_seconds", mode="before")(read_duration)
@@ -218,7 +220,7 @@ class ModuleSettings(Strict):
         try:
             return moment.astimezone(UTC) if moment else None
         except OverflowError:
-            raise ValueError("the year is none from 1 to 9999 in UTC") from None
+            raise ValueError("the year has to be from 1 to 9999 in UTC") from None
 
 
 _NOTHING_CHOSEN = ModuleSettings()
@@ -231,61 +233,61 @@ def _default_modules() -> dict[str, ModuleSettings]:
 class RoutingConfigUnified(Strict):
     """A tenant's configuration. Durations are in seconds, and all times are UTC."""
 
-    tenant_id: str = Field(description="`acme` or `org:tenant`; it never changes.")
+    tenant_id: str = Field(description="`acme` or `org:tenant`; never changes.")
     enable_auto_optimization: bool = Field(True, description="Turn automatic optimization on or off.")
     optimization_interval_seconds: int = Field(
-        3600, ge=1, le=_TEN_YEARS, description="Least time between two attempts to optimize a module."
+        3600, ge=1, le=_TEN_YEARS, description="Shortest time between two attempts to optimize a module."
     )
     min_samples_for_optimization: int = Field(
         100, ge=1, le=_MOST, description="New traces and annotations that make a module due."
     )
     lookback_seconds: int = Field(
-        30 * 24 * 3600, ge=60, le=_TEN_YEARS, description="How far back traces are learnt from, whether new or not."
+        30 * 24 * 3600, ge=60, le=_TEN_YEARS, description="Age of the oldest traces that an optimization reads."
     )
     modules: dict[Annotated[str, Field(max_length=40)], ModuleSettings] = Field(
-        default_factory=_default_modules, max_length=100, description="The modules to optimize."
+        default_factory=_default_modules, max_length=100, description="Modules to optimize."
     )
     agents: list[Agent] = Field(
-        default_factory=list, max_length=MAX_AGENTS, description="The agents that routing chooses from."
+        default_factory=list, max_length=MAX_AGENTS, description="Agents that routing chooses from."
     )
     lm: LMSettings | None = Field(None, description="Language model; by default the deployment's (AUTOOPT_LM).")
     teacher_lm: LMSettings | None = Field(
         None,
         description="Stronger model that writes instructions and demos; by default AUTOOPT_TEACHER_LM, or lm itself.",
     )
-    budget: Budget = Field(Budget(), description="What one module may spend on the language model in one run.")
+    budget: Budget = Field(Budget(), description="Limits on the language model for one module in one run.")
     daily_budget: DailyBudget = Field(
-        DailyBudget(), description="What all modules may spend on the language model in one day (UTC)."
+        DailyBudget(), description="Limits on language models for all modules in one day (UTC)."
     )
     quiet_hours: list[QuietHours] = Field(
-        default_factory=list, max_length=20, description="When nothing is launched by itself."
+        default_factory=list, max_length=20, description="Hours in which the sensor launches no run."
     )
     retry: Retry = Field(
         Retry(),
-        description="Trying again in the same run what may pass by itself, and soon in another one after a kill.",
+        description="Retries of transient failures in the same run, and of a killed run's modules in another run.",
     )
     max_run_seconds: int | None = Field(
         None,
         ge=60,
         le=_TEN_YEARS,
-        description="Longest time that a run may take which was launched by itself; by default the deployment's.",
+        description="Longest duration of a run that the sensor launched; by default the deployment's.",
     )
     promotion_mode: PromotionMode = Field(
-        "auto", description="auto: what passes the gate becomes active; manual: it waits for approval."
+        "auto", description="auto: a version that passes the gate becomes active; manual: a person has to approve it."
     )
     rollout: RolloutPolicy = Field(
         RolloutPolicy(), description="How new versions are compared with their predecessors in production."
     )
     dspy_max_bootstrapped_demos: int = Field(
-        10, ge=0, le=100, description="Demos that a program may show with the model's own answers."
+        10, ge=0, le=100, description="Most demos of a program with the model's own answers."
     )
     dspy_max_labeled_demos: int = Field(
-        50, ge=1, le=200, description="Demos that a program may show with labels from traces."
+        50, ge=1, le=200, description="Most demos of a program with labels from traces."
     )
     excluded_traces: list[str] = Field(
         default_factory=list,
-        max_length=MAX_FORGOTTEN_TRACES,
-        description="Ids of traces that are never learnt from; 'autoopt forget' enters them.",
+        max_length=MAX_EXCLUDED_TRACES,
+        description="Ids of traces that optimizations never read; 'autoopt forget' adds them.",
     )
 
     _durations = field_validator("optimization_interval_seconds", "lookback_seconds", "max_run_seconds", mode="before")(
@@ -321,15 +323,15 @@ class RoutingConfigUnified(Strict):
         return self
 
     def interval_seconds(self, module: str) -> int:
-        """Least time between two attempts to optimize `module`."""
+        """Shortest time between two attempts to optimize `module`."""
         return self._module(module).optimization_interval_seconds or self.optimization_interval_seconds
 
     def min_samples(self, module: str) -> int:
-        """New evidence that makes `module` due."""
+        """Number of new traces and annotations that makes `module` due."""
         return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
 
     def retrain_after(self, module: str) -> datetime | None:
-        """From when on `module` is due at once (UTC), until an optimization has ended after that."""
+        """The moment (UTC) from which `module` is due at once, until an optimization ends after it."""
         return self._module(module).retrain_after
 
     def _module(self, module: str) -> ModuleSettings:
@@ -337,34 +339,33 @@ class RoutingConfigUnified(Strict):
 
 
 def valid_trace_id(text: str) -> str:
-    """A trace id as Phoenix writes it, in lower case. Raises `ValueError` when the text is none."""
+    """Return a trace id as Phoenix writes it, in lower case. Raises `ValueError` for any other text."""
     trace_id = text.lower()
     if not _TRACE_ID.fullmatch(trace_id):
-        raise ValueError(f"{text[:60]!r} is no trace id: 32 hexadecimal digits")
+        raise ValueError(f"{text[:60]!r} is not a trace id: 32 hexadecimal digits")
     return trace_id
 
 
 def parse_config(data: Any, *, where: str) -> RoutingConfigUnified:
-    """Validate a configuration. Raises `InvalidConfig` with one line that names the field and the value."""
+    """Validate a configuration. Raises `InvalidConfig`, which names the field and the value."""
     try:
         return RoutingConfigUnified.model_validate(data)
     except ValidationError as e:
         raise InvalidConfig(f"{where}: {_first_error(e)}", "correct the field and save again") from None
 
 
-def wrong_fields(data: Any) -> dict[tuple[int | str, ...], str]:
-    """What breaks a rule, by its place in a document; nothing where the document is a configuration."""
+def field_errors(data: Any) -> dict[tuple[int | str, ...], str]:
+    """The errors of a document by the path of the field; empty for a valid configuration."""
     try:
         RoutingConfigUnified.model_validate(data)
     except ValidationError as e:
-        # Of several rules that a field breaks the first is the one to mend.
-        return {error["loc"]: _secretive(error["loc"], what_is_wrong(error)) for error in reversed(e.errors())}
+        # Reversed, so that the first error of a field wins.
+        return {error["loc"]: _without_secret(error["loc"], describe_error(error)) for error in reversed(e.errors())}
     return {}
 
 
 def check_modules(config: RoutingConfigUnified, before: Any = None) -> None:
-    """Raise `InvalidConfig` when the configuration names a module that is not installed, and the document that was
-    stored `before` did not."""
+    """Raise `InvalidConfig` if a module is not installed, unless the document `before` already names it."""
     known = module_names()
     named = before.get("modules") if isinstance(before, dict) else None
     for name in config.modules:
@@ -376,34 +377,34 @@ def check_modules(config: RoutingConfigUnified, before: Any = None) -> None:
 
 
 def chosen_fields(config: RoutingConfigUnified, *choose: str) -> dict[str, Any]:
-    """What the tenant has chosen, as JSON knows it: the fields that were set. The others follow the defaults.
+    """The fields that the tenant has set, as JSON data. All other fields follow the defaults.
 
-    The top-level fields in `choose` are among them from now on, with what they hold now.
+    The top-level fields in `choose` count as set, with their current values.
     """
     chosen = {name: getattr(config, name) for name in choose if name in RoutingConfigUnified.model_fields}
     return config.model_copy(update=chosen).model_dump(mode="json", exclude_unset=True)
 
 
 def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingConfigUnified:
-    """The configuration with one field replaced, all others as they are: chosen, or following the defaults.
+    """Replace one field. All other fields stay as they are: set, or following the defaults.
 
-    `path` is dotted (`budget.max_lm_calls`); `value` is JSON where it parses as such, and plain text otherwise.
+    `path` is dotted (`budget.max_lm_calls`); `value` is JSON if it parses as such, and plain text otherwise.
     """
     *parents, last = path.split(".")
-    # Choosing `modules.routing.enabled` must not lose the other modules that the default lists.
+    # Setting `modules.routing.enabled` must not lose the other default modules.
     data = chosen_fields(config, *parents[:1])
     target: Any = data
     for depth, name in enumerate(parents, 1):
         if not isinstance(target, dict):
-            raise InvalidConfig(f"tenant {config.tenant_id}: {path!r} leads into no object", "check the path")
+            raise InvalidConfig(f"tenant {config.tenant_id}: {path!r} does not lead to a field", "check the path")
         if target.get(name) is None:
             target[name] = {}
         target = target[name]
         if not isinstance(target, dict):
             where = ".".join(parents[:depth])
             raise InvalidConfig(
-                f"tenant {config.tenant_id}: {where} has no fields of its own",
-                f"set {where} as a whole, as JSON",
+                f"tenant {config.tenant_id}: {where} does not contain fields",
+                f"set the whole of {where}, as JSON",
             )
     target[last] = json_or_text(value)
     if path == "tenant_id":
@@ -412,9 +413,9 @@ def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingCo
 
 
 def without_field(config: RoutingConfigUnified, path: str) -> RoutingConfigUnified:
-    """The configuration in which a field that was chosen follows its default again; of `modules.NAME`, without it.
+    """Let a field follow its default again, or remove a module (`modules.NAME`).
 
-    Raises `InvalidConfig` where the field was not chosen, or has no default.
+    Raises `InvalidConfig` if the field is not set, or has no default.
     """
     *parents, last = path.split(".")
     data = chosen_fields(config)
@@ -423,15 +424,15 @@ def without_field(config: RoutingConfigUnified, path: str) -> RoutingConfigUnifi
         target = target.get(name) if isinstance(target, dict) else None
     if not isinstance(target, dict) or last not in target or path == "tenant_id":
         raise InvalidConfig(
-            f"tenant {config.tenant_id}: {path[:100]!r} is no field that was chosen",
-            f"'autoopt config edit {config.tenant_id}' lists those",
+            f"tenant {config.tenant_id}: {path[:100]!r} is not a field that was set",
+            f"'autoopt config edit {config.tenant_id}' lists the fields that are set",
         )
     del target[last]
     return parse_config(data, where=f"tenant {config.tenant_id}")
 
 
 def json_or_text(value: str) -> Any:
-    """What JSON says; the text itself where it is none, is nested too deeply, or holds a number beyond all bounds."""
+    """Parse JSON. Returns the text itself if it is not valid, nested too deeply, or holds an excessive number."""
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
@@ -440,10 +441,10 @@ def json_or_text(value: str) -> Any:
 
 def _first_error(error: ValidationError) -> str:
     loc = error.errors()[0]["loc"]
-    secretive = _secretive(loc, "")
-    return f"{'.'.join(map(str, loc))}: {secretive}" if secretive else first_error(error)
+    advice = _without_secret(loc, "")
+    return f"{'.'.join(map(str, loc))}: {advice}" if advice else first_error(error)
 
 
-def _secretive(loc: tuple[int | str, ...], message: str) -> str:
-    """The message, but for a field where a secret may stand."""
+def _without_secret(loc: tuple[int | str, ...], message: str) -> str:
+    """The message, or fixed advice for a field that may hold a secret."""
     return MAY_HOLD_SECRETS.get(str(loc[-1]), message) if loc else message

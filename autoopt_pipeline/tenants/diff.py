@@ -7,31 +7,31 @@ from typing import Any
 
 from autoopt_pipeline.durations import as_written, durations_written
 from autoopt_pipeline.errors import AutooptError, InvalidConfig
-from autoopt_pipeline.tenants.config import MAY_HOLD_SECRETS, wrong_fields
+from autoopt_pipeline.tenants.config import MAY_HOLD_SECRETS, field_errors
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import one_line
 
 
 def may_be_secret(field: str, value: object) -> bool:
-    """Whether a value may be a key, or hold a password, that somebody put where no configuration allows it."""
+    """Whether a value may be a key or contain a password that does not belong in a configuration."""
     name = field.rpartition(".")[2]
     if name not in MAY_HOLD_SECRETS or value is None:
         return False
-    return bool(wrong_fields({"tenant_id": "any", "lm": {"model": "any", name: value}}))
+    return bool(field_errors({"tenant_id": "any", "lm": {"model": "any", name: value}}))
 
 
 @dataclass(frozen=True)
 class FieldChange:
-    """A field by its dotted path, and what it holds in two versions; None where it is not there, or null."""
+    """A field by its dotted path, and its values in two versions; None if it is absent or null."""
 
     field: str
     before: Any
     after: Any
 
-    def told(self, value: Any) -> str:
-        """One of the two values, for people."""
+    def display(self, value: Any) -> str:
+        """Format one of the two values for people."""
         if may_be_secret(self.field, value):
-            return "not shown, for it may hold a secret"
+            return "not shown, because it may be a secret"
         shown = as_written(self.field, value)
         if shown is not value:
             return shown
@@ -39,7 +39,7 @@ class FieldChange:
 
 
 def in_effect(entry: StoredConfig) -> object | None:
-    """All fields with what they come to, defaults included; the document as it stands where it is no configuration."""
+    """All fields of a configuration, including defaults. An invalid one is returned as it is stored."""
     try:
         return entry.parse().model_dump(mode="json")
     except AutooptError:
@@ -47,11 +47,11 @@ def in_effect(entry: StoredConfig) -> object | None:
 
 
 def version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int:
-    """The newest saved version before another. Raises `InvalidConfig` where there is none."""
-    earlier = [each.version for each in versions if each.document is not None and each.version < after.version]
+    """The newest saved version before another one. Raises `InvalidConfig` if there is none."""
+    earlier = [entry.version for entry in versions if entry.document is not None and entry.version < after.version]
     if not earlier:
         raise InvalidConfig(
-            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "there is nothing to compare"
+            f"tenant {after.tenant_id}: nothing was saved before version {after.version}", "choose a later version"
         )
     return earlier[-1]
 
@@ -59,7 +59,7 @@ def version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int
 def changed_fields(before: object, after: object) -> list[FieldChange]:
     """The fields that differ between two documents, by path.
 
-    Entries of a list that have names, such as agents, are compared by name, other lists as a whole.
+    Lists of named entries, such as agents, are compared by name, other lists as a whole.
     """
     old, new = dict(_fields(before)), dict(_fields(after))
     return [

@@ -9,7 +9,7 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 
 def export_rows(entries: Iterable[StoredConfig]) -> tuple[list[str], list[AutooptError]]:
-    """One line for each valid configuration, with what its tenant chose, and what is wrong with the others."""
+    """One line for each valid configuration, with the fields that were set, and the errors of the others."""
     lines: list[str] = []
     broken: list[AutooptError] = []
     for entry in entries:

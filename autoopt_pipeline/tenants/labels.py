@@ -1,15 +1,15 @@
-"""What a tenant's program may answer."""
+"""The labels that a tenant's program chooses from."""
 
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 
+# With fewer labels there is nothing to decide.
 MIN_LABELS = 2
-"""With fewer there is nothing to decide."""
 
 
 def labels_of(spec: ModuleSpec, config: RoutingConfigUnified) -> tuple[Label, ...]:
-    """The module's fixed labels, or the tenant's agents. Raises `InvalidConfig` when there are fewer than two."""
+    """The module's fixed labels, or the tenant's agents. Raises `InvalidConfig` if there are fewer than two."""
     labels = spec.labels or tuple(Label(agent.name, agent.description) for agent in config.agents)
     if len(labels) < MIN_LABELS:
         raise InvalidConfig(

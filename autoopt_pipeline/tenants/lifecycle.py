@@ -1,4 +1,4 @@
-"""Tenants come and go: what a new one begins with, and what stays of one that is removed."""
+"""Adds and removes tenants."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -10,24 +10,23 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig, TenantConfigStore
 
 
 def new_tenant(tenant_id: str, agents: Iterable[str], *, where: str) -> RoutingConfigUnified:
-    """A configuration that chooses nothing but its agents, each `NAME` or `NAME=WHAT IT IS FOR`.
+    """A configuration that sets only its agents, each given as `NAME` or `NAME=PURPOSE`.
 
     Raises `InvalidConfig`.
     """
-    named = [dict(zip(("name", "description"), each.split("=", 1), strict=False)) for each in agents]
+    named = [dict(zip(("name", "description"), agent.split("=", 1), strict=False)) for agent in agents]
     return parse_config({"tenant_id": tenant_id, "agents": named}, where=where)
 
 
 def spellings(known: Iterable[str]) -> dict[str, str]:
-    """Tenants' ids by what they are without capital letters."""
-    return {each.lower(): each for each in known}
+    """Map the lower-case form of each tenant's id to the id."""
+    return {tenant_id.lower(): tenant_id for tenant_id in known}
 
 
 def check_distinct(tenant_id: str, spelled: Mapping[str, str]) -> None:
-    """Raise `ConfigConflict` where a new tenant's id differs from another's in capital letters only; `spelled` are the
-    `spellings` of those that there are.
+    """Raise `ConfigConflict` if a new tenant's id differs from another only in capital letters.
 
-    People would take one for the other, and so would systems that do not tell capital letters from small ones.
+    People and case-insensitive systems would confuse the two. `spelled` are the `spellings` of the existing tenants.
     """
     other = spelled.get(tenant_id.lower(), tenant_id)
     if other != tenant_id:
@@ -37,10 +36,10 @@ def check_distinct(tenant_id: str, spelled: Mapping[str, str]) -> None:
 
 
 def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, actor: str = "") -> int:
-    """Write the first configuration of a tenant, or the first after it was removed; return its version.
+    """Write the first configuration of a new or removed tenant, and return its version.
 
-    Raises `ConfigConflict` where the tenant exists, also when somebody else adds it at the same moment, and where one
-    exists whose id differs in capital letters only.
+    Raises `ConfigConflict` if the tenant exists, even if somebody else adds it at the same moment, or if another
+    tenant's id differs only in capital letters.
     """
     tenant = config.tenant_id
     check_distinct(tenant, spellings(store.current()))
@@ -51,18 +50,18 @@ def add_tenant(store: TenantConfigStore, config: RoutingConfigUnified, *, actor:
 
 
 def start_anew(store: TenantConfigStore, removed: StoredConfig, *, actor: str, now: datetime) -> int:
-    """Say of a removed tenant that nothing which was before counts, should it ever be added again; return the version.
+    """Record that a removed tenant starts from scratch if somebody adds it again; return the version of the record.
 
-    Raises `ConfigConflict` where somebody was quicker.
+    Raises `ConfigConflict` if somebody else changed the tenant in the meantime.
     """
     return store.write(removed.tenant_id, None, actor=actor, expected_version=removed.version, since=now)
 
 
-def what_stays(removed: StoredConfig) -> tuple[str, ...]:
-    """What a removal leaves, for whoever removes the tenant; `removed` is its last configuration."""
+def kept_after_removal(removed: StoredConfig) -> tuple[str, ...]:
+    """Data that stays after a removal, as lines for people. `removed` is the last configuration."""
     tenant = removed.tenant_id
     return (
-        f"its programs, which go on serving; 'autoopt artifacts delete {tenant}' deletes them",
+        f"its programs, which continue to serve; 'autoopt artifacts delete {tenant}' deletes them",
         f"its configurations; 'autoopt config revert {tenant} {removed.version}' brings the tenant back",
         "runs and their reports in Dagster, traces in Phoenix",
     )

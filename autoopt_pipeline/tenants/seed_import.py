@@ -1,4 +1,4 @@
-"""Reading configurations that other systems exported: the rows of cogniverse's configuration store, or our own."""
+"""Reads exported configurations: rows of cogniverse's configuration store, or our own export."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _ROUTING_KEY = "routing_config"
 
 @dataclass(frozen=True)
 class ImportedConfig:
-    """A configuration, and the fields of its source that mean nothing here."""
+    """A configuration, and the fields of its source that it ignores."""
 
     config: RoutingConfigUnified
     ignored: tuple[str, ...]
@@ -24,7 +24,7 @@ class ImportedConfig:
 
 @dataclass(frozen=True)
 class RefusedRow:
-    """A row that is no configuration, and why."""
+    """The number of an invalid row, and the reason."""
 
     row: int
     reason: str
@@ -35,13 +35,15 @@ def read_rows(
 ) -> tuple[list[ImportedConfig], list[RefusedRow]]:
     """Read a JSON array, a single JSON object, or JSON lines.
 
-    A row is a configuration, or a store row with one under `config_value`; of several versions of a tenant
-    the highest counts, and rows of other kinds of configuration are passed over. A bad row is refused with
-    its number and does not stop the others, and so is a tenant whose id differs only in capital letters from one of
-    those that are `stored`, or of an earlier row. What a stored configuration names may be missing here.
+    A row is a configuration, or a store row with a configuration under `config_value`. The highest version of a tenant
+    counts. Rows with other kinds of configuration are skipped.
+
+    An invalid row is refused with its number, and does not stop the others. The same applies to a tenant whose id
+    differs only in capital letters from a `stored` one, or from that of an earlier row. Modules and models that a
+    stored configuration names need not be installed.
     """
-    there = stored or {}
-    spelled = spellings(there)
+    stored = stored or {}
+    spelled = spellings(stored)
     imported: dict[str, tuple[int, ImportedConfig]] = {}
     refused: list[RefusedRow] = []
     for number, row in enumerate(_rows(text, where), 1):
@@ -51,18 +53,18 @@ def read_rows(
             version = row.get("version")
             version = version if isinstance(version, int) else 0
             if row.get("config_key", _ROUTING_KEY) != _ROUTING_KEY:
-                continue  # telemetry, agents and the like stand in the same export
-            one = _import_row(row, number, there)
-            tenant = one.config.tenant_id
-            if tenant not in there:
+                continue  # the same export contains telemetry, agents and other kinds
+            entry = _import_row(row, number, stored)
+            tenant = entry.config.tenant_id
+            if tenant not in stored:
                 check_distinct(tenant, spelled)
         except AutooptError as e:
             refused.append(RefusedRow(number, str(e)))
             continue
         spelled.setdefault(tenant.lower(), tenant)
         if tenant not in imported or imported[tenant][0] <= version:
-            imported[tenant] = (version, one)
-    return [one for _, one in imported.values()], refused
+            imported[tenant] = (version, entry)
+    return [entry for _, entry in imported.values()], refused
 
 
 def _import_row(row: dict[str, Any], number: int, stored: Mapping[str, StoredConfig]) -> ImportedConfig:

@@ -1,4 +1,4 @@
-"""Where tenants' configurations are kept. Every write is a new version, and a tenant exists because it has one."""
+"""Stores of tenants' configurations. Every write is a new version, and a tenant exists if it has a configuration."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from autoopt_pipeline.text import did_you_mean
 def open_config_store(url: str) -> TenantConfigStore:
     """Open the store behind a URL: `sqlite:///path` or `redis://[user:password@]host:port/db` (`rediss://`).
 
-    Raises `InvalidSettings` for any other, and for a SQLite database in memory, which would keep nothing.
+    Raises `InvalidSettings` for any other URL, and for a SQLite database in memory, which would lose everything.
     """
     scheme = url.partition(":")[0]
     if url.startswith("sqlite:///") and url not in {"sqlite:///", "sqlite:///:memory:"}:
@@ -23,7 +23,7 @@ def open_config_store(url: str) -> TenantConfigStore:
 
         return RedisConfigStore(url)
     raise InvalidSettings(
-        f"configuration store {scheme + ':...' if ':' in url else url[:60]!r} is none that can be opened",
+        f"configuration store {scheme + ':...' if ':' in url else url[:60]!r} is not supported",
         "set AUTOOPT_CONFIG_STORE_URL to sqlite:///path/to/config.db or redis://host:6379/0",
     )
 
@@ -35,7 +35,7 @@ def read_config(store: TenantConfigStore, tenant_id: str) -> tuple[RoutingConfig
 
 
 def rollout_policy(store: TenantConfigStore, tenant_id: str) -> RolloutPolicy:
-    """The tenant's rollout policy; the new versions of a removed tenant are not monitored."""
+    """The tenant's rollout policy. New versions of a removed tenant are not monitored."""
     try:
         return read_config(store, tenant_id)[0].rollout
     except UnknownTenant:
@@ -43,7 +43,7 @@ def rollout_policy(store: TenantConfigStore, tenant_id: str) -> RolloutPolicy:
 
 
 def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
-    """The newest version as it is stored, be it valid or not. Raises `UnknownTenant`."""
+    """The newest version as it is stored, valid or not. Raises `UnknownTenant`."""
     history = store.history(tenant_id)
     if not history or history[-1].document is None:
         raise unknown_tenant(tenant_id, store.current())
@@ -51,9 +51,9 @@ def newest_version(store: TenantConfigStore, tenant_id: str) -> StoredConfig:
 
 
 def unknown_tenant(tenant_id: str, known: Iterable[str]) -> UnknownTenant:
-    """The error for a tenant that is none of those that are known, with the nearest of them."""
+    """The error for an unknown tenant, with the most similar known one."""
     names = list(known)
-    listing = "list them with" if names else "see where they are looked for with"
+    listing = "list them with" if names else "see the store's address with"
     return UnknownTenant(
         f"tenant {tenant_id} has no configuration" + ("" if names else ", and there are no others"),
         f"{did_you_mean(tenant_id, names)}{listing} 'autoopt tenants list', or add it with 'autoopt tenants add "
@@ -62,7 +62,7 @@ def unknown_tenant(tenant_id: str, known: Iterable[str]) -> UnknownTenant:
 
 
 def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> StoredConfig:
-    """One version as it is stored. Raises `UnknownTenant` where there is none, or where it removes the tenant."""
+    """One version as it is stored. Raises `UnknownTenant` if it does not exist, or removes the tenant."""
     for entry in store.history(tenant_id):
         if entry.version == version and entry.document is not None:
             return entry
@@ -75,8 +75,8 @@ def stored_version(store: TenantConfigStore, tenant_id: str, version: int) -> St
 def write_config(
     store: TenantConfigStore, config: RoutingConfigUnified, *, actor: str = "", expected_version: int | None = None
 ) -> int:
-    """Write a configuration as a new version and return its number; `by` is who does it.
+    """Write a configuration as a new version, and return its number.
 
-    Only what was chosen is stored, so that a later release's defaults reach the tenants who never chose.
+    Stores only the fields that were set, so that a later release's defaults apply to all others.
     """
     return store.write(config.tenant_id, chosen_fields(config), actor=actor, expected_version=expected_version)

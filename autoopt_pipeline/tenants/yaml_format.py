@@ -1,4 +1,4 @@
-"""A tenant's configuration as text for an editor, and back."""
+"""Converts a tenant's configuration to YAML for an editor, and back."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from autoopt_pipeline.validation import UniqueKeys
 
 
 def as_text(entry: StoredConfig) -> str:
-    """YAML with what is stored, be it valid or not, and as comments the fields that follow the defaults."""
+    """The stored document as YAML, valid or not, with the defaults of all other fields as comments."""
     stored = durations_written(entry.document)
     defaults = durations_written(RoutingConfigUnified(tenant_id=entry.tenant_id).model_dump(mode="json"))
     if isinstance(stored, dict):
@@ -23,22 +23,21 @@ def as_text(entry: StoredConfig) -> str:
         defaults = {name: value for name, value in defaults.items() if name not in stored}
     comments = "".join(f"# {name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in defaults.items())
     return (
-        f"# Configuration of tenant {entry.tenant_id}, version {entry.version}. A line that you take out follows "
-        "the default.\n"
+        f"# Configuration of tenant {entry.tenant_id}, version {entry.version}. A field whose line you delete "
+        "follows the default.\n"
         + _yaml(stored)
-        + (f"\n# Not chosen, so the defaults hold, also those of later releases:\n{comments}" if comments else "")
+        + (f"\n# Defaults of the other fields; later releases may change them:\n{comments}" if comments else "")
     )
 
 
 def _yaml(stored: object) -> str:
-    """Readable, and with escapes only where that would not be read back as it is: PyYAML folds U+0085 into a blank."""
+    """Readable YAML, with escapes only if PyYAML would not read it back unchanged: it turns U+0085 into a space."""
     text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True, width=120)
     return text if yaml.safe_load(text) == stored else yaml.safe_dump(stored, sort_keys=False, width=120)
 
 
 def from_text(text: str, newest: StoredConfig) -> RoutingConfigUnified:
-    """The configuration in a text that is to follow the newest one. Raises `InvalidConfig` with one line that names
-    the place."""
+    """Parse the text of the version after `newest`. Raises `InvalidConfig`, which names the place of the error."""
     tenant_id = newest.tenant_id
     where = f"tenant {tenant_id}"
     try:
@@ -46,7 +45,7 @@ def from_text(text: str, newest: StoredConfig) -> RoutingConfigUnified:
     except yaml.MarkedYAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise InvalidConfig(f"{where}{line}: {e.problem}", "correct the line") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date or a number that cannot be
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: an impossible date or number
         raise InvalidConfig(f"{where}: {e}", "correct the text") from None
     config = parse_config(data, where=where)
     if config.tenant_id != tenant_id:
@@ -56,11 +55,11 @@ def from_text(text: str, newest: StoredConfig) -> RoutingConfigUnified:
 
 
 def reverted_to(entry: StoredConfig, newest: StoredConfig) -> RoutingConfigUnified:
-    """An earlier version, to be saved again. Raises `InvalidConfig` where it is not valid any more."""
+    """Parse an earlier version, to save it again. Raises `InvalidConfig` if it is not valid any more."""
     config = entry.parse()
     check_names(config, newest.document)
     return config
 
 
 class _Loader(UniqueKeys, yaml.SafeLoader):
-    """Values as YAML reads them."""
+    """A safe loader that refuses repeated keys."""

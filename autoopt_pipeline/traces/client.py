@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from phoenix.client.__generated__.v1 import SpanAnnotationData
     from phoenix.client.types.spans import SpanQuery
 
+# Phoenix rejects GraphQL documents with more aliases.
 ALIASES_PER_DOCUMENT = 50
-"""Phoenix rejects GraphQL documents with more aliases."""
 
+# Projects or spans per request. Phoenix's own default limits would silently drop the rest.
 PAGE = 1000
-"""Projects or spans per request. Phoenix's own default limits would silently drop the rest."""
 
+# Decisions per data frame request, which takes 0.1 s of the server's single thread with selected columns.
 SPANS_PER_READ = 5000
-"""Decisions per data frame request, which takes 0.1 s of the server's single thread with selected columns."""
 
+# Older servers answer with "an unexpected error occurred" and no cause.
 OLDEST_PHOENIX = (17, 17)
-"""Older servers answer with "an unexpected error occurred" and no cause."""
 
 SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
 
@@ -154,11 +154,11 @@ class Phoenix:
         Requests them by name, fifty per document, because the cost of a list grows with the number of all projects.
         """
         wanted = dict.fromkeys(names)
-        found: dict[str, Project] = {}
+        existing: dict[str, Project] = {}
         with self._errors("projects"):
             for batch in _batches([*wanted], ALIASES_PER_DOCUMENT):
-                found |= self._graphql_projects(batch)
-        return found
+                existing |= self._graphql_projects(batch)
+        return existing
 
     def project(self, name: str) -> Project | None:
         """Return one project, or None if it does not exist."""
@@ -220,24 +220,24 @@ class Phoenix:
                 )
 
     @contextmanager
-    def client(self, what: str) -> Generator["Client", None, None]:
-        """Open Phoenix's client for datasets and experiments. Its errors become ours and name `what`."""
+    def client(self, subject: str) -> Generator["Client", None, None]:
+        """Open Phoenix's client for datasets and experiments. Its errors become ours and name `subject`."""
         from phoenix.client.exceptions import PhoenixException
         from phoenix.client.resources.datasets import DatasetUploadError
 
-        with self._errors(what):
+        with self._errors(subject):
             try:
                 yield self._client()
             except (DatasetUploadError, PhoenixException) as e:
                 if isinstance(e.__cause__, httpx.HTTPStatusError):
                     raise e.__cause__ from None
-                raise PhoenixRefused(f"Phoenix {self.endpoint}: {what}: {e}", "check Phoenix's version") from None
+                raise PhoenixRefused(f"Phoenix {self.endpoint}: {subject}: {e}", "check Phoenix's version") from None
 
     def dataset_id(self, name: str) -> str | None:
         """Return the id of the dataset with exactly that name, or None."""
         with self._errors(f"dataset {name}"):
-            found = self._json("GET", "/v1/datasets", params={"name": name})["data"]
-            return found[0]["id"] if found else None
+            datasets = self._json("GET", "/v1/datasets", params={"name": name})["data"]
+            return datasets[0]["id"] if datasets else None
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete a dataset with all its versions and experiments."""
@@ -308,7 +308,7 @@ class Phoenix:
         # One request per hundred spans, slowest without annotations.
         if contract.annotation not in project.annotations or not span_ids:
             return {}
-        found: dict[str, list[Annotation]] = {}
+        annotations: dict[str, list[Annotation]] = {}
         for item in self._client().spans.get_span_annotations(
             project_identifier=project.name,
             span_ids=span_ids,
@@ -316,7 +316,7 @@ class Phoenix:
             timeout=self._reading_timeout,
         ):
             result = item.get("result") or {}
-            found.setdefault(item["span_id"], []).append(
+            annotations.setdefault(item["span_id"], []).append(
                 Annotation(
                     kind=item["annotator_kind"],
                     label=result.get("label"),
@@ -326,7 +326,7 @@ class Phoenix:
                     score=result.get("score"),
                 )
             )
-        return {span_id: tuple(own) for span_id, own in found.items()}
+        return {span_id: tuple(listed) for span_id, listed in annotations.items()}
 
     def _graphql_projects(self, batch: Sequence[str]) -> dict[str, Project]:
         declared = ",".join(f"$n{i}:String!" for i in range(len(batch)))
@@ -393,8 +393,8 @@ class Phoenix:
 
     def _refuse_old(self, response: httpx.Response) -> None:
         version = response.headers.get(_VERSION_HEADER, "")
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found and (int(found[1]), int(found[2])) < OLDEST_PHOENIX:
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST_PHOENIX:
             raise PhoenixRefused(
                 f"Phoenix {self.endpoint}: Phoenix {version[:20]} is too old", f"use {SUPPORTED_PHOENIX}"
             )
@@ -427,7 +427,7 @@ class Phoenix:
         return Client(base_url=str(self._http.base_url), http_client=self._http)
 
     @contextmanager
-    def _errors(self, what: str) -> Generator[None, None, None]:
+    def _errors(self, subject: str) -> Generator[None, None, None]:
         """Translate errors of the connection and of Phoenix."""
         if self._silence:
             self._silence.check()
@@ -435,7 +435,7 @@ class Phoenix:
             with self._patience.waiting(f"waiting for Phoenix at {self.endpoint} ..."):
                 yield
         except httpx.HTTPStatusError as e:
-            raise self._refusal(e, what) from e
+            raise self._refusal(e, subject) from e
         except httpx.TransportError as e:
             silent = PhoenixUnavailable(
                 f"Phoenix {self.endpoint} does not answer: {type(e).__name__} {e}",
@@ -446,22 +446,22 @@ class Phoenix:
             raise silent from e
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise PhoenixRefused(
-                f"Phoenix {self.endpoint}: {what}: the answer is not understood ({type(e).__name__})",
+                f"Phoenix {self.endpoint}: {subject}: the answer is not understood ({type(e).__name__})",
                 "check that AUTOOPT_PHOENIX_ENDPOINT is Phoenix's own address, and its version",
             ) from e
 
-    def _refusal(self, error: httpx.HTTPStatusError, what: str) -> PhoenixRefused | PhoenixUnavailable:
+    def _refusal(self, error: httpx.HTTPStatusError, subject: str) -> PhoenixRefused | PhoenixUnavailable:
         status = error.response.status_code
         if status in {401, 403}:
             return PhoenixRefused.of_key(self.endpoint, status, error.response.text)
         if is_transient(error):
-            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {what}: HTTP {status}", "see the server's log")
+            return PhoenixUnavailable(f"Phoenix {self.endpoint}: {subject}: HTTP {status}", "see the server's log")
         if _VERSION_HEADER not in error.response.headers:
             return self._no_phoenix(error.response)
         if status == 404:
-            return PhoenixRefused(f"Phoenix {self.endpoint}: {what} does not exist", "send its traces there first")
+            return PhoenixRefused(f"Phoenix {self.endpoint}: {subject} does not exist", "send its traces there first")
         return PhoenixRefused(
-            f"Phoenix {self.endpoint}: {what}: HTTP {status} {scrub(error.response.text)[:200]}",
+            f"Phoenix {self.endpoint}: {subject}: HTTP {status} {scrub(error.response.text)[:200]}",
             "see the server's log",
         )
 

@@ -31,17 +31,17 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
     if not wanted:
         return {}
     projects = phoenix.projects([project_name(w.tenant_id) for w in wanted])
-    found = {(w.tenant_id, w.spec.name): projects.get(project_name(w.tenant_id)) for w in wanted}
+    project_of = {(w.tenant_id, w.spec.name): projects.get(project_name(w.tenant_id)) for w in wanted}
     to_count = {
         (w.tenant_id, w.spec.name): CountRequest(project.id, w.spec.contract.span_name, w.since, until)
         for w in wanted
-        if (project := found[w.tenant_id, w.spec.name]) and _may_have_new_traces(project, w)
+        if (project := project_of[w.tenant_id, w.spec.name]) and _may_have_new_traces(project, w)
     }
     counts = phoenix.count(list(to_count.values()))
     evidence = {}
     for w in wanted:
         key = (w.tenant_id, w.spec.name)
-        project = found[key]
+        project = project_of[key]
         if project is None:
             evidence[key] = Evidence(0, note=f"Phoenix has no project {project_name(w.tenant_id)} yet")
             continue

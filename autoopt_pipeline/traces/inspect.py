@@ -31,19 +31,19 @@ class Survey:
     newest: datetime | None
 
 
-def survey(decisions: Sequence[LoggedDecision], found: ExampleSet) -> Survey:
+def survey(decisions: Sequence[LoggedDecision], built: ExampleSet) -> Survey:
     """Count the results of a module's `build_examples` for these decisions, most frequent first."""
     times = [decision.time for decision in decisions]
-    provenance = Counter(example.provenance.value for example in found.examples)
+    provenance = Counter(example.provenance.value for example in built.examples)
     return Survey(
         decisions=len(decisions),
-        examples=len(found.examples),
+        examples=len(built.examples),
         provenance={kind.value: provenance[kind.value] for kind in Provenance},
-        independent=sum(example.independent for example in found.examples),
-        labels=dict(Counter(example.label for example in found.examples).most_common()),
-        unusable=dict(Counter(found.unusable).most_common()),
-        malformed=found.malformed,
-        redacted=found.redacted,
+        independent=sum(example.independent for example in built.examples),
+        labels=dict(Counter(example.label for example in built.examples).most_common()),
+        unusable=dict(Counter(built.unusable).most_common()),
+        malformed=built.malformed,
+        redacted=built.redacted,
         oldest=min(times, default=None),
         newest=max(times, default=None),
     )
@@ -68,8 +68,8 @@ def as_read(
 ) -> list[AsRead]:
     """Return the newest decisions, last first, as a run would read them."""
     # All are read, because a decision may be usable only together with others.
-    found = spec.build_examples(labels, decisions, redact)
-    examples = {example.span_id: example for example in found.examples}
+    built = spec.build_examples(labels, decisions, redact)
+    examples = {example.span_id: example for example in built.examples}
     return [
         _as_read(spec, labels, decision, examples.get(decision.span_id), redact)
         for decision in reversed(decisions[-newest:])
@@ -91,8 +91,12 @@ def _as_read(
 def _answers(spec: ModuleSpec, decision: LoggedDecision, redact: Redact) -> dict[str, str]:
     if not spec.parts:
         return _texts(decision, spec.contract.answers, redact)
-    own = [(part, decision.parts[part.name]) for part in spec.parts if part.name in decision.parts]
-    return {name: text for part, found in own for name, text in _answers(part, found, redact).items()}
+    part_decisions = [(part, decision.parts[part.name]) for part in spec.parts if part.name in decision.parts]
+    return {
+        name: text
+        for part, part_decision in part_decisions
+        for name, text in _answers(part, part_decision, redact).items()
+    }
 
 
 def _texts(decision: LoggedDecision, fields: dict[str, tuple[str, ...]], redact: Redact) -> dict[str, str]:

@@ -39,7 +39,7 @@ def find_asked(
     by_span: dict[str, list[ModuleSpec]] = {}
     for spec in specs:
         by_span.setdefault(spec.contract.span_name, []).append(spec)
-    found: dict[AskedText, None] = {}
+    asked: dict[AskedText, None] = {}
     for trace_id in trace_ids:
         for span in _spans(phoenix, project.id, trace_id, list(by_span)):
             decision = _decision(span)
@@ -48,8 +48,8 @@ def find_asked(
                     query = query_of(read_inputs(spec, decision))
                 except Unusable:
                     continue
-                found[AskedText(trace_id, decision.span_id, query)] = None
-    return tuple(found)
+                asked[AskedText(trace_id, decision.span_id, query)] = None
+    return tuple(asked)
 
 
 def span_ids_of(phoenix: Phoenix, tenant_id: str, trace_ids: Iterable[str]) -> frozenset[str]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from autoopt_pipeline.errors import PhoenixUnavailable
 
+# Wait of a person for one answer. Runs may keep a healthy Phoenix busy for one or two seconds.
 PEOPLE_SECONDS = 4.0
-"""Wait of a person for one answer. Runs may keep a healthy Phoenix busy for one or two seconds."""
 
 _TELL_AFTER_SECONDS = 1.0
 
+# Interval of the checks whether a silent server answers again.
 _PROBE_SECONDS = 2.0
-"""Interval of the checks whether a silent server answers again."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Patience:
             timer.cancel()
 
 
+# The patience of a run.
 AS_CONFIGURED = Patience()
-"""The patience of a run."""
 
 
 class Silence:

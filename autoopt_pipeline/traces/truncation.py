@@ -13,18 +13,18 @@ from dataclasses import replace
 from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.span_contract import SpanContract
 
+# Start of objects and lists that applications write. People rarely type that.
 _JSON = re.compile(r'\s*(?:\{\s*"|\[\s*["\[{])')
-"""Start of objects and lists that applications write. People rarely type that."""
 
+# What a JSON parser stops at if the text ends too soon: nothing, a number, or an incomplete word.
 _UNFINISHED = re.compile(r"\s*(?:[-+.eE\d]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?)\s*")
-"""What a JSON parser stops at if the text ends too soon: nothing, a number, or an incomplete word."""
 
 _ROUND = re.compile(r"(?:1|2|25|3|4|5|6|8|10|12|15|20)0+")
+# Different texts of one length that indicate a limit.
 _MIN_CUT = 3
-"""Different texts of one length that indicate a limit."""
 
+# Number of lengths below a limit to compare with; truncation makes the limit's length stand out.
 _NEAR = 8
-"""Number of lengths below a limit to compare with; truncation makes the limit's length stand out."""
 
 
 def mark_cut(decisions: Sequence[LoggedDecision], contract: SpanContract) -> list[LoggedDecision]:

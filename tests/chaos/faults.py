@@ -4,7 +4,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,7 +95,7 @@ class Proxy:
         self._only = ("", "")
 
     @contextmanager
-    def failing(self, fault: Fault, *, method: str = "", path: str = "") -> Iterator[None]:
+    def failing(self, fault: Fault, *, method: str = "", path: str = "") -> Generator[None]:
         """Behave so for requests of this method whose path contains `path`; by default for all."""
         self._only, self._fault = (method, path), fault
         try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, ConfigStoreUnavailable
@@ -119,7 +121,7 @@ def two_redis(tmp_path: Path) -> Iterator[tuple[redis.Redis, redis.Redis]]:
         for name in ("one", "two"):
             port = free_port()
             group.start(name, ["redis-server", "--port", str(port), "--save", ""], env={}, cwd=tmp_path)
-            retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
+            retry = Retry(ConstantBackoff(0.1), 100)
             clients.append(redis.Redis(port=port, retry=retry))
             clients[-1].ping()
         yield clients[0], clients[1]
@@ -189,7 +191,7 @@ def test_redis_evicts_all_tenants_and_somebody_says_so_until_they_are_back(deplo
     deployment.redis.delete("autoopt:configs")
     trouble = deployment.wait_for_trouble("that nobody removed have no configuration any more", known=known)
     assert "autoopt doctor" in trouble
-    deployment.redis.hset("autoopt:configs", mapping=kept)
+    deployment.redis.hset("autoopt:configs", mapping={**kept})
     deployment.feed("alpha")
     deployment.settle()
     check_all(deployment)

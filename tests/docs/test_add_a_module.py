@@ -85,13 +85,17 @@ def test_its_first_program_is_promoted(followed: Followed, module: str) -> None:
     (manifest,) = [each for each in artifacts.versions() if each.version == active.version]
     assert manifest.verdict == "promoted"
     assert manifest.parent is None
+    assert manifest.incumbent_score is not None
+    assert manifest.candidate_score is not None
     assert manifest.candidate_score > manifest.incumbent_score
     assert f"{active.version}  active" in re.sub(r" +", "  ", followed.output)
 
 
 def test_what_it_says_of_numbers_holds(followed: Followed) -> None:
     metadata = followed.metadata("urgency")
-    reviewed = int(re.search(r"(\d+) requests reviewed", followed.output)[1])  # ty: ignore[not-subscriptable]
+    told = re.search(r"(\d+) requests reviewed", followed.output)
+    assert told, followed.output[-2000:]
+    reviewed = int(told[1])
     assert 330 <= reviewed <= 420
     assert metadata["spans_read"] == 500
     assert metadata["examples_holdout"] >= 100
@@ -107,6 +111,8 @@ def test_the_metadata_that_it_tells_to_read_is_there(followed: Followed) -> None
 
 def test_half_marks_show_in_the_packages_scores(followed: Followed) -> None:
     (candidate,) = [each for each in followed.artifacts("triage").versions() if each.verdict == "promoted"]
+    assert candidate.incumbent_score is not None
+    assert candidate.candidate_score is not None
     cases = followed.metadata("triage")["examples_holdout"]
     assert (candidate.incumbent_score * cases * 2) == pytest.approx(round(candidate.incumbent_score * cases * 2))
     assert 0 < candidate.incumbent_score < candidate.candidate_score <= 1

@@ -69,8 +69,9 @@ def retired_in(text: str) -> list[str]:
     ]
 
 
-def help_texts(command: TyperCommand | TyperGroup, name: str = "autoopt") -> Iterator[tuple[str, str]]:
+def help_texts(command: object, name: str = "autoopt") -> Iterator[tuple[str, str]]:
     """What `--help` shows, by command."""
+    assert isinstance(command, TyperCommand | TyperGroup)
     lines = [name, command.help or ""]
     for parameter in command.params:
         lines.append(" ".join([*parameter.opts, *parameter.secondary_opts, getattr(parameter, "help", "") or ""]))

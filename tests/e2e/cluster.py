@@ -131,7 +131,7 @@ def _exists(core: CoreV1Api, namespace: str) -> bool:
     return True
 
 
-def wait_until(look: Callable[[], Found], what: str, *, seconds: float, every: float = 0.5) -> Found:
+def wait_until(look: Callable[[], Found | None], what: str, *, seconds: float, every: float = 0.5) -> Found:
     """The first answer that is not empty. Raises `TimeoutError` saying what did not come about."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

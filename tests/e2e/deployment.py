@@ -91,6 +91,7 @@ class Deployment:
     def outcome(self, record: dg.RunRecord) -> dict[str, Any]:
         """What the materialization of a run says."""
         [entry] = self.instance.all_logs(record.dagster_run.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
+        assert entry.asset_materialization
         return metadata_values(entry.asset_materialization)
 
     def cause(self, record: dg.RunRecord) -> str:

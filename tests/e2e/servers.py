@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class Servers:
     llm: LLMServer
 
     @contextmanager
-    def phoenix_paused(self) -> Iterator[None]:
+    def phoenix_paused(self) -> Generator[None]:
         """Phoenix takes connections, and answers nothing until the end of the block."""
         [phoenix] = [each for each in psutil.Process().children() if each.cmdline()[-1] == "serve"]
         phoenix.suspend()

@@ -77,7 +77,9 @@ def test_every_tenant_gets_a_job_of_its_own_and_a_better_program(deployment: Dep
         deployment.add(tenant)
     first = deployment.pod_of(THREE[0], 0)
     [run] = deployment.runs(THREE[0])
-    deployment.note_seconds("tick to pod", started_at(first) - deployment.tick_of(run).timestamp)
+    began = started_at(first)
+    assert began is not None
+    deployment.note_seconds("tick to pod", began - deployment.tick_of(run).timestamp)
     records = {tenant.tenant_id: deployment.ended(tenant, 0) for tenant in THREE}
     for tenant_id, record in records.items():
         assert record.dagster_run.status is dg.DagsterRunStatus.SUCCESS, deployment.cause(record)
@@ -121,8 +123,10 @@ def test_a_run_whose_pod_is_taken_away_fails_and_the_tenant_is_tried_again(deplo
     model = LMSettings(model="openai/held", api_base=llm.url, api_key_env="HOOLI_API_KEY")
     deployment.add(HELD, lm=model)
     pod = deployment.pod_of(HELD, 0)
+    began = started_at(pod)
+    assert began is not None
     wait_until(lambda: llm.calls, "the run asks its language model", seconds=300, every=0.1)
-    deployment.note_seconds("pod to first call of the language model", time.time() - started_at(pod))
+    deployment.note_seconds("pod to first call of the language model", time.time() - began)
     deployment.cluster.kill(pod)
     llm.trouble = []
     again = deployment.pod_of(HELD, 1)
@@ -170,6 +174,7 @@ def test_nothing_runs_twice_when_the_daemon_dies_during_a_tick(deployment: Deplo
 def test_an_upgrade_keeps_everything_and_migrates_the_database(deployment: Deployment) -> None:
     before, newest = deployment.standing(), deployment.schema()
     older = ScriptDirectory.from_config(pg_alembic_config(dagster_postgres.__file__)).get_revision(newest).down_revision
+    assert isinstance(older, str)
     deployment.set_schema(older)
     changed = values_for(IMAGE, deployment.servers, dagsterWebserver={"replicaCount": 2})
     changed["dagsterDaemon"]["lmPool"] = {"defaultLimit": 7}

@@ -149,7 +149,7 @@ def camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
-_SET_BY_THE_CHART = ("home", "modules", "config_store_url", "dashboard_access")
+_SET_BY_THE_CHART = ("home", "modules_file", "config_store_url", "dashboard_access")
 
 
 def settings_schema() -> dict[str, Any]:

@@ -39,7 +39,7 @@ def tampered(change: dict[str, Any]) -> Any:
 )
 def test_a_program_that_names_a_language_model_is_refused(lm: object) -> None:
     """The application would ask it, with its own key."""
-    with pytest.raises(InvalidArtifact, match="none that was made here"):
+    with pytest.raises(InvalidArtifact, match="was not written by autoopt"):
         tampered({"lm": lm})
 
 
@@ -56,7 +56,7 @@ def test_a_program_that_names_a_language_model_is_refused(lm: object) -> None:
     ],
 )
 def test_a_program_that_sets_anything_but_its_words_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArtifact, match="none that was made here"):
+    with pytest.raises(InvalidArtifact, match="was not written by autoopt"):
         tampered(change)
 
 
@@ -104,7 +104,7 @@ def test_a_move_under_another_number_is_refused_and_files_of_others_are_left_alo
     assert [transition.to_version for transition in acme.transitions()] == [version]
     assert (acme.sequential_test(), acme.last_sequential_test_step()) == ([], 0)
     (folder / "transitions" / "00000002.json").write_bytes((folder / "transitions" / "00000001.json").read_bytes())
-    with pytest.raises(InvalidArtifact, match=r"00000002\.json: it is number 1"):
+    with pytest.raises(InvalidArtifact, match=r"00000002\.json: its content is that of number 1"):
         acme.active()
 
 

@@ -181,7 +181,7 @@ def test_a_key_that_http_cannot_carry_is_one_line_that_names_its_variable(
     _, url = server
     env = models(url, SHOP_API_KEY="sk-SECRET\u200b")
     told = run("autoopt", "doctor", "--call-lm", cwd=home, **env)
-    line = f"environment variable SHOP_API_KEY: {UNSENDABLE} -> copy the key again, without what is invisible in it"
+    line = f"environment variable SHOP_API_KEY: {UNSENDABLE} -> copy the key again, without invisible characters"
     assert f"fail  lm             {line}\n" in told
     assert "RUN_FAILURE" in materialize(home, prepared, **env)
     assert line in run("autoopt", "why", prepared, "routing", cwd=home, **env)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -100,8 +101,11 @@ class Place:
         for path in files.tree(TENANT):
             yield f"s3/{path}", files.read(path) or b""
         stored = redis.Redis.from_url(self.env["AUTOOPT_CONFIG_STORE_URL"])
-        read = {b"hash": stored.hgetall, b"list": lambda key: stored.lrange(key, 0, -1)}
-        read[b"zset"] = lambda key: stored.zrange(key, 0, -1)
+        read: dict[Any, Callable[[Any], object]] = {
+            b"hash": stored.hgetall,
+            b"list": lambda key: stored.lrange(key, 0, -1),
+            b"zset": lambda key: stored.zrange(key, 0, -1),
+        }
         for key in stored.scan_iter():
             kept = read[stored.type(key)](key)
             yield f"redis/{key.decode()}", repr(kept).encode()

@@ -81,7 +81,7 @@ def serve(api: KubeApi) -> Generator[str]:
         def do_POST(self) -> None:
             self._answer(api.create(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def _answer(self, document: dict[str, Any], status: int = 200) -> None:
@@ -131,7 +131,7 @@ def run_of(
 ) -> dg.DagsterRun:
     """A run of assets of the code location, as the webserver makes one."""
     module = "autoopt_pipeline.definitions"
-    location = InProcessCodeLocationOrigin(
+    location = InProcessCodeLocationOrigin(  # ty: ignore[abstract-class-instantiation] - a record's fields implement these
         LoadableTargetOrigin(executable_path="python", module_name=module), location_name="autoopt_pipeline"
     )
     code = RepositoryPythonOrigin(

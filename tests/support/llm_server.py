@@ -102,7 +102,7 @@ class Sent:
 
 @dataclass
 class LLMServer:
-    """`trouble` is a list of what to answer next instead of the truth: HTTP statuses, texts, or seconds of silence.
+    """`trouble` is a list of what to answer next: HTTP statuses, texts, seconds of silence, or None for the truth.
 
     `answer` writes an answer to what was sent: a text, with a reason why it ended, or an HTTP status with a body.
     `enforces_schema`: as long as it is false a schema that was asked for is let pass unread, as many servers do.
@@ -112,7 +112,7 @@ class LLMServer:
     url: str
     sent: list[Sent] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
-    trouble: list[int | str | float] = field(default_factory=list)
+    trouble: list[int | str | float | None] = field(default_factory=list)
     always: int | None = None
     answer: Callable[[Sent], "Answered | None"] = lambda sent: None
     enforces_schema: bool = False

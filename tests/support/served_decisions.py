@@ -18,9 +18,9 @@ def read(phoenix: Phoenix, tenant: str, module: str, count: int) -> list[Read]:
     deadline = time.monotonic() + 60
     while True:
         now = datetime.now(UTC)
-        window = {"start": now - timedelta(hours=1), "end": now + timedelta(minutes=1)}
+        start, end = now - timedelta(hours=1), now + timedelta(minutes=1)
         project = phoenix.project(project_name(tenant))  # comes with its first span
-        found = phoenix.decisions(project, get_module(module).contract, **window) if project else []
+        found = phoenix.decisions(project, get_module(module).contract, start=start, end=end) if project else []
         if len(found) >= count:
             return found
         assert time.monotonic() < deadline, f"{len(found)} of {count} spans arrived"

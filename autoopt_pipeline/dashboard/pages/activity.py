@@ -19,7 +19,7 @@ from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
-from autoopt_pipeline.registry.audit_log import recent_acts
+from autoopt_pipeline.registry.audit_log import recent_entries
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
@@ -106,7 +106,7 @@ def _page(
         for module in module_names()
     ]
     unreadable = []
-    for what, read in (("what people did to versions", _acts), ("changes of configurations", _configurations)):
+    for what, read in (("what people did to versions", _audited), ("changes of configurations", _configurations)):
         try:
             stretches.append(read(parts, user, before))
         except AutooptError as e:
@@ -173,10 +173,13 @@ def _observation(event: ModuleEvent) -> ActivityEvent | None:
     )
 
 
-def _acts(parts: Connections, user: User, before: datetime | None) -> Stretch[ActivityEvent]:
-    acts = recent_acts(parts.files, user.sees, before=before, limit=_SHOWN)
-    events = [ActivityEvent(act.at, act.what, act.tenant_id, act.module, act.text, act.actor) for act in acts.items]
-    return Stretch(events, acts.reaches)
+def _audited(parts: Connections, user: User, before: datetime | None) -> Stretch[ActivityEvent]:
+    entries = recent_entries(parts.files, user.sees, before=before, limit=_SHOWN)
+    events = [
+        ActivityEvent(entry.at, entry.what, entry.tenant_id, entry.module, entry.text, entry.actor)
+        for entry in entries.items
+    ]
+    return Stretch(events, entries.reaches)
 
 
 def _configurations(parts: Connections, user: User, before: datetime | None) -> Stretch[ActivityEvent]:

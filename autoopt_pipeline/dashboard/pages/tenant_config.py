@@ -19,7 +19,7 @@ from autoopt_pipeline.errors import AutooptError, ConfigConflict, InvalidConfig
 from autoopt_pipeline.orchestration.partitions import register_tenant, withdraw_tenant
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields
 from autoopt_pipeline.tenants.diff import FieldChange, changed_fields, in_effect, version_before
-from autoopt_pipeline.tenants.lifecycle import check_distinct, spellings, what_stays
+from autoopt_pipeline.tenants.lifecycle import check_distinct, kept_after_removal, spellings
 from autoopt_pipeline.tenants.store import stored_version, write_config
 from autoopt_pipeline.tenants.stores.base import StoredConfig, changes_in
 from autoopt_pipeline.tenants.yaml_format import as_text, from_text, reverted_to
@@ -204,7 +204,7 @@ def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: 
     dashboard.looking.look_again_at(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
     summary = "; ".join(
-        f"{change.field}: {change.told(change.before)} → {change.told(change.after)}" for change in changes
+        f"{change.field}: {change.display(change.before)} → {change.display(change.after)}" for change in changes
     )
     return _back(request, f"Saved as version {written}. {summary or 'No field has another value.'}")
 
@@ -235,7 +235,7 @@ def _ask_to_revert(request: Request, version: str, *, wrong: str = "") -> Respon
 def _ask_to_remove(request: Request, *, wrong: str = "") -> Response:
     entry = configured(request)
     status = HTTPStatus.CONFLICT if wrong else HTTPStatus.OK
-    stays = what_stays(entry)
+    stays = kept_after_removal(entry)
     return render(
         request,
         "configuration_remove.html",

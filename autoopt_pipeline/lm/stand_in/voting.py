@@ -8,17 +8,17 @@ from functools import lru_cache
 
 from autoopt_pipeline.lm.stand_in.prompt import Demo, Output, read_demos, read_outputs, words
 
+# The number of demos that vote. Three outvote one wrongly labelled neighbour.
 NEIGHBOURS = 3
-"""The number of demos that vote. Three outvote one wrongly labelled neighbour."""
 
+# The weight of a label whose name shares words with the query. A demo weighs up to 1.
 _NAME_WEIGHT = 0.3
-"""The weight of a label whose name shares words with the query. A demo weighs up to 1."""
 
+# Votes that all possible values share. They keep the confidence low while there is little evidence.
 _DOUBT = 0.5
-"""Votes that all possible values share. They keep the confidence low while there is little evidence."""
 
+# Two words that share so many first letters count as the same word of a label's name.
 _STEM = 4
-"""Two words that share so many first letters count as the same word of a label's name."""
 
 NO_TEXT = "The stand-in compares wording only."
 
@@ -145,8 +145,8 @@ def _named_items(items: Sequence[str], asked: Sequence[str]) -> list[str]:
     return [named[place] for place in sorted(named)]
 
 
-def _alike(one: str, other: str) -> bool:
-    return one == other or (len(one) >= _STEM and one[:_STEM] == other[:_STEM])
+def _alike(word: str, other: str) -> bool:
+    return word == other or (len(word) >= _STEM and word[:_STEM] == other[:_STEM])
 
 
 @lru_cache(maxsize=256)
@@ -184,8 +184,8 @@ def _nearest(index: _Index, grams: frozenset[str], voters: Collection[int]) -> l
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:NEIGHBOURS]
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one) if one else 0.0
+def _overlap(grams: frozenset[str], other: frozenset[str]) -> float:
+    return len(grams & other) / len(grams) if grams else 0.0
 
 
 @lru_cache(maxsize=20_000)

@@ -12,7 +12,7 @@ from autoopt_pipeline.modules.labeling import (
     GroundTruth,
     Unusable,
     check_whole,
-    each,
+    collect_examples,
     find_judged,
     make_example,
     read_attribute,
@@ -33,11 +33,11 @@ from autoopt_pipeline.modules.spec import (
     Values,
 )
 
+# Minimum gain over not fusing. Below it, the second search is not worth its cost.
 MIN_GAIN = 0.05
-"""Minimum gain over not fusing. Below it, the second search is not worth its cost."""
 
+# Minimum outcomes of similar queries on each side of a comparison. With fewer, the difference would be chance.
 MIN_OUTCOMES = 2
-"""Minimum outcomes of similar queries on each side of a comparison. With fewer, the difference would be chance."""
 
 NONE = "none"
 
@@ -65,7 +65,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
         right = _right(spec, decision, detected, gains.get(decision.span_id))
         return make_example(spec, decision, inputs, right, _assumed(right, detected))
 
-    return each(decisions, build)
+    return collect_examples(decisions, build)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def read_modalities(attributes: Mapping[str, Any], paths: Sequence[str]) -> list
         if modality not in MODALITIES or confidence is None:
             raise Unusable("a detected modality is unknown or has no confidence", malformed=True)
         surest[modality] = max(confidence, surest.get(modality, confidence))
-    found = [Detected(modality, confidence) for modality, confidence in surest.items()]
-    return sorted(found, key=lambda d: (-d.confidence, d.modality))
+    detected = [Detected(modality, confidence) for modality, confidence in surest.items()]
+    return sorted(detected, key=lambda d: (-d.confidence, d.modality))
 
 
 def modalities_text(detected: Iterable[Detected]) -> str:
@@ -123,10 +123,10 @@ def _right(spec: ModuleSpec, decision: LoggedDecision, detected: list[Detected],
     opposite = {"fuse": SINGLE if own["fuse"] == FUSE else FUSE} if own else None
 
     def read(annotation: Annotation) -> Values | None:
-        said = read_verdict(annotation, own, parse_fusion, opposite)
+        labelled = read_verdict(annotation, own, parse_fusion, opposite)
         # A score beside a label may belong to the label, as in Phoenix's categorical configurations.
         gain = number(annotation.score)
-        return said or (_decided(gain) if gain is not None else None)
+        return labelled or (_decided(gain) if gain is not None else None)
 
     judged = find_judged(spec, decision, read)
     if judged:

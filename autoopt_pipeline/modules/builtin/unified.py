@@ -6,7 +6,7 @@ from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.builtin.modality import MODALITY
 from autoopt_pipeline.modules.builtin.routing import ROUTING
 from autoopt_pipeline.modules.builtin.workflow import WORKFLOW
-from autoopt_pipeline.modules.labeling import GroundTruth, Unusable, each, make_example
+from autoopt_pipeline.modules.labeling import GroundTruth, Unusable, collect_examples, make_example
 from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec, Provenance
 
 _WORST_FIRST = (Provenance.OUTCOME, Provenance.JUDGE, Provenance.HUMAN)
@@ -27,17 +27,17 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
         inputs = {name: text for part in parts for name, text in part.inputs.items() if name not in known}
         return make_example(spec, decision, inputs, right)
 
-    return each(decisions, build)
+    return collect_examples(decisions, build)
 
 
 def _part(part: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision) -> Example:
     own = decision.parts.get(part.name)
     if own is None:
         raise Unusable(f"the trace has no {part.contract.span_name} span for {part.name}")
-    found = part.build_examples(part.labels or labels, [own], redact=str)
-    if not found.examples:
-        raise Unusable(f"{part.name}: {next(iter(found.unusable))}", malformed=found.malformed > 0)
-    return found.examples[0]
+    built = part.build_examples(part.labels or labels, [own], redact=str)
+    if not built.examples:
+        raise Unusable(f"{part.name}: {next(iter(built.unusable))}", malformed=built.malformed > 0)
+    return built.examples[0]
 
 
 UNIFIED = ModuleSpec(

@@ -8,7 +8,7 @@ from autoopt_pipeline import span_contract
 from autoopt_pipeline.modules.coercion import parse_json
 from autoopt_pipeline.modules.labeling import (
     Unusable,
-    each,
+    collect_examples,
     find_right,
     make_example,
     read_attribute,
@@ -18,8 +18,8 @@ from autoopt_pipeline.modules.labeling import (
 from autoopt_pipeline.modules.scoring import PARALLEL, SEQUENTIAL
 from autoopt_pipeline.modules.spec import Example, ExampleSet, Label, LoggedDecision, ModuleSpec
 
+# Longest plan to learn from.
 MAX_AGENTS = 8
-"""Longest plan to learn from."""
 
 
 def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequence[LoggedDecision]) -> ExampleSet:
@@ -35,7 +35,7 @@ def build_examples(spec: ModuleSpec, labels: Sequence[Label], decisions: Sequenc
             raise Unusable(f"the plan has more than {MAX_AGENTS} agents")
         return make_example(spec, decision, inputs, right)
 
-    return each(decisions, build)
+    return collect_examples(decisions, build)
 
 
 def agents_text(labels: Sequence[Label]) -> str:

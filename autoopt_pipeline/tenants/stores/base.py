@@ -1,4 +1,4 @@
-"""What every store of configurations holds, and what it promises."""
+"""The interface of configuration stores, and their records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Protocol
 from autoopt_pipeline.errors import ConfigConflict, InvalidConfig
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, json_or_text, parse_config
 
+# The time of an entry without a valid time.
 NEVER = datetime.min.replace(tzinfo=UTC)
-"""When an entry was written that does not say when."""
 
 
 @dataclass(frozen=True)
 class StoredConfig:
-    """One version of a tenant's configuration, and who wrote it. `document` is None where it removes the tenant.
+    """One version of a tenant's configuration, and its author. `document` is None if the version removes the tenant.
 
-    What happened before `since` (UTC) does not count for the tenant any more: all that was learnt was deleted then.
+    Events before `since` (UTC) do not count for the tenant, because its programs were deleted then.
     """
 
     tenant_id: str
@@ -27,7 +27,7 @@ class StoredConfig:
     since: datetime | None = None
 
     def parse(self) -> RoutingConfigUnified:
-        """The configuration. Raises `InvalidConfig` when it is malformed, or belongs to another tenant."""
+        """The configuration. Raises `InvalidConfig` if it is malformed, or belongs to another tenant."""
         where = f"tenant {self.tenant_id}, configuration version {self.version}"
         config = parse_config(self.document, where=where)
         if config.tenant_id != self.tenant_id:
@@ -40,8 +40,10 @@ class StoredConfig:
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """What a version did, when (UTC), and who wrote it: `configuration_saved`, `tenant_added`, `tenant_removed` or
-    `artifacts_deleted`."""
+    """The effect of a version, its time (UTC) and its author.
+
+    `what` is `configuration_saved`, `tenant_added`, `tenant_removed` or `artifacts_deleted`.
+    """
 
     tenant_id: str
     version: int
@@ -59,23 +61,23 @@ class Risk:
 
 
 class TenantConfigStore(Protocol):
-    """One face for every backend. Each method raises `ConfigStoreUnavailable` when the backend fails."""
+    """The interface of all backends. Each method raises `ConfigStoreUnavailable` if the backend fails."""
 
     @property
     def name(self) -> str:
-        """Its address, fit to be shown."""
+        """The store's address, without secrets."""
         ...
 
     def current(self) -> Mapping[str, StoredConfig]:
-        """The newest version of every tenant that is not removed, in few requests whatever their number."""
+        """The newest version of every tenant that is not removed, in a few requests for any number of tenants."""
         ...
 
     def history(self, tenant_id: str) -> list[StoredConfig]:
-        """All versions, oldest first; empty when the tenant never existed."""
+        """All versions, oldest first; empty if the tenant never existed."""
         ...
 
     def changes(self, before: datetime | None, limit: int) -> list[ConfigChange]:
-        """What the newest versions of all tenants did, of those that were written before a moment, newest first."""
+        """The newest changes of all tenants before a moment, newest first."""
         ...
 
     def write(
@@ -89,22 +91,22 @@ class TenantConfigStore(Protocol):
     ) -> int:
         """Append a version and return its number; None removes the tenant and keeps its history.
 
-        Without `since`, it is that of the version before. Raises `ConfigConflict` when `expected_version` is given and
-        is no longer the newest.
+        Without `since`, the new version keeps that of the previous one. Raises `ConfigConflict` if `expected_version`
+        is given but is not the newest.
         """
         ...
 
     def check_writable(self) -> None:
-        """Write as `write` does, and leave nothing of it."""
+        """Check that `write` would succeed, by a write that leaves no trace."""
         ...
 
     def risks(self) -> list[Risk]:
-        """What may lose tenants."""
+        """Settings of the server that may lose tenants."""
         ...
 
 
 def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigChange:
-    """What a version did after the one before it; None where it is the first."""
+    """Derive the effect of a version from the previous one, which is None for the first version."""
     if after.since != (before.since if before else None):
         what = "artifacts_deleted"
     elif after.document is None:
@@ -117,12 +119,12 @@ def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigCh
 
 
 def changes_in(history: Sequence[StoredConfig]) -> list[ConfigChange]:
-    """What each version of a tenant's history did, oldest first."""
+    """The effect of each version in a tenant's history, oldest first."""
     return [change_between(before, after) for before, after in zip([None, *history], history, strict=False)]
 
 
 def check_version(tenant_id: str, newest: int, expected: int | None) -> None:
-    """Raise `ConfigConflict` when somebody else wrote since `expected` was read."""
+    """Raise `ConfigConflict` if somebody else has written since `expected` was read."""
     if expected is not None and expected != newest:
         raise ConfigConflict(
             f"tenant {tenant_id}: the configuration is at version {newest}, not {expected}",
@@ -131,12 +133,12 @@ def check_version(tenant_id: str, newest: int, expected: int | None) -> None:
 
 
 def decode_document(text: str | None) -> object | None:
-    """The stored JSON; text that is none is kept as text, so that reading it names the trouble."""
+    """Parse stored JSON. Invalid JSON stays text, so that parsing the configuration reports the error."""
     return None if text is None else json_or_text(text)
 
 
 def moment_of(text: object) -> datetime | None:
-    """A stored moment; None where there is none, or it is not one."""
+    """Parse a stored moment; None if it is missing or invalid."""
     try:
         return datetime.fromisoformat(str(text)) if text else None
     except ValueError:

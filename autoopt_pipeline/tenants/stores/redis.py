@@ -1,8 +1,8 @@
 """Tenants' configurations in Redis.
 
-`autoopt:configs` is a hash of every tenant's newest version, so that thousands are read in one request,
-`autoopt:config-history:{tenant}` is a list of all versions, and `autoopt:config-changes` has what each version did, in
-the order of time, without the configurations themselves. All three change in one transaction.
+`autoopt:configs` is a hash of every tenant's newest version, so that one request reads thousands,
+`autoopt:config-history:{tenant}` is a list of all versions, and `autoopt:config-changes` lists the effect of each
+version in the order of time, without the configuration itself. All three change in one transaction.
 """
 
 import json
@@ -34,25 +34,26 @@ from autoopt_pipeline.tenants.stores.base import (
 
 _CURRENT = "autoopt:configs"
 _CHANGES = "autoopt:config-changes"
-_PROBE = "_doctor"  # no tenant can be called so
+_PROBE = "_doctor"  # not a valid tenant id
 
+# Characters that would end a password in an address, or change its meaning.
 _NEEDS_QUOTING = re.compile(r"[/?#\[\]@]|%(?![0-9A-Fa-f]{2})")
-"""What ends a password, or means something else, where it stands in an address as it is."""
 
 _CORRECT = "correct the user and the password in AUTOOPT_CONFIG_STORE_URL (redis://user:password@host:port/db)"
 _SET = "set AUTOOPT_CONFIG_STORE_URL to redis://[user:password@]host:port/db"
 
+# The server's refusals, by the class of the error or words in it, with our message and what to do.
 _REFUSALS = (
     ((redis.AuthenticationError, "NOAUTH", "HELLO must be called"), "the user or the password is wrong", _CORRECT),
     (("no permissions",), "{error}", "allow its user what docs/install.md lists (ACL SETUSER)"),
     (
         (AskError, ClusterError, ClusterCrossSlotError, "not allowed in cluster mode"),
-        "the server is a node of a Redis Cluster, over which what belongs together would be spread",
-        "use one Redis server, which may have replicas",
+        "the server is a node of a Redis Cluster, which would spread the data over several nodes",
+        "use one Redis server, with replicas if you like",
     ),
     (
         ("unknown command",),
-        "the server is no Redis that keeps data, perhaps a Sentinel: {error}",
+        "the server does not store data, perhaps it is a Sentinel: {error}",
         f"{_SET} of the primary",
     ),
     ((redis.ReadOnlyError,), "the server is a replica: {error}", f"{_SET} of the primary"),
@@ -62,7 +63,6 @@ _REFUSALS = (
         "name your certificate authority: rediss://...?ssl_ca_certs=/path/ca.pem",
     ),
 )
-"""How the server's refusals are told, by the class of the error or by words in it, and what to do."""
 
 
 class RedisConfigStore:
@@ -75,16 +75,18 @@ class RedisConfigStore:
             self._redis = redis.Redis.from_url(
                 url,
                 decode_responses=True,
-                encoding_errors="replace",  # what is no UTF-8 in one tenant's entry must not hide the others
+                encoding_errors="replace",  # invalid UTF-8 in one tenant's entry must not hide the others
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
             )
             pool = self._redis.connection_pool
-            pool.connection_class(**pool.connection_kwargs)  # does not connect, but knows what may follow the "?"
+            pool.connection_class(**pool.connection_kwargs)  # checks the options after the "?" without connecting
         except (ValueError, TypeError):
-            # Their text may quote the URL, and with it the password.
-            raise ConfigStoreRefused(f"configuration store {self._shown}: the address is no Redis URL", _SET) from None
+            # Their text may quote the URL with its password.
+            raise ConfigStoreRefused(
+                f"configuration store {self._shown}: the address is not a Redis URL", _SET
+            ) from None
 
     @property
     def name(self) -> str:
@@ -96,7 +98,7 @@ class RedisConfigStore:
         return {str(tenant): _stored(tenant, entry) for tenant, entry in entries.items()}
 
     def history(self, tenant_id: str) -> list[StoredConfig]:
-        # No transaction, for a server out of memory refuses those, and answers what only reads.
+        # No transaction, because a server out of memory refuses transactions but still answers reads.
         with self._errors(), self._redis.pipeline(transaction=False) as pipe:
             pipe.lrange(_history_key(tenant_id), 0, -1)
             pipe.hget(_CURRENT, tenant_id)
@@ -137,7 +139,7 @@ class RedisConfigStore:
                     entry = _entry(written)
                     pipe.multi()
                     pipe.rpush(key, entry)
-                    pipe.zadd(_CHANGES, {_told(change): change.at.timestamp()})
+                    pipe.zadd(_CHANGES, {_encoded_change(change): change.at.timestamp()})
                     if document is None:
                         pipe.hdel(_CURRENT, tenant_id)
                     else:
@@ -145,21 +147,21 @@ class RedisConfigStore:
                     pipe.execute()
                     return version
                 except redis.WatchError:
-                    continue  # somebody else wrote in between: look again, and let expected_version decide
+                    continue  # somebody else wrote in between: read again, and let expected_version decide
 
     def check_writable(self) -> None:
-        # One transaction, so that nobody sees the entries in between.
+        # One transaction, so that nobody sees the temporary entries.
         with self._errors(), self._redis.pipeline() as pipe:
             pipe.rpush(_history_key(_PROBE), "")
             pipe.hset(_CURRENT, _PROBE, "")
             pipe.hdel(_CURRENT, _PROBE)
             pipe.lpop(_history_key(_PROBE))
-            pipe.zadd(_CHANGES, {_PROBE: 0}, xx=True)  # changes what is there, and adds nothing
+            pipe.zadd(_CHANGES, {_PROBE: 0}, xx=True)  # only changes existing entries
             pipe.execute()
 
     def risks(self) -> list[Risk]:
         """Eviction and persistence, as far as the server tells them; managed ones often do not."""
-        found = []
+        risks = []
         with self._errors():
             try:
                 policy = str(self._redis.info("memory").get("maxmemory_policy"))
@@ -167,55 +169,58 @@ class RedisConfigStore:
                 snapshots = self._redis.config_get("save").get("save")
             except redis.ResponseError as e:
                 return [
-                    Risk(f"eviction and persistence are unknown: {e}", "see that nothing is evicted, and all is kept")
+                    Risk(
+                        f"eviction and persistence are unknown: {e}",
+                        "check that the server evicts nothing and stores data on disk",
+                    )
                 ]
         if policy.startswith("allkeys"):
-            found.append(
+            risks.append(
                 Risk(
                     f"maxmemory-policy is {policy}: tenants are deleted when the memory is full",
                     "set maxmemory-policy to noeviction",
                 )
             )
         if not append_only and not snapshots:
-            found.append(
-                Risk("nothing is kept on disk: a restart loses all tenants", "set 'appendonly yes', or 'save'")
+            risks.append(
+                Risk("the server keeps nothing on disk: a restart loses all tenants", "set 'appendonly yes', or 'save'")
             )
-        return found
+        return risks
 
     @contextmanager
     def _errors(self) -> Generator[None, None, None]:
         try:
             yield
         except (redis.RedisError, OSError) as e:
-            # Of a pipeline its text quotes the command, with the configuration that was to be written.
-            said = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", str(e), flags=re.DOTALL)
+            # An error of a pipeline quotes the command, which contains the configuration.
+            message = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", str(e), flags=re.DOTALL)
             for signs, what, remedy in _REFUSALS:
-                if any(sign in said if isinstance(sign, str) else isinstance(e, sign) for sign in signs):
-                    # A replica may become the primary.
+                if any(sign in message if isinstance(sign, str) else isinstance(e, sign) for sign in signs):
+                    # Transient, because a replica may become the primary.
                     kind = ConfigStoreUnavailable if isinstance(e, redis.ReadOnlyError) else ConfigStoreRefused
-                    raise kind(f"configuration store {self._shown}: {what.format(error=said)}", remedy) from None
+                    raise kind(f"configuration store {self._shown}: {what.format(error=message)}", remedy) from None
             raise ConfigStoreUnavailable(
-                f"configuration store {self._shown}: {said}", "check AUTOOPT_CONFIG_STORE_URL and that Redis is up"
+                f"configuration store {self._shown}: {message}", "check AUTOOPT_CONFIG_STORE_URL and that Redis is up"
             ) from None
 
 
 def _shown(url: str) -> str:
-    """The address without user and password. Raises `ConfigStoreRefused` where it cannot be read."""
+    """The address without user and password. Raises `ConfigStoreRefused` if it is not a Redis URL."""
     rest = url.partition("://")[2]
     if "#" in rest or _NEEDS_QUOTING.search(rest.rpartition("@")[0]):
-        # Another part of it would be taken for the host, which errors name.
+        # Otherwise a part of the password would count as the host, which errors quote.
         raise ConfigStoreRefused(
             "configuration store redis://...: the password in the address has to be quoted",
             "write its / ? # [ ] @ % as %2F %3F %23 %5B %5D %40 %25 in AUTOOPT_CONFIG_STORE_URL",
         )
     try:
-        parts = urlsplit(url)
-        where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else "..."
-        if parts.path.strip("/").isdigit() or not parts.path.strip("/"):
-            return f"{parts.scheme}://{where}{parts.path}"
+        address = urlsplit(url)
+        where = f"{address.hostname}:{address.port or 6379}" if address.hostname else "..."
+        if address.path.strip("/").isdigit() or not address.path.strip("/"):
+            return f"{address.scheme}://{where}{address.path}"
     except ValueError:
         pass
-    raise ConfigStoreRefused("configuration store redis://...: the address is no Redis URL", _SET) from None
+    raise ConfigStoreRefused("configuration store redis://...: the address is not a Redis URL", _SET) from None
 
 
 def _history_key(tenant_id: str) -> str:
@@ -234,16 +239,16 @@ def _entry(config: StoredConfig) -> str:
     )
 
 
-def _told(change: ConfigChange) -> str:
+def _encoded_change(change: ConfigChange) -> str:
     return json.dumps(asdict(change) | {"at": change.at.isoformat()})
 
 
 def _change(entry: str) -> ConfigChange | None:
-    """None where somebody else wrote the entry."""
+    """Parse an entry; None if another program wrote it."""
     try:
         fields = json.loads(entry)
         at = datetime.fromisoformat(fields["at"])
-        texts = (str(fields[name]) for name in ("by", "what"))
+        texts = (str(fields[name]) for name in ("actor", "what"))
         return ConfigChange(str(fields["tenant_id"]), int(fields["version"]), at, *texts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -257,7 +262,7 @@ def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
             int(fields["version"]),
             datetime.fromisoformat(fields["written_at"]),
             decode_document(fields["document"]),
-            str(fields.get("by", "")),
+            str(fields.get("actor", "")),
             moment_of(fields.get("since")),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autoopt_pipeline.errors import ConfigStoreUnavailable
-from autoopt_pipeline.places import why_not_makable
+from autoopt_pipeline.places import creation_problem
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.stores.base import (
     NEVER,
@@ -38,19 +38,20 @@ _HISTORY = """
 SELECT tenant_id, version, written_at, document, written_by, since FROM tenant_configs
 WHERE tenant_id = ? ORDER BY version DESC LIMIT ?
 """
-# Of the documents only whether there is one: they may be long.
+# Reads only whether there is a document, because documents may be long.
 _CHANGES = """
 SELECT c.tenant_id, c.version, c.written_at, substr(c.document, 1, 0), c.written_by, c.since,
        b.tenant_id, b.version, b.written_at, substr(b.document, 1, 0), b.written_by, b.since
 FROM tenant_configs AS c LEFT JOIN tenant_configs AS b ON b.tenant_id = c.tenant_id AND b.version = c.version - 1
 WHERE c.written_at < ? ORDER BY c.written_at DESC LIMIT ?
 """
+
+# Sorts after every time, and before any text that is not a time.
 _EVER = "9999"
-"""After every moment, and before what is no moment."""
 
 
 class SqliteConfigStore:
-    """See `TenantConfigStore`. The file and its folder are made when something is first written."""
+    """See `TenantConfigStore`. The first write creates the file and its folder."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -102,8 +103,8 @@ class SqliteConfigStore:
 
     def check_writable(self) -> None:
         if not self._path.exists():
-            if why := why_not_makable(self._path):
-                raise self._unavailable(why)
+            if problem := creation_problem(self._path):
+                raise self._unavailable(problem)
             return
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
@@ -115,13 +116,13 @@ class SqliteConfigStore:
 
     @contextmanager
     def _connection(self, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
-        """The database; where there is none, and none is to be made, an empty one that leaves nothing."""
+        """Open the database. Without a file and without `make`, opens an empty database in memory."""
         try:
             if make:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             path = self._path if make or self._path.exists() else ":memory:"
             with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
-                # What is no UTF-8 in one tenant's row must not hide the others.
+                # Invalid UTF-8 in one tenant's row must not hide the others.
                 db.text_factory = lambda text: text.decode(errors="replace")
                 db.execute(_SCHEMA)
                 db.execute(_BY_TIME)
@@ -129,15 +130,15 @@ class SqliteConfigStore:
         except (sqlite3.Error, OSError) as e:
             raise self._unavailable(e) from e
 
-    def _unavailable(self, why: object) -> ConfigStoreUnavailable:
+    def _unavailable(self, cause: object) -> ConfigStoreUnavailable:
         return ConfigStoreUnavailable(
-            f"configuration store {self.name}: {why}",
+            f"configuration store {self.name}: {cause}",
             "check AUTOOPT_CONFIG_STORE_URL, and that the file is a database this user may write",
         )
 
 
 def _stored(row: tuple[str, int, str, str | None, str, str | None]) -> StoredConfig:
-    tenant_id, version, written_at, document, by, since = row
+    tenant_id, version, written_at, document, actor, since = row
     return StoredConfig(
-        tenant_id, version, moment_of(written_at) or NEVER, decode_document(document), str(by), moment_of(since)
+        tenant_id, version, moment_of(written_at) or NEVER, decode_document(document), str(actor), moment_of(since)
     )

@@ -74,7 +74,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["tenants", "remove", "nobody"], "tenant nobody has no configuration"),
         (["config", "get", "nobody"], "tenant nobody has no configuration"),
         (["config", "get", "acme", "--version", "9"], "no configuration version 9"),
-        (["config", "set", "acme", "nonsense"], "'nonsense' is no FIELD=VALUE"),
+        (["config", "set", "acme", "nonsense"], "'nonsense' is not FIELD=VALUE"),
         (["config", "set", "acme", "min_sample=1"], "did you mean"),
         (["config", "set", "acme", "min_samples_for_optimization=-1"], "has to be 1 or more (got '-1')"),
         (["config", "set", "acme", "modules.ruting.enabled=true"], "unknown module 'ruting'"),
@@ -126,7 +126,7 @@ def test_commands_that_need_no_instance_do_not_wait_for_dagster() -> None:
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(home: Path, name: str, value: str, arguments: list[str]) -> None:
-    error = autoopt(*arguments, status=2, **{name: value})
+    error = autoopt(*arguments, status=2, env={name: value})
     assert error.startswith("error: ")
     assert name in error
     assert error.count("\n") == 1

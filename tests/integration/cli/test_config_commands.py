@@ -84,8 +84,8 @@ def test_a_difference_is_told_from_both_sides_alike_and_there_is_none_to_oneself
 
 def test_what_may_be_a_key_is_not_told_in_a_difference() -> None:
     (change,) = changed_fields({"lm": {"api_key_env": "sk-secret"}}, {"lm": {"api_key_env": "MY_API_KEY"}})
-    assert (change.told(change.before), change.told(change.after)) == (
-        "not shown, for it may hold a secret",
+    assert (change.display(change.before), change.display(change.after)) == (
+        "not shown, because it may be a secret",
         '"MY_API_KEY"',
     )
 
@@ -116,7 +116,7 @@ def test_what_is_edited_is_saved_and_shown(acme: TenantConfigStore, tmp_path: Pa
     assert read_config(acme, "acme")[0].budget.max_lm_calls == 77
     assert seen.read_text().startswith(oct(stat.S_IFREG | 0o600))
     assert "# min_samples_for_optimization: 100\n" in seen.read_text()
-    assert "nothing was changed" in autoopt("config", "edit", "acme", env=editor("pass"))
+    assert "nothing changed" in autoopt("config", "edit", "acme", env=editor("pass"))
 
 
 def test_a_deleted_line_follows_the_default_again(acme: TenantConfigStore) -> None:
@@ -134,7 +134,7 @@ def test_a_configuration_that_is_not_valid_can_be_mended(acme: TenantConfigStore
     ("code", "words"),
     [
         ("text = text.replace('2000', 'many')", "budget.max_lm_calls"),
-        ("text += '\\nbudget: {}'", "'budget' is there twice"),
+        ("text += '\\nbudget: {}'", "'budget' appears twice"),
         ("text += '\\n}'", "line "),
         ("text = text.replace('tenant_id: acme', 'tenant_id: other')", "tenant_id cannot be changed"),
         ("text += '\\nmodules: {ruting: {}}'", "did you mean 'routing'"),

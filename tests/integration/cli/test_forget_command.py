@@ -216,7 +216,7 @@ def _reported(home: Path, tenant: str, report: str) -> str:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("nobody", "a" * 32), "nobody"), (("acme", "xyz"), "is no trace id"), (("acme", "a" * 32), "--query")],
+    [(("nobody", "a" * 32), "nobody"), (("acme", "xyz"), "is not a trace id"), (("acme", "a" * 32), "--query")],
 )
 def test_what_cannot_be_forgotten_is_refused_in_one_line(
     phoenix: Phoenix, home: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str], words: str

@@ -54,7 +54,7 @@ def test_nothing_is_taken_away_where_nobody_can_be_asked(
     version = stored_program(programs, made_program("acme"), active=True)
     said = autoopt(*command, status=2)
     assert said.startswith("error: ")
-    assert said.endswith("say --yes\n")
+    assert said.endswith("add --yes\n")
     assert said.count("\n") == 1
     assert "acme" in store.current()
     assert programs.load(version)

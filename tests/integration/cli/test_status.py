@@ -105,7 +105,7 @@ def test_of_many_tenants_those_that_need_attention_are_told_first_and_the_rest_c
 def test_many_tenants_in_good_order_are_one_line(home: Path, store: TenantConfigStore) -> None:
     for number in range(21):
         configure(store, f"quiet-{number:02}", enable_auto_optimization=False)
-    assert "none of them needs attention" in autoopt("status")
+    assert "no tenant needs attention" in autoopt("status")
 
 
 @pytest.mark.parametrize("file", ["active.json", "manifest.json"])

@@ -1,6 +1,7 @@
 """`autoopt why`, against a real Phoenix and a real instance."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
         lm_calls=12,
     )
     story = why()
-    assert "awaiting_approval, 0 s ago: proven better: 9 fixed; score 25.0 -> 50.0 %; version v2; 12 LM calls" in story
+    last = r"awaiting_approval, \d+ s ago: proven better: 9 fixed; score 25.0 -> 50.0 %; version v2; 12 LM calls"
+    assert re.search(last, story)
     assert f"autoopt promote {tenant} routing v2" in story
     assert f"{version}, 90.0 % on the held-out traces" in story
     assert "moved by ada: people like [it]" in story
@@ -144,7 +146,7 @@ def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
 ) -> None:
     configure(store, tenant)
     artifacts.add_sequential_test_step(step(1))
-    assert "testing it on new held-out traces since 0 s ago: none so far" in why()
+    assert re.search(r"testing it on new held-out traces since \d+ s ago: none so far", why())
     artifacts.add_sequential_test_step(step(2, (0.0, 1.0), (1.0, 1.0)))
     assert "2 so far: candidate 100.0 %, incumbent 50.0 %" in why()
     version = stored_program(artifacts, made_program(tenant))

@@ -62,7 +62,7 @@ def test_elsewhere_it_refuses_to_be_open_to_everybody(home: Path, host: str) -> 
 
 def test_a_token_that_can_be_guessed_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="has 6 characters"):
-        open_access(Settings(dashboard_token="secret"), host="0.0.0.0", who="")  # ty: ignore[invalid-argument-type]  # noqa: S104
+        open_access(Settings(dashboard_token="secret"), host="0.0.0.0", who="")  # noqa: S104
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from autoopt_pipeline.dashboard.auth import Role
-from autoopt_pipeline.registry.audit_log import ACTS_FOLDER, Act, enter_act, recent_acts
+from autoopt_pipeline.registry.audit_log import AUDIT_LOG_FOLDER, AuditEntry, recent_entries, record_action
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -108,7 +108,7 @@ def test_pages_go_back_to_the_first_thing_that_happened_and_tell_each_once(
 ) -> None:
     for number in range(70):
         write_config(store, RoutingConfigUnified(tenant_id=f"t{number:02}"), actor="ada")
-        artifacts(home, f"t{number:02}").enter_act("declined", actor="marta", text=f"v{number}")
+        artifacts(home, f"t{number:02}").record_action("declined", actor="marta", text=f"v{number}")
     with visiting(home) as browser:
         pages = list(all_pages(browser))
         assert "Failures" not in browser.get("/activity?before=2026-01-01T00:00:00%2B00:00").text
@@ -121,7 +121,7 @@ def test_pages_go_back_to_the_first_thing_that_happened_and_tell_each_once(
 def test_who_sees_some_tenants_sees_what_happened_to_those_alone(home: Path, store: TenantConfigStore) -> None:
     for tenant in ("acme", "globex:eu", "globex:us", "globex:gone"):
         write_config(store, RoutingConfigUnified(tenant_id=tenant), actor="ada")
-        artifacts(home, tenant).enter_act("declined", actor="marta", text="v")
+        artifacts(home, tenant).record_action("declined", actor="marta", text="v")
     store.write("globex:gone", None, actor="ada")
     with visiting(home, everybody(Role.VIEWER, ["globex:*"])) as browser:
         rows = rows_of(browser.get("/activity").text)
@@ -150,8 +150,8 @@ class Counting(ObjectStore):
 
 
 def old_act(files: ObjectStore, at: datetime, tenant: str) -> None:
-    act = Act(at=at, actor="ada", what="declined", tenant_id=tenant, module="routing", text="v")
-    name = f"{ACTS_FOLDER}/{at:%Y-%m-%d}/{at:%H%M%S%f}-{tenant}.json"
+    act = AuditEntry(at=at, actor="ada", what="declined", tenant_id=tenant, module="routing", text="v")
+    name = f"{AUDIT_LOG_FOLDER}/{at:%Y-%m-%d}/{at:%H%M%S%f}-{tenant}.json"
     files.create(name, act.model_dump_json().encode())
 
 
@@ -160,18 +160,18 @@ def test_a_page_of_acts_reads_no_more_than_it_shows_however_many_there_are(tmp_p
     for day in range(100):
         for number in range(10):
             old_act(files, NOW - timedelta(days=day, minutes=number), f"t{number}")
-    page = recent_acts(files, lambda tenant: True, limit=25)
+    page = recent_entries(files, lambda tenant: True, limit=25)
     assert len(page.items) == 25
     assert (files.listed, files.read_paths) == (1 + 3, 25)
     files.listed = files.read_paths = 0
     # Of one tenant in ten, a page is as long as a month of days with acts.
-    page = recent_acts(files, lambda tenant: tenant == "t7", limit=60)
+    page = recent_entries(files, lambda tenant: tenant == "t7", limit=60)
     assert len(page.items) == 31
     assert (files.listed, files.read_paths) == (1 + 31, 31)
     assert page.reaches
     seen = len(page.items)
     while page.reaches:
-        page = recent_acts(files, lambda tenant: tenant == "t7", before=page.reaches, limit=60)
+        page = recent_entries(files, lambda tenant: tenant == "t7", before=page.reaches, limit=60)
         seen += len(page.items)
     assert seen == 100
 
@@ -179,12 +179,12 @@ def test_a_page_of_acts_reads_no_more_than_it_shows_however_many_there_are(tmp_p
 def test_acts_of_the_same_moment_and_what_is_no_act_cost_nobody_anything(tmp_path: Path) -> None:
     files = ObjectStore(str(tmp_path))
     for _ in range(20):
-        enter_act(files, actor="ada", what="declined", tenant_id="org:a b", module="routing", text="x")
+        record_action(files, actor="ada", what="declined", tenant_id="org:a b", module="routing", text="x")
     old_act(files, NOW, "acme")
     for name in ("nonsense/x.json", "2026-05-04/x.json", "2026-05-04/999999999999-acme.json", "2026-13-01/x.json"):
-        files.create(f"{ACTS_FOLDER}/{name}", b"{")
-    files.replace(f"{ACTS_FOLDER}/2026-05-04/010101000000-acme.json", b"[]")
-    found = recent_acts(files, lambda tenant: True, limit=100).items
+        files.create(f"{AUDIT_LOG_FOLDER}/{name}", b"{")
+    files.replace(f"{AUDIT_LOG_FOLDER}/2026-05-04/010101000000-acme.json", b"[]")
+    found = recent_entries(files, lambda tenant: True, limit=100).items
     assert len({each.at for each in found}) == len(found) == 21
 
 
@@ -192,10 +192,10 @@ def test_what_was_done_is_done_where_it_cannot_be_entered(home: Path, store: Ten
     autoopt("tenants", "add", "acme", *AGENTS)
     programs = artifacts(home, "acme")
     version = stored_program(programs, made_program("acme"))
-    (home / ".autoopt" / "artifacts" / ACTS_FOLDER).write_text("somebody put a file here")
+    (home / ".autoopt" / "artifacts" / AUDIT_LOG_FOLDER).write_text("somebody put a file here")
     said = autoopt("promote", "acme", "routing", version)
     assert f"baseline -> {version}" in said
-    assert "note: the activity does not tell of it" in said
+    assert "note: the dashboard's Activity does not list this" in said
     active = programs.active()
     assert active
     assert active.version == version

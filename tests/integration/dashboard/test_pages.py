@@ -135,7 +135,7 @@ def test_a_persons_decisions_are_recorded_with_their_reason(home: Path, store: T
         assert "it is declined" in text_of(again)
         assert send(browser, f"{module}/roll-back", version="", reason="it was not").status_code == 303
         empty = browser.get(f"{module}/roll-back")
-        assert "nothing comes before it" in text_of(empty)
+        assert "there is nothing to go back to" in text_of(empty)
     assert [(transition.to_version, transition.actor, transition.reason) for transition in programs.transitions()] == [
         (one, "tester", "looks right"),
         (None, "tester", "it was not"),
@@ -261,7 +261,7 @@ def test_a_page_that_fails_gives_nothing_away(
 ) -> None:
     configure(store, tenant)
     with visiting(home) as browser:
-        browser._transport.raise_server_exceptions = False  # ty: ignore[unresolved-attribute]
+        browser._transport.raise_server_exceptions = False
         monkeypatch.setattr("autoopt_pipeline.dashboard.pages.modules.read_programs", lambda *_: 1 / 0)
         page = browser.get(f"/tenants/{tenant}/modules/routing")
     assert page.status_code == 500

@@ -4,12 +4,11 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -57,7 +56,7 @@ class Server:
     process: psutil.Process
 
     @contextmanager
-    def hanging(self) -> Iterator[None]:
+    def hanging(self) -> Generator[None]:
         self.process.suspend()
         try:
             yield
@@ -201,11 +200,10 @@ def test_a_command_says_what_it_waits_for_and_gives_up(server: Server, acme: Non
         assert {each["decision"] for each in json.loads(out)["modules"] if each["enabled"]} == {"error"}
 
 
-def counted(**decision: Any) -> ModuleStatus:
+def counted(reason: Reason = Reason.TOO_FEW_TRACES, detail: str = "") -> ModuleStatus:
     enough = Condition("enough new traces", False, "37 new traces, 100 needed", Reason.TOO_FEW_TRACES, need=100)
-    known = {"evidence": Evidence(37), "need": 100, "conditions": (enough,)}
-    told = ScheduleDecision(**{"reason": Reason.TOO_FEW_TRACES, "detail": "", **known, **decision})
-    return ModuleStatus("acme", "routing", told, Attempts())
+    decision = ScheduleDecision(reason, detail, evidence=Evidence(37), need=100, conditions=(enough,))
+    return ModuleStatus("acme", "routing", decision, Attempts())
 
 
 def uncounted(reason: Reason, detail: str, *, outcome_id: int | None = None) -> ModuleStatus:
@@ -220,7 +218,8 @@ def test_what_was_counted_decides_as_long_as_nothing_newer_is_known() -> None:
     trouble = counts.trouble
     assert trouble
     counts.completed([counted(reason=Reason.IN_PROGRESS, detail="run 7 is under way")])
-    assert counts.trouble is None
+    over = counts.trouble
+    assert over is None
     (ended,) = counts.completed([uncounted(Reason.ERROR, "Phoenix is gone")])  # the run has ended meanwhile
     assert (ended.decision.reason, ended.decision.detail) == (Reason.TOO_FEW_TRACES, "37 new traces, 100 needed")
     (waiting,) = counts.completed([uncounted(Reason.NOT_DUE, "due in 5 min")])

@@ -18,6 +18,8 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
@@ -85,14 +87,14 @@ def test_settings_that_cannot_be_read_are_told_and_what_they_lead_to_is_not_look
     last = told["findings"][-1]
     assert (last["check"], last["status"]) == ("settings", "fail")
     assert "AUTOOPT_SETTLING_SECONDS" in last["what"]
-    assert "is looked at once they are right" in last["remedy"]
+    assert "the other checks need correct settings" in last["remedy"]
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest_setting() -> None:
     environment = {"AUTOOPT_SETLING_SECONDS": "5", "AUTOOPT_ODD": "", "AUTOOPT_ACME_API_KEY": "k", "AUTOOPT_LM": "x"}
     odd, misspelt, read = process.variables(environment)
     assert (misspelt.status, misspelt.remedy) == (Status.WARN, "did you mean AUTOOPT_SETTLING_SECONDS?")
-    assert odd.what == "AUTOOPT_ODD is read by nothing"
+    assert odd.what == "nothing reads AUTOOPT_ODD"
     assert read.status is Status.OK
 
 
@@ -160,9 +162,9 @@ def test_every_version_that_serves_is_read_and_damaged_ones_fail(parts: Connecti
         (Status.FAIL, f"lost/routing: version {version['lost']} does not exist"),
         (Status.FAIL, "odd/routing: active.json is damaged"),
     ]
-    assert looked == ok("looked at the 6 versions that serve 4 tenants; 1 tenants have no program yet")
+    assert looked == ok("checked 6 versions that serve 4 tenants; 1 tenants have no program yet")
     (hurried,) = found(lambda: versions.active_versions(parts, seconds=0))
-    assert hurried.what.endswith("and for 4 there was no time")
+    assert hurried.what.endswith("; no time was left for 4 tenants")
 
 
 def test_more_damaged_versions_than_are_shown_are_counted(parts: Connections) -> None:
@@ -194,11 +196,9 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
     assert lacks.status is Status.WARN
     assert lacks.what == "acme/routing: no_independent_labels, needs about 117 more reviews: 53 of 200"
     assert "drawn at random" in lacks.remedy
-    assert looked == ok(
-        "looked at the last verdicts on 2 of the 6 modules that tenants have on: 1 no independent labels, 1 rejected"
-    )
+    assert looked == ok("checked the last verdicts of 2 of the 6 enabled modules: 1 no independent labels, 1 rejected")
     (hurried,) = found(lambda: verdicts.last_verdicts(parts, home, seconds=0))
-    assert hurried.what.endswith("; there was no time for 2 older ones")
+    assert hurried.what.endswith("; no time was left for 2 older ones")
     assert only(found(lambda: verdicts.last_verdicts(parts, None)), Status.WARN).remedy == "set DAGSTER_HOME"
 
 
@@ -260,9 +260,7 @@ def careless_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--requirepass", "right", "--maxmemory-policy", "allkeys-lru", "--save", "", "--port", str(port)]
     with Processes(folder) as group:
         group.start("redis", [server, *options, "--bind", LOOPBACK], env={}, cwd=folder)
-        client = redis.Redis(
-            port=port, password="right", retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
-        )
+        client = redis.Redis(port=port, password="right", retry=Retry(ConstantBackoff(0.1), 100))
         client.execute_command(
             "ACL", "SETUSER", "reader", "on", ">r", "~*", "+@read", "+@connection", "+multi", "+exec"
         )
@@ -343,9 +341,8 @@ def llm() -> Iterator[LLMServer]:
         yield server
 
 
-def models(home: Path, llm: LLMServer, **own: object) -> Connections:
-    settings = {"lm": "openai/some-model", "lm_api_base": llm.url, "lm_api_key_env": "DOCTOR_API_KEY"}
-    return Connections(Settings(home=home, **{**settings, **own}))
+def models(home: Path, llm: LLMServer, lm: str = "openai/some-model") -> Connections:
+    return Connections(Settings(home=home, lm=lm, lm_api_base=llm.url, lm_api_key_env="DOCTOR_API_KEY"))
 
 
 def test_a_model_is_called_only_when_that_is_wanted(

@@ -6,13 +6,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config, send_sample_traffic
-from autoopt_pipeline.evaluation.answer_noise import COUNTLESS, cost, interval, newest, repetition, told, told_of_gate
+from autoopt_pipeline.evaluation.answer_noise import (
+    COUNTLESS,
+    cost,
+    describe_gate_impact,
+    describe_repetition,
+    interval,
+    newest,
+    repetition,
+)
 from autoopt_pipeline.evaluation.cases import ScoredAnswer
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.statistics import cases_needed
@@ -49,7 +58,7 @@ def test_answers_scores_and_what_cannot_be_read_are_counted_apart() -> None:
 
 
 def test_nothing_that_was_asked_is_no_repetition() -> None:
-    with pytest.raises(ValueError, match="nothing was asked"):
+    with pytest.raises(ValueError, match="there are no answers to compare"):
         repetition(([], []), ([], []))
 
 
@@ -96,25 +105,26 @@ def test_a_model_that_answers_by_tossing_a_coin_proves_nothing() -> None:
 
 def test_words_and_numbers() -> None:
     same = repetition((said(*"a" * 100), said(*"a" * 100)), (graded(*[1] * 100), graded(*[1] * 100)))
-    assert told(same) == (
-        "repeatable: all 100 answers were the same the second time; at most 3.7 % of all differ, with 95 % confidence"
+    assert describe_repetition(same) == (
+        "repeatable: all 100 answers were the same the second time; with 95 % confidence, at most 3.7 % of all "
+        "answers differ"
     )
-    assert told_of_gate(same, 0.019) == (
-        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % is proven by about 508 held-out traces "
-        "at alpha 0.019, and by 644 if the most differ that these traces leave open"
+    assert describe_gate_impact(same, 0.019) == (
+        "effect on the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % is proven by about 508 held-out "
+        "traces at alpha 0.019, or by 644 if as many differ as these traces allow for"
     )
     answers = said(*"a" * 100), said(*"b" * 7, *"a" * 93)
     some = repetition(answers, (graded(*[1] * 100), graded(*[0] * 5, *[1] * 95)))
-    assert told(some) == (
+    assert describe_repetition(some) == (
         "7 of 100 answers differ the second time, 5 of them in score (7.0 %, 95 % interval 3.4 % to 13.7 %)"
     )
-    assert told_of_gate(some, 0.019) == (
-        "for the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % shows 4.7 of its 5 points, as 23.0 % "
-        "of the differences are noise, and is proven by about 697 held-out traces (585 to 998) at alpha 0.019 in place "
-        "of 508. Noise hides gains and fakes none: both programs are asked alike"
+    assert describe_gate_impact(some, 0.019) == (
+        "effect on the gate: a candidate that fixes 10.0 % of traces and breaks 5.0 % shows 4.7 of its 5 points, "
+        "because 23.0 % of the differences are noise, and is proven by about 697 held-out traces (585 to 998) at "
+        "alpha 0.019 instead of 508. Noise hides gains but fakes none, because it affects both programs"
     )
     toss = repetition((said(*"ab" * 50), said(*"b" * 100)), (graded(*[1, 0] * 50), graded(*[0] * 100)))
-    assert "is proven by over 100,000 held-out traces" in told_of_gate(toss, 0.019)
+    assert "is proven by over 100,000 held-out traces" in describe_gate_impact(toss, 0.019)
 
 
 def test_the_newest_are_asked_each_query_once_and_no_demo() -> None:
@@ -138,7 +148,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
         yield server
 
 
-def configure(store: TenantConfigStore, llm: LLMServer | None = None, **fields: object) -> None:
+def configure(store: TenantConfigStore, llm: LLMServer | None = None, **fields: Any) -> None:
     """The tenant, asking the server one request at a time, 20 traces at most unless told otherwise."""
     lm = llm and {
         "model": "openai/some-model",
@@ -201,7 +211,7 @@ def test_answers_of_which_none_can_be_read_are_no_repetition(
     configure(store, llm)
     llm.trouble = ["what?"] * 40
     _, failed = aa(status=2)
-    assert failed["what"] == "no answer could be read of 20, so nothing is known of others"
+    assert failed["what"] == "none of 20 answers could be read, so repeatability is unknown"
     assert "--call-lm" in failed["remedy"]
 
 
@@ -256,7 +266,7 @@ def test_without_dagster_a_daily_budget_cannot_be_kept(
     assert aa()[1]["what"].startswith("repeatable")
     configure(store, llm, daily_budget={"max_tokens": 10**9})
     (failed,) = aa(status=2)
-    assert "what is left of the day's budget stands in Dagster, which is not here" in failed["what"]
+    assert "the rest of the day's budget is recorded in Dagster, which is not set up here" in failed["what"]
     assert llm.calls == 40
 
 
@@ -277,7 +287,7 @@ def test_what_stops_the_asking_is_one_line_and_what_was_spent_is_entered(
     words: str,
 ) -> None:
     configure(store, llm, **fields)
-    llm.trouble = trouble
+    llm.trouble = [*trouble]
     *_, last = autoopt("doctor", "--aa", UNSTEADY.tenant_id, "routing", status=2).splitlines()[:-1]
     assert last.startswith("fail  repeatability  ")
     assert "sk-unsteady" not in last

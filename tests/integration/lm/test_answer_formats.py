@@ -91,8 +91,9 @@ class TestTheFormatOfAProgram:
         sizes = {}
         for wanted in (CHAT, JSON_SCHEMA):
             (predictor,) = in_format(ROUTING.build_program(LABELS), wanted).predictors()
-            predictor.demos = [dspy.Example(query="where", reasoning="r", agent="search_agent", confidence=0.9)] * 4
-            messages = AnswerAdapter().format(predictor.signature, predictor.demos, {"query": "which one?"})
+            demo = dspy.Example(query="where", reasoning="r", agent="search_agent", confidence=0.9)
+            demos: list[Any] = [demo] * 4  # DSPy declares dicts, and passes examples
+            messages = AnswerAdapter().format(predictor.signature, demos, {"query": "which one?"})
             sizes[wanted] = sum(len(message["content"]) for message in messages)
             assert all(label.name in messages[0]["content"] for label in LABELS)
             assert "which one?" in messages[-1]["content"]
@@ -106,7 +107,7 @@ class TestAuto:
         server.enforces_schema, server.answer = True, knowing(traffic)
         report = optimize(job(traffic), over_http(server), artifacts)
         assert report.verdict is Verdict.PROMOTED
-        assert any("candidates are asked by a JSON schema" in note for note in report.notes)
+        assert any("candidates use a JSON schema" in note for note in report.notes)
         (manifest,) = artifacts.versions()
         assert manifest.answer_format == JSON_SCHEMA
         assert manifest.lm_settings == {"seed": 9, "temperature": 0.0, "max_tokens": 512}
@@ -127,7 +128,7 @@ class TestAuto:
             Answered(wrong) if "response_format" in sent.body and "banana" not in sent.question else None
         )
         report = optimize(job(traffic), over_http(server), artifacts)
-        assert any("candidates are asked in DSPy's chat format" in note for note in report.notes)
+        assert any("candidates use DSPy's chat format" in note for note in report.notes)
         assert [manifest.answer_format for manifest in artifacts.versions()] == [CHAT]
 
     def test_keeps_the_chat_format_where_no_schema_is_enforced(
@@ -151,7 +152,7 @@ def test_a_format_that_was_chosen_is_that_of_all_programs(
 
 def test_serving_refuses_a_format_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="use 'chat' or 'json_schema'"):
-        Serving(str(tmp_path), baseline_format="yaml")  # ty: ignore[invalid-argument-type]
+        Serving(str(tmp_path), baseline_format="yaml")  # ty: ignore[invalid-argument-type] - no such format
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_setting_that_somebody_chose_and_the_endpoint_refuses_is_an_error_of_t
 
 
 def test_a_model_of_no_known_provider_is_refused_when_it_is_made() -> None:
-    with pytest.raises(LMNotConfigured, match="no provider is called 'nonsense'"):
+    with pytest.raises(LMNotConfigured, match="unknown provider 'nonsense'"):
         metered_lm(LMSettings(model="nonsense/x"), Meter(1, 1))
 
 

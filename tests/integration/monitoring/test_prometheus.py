@@ -27,7 +27,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spend(instance: dg.DagsterInstance, tenant: str, calls: int, *, verdict: str | None = "promoted") -> None:
     """An outcome, or with no verdict an attempt that failed after it had spent."""
-    metadata: dict[str, object] = {"lm_calls": calls, "lm_tokens": 10 * calls}
+    metadata = {"lm_calls": calls, "lm_tokens": 10 * calls}
     if verdict:
         event = dg.AssetMaterialization("routing", partition=tenant, metadata={**metadata, "verdict": verdict})
         instance.report_runless_asset_event(event)

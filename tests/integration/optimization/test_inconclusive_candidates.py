@@ -147,7 +147,7 @@ def test_what_it_was_judged_on_before_counts_no_more(artifacts: VersionStore, ol
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, old)
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert report.reason == f"{version} has 0 cases in its sequential test, and no held-out trace is new"
+    assert report.reason == f"the sequential test of {version} has 0 cases, and no new held-out traces"
     assert report.lm_calls == 0
 
 
@@ -296,9 +296,9 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[
         if line.startswith("sequential test of"):
             run(artifacts, everything, run_id="quicker")
 
-    with pytest.raises(PromotionConflict, match="another run went on"):
+    with pytest.raises(PromotionConflict, match="another run has continued the sequential test"):
         job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
-        optimize(job, lm, artifacts, say=another_run_is_quicker)
+        optimize(job, lm, artifacts, log=another_run_is_quicker)
     assert len(artifacts.sequential_test()) == 2
 
 

@@ -258,7 +258,7 @@ def test_a_comparison_of_programs_with_three_predictors_takes_three_times_the_ca
     assert comparison_calls(split, UNIFIED.build_program(LABELS)) == 70
     least = 70 + 60
     check_budget(with_field(CONFIG, "budget.max_lm_calls", str(least)), split, UNIFIED.build_program(LABELS))
-    with pytest.raises(InvalidConfig, match="130 calls are the least"):
+    with pytest.raises(InvalidConfig, match="at least 130 calls are needed"):
         check_budget(with_field(CONFIG, "budget.max_lm_calls", str(least - 1)), split, UNIFIED.build_program(LABELS))
 
 

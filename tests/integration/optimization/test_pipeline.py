@@ -2,7 +2,7 @@
 
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_a_canary_is_tried_before_anything_else_is_searched_for(
     report = optimize(job(traffic, config), stand_in(), artifacts)
     assert report.verdict is Verdict.CANARY
     assert report.active_version is None
-    assert "gets 20 % of the requests since" in report.reason
+    assert "has had 20 % of the requests since" in report.reason
     last = artifacts.last_transition()
     assert last
     assert (last.to_version, last.canary) == (None, {report.version: 0.2})
@@ -196,7 +196,7 @@ def test_a_promotion_by_somebody_else_meanwhile_makes_this_one_stale(
         if line.startswith("finalist"):
             artifacts.transition("other", expected=None, actor="another run", reason="")
 
-    report = optimize(job(traffic), stand_in(), artifacts, say=promote_the_other)
+    report = optimize(job(traffic), stand_in(), artifacts, log=promote_the_other)
     assert report.verdict is Verdict.STALE
     active = artifacts.active()
     assert active is not None
@@ -278,7 +278,7 @@ def test_queries_that_stand_in_instructions_judge_nobody_and_stop_nothing(
     report = optimize(job(traffic), stand_in(), artifacts)
     assert report.gate is not None
     assert report.gate.comparison.cases == len(parts.holdout) - 1
-    assert "1 held-out queries stand in a program's instructions, and judge nobody" in report.notes
+    assert "1 held-out queries were left out because a program's instructions quote them" in report.notes
 
 
 def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
@@ -293,7 +293,7 @@ def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], 
 
 
 @pytest.fixture
-def server() -> LLMServer:
+def server() -> Iterator[LLMServer]:
     with llm_server() as running:
         yield running
 
@@ -387,7 +387,7 @@ def test_an_outage_in_the_middle_of_a_search_is_an_error_and_not_a_bad_candidate
             server.always = 401
 
     with pytest.raises(LMNotConfigured):
-        optimize(job(traffic), over_http(server, monkeypatch), artifacts, say=fail_from_now_on)
+        optimize(job(traffic), over_http(server, monkeypatch), artifacts, log=fail_from_now_on)
 
 
 def test_reasoning_models_get_no_temperature() -> None:

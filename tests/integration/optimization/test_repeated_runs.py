@@ -85,7 +85,7 @@ class World:
                 engine.silent_on = mood
 
         job = OptimizationJob(ROUTING, config, self.decisions, START, END, run_id, attempt=attempt, only="coverage")
-        return optimize(job, MeteredLM(lm, meter, model, 1, False), self.artifacts, say=say)
+        return optimize(job, MeteredLM(lm, meter, model, 1, False), self.artifacts, log=say)
 
     @property
     def looked(self) -> bool:
@@ -114,7 +114,7 @@ def test_a_rejection_stands_when_the_run_is_repeated_and_the_model_answers_bette
     assert (again.verdict, again.reason, world.looked) == (Verdict.REJECTED, first.reason, False)
     assert again.gate and first.gate
     assert again.gate.comparison == first.gate.comparison
-    assert "run first judged this candidate on these traces, and that stands" in again.notes
+    assert "run first has judged this candidate on these traces, and its verdict stands" in again.notes
     assert [charge.alpha for charge in world.artifacts.ledger()] == [alpha_of_charge(1)]
     assert world.artifacts.active() is None
 
@@ -185,7 +185,7 @@ def test_a_trial_that_ended_is_not_begun_again_by_repeating_the_run_that_began_i
     )
     again = world.run("again")
     assert (again.verdict, world.looked) == (Verdict.REJECTED, False)
-    assert "that sequential test has ended" in again.reason
+    assert "has already ended" in again.reason
     assert len(world.artifacts.sequential_test_steps()) == 2
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def face(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     tenants = [f"ui-{name}-{os.getpid()}" for name in ("one", "two", "untraced")]
     end = datetime.now(UTC)
     for tenant in tenants[:2]:
-        named = sample.__class__(**{**sample.__dict__, "tenant_id": tenant})
+        named = replace(sample, tenant_id=tenant)
         send_sample_traffic(phoenix, named, 30, start=end - timedelta(hours=2), end=end - timedelta(hours=1), seed=1)
     for tenant in tenants:
         write_config(store, RoutingConfigUnified(tenant_id=tenant, enable_auto_optimization=False))

@@ -153,12 +153,13 @@ def test_what_a_run_had_promoted_before_it_was_killed_counts_and_is_not_searched
         say = autoopt("trigger", "--tenant-id", "acme", "--module", "routing")
         assert "routing: promoted, proven better" in say
         (outcome,) = opened.fetch_materializations(dg.AssetKey("routing"), limit=9).records
+        assert outcome.asset_materialization
         metadata = metadata_values(outcome.asset_materialization)
         assert (metadata["version"], metadata["active_version"]) == (version.version, version.version)
         assert metadata["candidate_score"] == pytest.approx(score, rel=1e-3)
         assert metadata["lm_calls"] == 0
         assert metadata["window_end"] == datetime.fromisoformat(run.tags[WINDOW_END_TAG]).timestamp()
-        assert f"run {run.run_id} had come to this before it was lost" in metadata["report"]
+        assert f"run {run.run_id} reached this verdict before it was lost" in metadata["report"]
     assert len(programs.transitions()) == len(programs.versions()) == 1
     assert json.loads(autoopt("status", "acme", "--json"))["modules"][2]["failures"] == 0
 

@@ -62,7 +62,9 @@ def test_a_run_by_hand_beside_another_is_told_in_one_line_and_fails_nothing(
     (line,) = [each for each in said.splitlines() if "skipped:" in each and " routing " in each]
     assert f"run {first} of tenant acme began earlier and has not ended" in line
 
-    acme.report_run_canceled(acme.get_run_by_id(first))  # ty: ignore[invalid-argument-type]
+    run = acme.get_run_by_id(first)
+    assert run
+    acme.report_run_canceled(run)
     acme.delete_run(first)
     attempts = read_attempts(acme, ["modality", "routing"], failures_since=datetime.now(UTC) - timedelta(hours=1))
     assert {key: each.failures for key, each in attempts.items()} == {}

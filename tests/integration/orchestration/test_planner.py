@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> TenantConfigStore:
 
 
 @pytest.fixture
-def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix) -> Callable[[], Plan]:
+def planned(store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix) -> Callable[..., Plan]:
     def plan(now: datetime | None = None) -> Plan:
         return plan_tenants(store.current(), instance, phoenix, now=now or datetime.now(UTC), settings=SETTINGS)
 
@@ -286,7 +286,7 @@ def test_the_longest_waiting_tenant_comes_first(
     phoenix: Phoenix,
     tenant: str,
     instance: dg.DagsterInstance,
-    planned: Callable[[], Plan],
+    planned: Callable[..., Plan],
 ) -> None:
     waiting, waited_more, never = f"{tenant}-b", f"{tenant}-a", f"{tenant}-c"
     for name in (waited_more, waiting, never):
@@ -410,7 +410,9 @@ def sensors(tmp_path: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -
 
 
 def tick(sensor: dg.SensorDefinition, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
-    return sensor(dg.build_sensor_context(instance=instance, resources={"services": Services()}))
+    result = sensor(dg.build_sensor_context(instance=instance, resources={"services": Services()}))
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
 
 
 def test_the_sensor_plans_only_registered_tenants(
@@ -597,5 +599,6 @@ def test_the_partition_sensor_adds_and_removes(
     register_tenant(instance, "gone")
     result = tick(sensors["tenant_partitions_sensor"], instance)
     assert isinstance(result, dg.SensorResult)
-    add, delete = result.dynamic_partitions_requests or ()
+    assert result.dynamic_partitions_requests
+    add, delete = result.dynamic_partitions_requests
     assert (list(add.partition_keys), list(delete.partition_keys)) == ([tenant], ["gone"])

@@ -103,7 +103,7 @@ def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_
     said = observed(instance, programs.tenant_id)
     assert (said["event"], said["from"], said["to"]) == ("rolled_back", two, one)
     assert (said["score"], said["score_of_predecessor"]) == ("0.0 %", "100.0 %")
-    assert "no rollout is under way" in autoopt("rollouts", programs.tenant_id)
+    assert "no rollout is active" in autoopt("rollouts", programs.tenant_id)
     assert "rolled back" in autoopt("versions", programs.tenant_id, "routing")
     assert "worse: " in autoopt("show", programs.tenant_id, "routing", two)
     assert "ended" in autoopt("rollouts", programs.tenant_id, "routing")

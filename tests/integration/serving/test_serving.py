@@ -13,13 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
+from dspy.lm15 import Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.errors import InvalidRequest, InvalidTenantId, UnknownModule
+from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.builtin.programs import Decider
 from autoopt_pipeline.modules.spec import Label
@@ -58,8 +61,8 @@ def set_canary(root: Path, version: str, canary: dict[str, float], *, sequence: 
     ObjectStore(str(root)).replace(path, pointer.model_dump_json().encode())
 
 
-def decided(serving: Serving, **more: object) -> str | None:
-    return serving.decide("acme", "routing", agents=AGENTS, query=QUERY, **more).version
+def decided(serving: Serving, request_id: str | None = None) -> str | None:
+    return serving.decide("acme", "routing", agents=AGENTS, query=QUERY, request_id=request_id).version
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -150,7 +153,7 @@ class TestWhatIsAnswered:
         class Counting(dspy.ChatAdapter):
             calls = 0
 
-            def format(self, *args: object, **kwargs: object) -> list:
+            def format(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
                 Counting.calls += 1
                 return super().format(*args, **kwargs)
 
@@ -168,6 +171,7 @@ class TestWhatIsAnswered:
         for _ in range(3):
             decided(serving)
         loaded = serving.program("acme", "routing", agents=AGENTS)
+        assert isinstance(loaded.adapter, AnswerAdapter)
         assert len(loaded.adapter._formatted) == 1
 
 
@@ -180,7 +184,7 @@ class TestAsyncio:
         barrier = threading.Barrier(8, timeout=20)
 
         class Together(StandInEngine):
-            def complete(self, request: object) -> object:
+            def complete(self, request: Request) -> Response:
                 barrier.wait()  # passes only when eight are under way at once
                 return super().complete(request)
 
@@ -198,7 +202,7 @@ class TestAsyncio:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Awaited:
-            async def complete(self, request: object) -> object:
+            async def complete(self, request: Request) -> Response:
                 asked_in.append(threading.current_thread())
                 return StandInEngine().complete(request)
 
@@ -299,6 +303,7 @@ class TestFollowing:
         for number in range(30):
             serving.program("acme", "routing", agents=[*AGENTS, f"agent_{number}"])
         (entry,) = serving._programs._entries.values()
+        assert entry.snapshot
         assert len(entry.snapshot._built) == 8
 
     def test_threads_get_one_load_and_whole_answers_while_versions_change(self, tmp_path: Path, lm: dspy.LM) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import httpx
 import pytest
+from dspy.lm15 import Request, Response
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -57,7 +58,12 @@ def serve(tmp_path: Path, lm: dspy.LM, phoenix: Phoenix, provider: TracerProvide
     (tmp_path / "another-tenant").mkdir()
 
     def make(**more: Any) -> Serving:
-        given = {"lm": lm, "tracer_provider": provider, "phoenix_endpoint": phoenix.endpoint, "refresh_seconds": 3600}
+        given: dict[str, Any] = {
+            "lm": lm,
+            "tracer_provider": provider,
+            "phoenix_endpoint": phoenix.endpoint,
+            "refresh_seconds": 3600,
+        }
         return Serving(str(tmp_path), **(given | more))
 
     return make
@@ -156,7 +162,7 @@ class TestSpans:
         self, serve: Callable[..., Serving], tenant: str
     ) -> None:
         class Refusing(StandInEngine):
-            def complete(self, request: object) -> object:
+            def complete(self, request: Request) -> Response:
                 raise ValueError("no")
 
         provider, memory = memory_provider()
@@ -187,7 +193,7 @@ class TestSpans:
         tracer = provider.get_tracer("application")
 
         class Traced(StandInEngine):
-            def complete(self, request: object) -> object:
+            def complete(self, request: Request) -> Response:
                 with tracer.start_as_current_span("model call"):
                     return super().complete(request)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.lm15 import Request, Response
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
@@ -72,7 +73,7 @@ def test_every_text_of_a_span_arrives_as_it_can_be_stored_everywhere(
     collector: tuple[str, type[Collector]], tmp_path: Path
 ) -> None:
     class Quoting(StandInEngine):
-        def complete(self, request: object) -> object:
+        def complete(self, request: Request) -> Response:
             raise ValueError("cannot answer a\0b \ud83d")
 
     endpoint, sent = collector

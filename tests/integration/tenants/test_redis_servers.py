@@ -17,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
@@ -48,7 +50,7 @@ def server(folder: Path, *options: str) -> Generator[int]:
 
 
 def client(port: int, password: str | None = None) -> redis.Redis:
-    found = redis.Redis(port=port, password=password, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100))
+    found = redis.Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.1), 100))
     found.ping()
     return found
 
@@ -162,7 +164,7 @@ def test_a_password_that_is_not_quoted_is_told_and_no_part_of_it_is_shown(login:
     ],
 )
 def test_what_is_no_redis_url_is_told_before_anything_is_asked(url: str) -> None:
-    assert "the address is no Redis URL" in refusal(url).what
+    assert "the address is not a Redis URL" in refusal(url).what
 
 
 def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_node_of_a_cluster_is_refused_in_one_line_whichever_keys_it_has(tmp_pa
         ):
             error = refusal(url)
             assert isinstance(error, ConfigStoreRefused)
-            assert error.what.endswith("is a node of a Redis Cluster, over which what belongs together would be spread")
+            assert error.what.endswith("is a node of a Redis Cluster, which would spread the data over several nodes")
             assert "one Redis server" in error.remedy
             assert (Status.FAIL, error.what) in findings(url)
         assert joined.keys("*") == []  # nothing was half written
@@ -214,9 +216,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
            "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no", "--save", "")  # fmt: skip
     with server(tmp_path, *tls):
         url = f"rediss://{LOOPBACK}:{port}/0"
-        redis.Redis(
-            port=port, ssl=True, ssl_cert_reqs="none", retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
-        ).ping()
+        redis.Redis(port=port, ssl=True, ssl_cert_reqs="none", retry=Retry(ConstantBackoff(0.1), 100)).ping()
         error = refusal(url)
         assert isinstance(error, ConfigStoreRefused)
         assert "CERTIFICATE_VERIFY_FAILED" in error.what

@@ -199,5 +199,5 @@ def test_who_only_reads_makes_no_database(tmp_path: Path) -> None:
 def test_a_place_where_no_database_can_be_made_is_told_before_one_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = open_config_store(f"sqlite:///{tmp_path / 'file' / 'config.db'}")
-    with pytest.raises(ConfigStoreUnavailable, match="file is no folder"):
+    with pytest.raises(ConfigStoreUnavailable, match="file is not a folder"):
         store.check_writable()

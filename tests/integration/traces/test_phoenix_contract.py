@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import httpx
 import pytest
@@ -167,8 +168,7 @@ def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkey
 
 def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant: str) -> None:
     send_traffic(phoenix, tenant, requests(2, TrafficProfile(reviewed=0, complains=0, malformed=0)))
-    window = {"start": NOW - timedelta(hours=2), "end": NOW}
-    by_api, by_hand = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
+    by_api, by_hand = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     phoenix.annotate([NewAnnotation(by_api.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
     query = f"""query {{ getProjectByName(name: "{project_name(tenant)}") {{
         spans(first: 10) {{ edges {{ node {{ id spanId }} }} }} }} }}"""
@@ -186,7 +186,7 @@ def test_a_review_made_on_phoenix_pages_is_known_as_one(phoenix: Phoenix, tenant
     }
     done = httpx.post(f"{phoenix.endpoint}/graphql", json={"query": mutation, "variables": {"input": [made]}}).json()
     assert "errors" not in done, done
-    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert [decision.annotations[0].made_in_ui for decision in read] == [False, True]
 
 
@@ -197,10 +197,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     original = httpx.Client.request
 
-    def noting(self: httpx.Client, method: str, url: str, **kwargs: object) -> httpx.Response:
+    def noting(self: httpx.Client, method: str, url: str, **kwargs: Any) -> httpx.Response:
         if url != "/readyz":
             paths.append(str(url))
-        return original(self, method, url, **kwargs)  # ty: ignore[invalid-argument-type]
+        return original(self, method, url, **kwargs)
 
     monkeypatch.setattr(httpx.Client, "request", noting)
     return paths
@@ -208,11 +208,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_annotations_are_read_only_where_there_are_some(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
     send_traffic(phoenix, tenant, requests(2, TrafficProfile(reviewed=0, complains=0, malformed=0)))
-    window = {"start": NOW - timedelta(hours=2), "end": NOW}
-    first, second = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
+    first, second = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert not [path for path in asked if path.endswith("/span_annotations")]
     phoenix.annotate([NewAnnotation(first.span_id, ROUTING.annotation, "HUMAN", "correct", {})])
-    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, **window)
+    read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert [path for path in asked if path.endswith("/span_annotations")]
     assert {decision.span_id: len(decision.annotations) for decision in read} == {first.span_id: 1, second.span_id: 0}
 
@@ -358,7 +357,7 @@ ANSWERS = {
 }
 
 
-@pytest.fixture(params=ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.fixture(params=ANSWERS.values(), ids=list(ANSWERS))
 def strange_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, type[Exception]]]:
     status, body, error = request.param
 
@@ -402,7 +401,7 @@ def _wait_for_traces(phoenix: Phoenix, tenant: str, count: int) -> None:
     _wait_for(lambda _: {"traces": trace_count(phoenix, tenant)}, count)
 
 
-def _wait_for(counting: Callable[[int], Mapping[object, int]], count: int) -> None:
+def _wait_for(counting: Callable[[int], Mapping[Any, int]], count: int) -> None:
     """Wait until as much is stored. Each try asks for another window, for Phoenix keeps counts on SQLite."""
     for i in range(200):
         if sum(counting(i).values()) >= count:

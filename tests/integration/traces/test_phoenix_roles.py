@@ -164,4 +164,4 @@ for give in (lambda: trace_to_phoenix({endpoint!r}, "px-SECRETkey12\\u200b"),
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     line = "the key given for Phoenix: character 15 of 15 is ZERO WIDTH SPACE (U+200B), which HTTP cannot carry"
-    assert said.splitlines() == [f"{line} -> copy the key again, without what is invisible in it"] * 2
+    assert said.splitlines() == [f"{line} -> copy the key again, without invisible characters"] * 2

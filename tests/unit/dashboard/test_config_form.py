@@ -7,7 +7,7 @@ from starlette.datastructures import FormData
 
 from autoopt_pipeline.dashboard.bulk_change import field_paths, plan_change, wrong_value
 from autoopt_pipeline.dashboard.config_form import ConfigForm, checked, default_texts, known_modules
-from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, parse_config, wrong_fields
+from autoopt_pipeline.tenants.config import WEEKDAYS, chosen_fields, field_errors, parse_config
 from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -62,7 +62,7 @@ def chosen(document: dict) -> dict:
 
 VALID = (
     DOCUMENTS.map(lambda document: {"tenant_id": "acme", **document})
-    .filter(lambda document: not wrong_fields(document))
+    .filter(lambda document: not field_errors(document))
     .map(chosen)
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,10 +20,10 @@ PROPOSED = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
-    tenant: str = "acme", module: str = "routing", reason: Reason = Reason.NOT_DUE, **changes: object
+    tenant: str = "acme", module: str = "routing", reason: Reason = Reason.NOT_DUE, **changes: Any
 ) -> ModuleStatus:
-    fields: dict[str, object] = {"attempts": Attempts(outcome_at=NOW), **changes}
-    return ModuleStatus(tenant, module, ScheduleDecision(reason, "told"), **fields)  # ty: ignore[invalid-argument-type]
+    fields: dict[str, Any] = {"attempts": Attempts(outcome_at=NOW), **changes}
+    return ModuleStatus(tenant, module, ScheduleDecision(reason, "told"), **fields)
 
 
 @pytest.mark.parametrize(

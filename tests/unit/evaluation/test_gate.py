@@ -145,7 +145,7 @@ def confident(right: float, wrong: float) -> list[PairedCase]:
 def test_a_confidence_that_can_no_longer_be_believed_stops_a_promotion() -> None:
     decision = judge(confident(right=0.3, wrong=0.9), [], alpha=0.03)
     assert decision.verdict is Verdict.REJECTED
-    assert "confidence is clearly less believable" in decision.reason
+    assert "confidence is clearly less reliable" in decision.reason
     assert decision.calibration.candidate > decision.calibration.incumbent
 
 
@@ -182,5 +182,5 @@ def test_a_decision_says_how_many_cases_it_takes(judged: list[PairedCase], alpha
 
 
 def test_nothing_cannot_be_judged() -> None:
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="there are no cases to compare"):
         judge([], [], alpha=0.03)

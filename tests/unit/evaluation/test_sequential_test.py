@@ -59,7 +59,7 @@ def test_a_gain_that_is_never_proven_is_given_up_at_last() -> None:
     assert decide_sequentially(nearly, alpha=0.001).verdict is Verdict.INCONCLUSIVE
     decision = decide_sequentially([*nearly, *made(0, 0, 1)], alpha=0.001)
     assert decision.verdict is Verdict.REJECTED
-    assert "unproven after 1000 new traces" in decision.reason
+    assert "still not proven after 1000 new traces" in decision.reason
 
 
 def test_a_gain_worth_less_than_a_version_is_not_promoted_however_well_proven() -> None:
@@ -74,5 +74,5 @@ def test_a_class_that_got_clearly_worse_in_the_trial_stops_the_promotion() -> No
 
 
 def test_an_empty_trial_cannot_be_judged() -> None:
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="there are no cases to compare"):
         decide_sequentially([], alpha=0.01)

@@ -1,4 +1,5 @@
 import random
+from typing import TypedDict
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,15 @@ examples = st.lists(
     ),
     max_size=60,
 )
-LIMITS = {"max_holdout": 1000, "max_dev": 1000, "max_train": 1000}
+
+
+class Limits(TypedDict):
+    max_holdout: int
+    max_dev: int
+    max_train: int
+
+
+LIMITS: Limits = {"max_holdout": 1000, "max_dev": 1000, "max_train": 1000}
 
 
 def held_out(split: Split) -> list[Example]:

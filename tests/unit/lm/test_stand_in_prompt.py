@@ -25,7 +25,7 @@ ANSWERED = SHOWN | {"agents": ["it's", "search_agent"], "reasoning": "because\no
 
 def prompt(adapter: dspy.Adapter) -> tuple[str, list[tuple[str, str]]]:
     signature = make_signature(dict(FIELDS), "Plan it.\nWith care.")
-    demos = [dspy.Example(**SHOWN), dspy.Example(**ANSWERED)]
+    demos: list[Any] = [dspy.Example(**SHOWN), dspy.Example(**ANSWERED)]  # DSPy declares dicts, and passes examples
     system, *turns = adapter.format(signature, demos, dict(ASKED))
     return system["content"], [(turn["role"], turn["content"]) for turn in turns]
 

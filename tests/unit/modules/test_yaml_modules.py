@@ -1,7 +1,7 @@
 """Modules that a YAML file describes."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import dspy
 import pytest
@@ -127,7 +127,8 @@ def test_what_serving_writes_of_a_module_without_a_confidence_is_read_again(tmp_
 
 def ask(spec: ModuleSpec, examples: list) -> list[Answer]:
     """What a program with one demo says after it was stored and loaded."""
-    labels = spec.labels or ()
+    labels = spec.labels
+    assert labels
     program = spec.build_program(labels)
     demo = {**examples[0].inputs, spec.output_field: labels[-1].name, "confidence": 0.9}
     for predictor in program.predictors():
@@ -189,7 +190,8 @@ LABELS = st.lists(
 class Unquoted(yaml.SafeDumper):
     """Writes text as people do: without quotes wherever it would be text again if nothing else had a meaning."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+Unquoted.yaml_implicit_resolvers = {}
 
 
 @settings(max_examples=50, deadline=None)
@@ -215,7 +217,7 @@ def test_labels_stay_the_text_that_they_are_and_can_be_answered(
         ("- urgency", "the file does not begin with 'modules:'"),
         ("module: {}", "unknown field 'module'; did you mean 'modules'?"),
         ("modules: {urgency: [}", "line 1: expected the node content, but found '}'"),
-        ("modules:\n  a: {}\n  a: {}", "line 3: 'a' is there twice"),
+        ("modules:\n  a: {}\n  a: {}", "line 3: 'a' appears twice"),
         ("modules:\n\ta: 1", "line 2: found character '\\t' that cannot start any token"),
         ("modules: {[a]: 1}", "found unhashable key"),
         ("modules: &x {a: *x}", "found unconstructable recursive node"),

@@ -67,7 +67,7 @@ def test_nobody_is_asked_an_example_twice_and_the_calls_are_bounded(field: tuple
             bound += left * (rung - before)
             left = math.ceil(left / 2)
     assert answers.asked.total() <= bound
-    assert [standing.entrant.key for standing in race.standings] == [key for heat in heats for key in heat]
+    assert [entry.entrant.key for entry in race.entries] == [key for heat in heats for key in heat]
 
 
 @given(fields())
@@ -81,9 +81,9 @@ def test_the_leader_was_asked_everything_and_beats_the_incumbent_or_is_it(
     assert leader is race.incumbent or leader.mean() > race.incumbent.mean()
     finished = [
         race.incumbent,
-        *(standing for standing in race.standings if len(standing.scores) == len(leader.scores)),
+        *(entry for entry in race.entries if len(entry.scores) == len(leader.scores)),
     ]
-    assert leader.mean() == max(standing.mean() for standing in finished)
+    assert leader.mean() == max(entry.mean() for entry in finished)
 
 
 @given(fields(), st.data())
@@ -133,7 +133,7 @@ def test_the_same_program_under_another_name_is_not_asked_at_all() -> None:
 
 def test_who_is_clearly_behind_the_champion_is_dropped_at_the_first_rung() -> None:
     race, _ = raced({"incumbent": [0.5] * 100, "good": [1.0] * 100, "bad": [0.0] * 100}, ["good"], ["bad"])
-    _, bad = race.standings
+    _, bad = race.entries
     assert bad.dropped
     assert len(bad.scores) == 25
 

@@ -119,7 +119,7 @@ def test_a_name_that_leads_out_of_the_target_is_refused(tmp_path: Path) -> None:
     files._fs.store["/autoopt-archive-names/acme/routing/versions/.."] = files._fs.open(
         "memory://autoopt-archive-names/x", "wb"
     )
-    with pytest.raises(InvalidArtifact, match="leads elsewhere"):
+    with pytest.raises(InvalidArtifact, match="leads outside the store"):
         export(files, "acme", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

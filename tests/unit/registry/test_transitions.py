@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.promotion_blocks import comeback
+from autoopt_pipeline.registry.promotion_blocks import block_reason_from_history
 from autoopt_pipeline.registry.records import Manifest, Transition
 from autoopt_pipeline.registry.transitions import pointer_after, rollback_stack, rolled_back
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -108,23 +108,23 @@ def manifests(tmp_path: Path, **programs: str) -> list[Manifest]:
     ]
 
 
-def test_the_same_program_as_one_that_was_rolled_back_is_a_comeback_under_any_name(tmp_path: Path) -> None:
+def test_the_same_program_as_one_that_was_rolled_back_is_blocked_under_any_name(tmp_path: Path) -> None:
     stored = manifests(tmp_path, a="one", b="two", later="two")
-    why = comeback(program("two").digest, stored, moved("a", "b", "a"))
+    why = block_reason_from_history(program("two").digest, stored, moved("a", "b", "a"))
     assert why is not None
     assert "b, on 2026-01-03 by marta (it annoys people)" in why
-    assert comeback(program("one").digest, stored, moved("a", "b", "a")) is None
-    assert comeback(program("three").digest, stored, moved("a", "b", "a")) is None
+    assert block_reason_from_history(program("one").digest, stored, moved("a", "b", "a")) is None
+    assert block_reason_from_history(program("three").digest, stored, moved("a", "b", "a")) is None
 
 
-def test_what_a_person_promoted_again_is_no_comeback_any_more(tmp_path: Path) -> None:
+def test_what_a_person_promoted_again_is_no_longer_blocked(tmp_path: Path) -> None:
     stored = manifests(tmp_path, a="one", b="two", later="two")
     digest = program("two").digest
-    assert comeback(digest, stored, moved("a", "b", "a", "b", "c")) is None
-    assert comeback(digest, stored, moved("a", "b", "a", "later", "c")) is None
-    assert comeback(digest, stored, moved("a", "b", "a", "later", "a")) is not None
+    assert block_reason_from_history(digest, stored, moved("a", "b", "a", "b", "c")) is None
+    assert block_reason_from_history(digest, stored, moved("a", "b", "a", "later", "c")) is None
+    assert block_reason_from_history(digest, stored, moved("a", "b", "a", "later", "a")) is not None
 
 
-def test_what_was_replaced_by_something_better_is_no_comeback(tmp_path: Path) -> None:
+def test_what_was_replaced_by_something_better_is_not_blocked(tmp_path: Path) -> None:
     stored = manifests(tmp_path, a="one", b="two")
-    assert comeback(program("one").digest, stored, moved("a", "b")) is None
+    assert block_reason_from_history(program("one").digest, stored, moved("a", "b")) is None

@@ -118,7 +118,7 @@ def test_the_baseline_can_be_gone_back_to_and_left_again(artifacts: VersionStore
 def test_a_survey_lists_what_can_be_read_and_names_what_is_damaged(artifacts: VersionStore, tmp_path: Path) -> None:
     one, two = save(artifacts, "one"), save(artifacts, "two")
     (folder(tmp_path) / "versions" / one / "manifest.json").write_bytes(b"\xff")
-    manifests, damaged = artifacts.survey()
+    manifests, damaged = artifacts.list_versions()
     assert [manifest.version for manifest in manifests] == [two]
     assert list(damaged) == [one]
     with pytest.raises(InvalidArtifact, match=f"{one}/manifest.json"):
@@ -216,9 +216,9 @@ def test_withdrawing_again_finishes_what_a_dead_writer_left_and_keeps_the_first_
     version = save(artifacts, "one")
     artifacts.withdraw(version, actor="marta", reason="first")
     (folder(tmp_path) / "versions" / version / "program.json").write_text("left over")
-    assert [text for _, text in artifacts.texts()] == ["left over"]
+    assert [text for _, text in artifacts.iter_program_texts()] == ["left over"]
     artifacts.withdraw(version, actor="t", reason="second")
-    assert list(artifacts.texts()) == []
+    assert list(artifacts.iter_program_texts()) == []
     withdrawal = artifacts.withdrawal(version)
     assert withdrawal is not None
     assert withdrawal.reason == "first"

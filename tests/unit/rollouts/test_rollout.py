@@ -10,7 +10,7 @@ from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.registry.export import delete
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.promotion_blocks import comeback
+from autoopt_pipeline.registry.promotion_blocks import block_reason_from_history
 from autoopt_pipeline.registry.rollout_records import (
     RolloutIndexEntry,
     drop_index_entry,
@@ -113,7 +113,7 @@ def test_a_version_that_is_worse_in_production_goes_and_does_not_come_back(
     assert set(rolled_back(artifacts.transitions())) == {two}
     digest = next(m.program_sha256 for m in artifacts.versions() if m.version == two)
     assert "by rollout monitor (seen in production)" in (
-        comeback(digest, artifacts.versions(), artifacts.transitions()) or ""
+        block_reason_from_history(digest, artifacts.versions(), artifacts.transitions()) or ""
     )
     (result,) = artifacts.rollout_results()
     assert (result.version, result.against, result.status) == (two, one, "worse")

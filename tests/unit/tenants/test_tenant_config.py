@@ -16,7 +16,7 @@ from autoopt_pipeline.tenants.config import (
     parse_config,
     with_field,
 )
-from autoopt_pipeline.validation import what_is_wrong
+from autoopt_pipeline.validation import describe_error
 
 
 def test_defaults_are_those_of_the_seed() -> None:
@@ -163,4 +163,4 @@ def _told_by(model: type[BaseModel], field: str, value: Any) -> Iterator[str]:
     try:
         model.model_validate({field: value})
     except ValidationError as e:
-        yield from (what_is_wrong(error) for error in e.errors())
+        yield from (describe_error(error) for error in e.errors())
