@@ -211,7 +211,7 @@ def test_of_too_many_failures_the_newest_are_alerted_and_the_alert_says_so(
 def test_a_rollback_is_alerted_and_other_observations_are_not(
     instance: dg.DagsterInstance, receiver: Receiver, tick: Ticks
 ) -> None:
-    for event in ("watch_ended", "rolled_back", "spent"):
+    for event in ("rollout_finished", "rolled_back", "spent"):
         metadata = {"event": event, "reason": "20 of 50 wrong", "from": "v2", "to": "v1"}
         instance.report_runless_asset_event(dg.AssetObservation("routing", partition="acme", metadata=metadata))
     tick()
