@@ -33,12 +33,12 @@ lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 milli
 TEST_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 
 # Where the model cannot be had, the other tests run all the same.
-test: install ## All tests (TESTS=... chooses some, as pytest takes them; COVERAGE=1 also shows what they cover)
+test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
-	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(TESTS)
+	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-test-fast: install ## The tests that start no server, no process and no Dagster instance: tests/unit
-	@.venv/bin/pytest -n 2 --dist loadfile tests/unit
+test-fast: install ## Unit tests: no server, no process, no Dagster instance (COVERAGE=1 shows what they cover)
+	@.venv/bin/pytest -n 2 --dist loadfile $(if $(COVERAGE),--cov --cov-report=term:skip-covered) tests/unit
 
 fuzz: install ## Far more of the tests that try what others may have written; some three minutes
 	@.venv/bin/pytest --hypothesis-profile=long -n auto --maxprocesses 4 tests/security/test_fuzz.py tests/security/test_malformed_spans.py
