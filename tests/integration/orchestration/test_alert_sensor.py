@@ -294,7 +294,7 @@ def test_outages_are_alerted_by_the_daemons_ticks_also_those_that_began_while_th
     target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
     with create_test_daemon_workspace_context(target, instance) as workspace:
 
-        def tick_until(done: Callable[[], bool], ticks: int = 15) -> None:
+        def tick_until(done: Callable[[], bool], ticks: int = 60) -> None:
             for _ in range(ticks):
                 list(execute_sensor_iteration(workspace, logging.getLogger(__name__), None, None))
                 if done():
