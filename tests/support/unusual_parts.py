@@ -33,6 +33,20 @@ class TitleThenBody(dspy.Module):
         return self.label(topic=self.topic(title=title).topic, body=body)
 
 
+class Quoting(dspy.Module):
+    """A program whose teacher repeats in its answer what it is shown."""
+
+    def __init__(self, spec: ModuleSpec, labels: object) -> None:
+        super().__init__()
+        self.decide = dspy.Predict("query -> reasoning, agent, confidence: float")
+
+    def forward(self, query: str, **inputs: str) -> dspy.Prediction:
+        prediction = self.decide(query=query)
+        prediction.agent = "x"
+        prediction.reasoning = f"like {self.decide.demos[-1]['query']!r}" if len(query) % 2 else "it asks for it"
+        return prediction
+
+
 def _answered_agent(spec: ModuleSpec, right: Values, given: Values) -> Any:
     return given["agent"]
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import dspy
 import pytest
 
 from autoopt_pipeline.modules.spec import ModuleSpec
@@ -44,22 +43,8 @@ def test_a_search_for_instructions_leaves_demos_their_sources(improver: str) -> 
     assert all(before.demo_sources["decide"])
 
 
-class Quoting(dspy.Module):
-    """A program whose teacher repeats in its answer what it is shown."""
-
-    def __init__(self, spec: ModuleSpec, labels: object) -> None:
-        super().__init__()
-        self.decide = dspy.Predict("query -> reasoning, agent, confidence: float")
-
-    def forward(self, query: str, **inputs: str) -> dspy.Prediction:
-        prediction = self.decide(query=query)
-        prediction.agent = "x"
-        prediction.reasoning = f"like {self.decide.demos[-1]['query']!r}" if len(query) % 2 else "it asks for it"
-        return prediction
-
-
 def test_a_bootstrapped_demo_that_quotes_another_example_has_no_known_source() -> None:
-    spec = replace(ROUTING, program="tests.test_demo_sources:Quoting")
+    spec = replace(ROUTING, program="tests.support.unusual_parts:Quoting")
     context = context_of(ROUTING, bootstrapped=9)
     train = [replace(example, right={"agent": "x"}) for example in context.train]
     context = replace(context, spec=spec, start=spec.build_program(AGENTS), train=train)
