@@ -205,7 +205,7 @@ def test_a_sentinel_and_a_replica_are_told_as_what_they_are(tmp_path: Path) -> N
         with server(tmp_path, str(watching), "--sentinel") as sentinel:
             client(sentinel)
             error = refusal(f"redis://{LOOPBACK}:{sentinel}/0")
-            assert "perhaps a Sentinel" in error.what
+            assert "perhaps it is a Sentinel" in error.what
             assert "of the primary" in error.remedy
 
 
