@@ -46,7 +46,7 @@ class SequentialTest:
     last_new: datetime
 
 
-def open_sequential_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
+def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
     """Return the sequential test that is open under these conditions, or None."""
     steps = artifacts.sequential_test()
     if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
@@ -73,7 +73,7 @@ def open_sequential_test(artifacts: VersionStore, conditions: SequentialTestCond
     )
 
 
-def open_test(
+def start_test(
     artifacts: VersionStore,
     version: str,
     conditions: SequentialTestConditions,
@@ -83,11 +83,13 @@ def open_test(
     queries: Iterable[str],
     run_id: str,
 ) -> None:
-    """Open a sequential test. The normalized `queries` made, chose or judged the candidate, so they no longer count.
+    """Start a sequential test. The normalized `queries` made, chose or judged the candidate, so they no longer count.
 
     `after` is the last step that the caller has read. Raises `PromotionConflict` if there are later steps.
     """
-    _enter(artifacts, after + 1, version, conditions, alpha, digests(queries), (), Verdict.INCONCLUSIVE, run_id)
+    now = datetime.now(UTC)
+    test = SequentialTest(version, conditions, alpha, frozenset(), (), steps=after, began=now, last_new=now)
+    _append(artifacts, test, digests(queries), (), Verdict.INCONCLUSIVE, run_id)
 
 
 def append_step(
@@ -101,7 +103,7 @@ def append_step(
 ) -> None:
     """Record the cases of new traces. Raises `PromotionConflict` if another run recorded a step first."""
     seen = digests(query for held_out in judged for query in held_out.group)
-    _enter(artifacts, test.steps + 1, test.version, test.conditions, test.alpha, seen, cases, verdict, run_id)
+    _append(artifacts, test, seen, cases, verdict, run_id)
 
 
 def new_cases(test: SequentialTest, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
@@ -115,26 +117,23 @@ def digests(queries: Iterable[str]) -> list[str]:
     return sorted({hashlib.sha256(query.encode()).hexdigest()[:16] for query in queries})
 
 
-def _enter(  # noqa: PLR0913 - the fields of one step
+def _append(
     artifacts: VersionStore,
-    sequence: int,
-    version: str,
-    conditions: SequentialTestConditions,
-    alpha: float,
+    test: SequentialTest,
     seen: list[str],
     cases: Sequence[PairedCase],
     verdict: Verdict,
     run_id: str,
 ) -> None:
     step = SequentialTestStep(
-        sequence=sequence,
+        sequence=test.steps + 1,
         at=datetime.now(UTC),
         run_id=run_id,
-        version=version,
-        incumbent=conditions.incumbent,
-        lm=conditions.lm,
-        labels=list(conditions.labels),
-        alpha=alpha,
+        version=test.version,
+        incumbent=test.conditions.incumbent,
+        lm=test.conditions.lm,
+        labels=list(test.conditions.labels),
+        alpha=test.alpha,
         seen=seen,
         cases=[_stored(case) for case in cases],
         verdict=verdict.value,

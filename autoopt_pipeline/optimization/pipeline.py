@@ -22,9 +22,9 @@ from autoopt_pipeline.evaluation.sequential_test_log import (
     SequentialTest,
     SequentialTestConditions,
     append_step,
+    find_open_test,
     new_cases,
-    open_sequential_test,
-    open_test,
+    start_test,
 )
 from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, HoldoutExample, Split, split_examples
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
@@ -274,7 +274,7 @@ class _Optimization:
             )
         if verdict is Verdict.INCONCLUSIVE:
             alpha = self._charge("sequential_test", finalist.stored, split)[0].alpha
-            open_test(
+            start_test(
                 self.artifacts,
                 version,
                 self.conditions,
@@ -464,7 +464,7 @@ class _Optimization:
 
     def _candidate_under_test(self) -> tuple[SequentialTest | None, dspy.Module | None]:
         """Return the open sequential test with its candidate's program, if there is one."""
-        test = open_sequential_test(self.artifacts, self.conditions)
+        test = find_open_test(self.artifacts, self.conditions)
         if test is None:
             return None, None
         settings = self.config.modules.get(self.spec.name)

@@ -377,7 +377,7 @@ def _story(
         last_run=_as_made(standing.unreported) if standing.unreported else _last_outcome(instance, entry, module),
         failures=_failures(instance, standing),
         last_transition=transitions[-1] if transitions else None,
-        sequential_test=_open_sequential_test(artifacts, transitions[-1] if transitions else None),
+        sequential_test=_find_open_test(artifacts, transitions[-1] if transitions else None),
         events=_events(instance, entry, module),
         traces_per_day=_traces_per_day(connections, tenant, module, now),
     )
@@ -441,7 +441,7 @@ def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[Fai
     return tuple(failures)
 
 
-def _open_sequential_test(artifacts: VersionStore, moved: Transition | None) -> OpenSequentialTest | None:
+def _find_open_test(artifacts: VersionStore, moved: Transition | None) -> OpenSequentialTest | None:
     """The sequential test that the next run will continue: no transition has been made since it began."""
     steps = artifacts.sequential_test()
     if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:

@@ -5,7 +5,7 @@ as the place stays, an alert that was not delivered is made again, together with
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import dagster as dg
@@ -15,7 +15,7 @@ from autoopt_pipeline.monitoring.alerts.messages import failure_alert, outage_al
 from autoopt_pipeline.monitoring.alerts.models import Affected, Alert, Kind, beginning_of
 from autoopt_pipeline.run_history.ended_runs import latest_end
 from autoopt_pipeline.run_history.module_events import EventKind, latest_id, read_page
-from autoopt_pipeline.run_history.module_failures import read_module_failures
+from autoopt_pipeline.run_history.module_failures import ModuleFailures, read_module_failures
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
 from autoopt_pipeline.run_history.ticks import StoredCursor, find_outages, finished_ticks, read_tick, sensor_states
 
@@ -50,6 +50,13 @@ class AlertSource:
     alert_after: int
     until: datetime
     ui_url: str | None = None
+    _failures: dict[int, ModuleFailures] = field(default_factory=dict, init=False, repr=False)
+
+    def failures_after(self, event_id: int) -> ModuleFailures:
+        """Module failures after an event. Two kinds of alerts are made of them, so they are read once for both."""
+        if event_id not in self._failures:
+            self._failures[event_id] = read_module_failures(self.instance, self.modules, event_id, until=self.until)
+        return self._failures[event_id]
 
 
 Collected = tuple[Alert | None, AlertCursor]
@@ -125,7 +132,7 @@ def _failing_repeatedly(source: AlertSource, cursor: AlertCursor) -> Collected:
 def _failures(
     source: AlertSource, cursor: AlertCursor, kind: Kind, is_news: Callable[[int | None, bool], bool]
 ) -> Collected:
-    read = read_module_failures(source.instance, source.modules, cursor.failures[kind], until=source.until)
+    read = source.failures_after(cursor.failures[kind])
     failures = [failure for failure in read.failures if is_news(failure.number, read.full)]
     alert = failure_alert(kind, failures, ui_url=source.ui_url, newest_only=read.full) if failures else None
     return alert, cursor.model_copy(update={"failures": cursor.failures | {kind: read.after}})

@@ -1,7 +1,6 @@
 """In which format answers are asked for, and what becomes of answers that cannot be read."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,17 @@ from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_for
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, LoggedDecision
 from autoopt_pipeline.optimization.pipeline import optimize
-from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings
-from tests.support.llm_server import Answered, LLMServer, Sent, llm_server
+from tests.support.llm_server import Answered, LLMServer, Sent
 from tests.support.optimizing import CONFIG, decisions, job
 from tests.support.sample_decisions import example
 
 ROUTING = get_module("routing")
 LABELS = (Label("search_agent"), Label("report_agent"))
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> VersionStore:
-    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What arrives at an endpoint, in the protocol of each: the settings of the model, and nothing that it refuses."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import dspy
@@ -22,7 +21,7 @@ from autoopt_pipeline.optimization.search import search
 from autoopt_pipeline.serving import Serving, language_model
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.support.labeled_requests import CONFIG, examples, split_of
-from tests.support.llm_server import Answered, LLMServer, Sent, llm_server
+from tests.support.llm_server import Answered, LLMServer, Sent
 from tests.support.sample_decisions import example
 
 ROUTING = get_module("routing")
@@ -31,12 +30,6 @@ LABELS = tuple(Label(name) for name in AGENTS)
 
 OPENAI = {"temperature": 0.25, "max_tokens": 77, "seed": 9}
 """The usual names in OpenAI's protocol."""
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
 
 
 def settings_for(model: str, server: LLMServer, **fields: Any) -> LMSettings:

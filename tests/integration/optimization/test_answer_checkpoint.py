@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.optimization.answer_checkpoint import SAVE_AFTER, AnswerCheckpoint
-from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import LMSettings
 from tests.support.labeled_requests import LABELS, examples
@@ -43,17 +41,6 @@ lm = metered_lm(LMSettings(model="openai/test", api_base=url), Meter(6000, 10**9
 report = optimize(job(decisions(290, TrafficProfile(reviewed=1.0))), lm, artifacts)
 print(report.verdict.value, artifacts.versions()[-1].program_sha256, lm.meter.calls)
 """
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> VersionStore:
-    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
 
 
 def run(server: LLMServer, root: Path) -> "subprocess.Popen[str]":

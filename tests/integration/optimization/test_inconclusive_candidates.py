@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,9 @@ from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.runner import dspy_example
 from autoopt_pipeline.evaluation.sequential_test_log import (
     SequentialTestConditions,
+    find_open_test,
     new_cases,
-    open_sequential_test,
-    open_test,
+    start_test,
 )
 from autoopt_pipeline.evaluation.split import HoldoutExample, split_examples
 from autoopt_pipeline.lm.metering import Meter
@@ -32,7 +31,6 @@ from autoopt_pipeline.optimization.pipeline import (
     optimize,
 )
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import LedgerEntry, Program, Verdict
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -86,11 +84,6 @@ def program(decisions: list[LoggedDecision], *, upside_down: bool = False) -> Pr
     return serialize(ROUTING, "acme", LABELS, built)
 
 
-@pytest.fixture
-def artifacts(tmp_path: Path) -> VersionStore:
-    return VersionStore(ObjectStore(str(tmp_path)), "acme", "routing")
-
-
 @pytest.fixture(scope="module")
 def old() -> list[LoggedDecision]:
     return traffic(300, day=0)
@@ -107,7 +100,7 @@ def wait(
     version = f"20260101T000000Z-{stored.digest[:8]}"
     artifacts.save(stored, manifest_of(stored, version, verdict="inconclusive"))
     queries = [query for judged in seen for query in judged.group]
-    open_test(
+    start_test(
         artifacts,
         version,
         conditions,
@@ -157,7 +150,7 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore
     for night in (2, 3):
         nights += traffic(100, day=night)
         assert run(artifacts, nights, run_id=f"n{night}").verdict is Verdict.INCONCLUSIVE
-    test = open_sequential_test(artifacts, CONDITIONS)
+    test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
     begun, *steps = artifacts.sequential_test()
     assert len(test.cases) == sum(len(step.cases) for step in steps) > 30
@@ -168,8 +161,8 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore
 
 def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
     first = HoldoutExample(example("find the old red report"), ("find the old red report",))
-    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=first.group, run_id="r")
-    test = open_sequential_test(artifacts, CONDITIONS)
+    start_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=first.group, run_id="r")
+    test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
     grown = HoldoutExample(
         example("find the old red report please"), ("find the old red report", "find the old red report please")
@@ -187,14 +180,14 @@ def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
     assert report.verdict is Verdict.REJECTED, report.reason
     assert "given up" in report.reason
     assert artifacts.active() is None
-    assert open_sequential_test(artifacts, CONDITIONS) is None
+    assert find_open_test(artifacts, CONDITIONS) is None
     assert run(artifacts, everything, run_id="r3").tried
 
 
 def test_a_trial_ends_when_another_version_becomes_active(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     artifacts.transition(version, expected=None, actor="marta", reason="I am sure")
-    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=version)) is None
+    assert find_open_test(artifacts, replace(CONDITIONS, incumbent=version)) is None
 
 
 def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
@@ -204,10 +197,10 @@ def test_what_was_promoted_and_rolled_back_does_not_come_back_by_itself(
     artifacts.transition(before, expected=None, actor="marta", reason="the first one")
     stored = program(old)
     version = wait(artifacts, stored, split(old), conditions=replace(CONDITIONS, incumbent=before))
-    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is not None
+    assert find_open_test(artifacts, replace(CONDITIONS, incumbent=before)) is not None
     artifacts.transition(version, expected=before, actor="run", reason="proven")
     artifacts.transition(before, expected=version, actor="marta", reason="it annoys people")
-    assert open_sequential_test(artifacts, replace(CONDITIONS, incumbent=before)) is None
+    assert find_open_test(artifacts, replace(CONDITIONS, incumbent=before)) is None
 
 
 @pytest.mark.parametrize(
@@ -223,8 +216,8 @@ def test_cases_under_other_terms_are_not_added_up(
     artifacts: VersionStore, old: list[LoggedDecision], other: SequentialTestConditions
 ) -> None:
     wait(artifacts, program(old), split(old), conditions=other)
-    assert open_sequential_test(artifacts, CONDITIONS) is None
-    assert open_sequential_test(artifacts, other) is not None
+    assert find_open_test(artifacts, CONDITIONS) is None
+    assert find_open_test(artifacts, other) is not None
 
 
 def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifacts: VersionStore) -> None:
@@ -244,17 +237,17 @@ def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: VersionSt
     examples = ROUTING.build_examples(LABELS, old).examples
     queries = split_examples(examples, max_holdout=300, max_dev=100, max_train=2000).queries
     assert queries == {normalize_query(each.query) for each in examples}
-    open_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=queries, run_id="r")
-    test = open_sequential_test(artifacts, CONDITIONS)
+    start_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=queries, run_id="r")
+    test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
     like_one = normalize_query(examples[0].query)
     assert new_cases(test, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
 
 
 def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:
-    open_test(artifacts, "v1", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
+    start_test(artifacts, "v1", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
     with pytest.raises(PromotionConflict):
-        open_test(artifacts, "v2", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="slower")
+        start_test(artifacts, "v2", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="slower")
 
 
 def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: VersionStore, old: list[LoggedDecision]) -> None:

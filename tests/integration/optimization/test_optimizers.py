@@ -327,12 +327,6 @@ def test_a_budget_that_cannot_judge_the_incumbent_is_an_error(split: Split) -> N
 
 
 @pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
-
-
-@pytest.fixture
 def teaching_server() -> Iterator[LLMServer]:
     with llm_server() as running:
         yield running

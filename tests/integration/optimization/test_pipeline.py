@@ -2,7 +2,7 @@
 
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
-from tests.support.llm_server import LLMServer, llm_server
+from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, END, ROUTING, decisions, job, stand_in
 from tests.support.sample_decisions import example
 from tests.support.stored_programs import manifest_of
@@ -290,12 +290,6 @@ def test_forgetting_does_not_renew_the_allowance(traffic: list[LoggedDecision], 
     optimize(job(traffic, run_id="next"), stand_in(), artifacts)
     assert artifacts.ledger()[looks].alpha == alpha_of_charge(looks + 1)
     assert artifacts.ledger()[looks].epoch == 0
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
 
 
 def over_http(server: LLMServer, monkeypatch: pytest.MonkeyPatch, max_calls: int = 6000) -> MeteredLM:

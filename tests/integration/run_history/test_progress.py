@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -39,7 +39,7 @@ from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import AUTOOPT, autoopt
 from tests.support.dashboard_client import text_of, visiting
-from tests.support.llm_server import LLMServer, llm_server
+from tests.support.llm_server import LLMServer
 from tests.support.sample_decisions import example
 from tests.support.tenant_history import failed_run
 
@@ -55,12 +55,6 @@ MEASURED = st.builds(
     Progress, phase=st.text(max_size=300), done=NUMBERS, total=st.none() | st.integers(0, 10**6), calls=NUMBERS,
     tokens=NUMBERS, seconds=st.floats(0, 1e7),
 )  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with llm_server() as running:
-        yield running
 
 
 @pytest.fixture
