@@ -52,7 +52,7 @@ SAMPLE_TENANTS = (
     SampleTenant(
         "initech",
         "nobody reviews its traffic",
-        frozenset({"no_independent_labels"}),
+        frozenset({"awaiting_reviews"}),
         560,
         TrafficProfile(reviewed=0.0, complains=0.0),
     ),

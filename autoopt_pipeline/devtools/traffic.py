@@ -345,7 +345,7 @@ def _fused(truth: SyntheticRequest, habits: TrafficProfile, drawn: bool, rng: ra
     reviews = ()
     if drawn:
         if rng.random() < 0.5:  # a measured gain, which does not name the modalities
-            reviews = (Review("cross_modal_annotation", _kind(rng), None, dict([RANDOM_SAMPLING]), round(gain, 3)),)
+            reviews = (Review("cross_modal_annotation", "HUMAN", None, dict([RANDOM_SAMPLING]), round(gain, 3)),)
         else:
             wanted = f"fuse: {' + '.join(truth.modalities)}" if gains else f"single: {truth.modalities[0]}"
             reviews = (_review("cross_modal_annotation", fused == gains, wanted, rng),)
@@ -381,10 +381,6 @@ def _attributes(
     }
 
 
-def _kind(rng: random.Random) -> Literal["HUMAN", "LLM"]:
-    return "HUMAN" if rng.random() < 0.5 else "LLM"
-
-
 def _reviews(chosen: dict[str, str], right: dict[str, str], rng: random.Random) -> Iterator[Review]:
     for name, answer in right.items():
         yield _review(_ANNOTATIONS[name], chosen[name] == answer, answer, rng)
@@ -392,11 +388,10 @@ def _reviews(chosen: dict[str, str], right: dict[str, str], rng: random.Random) 
 
 def _review(annotation: str, right: bool, answer: str, rng: random.Random) -> Review:
     """Simulate a review. People err rarely, judges a little more; an error takes a wrong decision for a right one."""
-    kind = _kind(rng)
     metadata = dict([RANDOM_SAMPLING])
-    if right or rng.random() >= (0.99 if kind == "HUMAN" else 0.95):
-        return Review(annotation, kind, "correct", metadata)
-    return Review(annotation, kind, "wrong", {**metadata, CORRECTION: answer})
+    if right or rng.random() >= 0.99:
+        return Review(annotation, "HUMAN", "correct", metadata)
+    return Review(annotation, "HUMAN", "wrong", {**metadata, CORRECTION: answer})
 
 
 def _complaints(chosen: dict[str, str], right: dict[str, str]) -> Iterator[Review]:

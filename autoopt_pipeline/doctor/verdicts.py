@@ -23,7 +23,7 @@ _SHOWN = 5
 
 # Remedies by verdict, for verdicts that lack data.
 _REMEDIES = {
-    Verdict.NO_INDEPENDENT_LABELS.value: "have traces reviewed that were drawn at random (docs/troubleshoot.md)",
+    Verdict.AWAITING_REVIEWS.value: "'autoopt review' asks for them",
     Verdict.NOT_ENOUGH_DATA.value: "wait for more traces",
 }
 

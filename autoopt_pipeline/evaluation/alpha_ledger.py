@@ -1,4 +1,4 @@
-"""The alpha ledger: how much risk of a false promotion each holdout test and each sequential test may take.
+"""The alpha ledger: how much risk of a false promotion the test of each finalist may take.
 
 All charges since the last promotion share one budget, so nightly retries cannot buy a promotion by luck. The k-th
 charge gets FAMILY_ALPHA / (zeta(1.5) k^1.5), and the sum over all k is FAMILY_ALPHA. This series is flatter than the
@@ -7,7 +7,6 @@ usual 1/k², which finds as many real gains at first but fewer after many reject
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
 
 from autoopt_pipeline.registry.records import LedgerEntry
 
@@ -19,10 +18,9 @@ _DECAY = 1.5
 _SUM = 2.612375348685488
 
 
-def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
+def next_charge(
     charges: Sequence[LedgerEntry],
     *,
-    kind: Literal["holdout_test", "sequential_test"],
     attempt: str,
     epoch: int,
     at: datetime,
@@ -30,7 +28,7 @@ def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
     holdout_digest: str,
     incumbent: str | None,
 ) -> LedgerEntry:
-    """Return the charge for this test. The caller enters it in the ledger before the test begins.
+    """Return the charge for this test. The caller enters it in the ledger before both programs are compared.
 
     `attempt` is the run (the same for its retries) with its model. Within an attempt, the same candidate on the same
     holdout against the same incumbent is the same test, so its earlier charge is returned. The caller must not repeat
@@ -38,8 +36,7 @@ def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
     another test. `epoch` counts the transitions so far that reset the alpha budget (see `registry.records.Transition`).
     """
     for charge in charges:
-        if (charge.kind, charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (
-            kind,
+        if (charge.attempt, charge.candidate_digest, charge.holdout_digest, charge.incumbent) == (
             attempt,
             candidate_digest,
             holdout_digest,
@@ -49,7 +46,6 @@ def next_charge(  # noqa: PLR0913 - keyword-only fields of one entry
     since_promotion = sum(charge.epoch == epoch for charge in charges)
     return LedgerEntry(
         sequence=max((charge.sequence for charge in charges), default=0) + 1,
-        kind=kind,
         attempt=attempt,
         epoch=epoch,
         at=at,

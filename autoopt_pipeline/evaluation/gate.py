@@ -1,18 +1,19 @@
 """The gate: decides whether a candidate is proven better than the incumbent. Pure."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, stdev
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.sequential_test import MAX_DRAWN, Batch, TestResult, is_hopeless, run_test
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.text import percent
 
-# Fewest independently labelled holdout examples that can decide without further traces. With fewer, only differences of
-# 15 points and more can be distinguished from luck (mid-p McNemar at 80 % power).
+# Fewest held-out traces for a test. With fewer, only differences of 15 points and more can be distinguished from luck.
 MIN_HOLDOUT = 100
 
 # Smallest gain in score that is worth a new version.
@@ -39,28 +40,28 @@ LOSS_ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of both programs on the same cases. Scores are means, 0 to 1.
+    """The scores of both programs on the drawn traces, 0 to 1.
 
-    `p_value` is the chance of a result this good if the candidate is no better. It comes from the paired test on a
-    holdout, and from the e-process (1/E) in a sequential test.
+    `cases` counts the drawn traces, `fixed` and `broken` those of them on which the candidate is better and worse, and
+    `reviews` the known right answers. A score is None while no right answer of two like answers is known.
     """
 
     cases: int
-    incumbent_score: float
-    candidate_score: float
+    incumbent_score: float | None
+    candidate_score: float | None
+    gain: float
     fixed: int
     broken: int
+    reviews: int
     p_value: float
 
-    @property
-    def gain(self) -> float:
-        return self.candidate_score - self.incumbent_score
-
     def __str__(self) -> str:
-        return (
-            f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces "
-            f"({percent(self.incumbent_score)} % -> {percent(self.candidate_score)} %)"
+        scores = (
+            f"{percent(self.incumbent_score)} % -> {percent(self.candidate_score)} %"
+            if self.incumbent_score is not None and self.candidate_score is not None
+            else f"{100 * self.gain:+.1f} points"
         )
+        return f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces ({scores})"
 
 
 @dataclass(frozen=True)
@@ -73,32 +74,133 @@ class Calibration:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The gate's verdict (`promoted`, `rejected` or `inconclusive`) with its reason as a sentence.
+    """The gate's verdict with its reason as a sentence.
 
-    `power` is the gain that the holdout can show at `alpha`. It is None in a sequential test, whose number of cases is
-    not fixed.
+    It is `promoted`, `rejected`, `awaiting_reviews` (of disagreements), or `inconclusive` (more traces can decide).
+    `power` is the gain that the drawn traces can show at `alpha`; None while reviews are missing. `calibration` is None
+    unless the right answer of every drawn trace is known.
     """
 
     verdict: Verdict
     reason: str
     alpha: float
     comparison: Comparison
-    calibration: Calibration
+    calibration: Calibration | None
     power: Power | None
 
 
-def compare(cases: Sequence[PairedCase], test: Callable[[Sequence[float]], float] = sign_flip_p) -> Comparison:
-    """Score both programs on the same cases. `test` returns the p value. Raises ValueError without cases."""
-    if not cases:
+def compare(batches: Sequence[Batch], p_value: float) -> Comparison:
+    """Score both programs on the same traces. Raises ValueError without traces."""
+    drawn = sum(batch.drawn for batch in batches)
+    if not drawn:
         raise ValueError("there are no cases to compare")
+    reviewed = [case for batch in batches for case in batch.reviewed]
+    agreed = [case for batch in batches for case in batch.agreed]
     return Comparison(
-        cases=len(cases),
-        incumbent_score=_score([case.incumbent for case in cases]),
-        candidate_score=_score([case.candidate for case in cases]),
-        fixed=sum(case.fixed for case in cases),
-        broken=sum(case.broken for case in cases),
-        p_value=test([case.difference for case in cases]),
+        cases=drawn,
+        incumbent_score=_mean_score(
+            batches, [case.incumbent for case in reviewed], [case.incumbent for case in agreed]
+        ),
+        candidate_score=_mean_score(
+            batches, [case.candidate for case in reviewed], [case.candidate for case in agreed]
+        ),
+        gain=sum(batch.gain for batch in batches) / drawn,
+        fixed=sum(case.fixed for case in reviewed),
+        broken=sum(case.broken for case in reviewed),
+        reviews=len(reviewed) + len(agreed),
+        p_value=p_value,
     )
+
+
+def _mean_score(
+    batches: Sequence[Batch], reviewed: Sequence[ScoredAnswer], agreed: Sequence[ScoredAnswer]
+) -> float | None:
+    """Return the mean score on all drawn traces: of disagreements and of like answers, each as far as it is known."""
+    disagreements = sum(batch.disagreements for batch in batches)
+    alike = sum(batch.drawn for batch in batches) - disagreements
+    if (alike and not agreed) or (disagreements and not reviewed):
+        return None
+    parts = [(disagreements, reviewed), (alike, agreed)]
+    return sum(count * fmean(answer.score for answer in part) for count, part in parts if part) / (
+        disagreements + alike
+    )
+
+
+def judge(batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: float) -> GateDecision:
+    """Compare candidate and incumbent on drawn traces, all batches of a test so far. `guard` can only show a loss.
+
+    The candidate is promoted if its gain is large enough and significant, and nothing is clearly worse. If only
+    significance is missing, more reviews or more traces can decide. Raises ValueError without traces.
+    """
+    test = run_test(batches, alpha)
+    result = compare(batches, test.p_value)
+    cases = [case for batch in batches for case in batch.cases]
+    left = batches[-1].left
+    verdict, cause = _verdict(batches, test, result, guard, cases)
+    known = not any(batch.presumed for batch in batches) and not left
+    return GateDecision(
+        verdict,
+        f"{cause}: {result}, p {test.p_value:.2g}, alpha {alpha:.2g}",
+        alpha,
+        result,
+        calibration(cases) if known else None,
+        None if left else _power(cases, alpha),
+    )
+
+
+def _verdict(
+    batches: Sequence[Batch],
+    test: TestResult,
+    result: Comparison,
+    guard: Sequence[PairedCase],
+    cases: Sequence[PairedCase],
+) -> tuple[Verdict, str]:
+    left = batches[-1].left
+    enough = result.gain >= MIN_GAIN
+    if test.proven and enough:
+        if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
+            return Verdict.REJECTED, loss
+        return Verdict.PROMOTED, "proven better"
+    if is_hopeless(batches):
+        return Verdict.REJECTED, "wins too few of the reviewed disagreements"
+    if _out_of_reach(batches):
+        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
+    if left:
+        return Verdict.AWAITING_REVIEWS, f"{left} of {batches[-1].disagreements} disagreements have no review yet"
+    if not enough:
+        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
+    if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
+        return Verdict.REJECTED, loss
+    if result.cases >= MAX_DRAWN:
+        return Verdict.REJECTED, f"given up because it is still not proven after {result.cases} traces"
+    return Verdict.INCONCLUSIVE, f"may be better, not proven yet ({_power(cases, test.allowed)})"
+
+
+def reviews_needed(batches: Sequence[Batch], alpha: float) -> int:
+    """Return after how many more reviews a decision is possible at the soonest: if all of them favour one program."""
+    last = batches[-1]
+
+    def decides(reviews: int, difference: float) -> bool:
+        imagined = PairedCase(
+            "", *(ScoredAnswer(score, None, None) for score in (max(-difference, 0), max(difference, 0)))
+        )
+        after = [*batches[:-1], replace(last, reviewed=(*last.reviewed, *[imagined] * reviews))]
+        result = run_test(after, alpha)
+        enough = sum(batch.gain for batch in after) >= MIN_GAIN * sum(batch.drawn for batch in after)
+        return (result.proven and enough) or is_hopeless(after) or _out_of_reach(after)
+
+    soonest = [bisect_left(range(last.left), True, key=lambda n: decides(n, sign)) for sign in (1.0, -1.0)]
+    return max(1, min(soonest))
+
+
+def _out_of_reach(batches: Sequence[Batch]) -> bool:
+    """Check whether the gain stays too small even if the candidate wins all disagreements that are left."""
+    won = sum(case.difference for batch in batches for case in batch.reviewed) + batches[-1].left
+    return won < MIN_GAIN * sum(batch.drawn for batch in batches)
+
+
+def _power(cases: Sequence[PairedCase], alpha: float) -> Power:
+    return power([case.difference for case in cases], gain=GOAL, alpha=alpha)
 
 
 def calibration(cases: Sequence[PairedCase]) -> Calibration:
@@ -106,32 +208,19 @@ def calibration(cases: Sequence[PairedCase]) -> Calibration:
     return Calibration(brier([case.incumbent for case in cases]), brier([case.candidate for case in cases]))
 
 
-def judge(cases: Sequence[PairedCase], guard: Sequence[PairedCase], *, alpha: float) -> GateDecision:
-    """Compare candidate and incumbent on a holdout. The `guard` cases can only show a loss.
+def clear_loss(batches: Sequence[Batch]) -> str | None:
+    """Describe where the candidate is clearly worse, even if it is better overall. Return None if nowhere.
 
-    The candidate is promoted if its gain is large enough and significant at `alpha`, and nothing is clearly worse. If
-    only significance is missing, it is `inconclusive`: more cases can decide.
+    Like answers add to a class's size, and nothing to its loss. Where the right answer is not known, the class is taken
+    to be the answer that both gave. The confidence is only judged where every right answer is known.
     """
-    result = compare(cases)
-    holdout_power = power([case.difference for case in cases], gain=GOAL, alpha=alpha)
-    if result.gain < MIN_GAIN:
-        verdict, cause = Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
-    elif loss := clear_loss(cases) or _guard_loss(guard, result.incumbent_score):
-        verdict, cause = Verdict.REJECTED, loss
-    elif result.p_value > alpha:
-        verdict, cause = Verdict.INCONCLUSIVE, f"may be better, not proven yet ({holdout_power})"
-    else:
-        verdict, cause = Verdict.PROMOTED, "proven better"
-    return GateDecision(verdict, reason(cause, result, alpha), alpha, result, calibration(cases), holdout_power)
-
-
-def clear_loss(cases: Sequence[PairedCase]) -> str | None:
-    """Describe where the candidate is clearly worse, even if it is better overall. Return None if nowhere."""
+    cases = [case for batch in batches for case in batch.cases]
     for label in sorted({case.label for case in cases}):
         class_cases = [case for case in cases if case.label == label]
         if len(class_cases) >= MIN_CLASS_CASES and _lost(class_cases, MAX_CLASS_LOSS) and _f1_fell(cases, label):
             return f"clearly worse on {label!r} ({_change(class_cases)})"
-    if _calibration_worse(cases):
+    known = not any(batch.presumed or batch.left for batch in batches)
+    if known and _calibration_worse(cases):
         scores = calibration(cases)
         return (
             "its confidence is clearly less reliable "
@@ -164,13 +253,8 @@ def _clearly_above(grown: Sequence[float]) -> bool:
     return mean > MAX_CALIBRATION_LOSS and mean > NormalDist().inv_cdf(1 - LOSS_ALPHA) * error
 
 
-def reason(cause: str, result: Comparison, alpha: float) -> str:
-    """Return a verdict's reason: the cause with its numbers."""
-    return f"{cause}: {result}, p {result.p_value:.2g}, alpha {alpha:.2g}"
-
-
-def _guard_loss(guard: Sequence[PairedCase], incumbent_score: float) -> str | None:
-    if guard and _lost(guard, MAX_GUARD_LOSS + 1 - incumbent_score):
+def _guard_loss(guard: Sequence[PairedCase], incumbent_score: float | None) -> str | None:
+    if guard and incumbent_score is not None and _lost(guard, MAX_GUARD_LOSS + 1 - incumbent_score):
         return f"clearly worse on {len(guard)} unreviewed traces ({_change(guard)})"
     return None
 

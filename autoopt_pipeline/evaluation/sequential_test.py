@@ -1,39 +1,133 @@
-"""The sequential test of an inconclusive candidate: it is compared with the incumbent on new held-out traces.
+"""The sequential test of a candidate: exact, on drawn traces, and valid after every single review. Pure.
 
-Only traces that came after the holdout test count. The test is an e-process, so its alpha is charged once, when it
-begins, and deciding again every night costs nothing more.
+Both programs answer the same traces, drawn in batches whatever became of them. Where both answer alike, the difference
+in score is 0 whatever is right, so only the disagreements need a review. They are reviewed in random order.
+
+If the candidate is no better, each difference could just as well have the other sign (Fisher 1935, Pitman 1937). So
+the sum of the differences is a fair random walk, whose distribution is known exactly. By each look the test may have
+spent a part of alpha: alpha times the square root of the part of `MAX_DRAWN` traces that is done (alpha spending: Lan &
+DeMets, Biometrika 1983). The square root lets a large gain end the test after some fifteen reviews, and leaves enough
+for a small one (bench/README.md).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from autoopt_pipeline.evaluation.cases import PairedCase
-from autoopt_pipeline.evaluation.gate import MIN_GAIN, GateDecision, calibration, clear_loss, compare, reason
-from autoopt_pipeline.evaluation.statistics import anytime_p
-from autoopt_pipeline.registry.records import Verdict
+from autoopt_pipeline.evaluation.statistics import GRID
 
-# After this many new cases, a candidate whose gain is below MIN_GAIN is given up.
-MIN_CASES = 100
+# Most traces that are drawn for one batch, and for one test. A candidate that is unproven by then is given up.
+MAX_BATCH, MAX_DRAWN = 300, 900
 
-# After this many new cases, an unproven candidate is given up, because its gain is not worth waiting for.
-MAX_CASES = 1000
+# Reviews stop when a candidate that wins this share of the differences would hardly ever do so badly.
+HOPED_WINS = 0.65
+HOPELESS = 0.02
+
+# Fewest differences before reviews stop for that reason.
+MIN_DECIDED = 15
 
 
-def decide_sequentially(cases: Sequence[PairedCase], *, alpha: float) -> GateDecision:
-    """Decide on an inconclusive candidate by all cases since its test began, oldest first.
+@dataclass(frozen=True)
+class Batch:
+    """Drawn traces that both programs have answered.
 
-    `alpha` is that of the sequential test's charge. `inconclusive` means that the test goes on with the next traces.
-    Raises ValueError without cases.
+    `reviewed` are the disagreements with a known right answer: the first ones of all `disagreements` in the order of
+    review. The first `known` of them had a label before the comparison. `agreed` are the traces with two like answers
+    and a known right one, `presumed` those without: their class is taken to be the answer.
     """
-    result = compare(cases, anytime_p)
-    if result.p_value <= alpha and result.gain >= MIN_GAIN:
-        loss = clear_loss(cases)
-        verdict, cause = (
-            (Verdict.REJECTED, loss) if loss else (Verdict.PROMOTED, "proven better in its sequential test")
-        )
-    elif result.cases >= MIN_CASES and result.gain < MIN_GAIN:
-        verdict, cause = Verdict.REJECTED, "given up because its sequential test shows no gain worth a new version"
-    elif result.cases >= MAX_CASES:
-        verdict, cause = Verdict.REJECTED, f"given up because it is still not proven after {MAX_CASES} new traces"
-    else:
-        verdict, cause = Verdict.INCONCLUSIVE, "may be better, not proven yet in its sequential test"
-    return GateDecision(verdict, reason(cause, result, alpha), alpha, result, calibration(cases), None)
+
+    reviewed: tuple[PairedCase, ...]
+    disagreements: int
+    known: int
+    agreed: tuple[PairedCase, ...]
+    presumed: tuple[PairedCase, ...] = ()
+
+    @property
+    def drawn(self) -> int:
+        return self.disagreements + len(self.agreed) + len(self.presumed)
+
+    @property
+    def left(self) -> int:
+        """Disagreements without a review."""
+        return self.disagreements - len(self.reviewed)
+
+    @property
+    def cases(self) -> tuple[PairedCase, ...]:
+        return (*self.reviewed, *self.agreed, *self.presumed)
+
+    @property
+    def gain(self) -> float:
+        """Sum of the differences, extrapolated to the disagreements that are not reviewed yet."""
+        if not self.reviewed:
+            return 0.0
+        return sum(case.difference for case in self.reviewed) * self.disagreements / len(self.reviewed)
+
+
+def known_batch(cases: Iterable[PairedCase]) -> Batch:
+    """Return the batch of traces whose right answers were all known before the comparison."""
+    cases = tuple(cases)
+    different = tuple(case for case in cases if case.difference)
+    return Batch(different, len(different), len(different), tuple(case for case in cases if not case.difference))
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Whether the candidate is proven, with the p value of the last look and the alpha that it was allowed.
+
+    The p value is the chance of such a sum, or of an earlier proof, if the candidate is no better.
+    """
+
+    proven: bool
+    p_value: float
+    allowed: float
+
+
+def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
+    """Test the candidate at every look so far: after the labels that were known, and after each review."""
+    unit = math.gcd(*(_step(case) for batch in batches for case in batch.reviewed)) or 1
+    chances, lowest = np.ones(1), 0  # of the walk's positions from `lowest` on, without walks that ended in a proof
+    spent, position, drawn = 0.0, 0, 0
+    result = TestResult(False, 1.0, 0.0)
+    for batch in batches:
+        for number, case in enumerate(batch.reviewed, 1):
+            if step := _step(case) // unit:
+                position += step
+                size = abs(step)
+                longer = np.zeros(len(chances) + 2 * size)
+                longer[: len(chances)] += chances / 2
+                longer[2 * size :] += chances / 2
+                chances, lowest = longer, lowest - size
+            if number < batch.known:
+                continue
+            done = (drawn + batch.drawn * number / batch.disagreements) / MAX_DRAWN
+            allowed = alpha * math.sqrt(min(done, 1.0))
+            tails = np.cumsum(chances[::-1])[::-1]
+            p_value = spent + float(tails[position - lowest])
+            result = TestResult(p_value <= allowed, p_value, allowed)
+            if result.proven:
+                return result
+            # The rarest high positions would have been a proof here.
+            proofs = int(np.searchsorted(-tails, spent - allowed, side="left"))
+            spent += float(chances[proofs:].sum())
+            chances[proofs:] = 0.0
+        drawn += batch.drawn
+    return result
+
+
+def is_hopeless(batches: Sequence[Batch]) -> bool:
+    """Check whether the candidate wins so few of the differences that further reviews would be wasted."""
+    differences = [case.difference for batch in batches for case in batch.reviewed if case.difference]
+    wins = sum(difference > 0 for difference in differences)
+    return len(differences) >= MIN_DECIDED and _at_most(wins, len(differences), HOPED_WINS) < HOPELESS
+
+
+def _step(case: PairedCase) -> int:
+    return round(GRID * case.difference)
+
+
+def _at_most(wins: int, of: int, chance: float) -> float:
+    """Return the probability of at most so many wins."""
+    return sum(math.comb(of, k) * chance**k * (1 - chance) ** (of - k) for k in range(wins + 1))

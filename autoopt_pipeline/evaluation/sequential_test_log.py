@@ -1,20 +1,25 @@
-"""Stores the steps of an inconclusive candidate's sequential test (see `sequential_test`) with its versions.
+"""Stores the steps of a candidate's sequential test (see `sequential_test`) with its versions.
 
-A sequential test is open while its last step is `inconclusive` and its incumbent, model and labels are the same.
-It also ends when the candidate's program has been rolled back or declined, under the name of any version.
+A test is open while its last step awaits reviews or more traces, and its incumbent, model and labels are the same. It
+also ends when the candidate's program has been rolled back or declined, under the name of any version.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.split import HoldoutExample
+from autoopt_pipeline.evaluation.sequential_test import Batch
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
-from autoopt_pipeline.registry.records import SequentialTestCase, SequentialTestStep, Verdict
+from autoopt_pipeline.registry.records import DrawnTrace, SequentialTestStep, StoredBatch, StoredCase, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
+
+Draws = Literal["reviewed", "all"]
+
+OPEN = frozenset({Verdict.INCONCLUSIVE, Verdict.AWAITING_REVIEWS})
 
 
 @dataclass(frozen=True)
@@ -31,28 +36,44 @@ class SequentialTestConditions:
 
 @dataclass(frozen=True)
 class SequentialTest:
-    """An open sequential test: the candidate, its alpha, the queries that no longer count, and its cases, oldest first.
+    """A sequential test: the candidate, its alpha, the queries that cannot be drawn any more, and its batches.
 
-    `last_new` is when the test last got new cases, or else when it began (UTC).
+    `drawn` are the traces that await reviews, in the order of review; of their disagreements the first `known` had a
+    label before. `steps` is the number of the last step of any test, and `last_new` when traces were last drawn (UTC).
     """
 
     version: str
     conditions: SequentialTestConditions
     alpha: float
+    draws: Draws
     seen: frozenset[str]
-    cases: tuple[PairedCase, ...]
+    batches: tuple[Batch, ...]
+    drawn: tuple[DrawnTrace, ...]
+    known: int
     steps: int
     began: datetime
     last_new: datetime
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no step of it is recorded yet."""
+        return not self.batches and not self.drawn
+
+
+def new_test(
+    version: str, conditions: SequentialTestConditions, *, after: int, alpha: float, draws: Draws
+) -> SequentialTest:
+    """Return a test without traces. `after` is the last step of any test that the caller has read."""
+    now = datetime.now(UTC)
+    return SequentialTest(version, conditions, alpha, draws, frozenset(), (), (), 0, after, now, now)
+
 
 def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
     """Return the sequential test that is open under these conditions, or None."""
-    steps = artifacts.sequential_test()
-    if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
+    steps = steps_of_open_test(artifacts)
+    if not steps:
         return None
-    begun = [step for step in steps if not step.cases][-1]
-    steps = steps[steps.index(begun) :]
+    begun = steps[0]
     if SequentialTestConditions(begun.incumbent, begun.lm, tuple(begun.labels)) != conditions:
         return None
     transitions, (manifests, _) = artifacts.transitions(), artifacts.list_versions()
@@ -61,70 +82,46 @@ def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions
         artifacts, digest
     ):
         return None
+    drawn = [step for step in steps if step.seen]
     return SequentialTest(
         version=begun.version,
         conditions=conditions,
         alpha=begun.alpha,
+        draws=begun.draws,
         seen=frozenset(digest for step in steps for digest in step.seen),
-        cases=tuple(_case(case) for step in steps for case in step.cases),
+        batches=tuple(batch_of(step.batch) for step in steps if step.batch),
+        drawn=tuple(steps[-1].drawn),
+        known=steps[-1].known,
         steps=steps[-1].sequence,
         began=begun.at,
-        last_new=steps[-1].at,
+        last_new=drawn[-1].at,
     )
 
 
-def start_test(
-    artifacts: VersionStore,
-    version: str,
-    conditions: SequentialTestConditions,
-    *,
-    after: int,
-    alpha: float,
-    queries: Iterable[str],
-    run_id: str,
-) -> None:
-    """Start a sequential test. The normalized `queries` made, chose or judged the candidate, so they no longer count.
+def steps_of_open_test(artifacts: VersionStore) -> list[SequentialTestStep]:
+    """Return the steps of the last test, oldest first, if its last step left it open; else none."""
+    steps = artifacts.sequential_test()
+    if not steps or steps[-1].verdict not in OPEN:
+        return []
+    begins = max((place for place, step in enumerate(steps) if step.begins), default=0)
+    return steps[begins:]
 
-    `after` is the last step that the caller has read. Raises `PromotionConflict` if there are later steps.
+
+def append_step(  # noqa: PLR0913 - keyword-only parts of one step
+    artifacts: VersionStore,
+    test: SequentialTest,
+    verdict: Verdict,
+    *,
+    run_id: str,
+    seen: Iterable[str] = (),
+    drawn: Sequence[DrawnTrace] = (),
+    known: int = 0,
+    batch: Batch | None = None,
+) -> None:
+    """Record traces that await reviews, or a batch with its verdict. `seen` are the normalized queries that were drawn.
+
+    Raises `PromotionConflict` if another run recorded a step first.
     """
-    now = datetime.now(UTC)
-    test = SequentialTest(version, conditions, alpha, frozenset(), (), steps=after, began=now, last_new=now)
-    _append(artifacts, test, digests(queries), (), Verdict.INCONCLUSIVE, run_id)
-
-
-def append_step(
-    artifacts: VersionStore,
-    test: SequentialTest,
-    *,
-    judged: Iterable[HoldoutExample],
-    cases: Sequence[PairedCase],
-    verdict: Verdict,
-    run_id: str,
-) -> None:
-    """Record the cases of new traces. Raises `PromotionConflict` if another run recorded a step first."""
-    seen = digests(query for held_out in judged for query in held_out.group)
-    _append(artifacts, test, seen, cases, verdict, run_id)
-
-
-def new_cases(test: SequentialTest, judged: Iterable[HoldoutExample], limit: int) -> list[HoldoutExample]:
-    """Return the newest `limit` holdout examples whose whole group is new to the sequential test, oldest first."""
-    new = [held_out for held_out in judged if test.seen.isdisjoint(digests(held_out.group))]
-    return sorted(new, key=lambda held_out: (held_out.example.time, held_out.group))[-limit:]
-
-
-def digests(queries: Iterable[str]) -> list[str]:
-    """Return digests of normalized queries, so that the log holds no text."""
-    return sorted({hashlib.sha256(query.encode()).hexdigest()[:16] for query in queries})
-
-
-def _append(
-    artifacts: VersionStore,
-    test: SequentialTest,
-    seen: list[str],
-    cases: Sequence[PairedCase],
-    verdict: Verdict,
-    run_id: str,
-) -> None:
     step = SequentialTestStep(
         sequence=test.steps + 1,
         at=datetime.now(UTC),
@@ -134,8 +131,12 @@ def _append(
         lm=test.conditions.lm,
         labels=list(test.conditions.labels),
         alpha=test.alpha,
-        seen=seen,
-        cases=[_stored(case) for case in cases],
+        begins=test.is_new,
+        draws=test.draws,
+        seen=digests(seen),
+        drawn=list(drawn),
+        known=known,
+        batch=_stored(batch) if batch else None,
         verdict=verdict.value,
     )
     if not artifacts.add_sequential_test_step(step):
@@ -145,8 +146,23 @@ def _append(
         )
 
 
-def _stored(case: PairedCase) -> SequentialTestCase:
-    return SequentialTestCase(
+def digests(queries: Iterable[str]) -> list[str]:
+    """Return digests of normalized queries, so that the log holds no text."""
+    return sorted({hashlib.sha256(query.encode()).hexdigest()[:16] for query in queries})
+
+
+def _stored(batch: Batch) -> StoredBatch:
+    return StoredBatch(
+        reviewed=[_stored_case(case) for case in batch.reviewed],
+        disagreements=batch.disagreements,
+        known=batch.known,
+        agreed=[_stored_case(case) for case in batch.agreed],
+        presumed=[_stored_case(case) for case in batch.presumed],
+    )
+
+
+def _stored_case(case: PairedCase) -> StoredCase:
+    return StoredCase(
         label=case.label,
         incumbent_score=case.incumbent.score,
         incumbent_label=case.incumbent.label,
@@ -157,7 +173,18 @@ def _stored(case: PairedCase) -> SequentialTestCase:
     )
 
 
-def _case(stored: SequentialTestCase) -> PairedCase:
+def batch_of(stored: StoredBatch) -> Batch:
+    """Return the stored batch of a step."""
+    return Batch(
+        tuple(map(_case, stored.reviewed)),
+        stored.disagreements,
+        stored.known,
+        tuple(map(_case, stored.agreed)),
+        tuple(map(_case, stored.presumed)),
+    )
+
+
+def _case(stored: StoredCase) -> PairedCase:
     return PairedCase(
         stored.label,
         ScoredAnswer(stored.incumbent_score, stored.incumbent_label, stored.incumbent_confidence),

@@ -6,7 +6,7 @@ traces come. Near-duplicates form a group, which is on one side only.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from autoopt_pipeline.hashing import unit_interval
@@ -33,8 +33,9 @@ class Split:
     """Examples by use, each query once, in an order that does not depend on the order of traces.
 
     `holdout` has independent labels and judges the gain. `guard` holds the other examples of the holdout side: their
-    labels may be the incumbent's own answers, so they can only show a loss. `shown` counts the groups that cannot judge
-    because a compared program shows one of their queries to the model. `queries` holds all normalized queries.
+    labels may be the incumbent's own answers, so they can only show a loss. `drawable` holds everything on the holdout
+    side, also requests without a label. `shown` counts the groups that cannot judge because a compared program shows
+    one of their queries to the model.
     """
 
     train: tuple[Example, ...]
@@ -45,7 +46,7 @@ class Split:
     near_duplicates: int
     dropped_to_protect_holdout: int
     shown: int
-    queries: frozenset[str] = frozenset()
+    drawable: tuple[HoldoutExample, ...] = ()
 
 
 def side_of(normalized: str) -> str:
@@ -57,42 +58,64 @@ def side_of(normalized: str) -> str:
 
 
 def split_examples(
-    examples: Sequence[Example], *, max_holdout: int, max_dev: int, max_train: int, shown: Collection[str] = ()
+    examples: Sequence[Example],
+    requests: Sequence[Example] = (),
+    *,
+    max_holdout: int,
+    max_dev: int,
+    max_train: int,
+    shown: Collection[str] = (),
 ) -> Split:
     """Split examples. Each part, including the holdout, keeps its newest groups up to its limit.
 
-    `shown` holds queries that a compared program shows to the model. Their sides never change, but a new query on the
+    `requests` are examples whose label is only assumed, so they can be drawn and reviewed, and nothing else. `shown`
+    holds queries that a compared program shows to the model. Their sides never change, but a new query on the
     other side may be their near-duplicate. Such a group cannot judge.
     """
     by_query: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         by_query[normalize_query(example.query)].append(example)
+    requested: dict[str, Example] = {}
+    for request in sorted(requests, key=lambda request: (request.time, request.span_id)):
+        requested[normalize_query(request.query)] = request
     in_demos = {normalize_query(query) for query in shown}
-    groups = group_near_duplicates(sorted(in_demos.union(by_query)))
+    groups = group_near_duplicates(sorted(in_demos.union(by_query, requested)))
+    drawable: list[HoldoutExample] = []
     parts: dict[str, list[HoldoutExample]] = {side: [] for side in _SIDES}
     dropped = unfit = used = 0
     for group in groups:
         side, members = _assign_side(group, by_query)
         dropped += sum(len(by_query[query]) for query in group if query in by_query and query not in members)
-        if not members:
-            continue
-        used += 1
+        used += bool(members)
         if side == "holdout" and in_demos.intersection(group):
-            unfit += 1
+            unfit += bool(members)
             continue
-        best = _representative([example for query in members for example in by_query[query]])
-        parts[side].append(HoldoutExample(best, group))
+        if members:
+            best = _representative([example for query in members for example in by_query[query]])
+            parts[side].append(HoldoutExample(best, group))
+        if side == "holdout" and (asked := [requested[query] for query in group if query in requested]):
+            known = parts[side][-1].example if members else None
+            latest = max(asked, key=lambda request: (request.time, request.span_id))
+            drawable.append(HoldoutExample(known if known and known.provenance is Provenance.HUMAN else latest, group))
     return Split(
-        train=tuple(judged.example for judged in _newest(parts["train"], max_train)),
-        dev=tuple(judged.example for judged in _newest(parts["dev"], max_dev)),
-        holdout=_newest([judged for judged in parts["holdout"] if judged.example.independent], max_holdout),
-        guard=_newest([judged for judged in parts["holdout"] if not judged.example.independent], max_holdout),
+        train=tuple(judged.example for judged in newest(parts["train"], max_train)),
+        dev=tuple(judged.example for judged in newest(parts["dev"], max_dev)),
+        holdout=newest([judged for judged in parts["holdout"] if judged.example.independent], max_holdout),
+        guard=newest([judged for judged in parts["holdout"] if not judged.example.independent], max_holdout),
         duplicates=len(examples) - len(by_query),
         near_duplicates=len(by_query) - used,
         dropped_to_protect_holdout=dropped,
         shown=unfit,
-        queries=frozenset(by_query),
+        drawable=tuple(drawable),
     )
+
+
+def draw(
+    split: Split, *, seed: str, most: int, usable: Callable[[HoldoutExample], bool] = lambda held_out: True
+) -> list[HoldoutExample]:
+    """Draw usable groups of the holdout side at random, whatever became of them. The same seed draws the same."""
+    left = filter(usable, split.drawable)
+    return sorted(left, key=lambda held_out: hashlib.sha256(f"{seed} {held_out.group[0]}".encode()).digest())[:most]
 
 
 def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, list[str]]:
@@ -110,7 +133,7 @@ def _representative(examples: Sequence[Example]) -> Example:
     return max(examples, key=lambda e: (e.independent, _RANK[e.provenance], e.time, e.span_id))
 
 
-def _newest(part: Sequence[HoldoutExample], limit: int) -> tuple[HoldoutExample, ...]:
+def newest(part: Iterable[HoldoutExample], limit: int) -> tuple[HoldoutExample, ...]:
     """Return the newest examples, ordered by a hash of the query, so that time and label do not affect the order."""
     by_age = sorted(part, key=lambda judged: (judged.example.time, judged.group), reverse=True)
     return tuple(sorted(by_age[:limit], key=lambda judged: hashlib.sha256(judged.group[0].encode()).digest()))

@@ -79,11 +79,6 @@ def log_e_value(differences: Sequence[float]) -> float:
     return largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))
 
 
-def anytime_p(differences: Sequence[float]) -> float:
-    """Return 1/E, at most 1: a p value that stays valid however often it is computed while cases come."""
-    return math.exp(-max(0.0, log_e_value(differences)))
-
-
 def spread(differences: Sequence[float]) -> float:
     """Return the mean squared difference. For scores of 0 and 1 it is the fraction of differing cases."""
     return sum(d * d for d in differences) / len(differences)

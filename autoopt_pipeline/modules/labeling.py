@@ -218,14 +218,17 @@ def check_outcome(spec: ModuleSpec, decision: LoggedDecision) -> None:
 
 
 def is_review(spec: ModuleSpec, decision: LoggedDecision, annotation: Annotation) -> bool:
-    """Return whether an annotation is part of a review of randomly drawn traces.
+    """Return whether an annotation is part of a person's review of randomly drawn traces.
 
     It has a mark, or was made in Phoenix's UI on a trace that the application drew for review. An unmarked annotation
-    from the API may be a user's complaint, even if the trace was drawn.
+    from the API may be a user's complaint, even if the trace was drawn. A judge's word never counts: more of it makes
+    its errors more certain, not smaller.
     """
     key, value = RANDOM_SAMPLING
     drawn = boolean(read_attribute(decision.attributes, spec.contract.review_sample))
-    return annotation.metadata.get(key) == value or (drawn is True and annotation.made_in_ui)
+    return annotation.kind == "HUMAN" and (
+        annotation.metadata.get(key) == value or (drawn is True and annotation.made_in_ui)
+    )
 
 
 def read_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> Any:

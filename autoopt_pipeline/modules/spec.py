@@ -182,6 +182,22 @@ class ModuleSpec:
         redacted = sum(before != after for before, after in zip(built.examples, clean, strict=True))
         return replace(built, examples=clean, redacted=redacted)
 
+    def build_requests(
+        self, labels: Sequence[Label], decisions: Sequence[LoggedDecision], redact: Redact = default_redact
+    ) -> tuple[Example, ...]:
+        """Build an example of every decision that can be read, whatever became of it, as if its answer were right.
+
+        A composed module has none, because each of its parts would need a review.
+        """
+        if self.parts:
+            return ()
+        confirmed = [
+            replace(decision, failed=False, annotations=(Annotation("HUMAN", "correct", {}, decision.time),))
+            for decision in decisions
+        ]
+        built = self.build_examples(labels, confirmed, redact)
+        return tuple(replace(example, provenance=Provenance.OUTCOME, independent=False) for example in built.examples)
+
     def score(self, right: Values, given: Values) -> float:
         """Score an answer from 0 to 1. Raises `InvalidModule` if the grading returns anything else."""
         grading: Grading = _load(self.grading)

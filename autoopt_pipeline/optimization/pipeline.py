@@ -4,29 +4,38 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Literal
 
 import dspy
 
 from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, Calibration, Comparison, GateDecision, judge
+from autoopt_pipeline.evaluation.cases import PairedCase
+from autoopt_pipeline.evaluation.gate import (
+    MIN_HOLDOUT,
+    Calibration,
+    Comparison,
+    GateDecision,
+    judge,
+    reviews_needed,
+)
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
-from autoopt_pipeline.evaluation.sequential_test import decide_sequentially
+from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
+    OPEN,
+    Draws,
     SequentialTest,
     SequentialTestConditions,
     append_step,
+    digests,
     find_open_test,
-    new_cases,
-    start_test,
+    new_test,
 )
-from autoopt_pipeline.evaluation.split import HOLDOUT_SHARE, HoldoutExample, Split, split_examples
+from autoopt_pipeline.evaluation.split import HoldoutExample, Split, draw, newest, split_examples
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
@@ -35,7 +44,8 @@ from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_for
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, quotes
-from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec
+from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec, Provenance
+from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
@@ -49,6 +59,7 @@ from autoopt_pipeline.optimization.search import (
 )
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
+    DrawnTrace,
     LedgerEntry,
     Manifest,
     Program,
@@ -68,7 +79,7 @@ from autoopt_pipeline.tenants.labels import labels_of
 MIN_TRAIN = 20
 
 # Most examples that are used: the newest. More would hardly improve the verdict, and cost two calls each.
-MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, 300
+MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, MAX_BATCH
 
 _LEDGER_TRIES = 20
 
@@ -79,6 +90,7 @@ _MANUAL = "promotion_mode is manual; "
 class OptimizationJob:
     """A module to optimize, with its decisions and the run. The window is in UTC, and its end is excluded.
 
+    Decisions before the window are only those of traces that await reviews.
     `redact` removes personal data from every input before it is learnt, stored or shown. `parts` holds the active
     programs of a composed module's parts by name, from which it starts. `attempt` is the first run of this attempt, and
     `lost_runs` are its earlier runs that were lost. With `only`, one of `OPTIMIZERS`, no other optimizer races.
@@ -144,7 +156,8 @@ class _Optimization:
         self.notes: list[str] = []
 
     def run(self) -> Report:
-        built = self.spec.build_examples(self.labels, self.job.decisions, self.job.redact)
+        learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
+        built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
         incumbent = self._incumbent(served)
@@ -152,13 +165,14 @@ class _Optimization:
         test, candidate = self._candidate_under_test()
         split = split_examples(
             built.examples,
+            self.spec.build_requests(self.labels, learnable, self.job.redact),
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
             shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(candidate) if candidate else set()),
         )
         self.draft = self._draft(built, split)
-        self.log(f"{len(self.job.decisions)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
+        self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
         if transition := self._earlier_promotion():
             return self._report(*self._earlier_verdict(transition))
         if canary := self._undecided_canary():
@@ -229,10 +243,8 @@ class _Optimization:
                 active_version=transition.to_version,
                 incumbent_version=transition.from_version,
                 optimizer=manifest.optimizer,
-                # A manifest is written before a sequential test decides.
-                gate=self._decision_in(manifest)
-                if manifest.gate and manifest.verdict != Verdict.INCONCLUSIVE
-                else None,
+                # A manifest is written before the last step of a sequential test.
+                gate=self._decision_in(manifest) if manifest.gate and manifest.verdict not in OPEN else None,
             )
         return (
             (Verdict.CANARY, f"{transition.reason}; {_describe_canary(canary)}")
@@ -241,7 +253,7 @@ class _Optimization:
         )
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
-        """Test the finalist on the holdout, once."""
+        """Charge a test of the finalist, and compare it with the incumbent on a first batch of drawn traces."""
         self.draft = replace(
             self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
         )
@@ -249,52 +261,133 @@ class _Optimization:
         split = self._without_quoted(split, incumbent, finalist.program)
         if missing := _missing_data(split):
             return self._report(*missing)
-        charge, repeated = self._charge("holdout_test", finalist.stored, split)
+        draws: Draws = "reviewed" if len(split.holdout) >= MIN_HOLDOUT else "all"
         version = new_version_id(finalist.stored, self.job.window_end)
+        drawn = _drawn(split, draws, seed=finalist.stored.digest, without=frozenset())
+        guard = split.guard if draws == "reviewed" else ()
+        charge, repeated = self._charge(finalist.stored, [*drawn, *guard])
         manifest = self.artifacts.manifest(version) if repeated else None
-        if manifest and manifest.gate.get("alpha") == charge.alpha:
+        if manifest and manifest.gate.get("alpha") == charge.alpha and manifest.verdict not in OPEN:
             # The model may answer differently now, and to repeat a test until it succeeds would promote by luck.
             self.notes.append(
                 f"run {manifest.run_id} has judged this candidate on these traces, and its verdict stands"
             )
             decision = self._decision_in(manifest)
             self.draft = replace(self.draft, gate=decision)
-            verdict, reason = self._awaiting_approval(decision)
-        else:
-            decision = self._holdout_test(finalist, incumbent, split, charge.alpha)
-            verdict, reason = self._awaiting_approval(decision)
-            manifest = self._manifest(finalist, decision, verdict, reason)
-            self.artifacts.save(finalist.stored, manifest)
-        if verdict is Verdict.INCONCLUSIVE and any(
-            step.version == version for step in self.artifacts.sequential_test_steps()
-        ):
-            verdict, reason = (
-                Verdict.REJECTED,
-                f"the sequential test of {version} has already ended",
-            )
-        if verdict is Verdict.INCONCLUSIVE:
-            alpha = self._charge("sequential_test", finalist.stored, split)[0].alpha
-            start_test(
-                self.artifacts,
-                version,
-                self.conditions,
-                after=self.steps_seen,
-                alpha=alpha,
-                queries=split.queries,
-                run_id=self.job.run_id,
-            )
-            reason = f"{reason}; its sequential test on new traces begins, at alpha {alpha:.2g}"
+            return self._conclude(manifest, *self._awaiting_approval(decision))
+        if any(step.version == version for step in self.artifacts.sequential_test_steps()):
+            return self._report(Verdict.REJECTED, f"the sequential test of {version} has already ended")
+        test = new_test(version, self.conditions, after=self.steps_seen, alpha=charge.alpha, draws=draws)
+        self.log(f"finalist {finalist.optimizer}: {len(drawn)} holdout traces, alpha {charge.alpha:.2g}")
+        batch = self._compare_drawn(test, drawn, incumbent, finalist.program, guard)
+        verdict, reason = self._awaiting_approval(batch.decision)
+        manifest = self._manifest(finalist, batch.decision, verdict, reason)
+        self.artifacts.save(finalist.stored, manifest)
+        if verdict in OPEN:
+            batch.append(verdict)
         return self._conclude(manifest, verdict, reason)
 
-    def _holdout_test(self, finalist: Finalist, incumbent: dspy.Module, split: Split, alpha: float) -> GateDecision:
-        """Ask both programs the holdout examples, and judge the finalist."""
-        judged = [*split.holdout, *split.guard]
-        self.log(f"finalist {finalist.optimizer}: {len(judged)} holdout traces, alpha {alpha:.2g}")
-        rows = self._compare(incumbent, finalist.program, judged)
-        on_holdout, on_guard = rows[: len(split.holdout)], rows[len(split.holdout) :]
-        decision = judge([row.case for row in on_holdout], [row.case for row in on_guard], alpha=alpha)
-        self.draft = replace(self.draft, gate=decision, compared=tuple(on_holdout))
-        return decision
+    def _continue_test(
+        self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
+    ) -> Report:
+        """Decide by the reviews so far, or compare the candidate on new traces, instead of searching for another."""
+        self.draft = replace(self.draft, version=test.version, changes=changes_between(incumbent, candidate))
+        if test.drawn:
+            batch = self._resolve(test)
+        else:
+            usable = self._without_quoted(split, incumbent, candidate)
+            drawn = _drawn(usable, test.draws, seed=f"{test.version} {test.steps}", without=test.seen)
+            if not drawn:
+                return self._report(
+                    Verdict.INCONCLUSIVE,
+                    f"the sequential test of {test.version} has {sum(batch.drawn for batch in test.batches)} traces, "
+                    "and no new held-out ones",
+                )
+            self.log(f"sequential test of {test.version}: {len(drawn)} new holdout traces, alpha {test.alpha:.2g}")
+            batch = self._compare_drawn(test, drawn, incumbent, candidate)
+        verdict, reason = self._awaiting_approval(batch.decision)
+        if verdict is not Verdict.PROMOTED:
+            batch.append(verdict)
+        report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
+        # The promotion comes first, so that a killed run cannot end the sequential test without it.
+        if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
+            with suppress(PromotionConflict):
+                batch.append(report.verdict)
+        return report
+
+    def _compare_drawn(
+        self,
+        test: SequentialTest,
+        drawn: Sequence[HoldoutExample],
+        incumbent: dspy.Module,
+        candidate: dspy.Module,
+        guard: Sequence[HoldoutExample] = (),
+    ) -> "_BatchStep":
+        """Let both programs answer drawn traces, and decide as far as the right answers are known."""
+        rows = self._compare(incumbent, candidate, [*drawn, *guard])
+        on_drawn, on_guard = rows[: len(drawn)], [row.case for row in rows[len(drawn) :]]
+        seen = [query for held_out in drawn for query in held_out.group]
+        if test.draws == "reviewed":
+            self.draft = replace(self.draft, compared=tuple(on_drawn))
+            return self._decide(test, known_batch(row.case for row in on_drawn), on_guard, seen=seen)
+        traces, known = order_for_review(on_drawn, seed=test.version)
+        return self._decide_drawn(test, traces, known, {row.example.span_id: row.example for row in on_drawn}, seen)
+
+    def _resolve(self, test: SequentialTest) -> "_BatchStep":
+        """Read the reviews of the drawn traces, whenever these were made."""
+        spans = {trace.span_id for trace in test.drawn}
+        decisions = [decision for decision in self.job.decisions if decision.span_id in spans]
+        built = self.spec.build_examples(self.labels, decisions, self.job.redact)
+        examples = {example.span_id: example for example in built.examples}
+        undecided = {
+            decision.span_id
+            for decision in decisions
+            if decision.span_id not in examples and any(a.kind == "HUMAN" for a in decision.annotations)
+        }
+        gone = spans - {decision.span_id for decision in decisions}
+        return self._decide_drawn(test, test.drawn, test.known, examples, (), ties=undecided | gone)
+
+    def _decide_drawn(
+        self,
+        test: SequentialTest,
+        traces: Sequence[DrawnTrace],
+        known: int,
+        examples: Mapping[str, Example],
+        seen: Sequence[str],
+        ties: Collection[str] = (),
+    ) -> "_BatchStep":
+        reviewed = {span: example for span, example in examples.items() if example.provenance is Provenance.HUMAN}
+        batch, rows = resolve(self.spec, traces, reviewed, ties, known=known)
+        self.draft = replace(self.draft, compared=tuple(rows))
+        return self._decide(test, batch, (), seen=seen, drawn=traces if not test.drawn else (), known=known)
+
+    def _decide(
+        self,
+        test: SequentialTest,
+        batch: Batch,
+        guard: Sequence[PairedCase],
+        *,
+        seen: Sequence[str],
+        drawn: Sequence[DrawnTrace] = (),
+        known: int = 0,
+    ) -> "_BatchStep":
+        batches = [*test.batches, batch]
+        decision = judge(batches, guard, alpha=test.alpha)
+        awaiting = decision.verdict is Verdict.AWAITING_REVIEWS
+        self.draft = replace(
+            self.draft, gate=decision, reviews_needed=reviews_needed(batches, test.alpha) if awaiting else 0
+        )
+
+        def append(verdict: Verdict) -> None:
+            if awaiting and test.drawn:
+                return  # they are recorded already
+            step = partial(append_step, self.artifacts, test, verdict, run_id=self.job.run_id, seen=seen)
+            if awaiting:
+                step(drawn=drawn, known=known)
+            else:
+                step(batch=batch)
+
+        return _BatchStep(decision, append)
 
     def _decision_in(self, manifest: Manifest) -> GateDecision:
         """Return the gate's decision in a manifest. Raises `InvalidArtifact` if the manifest is damaged."""
@@ -307,13 +400,15 @@ class _Optimization:
                 gate["alpha"],
                 Comparison(
                     cases=int(gate["cases"]),
-                    incumbent_score=manifest.incumbent_score or 0.0,
-                    candidate_score=manifest.candidate_score or 0.0,
+                    incumbent_score=manifest.incumbent_score,
+                    candidate_score=manifest.candidate_score,
+                    gain=gate["gain"],
                     fixed=int(gate["fixed"]),
                     broken=int(gate["broken"]),
+                    reviews=int(gate["reviews"]),
                     p_value=gate["p_value"],
                 ),
-                Calibration(gate["incumbent_brier"], gate["candidate_brier"]),
+                Calibration(gate["incumbent_brier"], gate["candidate_brier"]) if "incumbent_brier" in gate else None,
                 None,
             )
         except (KeyError, ValueError):
@@ -321,33 +416,6 @@ class _Optimization:
                 f"{self.artifacts.tenant_id}/{self.spec.name}: the manifest of {manifest.version} is damaged",
                 "restore it from a backup",
             ) from None
-
-    def _continue_test(
-        self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
-    ) -> Report:
-        """Test the inconclusive candidate on the new traces, instead of searching for another one."""
-        self.draft = replace(self.draft, version=test.version, changes=changes_between(incumbent, candidate))
-        judged = new_cases(test, self._without_quoted(split, incumbent, candidate).holdout, MAX_HOLDOUT)
-        if not judged:
-            return self._report(
-                Verdict.INCONCLUSIVE,
-                f"the sequential test of {test.version} has {len(test.cases)} cases, and no new held-out traces",
-            )
-        self.log(f"sequential test of {test.version}: {len(judged)} new holdout traces, alpha {test.alpha:.2g}")
-        rows = self._compare(incumbent, candidate, judged)
-        cases = [row.case for row in rows]
-        decision = decide_sequentially([*test.cases, *cases], alpha=test.alpha)
-        self.draft = replace(self.draft, gate=decision, compared=tuple(rows))
-        verdict, reason = self._awaiting_approval(decision)
-        append = partial(append_step, self.artifacts, test, judged=judged, cases=cases, run_id=self.job.run_id)
-        if verdict is not Verdict.PROMOTED:
-            append(verdict=verdict)
-        report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
-        # The promotion comes first, so that a killed run cannot end the sequential test without it.
-        if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
-            with suppress(PromotionConflict):
-                append(verdict=report.verdict)
-        return report
 
     def _compare(
         self, incumbent: dspy.Module, candidate: dspy.Module, judged: Sequence[HoldoutExample]
@@ -472,9 +540,8 @@ class _Optimization:
         if settings and settings.retrain_after and settings.retrain_after > test.began:
             self.notes.append(f"the sequential test of {test.version} ends because the module is to be retrained")
         elif self.job.window_end - test.last_new > lookback:
-            self.notes.append(
-                f"the sequential test of {test.version} ends because the lookback has no new held-out traces"
-            )
+            missing = "reviews of the drawn traces did not come" if test.drawn else "the lookback has no new traces"
+            self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
                 return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version))
@@ -493,21 +560,19 @@ class _Optimization:
             split,
             holdout=tuple(judged for judged in split.holdout if not quoted(judged)),
             guard=tuple(judged for judged in split.guard if not quoted(judged)),
+            drawable=tuple(judged for judged in split.drawable if not quoted(judged)),
         )
         if lost := len(split.holdout) + len(split.guard) - len(usable.holdout) - len(usable.guard):
             self.notes.append(f"{lost} held-out queries were left out because a program's instructions quote them")
         return usable
 
-    def _charge(
-        self, kind: Literal["holdout_test", "sequential_test"], candidate: Program, split: Split
-    ) -> tuple[LedgerEntry, bool]:
+    def _charge(self, candidate: Program, drawn: Sequence[HoldoutExample]) -> tuple[LedgerEntry, bool]:
         """Enter a test in the ledger before it begins. Also return whether this attempt had entered it before."""
-        holdout_digest = _digest([held_out.example for held_out in (*split.holdout, *split.guard)])
+        holdout_digest = _digest([held_out.example for held_out in drawn])
         for _ in range(_LEDGER_TRIES):
             entries = self.artifacts.ledger()
             charge = next_charge(
                 entries,
-                kind=kind,
                 attempt=f"{self.job.attempt or self.job.run_id} {self.lm.name}",
                 epoch=self.epoch,
                 at=self.job.window_end,
@@ -541,10 +606,18 @@ class _Optimization:
                 "alpha": decision.alpha,
                 "p_value": comparison.p_value,
                 "cases": comparison.cases,
+                "gain": comparison.gain,
                 "fixed": comparison.fixed,
                 "broken": comparison.broken,
-                "incumbent_brier": decision.calibration.incumbent,
-                "candidate_brier": decision.calibration.candidate,
+                "reviews": comparison.reviews,
+                **(
+                    {
+                        "incumbent_brier": decision.calibration.incumbent,
+                        "candidate_brier": decision.calibration.candidate,
+                    }
+                    if decision.calibration
+                    else {}
+                ),
             },
             optimizer=finalist.optimizer,
             tried=[tried.as_dict() for tried in self.draft.tried],
@@ -574,33 +647,43 @@ def _describe_canary(rollout: Rollout) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _BatchStep:
+    """The decision with a new batch, and how to record it with the verdict that follows."""
+
+    decision: GateDecision
+    append: Callable[[Verdict], None]
+
+
+def _drawn(split: Split, draws: Draws, *, seed: str, without: frozenset[str]) -> list[HoldoutExample]:
+    """Return new traces for one batch, without groups that have a query with one of these digests."""
+
+    def is_new(held_out: HoldoutExample) -> bool:
+        return not without or without.isdisjoint(digests(held_out.group))
+
+    if draws == "all":
+        return draw(split, seed=seed, most=MAX_BATCH, usable=is_new)
+    return list(newest(filter(is_new, split.holdout), MAX_HOLDOUT))
+
+
 def _missing_data(split: Split) -> tuple[Verdict, str] | None:
-    """Return the verdict and reason if there are not enough examples or reviews."""
+    """Return the verdict and reason if there are not enough examples."""
     if len(split.train) < MIN_TRAIN or len(split.dev) < MIN_DEV:
         return (
             Verdict.NOT_ENOUGH_DATA,
             f"{len(split.train)} of {MIN_TRAIN} training and {len(split.dev)} of {MIN_DEV} dev examples",
         )
-    in_holdout = len(split.holdout) + len(split.guard)
-    if len(split.holdout) >= MIN_HOLDOUT:
-        return None
-    if in_holdout < MIN_HOLDOUT:
-        return Verdict.NOT_ENOUGH_DATA, f"{in_holdout} of {MIN_HOLDOUT} holdout examples"
-    # This fraction of randomly drawn traces falls into the holdout.
-    more = round((MIN_HOLDOUT - len(split.holdout)) / HOLDOUT_SHARE)
-    return (
-        Verdict.NO_INDEPENDENT_LABELS,
-        f"needs about {more} more reviews: {len(split.holdout)} of {in_holdout} holdout examples have a human or judge "
-        f"label of a trace drawn at random, and {MIN_HOLDOUT} are needed; the application's own answers cannot prove a "
-        "gain",
-    )
+    held_out = max(len(split.holdout), len(split.drawable))
+    if held_out < MIN_HOLDOUT:
+        return Verdict.NOT_ENOUGH_DATA, f"{held_out} of {MIN_HOLDOUT} holdout examples"
+    return None
 
 
 def _check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
     """A demo of a training example shows no held-out query, because a query is on one side of the split. Others are
     compared by their words."""
     trained = {example.span_id for example in split.train}
-    held_out = {query for judged in (*split.holdout, *split.guard) for query in judged.group}
+    held_out = {query for judged in (*split.holdout, *split.guard, *split.drawable) for query in judged.group}
     others = {normalize_query(query) for source, query in demos_shown(program) if source not in trained}
     if leaked := held_out.intersection(others):
         raise InvalidArtifact(

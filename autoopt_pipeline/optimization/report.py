@@ -76,7 +76,7 @@ class Report:
 
     `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
     `unread` counts the answers that could not be scored, by program and reason: on the holdout, or if that was not
-    used, on the dev examples.
+    used, on the dev examples. `reviews_needed` is how many more reviews can decide at the soonest.
     """
 
     tenant_id: str
@@ -108,6 +108,7 @@ class Report:
     incumbent_dev_score: float | None = None
     optimizer: str | None = None
     gate: GateDecision | None = None
+    reviews_needed: int = 0
     compared: tuple[ComparedExample, ...] = ()
     unread: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()

@@ -9,7 +9,9 @@ from typing import TypeVar
 import dspy
 
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
+from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
@@ -236,7 +238,9 @@ def choosing_examples(split: Split) -> list[Example]:
 
 def comparison_calls(split: Split, program: dspy.Module) -> int:
     """Return the calls for comparing two programs on the holdout, with a few extra for requests that DSPy repeats."""
-    return 2 * (len(split.holdout) + len(split.guard)) * len(program.predictors()) + 10
+    reviewed = len(split.holdout) + len(split.guard)
+    traces = reviewed if len(split.holdout) >= MIN_HOLDOUT else min(len(split.drawable), MAX_BATCH)
+    return 2 * traces * len(program.predictors()) + 10
 
 
 def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:

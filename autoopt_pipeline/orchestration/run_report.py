@@ -9,8 +9,7 @@ import dagster as dg
 from autoopt_pipeline.evaluation.calibration import Bin
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
-from autoopt_pipeline.registry.records import Verdict
-from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL
+from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, REVIEWS_NEEDED
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
@@ -23,6 +22,8 @@ MAX_MALFORMED = 0.1
 
 MIN_SHARE = 0.02
 """Fraction of the examples below which the data check names a label as rare."""
+
+UNKNOWN = "not known"
 
 _EXAMPLES_SHOWN = 20
 _DEMOS_SHOWN = 15
@@ -63,16 +64,21 @@ def report_metadata(
     }
     if report.gate:
         comparison, calibration = report.gate.comparison, report.gate.calibration
-        metadata |= {
-            "incumbent_score": _number(comparison.incumbent_score),
-            "candidate_score": _number(comparison.candidate_score),
-            "fixed": _number(comparison.fixed),
-            "broken": _number(comparison.broken),
-            "p_value": _number(comparison.p_value),
-            "alpha": _number(report.gate.alpha),
-            "incumbent_brier": _number(calibration.incumbent),
-            "candidate_brier": _number(calibration.candidate),
+        measured = {
+            "incumbent_score": comparison.incumbent_score,
+            "candidate_score": comparison.candidate_score,
+            "gain": comparison.gain,
+            "fixed": comparison.fixed,
+            "broken": comparison.broken,
+            "reviews": comparison.reviews,
+            "p_value": comparison.p_value,
+            "alpha": report.gate.alpha,
+            "incumbent_brier": calibration.incumbent if calibration else None,
+            "candidate_brier": calibration.candidate if calibration else None,
         }
+        metadata |= {name: _number(value) for name, value in measured.items() if value is not None}
+    if report.reviews_needed:
+        metadata[REVIEWS_NEEDED] = _number(report.reviews_needed)
     if report.version:
         metadata["version"] = dg.MetadataValue.text(report.version)
     if report.optimizer:
@@ -117,8 +123,6 @@ def data_check(report: Report, labels: Sequence[str]) -> dg.AssetCheckResult:
     rare = [label for label in labels if are_classes and report.balance.get(label, 0) < MIN_SHARE * usable]
     if usable and rare:
         problems.append(f"hardly any examples of {', '.join(rare[:_LABELS_SHOWN])}")
-    if report.verdict is Verdict.NO_INDEPENDENT_LABELS:
-        problems.append(report.reason)
     return dg.AssetCheckResult(
         passed=not problems,
         severity=dg.AssetCheckSeverity.WARN,
@@ -167,11 +171,17 @@ def _gate(report: Report, gate: GateDecision) -> str:
     table = _table(
         ["program", "score", "Brier score (0 is best)"],
         [
-            ["incumbent", f"{percent(comparison.incumbent_score)} %", f"{calibration.incumbent:.3f}"],
-            [f"candidate ({report.optimizer or report.version})", f"{percent(comparison.candidate_score)} %",
-             f"{calibration.candidate:.3f}"],
+            [program, _score(score), f"{brier:.3f}" if brier is not None else UNKNOWN]
+            for program, score, brier in (
+                ("incumbent", comparison.incumbent_score, calibration.incumbent if calibration else None),
+                (
+                    f"candidate ({report.optimizer or report.version})",
+                    comparison.candidate_score,
+                    calibration.candidate if calibration else None,
+                ),
+            )
         ],
-    )  # fmt: skip
+    )
     judged_by: dict[str, int] = {}
     for row in report.compared:
         judged_by[row.example.provenance.value] = judged_by.get(row.example.provenance.value, 0) + 1
@@ -179,6 +189,10 @@ def _gate(report: Report, gate: GateDecision) -> str:
     if judged_by:
         lines.insert(0, f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}")
     return table + "\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _score(score: float | None) -> str:
+    return UNKNOWN if score is None else f"{percent(score)} %"
 
 
 def _change(change: Change) -> str:

@@ -19,9 +19,9 @@ class Verdict(StrEnum):
     CANARY = "canary"
     REJECTED = "rejected"
     INCONCLUSIVE = "inconclusive"
+    AWAITING_REVIEWS = "awaiting_reviews"
     AWAITING_APPROVAL = "awaiting_approval"
     NOT_ENOUGH_DATA = "not_enough_data"
-    NO_INDEPENDENT_LABELS = "no_independent_labels"
     STALE = "stale"
 
 
@@ -257,15 +257,13 @@ class Declined(StoredRecord):
 
 
 class LedgerEntry(StoredRecord):
-    """The alpha that one test of a finalist may spend: a holdout test, or a sequential test on new traces.
+    """The alpha that the test of one finalist may spend.
 
-    It is written before the test begins. A sequential test has the `holdout_digest` of the holdout test before it.
-    `attempt` is the run (the same for its retries) with the model that answered, and `epoch` counts the earlier
-    transitions that reset the alpha budget.
+    It is written before both programs are compared. `attempt` is the run (the same for its retries) with the model that
+    answered, and `epoch` counts the earlier transitions that reset the alpha budget.
     """
 
     sequence: int
-    kind: Literal["holdout_test", "sequential_test"]
     attempt: str = ""
     epoch: int = 0
     at: datetime
@@ -275,8 +273,8 @@ class LedgerEntry(StoredRecord):
     alpha: float
 
 
-class SequentialTestCase(StoredRecord):
-    """The scores of both programs on one held-out trace in a sequential test. It holds no text of the trace."""
+class StoredCase(StoredRecord):
+    """The scores of both programs on one drawn trace. It holds no text of the trace."""
 
     label: str
     incumbent_score: float
@@ -287,12 +285,44 @@ class SequentialTestCase(StoredRecord):
     candidate_confidence: float | None
 
 
+class StoredBatch(StoredRecord):
+    """A batch of drawn traces with a decision (see `evaluation.sequential_test.Batch`)."""
+
+    reviewed: list[StoredCase]
+    disagreements: int
+    known: int
+    agreed: list[StoredCase]
+    presumed: list[StoredCase]
+
+
+class StoredAnswer(StoredRecord):
+    """A program's answer to a drawn trace: its output fields, or None if it was invalid."""
+
+    values: dict[str, Any] | None
+    confidence: float | None
+
+
+class DrawnTrace(StoredRecord):
+    """A drawn trace with both programs' answers, and whether they are alike. Its text stays in Phoenix."""
+
+    span_id: str
+    trace_id: str
+    time: datetime
+    alike: bool
+    incumbent: StoredAnswer
+    candidate: StoredAnswer
+
+
 class SequentialTestStep(StoredRecord):
-    """One step of an inconclusive candidate's sequential test; the first one begins it.
+    """One step of the sequential test of a candidate; the first one `begins` it.
 
     The test compares the candidate with `incumbent` (for a composed module without a version, the programs of its
-    parts), using the model `lm` and these `labels`. `seen` holds digests of the queries that no longer count, `cases`
-    are new since the previous step, and `verdict` is `inconclusive` while the sequential test is open.
+    parts), using the model `lm` and these `labels`. `draws` says which traces are drawn: those that were reviewed
+    before, or `all`. `seen` holds digests of the queries that cannot be drawn any more.
+
+    A step has the `drawn` traces that await reviews, in the order of review, the first `known` disagreements with a
+    label; or the `batch` with the decision on it. `verdict` is `awaiting_reviews` or `inconclusive` while the test is
+    open.
     """
 
     sequence: int
@@ -303,6 +333,10 @@ class SequentialTestStep(StoredRecord):
     lm: str
     labels: list[str]
     alpha: float
+    begins: bool
+    draws: Literal["reviewed", "all"]
     seen: list[str]
-    cases: list[SequentialTestCase]
+    drawn: list[DrawnTrace] = []
+    known: int = 0
+    batch: StoredBatch | None = None
     verdict: str

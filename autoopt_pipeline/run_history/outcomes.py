@@ -29,6 +29,9 @@ language model without an outcome."""
 ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 """Metadata of a materialization that hold its `AnnotationsSeen`."""
 
+REVIEWS_NEEDED = "reviews_needed"
+"""Metadata of a materialization that awaits reviews: after how many more a decision is possible at the soonest."""
+
 _CHUNK = 1000
 
 _outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
@@ -153,6 +156,7 @@ def _outcome(event: ModuleEvent) -> RunOutcome | None:
         decisions=total("spans_read") or 0,
         labels=_labels(values.get("labels")),
         version=str(values["version"]) if "version" in values else None,
+        reviews_needed=total(REVIEWS_NEEDED) or 0,
     )
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.budgets import RemainingBudget, utc_day_start
 from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     BACKING_OFF = "backing_off"
     QUIET_HOURS = "quiet_hours"
     BUDGET_EXHAUSTED = "budget_exhausted"
+    AWAITING_REVIEWS = "awaiting_reviews"
     DEFERRED = "deferred"
     ERROR = "error"
 
@@ -71,7 +73,7 @@ class RunOutcome:
     """The outcome of the last run: it read traces before `window_end` (UTC), and annotations, where known.
 
     `decisions` is the number of logged decisions, `labels` are the possible answers of its program, and `version` is
-    what it made.
+    what it made. If it awaits reviews, a decision is possible after `reviews_needed` more at the soonest.
     """
 
     window_end: datetime
@@ -80,6 +82,7 @@ class RunOutcome:
     decisions: int = 0
     labels: frozenset[str] | None = None
     version: str | None = None
+    reviews_needed: int = 0
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,10 @@ def _enough_new(
     if added := _added_labels(config, spec, outcome):
         detail = f"new to choose from since the last optimization: {', '.join(added)}"
         return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
+    if outcome and outcome.verdict == Verdict.AWAITING_REVIEWS:
+        need, new = max(1, outcome.reviews_needed), evidence.new_annotations
+        detail = f"{new} new reviews; {need} can decide about {outcome.version}"
+        return Condition("enough reviews", new >= need, detail, Reason.AWAITING_REVIEWS, need=need)
     need = config.min_samples(spec.name)
     # Runs read nothing older than the lookback, so after that everything is new.
     if outcome and now - outcome.window_end < timedelta(seconds=config.lookback_seconds):

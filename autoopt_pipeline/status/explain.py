@@ -36,15 +36,11 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
             f"{describe_rollout(rollout)}; 'autoopt rollouts {standing.tenant_id} {standing.module}' compares them",
         )
     if test := story.sequential_test:
-        so_far = (
-            f"{test.cases} so far: candidate {percent(test.candidate_score)} %, "
-            f"incumbent {percent(test.incumbent_score)} %"
-            if test.cases
-            else "none so far"
-        )
+        so_far = f"{100 * test.gain:+.1f} points on {test.traces} held-out traces" if test.gain is not None else ""
+        awaited = f"{test.to_review} of the drawn traces are to be reviewed" if test.to_review else ""
         yield (
-            "inconclusive",
-            f"{test.version} may be better; testing it on new held-out traces since {ago(test.since, now)}: {so_far}",
+            "under test",
+            f"{test.version}, since {ago(test.since, now)}: {'; '.join(part for part in (so_far, awaited) if part)}",
         )
     for event in story.events:
         details = ", ".join(f"{name} {value}" for name, value in event.details.items())

@@ -10,11 +10,13 @@ import dagster as dg
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, steps_of_open_test
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
-from autoopt_pipeline.registry.records import Manifest, Rollback, SequentialTestStep, Transition, Verdict
+from autoopt_pipeline.registry.records import Manifest, Rollback, Transition, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
+from autoopt_pipeline.reviews.order import to_review
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.outcomes import ModuleKey, read_outcomes
@@ -37,6 +39,7 @@ class Health(StrEnum):
     ERROR = "error"
     FAILING = "failing"
     NEEDS_APPROVAL = "needs approval"
+    NEEDS_REVIEWS = "needs reviews"
     RUNNING = "running"
     DUE = "due"
     ROLLED_BACK = "rolled back"
@@ -85,12 +88,17 @@ class ModuleStatus:
     def needs_attention(self) -> bool:
         """Whether something failed or waits for a person."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.error is not None
-        return failing or (self.enabled and self.proposed)
+        return failing or (self.enabled and (self.proposed or self.awaits_reviews))
 
     @property
     def proposed(self) -> bool:
         """Whether the version of the last outcome waits for a person."""
         return self.verdict == Verdict.AWAITING_APPROVAL
+
+    @property
+    def awaits_reviews(self) -> bool:
+        """Whether reviews decide about the version of the last outcome, and too few have been given."""
+        return self.verdict == Verdict.AWAITING_REVIEWS and self.decision.reason is not Reason.DUE
 
     @property
     def verdict(self) -> str:
@@ -111,6 +119,8 @@ class ModuleStatus:
             return Health.FAILING
         if self.proposed:
             return Health.NEEDS_APPROVAL
+        if self.awaits_reviews and reason is not Reason.IN_PROGRESS:
+            return Health.NEEDS_REVIEWS
         if reason is Reason.IN_PROGRESS:
             return Health.RUNNING
         if reason is Reason.DUE:
@@ -150,6 +160,7 @@ class ModuleStatus:
             "last_failed_run": attempts.last_failed_run,
             "last_verdict": self.verdict or None,
             "needs_approval": self.proposed,
+            "needs_reviews": self.awaits_reviews,
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
@@ -273,13 +284,17 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class OpenSequentialTest:
-    """A candidate that is tested on new held-out traces; mean scores (0 to 1) are None before the first of them."""
+    """A candidate under test: how many traces were drawn and decided about, and its gain on them (-1 to 1).
+
+    `to_review` traces that were drawn last await reviews, those with one included. The gain is None before the first
+    decision.
+    """
 
     version: str
     since: datetime
-    cases: int
-    incumbent_score: float | None
-    candidate_score: float | None
+    traces: int
+    gain: float | None
+    to_review: int
 
 
 @dataclass(frozen=True)
@@ -421,9 +436,9 @@ def _as_made(manifest: Manifest) -> LastOutcome:
 
 def _verdict_on_active(manifest: Manifest) -> str:
     """The verdict on an active version: if it waited for approval or for proof, it has received that."""
-    return {Verdict.AWAITING_APPROVAL.value: "approved", Verdict.INCONCLUSIVE.value: "promoted"}.get(
-        manifest.verdict, manifest.verdict
-    )
+    if manifest.verdict == Verdict.AWAITING_APPROVAL:
+        return "approved"
+    return Verdict.PROMOTED.value if manifest.verdict in OPEN else manifest.verdict
 
 
 def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[FailedRun, ...]:
@@ -443,24 +458,17 @@ def _failures(instance: dg.DagsterInstance, standing: ModuleStatus) -> tuple[Fai
 
 def _find_open_test(artifacts: VersionStore, moved: Transition | None) -> OpenSequentialTest | None:
     """The sequential test that the next run will continue: no transition has been made since it began."""
-    steps = artifacts.sequential_test()
-    if not steps or steps[-1].verdict != Verdict.INCONCLUSIVE:
+    steps = steps_of_open_test(artifacts)
+    if not steps or (moved and moved.at > steps[0].at):
         return None
-    begun = max(number for number, step in enumerate(steps) if not step.cases)
-    if moved and moved.at > steps[begun].at:
-        return None
-    return _summary_of(steps[begun:])
-
-
-def _summary_of(steps: list[SequentialTestStep]) -> OpenSequentialTest:
-    cases = [case for step in steps for case in step.cases]
-    count = len(cases)
+    batches = [batch_of(step.batch) for step in steps if step.batch]
+    traces = sum(batch.drawn for batch in batches)
     return OpenSequentialTest(
         steps[0].version,
         steps[0].at,
-        count,
-        sum(case.incumbent_score for case in cases) / count if cases else None,
-        sum(case.candidate_score for case in cases) / count if cases else None,
+        traces,
+        sum(batch.gain for batch in batches) / traces if traces else None,
+        len(to_review(steps[-1].drawn)),
     )
 
 
