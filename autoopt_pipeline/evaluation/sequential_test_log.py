@@ -82,7 +82,6 @@ def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions
         artifacts, digest
     ):
         return None
-    drawn = [step for step in steps if step.seen]
     return SequentialTest(
         version=begun.version,
         conditions=conditions,
@@ -94,7 +93,7 @@ def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions
         known=steps[-1].known,
         steps=steps[-1].sequence,
         began=begun.at,
-        last_new=drawn[-1].at,
+        last_new=max(step.at for step in steps if step.seen or step.begins),
     )
 
 

@@ -34,8 +34,8 @@ class Split:
 
     `holdout` has independent labels and judges the gain. `guard` holds the other examples of the holdout side: their
     labels may be the incumbent's own answers, so they can only show a loss. `drawable` holds everything on the holdout
-    side, also requests without a label. `shown` counts the groups that cannot judge because a compared program shows
-    one of their queries to the model.
+    side, also requests without a label. `learnt` holds the normalized queries that may train or choose. `shown` counts
+    the groups that cannot judge because a compared program shows one of their queries to the model.
     """
 
     train: tuple[Example, ...]
@@ -47,6 +47,7 @@ class Split:
     dropped_to_protect_holdout: int
     shown: int
     drawable: tuple[HoldoutExample, ...] = ()
+    learnt: frozenset[str] = frozenset()
 
 
 def side_of(normalized: str) -> str:
@@ -107,6 +108,7 @@ def split_examples(
         dropped_to_protect_holdout=dropped,
         shown=unfit,
         drawable=tuple(drawable),
+        learnt=frozenset(query for side in ("train", "dev") for judged in parts[side] for query in judged.group),
     )
 
 

@@ -279,7 +279,7 @@ class _Optimization:
             return self._report(Verdict.REJECTED, f"the sequential test of {version} has already ended")
         test = new_test(version, self.conditions, after=self.steps_seen, alpha=charge.alpha, draws=draws)
         self.log(f"finalist {finalist.optimizer}: {len(drawn)} holdout traces, alpha {charge.alpha:.2g}")
-        batch = self._compare_drawn(test, drawn, incumbent, finalist.program, guard)
+        batch = self._compare_drawn(test, drawn, incumbent, finalist.program, guard, learnt=split.learnt)
         verdict, reason = self._awaiting_approval(batch.decision)
         manifest = self._manifest(finalist, batch.decision, verdict, reason)
         self.artifacts.save(finalist.stored, manifest)
@@ -322,11 +322,15 @@ class _Optimization:
         incumbent: dspy.Module,
         candidate: dspy.Module,
         guard: Sequence[HoldoutExample] = (),
+        learnt: frozenset[str] = frozenset(),
     ) -> "_BatchStep":
-        """Let both programs answer drawn traces, and decide as far as the right answers are known."""
+        """Let both programs answer drawn traces, and decide as far as the right answers are known.
+
+        The candidate was made and chosen with the queries in `learnt`, so they cannot be drawn later, either.
+        """
         rows = self._compare(incumbent, candidate, [*drawn, *guard])
         on_drawn, on_guard = rows[: len(drawn)], [row.case for row in rows[len(drawn) :]]
-        seen = [query for held_out in drawn for query in held_out.group]
+        seen = learnt.union(query for held_out in drawn for query in held_out.group)
         if test.draws == "reviewed":
             self.draft = replace(self.draft, compared=tuple(on_drawn))
             return self._decide(test, known_batch(row.case for row in on_drawn), on_guard, seen=seen)
@@ -353,7 +357,7 @@ class _Optimization:
         traces: Sequence[DrawnTrace],
         known: int,
         examples: Mapping[str, Example],
-        seen: Sequence[str],
+        seen: Collection[str],
         ties: Collection[str] = (),
     ) -> "_BatchStep":
         reviewed = {span: example for span, example in examples.items() if example.provenance is Provenance.HUMAN}
@@ -367,7 +371,7 @@ class _Optimization:
         batch: Batch,
         guard: Sequence[PairedCase],
         *,
-        seen: Sequence[str],
+        seen: Collection[str],
         drawn: Sequence[DrawnTrace] = (),
         known: int = 0,
     ) -> "_BatchStep":

@@ -18,7 +18,7 @@ from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.monitoring.alerts.collect import AlertCursor
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program, SequentialTestStep
+from autoopt_pipeline.registry.records import LedgerEntry, Manifest, Program
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
@@ -29,6 +29,7 @@ from autoopt_pipeline.tenants.seed_import import read_rows
 from autoopt_pipeline.tenants.stores.base import NEVER, StoredConfig, decode_document
 from autoopt_pipeline.tenants.yaml_format import from_text
 from autoopt_pipeline.text import printable
+from tests.support.sequential_tests import made_step
 from tests.support.span_values import values
 from tests.support.stored_programs import LABELS, made_program, manifest_of
 
@@ -199,13 +200,8 @@ def test_a_program_that_somebody_wrote_only_ever_shows_other_words(
         assert made.signature.fields.keys() == plain.signature.fields.keys()
 
 
-STEP = SequentialTestStep(
-    sequence=1, at=NOW, run_id="r", version="v", incumbent=None, lm="x", labels=["a"], alpha=0.1, seen=[], cases=[],
-    verdict="inconclusive",
-)  # fmt: skip
-ENTRY = LedgerEntry(
-    sequence=1, kind="holdout_test", at=NOW, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
-)
+STEP = made_step("v", labels=["a"], scores=[(0.0, 1.0), (1.0, 1.0)], at=NOW)
+ENTRY = LedgerEntry(sequence=1, at=NOW, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
 MOVE = {
     "sequence": 1,
     "at": NOW.isoformat(),

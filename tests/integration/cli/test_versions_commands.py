@@ -16,10 +16,10 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import SequentialTestStep
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.support.command_line import AGENTS, autoopt
 from tests.support.project import PROJECT
+from tests.support.sequential_tests import made_step
 from tests.support.stored_programs import made_program, store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -166,19 +166,7 @@ def test_what_waits_for_approval_can_be_declined_once_and_still_be_promoted(
 def test_what_a_trial_has_proven_needs_no_insisting(artifacts: VersionStore, three: list[str]) -> None:
     candidate = make(artifacts, 4, active=False, verdict="inconclusive")
     for sequence, verdict in enumerate(("inconclusive", "awaiting_approval"), start=1):
-        step = SequentialTestStep(
-            sequence=sequence,
-            at=NOW,
-            run_id="r",
-            version=candidate,
-            incumbent=three[2],
-            lm="stand-in",
-            labels=[],
-            alpha=0.01,
-            seen=[],
-            cases=[],
-            verdict=verdict,
-        )
+        step = made_step(candidate, sequence, verdict=verdict, incumbent=three[2], at=NOW)
         artifacts.add_sequential_test_step(step)
     assert "awaiting_approval" in autoopt("versions", "acme", "routing")
     autoopt("promote", "acme", "routing", candidate)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import SequentialTestCase, SequentialTestStep
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -23,6 +22,7 @@ from autoopt_pipeline.text import ago, duration
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.phoenix_traffic import requests
+from tests.support.sequential_tests import made_step
 from tests.support.stored_programs import made_program
 from tests.support.stored_programs import store as stored_program
 from tests.support.tenant_history import configure, failed_run
@@ -51,31 +51,7 @@ def outcome(home: Path, tenant: str, **metadata: Any) -> None:
         )
 
 
-def step(sequence: int, *scores: tuple[float, float], verdict: str = "inconclusive") -> SequentialTestStep:
-    return SequentialTestStep(
-        sequence=sequence,
-        at=datetime.now(UTC),
-        run_id="r",
-        version="20260101T000000Z-candidat",
-        incumbent=None,
-        lm="stand-in",
-        labels=[],
-        alpha=0.01,
-        seen=[],
-        cases=[
-            SequentialTestCase(
-                label="a",
-                incumbent_score=before,
-                incumbent_label=None,
-                incumbent_confidence=None,
-                candidate_score=after,
-                candidate_label=None,
-                candidate_confidence=None,
-            )
-            for before, after in scores
-        ],
-        verdict=verdict,
-    )
+CANDIDATE = "20260101T000000Z-candidat"
 
 
 def test_a_module_that_was_never_optimized_says_what_it_waits_for(
@@ -145,10 +121,10 @@ def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
     store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
-    artifacts.add_sequential_test_step(step(1))
-    assert re.search(r"testing it on new held-out traces since \d+ s ago: none so far", why())
-    artifacts.add_sequential_test_step(step(2, (0.0, 1.0), (1.0, 1.0)))
-    assert "2 so far: candidate 100.0 %, incumbent 50.0 %" in why()
+    artifacts.add_sequential_test_step(made_step(CANDIDATE, scores=[(1.0, 1.0)]))
+    assert re.search(rf"{CANDIDATE}, since \d+ s ago: \+0.0 points on 1 held-out traces", why())
+    artifacts.add_sequential_test_step(made_step(CANDIDATE, 2, scores=[(0.0, 1.0), (1.0, 1.0), (1.0, 1.0)]))
+    assert "+25.0 points on 4 held-out traces" in why()
     version = stored_program(artifacts, made_program(tenant))
     artifacts.transition(version, expected=None, actor="ada", reason="")
     assert json.loads(why("--json"))["sequential_test"] is None
@@ -158,8 +134,8 @@ def test_a_trial_that_is_decided_is_not_open(
     store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
 ) -> None:
     configure(store, tenant)
-    artifacts.add_sequential_test_step(step(1))
-    artifacts.add_sequential_test_step(step(2, (0.0, 1.0), verdict="promoted"))
+    artifacts.add_sequential_test_step(made_step(CANDIDATE))
+    artifacts.add_sequential_test_step(made_step(CANDIDATE, 2, verdict="promoted"))
     assert json.loads(why("--json"))["sequential_test"] is None
 
 

@@ -12,31 +12,30 @@ from autoopt_pipeline.evaluation.runner import dspy_example
 from autoopt_pipeline.evaluation.sequential_test_log import (
     SequentialTestConditions,
     find_open_test,
-    new_cases,
-    start_test,
 )
-from autoopt_pipeline.evaluation.split import HoldoutExample, split_examples
+from autoopt_pipeline.evaluation.split import HoldoutExample, Split, side_of, split_examples
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.optimization.pipeline import (
     MAX_DEV,
     MAX_HOLDOUT,
     MAX_TRAIN,
     OptimizationJob,
+    _drawn,
     _Optimization,
     optimize,
 )
 from autoopt_pipeline.optimization.report import Report
-from autoopt_pipeline.registry.records import LedgerEntry, Program, Verdict
+from autoopt_pipeline.registry.records import Program, Verdict
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.support.sample_decisions import as_read, example
+from tests.support.sequential_tests import begin_test
 from tests.support.stored_programs import manifest_of
 
 ROUTING = get_module("routing")
@@ -84,9 +83,15 @@ def program(decisions: list[LoggedDecision], *, upside_down: bool = False) -> Pr
     return serialize(ROUTING, "acme", LABELS, built)
 
 
+OLD = traffic(300, day=0)
+LEARNT = split_examples(
+    ROUTING.build_examples(LABELS, OLD).examples, max_holdout=MAX_HOLDOUT, max_dev=MAX_DEV, max_train=MAX_TRAIN
+).learnt
+
+
 @pytest.fixture(scope="module")
 def old() -> list[LoggedDecision]:
-    return traffic(300, day=0)
+    return OLD
 
 
 def wait(
@@ -99,16 +104,8 @@ def wait(
 ) -> str:
     version = f"20260101T000000Z-{stored.digest[:8]}"
     artifacts.save(stored, manifest_of(stored, version, verdict="inconclusive"))
-    queries = [query for judged in seen for query in judged.group]
-    start_test(
-        artifacts,
-        version,
-        conditions,
-        after=artifacts.last_sequential_test_step(),
-        alpha=alpha,
-        queries=queries,
-        run_id="r",
-    )
+    queries = {query for judged in seen for query in judged.group} | LEARNT
+    begin_test(artifacts, version, conditions, queries, alpha=alpha)
     return version
 
 
@@ -130,17 +127,17 @@ def test_a_waiting_candidate_is_promoted_by_new_traces_and_no_other_is_searched_
     assert report.active_version == report.version == version
     assert report.tried == ()
     assert report.gate is not None
-    assert report.lm_calls == 2 * report.gate.comparison.cases
-    assert artifacts.ledger() == []  # its alpha was charged when the waiting began
+    assert report.lm_calls == 2 * (report.gate.comparison.cases - 1)
+    assert artifacts.ledger() == []  # its alpha was charged when the test began
     (transition,) = artifacts.transitions()
-    assert "in its sequential test" in transition.reason
+    assert transition.reason.startswith("proven better: ")
 
 
 def test_what_it_was_judged_on_before_counts_no_more(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
     report = run(artifacts, old)
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert report.reason == f"the sequential test of {version} has 0 cases, and no new held-out traces"
+    assert report.reason == f"the sequential test of {version} has 1 traces, and no new held-out ones"
     assert report.lm_calls == 0
 
 
@@ -153,22 +150,25 @@ def test_every_new_trace_counts_once_over_several_nights(artifacts: VersionStore
     test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
     begun, *steps = artifacts.sequential_test()
-    assert len(test.cases) == sum(len(step.cases) for step in steps) > 30
+    drawn = [len(step.batch.reviewed) + len(step.batch.agreed) for step in steps if step.batch]
+    assert len(drawn) == 2
+    assert sum(batch.drawn for batch in test.batches) == sum(drawn) + 1 > 30
     assert all(set(step.seen).isdisjoint(begun.seen) for step in steps)
     assert set(steps[0].seen).isdisjoint(steps[1].seen)
     assert run(artifacts, nights, run_id="again").lm_calls == 0
 
 
 def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
-    first = HoldoutExample(example("find the old red report"), ("find the old red report",))
-    start_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=first.group, run_id="r")
+    begin_test(artifacts, "v", CONDITIONS, ["find the old red report"])
     test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
     grown = HoldoutExample(
         example("find the old red report please"), ("find the old red report", "find the old red report please")
     )
     fresh = HoldoutExample(example("something else"), ("something else",))
-    assert new_cases(test, [grown, fresh], 10) == [fresh]
+    parts = Split((), (), (grown, fresh), (), 0, 0, 0, 0, drawable=(grown, fresh))
+    assert _drawn(parts, "reviewed", seed="", without=test.seen) == [fresh]
+    assert _drawn(parts, "all", seed="", without=test.seen) == [fresh]
 
 
 def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
@@ -178,7 +178,7 @@ def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
     everything = [*old, *traffic(500, day=3)]
     report = run(artifacts, everything)
     assert report.verdict is Verdict.REJECTED, report.reason
-    assert "given up" in report.reason
+    assert "wins too few" in report.reason or "not better" in report.reason
     assert artifacts.active() is None
     assert find_open_test(artifacts, CONDITIONS) is None
     assert run(artifacts, everything, run_id="r3").tried
@@ -233,21 +233,21 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
     assert opponent({"routing": routing}) != opponent({"routing": other}) != opponent({})
 
 
-def test_a_trial_does_not_judge_by_what_chose_its_candidate(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
-    examples = ROUTING.build_examples(LABELS, old).examples
-    queries = split_examples(examples, max_holdout=300, max_dev=100, max_train=2000).queries
-    assert queries == {normalize_query(each.query) for each in examples}
-    start_test(artifacts, "v", CONDITIONS, after=0, alpha=0.01, queries=queries, run_id="r")
+def test_what_trained_or_chose_the_candidate_is_not_drawn_later(artifacts: VersionStore) -> None:
+    sides = {side_of(query) for query in LEARNT}
+    assert sides == {"train", "dev"}
+    begin_test(artifacts, "v", CONDITIONS, LEARNT)
     test = find_open_test(artifacts, CONDITIONS)
     assert test is not None
-    like_one = normalize_query(examples[0].query)
-    assert new_cases(test, [HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))], 10) == []
+    like_one = min(LEARNT)
+    grown = HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))
+    assert _drawn(Split((), (), (grown,), (), 0, 0, 0, 0), "reviewed", seed="", without=test.seen) == []
 
 
 def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:
-    start_test(artifacts, "v1", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="quicker")
+    begin_test(artifacts, "v1", CONDITIONS, ["a"], run_id="quicker")
     with pytest.raises(PromotionConflict):
-        start_test(artifacts, "v2", CONDITIONS, after=0, alpha=0.01, queries=["a"], run_id="slower")
+        begin_test(artifacts, "v2", CONDITIONS, ["a"], run_id="slower", after=0)
 
 
 def test_a_trial_ends_when_the_module_is_to_be_retrained(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
@@ -269,7 +269,7 @@ def test_a_trial_ends_when_nothing_new_comes_for_a_whole_lookback(
         OptimizationJob(ROUTING, CONFIG, [*old, *traffic(300, day=3)], START, much_later, "r9"), lm, artifacts
     )
     assert report.tried
-    assert any("no new held-out traces" in note for note in report.notes)
+    assert any("the lookback has no new traces" in note for note in report.notes)
 
 
 def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
@@ -293,12 +293,3 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[
         job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
         optimize(job, lm, artifacts, log=another_run_is_quicker)
     assert len(artifacts.sequential_test()) == 2
-
-
-def test_the_ledger_keeps_what_a_look_and_its_trial_took_apart(artifacts: VersionStore) -> None:
-    entry = LedgerEntry(
-        sequence=1, kind="holdout_test", at=START, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.01
-    )
-    assert artifacts.charge(entry)
-    assert artifacts.charge(entry.model_copy(update={"sequence": 2, "kind": "sequential_test"}))
-    assert [charge.kind for charge in artifacts.ledger()] == ["holdout_test", "sequential_test"]

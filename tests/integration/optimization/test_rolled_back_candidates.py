@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, find_open_test, start_test
+from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, find_open_test
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
 from tests.support.optimizing import decisions, job, stand_in
+from tests.support.sequential_tests import begin_test
 from tests.support.stored_programs import made_program, store
 
 
@@ -50,7 +51,7 @@ def test_a_trial_ends_when_the_same_program_was_rolled_back_under_another_name(a
     program = made_program("acme", demos=["find it"])
     approved, waiting = store(artifacts, program, 1), store(artifacts, program, 2)
     conditions = SequentialTestConditions(None, "stand-in", ("search_agent", "report_agent"))
-    start_test(artifacts, waiting, conditions, after=0, alpha=0.01, queries=[], run_id="r")
+    begin_test(artifacts, waiting, conditions)
     assert find_open_test(artifacts, conditions) is not None
     artifacts.transition(approved, expected=None, actor="marta", reason="looks good")
     artifacts.transition(None, expected=approved, actor="marta", reason="it annoys people")

@@ -19,12 +19,13 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import redact
 from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import SequentialTestStep, Verdict
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.sqlite import SqliteConfigStore
+from tests.support.sequential_tests import made_step
 from tests.support.stored_programs import AT, LABELS, made_program, store
 
 SECRET = "Where is Maria Huber's biopsy report?"
@@ -257,19 +258,7 @@ def test_an_active_version_that_keeps_changing_is_an_error(
 
 def test_the_trial_of_a_withdrawn_candidate_ends_by_itself(artifacts: VersionStore) -> None:
     waiting = store(artifacts, made_program("acme", demos=[SECRET]))
-    step = SequentialTestStep(
-        sequence=1,
-        at=AT,
-        run_id="r",
-        version=waiting,
-        incumbent=None,
-        lm="stand-in",
-        labels=[label.name for label in LABELS],
-        alpha=0.01,
-        seen=[],
-        cases=[],
-        verdict=Verdict.INCONCLUSIVE.value,
-    )
+    step = made_step(waiting, labels=[label.name for label in LABELS], at=AT)
     artifacts.add_sequential_test_step(step)
     erase_from_programs(artifacts, text(SECRET), actor="marta")
     config = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=label.name) for label in LABELS])

@@ -1,5 +1,4 @@
 from datetime import UTC, datetime
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -17,14 +16,12 @@ def charge(
     candidate: str,
     holdout: str = "h",
     incumbent: str | None = None,
-    kind: Literal["holdout_test", "sequential_test"] = "holdout_test",
     *,
     attempt: str = "run",
     epoch: int = 0,
 ) -> LedgerEntry:
     return next_charge(
         entries,
-        kind=kind,
         attempt=attempt,
         epoch=epoch,
         at=AT,
@@ -47,7 +44,6 @@ def test_all_charges_together_never_exceed_the_allowance() -> None:
             st.sampled_from("abc"),
             st.sampled_from("xyz"),
             st.sampled_from([None, "v1", "v2"]),
-            st.sampled_from(["holdout_test", "sequential_test"]),
             st.sampled_from(["run 1", "run 2"]),
             st.integers(0, 2),
         ),
@@ -55,11 +51,11 @@ def test_all_charges_together_never_exceed_the_allowance() -> None:
     )
 )
 def test_whatever_happens_the_charges_between_two_promotions_stay_within_the_allowance(
-    wanted: list[tuple[str, str, str | None, Literal["holdout_test", "sequential_test"], str, int]],
+    wanted: list[tuple[str, str, str | None, str, int]],
 ) -> None:
     entries: list[LedgerEntry] = []
-    for candidate, holdout, incumbent, kind, attempt, epoch in wanted:
-        entry = charge(entries, candidate, holdout, incumbent, kind, attempt=attempt, epoch=epoch)
+    for candidate, holdout, incumbent, attempt, epoch in wanted:
+        entry = charge(entries, candidate, holdout, incumbent, attempt=attempt, epoch=epoch)
         if entry not in entries:
             entries.append(entry)
     for epoch in range(3):
@@ -83,14 +79,6 @@ def test_a_year_of_weekly_rejections_leaves_alpha_for_a_real_gain() -> None:
 def test_a_retried_run_is_the_same_look() -> None:
     first = charge([], "candidate")
     assert charge([first, charge([first], "other")], "candidate") == first
-
-
-def test_a_trial_is_charged_once_beside_its_look() -> None:
-    look = charge([], "candidate")
-    test = charge([look], "candidate", kind="sequential_test")
-    assert (test.kind, test.sequence, test.alpha) == ("sequential_test", 2, alpha_of_charge(2))
-    assert charge([look, test], "candidate", kind="sequential_test") == test
-    assert charge([look, test], "candidate") == look
 
 
 def test_the_same_candidate_on_more_traces_is_another_look() -> None:

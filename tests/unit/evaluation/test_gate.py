@@ -3,7 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, compare, judge
+from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, GateDecision, compare
+from autoopt_pipeline.evaluation.gate import judge as judge_batches
+from autoopt_pipeline.evaluation.sequential_test import known_batch, run_test
 from autoopt_pipeline.registry.records import Verdict
 
 LABELS = ["a", "b", "c"]
@@ -39,6 +41,11 @@ def made(fixed: int, broken: int, both: int, neither: int = 0, label: str = "a")
     ]
 
 
+def judge(judged: list[PairedCase], guard: list[PairedCase], *, alpha: float) -> GateDecision:
+    """Judge traces whose right answers were all known."""
+    return judge_batches([known_batch(judged)], guard, alpha=alpha)
+
+
 @given(cases, cases, alphas)
 def test_promoted_means_proven_and_large_enough(
     judged: list[PairedCase], guard: list[PairedCase], alpha: float
@@ -55,7 +62,7 @@ def test_waiting_means_large_enough_and_not_proven(
 ) -> None:
     decision = judge(judged, guard, alpha=alpha)
     if decision.verdict is Verdict.INCONCLUSIVE:
-        assert decision.comparison.p_value > alpha
+        assert not run_test([known_batch(judged)], alpha).proven
         assert decision.comparison.gain >= MIN_GAIN
 
 
@@ -73,15 +80,16 @@ def test_no_candidate_is_promoted_both_ways(judged: list[PairedCase], alpha: flo
 
 
 def test_an_answer_that_is_missing_is_a_wrong_answer() -> None:
-    assert compare([case("a", "a", None)]).broken == 1
+    assert compare([known_batch([case("a", "a", None)])], 1.0).broken == 1
 
 
 def test_partial_scores_count_by_how_much_they_gain() -> None:
-    halves = compare(
+    batch = known_batch(
         [PairedCase("a", ScoredAnswer(0.5, "b", None), ScoredAnswer(1.0, "a", None))] * 40 + made(0, 20, 40)
     )
+    halves = compare([batch], run_test([batch], 0.05).p_value)
     assert (halves.fixed, halves.broken, halves.gain) == (40, 20, pytest.approx(0.0))
-    assert halves.p_value == pytest.approx(0.5, abs=0.01)
+    assert halves.p_value == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_gain_that_is_large_enough_and_not_proven_waits_for_more_traces() -> None:
@@ -146,7 +154,7 @@ def test_a_confidence_that_can_no_longer_be_believed_stops_a_promotion() -> None
     decision = judge(confident(right=0.3, wrong=0.9), [], alpha=0.03)
     assert decision.verdict is Verdict.REJECTED
     assert "confidence is clearly less reliable" in decision.reason
-    assert decision.calibration.candidate > decision.calibration.incumbent
+    assert decision.calibration and decision.calibration.candidate > decision.calibration.incumbent
 
 
 def test_a_confidence_that_is_a_little_less_believable_does_not() -> None:
@@ -163,7 +171,7 @@ def test_answers_that_are_harder_to_foretell_are_not_the_confidences_fault() -> 
         for i in range(100)
     ]
     decision = judge(cases, [], alpha=0.03)
-    assert decision.calibration.candidate > decision.calibration.incumbent + 0.15
+    assert decision.calibration and decision.calibration.candidate > decision.calibration.incumbent + 0.15
     assert decision.verdict is Verdict.PROMOTED
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.statistics import (
     POWER,
-    anytime_p,
     cases_needed,
     gain_detectable,
     log_e_value,
@@ -103,11 +102,6 @@ def test_evidence_is_near_that_of_the_beta_mixture(fixed: int, broken: int) -> N
         (1 + bet) ** fixed * (1 - bet) ** broken for bet in ((k + 0.5) / steps for k in range(steps))
     ]  # 2 Beta(fixed + 1, broken + 1) I(1/2, 1) 2^(fixed + broken), as an integral over the bets
     assert log_e_value(answers(fixed, broken)) == pytest.approx(math.log(sum(mixture) / steps), abs=0.05)
-
-
-@given(differences)
-def test_a_p_value_for_any_time_is_one_by_the_evidence(given: list[float]) -> None:
-    assert anytime_p(given) == pytest.approx(min(1.0, 1 / math.exp(log_e_value(given))))
 
 
 def test_evidence_of_many_cases_does_not_overflow() -> None:

@@ -31,9 +31,7 @@ def fill(files: ObjectStore, tenant: str) -> None:
     artifacts.transition(one, expected=None, actor="t", reason="")
     artifacts.transition(two, expected=one, actor="t", reason="")
     artifacts.charge(
-        LedgerEntry(
-            sequence=1, kind="holdout_test", at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
-        )
+        LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
     )
     artifacts.keep_indexed(AT)
 

@@ -156,9 +156,7 @@ def test_a_version_is_never_overwritten(artifacts: VersionStore) -> None:
 
 
 def test_a_place_in_the_ledger_is_taken_once(artifacts: VersionStore) -> None:
-    entry = LedgerEntry(
-        sequence=1, kind="holdout_test", at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03
-    )
+    entry = LedgerEntry(sequence=1, at=AT, candidate_digest="c", holdout_digest="h", incumbent=None, alpha=0.03)
     assert artifacts.charge(entry)
     assert not artifacts.charge(entry.model_copy(update={"candidate_digest": "other"}))
     assert artifacts.ledger() == [entry]
