@@ -9,6 +9,7 @@ AutooptError
 │   ├── InvalidModule
 │   ├── InvalidQueries
 │   ├── InvalidRequest
+│   ├── InvalidReview
 │   ├── InvalidSettings
 │   └── LMNotConfigured
 ├── NotFound                          choose another, or create it
@@ -109,6 +110,10 @@ class InvalidQueries(InvalidInput):
 
 class InvalidRequest(InvalidInput):
     """An application requested a decision, or sent feedback, with a missing or wrong argument."""
+
+
+class InvalidReview(InvalidInput):
+    """A review cannot be read by its module, or is of a trace that nobody asks about."""
 
 
 class InvalidSettings(InvalidInput):

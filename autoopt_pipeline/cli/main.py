@@ -20,6 +20,7 @@ from autoopt_pipeline.cli.forget import forget
 from autoopt_pipeline.cli.init import init
 from autoopt_pipeline.cli.metrics import metrics
 from autoopt_pipeline.cli.promotions import decline, promote, rollback
+from autoopt_pipeline.cli.review import review
 from autoopt_pipeline.cli.rollouts import rollouts
 from autoopt_pipeline.cli.simulate import simulate
 from autoopt_pipeline.cli.status import status
@@ -46,6 +47,7 @@ for command in (
     trigger,
     status,
     why,
+    review,
     versions,
     history,
     show,

@@ -106,6 +106,12 @@ def steps_of_open_test(artifacts: VersionStore) -> list[SequentialTestStep]:
     return steps[begins:]
 
 
+def oldest_awaiting(artifacts: VersionStore) -> datetime | None:
+    """Return the start (UTC) of the oldest trace that awaits a review, or None if none does."""
+    steps = steps_of_open_test(artifacts)
+    return min((trace.time for trace in steps[-1].drawn), default=None) if steps else None
+
+
 def append_step(  # noqa: PLR0913 - keyword-only parts of one step
     artifacts: VersionStore,
     test: SequentialTest,

@@ -34,6 +34,11 @@ def _fusion(spec: ModuleSpec, right: Values, answer: Values) -> float:
     return FUSION_WEIGHT + (1 - FUSION_WEIGHT) * share
 
 
+def _fusion_text(spec: ModuleSpec, values: Values) -> str:
+    named = [str(values[field]) for field in ("primary", "secondary") if values.get(field) not in (None, "none")]
+    return f"{values['fuse']}: {' + '.join(named)}"
+
+
 def _plan(spec: ModuleSpec, right: Values, answer: Values) -> float:
     """Score the longest common sequence of agents, divided by the length of the longer plan.
 
@@ -74,6 +79,6 @@ def _whole(spec: ModuleSpec, right: Values, answer: Values) -> float:
 
 
 EXACT = Grading(_exact, _first_output)
-FUSION = Grading(_fusion, _first_output)
+FUSION = Grading(_fusion, _first_output, _fusion_text)
 PLAN = Grading(_plan, plan_label)
 WHOLE = Grading(_whole, plan_label)

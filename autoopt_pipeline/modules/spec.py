@@ -132,11 +132,13 @@ class ExampleBuilder(Protocol):
 class Grading:
     """How answers are scored: `score` rates an answer by the right values (0 to 1), `label` names values in one word.
 
-    Both receive the spec first. Fields that the right values lack are unknown and must not count.
+    `text` writes values as an annotator does, where that is more than the label. All receive the spec first. Fields
+    that the right values lack are unknown and must not count.
     """
 
     score: Callable[["ModuleSpec", Values, Values], float]
     label: Callable[["ModuleSpec", Values], str]
+    text: Callable[["ModuleSpec", Values], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,11 @@ class ModuleSpec:
         """Name values in one word, for people and for counting."""
         grading: Grading = _load(self.grading)
         return grading.label(self, values)
+
+    def answer_text(self, values: Values) -> str:
+        """Write values as an annotator does; read as a review, the text gives the same values."""
+        grading: Grading = _load(self.grading)
+        return (grading.text or grading.label)(self, values)
 
 
 @cache

@@ -107,6 +107,7 @@ def _gather(
     entry: StoredConfig,
 ) -> _Material:
     # DSPy, pandas and the Phoenix client take seconds to import, so only runs import them.
+    from autoopt_pipeline.evaluation.sequential_test_log import oldest_awaiting
     from autoopt_pipeline.traces.reader import collect
 
     tenant = config.tenant_id
@@ -114,7 +115,10 @@ def _gather(
     end = _window_end(context, connections)
     start = learnt_from(config, until=end, begins=entry.since)
     context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
-    collected = collect(connections.phoenix, tenant, spec, start=start, end=end)
+    # The traces that await reviews were drawn earlier, and may have left the lookback since.
+    awaiting = oldest_awaiting(connections.artifacts(tenant, spec.name))
+    read_from = min(start, awaiting) if awaiting else start
+    collected = collect(connections.phoenix, tenant, spec, start=read_from, end=end)
     learnable = collected.without(frozenset(config.excluded_traces))
     return _Material(config, entry.version, start, end, learnable)
 

@@ -210,6 +210,13 @@ class Phoenix:
             annotations = self._read_annotations(project, contract, [row["span_id"] for row in rows])
         return [_decision(row, columns, annotations.get(row["span_id"], ())) for row in rows]
 
+    def annotations(
+        self, project: Project, contract: SpanContract, span_ids: Sequence[str]
+    ) -> dict[str, tuple[Annotation, ...]]:
+        """Return the annotations of these spans with the contract's name. Spans without any are missing."""
+        with self._errors(f"project {project.name}"):
+            return self._read_annotations(project, contract, span_ids)
+
     def annotate(self, annotations: Sequence[NewAnnotation]) -> None:
         """Write span annotations. They replace those with the same span, name and identifier."""
         with self._errors("annotations"):

@@ -61,9 +61,10 @@ def test_the_first_reviews_in_order_promote_it_without_asking_the_model_again(
     assert report.active_version == awaiting.version
     assert count <= 30  # a hundred random traces would have needed ten times as many
     assert report.gate is not None
-    assert report.gate.comparison.cases == len(last_step(artifacts).batch.presumed) + len(  # type: ignore[union-attr]
-        last_step(artifacts).batch.agreed  # type: ignore[union-attr]
-    ) + sum(not trace.alike for trace in artifacts.sequential_test()[0].drawn)
+    drawn, decided = artifacts.sequential_test()
+    assert report.gate.comparison.cases == len(drawn.drawn)
+    assert decided.batch is not None
+    assert len(decided.batch.reviewed) + len(decided.batch.agreed) == count
     assert len(artifacts.ledger()) == 1
 
 

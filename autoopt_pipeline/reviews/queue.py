@@ -1,0 +1,139 @@
+"""Which drawn traces wait for a review, and the questions about them. Reviewers do not see which program said what."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.evaluation.sequential_test_log import steps_of_open_test
+from autoopt_pipeline.hashing import unit_interval
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.redaction import load_redaction
+from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec
+from autoopt_pipeline.registry.records import DrawnTrace, Verdict
+from autoopt_pipeline.reviews.order import to_review
+from autoopt_pipeline.span_contract import UNDECIDED, project_name
+from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.tenants.store import read_config
+from autoopt_pipeline.traces.client import Project
+from autoopt_pipeline.traces.reader import read_decisions
+
+SECONDS_PER_REVIEW = 10
+"""How long a person takes for one, to say how long the rest will take."""
+
+_ONE_SPAN = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True)
+class ReviewQueue:
+    """The drawn traces of one candidate that reviewers are asked about, in order, and the reviews that they have.
+
+    `reviews` holds the annotations of people by span, oldest first.
+    """
+
+    tenant_id: str
+    module: str
+    version: str
+    since: datetime
+    traces: tuple[DrawnTrace, ...]
+    reviews: Mapping[str, tuple[Annotation, ...]]
+    project: Project = field(repr=False)
+
+    @property
+    def waiting(self) -> list[DrawnTrace]:
+        """The traces without a review, in order."""
+        return [trace for trace in self.traces if trace.span_id not in self.reviews]
+
+    @property
+    def reviewed(self) -> int:
+        return len(self.traces) - len(self.waiting)
+
+    @property
+    def time_left(self) -> timedelta:
+        """How long all reviews that are left take a person. A decision often comes sooner."""
+        return timedelta(seconds=SECONDS_PER_REVIEW * len(self.waiting))
+
+
+@dataclass(frozen=True)
+class Question:
+    """One trace to review: its inputs without personal data, and the answers to choose from, in a random order."""
+
+    tenant_id: str
+    module: str
+    version: str
+    trace: DrawnTrace
+    inputs: Mapping[str, str]
+    answers: tuple[str, ...]
+    labels: tuple[Label, ...]
+    decision: LoggedDecision = field(repr=False)
+
+    def accepts(self, answer: str) -> bool:
+        """Whether the module can read this answer, or it says that nobody can tell."""
+        if answer.lower() in UNDECIDED:
+            return True
+        said = Annotation("HUMAN", answer, {}, self.decision.time)
+        reviewed = replace(self.decision, annotations=(said,))
+        return bool(get_module(self.module).build_examples(self.labels, [reviewed], redact=str).examples)
+
+
+def open_queue(connections: Connections, tenant_id: str, module: str) -> ReviewQueue | None:
+    """Return the queue of a tenant's module, or None if no candidate of it awaits reviews."""
+    steps = steps_of_open_test(connections.artifacts(tenant_id, module))
+    if not steps or steps[-1].verdict != Verdict.AWAITING_REVIEWS:
+        return None
+    phoenix = connections.phoenix
+    project = phoenix.project(project_name(tenant_id))
+    if project is None:
+        return None
+    traces = tuple(to_review(steps[-1].drawn))
+    annotations = phoenix.annotations(project, get_module(module).contract, [trace.span_id for trace in traces])
+    reviews = {
+        span: tuple(sorted(people, key=lambda annotation: annotation.updated_at))
+        for span, given in annotations.items()
+        if (people := [annotation for annotation in given if annotation.kind == "HUMAN"])
+    }
+    return ReviewQueue(tenant_id, module, steps[-1].version, steps[-1].at, traces, reviews, project)
+
+
+def open_queues(connections: Connections, modules: Iterable[tuple[str, str]]) -> list[ReviewQueue]:
+    """Return the queues of these (tenant, module) that wait for somebody, those with the fewest reviews left first.
+
+    A short queue decides soonest, so each of its reviews is worth most.
+    """
+    queues = [queue for tenant, module in modules if (queue := open_queue(connections, tenant, module))]
+    return sorted(
+        (queue for queue in queues if queue.waiting), key=lambda q: (len(q.waiting), q.since, q.tenant_id, q.module)
+    )
+
+
+def questions(connections: Connections, queue: ReviewQueue, traces: Iterable[DrawnTrace]) -> Iterator[Question]:
+    """Yield the questions about these traces of the queue. A trace that Phoenix no longer has is passed over."""
+    spec = get_module(queue.module)
+    config, _ = read_config(connections.configs, queue.tenant_id)
+    labels = labels_of(spec, config)
+    redact = load_redaction(connections.settings.redaction)
+    for trace in traces:
+        decisions = read_decisions(
+            connections.phoenix, queue.project, spec, start=trace.time, end=trace.time + _ONE_SPAN
+        )
+        for decision in decisions:
+            requests = spec.build_requests(labels, [decision], redact) if decision.span_id == trace.span_id else ()
+            for request in requests:
+                question = Question(
+                    tenant_id=queue.tenant_id,
+                    module=queue.module,
+                    version=queue.version,
+                    trace=trace,
+                    inputs={name: text for name, text in request.inputs.items() if text},
+                    answers=_answers(spec, trace),
+                    labels=labels,
+                    decision=decision,
+                )
+                yield replace(question, answers=tuple(filter(question.accepts, question.answers)))
+
+
+def _answers(spec: ModuleSpec, trace: DrawnTrace) -> tuple[str, ...]:
+    texts = {
+        spec.answer_text(answer.values) for answer in (trace.incumbent, trace.candidate) if answer.values is not None
+    }
+    return tuple(sorted(texts, key=lambda text: unit_interval(f"{trace.span_id} {text}")))
