@@ -2,14 +2,17 @@
 
 import csv
 import json as json_format
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import termios
+import tty
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.markup import escape
 
@@ -61,9 +64,10 @@ def review(
     elif not sys.stdin.isatty():
         raise InvalidReview("there is no terminal to ask at", "use --list, or --export and --import")
     else:
-        for queue in queues:
-            if not _Session(connections, queue, reviewer, second=second).run():
-                break
+        with _single_keys():
+            for queue in queues:
+                if not _Session(connections, queue, reviewer, second=second).run():
+                    break
 
 
 def _queues(connections: Connections, tenant: str | None, module: str | None) -> list[ReviewQueue]:
@@ -180,17 +184,15 @@ class _Session:
             answers, keys = _choices(question)
             self._show(question, answers, keys, left)
             while True:
-                pressed = click.getchar().lower()
-                if pressed in {"q", "\x03", "\x04"}:
+                pressed = os.read(sys.stdin.fileno(), 1).decode(errors="replace").lower()
+                if pressed in {"q", "\x04", ""}:
                     return None
                 if pressed == "u":
                     return False
                 answer = keys.get(pressed)
                 if answer is None:
                     continue
-                note = ""
-                if pressed == "c":
-                    note = click.prompt("Why can nobody tell? (Enter: no reason)", default="", show_default=False)
+                note = _read_note() if pressed == "c" else ""
                 write_review(self.connections.phoenix, question, answer, reviewer=self.reviewer, note=note)
                 console.print(f"  [green]{escape(answer)}[/green]\n")
                 return True
@@ -208,6 +210,32 @@ class _Session:
                 described = f"  [dim]{escape(descriptions[answer])}[/dim]" if descriptions.get(answer) else ""
                 console.print(f"  [cyan]{key}[/cyan]  {escape(answer)}{described}")
         console.print("  [dim]= all of these are fine   c cannot tell   u undo   q stop[/dim]")
+
+
+@contextmanager
+def _single_keys() -> Generator[None, None, None]:
+    """Let the terminal give each key at once, without an echo. Keys that are pressed early are kept."""
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _read_note() -> str:
+    """Ask why nobody can tell. Enter gives no reason."""
+    terminal = sys.stdin.fileno()
+    single = termios.tcgetattr(terminal)
+    whole_lines = termios.tcgetattr(terminal)
+    whole_lines[3] |= termios.ICANON | termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, whole_lines)
+    try:
+        console.print("  Why can nobody tell? (Enter: no reason)")
+        return sys.stdin.readline().strip()
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, single)
 
 
 def _choices(question: Question) -> tuple[Sequence[str], dict[str, str]]:

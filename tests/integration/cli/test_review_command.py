@@ -79,7 +79,7 @@ def typing(world: World, reviewer: str) -> Iterator[str]:
             except OSError:  # the process has ended
                 yield screen
                 return
-            if screen.rstrip().endswith(("q stop", "no reason) :", "no reason):")):
+            if screen.rstrip().endswith(("q stop", "no reason)")):
                 key = yield screen
                 screen = ""
                 os.write(terminal, key.encode())  # type: ignore[union-attr]
@@ -103,12 +103,12 @@ def test_a_person_reviews_by_keys_until_the_next_run_promotes(world: World) -> N
     screen = next(keys)
     assert re.search(r"0 of \d+ reviewed, about \d+ min left", screen)
     assert world.version not in screen  # which program said what is not shown
-    for _ in range(30):
+    for _ in range(50):
         screen = keys.send(right_key(world, screen))
     keys.close()
     queue = json.loads(autoopt("review", world.tenant, "--json"))[0]
     assert (queue["module"], queue["candidate"]) == ("routing", world.version)
-    assert queue["reviewed"] in {30, 31}  # the last key was perhaps not taken
+    assert queue["reviewed"] == 50
     decided, reason = verdict(world)
     assert decided is Verdict.PROMOTED, reason
 
@@ -121,7 +121,7 @@ def test_undo_goes_back_and_a_second_answer_replaces_the_first(world: World) -> 
     assert re.search("query: (.*)", again)[1] == re.search("query: (.*)", first)[1]  # type: ignore[index]
     third = keys.send("c")
     assert "Why can nobody tell?" in third
-    assert re.search("query: (.*)", keys.send("no idea\r"))[1] == re.search("query: (.*)", second)[1]  # type: ignore[index]
+    assert re.search("query: (.*)", keys.send("no idea\n"))[1] == re.search("query: (.*)", second)[1]  # type: ignore[index]
     assert "reviewed" not in keys.send("q")
     assert json.loads(autoopt("review", world.tenant, "--json"))[0]["reviewed"] == 1
 
