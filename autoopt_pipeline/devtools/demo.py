@@ -14,12 +14,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import Processes, free_port
+from autoopt_pipeline.devtools.sample_reviewer import REVIEWER, review_sample_traffic
 from autoopt_pipeline.devtools.sample_tenants import (
     INTERVAL_SECONDS,
     SAMPLE_TENANTS,
     SampleTenant,
     configured_samples,
+    right_answers,
     send_sample_traffic,
 )
 from autoopt_pipeline.devtools.smollm2 import smollm2_settings, start_smollm2, who_answers
@@ -48,6 +51,7 @@ from autoopt_pipeline.traces.client import Phoenix
 _SETTLING_SECONDS = 2
 _JITTER = 0
 _NEW_TRACES = 150
+_REVIEWS = 60
 _ROUND_SECONDS = 600
 _ROUND_SECONDS_WITH_A_REAL_MODEL = 900
 
@@ -159,15 +163,25 @@ class _Demo:
         if launched := [o.tenant for o in second if o.run_id]:
             raise StackFailed(f"runs of {launched} were launched without new traces", "report this")
 
-        tenant = SAMPLE_TENANTS[0]
-        self.log(f"round 3: {_NEW_TRACES} new traces for {tenant.tenant_id} only")
+        tenant, reviewed = SAMPLE_TENANTS[0], next(t for t in SAMPLE_TENANTS if "awaiting_reviews" in t.expected)
         since = time.time()
+        self._review(reviewed)
+        self.log(f"round 3: reviews for {reviewed.tenant_id}, and {_NEW_TRACES} new traces for {tenant.tenant_id}")
         now = datetime.now(UTC)
         send_sample_traffic(self.phoenix, tenant, _NEW_TRACES, start=now - timedelta(seconds=2), end=now, seed=2)
-        third = self._round(3, self._launched, since=since)
-        if (launched := {o.tenant for o in third if o.run_id}) != {tenant.tenant_id}:
-            raise StackFailed(f"runs of {launched} were launched, not of {tenant.tenant_id} alone", "report this")
+        expected = {tenant.tenant_id, reviewed.tenant_id}
+        third = self._round(3, lambda runs: {run.tenant for run in runs} >= expected, since=since)
+        if (launched := {o.tenant for o in third if o.run_id}) != expected:
+            raise StackFailed(f"runs of {launched} were launched, not of {expected}", "report this")
         return [*first, *second, *third]
+
+    def _review(self, tenant: SampleTenant) -> None:
+        """Let the demo's person review what waits."""
+        settings = Settings(home=self.home / ".autoopt", phoenix_endpoint=self.phoenix.base_url)
+        right = right_answers(tenant, tenant.traces, seed=1)
+        for module in tenant.modules:
+            given = review_sample_traffic(Connections(settings), tenant.tenant_id, module, right, most=_REVIEWS)
+            self.log(f"{REVIEWER} gives {given} reviews for {tenant.tenant_id}/{module}")
 
     def _send_first_traffic(self) -> None:
         end = datetime.now(UTC)
@@ -276,7 +290,7 @@ class _Demo:
 _TITLES = {
     1: "Round 1: the first traces of each tenant",
     2: "Round 2: no new traffic",
-    3: f"Round 3: {_NEW_TRACES} new traces of {SAMPLE_TENANTS[0].tenant_id}",
+    3: f"Round 3: {_NEW_TRACES} new traces of {SAMPLE_TENANTS[0].tenant_id}, and reviews for initech",
 }
 _COLORS = {"promoted": "green", "rejected": "yellow"}
 

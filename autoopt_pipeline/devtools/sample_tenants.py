@@ -5,8 +5,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoopt_pipeline.devtools.send import send_traffic
-from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile, sample_truths_for, simulate_requests
+from autoopt_pipeline.devtools.traffic import (
+    SAMPLE_AGENTS,
+    SyntheticRequest,
+    TrafficProfile,
+    sample_truths_for,
+    simulate_requests,
+)
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.tenants.config import Agent, Budget, LMSettings, ModuleSettings, RoutingConfigUnified
 from autoopt_pipeline.traces.client import Phoenix
 
@@ -51,7 +58,7 @@ SAMPLE_TENANTS = (
     ),
     SampleTenant(
         "initech",
-        "nobody reviews its traffic",
+        "nobody has reviewed its traffic, so a few reviews are asked for",
         frozenset({"awaiting_reviews"}),
         560,
         TrafficProfile(reviewed=0.0, complains=0.0),
@@ -99,14 +106,25 @@ def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, Routin
     return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
 
 
+def right_answers(tenant: SampleTenant, traces: int, *, seed: int) -> dict[str, dict[str, str]]:
+    """Return the right answers in this traffic by normalized query, then by output field."""
+    truths, _ = _truths(tenant, traces, seed)
+    return {normalize_query(truth.query): truth.answers for truth in truths}
+
+
+def _truths(tenant: SampleTenant, traces: int, seed: int) -> tuple[list[SyntheticRequest], random.Random]:
+    """Return the requests of this traffic, and the generator for what follows from them."""
+    rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
+    return list(sample_truths_for(tenant.habits, traces, rng)), rng
+
+
 def send_sample_traffic(
     phoenix: Phoenix, tenant: SampleTenant, traces: int, *, start: datetime, end: datetime, seed: int
 ) -> None:
     """Simulate `traces` requests of the tenant between two moments (UTC)."""
-    rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
     labels = get_module("modality").labels or ()
     choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
-    truths = list(sample_truths_for(tenant.habits, traces, rng))
+    truths, rng = _truths(tenant, traces, seed)
     send_traffic(
         phoenix,
         tenant.tenant_id,

@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.sequential_test import MAX_DRAWN, Batch, TestResult, is_hopeless, run_test
+from autoopt_pipeline.evaluation.sequential_test import Batch, TestResult, is_hopeless, planned_traces, run_test
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.text import percent
@@ -171,7 +171,7 @@ def _verdict(
         return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
         return Verdict.REJECTED, loss
-    if result.cases >= MAX_DRAWN:
+    if result.cases >= planned_traces(batches):
         return Verdict.REJECTED, f"given up because it is still not proven after {result.cases} traces"
     return Verdict.INCONCLUSIVE, f"may be better, not proven yet ({_power(cases, test.allowed)})"
 

@@ -5,8 +5,9 @@ in score is 0 whatever is right, so only the disagreements need a review. They a
 
 If the candidate is no better, each difference could just as well have the other sign (Fisher 1935, Pitman 1937). So
 the sum of the differences is a fair random walk, whose distribution is known exactly. By each look the test may have
-spent a part of alpha: alpha times the square root of the part of `MAX_DRAWN` traces that is done (alpha spending: Lan &
-DeMets, Biometrika 1983). The square root lets a large gain end the test after some fifteen reviews, and leaves enough
+spent a part of alpha: alpha times the square root of the part of the planned traces that is done (alpha spending: Lan &
+DeMets, Biometrika 1983). The plan is `BATCHES` times the first batch, so it does not depend on any answer. The square
+root lets a large gain end the test after some fifteen reviews, and leaves enough
 for a small one (bench/README.md).
 """
 
@@ -19,8 +20,11 @@ import numpy as np
 from autoopt_pipeline.evaluation.cases import PairedCase
 from autoopt_pipeline.evaluation.statistics import GRID
 
-# Most traces that are drawn for one batch, and for one test. A candidate that is unproven by then is given up.
-MAX_BATCH, MAX_DRAWN = 300, 900
+# Most traces that are drawn for one batch.
+MAX_BATCH = 300
+
+# Batches as large as the first one that a test plans. A candidate that is unproven after so many traces is given up.
+BATCHES = 3
 
 # Reviews stop when a candidate that wins this share of the differences would hardly ever do so badly.
 HOPED_WINS = 0.65
@@ -85,11 +89,16 @@ class TestResult:
     allowed: float
 
 
+def planned_traces(batches: Sequence[Batch]) -> int:
+    """Return after how many traces the test ends."""
+    return BATCHES * batches[0].drawn
+
+
 def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
     """Test the candidate at every look so far: after the labels that were known, and after each review."""
     unit = math.gcd(*(_step(case) for batch in batches for case in batch.reviewed)) or 1
     chances, lowest = np.ones(1), 0  # of the walk's positions from `lowest` on, without walks that ended in a proof
-    spent, position, drawn = 0.0, 0, 0
+    planned, spent, position, drawn = planned_traces(batches), 0.0, 0, 0
     result = TestResult(False, 1.0, 0.0)
     for batch in batches:
         for number, case in enumerate(batch.reviewed, 1):
@@ -102,7 +111,7 @@ def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
                 chances, lowest = longer, lowest - size
             if number < batch.known:
                 continue
-            done = (drawn + batch.drawn * number / batch.disagreements) / MAX_DRAWN
+            done = (drawn + batch.drawn * number / batch.disagreements) / planned
             allowed = alpha * math.sqrt(min(done, 1.0))
             tails = np.cumsum(chances[::-1])[::-1]
             p_value = spent + float(tails[position - lowest])

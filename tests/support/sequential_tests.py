@@ -20,11 +20,11 @@ def begin_test(
     run_id: str = "r",
     after: int | None = None,
 ) -> None:
-    """A test that has drawn one trace, to which both programs gave the right answer."""
+    """A test that has drawn a hundred traces, to which both programs gave the right answer."""
     steps = artifacts.last_sequential_test_step() if after is None else after
     test = new_test(version, conditions, after=steps, alpha=alpha, draws="reviewed")
     right = ScoredAnswer(1.0, "search_agent", 0.9)
-    batch = known_batch([PairedCase("search_agent", right, right)])
+    batch = known_batch([PairedCase("search_agent", right, right)] * 100)
     append_step(artifacts, test, Verdict.INCONCLUSIVE, run_id=run_id, seen=seen, batch=batch)
 
 

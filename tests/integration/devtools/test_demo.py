@@ -67,8 +67,12 @@ def test_labels_that_do_not_depend_on_the_query_are_rejected(outcomes: list[dict
     assert {o["verdict"] for o in of(outcomes, 1, "umbrella").values()} == {"rejected"}
 
 
-def test_traffic_that_nobody_reviews_proves_nothing(outcomes: list[dict]) -> None:
-    assert {o["verdict"] for o in of(outcomes, 1, "initech").values()} == {"no_independent_labels"}
+def test_a_tenant_without_reviews_waits_for_a_few_and_is_promoted_by_them(outcomes: list[dict]) -> None:
+    assert {o["verdict"] for o in of(outcomes, 1, "initech").values()} == {"awaiting_reviews"}
+    assert {o["decision"] for o in of(outcomes, 2, "initech").values()} == {"awaiting_reviews"}
+    reviewed = of(outcomes, 3, "initech")
+    assert reviewed["routing"]["verdict"] == "promoted", reviewed
+    assert {o["lm_calls"] for o in reviewed.values()} == {0}
 
 
 def test_the_others_say_why_they_were_not_run(outcomes: list[dict]) -> None:
@@ -92,12 +96,13 @@ def test_the_five_modules_run_and_most_find_something_to_learn(outcomes: list[di
 def test_without_new_traffic_nothing_is_launched_for_want_of_traces(outcomes: list[dict]) -> None:
     second = [o for o in outcomes if o["round"] == 2]
     assert not any(o["run_id"] for o in second)
-    assert {o["decision"] for o in second if o["tenant"] != "dormant"} == {"too_few_traces"}
+    others = [o for o in second if o["tenant"] not in {"dormant", "initech"}]
+    assert {o["decision"] for o in others} == {"too_few_traces"}
 
 
-def test_new_traffic_of_one_tenant_launches_that_one_alone(outcomes: list[dict]) -> None:
+def test_new_traffic_and_reviews_launch_their_own_tenants_alone(outcomes: list[dict]) -> None:
     launched = {o["tenant"] for o in outcomes if o["round"] == 3 and o["run_id"]}
-    assert launched == {"acme"}
+    assert launched == {"acme", "initech"}
     assert of(outcomes, 3, "acme")["routing"]["new_traces"] == 150
 
 

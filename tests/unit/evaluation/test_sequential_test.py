@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import MIN_GAIN, judge, reviews_needed
 from autoopt_pipeline.evaluation.sequential_test import (
-    MAX_DRAWN,
+    BATCHES,
     MIN_DECIDED,
     Batch,
     is_hopeless,
@@ -33,6 +33,11 @@ def batch(reviewed: list[PairedCase], *, of: int | None = None, drawn: int = 300
     return Batch(tuple(reviewed), disagreements, known, (), (SAME,) * (drawn - disagreements))
 
 
+def whole(reviewed: list[PairedCase]) -> list[Batch]:
+    """The batches of a test that has reached its end with these reviews, all of them after the first batch."""
+    return [batch([], drawn=1), batch(reviewed, drawn=len(reviewed) + BATCHES)]
+
+
 @given(st.lists(differences, min_size=1, max_size=3), alphas)
 def test_promoted_means_proven_within_alpha_and_large_enough(given_: list[list[PairedCase]], alpha: float) -> None:
     decision = judge([batch(reviewed) for reviewed in given_], alpha=alpha)
@@ -53,7 +58,7 @@ def test_equal_programs_are_proven_better_no_more_often_than_alpha_allows() -> N
     proven = 0
     for signs in range(1 << count):
         reviewed = [FIXED if signs >> place & 1 else BROKEN for place in range(count)]
-        proven += run_test([batch(reviewed, drawn=MAX_DRAWN)], alpha).proven
+        proven += run_test(whole(reviewed), alpha).proven
     assert 0.6 * alpha < proven / (1 << count) <= alpha
 
 
@@ -64,7 +69,7 @@ def test_partial_differences_keep_the_promise_too() -> None:
         for size in (0.5, -0.5, 1.0, -1.0, 0.25, -0.25)
     ]
     runs = 400
-    proven = sum(run_test([batch(rng.choices(halves, k=60), drawn=MAX_DRAWN)], 0.1).proven for _ in range(runs))
+    proven = sum(run_test(whole(rng.choices(halves, k=60)), 0.1).proven for _ in range(runs))
     assert proven / runs <= 0.1 + 2 * (0.1 * 0.9 / runs) ** 0.5
 
 
