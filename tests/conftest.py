@@ -68,6 +68,16 @@ def _no_settings_of_the_user() -> None:
     os.environ["PHOENIX_DISCOVER_CONFIG"] = "false"
 
 
+@pytest.fixture(autouse=True)
+def _variables_end_with_their_test() -> Iterator[None]:
+    """The command line and Dagster set variables of this process, where the next test would meet them."""
+    before = dict(os.environ)
+    yield
+    for name in {*os.environ} - {*before}:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     with Processes(tmp_path_factory.mktemp("logs")) as group:
