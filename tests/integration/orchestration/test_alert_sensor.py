@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
 
 import dagster as dg
 import pytest
@@ -20,6 +20,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon import sensor as daemon
 from dagster._time import get_current_timestamp
@@ -295,8 +296,8 @@ def test_each_receiver_has_a_sensor_of_its_own(instance: dg.DagsterInstance, rec
 @pytest.fixture
 def watched(instance: dg.DagsterInstance) -> Callable[..., None]:
     """Records ticks of the watched sensor as Dagster does: True for each that failed."""
-    place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all")
-    origin = RemoteInstigatorOrigin(place, WATCHED_SENSOR)
+    location = RegisteredCodeLocationOrigin("here")  # ty: ignore[abstract-class-instantiation]
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "all"), WATCHED_SENSOR)
     state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING)
     instance.add_instigator_state(state)
 
@@ -354,23 +355,17 @@ def test_a_new_receiver_gets_the_outage_that_goes_on_and_not_those_that_have_end
 class Daemon:
     """Ticks of the code location's sensors, evaluated in its server as the daemon does it, in a test's order."""
 
-    def __init__(self, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, instance: dg.DagsterInstance, workspace: WorkspaceProcessContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(daemon, "shuffled_round_robin_by_key", self._wanted)
         monkeypatch.setattr(daemon, "is_under_min_interval", lambda *_: False)
-        target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
         self._instance = instance
-        self._context = create_test_daemon_workspace_context(target, instance)
+        self._workspace = workspace
         self._name = ""
 
     def _wanted(self, sensors: Iterable[RemoteSensor], key: object) -> list[RemoteSensor]:
         return [sensor for sensor in sensors if sensor.name == self._name]
-
-    def __enter__(self) -> Self:
-        self._workspace = self._context.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)
 
     def tick(self, *names: str) -> list[InstigatorTick]:
         ticks = []
@@ -378,6 +373,13 @@ class Daemon:
             list(daemon.execute_sensor_iteration(self._workspace, logging.getLogger(__name__), None, None))
             ticks += finished_ticks(self._instance, sensor_states(self._instance)[self._name], limit=1)
         return ticks
+
+
+@contextmanager
+def daemon_of(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Generator[Daemon]:
+    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        yield Daemon(instance, workspace, monkeypatch)
 
 
 WEBHOOK_SENSOR = "webhook_alert_sensor"
@@ -398,7 +400,7 @@ def test_outages_are_alerted_by_the_daemons_ticks_also_those_that_began_while_th
     store = home / ".autoopt" / "config.db"
     store.parent.mkdir()
     store.write_text("no database, whatever its name says")
-    with Daemon(instance, monkeypatch) as dagster:
+    with daemon_of(instance, monkeypatch) as dagster:
         dagster.tick(WEBHOOK_SENSOR, *PLANNING, *PLANNING)
         receiver.status = 503
         (refused,) = dagster.tick(WEBHOOK_SENSOR)
@@ -446,7 +448,7 @@ def test_a_module_that_is_gone_is_alerted_though_no_tick_fails(
         monkeypatch.setenv(f"AUTOOPT_{name}", value)
     store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     configure(store, "acme", modules={"gone": {}})
-    with Daemon(instance, monkeypatch) as dagster:
+    with daemon_of(instance, monkeypatch) as dagster:
         ticks = dagster.tick(WEBHOOK_SENSOR, OPTIMIZATION_SENSOR, OPTIMIZATION_SENSOR, WEBHOOK_SENSOR)
     assert not any(tick.is_failure for tick in ticks)
     (gone,) = receiver.alerts
