@@ -33,23 +33,36 @@ PHOENIX_COMMAND = "AUTOOPT_PHOENIX_COMMAND"
 
 LONG = [
     "test_demo",
-    "test_readme",
-    "test_real_model",
-    "test_modules_learn",
     "test_assets",
-    "test_add_a_module",
-    "test_secrets",
+    "test_real_model",
     "test_wheel",
+    "test_modules_learn",
     "test_keys_in_the_wild",
-    "test_trigger",
+    "test_secrets",
+    "test_in_chromium",
+    "test_optimizers",
+    "test_pipeline",
+    "test_dagster_ui",
     "test_no_lookups",
+    "test_add_a_module",
+    "test_readme",
+    "test_phoenix_contract",
     "test_run_limits",
+    "test_kills",
+    "test_serving_phoenix",
+    "test_answer_formats",
+    "test_phoenix_silent",
+    "test_progress",
+    "test_experiments",
+    "test_answer_checkpoint",
+    "test_trigger",
+    "test_definitions",
+    "test_repeated_runs",
+    "test_example_service",
+    "test_cli",
+    "test_killed_runs",
     "test_documents",
     "test_alert_sensor",
-    "test_killed_runs",
-    "test_dagster_ui",
-    "test_in_chromium",
-    "test_kills",
 ]
 """Files that take a minute or more. They begin first, so that at the end no worker is left alone with one of them."""
 
@@ -66,6 +79,16 @@ def _no_settings_of_the_user() -> None:
         if name.startswith(("AUTOOPT_", "PHOENIX_", "DAGSTER_HOME", "CONFIG_STORE_URL", "OPENAI_")):
             del os.environ[name]
     os.environ["PHOENIX_DISCOVER_CONFIG"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _variables_end_with_their_test() -> Iterator[None]:
+    """The command line and Dagster set variables of this process, where the next test would meet them."""
+    before = dict(os.environ)
+    yield
+    for name in {*os.environ} - {*before}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,12 @@ def open_instance(home: Path) -> Generator[dg.DagsterInstance, None, None]:
         with instance:
             yield instance
     finally:
-        if before is None:
-            del os.environ["DAGSTER_HOME"]
-        else:
-            os.environ["DAGSTER_HOME"] = before
+        # A check of the doctor may outlive its command in a thread, when what it would undo is no longer its own.
+        if os.environ.get("DAGSTER_HOME") == str(home):
+            if before is None:
+                del os.environ["DAGSTER_HOME"]
+            else:
+                os.environ["DAGSTER_HOME"] = before
 
 
 def describe_storage(instance: dg.DagsterInstance) -> str:

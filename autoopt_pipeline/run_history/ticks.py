@@ -141,14 +141,18 @@ def read_tick(tick: InstigatorTick) -> TickResult:
 @dataclass
 class Outage:
     """Consecutive ticks of a sensor in which a server, or the sensor itself, failed: the first of them at `since`, and
-    at `at` the one that made it an outage. It is `over` where it has worked in a later tick."""
+    at `at` the one that made it an outage, at `ended` a later one in which it worked again."""
 
     subject: str
     sensor: str
     since: datetime
     at: datetime
     cause: str
-    over: bool = False
+    ended: datetime | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.ended is not None
 
 
 def find_outages(ticks: Iterable[TickResult], *, after: int) -> list[Outage]:
@@ -166,7 +170,7 @@ def find_outages(ticks: Iterable[TickResult], *, after: int) -> list[Outage]:
                 if subject in running and not any(
                     of == subject and len(streak) >= after for (of, _), streak in streaks.items()
                 ):
-                    running.pop(subject).over = True
+                    running.pop(subject).ended = tick.at
         if tick.failed is None:
             continue
         streak = streaks.setdefault((tick.failed, tick.sensor), [])

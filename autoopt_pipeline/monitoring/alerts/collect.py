@@ -4,6 +4,7 @@ The cursor holds places in these records and nothing else, and an alert is made 
 as the place stays, an alert that was not delivered is made again, together with what has happened meanwhile.
 """
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,12 +29,13 @@ _TICKS, _MOST_TICKS = 20, 500
 class AlertCursor(StoredCursor):
     """Up to where one receiver has got its alerts: ids of events, and for each sensor the start of a tick (Unix time).
 
-    `sent_at` is when it got the last alert of a kind.
+    `began` is when it was new (Unix time), and `sent_at` when it got the last alert of a kind.
     """
 
     failures: dict[Kind, int]
     observations: dict[str, int]
     ticks: dict[str, float] = Field({})
+    began: float = 0
     sent_at: dict[Kind, datetime] = Field({})
 
 
@@ -69,6 +71,7 @@ def start_cursor(source: AlertSource) -> AlertCursor:
     return AlertCursor(
         failures={Kind.RUN_FAILED: failure, Kind.FAILING_REPEATEDLY: failure},
         observations={module: latest_id(source.instance, _OBSERVATION, module) for module in source.modules},
+        began=time.time(),
     )
 
 
@@ -84,7 +87,7 @@ def _unreachable(source: AlertSource, cursor: AlertCursor) -> Collected:
         outage
         for outage in find_outages(results, after=source.alert_after)
         if outage.at.timestamp() > cursor.ticks.get(outage.sensor, 0)
-        and not (outage.over and outage.sensor not in cursor.ticks)
+        and (outage.ended is None or outage.ended.timestamp() > cursor.began)
     ]
     places = cursor.ticks | {result.sensor: result.at.timestamp() for result in results}
     alert = outage_alert(outages, source.alert_after) if outages else None

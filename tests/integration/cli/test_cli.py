@@ -205,6 +205,7 @@ def test_a_value_that_looks_like_markup_does_not_hide_the_others(home: Path, pho
 def test_in_a_folder_without_an_instance_nothing_is_read_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     for command in (["tenants", "add", "acme"], ["versions", "acme", "routing"], ["status"], ["tenants", "list"]):
         assert "set DAGSTER_HOME" in autoopt(*command, status=2)

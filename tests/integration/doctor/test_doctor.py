@@ -1,6 +1,7 @@
 """`autoopt doctor` on things that are really broken, and on sound ones."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -176,6 +177,16 @@ def test_more_damaged_versions_than_are_shown_are_counted(parts: Connections) ->
     *_, more, looked = found(lambda: versions.active_versions(parts))
     assert (more.status, more.what) == (Status.FAIL, "2 more versions that serve are damaged")
     assert looked.status is Status.OK
+
+
+def test_a_check_that_outlives_its_command_leaves_the_home_of_the_next_alone(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = open_instance(home)
+    late.__enter__()
+    monkeypatch.delenv("DAGSTER_HOME")
+    late.__exit__(None, None, None)
+    assert "DAGSTER_HOME" not in os.environ
 
 
 def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home: Path) -> None:

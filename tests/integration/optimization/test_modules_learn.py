@@ -42,9 +42,11 @@ def decisions(spec: ModuleSpec, count: int, habits: TrafficProfile, *, seed: int
     return as_read(spec, list(simulate_requests(truths, choices, habits, start=START, end=END, rng=rng)))
 
 
-def run(spec: ModuleSpec, given: list[LoggedDecision], folder: Path) -> tuple[Report, VersionStore]:
+def run(
+    spec: ModuleSpec, given: list[LoggedDecision], folder: Path, *, calls: int = 20_000
+) -> tuple[Report, VersionStore]:
     artifacts = VersionStore(ObjectStore(str(folder)), "acme", spec.name)
-    lm = metered_lm(LMSettings(model="stand-in"), Meter(20_000, 10**9))
+    lm = metered_lm(LMSettings(model="stand-in"), Meter(calls, 10**9))
     return optimize(OptimizationJob(spec, CONFIG, given, START, END, "run"), lm, artifacts), artifacts
 
 
@@ -52,12 +54,12 @@ def run(spec: ModuleSpec, given: list[LoggedDecision], folder: Path) -> tuple[Re
 def test_a_module_learns_and_twice_the_same(module: str, tmp_path: Path) -> None:
     spec = get_module(module)
     given = decisions(spec, 500, HABITS[module])
-    report, artifacts = run(spec, given, tmp_path / "once")
+    report, artifacts = run(spec, given, tmp_path / "once", calls=2_000)
     assert report.verdict is Verdict.PROMOTED, report.reason
     assert report.gate is not None
     assert report.gate.comparison.gain > 0.08
     shuffled = random.Random(5).sample(given, len(given))
-    again, others = run(spec, shuffled, tmp_path / "twice")
+    again, others = run(spec, shuffled, tmp_path / "twice", calls=2_000)
     assert again.version == report.version
     assert others.load(report.version or "").encode() == artifacts.load(report.version or "").encode()
 

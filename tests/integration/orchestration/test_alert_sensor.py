@@ -2,20 +2,32 @@
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.scheduler.instigation import InstigatorTick
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.remote_representation.external import RemoteSensor
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorTick,
+    InstigatorType,
+    TickData,
+    TickStatus,
+)
 from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
-from dagster._daemon.sensor import execute_sensor_iteration
+from dagster._daemon import sensor as daemon
+from dagster._time import get_current_timestamp
+from dagster._utils.error import SerializableErrorInfo
 
 from autoopt_pipeline.errors import AlertNotDelivered
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, PARTITIONS_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
 from autoopt_pipeline.orchestration.sensors import alerts as alert_sensors
 from autoopt_pipeline.orchestration.sensors.alerts import build_alert_sensors
@@ -34,11 +46,16 @@ def receiver() -> Iterator[Receiver]:
         yield listening
 
 
+WATCHED_SENSOR = "somebody's_sensor"
+
+
 class Ticks:
     """One receiver's alert sensor, and its cursor between one tick and the next, which a failed tick leaves alone."""
 
     def __init__(self, instance: dg.DagsterInstance, **settings: object) -> None:
-        (self._sensor,) = build_alert_sensors(Settings.model_validate({"alert_after_failures": 2, **settings}), [])
+        (self._sensor,) = build_alert_sensors(
+            Settings.model_validate({"alert_after_failures": 2, **settings}), [WATCHED_SENSOR]
+        )
         self._instance = instance
         self.cursor: str | None = None
         self()
@@ -276,13 +293,105 @@ def test_each_receiver_has_a_sensor_of_its_own(instance: dg.DagsterInstance, rec
     assert receiver.alerts[0]["text"].splitlines()[0] == ":warning: *acme/routing failed*"
 
 
+@pytest.fixture
+def watched(instance: dg.DagsterInstance) -> Callable[..., None]:
+    """Records ticks of the watched sensor as Dagster does: True for each that failed."""
+    location = RegisteredCodeLocationOrigin("here")  # ty: ignore[abstract-class-instantiation]
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "all"), WATCHED_SENSOR)
+    state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    instance.add_instigator_state(state)
+
+    def record(*failed: bool) -> None:
+        for one in failed:
+            instance.create_tick(
+                TickData(
+                    state.instigator_origin_id,
+                    WATCHED_SENSOR,
+                    InstigatorType.SENSOR,
+                    TickStatus.FAILURE if one else TickStatus.SKIPPED,
+                    timestamp=get_current_timestamp(),
+                    error=SerializableErrorInfo("Error: it broke", [], "Error") if one else None,
+                    selector_id=state.selector_id,
+                )
+            )
+
+    return record
+
+
+def test_an_outage_before_a_new_receivers_second_tick_is_alerted_when_both_work_again(
+    instance: dg.DagsterInstance, receiver: Receiver, tick: Ticks, watched: Callable[..., None]
+) -> None:
+    receiver.status = 503
+    watched(True, True)
+    with pytest.raises(AlertNotDelivered):
+        tick()
+    watched(False)
+    receiver.status = 200
+    tick()
+    tick()
+    (alert,) = receiver.alerts
+    assert alert["summary"].startswith(f"sensor {WATCHED_SENSOR} failed 2 ticks in a row, since ")
+    assert alert["summary"].endswith(", and works again")
+
+
+@pytest.mark.parametrize("ticks", [2, 30])
+def test_a_new_receiver_gets_the_outage_that_goes_on_and_not_those_that_have_ended(
+    instance: dg.DagsterInstance, receiver: Receiver, watched: Callable[..., None], ticks: int
+) -> None:
+    watched(True, True, False)
+    began = Ticks(instance, alert_webhook_url=receiver.url)
+    began()
+    assert receiver.alerts == []
+    watched(*[True] * ticks)
+    late = Ticks(instance, alert_webhook_url=receiver.url)
+    late()
+    watched(True, False)
+    late()
+    (alert,) = receiver.alerts
+    assert "failed 2 ticks in a row" in alert["summary"]
+    assert not alert["summary"].endswith(", and works again")
+
+
+class Daemon:
+    """Ticks of the code location's sensors, evaluated in its server as the daemon does it, in a test's order."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, workspace: WorkspaceProcessContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(daemon, "shuffled_round_robin_by_key", self._wanted)
+        monkeypatch.setattr(daemon, "is_under_min_interval", lambda *_: False)
+        self._instance = instance
+        self._workspace = workspace
+        self._name = ""
+
+    def _wanted(self, sensors: Iterable[RemoteSensor], key: object) -> list[RemoteSensor]:
+        return [sensor for sensor in sensors if sensor.name == self._name]
+
+    def tick(self, *names: str) -> list[InstigatorTick]:
+        ticks = []
+        for self._name in names:
+            list(daemon.execute_sensor_iteration(self._workspace, logging.getLogger(__name__), None, None))
+            ticks += finished_ticks(self._instance, sensor_states(self._instance)[self._name], limit=1)
+        return ticks
+
+
+@contextmanager
+def daemon_of(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Generator[Daemon]:
+    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        yield Daemon(instance, workspace, monkeypatch)
+
+
+WEBHOOK_SENSOR = "webhook_alert_sensor"
+PLANNING = (PARTITIONS_SENSOR, OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
+
+
 def test_outages_are_alerted_by_the_daemons_ticks_also_those_that_began_while_the_receiver_was_down(
     home: Path, receiver: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {
         "HOME": str(home / ".autoopt"),
         "PHOENIX_ENDPOINT": "http://127.0.0.1:9",
-        "SENSOR_INTERVAL_SECONDS": "1",
         "ALERT_AFTER_FAILURES": "2",
         "ALERT_WEBHOOK_URL": receiver.url,
     }
@@ -291,24 +400,20 @@ def test_outages_are_alerted_by_the_daemons_ticks_also_those_that_began_while_th
     store = home / ".autoopt" / "config.db"
     store.parent.mkdir()
     store.write_text("no database, whatever its name says")
-    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
-    with create_test_daemon_workspace_context(target, instance) as workspace:
-
-        def tick_until(done: Callable[[], bool], ticks: int = 60) -> None:
-            for _ in range(ticks):
-                list(execute_sensor_iteration(workspace, logging.getLogger(__name__), None, None))
-                if done():
-                    return
-                time.sleep(1)  # the sensors' least interval
-
+    with daemon_of(instance, monkeypatch) as dagster:
+        dagster.tick(WEBHOOK_SENSOR, *PLANNING, *PLANNING)
         receiver.status = 503
-        tick_until(lambda: receiver.asked > 1)
-        assert "webhook answered HTTP 503" in causes(last_tick(instance, "webhook_alert_sensor"))[-1].message
+        (refused,) = dagster.tick(WEBHOOK_SENSOR)
+        assert "webhook answered HTTP 503" in causes(refused)[-1].message
         store.unlink()
         configure(open_config_store(f"sqlite:///{store}"), "acme", enable_auto_optimization=False)
-        tick_until(lambda: not last_tick(instance, OPTIMIZATION_SENSOR).is_failure)
+        assert not any(tick.is_failure for tick in dagster.tick(*PLANNING))
         receiver.status = 200
-        tick_until(lambda: len(receiver.alerts) == 1)
+        dagster.tick(WEBHOOK_SENSOR)
+        (store_down,) = receiver.alerts
+        assert store_down["kind"] == "unreachable"
+        assert store_down["summary"].startswith("the configuration store failed 2 ticks in a row, since ")
+        assert store_down["summary"].endswith(", and works again")
         shown = scraped(exporter(instance))
         assert shown["autoopt_decisions", "disabled"] == 5
         assert shown["autoopt_tick_failed", "auto_optimization_sensor"] == 0
@@ -316,19 +421,19 @@ def test_outages_are_alerted_by_the_daemons_ticks_also_those_that_began_while_th
         assert math.isnan(shown["autoopt_phoenix_up",])
 
         configure(open_config_store(f"sqlite:///{store}"), "acme")
-        tick_until(lambda: len(receiver.alerts) == 2)
+        dagster.tick(OPTIMIZATION_SENSOR, WEBHOOK_SENSOR)
+        assert len(receiver.alerts) == 1
+        dagster.tick(OPTIMIZATION_SENSOR, WEBHOOK_SENSOR)
+        _, phoenix_down = receiver.alerts
         shown = scraped(exporter(instance))
         assert shown["autoopt_decisions", "disabled"] == 5  # the last tick that did not fail
         assert shown["autoopt_tick_failed", "auto_optimization_sensor"] == 1
         assert shown["autoopt_tick_duration_seconds", "auto_optimization_sensor"] > 0
         assert shown["autoopt_phoenix_up",] == 0
-        store_down, phoenix_down = receiver.alerts
-        assert (store_down["kind"], phoenix_down["kind"]) == ("unreachable", "unreachable")
-        assert store_down["summary"].startswith("the configuration store failed 2 ticks in a row, since ")
-        assert store_down["summary"].endswith(", and works again")
+        assert phoenix_down["kind"] == "unreachable"
         assert phoenix_down["summary"].startswith("Phoenix failed 2 ticks in a row, since ")
         assert phoenix_down["detail"].startswith("Phoenix http://127.0.0.1:9 does not answer")
-        tick_until(lambda: False, ticks=3)
+        dagster.tick(OPTIMIZATION_SENSOR, WEBHOOK_SENSOR, OPTIMIZATION_SENSOR, WEBHOOK_SENSOR)
         assert len(receiver.alerts) == 2  # an outage that goes on is one
 
 
@@ -337,27 +442,16 @@ def test_a_module_that_is_gone_is_alerted_though_no_tick_fails(
 ) -> None:
     for name, value in {
         "HOME": str(home / ".autoopt"),
-        "SENSOR_INTERVAL_SECONDS": "1",
         "ALERT_AFTER_FAILURES": "2",
         "ALERT_WEBHOOK_URL": receiver.url,
     }.items():
         monkeypatch.setenv(f"AUTOOPT_{name}", value)
     store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
     configure(store, "acme", modules={"gone": {}})
-    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
-    with create_test_daemon_workspace_context(target, instance) as workspace:
-        for _ in range(15):
-            list(execute_sensor_iteration(workspace, logging.getLogger(__name__), None, None))
-            if receiver.alerts:
-                break
-            time.sleep(1)  # the sensors' least interval
-    state = sensor_states(instance)[OPTIMIZATION_SENSOR]
-    assert not any(tick.is_failure for tick in finished_ticks(instance, state, limit=50))
+    with daemon_of(instance, monkeypatch) as dagster:
+        ticks = dagster.tick(WEBHOOK_SENSOR, OPTIMIZATION_SENSOR, OPTIMIZATION_SENSOR, WEBHOOK_SENSOR)
+    assert not any(tick.is_failure for tick in ticks)
     (gone,) = receiver.alerts
     assert gone["kind"] == "unreachable"
     assert gone["summary"].startswith("finding the tenants' modules failed 2 ticks in a row")
     assert gone["detail"].startswith("1 tenant: module 'gone' is not installed here -> ")
-
-
-def last_tick(instance: dg.DagsterInstance, sensor: str) -> InstigatorTick:
-    return finished_ticks(instance, sensor_states(instance)[sensor], limit=1)[0]

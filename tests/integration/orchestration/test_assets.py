@@ -23,7 +23,7 @@ from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.run_history.outcomes import read_attempts, read_outcomes
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Budget, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix, Project
 from tests.support.materializing import ACME, failure_of, materialize, metadata_of
@@ -34,6 +34,11 @@ def project_of(phoenix: Phoenix, tenant: str) -> Project:
     project = phoenix.project(project_name(tenant))
     assert project is not None
     return project
+
+
+def configure(home: Path, **fields: object) -> None:
+    config = sample_config(ACME).model_copy(update=fields)
+    write_config(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), config)
 
 
 def test_a_materialization_says_what_a_person_wants_to_know(
@@ -80,6 +85,7 @@ def test_a_materialization_says_what_a_person_wants_to_know(
 def test_all_five_modules_run_together_and_unified_after_its_parts(
     configured: Path, acme: datetime, instance: dg.DagsterInstance
 ) -> None:
+    configure(configured, budget=Budget(max_lm_calls=2000))  # what they find is the affair of test_modules_learn.py
     modules = ["unified", "cross_modal", "workflow", "routing", "modality"]
     result = materialize(instance, "acme", modules, {WINDOW_END_TAG: acme.isoformat()})
     assert result.success
@@ -188,8 +194,7 @@ def test_a_missing_language_model_fails_with_one_line(
 def test_one_module_that_fails_does_not_stop_the_others(
     configured: Path, acme: datetime, instance: dg.DagsterInstance
 ) -> None:
-    config = sample_config(ACME).model_copy(update={"agents": []})
-    write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), config)
+    configure(configured, agents=[], budget=Budget(max_lm_calls=600))
     result = materialize(instance, "acme", ["routing", "modality"], {WINDOW_END_TAG: acme.isoformat()})
     assert not result.success
     assert "routing has 0 agents" in failure_of(result)
