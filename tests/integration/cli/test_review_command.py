@@ -7,7 +7,7 @@ import pty
 import re
 import select
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def verdict(world: World) -> tuple[Verdict, str]:
     return report.verdict, report.reason
 
 
-def typing(world: World, reviewer: str) -> Iterator[str]:
+def typing(world: World, reviewer: str) -> Generator[str, str, None]:
     """A person at a terminal who sees one question after the other, as text, and presses the key that is sent."""
     terminal, child = pty.openpty()
     process = subprocess.Popen(
@@ -82,17 +82,21 @@ def typing(world: World, reviewer: str) -> Iterator[str]:
             if screen.rstrip().endswith(("q stop", "no reason)")):
                 key = yield screen
                 screen = ""
-                os.write(terminal, key.encode())  # type: ignore[union-attr]
+                os.write(terminal, key.encode())
     finally:
         process.kill()
         process.wait()
         os.close(terminal)
 
 
-def right_key(world: World, screen: str) -> str:
+def query_on(screen: str) -> str:
     query = re.search(r"query: (.*)", screen)
     assert query, screen
-    agent = world.truths.agent(query[1].strip())
+    return query[1].strip()
+
+
+def right_key(world: World, screen: str) -> str:
+    agent = world.truths.agent(query_on(screen))
     key = re.search(rf"^\s*(\S)  {agent}\b", screen, re.M)
     assert key, screen
     return key[1]
@@ -118,10 +122,10 @@ def test_undo_goes_back_and_a_second_answer_replaces_the_first(world: World) -> 
     first = next(keys)
     second = keys.send("1")
     again = keys.send("u")
-    assert re.search("query: (.*)", again)[1] == re.search("query: (.*)", first)[1]  # type: ignore[index]
+    assert query_on(again) == query_on(first)
     third = keys.send("c")
     assert "Why can nobody tell?" in third
-    assert re.search("query: (.*)", keys.send("no idea\n"))[1] == re.search("query: (.*)", second)[1]  # type: ignore[index]
+    assert query_on(keys.send("no idea\n")) == query_on(second)
     assert "reviewed" not in keys.send("q")
     assert json.loads(autoopt("review", world.tenant, "--json"))[0]["reviewed"] == 1
 
@@ -130,7 +134,7 @@ def test_what_somebody_else_looks_at_is_not_handed_out(world: World, home: Path)
     traces = world.artifacts.sequential_test()[-1].drawn
     assert claim(ObjectStore(str(home / ".autoopt" / "artifacts")), world.tenant, "routing", traces[0].span_id, "bob")
     ada, carl = typing(world, "ada"), typing(world, "carl")
-    shown = {re.search("query: (.*)", next(person))[1] for person in (ada, carl)}  # type: ignore[index]
+    shown = {query_on(next(person)) for person in (ada, carl)}
     assert len(shown) == 2
 
 
