@@ -20,9 +20,12 @@ class LiveOutcome:
     score: float
 
 
-def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision) -> LiveOutcome | None:
+def live_outcome(
+    spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDecision, *, judges: bool = True
+) -> LiveOutcome | None:
     """Return the score from people and judges, else from the request's outcome. None if it is unknown.
 
+    Without `judges`, annotations of language models do not count.
     Unlike in examples, complaints count, because they may come from either of two versions that serve side by side. So
     do verdicts without the right answer. The score of a composed module is the mean of its parts.
     """
@@ -30,13 +33,15 @@ def live_outcome(spec: ModuleSpec, labels: Sequence[Label], decision: LoggedDeci
         parts = [
             outcome
             for part in spec.parts
-            if (own := decision.parts.get(part.name)) and (outcome := live_outcome(part, part.labels or labels, own))
+            if (own := decision.parts.get(part.name))
+            and (outcome := live_outcome(part, part.labels or labels, own, judges=judges))
         ]
         if not parts:
             return None
         return LiveOutcome(max(part.known_at for part in parts), decision.time, fmean(part.score for part in parts))
     for annotation in by_authority(decision.annotations):
-        if annotation.kind in JUDGES and (score := _judged(spec, labels, decision, annotation)) is not None:
+        counts = annotation.kind in JUDGES if judges else annotation.kind == "HUMAN"
+        if counts and (score := _judged(spec, labels, decision, annotation)) is not None:
             return LiveOutcome(annotation.updated_at, decision.time, score)
     score = _became(spec, decision)
     return None if score is None else LiveOutcome(decision.time, decision.time, score)

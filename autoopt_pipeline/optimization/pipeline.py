@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,7 +25,7 @@ from autoopt_pipeline.evaluation.gate import (
     reviews_needed,
 )
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
-from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
+from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch, run_test
 from autoopt_pipeline.evaluation.sequential_test_log import (
     OPEN,
     Draws,
@@ -71,7 +72,8 @@ from autoopt_pipeline.registry.records import (
 from autoopt_pipeline.registry.serialization import compose, demos_shown, deserialize, queries_shown
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.rollouts.rollout import roll_out
+from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
+from autoopt_pipeline.rollouts.rollout import roll_out, start_proof
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
@@ -82,6 +84,9 @@ MIN_TRAIN = 20
 MAX_TRAIN, MAX_DEV, MAX_HOLDOUT = 2000, 100, MAX_BATCH
 
 _LEDGER_TRIES = 20
+
+# The gain and the incumbent's score for which the report says how long a proof in production takes.
+PROVEN_GAIN, USUAL_SCORE = 0.08, 0.7
 
 _MANUAL = "promotion_mode is manual; "
 
@@ -278,14 +283,56 @@ class _Optimization:
         if any(step.version == version for step in self.artifacts.sequential_test_steps()):
             return self._report(Verdict.REJECTED, f"the sequential test of {version} has already ended")
         test = new_test(version, self.conditions, after=self.steps_seen, alpha=charge.alpha, draws=draws)
+        live = draws == "all" and self.config.evidence_for(self.spec.name) == "live"
         self.log(f"finalist {finalist.optimizer}: {len(drawn)} holdout traces, alpha {charge.alpha:.2g}")
         batch = self._compare_drawn(test, drawn, incumbent, finalist.program, guard, learnt=split.learnt)
         verdict, reason = self._awaiting_approval(batch.decision)
+        if live and verdict in OPEN:
+            self.draft = replace(self.draft, reviews_needed=0)
+            verdict, reason = Verdict.INCONCLUSIVE, self._describe_proof(batch)
         manifest = self._manifest(finalist, batch.decision, verdict, reason)
         self.artifacts.save(finalist.stored, manifest)
+        if live and verdict in OPEN:
+            return self._start_proof(manifest, reason, batch.left_alpha)
         if verdict in OPEN:
             batch.append(verdict)
         return self._conclude(manifest, verdict, reason)
+
+    def _describe_proof(self, batch: "_BatchStep") -> str:
+        """Say what proves the candidate in production, and how long that takes at the traffic of the window."""
+        fraction = self._proving_fraction
+        needed = outcomes_to_prove(
+            PROVEN_GAIN, batch.left_alpha, score=USUAL_SCORE, per_canary=(1 - fraction) / fraction
+        )
+        days = (self.job.window_end - self.job.window_start) / timedelta(days=1)
+        daily = len(self.job.decisions) / days * fraction if days else 0.0
+        takes = f", {math.ceil(needed / daily)} days at this traffic if all outcomes are reported" if daily else ""
+        return (
+            f"may be better; {100 * fraction:.4g} % of requests go to it until outcomes prove it, at alpha "
+            f"{batch.left_alpha:.2g}: some {needed} of its outcomes for +{100 * PROVEN_GAIN:.0f} points{takes}"
+        )
+
+    @property
+    def _proving_fraction(self) -> float:
+        return self.config.rollout.canary_fraction or self.config.rollout.holdback_fraction
+
+    def _start_proof(self, manifest: Manifest, reason: str, alpha: float) -> Report:
+        """Let the candidate prove itself in production, unless the active version has changed meanwhile."""
+        verdict = Verdict.CANARY
+        try:
+            start_proof(
+                self.artifacts,
+                manifest.version,
+                expected=self.incumbent_version,
+                actor=_actor(self.job.run_id),
+                reason=reason,
+                fraction=self._proving_fraction,
+                alpha=alpha,
+            )
+        except PromotionConflict as e:
+            verdict, reason = Verdict.STALE, str(e)
+        self.draft = replace(self.draft, version=manifest.version, active_version=self.incumbent_version)
+        return self._report(verdict, reason)
 
     def _continue_test(
         self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
@@ -391,7 +438,7 @@ class _Optimization:
             else:
                 step(batch=batch)
 
-        return _BatchStep(decision, append)
+        return _BatchStep(decision, append, test.alpha - run_test(batches, test.alpha).allowed)
 
     def _decision_in(self, manifest: Manifest) -> GateDecision:
         """Return the gate's decision in a manifest. Raises `InvalidArtifact` if the manifest is damaged."""
@@ -647,16 +694,18 @@ def _actor(run_id: str) -> str:
 def _describe_canary(rollout: Rollout) -> str:
     return (
         f"{rollout.version} has had {100 * rollout.fraction:.4g} % of the requests since "
-        f"{rollout.transition.at:%Y-%m-%d %H:%M} UTC, and becomes active unless it is clearly worse"
+        f"{rollout.transition.at:%Y-%m-%d %H:%M} UTC, and becomes active "
+        + ("if its outcomes prove it better" if rollout.proving_alpha else "unless it is clearly worse")
     )
 
 
 @dataclass(frozen=True)
 class _BatchStep:
-    """The decision with a new batch, and how to record it with the verdict that follows."""
+    """The decision with a new batch, how to record it with the verdict that follows, and the alpha that is left."""
 
     decision: GateDecision
     append: Callable[[Verdict], None]
+    left_alpha: float
 
 
 def _drawn(split: Split, draws: Draws, *, seed: str, without: frozenset[str]) -> list[HoldoutExample]:

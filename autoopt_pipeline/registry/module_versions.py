@@ -217,6 +217,8 @@ def describe_rollout(rollout: Rollout) -> str:
     newer, older = rollout.version or BASELINE, rollout.against or BASELINE
     fraction = f"{100 * rollout.fraction:.4g} % of requests"
     since = f"since {rollout.transition.at:%Y-%m-%d %H:%M} UTC"
+    if rollout.proving_alpha:
+        return f"canary {newer} has {fraction} {since}, and becomes active if it proves better than {older}"
     if rollout.is_canary:
         return f"canary {newer} has {fraction} {since}; {older} is active"
     return f"{newer} is active {since}; {older} keeps {fraction}"

@@ -42,7 +42,8 @@ class Transition(StoredRecord):
     of a version that had to be withdrawn, or the end of a rollout.
 
     `canary` names another version (`BASELINE` for none) and its fraction of the requests, 0 to 1. While this is the
-    last transition, both serve, and the rollout monitor compares them.
+    last transition, both serve, and the rollout monitor compares them. With `proving_alpha`, the canary is not proven
+    yet, and becomes active only if its outcomes prove it better at this alpha.
     """
 
     sequence: int
@@ -53,6 +54,7 @@ class Transition(StoredRecord):
     to_version: VersionName | None
     resets_alpha_budget: bool = True
     canary: dict[VersionName, float] | None = None
+    proving_alpha: float | None = None
 
     @property
     def serving(self) -> set[str]:

@@ -33,6 +33,11 @@ class Rollout:
     fraction: float
 
     @property
+    def proving_alpha(self) -> float | None:
+        """At which alpha the canary must prove itself to become active; None if it needs only to be not worse."""
+        return self.transition.proving_alpha if self.is_canary else None
+
+    @property
     def is_canary(self) -> bool:
         """Whether the newer version is not active yet."""
         return self.transition.to_version == self.against

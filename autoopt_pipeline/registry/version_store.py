@@ -159,7 +159,7 @@ class VersionStore:
             pointer = self._point_to(last)
         return pointer.active
 
-    def transition(
+    def transition(  # noqa: PLR0913 - keyword-only parts of one record
         self,
         to_version: str | None,
         *,
@@ -168,6 +168,7 @@ class VersionStore:
         reason: str,
         resets_alpha_budget: bool = True,
         canary: dict[str, float] | None = None,
+        proving_alpha: float | None = None,
         after: Transition | None = None,
     ) -> Transition:
         """Make a version active, or the baseline (None). With `canary`, another version serves a fraction of requests.
@@ -191,6 +192,7 @@ class VersionStore:
             to_version=to_version,
             resets_alpha_budget=resets_alpha_budget,
             canary=canary,
+            proving_alpha=proving_alpha,
         )
         path = f"{self._folder}/transitions/{transition.sequence:08d}.json"
         overtaken = current != expected or (after is not None and last != after)

@@ -29,6 +29,7 @@ class AnalysisStatus(StrEnum):
     WORSE = "worse"
     BETTER = "better"
     NOT_WORSE = "not_worse"
+    UNPROVEN = "unproven"
     ENDED = "ended"
 
 
@@ -63,15 +64,28 @@ class RolloutAnalysis:
 
 
 def analyze_rollout(
-    newer: VersionSample, older: VersionSample, *, age: timedelta, longest: timedelta
+    newer: VersionSample,
+    older: VersionSample,
+    *,
+    age: timedelta,
+    longest: timedelta,
+    proving_alpha: float | None = None,
 ) -> RolloutAnalysis:
-    """Compare the newer version with the older one. `age` is the time since the rollout began, `longest` its limit."""
+    """Compare the newer version with the older one. `age` is the time since the rollout began, `longest` its limit.
+
+    With `proving_alpha`, the newer version must prove better at this alpha. Until then it is `open`, at the limit
+    `unproven`.
+    """
     losses = differences(older.outcomes, newer.outcomes)
     p_worse, p_better = _p_value(losses), _p_value([-loss for loss in losses])
     if p_worse <= ALPHA:
         status, cause = AnalysisStatus.WORSE, f"clearly worse, p {p_worse:.2g}"
-    elif p_better <= ALPHA:
+    elif p_better <= (proving_alpha or ALPHA):
         status, cause = AnalysisStatus.BETTER, f"clearly better, p {p_better:.2g}"
+    elif proving_alpha and (age >= longest or newer.decisions + older.decisions >= MAX_DECISIONS):
+        status, cause = AnalysisStatus.UNPROVEN, f"not proven better, p {p_better:.2g}, alpha {proving_alpha:.2g}"
+    elif proving_alpha:
+        status, cause = AnalysisStatus.OPEN, f"open, p {p_better:.2g}, alpha {proving_alpha:.2g}"
     elif len(losses) >= ENOUGH or newer.decisions + older.decisions >= MAX_DECISIONS:
         status, cause = AnalysisStatus.NOT_WORSE, "enough, and not clearly worse"
     elif age >= longest:
@@ -101,6 +115,16 @@ def differences(first: Sequence[LiveOutcome], second: Sequence[LiveOutcome]) -> 
             gains.append(fmean(pending[0]) - fmean(pending[1]))
             pending = ([], [])
     return gains
+
+
+def outcomes_to_prove(gain: float, alpha: float, *, score: float, per_canary: float) -> int:
+    """Return about how many canary outcomes prove a gain, if the others have `per_canary` outcomes for each of them.
+
+    The e-process grows by gain² / (2 variance) with each comparison when it stakes the best fraction. Its logarithm
+    has to reach log(1/alpha).
+    """
+    variance = score * (1 - score) * (1 + 1 / per_canary)
+    return math.ceil(math.log(1 / alpha) * 2 * variance / gain**2)
 
 
 def _p_value(gains: Sequence[float]) -> float:

@@ -34,7 +34,9 @@ def analyze(
     """Compare the decisions that both versions made before `until` (UTC)."""
     newer, older = read_samples(phoenix, config.tenant_id, spec, labels_of(spec, config), rollout, until=until)
     longest = timedelta(days=config.rollout.max_days)
-    return analyze_rollout(newer, older, age=until - rollout.transition.at, longest=longest)
+    return analyze_rollout(
+        newer, older, age=until - rollout.transition.at, longest=longest, proving_alpha=rollout.proving_alpha
+    )
 
 
 def read_samples(
@@ -55,9 +57,11 @@ def read_samples(
         end = start + (end - start) / 2
     decisions = read_decisions(phoenix, project, spec, start=start, end=end, also=(MODULE, PROGRAM_VERSION, ARM))
     decisions = [decision for decision in decisions if decision.attributes[MODULE] == spec.name]
+    # A judge may lean to one program. It may warn of a loss, and cannot prove a gain.
+    judges = rollout.proving_alpha is None
     return (
-        _sample(spec, labels, decisions, rollout.version, as_canary=rollout.is_canary),
-        _sample(spec, labels, decisions, rollout.against, as_canary=not rollout.is_canary),
+        _sample(spec, labels, decisions, rollout.version, as_canary=rollout.is_canary, judges=judges),
+        _sample(spec, labels, decisions, rollout.against, as_canary=not rollout.is_canary, judges=judges),
     )
 
 
@@ -68,6 +72,7 @@ def _sample(
     version: str | None,
     *,
     as_canary: bool,
+    judges: bool,
 ) -> VersionSample:
     """One version's sample, without requests of servers that have not read the transition yet. There the predecessor
     still serves as the active version."""
@@ -77,5 +82,5 @@ def _sample(
         if decision.attributes[PROGRAM_VERSION] == (version or BASELINE)
         and (decision.attributes[ARM] == CANARY) == as_canary
     ]
-    outcomes = (live_outcome(spec, labels, decision) for decision in own)
+    outcomes = (live_outcome(spec, labels, decision, judges=judges) for decision in own)
     return VersionSample(len(own), tuple(outcome for outcome in outcomes if outcome))

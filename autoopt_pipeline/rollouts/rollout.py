@@ -33,6 +33,31 @@ def roll_out(
     return artifacts.transition(version, expected=expected, actor=actor, reason=reason, canary=canary)
 
 
+def start_proof(
+    artifacts: VersionStore,
+    version: str,
+    *,
+    expected: str | None,
+    actor: str,
+    reason: str,
+    fraction: float,
+    alpha: float,
+) -> Transition:
+    """Give an unproven version a fraction of the requests. It becomes active only if its outcomes prove it better.
+
+    Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.transition` does.
+    """
+    return artifacts.transition(
+        expected,
+        expected=expected,
+        actor=actor,
+        reason=reason,
+        resets_alpha_budget=False,
+        canary={version: fraction},
+        proving_alpha=alpha,
+    )
+
+
 def finish_rollout(
     artifacts: VersionStore, rollout: Rollout, analysis: RolloutAnalysis, *, stays: str | None
 ) -> Transition:

@@ -116,6 +116,9 @@ class Budget(Strict):
     max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Input and output tokens of all calls.")
 
 
+EvidenceKind = Literal["reviews", "live"]
+
+
 class RolloutPolicy(Strict):
     """How a new version is compared with its predecessor in production, while both serve side by side."""
 
@@ -208,6 +211,7 @@ class ModuleSettings(Strict):
     enabled: bool = Field(True, description="Whether the sensor optimizes this module.")
     optimization_interval_seconds: int | None = Field(None, ge=1, le=_TEN_YEARS, description="By default the tenant's.")
     min_samples_for_optimization: int | None = Field(None, ge=1, le=_MOST, description="By default the tenant's.")
+    evidence: EvidenceKind | None = Field(None, description="By default the tenant's.")
     retrain_after: AwareDatetime | None = Field(
         None, description="Moment (UTC) from which the module is due at once, until an optimization ends after it."
     )
@@ -275,6 +279,11 @@ class RoutingConfigUnified(Strict):
     promotion_mode: PromotionMode = Field(
         "auto", description="auto: a version that passes the gate becomes active; manual: a person has to approve it."
     )
+    evidence: EvidenceKind = Field(
+        "reviews",
+        description="What proves a candidate where too few traces are reviewed. reviews: people review its "
+        "disagreements with the active version; live: outcomes in production, while a canary gets a fraction.",
+    )
     rollout: RolloutPolicy = Field(
         RolloutPolicy(), description="How new versions are compared with their predecessors in production."
     )
@@ -322,6 +331,17 @@ class RoutingConfigUnified(Strict):
             raise ValueError("lookback_seconds must not be shorter than optimization_interval_seconds")
         return self
 
+    @model_validator(mode="after")
+    def _live_evidence_needs_a_rollout(self) -> Self:
+        if any(self.evidence_for(module) == "live" for module in self.modules):
+            if not self.rollout.monitor:
+                raise ValueError("evidence: live needs rollout.monitor: true, because the rollout monitor decides")
+            if self.promotion_mode == "manual":
+                raise ValueError(
+                    "evidence: live needs promotion_mode: auto, because a canary serves before it is proven"
+                )
+        return self
+
     def interval_seconds(self, module: str) -> int:
         """Shortest time between two attempts to optimize `module`."""
         return self._module(module).optimization_interval_seconds or self.optimization_interval_seconds
@@ -329,6 +349,10 @@ class RoutingConfigUnified(Strict):
     def min_samples(self, module: str) -> int:
         """Number of new traces and annotations that makes `module` due."""
         return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
+
+    def evidence_for(self, module: str) -> EvidenceKind:
+        """What proves a candidate of `module` where too few traces are reviewed."""
+        return self._module(module).evidence or self.evidence
 
     def retrain_after(self, module: str) -> datetime | None:
         """The moment (UTC) from which `module` is due at once, until an optimization ends after it."""

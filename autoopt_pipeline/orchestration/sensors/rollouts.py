@@ -101,13 +101,15 @@ def check_rollout(
         return _finish(instance, artifacts, rollout, analysis, stays=rollout.transition.to_version)
     if not config.rollout.monitor:
         analysis = RolloutAnalysis(AnalysisStatus.ENDED, "rollout.monitor is false")
-        return _finish(instance, artifacts, rollout, analysis, stays=rollout.version)
+        stays = rollout.against if rollout.proving_alpha else rollout.version
+        return _finish(instance, artifacts, rollout, analysis, stays=stays)
     until = now - timedelta(seconds=connections.settings.settling_seconds)
     analysis = analyze(connections.phoenix, config, get_module(entry.module), rollout, until=until)
     if analysis.status is AnalysisStatus.OPEN:
         record_analysis(connections.files, entry, now)
         return f"{artifacts.tenant_id}/{artifacts.module}: {rollout.version or BASELINE}: {analysis.reason}"
-    stays = rollout.against if analysis.status is AnalysisStatus.WORSE else rollout.version
+    failed = analysis.status in {AnalysisStatus.WORSE, AnalysisStatus.UNPROVEN}
+    stays = rollout.against if failed else rollout.version
     return _finish(instance, artifacts, rollout, analysis, stays=stays)
 
 
