@@ -33,7 +33,7 @@ def run_commands(name: str, shown: str, tenant: str) -> str:
 
 def test_every_field_and_variable_is_documented_as_it_is() -> None:
     text = DOCUMENT.read_text()
-    assert with_tables(text) == text, "run: python -m tests.config_reference"
+    assert with_tables(text) == text, "run: python -m tests.support.config_reference"
 
 
 def test_the_commands_on_configuring_run(home: Path) -> None:
