@@ -83,6 +83,7 @@ def erase(
     programs = {artifacts.module: erase_from_programs(artifacts, target, actor=actor) for artifacts in stores}
     for artifacts in stores:
         artifacts.drop_kept_answers()
+        artifacts.erase_drawn(trace_ids)
     text = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
     record_action(connections.files, actor=actor, what="erased", tenant_id=tenant_id, module="", text=text)
     return Erasure(

@@ -16,7 +16,7 @@ one of them fails.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from autoopt_pipeline.registry.records import (
     Pointer,
     Program,
     SequentialTestStep,
+    StoredAnswer,
     Transition,
     Withdrawal,
     serving,
@@ -263,6 +264,16 @@ class VersionStore:
         """Record a step of a sequential test. Return False if another run took the same place."""
         path = f"{self._folder}/sequential_tests/{step.sequence:08d}.json"
         return self._files.create(path, step.model_dump_json(indent=1).encode())
+
+    def erase_drawn(self, trace_ids: Collection[str]) -> None:
+        """Delete both programs' answers to these traces from all sequential tests. Without them, a trace is a tie."""
+        nothing = StoredAnswer(values=None, confidence=None)
+        for step in self.sequential_test_steps():
+            if any(trace.trace_id in trace_ids for trace in step.drawn):
+                erased = {"incumbent": nothing, "candidate": nothing}
+                drawn = [t.model_copy(update=erased) if t.trace_id in trace_ids else t for t in step.drawn]
+                content = step.model_copy(update={"drawn": drawn}).model_dump_json(indent=1).encode()
+                self._files.replace(f"{self._folder}/sequential_tests/{step.sequence:08d}.json", content)
 
     def keep_answers(self, name: str, answers: bytes) -> None:
         """Store answers of language models, as `optimization.answer_checkpoint` encodes them."""

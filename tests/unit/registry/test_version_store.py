@@ -7,8 +7,9 @@ import pytest
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, PromotionConflict
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import LedgerEntry
+from autoopt_pipeline.registry.records import DrawnTrace, LedgerEntry, StoredAnswer
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
+from tests.support.sequential_tests import made_step
 from tests.support.stored_programs import program, save
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -227,3 +228,18 @@ def test_a_tenants_modules_are_those_with_artifacts(artifacts: VersionStore, tmp
     found = modules_of(ObjectStore(str(tmp_path)), "acme:eu")
     assert [(each.tenant_id, each.module) for each in found] == [("acme:eu", "routing")]
     assert modules_of(ObjectStore(str(tmp_path)), "acme") == []
+
+
+def test_answers_to_an_erased_trace_are_deleted_from_the_tests_that_drew_it(artifacts: VersionStore) -> None:
+    said = StoredAnswer(values={"agent": "the secret one"}, confidence=0.9)
+    drawn = [
+        DrawnTrace(span_id=f"s{n}", trace_id=f"t{n}", time=AT, alike=False, incumbent=said, candidate=said)
+        for n in range(2)
+    ]
+    step = made_step("v", verdict="awaiting_reviews", at=AT).model_copy(update={"drawn": drawn})
+    artifacts.add_sequential_test_step(step)
+    artifacts.erase_drawn(["t1"])
+    (kept,) = artifacts.sequential_test_steps()
+    assert [trace.incumbent.values for trace in kept.drawn] == [{"agent": "the secret one"}, None]
+    assert kept.drawn[1].candidate == StoredAnswer(values=None, confidence=None)
+    assert (kept.drawn[1].span_id, kept.verdict) == ("s1", "awaiting_reviews")
