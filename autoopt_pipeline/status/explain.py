@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from autoopt_pipeline.registry.module_versions import describe_rollout
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
@@ -83,15 +84,18 @@ def _last(story: ModuleDetail, now: datetime) -> str:
 def _needed(story: ModuleDetail, now: datetime) -> str:
     decision = story.standing.decision
     if decision.reason is Reason.DUE:
-        return "nothing: the sensor launches a run at its next look"
-    parts = [f"next look at it {ago(decision.until, now)}"] if decision.until else []
-    if decision.evidence and decision.need:
+        return "nothing: the sensor launches a run at its next tick"
+    parts = [f"next decision {ago(decision.until, now)}"] if decision.until else []
+    if decision.evidence and decision.need and story.standing.verdict == Verdict.AWAITING_REVIEWS:
+        where = f"'autoopt review {story.standing.tenant_id} {story.standing.module}' asks for them"
+        parts.append(f"{decision.evidence.new_annotations} of {decision.need} new reviews; {where}")
+    elif decision.evidence and decision.need:
         parts.append(f"{decision.evidence.total} of {decision.need} new traces and annotations")
     if story.due_in:
         parts.append(
             f"as traces came in the last day ({story.traces_per_day}), that is in about {duration(story.due_in)}"
         )
-    return "; ".join(parts) or f"that this changes: {decision.detail}"
+    return "; ".join(parts) or decision.detail
 
 
 def _serves(story: ModuleDetail, now: datetime) -> str:

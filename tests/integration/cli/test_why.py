@@ -111,7 +111,7 @@ def test_failures_are_told_with_their_cause_and_the_next_attempt(
     assert "2 in a row since then" in story
     assert "has no project" in story
     assert f"run {killed}: " in story
-    assert "next look at it in 2 h" in story or "next look at it in 120 min" in story
+    assert "next decision in 2 h" in story or "next decision in 120 min" in story
     (newest, oldest) = json.loads(why("--json"))["failed_runs"]
     assert "has no project" in newest["cause"]
     assert oldest["run_id"] == killed
