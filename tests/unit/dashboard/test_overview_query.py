@@ -17,6 +17,7 @@ from autoopt_pipeline.status.module_status import Health, ModuleStatus
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACK = Rollback(versions=("v2",), at=NOW, actor="rollout", reason="errors rose")
 PROPOSED = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
+TO_REVIEW = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
 
 
 def standing(
@@ -35,6 +36,10 @@ def standing(
         (standing(reason=Reason.BACKING_OFF, attempts=Attempts(failures=2)), Health.FAILING),
         (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.NEEDS_APPROVAL),
         (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.HEALTHY),
+        (standing(outcome=TO_REVIEW), Health.NEEDS_REVIEWS),
+        (standing(reason=Reason.AWAITING_REVIEWS, outcome=TO_REVIEW), Health.NEEDS_REVIEWS),
+        (standing(reason=Reason.DUE, outcome=TO_REVIEW), Health.DUE),
+        (standing(reason=Reason.IN_PROGRESS, outcome=TO_REVIEW), Health.RUNNING),
         (standing(rolled_back=BACK), Health.ROLLED_BACK),
         (standing(reason=Reason.DUE, rolled_back=BACK), Health.DUE),
         (standing(outcome=PROPOSED, rolled_back=BACK), Health.NEEDS_APPROVAL),

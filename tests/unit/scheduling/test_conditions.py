@@ -301,3 +301,18 @@ def test_retraining_waits_for_the_end_of_quiet_hours_and_for_a_new_budget() -> N
         answer = decide(retraining(config, NOW), ROUTING, Attempts(), None, now=NOW, budgets=budgets)
         assert isinstance(answer, ScheduleDecision)
         assert not answer.launch
+
+
+def test_reviews_and_not_traces_make_a_module_due_that_awaits_them() -> None:
+    tried = Attempts(outcome_at=NOW - timedelta(days=1), outcome_id=1)
+    outcome = RunOutcome(NOW - timedelta(days=1), None, "awaiting_reviews", 600, version="v7", reviews_needed=12)
+
+    def after(traces: int, reviews: int) -> ScheduleDecision:
+        answer = decide(CONFIG, ROUTING, tried, Evidence(traces, reviews), outcome, now=NOW)
+        assert isinstance(answer, ScheduleDecision)
+        return answer
+
+    waiting = after(5000, 11)
+    assert (waiting.reason, waiting.need) == (Reason.AWAITING_REVIEWS, 12)
+    assert waiting.detail == "11 new reviews; 12 can decide about v7"
+    assert after(0, 12).reason is Reason.DUE
