@@ -17,7 +17,7 @@ from autoopt_pipeline.status.module_status import Health, ModuleStatus
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BACK = Rollback(versions=("v2",), at=NOW, actor="rollout", reason="errors rose")
 PROPOSED = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
-TO_REVIEW = RunOutcome(NOW, None, verdict=Verdict.AWAITING_APPROVAL)
+TO_REVIEW = RunOutcome(NOW, None, verdict=Verdict.AWAITING_REVIEWS)
 
 
 def standing(
