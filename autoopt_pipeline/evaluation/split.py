@@ -34,8 +34,9 @@ class Split:
 
     `holdout` has independent labels and judges the gain. `guard` holds the other examples of the holdout side: their
     labels may be the incumbent's own answers, so they can only show a loss. `drawable` holds everything on the holdout
-    side, also requests without a label. `learnt` holds the normalized queries that may train or choose. `shown` counts
-    the groups that cannot judge because a compared program shows one of their queries to the model.
+    side, also requests without a label, and `dev_requests` the unreviewed requests of the dev side. `learnt` holds the
+    normalized queries that may train or choose. `shown` counts the groups that cannot judge because a compared program
+    shows one of their queries to the model.
     """
 
     train: tuple[Example, ...]
@@ -47,6 +48,7 @@ class Split:
     dropped_to_protect_holdout: int
     shown: int
     drawable: tuple[HoldoutExample, ...] = ()
+    dev_requests: tuple[Example, ...] = ()
     learnt: frozenset[str] = frozenset()
 
 
@@ -82,6 +84,7 @@ def split_examples(
     in_demos = {normalize_query(query) for query in shown}
     groups = group_near_duplicates(sorted(in_demos.union(by_query, requested)))
     drawable: list[HoldoutExample] = []
+    dev_requests: list[HoldoutExample] = []
     parts: dict[str, list[HoldoutExample]] = {side: [] for side in _SIDES}
     dropped = unfit = used = 0
     for group in groups:
@@ -94,10 +97,14 @@ def split_examples(
         if members:
             best = _representative([example for query in members for example in by_query[query]])
             parts[side].append(HoldoutExample(best, group))
-        if side == "holdout" and (asked := [requested[query] for query in group if query in requested]):
+        if asked := [requested[query] for query in group if query in requested]:
             known = parts[side][-1].example if members else None
             latest = max(asked, key=lambda request: (request.time, request.span_id))
-            drawable.append(HoldoutExample(known if known and known.provenance is Provenance.HUMAN else latest, group))
+            if side == "holdout":
+                reviewed = known is not None and known.provenance is Provenance.HUMAN
+                drawable.append(HoldoutExample(known if known and reviewed else latest, group))
+            elif side == "dev" and (known is None or known.provenance is Provenance.OUTCOME):
+                dev_requests.append(HoldoutExample(latest, group))
     return Split(
         train=tuple(judged.example for judged in newest(parts["train"], max_train)),
         dev=tuple(judged.example for judged in newest(parts["dev"], max_dev)),
@@ -108,7 +115,8 @@ def split_examples(
         dropped_to_protect_holdout=dropped,
         shown=unfit,
         drawable=tuple(drawable),
-        learnt=frozenset(query for side in ("train", "dev") for judged in parts[side] for query in judged.group),
+        dev_requests=tuple(judged.example for judged in newest(dev_requests, max_dev)),
+        learnt=frozenset(query for judged in (*parts["train"], *parts["dev"], *dev_requests) for query in judged.group),
     )
 
 

@@ -46,6 +46,7 @@ from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec, Provenance
+from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_teacher
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
@@ -187,6 +188,7 @@ class _Optimization:
         if missing := _missing_data(split):
             return self._report(*missing)
         check_budget(self.config, split, start)
+        split = self._with_teachers_labels(split)
         searched = search(
             self.spec,
             self.config,
@@ -217,6 +219,20 @@ class _Optimization:
         if block := promotion_block_reason(self.artifacts, searched.finalist.stored.digest):
             return self._report(Verdict.REJECTED, f"{block}, so the holdout was not used")
         return self._judge(searched.finalist, incumbent, split)
+
+    def _with_teachers_labels(self, split: Split) -> Split:
+        """Let the teacher label the dev examples, if it is another model and too few are reviewed."""
+        if self.teacher.name == self.lm.name or not needs_teacher(split):
+            return split
+        baseline = self.spec.build_program(self.labels)
+        try:
+            with self.tracker.phase("teacher labels dev", min(MAX_DEV, len(split.dev_requests))) as answered:
+                labelled = labelled_by(self.teacher, self.spec, split, baseline, most=MAX_DEV, answered=answered)
+        except BudgetExhausted as e:
+            raise budget_too_small(self.config, str(e)) from None
+        by_teacher = sum(example.provenance is Provenance.JUDGE for example in labelled.dev)
+        self.notes.append(f"{self.teacher.name} labelled {by_teacher} dev examples that nobody has reviewed")
+        return labelled if len(labelled.dev) >= MIN_DEV else split
 
     def _should_try_schema(self, incumbent: dspy.Module) -> bool:
         """Whether the format is `auto`, some predictor uses no JSON schema, and the endpoint enforces one."""

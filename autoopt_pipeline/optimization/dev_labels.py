@@ -1,0 +1,49 @@
+"""Lets the teacher label the dev examples if too few have a review.
+
+The application's own answers agree with the program that gave them, right or wrong. A candidate can hardly beat that
+program on them. A stronger model's answers can be wrong, too, but not in the incumbent's favour. They only choose the
+finalist, and never prove it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import dspy
+
+from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.evaluation.split import Split
+from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+
+# With as many reviewed dev examples, nobody else is asked.
+ENOUGH_REVIEWED = 10
+
+
+def needs_teacher(split: Split) -> bool:
+    """Whether too few dev examples have a label that is not the application's own answer."""
+    return sum(example.provenance is not Provenance.OUTCOME for example in split.dev) < ENOUGH_REVIEWED
+
+
+def labelled_by(
+    teacher: MeteredLM,
+    spec: ModuleSpec,
+    split: Split,
+    program: dspy.Module,
+    *,
+    most: int,
+    answered: Callable[[], None] = lambda: None,
+) -> Split:
+    """Return the split with the teacher's answers as labels of the dev requests that nobody has reviewed.
+
+    `program` asks the teacher, without demos. Requests of which the application's answer is not known to be right are
+    asked about, too. Answers that cannot be read label nothing. Raises as `answer_all` does.
+    """
+    reviewed = [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
+    asked = split.dev_requests[: most - len(reviewed)]
+    answers = answer_all(spec, program, asked, teacher, answered=answered)
+    labelled: Sequence[Example] = [
+        replace(example, right=dict(answer.values), label=spec.label(answer.values), provenance=Provenance.JUDGE)
+        for example, answer in zip(asked, answers, strict=True)
+        if answer.values is not None
+    ]
+    return replace(split, dev=(*reviewed, *labelled))
