@@ -239,7 +239,8 @@ def choosing_examples(split: Split) -> list[Example]:
 def comparison_calls(split: Split, program: dspy.Module) -> int:
     """Return the calls for comparing two programs on the holdout, with a few extra for requests that DSPy repeats."""
     reviewed = len(split.holdout) + len(split.guard)
-    traces = reviewed if len(split.holdout) >= MIN_HOLDOUT else min(len(split.drawable), MAX_BATCH)
+    drawn = min(len(split.drawable), MAX_BATCH)
+    traces = drawn if drawn and len(split.holdout) < MIN_HOLDOUT else reviewed
     return 2 * traces * len(program.predictors()) + 10
 
 
