@@ -1,377 +1,461 @@
-"""Does the promotion gate keep its word? Nights of simulated attempts, judged by the gate's own functions.
+"""Does the promotion gate keep its word? Simulated nights, judged by the gate's own functions.
 
-    python bench/gate.py --histories 1000 --seed 1 --reviewed 100
+    python bench/gate.py --histories 1000 --seed 1
 
-prints how often candidates that are no better are promoted, and how soon better ones are, beside two simpler rules.
-What is assumed, and what came out, stands in bench/README.md.
+prints how often candidates that are no better are promoted, how soon better ones are, and after how many reviews,
+beside simpler rules. What is assumed, and what came out, stands in bench/README.md.
 """
 
 import argparse
-import random
+import math
+import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from statistics import fmean, median
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
-from autoopt_pipeline.evaluation.alpha_ledger import next_charge
+import numpy as np
+
+from autoopt_pipeline.evaluation import gate, sequential_test
+from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT, judge
-from autoopt_pipeline.evaluation.sequential_test import decide_sequentially
-from autoopt_pipeline.evaluation.split import DEV_SHARE, TRAIN_SHARE
-from autoopt_pipeline.evaluation.statistics import sign_flip_p
-from autoopt_pipeline.registry.records import LedgerEntry, Verdict
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT, judge
+from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, TestResult, known_batch, run_test
+from autoopt_pipeline.evaluation.split import DEV_SHARE, HOLDOUT_SHARE
+from autoopt_pipeline.evaluation.statistics import log_e_value, sign_flip_p
+from autoopt_pipeline.registry.records import Verdict
+from autoopt_pipeline.reviews.order import in_order, to_review
 from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
 
-LOOKBACK = 30
-MIN_DEV, MAX_DEV, MAX_HOLDOUT = 10, 100, 300
-MIN_SAMPLES = 100
-CANDIDATES = 4
-CLASSES = {"a": 0.3, "b": 0.25, "c": 0.2, "d": 0.15, "e": 0.1}
-INCUMBENT_SCORE = 0.7
-CHURN = (0.02, 0.10)
-"""Share of all traces that a candidate changes for the worse (for the better, where it is worse): anything between."""
-ASKINGS = 5
-"""How often the rule that asks until it likes the answer repeats a look."""
+TRACES = 200  # a night
+LOOKBACK, MIN_SAMPLES, MIN_DEV, MAX_DEV, CANDIDATES = 30, 100, 10, 100, 4
+CLASSES, SHARES = "abcde", (0.3, 0.25, 0.2, 0.15, 0.1)
+BREAKS = (0.02, 0.10)  # the share of all traces that a candidate breaks (or fixes, where it is worse)
+JUDGE = 0.85  # how often an LLM judge is right
 
+# An answer is the distance of its class from the right one.
+RIGHT = 0
 
-@dataclass(frozen=True)
-class Flips:
-    """A model that does not repeat itself: `share` of its answers name another class than they otherwise would.
-
-    Which ones is drawn anew at each asking; where it is `sticky`, once for a request, whenever and however often that
-    is asked. Different requests are drawn independently.
-    """
-
-    share: float = 0.0
-    sticky: bool = False
-
-    def __str__(self) -> str:
-        return f"{100 * self.share:.0f} % of answers flip, {'once for a request' if self.sticky else 'at each asking'}"
-
-
-NO_FLIPS = Flips()
+Truth = tuple[float, float]  # the shares of all traces that a candidate fixes and breaks
+History = tuple[int | None, int]  # the night of the first promotion, from 1, and the reviews until then or the end
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """All candidates are equal to the incumbent for `equal_nights`, from then on better by `gain`; `nights` in all.
+    """All candidates are equal to the incumbent for `equal_nights`, and better by `gain` from then on.
 
-    `gain` is what a model that repeats itself would show; `flips` take from it, and take as much from every candidate.
+    The incumbent is right on `score` of all traces. On `ties` of them both are wrong in different ways. A share of all
+    answers `flips` to another class, anew at each asking, or once for a request (`sticky`).
     """
 
     name: str
     gain: float
     nights: int = 30
     equal_nights: int = 0
-    flips: Flips = NO_FLIPS
-
-    def better(self, night: int) -> bool:
-        return self.gain > 0 and night > self.equal_nights
-
-    @property
-    def any_better(self) -> bool:
-        return self.better(self.nights)
-
-    @property
-    def any_useless(self) -> bool:
-        return not self.better(1)
+    score: float = 0.7
+    ties: float = 0.05
+    flips: float = 0.0
+    sticky: bool = False
 
 
-SCENARIOS = (
-    Scenario("equal", 0.0),
-    Scenario("3 points worse", -0.03),
-    Scenario("5 points better", 0.05),
-    Scenario("8 points better", 0.08),
-    Scenario("15 points better", 0.15),
-    Scenario("equal for 30 nights, then 8 points better for 30", 0.08, nights=60, equal_nights=30),
-)
-UNSTEADY = tuple(
-    Scenario(f"{what}; {flips}", gain, flips=flips)
-    for what, gain, shares in (("equal", 0.0, (0.05, 0.20)), ("5 points better", 0.05, (0.05, 0.20)))
-    for share in shares
-    for flips in (Flips(share), Flips(share, sticky=True))
-)
-"""The same with a model that does not repeat itself."""
+GAINS = {"equal": 0.0, "3 points worse": -0.03}
+GAINS |= {f"{points} points better": points / 100 for points in (5, 8, 15)}
+SCENARIOS = [Scenario(name, gain) for name, gain in GAINS.items()]
+SCENARIOS += [Scenario("equal for 30 nights, then 8 points better for 30", 0.08, nights=60, equal_nights=30)]
+UNSTEADY = [
+    Scenario(f"{name}; {100 * share:.0f} % of answers flip, {how}", GAINS[name], flips=share, sticky=sticky)
+    for name in ("equal", "5 points better")
+    for share in (0.05, 0.20)
+    for how, sticky in (("at each asking", False), ("once for a request", True))
+]
+UNREVIEWED = [Scenario(name, gain) for name, gain in GAINS.items()]
+UNREVIEWED += [Scenario(name, gain, score=0.8, ties=0.03) for name, gain in GAINS.items()]
+UNREVIEWED += [Scenario("30 points better", 0.30, score=0.55)]  # a better incumbent leaves no room for 30 points
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is true of a candidate: the shares of all traces that it fixes and breaks."""
-
-    fixes: float
-    breaks: float
-
-    def seen_through(self, flips: Flips) -> "Truth":
-        """The shares of traces on which it comes out better and worse, where answers of both programs flip."""
-        stays_right, becomes_right = 1 - flips.share, flips.share * RIGHT_BY_FLIPPING
-        chance = {True: stays_right, False: becomes_right}
-        shares = {
-            (True, True): INCUMBENT_SCORE - self.breaks,
-            (True, False): self.breaks,
-            (False, True): self.fixes,
-            (False, False): 1 - INCUMBENT_SCORE - self.fixes,
-        }
-        return Truth(
-            fixes=sum(share * (1 - chance[old]) * chance[new] for (old, new), share in shares.items()),
-            breaks=sum(share * chance[old] * (1 - chance[new]) for (old, new), share in shares.items()),
-        )
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One reviewed trace of the holdout: the class of its right answer, and what the incumbent says.
-
-    `right` is whether that is right unless it flips; `incumbent` holds the flips that are drawn once for a request.
-    """
-
-    label: str
-    right: bool
-    incumbent: ScoredAnswer
-
-
-@dataclass
 class Tenant:
-    """One tenant's module: `reviewed` traces a night, as many unreviewed ones, and what comes of them."""
+    """One tenant's module with its traces on the holdout's side. So many traces a night `may_judge`."""
 
-    scenario: Scenario
-    reviewed: int
-    rng: random.Random
-    dev: int = 0
-    holdout: list[Trace] = field(default_factory=list)
-    churn: float = field(init=False)
+    def __init__(self, scenario: Scenario, seed: Sequence[int], may_judge: int) -> None:
+        self.scenario, self.may_judge, self.dev = scenario, may_judge, 0
+        self.rng = np.random.default_rng(seed)
+        room = 1 - scenario.score - scenario.ties - max(scenario.gain, 0)
+        self.breaks = BREAKS[0] + max(0.0, min(BREAKS[1], room) - BREAKS[0]) * self.rng.random()
+        self.label, self.steady, self.served = np.zeros((3, 0), int)
+        self.reviewed = np.zeros(0, bool)
 
-    def __post_init__(self) -> None:
-        self.churn = self.rng.uniform(*CHURN)
-
-    def night(self) -> list[Trace]:
-        """One more night. The new traces on the holdout's side are returned too."""
-        holdout_share = 1 - TRAIN_SHARE - DEV_SHARE
-        sides = self.rng.choices(["train", "dev", "holdout"], [TRAIN_SHARE, DEV_SHARE, holdout_share], k=self.reviewed)
-        labels = self.rng.choices(list(CLASSES), list(CLASSES.values()), k=sides.count("holdout"))
-        new = [self._trace(label, self.rng.random() < INCUMBENT_SCORE) for label in labels]
-        self.dev = min(self.dev + sides.count("dev"), MAX_DEV)
-        self.holdout = [*self.holdout, *new][-MAX_HOLDOUT:]
-        return new
+    def night(self) -> None:
+        self.dev = min(self.dev + self.rng.binomial(TRACES, DEV_SHARE), MAX_DEV)
+        count = self.rng.binomial(self.may_judge, HOLDOUT_SHARE)
+        steady = np.where(self.rng.random(count) < self.scenario.score, RIGHT, self.rng.integers(1, 5, count))
+        self.label = np.append(self.label, self.rng.choice(len(CLASSES), count, p=SHARES))
+        self.steady = np.append(self.steady, steady)
+        self.served = np.append(self.served, self._flip(steady) if self.scenario.sticky else steady)
+        self.reviewed = np.append(self.reviewed, np.zeros(count, bool))
 
     def truth(self, night: int) -> Truth:
         gain = self.scenario.gain if night > self.scenario.equal_nights else 0.0
-        return Truth(fixes=self.churn + max(gain, 0), breaks=self.churn + max(-gain, 0))
+        return self.breaks + max(gain, 0), self.breaks + max(-gain, 0)
+
+    def seen(self, truth: Truth) -> Truth:
+        """The shares of traces on which a candidate comes out better and worse, where answers of both programs flip."""
+        (fixes, breaks), score, flips = truth, self.scenario.score, self.scenario.flips
+        shares = np.array([[1 - score - fixes, fixes], [breaks, score - breaks]])
+        right = np.array([flips / 4, 1 - flips])
+        return float((1 - right) @ shares @ right), float(right @ shares @ (1 - right))
 
     def search(self, night: int) -> Truth | None:
         """The best of several candidates on dev, if it beats the incumbent there."""
-        truth = self.truth(night)
-        seen = truth.seen_through(self.scenario.flips)
-        weights = [seen.fixes, seen.breaks, 1 - seen.fixes - seen.breaks]
-        wins = (sum(self.rng.choices([1, -1, 0], weights, k=self.dev)) > 0 for _ in range(CANDIDATES))
-        return truth if self.dev >= MIN_DEV and any(wins) else None
+        better, worse = self.seen(self.truth(night))
+        counts = self.rng.multinomial(self.dev, [better, worse, 1 - better - worse], CANDIDATES)
+        return self.truth(night) if self.dev >= MIN_DEV and (counts[:, 0] > counts[:, 1]).any() else None
 
-    def ask(self, traces: Sequence[Trace], truth: Truth) -> list[PairedCase]:
-        """A candidate's answers beside the incumbent's."""
-        return self.compare(traces, self.answers(traces, truth))
-
-    def answers(self, traces: Sequence[Trace], truth: Truth) -> list[ScoredAnswer]:
+    def answers(self, at: np.ndarray, truth: Truth) -> np.ndarray:
         """What a candidate says to traces, without the flips of an asking."""
-        stays_right = 1 - truth.breaks / INCUMBENT_SCORE
-        gets_right = truth.fixes / (1 - INCUMBENT_SCORE)
-        chances = [stays_right if trace.right else gets_right for trace in traces]
-        return [
-            self._request(trace.label, self.rng.random() < chance)
-            for trace, chance in zip(traces, chances, strict=True)
-        ]
+        (fixes, breaks), score, ties = truth, self.scenario.score, self.scenario.ties
+        old, chance = self.steady[at], self.rng.random(len(at))
+        right, changes = old == RIGHT, np.where(old == RIGHT, breaks / score, fixes / (1 - score))
+        other = 1 + (old - 1 + self.rng.integers(1, 4, len(at))) % 4
+        new = np.where(~right & (chance < changes + ties / (1 - score)), other, old)
+        new = np.where(chance < changes, np.where(right, self.rng.integers(1, 5, len(at)), RIGHT), new)
+        return self._flip(new) if self.scenario.sticky else new
 
-    def compare(self, traces: Sequence[Trace], candidate: Sequence[ScoredAnswer]) -> list[PairedCase]:
-        """Ask both programs, each trace once."""
-        return [
-            PairedCase(trace.label, self._asking(trace.label, trace.incumbent), self._asking(trace.label, answer))
-            for trace, answer in zip(traces, candidate, strict=True)
-        ]
+    def ask(self, at: np.ndarray, candidate: np.ndarray) -> list[PairedCase]:
+        """Ask both programs once."""
+        answers = [self.served[at], candidate]
+        if not self.scenario.sticky:
+            answers = [self._flip(each) for each in answers]
+        rows = np.stack([self.label[at], *answers, *self.rng.integers(4, size=(2, len(at)))], axis=1)
+        return [paired(*row) for row in rows.tolist()]
 
-    def ask_unreviewed(self, truth: Truth) -> list[PairedCase]:
-        """The same on unreviewed traces, whose labels are what the incumbent answered when it served them."""
-        served = [self._asking(trace.label, trace.incumbent).label for trace in self.holdout]
-        return [
-            PairedCase(label, _agreeing(case.incumbent, label), _agreeing(case.candidate, label))
-            for case, label in zip(self.ask(self.holdout, truth), served, strict=True)
-            if label is not None
-        ]
-
-    def _trace(self, label: str, right: bool) -> Trace:
-        return Trace(label, right, self._request(label, right))
-
-    def _request(self, label: str, right: bool) -> ScoredAnswer:
-        """What a program's request for a trace comes to, with the flips that are drawn once for it."""
-        answer = self.rng.choice(ANSWERS[label, right])
-        return self._flipped(label, answer) if self.scenario.flips.sticky else answer
-
-    def _asking(self, label: str, answer: ScoredAnswer) -> ScoredAnswer:
-        """What comes of asking once, with the flips that are drawn at each asking."""
-        return answer if self.scenario.flips.sticky else self._flipped(label, answer)
-
-    def _flipped(self, label: str, answer: ScoredAnswer) -> ScoredAnswer:
-        share = self.scenario.flips.share
-        if not share or self.rng.random() >= share:
-            return answer
-        return _naming(self.rng.choice(OTHERS[answer.label]), label, self.rng.choice(CONFIDENCES))
+    def _flip(self, answers: np.ndarray) -> np.ndarray:
+        other = (answers + self.rng.integers(1, 5, len(answers))) % 5
+        return np.where(self.rng.random(len(answers)) < self.scenario.flips, other, answers)
 
 
-def _agreeing(answer: ScoredAnswer, label: str) -> ScoredAnswer:
-    return ScoredAnswer(float(answer.label == label), answer.label, answer.confidence)
+@cache
+def paired(label: int, incumbent: int, candidate: int, old_confidence: int = 0, new_confidence: int = 0) -> PairedCase:
+    def scored(answer: int, confidence: int) -> ScoredAnswer:
+        right = answer == RIGHT
+        return ScoredAnswer(float(right), CLASSES[(label + answer) % 5], (confidence + (6 if right else 4)) / 10)
+
+    return PairedCase(CLASSES[label], scored(incumbent, old_confidence), scored(candidate, new_confidence))
 
 
-def _naming(named: str, label: str, confidence: float) -> ScoredAnswer:
-    return ScoredAnswer(float(named == label), named, confidence)
+PRESUMED: dict[str | None, PairedCase] = {name: paired(k, RIGHT, RIGHT) for k, name in enumerate(CLASSES)}
+WON, TIE, LOST = paired(0, 1, RIGHT), paired(0, 1, 2), paired(0, RIGHT, 1)
 
 
-def _answers() -> dict[tuple[str, bool], list[ScoredAnswer]]:
-    """What any program may answer to a trace of a class, right or wrong; one wrong answer in nine is no valid one."""
-    answers = {}
-    for label in CLASSES:
-        answers[label, True] = [ScoredAnswer(1.0, label, confidence) for confidence in (0.6, 0.7, 0.8, 0.9)]
-        others = [other for other in CLASSES if other != label]
-        wrong = [ScoredAnswer(0.0, other, confidence) for other in others for confidence in (0.4, 0.5, 0.6, 0.7)]
-        answers[label, False] = [*wrong, *[ScoredAnswer(0.0, None, None)] * 2]
-    return answers
+@cache
+def review_order(different: int, alike: int) -> tuple[bool, ...]:
+    """Whether each trace that reviewers are asked about has like answers, in the order of review."""
+    traces: list[Any] = [SimpleNamespace(span_id=f"{k}", alike=k >= different) for k in range(different + alike)]
+    return tuple(trace.alike for trace in to_review(in_order(traces, seed="")))
 
 
-ANSWERS = _answers()
-CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-OTHERS = {answer: [label for label in CLASSES if label != answer] for answer in (*CLASSES, None)}
-RIGHT_BY_FLIPPING = 8 / 9 / 4 + 1 / 9 / 5
-"""Chance that a wrong answer which flips becomes right."""
-
-Rule = Callable[[Tenant], int | None]
-"""Plays a tenant's nights up to the first promotion. Returns its night, from 1, or None."""
+Rule = Callable[[Tenant], History]
 
 
-def our_gate(tenant: Tenant, askings: int = 1) -> int | None:
-    """A look at the holdout when enough evidence has come, a sequential test where that says so, and all of it charged.
+@cache
+def can_prove(moves: int, wins: int, alpha: float) -> bool:
+    return sum(math.comb(moves, k) for k in range(wins, moves + 1)) <= alpha * 2**moves
 
-    With more `askings` a look that does not promote is repeated, at the same charge.
-    """
-    ledger: list[LedgerEntry] = []
-    verdict, window, evidence = "", 0, 0
-    waiting: Truth | None = None
-    alpha = 0.0
-    in_test: list[PairedCase] = []
 
-    def charge(kind: Literal["holdout_test", "sequential_test"]) -> float:
-        at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=night)
-        ledger.append(
-            next_charge(
-                ledger,
-                kind=kind,
-                attempt=str(at),
-                epoch=0,
-                at=at,
-                candidate_digest=str(at),
-                holdout_digest=str(at),
-                incumbent=None,
-            )
+def quick_test(batches: Sequence[Batch], alpha: float) -> TestResult:
+    """`run_test`, but it is left out where not even a single look with the whole alpha could be a proof."""
+    moves = wins = 0
+    for difference in differences(batches):
+        moves, wins = moves + bool(difference), wins + (difference > 0)
+        if 2 * wins > moves and can_prove(moves, wins, alpha):
+            return run_test(batches, alpha)
+    return TestResult(False, 1.0, alpha)
+
+
+def differences(batches: Sequence[Batch]) -> list[float]:
+    return [case.difference for batch in batches for case in batch.reviewed]
+
+
+class Test:
+    """A test of one finalist: its batches so far, and the traces that were drawn last."""
+
+    def __init__(self, tenant: Tenant, truth: Truth, alpha: float, reviews: int | None, lean: float | None) -> None:
+        self.tenant, self.truth, self.alpha, self.reviews, self.lean = tenant, truth, alpha, reviews, lean
+        self.batches: list[Batch] = []
+        self.last: list[Batch] = []
+        self.seen = self.tonight = np.zeros(0, int)
+
+    def draw(self) -> bool:
+        """Draw traces that this test has not drawn before. Return whether there are any."""
+        self.batches, self.last = [*self.batches, *self.last], []
+        new = np.setdiff1d(np.arange(len(self.tenant.label)), self.seen)
+        known = self.reviews is None and self.lean is None
+        self.at = new[-MAX_BATCH:] if known else self.tenant.rng.permutation(new)[:MAX_BATCH]
+        self.seen, self.tonight = np.append(self.seen, self.at), new[:0]
+        self.candidate = self.tenant.answers(self.at, self.truth)
+        return len(self.at) > 0
+
+    def ask(self) -> None:
+        self.cases = self.tenant.ask(self.at, self.candidate)
+        alike = np.array([case.incumbent.label == case.candidate.label for case in self.cases], bool)
+        self.different, self.alike = np.flatnonzero(~alike).tolist(), np.flatnonzero(alike).tolist()
+        self.known = self._reviewed()
+
+    def review(self) -> None:
+        """Tonight's reviews: of the first traces in the order of review that have none."""
+        each = {False: iter(self.different), True: iter(self.alike)}
+        order = [self.at[next(each[like])] for like in review_order(len(self.different), len(self.alike))]
+        self.tonight = np.array([trace for trace in order if not self.tenant.reviewed[trace]][: self.reviews], int)
+        self.tenant.reviewed[self.tonight] = True
+
+    def batch(self) -> Batch:
+        reviewed = self.tenant.reviewed[self.at].tolist()
+        return Batch(
+            reviewed=tuple(self.cases[k] for k in self.different[: self._reviewed()]),
+            disagreements=len(self.different),
+            known=self.known,
+            agreed=tuple(self.cases[k] for k in self.alike if reviewed[k]),
+            presumed=tuple(PRESUMED[self.cases[k].incumbent.label] for k in self.alike if not reviewed[k]),
         )
-        return ledger[-1].alpha
 
+    def look(self) -> Verdict:
+        """Judge the candidate by all batches. An LLM judge's word counts if its lean to the candidate is given."""
+        batch = known_batch(self.cases) if self.reviews is None else self.batch()
+        if self.lean is not None:
+            gains = np.array([self.cases[k].difference for k in self.different])
+            won = self.tenant.rng.random(len(gains)) < 0.5 + self.lean / 2 + (JUDGE - 0.5) * gains
+            batch = replace(self.batch(), reviewed=tuple(WON if candidate else LOST for candidate in won))
+        self.last = [batch]
+        return judge([*self.batches, batch], alpha=self.alpha).verdict
+
+    def reviews_to_proof(self) -> int:
+        """How many of tonight's reviews were enough."""
+
+        def proven(count: int) -> bool:
+            self.tenant.reviewed[self.tonight] = np.arange(len(self.tonight)) < count
+            return quick_test([*self.batches, self.batch()], self.alpha).proven
+
+        return bisect_left(range(len(self.tonight)), True, key=proven)
+
+    def _reviewed(self) -> int:
+        """How many of the first disagreements have a review."""
+        missing = np.flatnonzero(~self.tenant.reviewed[self.at[self.different]])
+        return int(missing[0]) if len(missing) else len(self.different)
+
+
+def our_gate(tenant: Tenant, *, reviews: int | None = None, lean: float | None = None, askings: int = 1) -> History:
+    """Search when enough evidence has come, and test the finalist until it is promoted or rejected.
+
+    Right answers are known beforehand, or come from so many `reviews` a night, or from an LLM judge with a `lean`. With
+    more `askings`, a look that does not promote is repeated at the same charge.
+    """
+    verdict, window, evidence, charges, used = "", 0, 0, 0, 0
+    test: Test | None = None
     for night in range(1, tenant.scenario.nights + 1):
-        new = tenant.night()
-        evidence += 2 * tenant.reviewed
-        if waiting:
-            in_test += tenant.ask(new, waiting)
-        if evidence < evidence_required(MIN_SAMPLES, window, verdict) or len(tenant.holdout) < MIN_HOLDOUT:
+        tenant.night()
+        evidence += TRACES
+        if test and verdict == Verdict.AWAITING_REVIEWS:
+            test.review()
+            verdict = test.look()
+        elif evidence < evidence_required(MIN_SAMPLES, window, verdict) or len(tenant.label) < MIN_HOLDOUT:
             continue
-        window, evidence = 2 * tenant.reviewed * min(night, LOOKBACK), 0
-        if waiting:
-            verdict = decide_sequentially(in_test, alpha=alpha).verdict if in_test else Verdict.INCONCLUSIVE
-        elif finalist := tenant.search(night):
-            answers, guard = tenant.answers(tenant.holdout, finalist), tenant.ask_unreviewed(finalist)
-            allowed = charge("holdout_test")
-            for _ in range(askings):
-                verdict = judge(tenant.compare(tenant.holdout, answers), guard, alpha=allowed).verdict
-                if verdict is Verdict.PROMOTED:
-                    break
-            if verdict is Verdict.INCONCLUSIVE:
-                waiting, alpha, in_test = finalist, charge("sequential_test"), []
         else:
-            verdict = Verdict.REJECTED
-        if verdict is Verdict.PROMOTED:
-            return night
-        if verdict is Verdict.REJECTED:
-            waiting = None
-    return None
+            if verdict != Verdict.INCONCLUSIVE:
+                test, finalist = None, tenant.search(night)
+                if finalist:
+                    charges += 1
+                    test = Test(tenant, finalist, alpha_of_charge(charges), reviews, lean)
+            verdict = Verdict.INCONCLUSIVE if test else Verdict.REJECTED
+            if test and test.draw():
+                for _ in range(askings):
+                    test.ask()
+                    if (verdict := test.look()) == Verdict.PROMOTED:
+                        break
+        window, evidence = TRACES * min(night, LOOKBACK), 0
+        if test and verdict == Verdict.PROMOTED:
+            return night, used + test.reviews_to_proof()
+        used += len(test.tonight) if test else 0
+    return None, used
 
 
-def every_night(promotes: Callable[[Sequence[float]], bool]) -> Rule:
-    """A new finalist every night, and one look at its differences on the holdout."""
+def look_once(tenant: Tenant, promotes: Callable[[Sequence[float], int], bool], *, waits: bool = False) -> History:
+    """One look at each finalist's differences on the holdout: every night, or when enough evidence has come."""
+    verdict, window, evidence, finalists = "", 0, 0, 0
+    for night in range(1, tenant.scenario.nights + 1):
+        tenant.night()
+        evidence += TRACES + tenant.may_judge
+        enough = not waits or evidence >= evidence_required(MIN_SAMPLES, window, verdict)
+        if enough and len(tenant.label) >= MIN_HOLDOUT:
+            verdict, window, evidence = Verdict.REJECTED, TRACES * min(night, LOOKBACK), 0
+            if finalist := tenant.search(night):
+                finalists += 1
+                at = np.arange(len(tenant.label))[-MAX_BATCH:]
+                if promotes([case.difference for case in tenant.ask(at, tenant.answers(at, finalist))], finalists):
+                    return night, night * tenant.may_judge
+    return None, tenant.scenario.nights * tenant.may_judge
 
-    def rule(tenant: Tenant) -> int | None:
-        for night in range(1, tenant.scenario.nights + 1):
-            tenant.night()
-            if len(tenant.holdout) >= MIN_HOLDOUT and (finalist := tenant.search(night)):
-                cases = tenant.ask(tenant.holdout, finalist)
-                if promotes([case.difference for case in cases]):
-                    return night
-        return None
 
-    return rule
+def exact_test(differences: Sequence[float], finalists: int) -> bool:
+    return fmean(differences) >= MIN_GAIN and sign_flip_p(differences) <= alpha_of_charge(finalists)
 
 
 RULES: dict[str, Rule] = {
     "our gate": our_gate,
-    "p <= 0.05 every night": every_night(lambda differences: sign_flip_p(differences) <= 0.05),
-    "higher score every night": every_night(lambda differences: sum(differences) > 0),
+    "p <= 0.05 every night": partial(look_once, promotes=lambda differences, _: sign_flip_p(differences) <= 0.05),
+    "higher score every night": partial(look_once, promotes=lambda differences, _: sum(differences) > 0),
 }
-
-
-MORE_RULES: dict[str, Rule] = RULES | {
-    f"our gate, each look repeated {ASKINGS} times": partial(our_gate, askings=ASKINGS)
-}
-"""And what comes of asking until the answer is liked, which costs nothing where a model repeats itself."""
+LOOK_REPEATED: dict[str, Rule] = {"our gate, each look repeated 5 times": partial(our_gate, askings=5)}
+BEFOREHAND: Rule = partial(look_once, promotes=exact_test, waits=True)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Shares of histories by their first promotion: of a candidate that was no better, or of one that was.
 
-    `mean_night` counts from when candidates are better, None where none was promoted.
+    `mean_night` counts from when candidates are better. `to_promotion` is the median of the reviews until a promotion,
+    and `reviews` the mean of all histories.
     """
 
     falsely: float
     rightly: float
     mean_night: float | None
+    to_promotion: float | None
+    reviews: float
 
 
-def play(rule: Rule, scenario: Scenario, *, histories: int, seed: int, reviewed: int) -> Outcome:
+def play(rule: Rule, scenario: Scenario, *, histories: int, seed: int, may_judge: int) -> Outcome:
     """Many histories of one scenario; the same arguments give the same outcome."""
-    seeds = [f"{seed} {scenario.name} {number}" for number in range(histories)]
-    promoted = [rule(Tenant(scenario, reviewed, random.Random(own))) for own in seeds]  # noqa: S311
-    nights = [night for night in promoted if night is not None]
-    right = [night - scenario.equal_nights for night in nights if scenario.better(night)]
+    name = zlib.crc32(f"{scenario.name} {scenario.score}".encode())
+    with patch.object(gate, "run_test", quick_test):
+        played = [rule(Tenant(scenario, [seed, name, number], may_judge)) for number in range(histories)]
+    promoted = [(night, reviews) for night, reviews in played if night is not None]
+    right = [night - scenario.equal_nights for night, _ in promoted if scenario.gain > 0]
+    right = [night for night in right if night > 0]
     return Outcome(
-        falsely=(len(nights) - len(right)) / histories,
+        falsely=(len(promoted) - len(right)) / histories,
         rightly=len(right) / histories,
-        mean_night=sum(right) / len(right) if right else None,
+        mean_night=fmean(right) if right else None,
+        to_promotion=median(reviews for _, reviews in promoted) if promoted else None,
+        reviews=fmean(reviews for _, reviews in played),
     )
+
+
+def spending(power: float) -> dict[str, Any]:
+    """The settings of `sequential_test` that spend alpha times this power of the part that is done."""
+    return {"math": SimpleNamespace(gcd=math.gcd, comb=math.comb, sqrt=lambda done: done**power)}
+
+
+NEVER_HOPELESS = {"MIN_DECIDED": sequential_test.MAX_DRAWN + 1}
+DESIGNS: dict[str, dict[str, Any]] = {
+    "alpha t^0.33": spending(0.33),
+    "alpha t^0.5 (ours)": spending(0.5),
+    "alpha t^1": spending(1.0),
+    "ours, hopeless below 60 % of wins": {"HOPED_WINS": 0.60},
+    "ours, hopeless below 70 % of wins": {"HOPED_WINS": 0.70},
+    "ours, never hopeless": NEVER_HOPELESS,
+    "e-process": spending(0.5),
+    "one look at 300": NEVER_HOPELESS,
+}
+
+
+def run_design(design: str, scenario: Scenario, rng: np.random.Generator) -> tuple[bool, int]:
+    """Test one finalist with all reviews. Return whether it is proven, and after how many of them that is decided."""
+    breaks = rng.uniform(*BREAKS)
+    shares = [breaks + scenario.gain, scenario.ties, breaks]
+    alpha, used = alpha_of_charge(1), 0
+    batches: list[Batch] = []
+    for _ in range(sequential_test.MAX_DRAWN // MAX_BATCH):
+        counts = rng.multinomial(MAX_BATCH, [*shares, 1 - sum(shares)])[:3]
+        cases = tuple((WON, TIE, LOST)[k] for k in rng.permutation(np.repeat(range(3), counts)))
+        order = review_order(len(cases), MAX_BATCH - len(cases))
+        after = [
+            [*batches, Batch(cases[:n], len(cases), 0, (), (TIE,) * (MAX_BATCH - len(cases)))]
+            for n in range(len(cases) + 1)
+        ]
+        if design == "one look at 300":
+            return sign_flip_p(differences(after[-1])) <= alpha, len(order)
+        if design == "e-process":
+            proof = next((n for n, seen in enumerate(after) if log_e_value(differences(seen)) >= -math.log(alpha)), 0)
+        else:
+            ends = quick_test(after[-1], alpha).proven
+            proof = bisect_left(after, True, key=lambda seen: quick_test(seen, alpha).proven) if ends else 0
+        for n, place in enumerate((place for place, alike in enumerate(order, 1) if not alike), 1):
+            if n == proof or sequential_test.is_hopeless(after[n]):
+                return n == proof, used + place
+        batches, used = after[-1], used + len(order)
+        if sum(differences(batches)) < MIN_GAIN * MAX_BATCH * len(batches):
+            break
+    return False, used
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def print_row(*cells: object) -> None:
+    print(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |", flush=True)
+
+
+def print_head(texts: int, *head: str) -> None:
+    print()
+    print_row(*head)
+    print(f"|{'---|' * texts}{'--:|' * (len(head) - texts)}")
+
+
+def print_reviewed(histories: int, seed: int, reviewed: int) -> None:
+    for scenarios, rules in ((SCENARIOS, RULES), (UNSTEADY, RULES), (UNSTEADY[:4:2], LOOK_REPEATED)):
+        print_head(2, "candidates", "rule", "promoted falsely", "promoted rightly", "in night, on average")
+        for scenario in scenarios:
+            for name, rule in rules.items():
+                found = play(rule, scenario, histories=histories, seed=seed, may_judge=reviewed)
+                falsely = None if scenario.gain > 0 and not scenario.equal_nights else percent(found.falsely)
+                rightly = percent(found.rightly) if scenario.gain > 0 else None
+                print_row(scenario.name, name, falsely, rightly, found.mean_night and f"{found.mean_night:.1f}")
+
+
+def print_unreviewed(histories: int, seed: int) -> None:
+    costs = "reviews until then, median", "reviews in all, mean", "in night, on average"
+    print_head(3, "candidates", "incumbent right", "rule", "reviews a night", "promoted", *costs)
+    for scenario in UNREVIEWED:
+        for most in (10, 25):
+            ours = partial(our_gate, reviews=most)
+            for name, rule, may_judge in (("our gate", ours, TRACES), ("reviewed beforehand", BEFOREHAND, most)):
+                found = play(rule, scenario, histories=histories, seed=seed, may_judge=may_judge)
+                until = None if found.to_promotion is None else f"{found.to_promotion:.0f}"
+                cells = percent(found.falsely + found.rightly), until, f"{found.reviews:.0f}"
+                night = found.mean_night and f"{found.mean_night:.1f}"
+                print_row(scenario.name, f"{100 * scenario.score:.0f} %", name, most, *cells, night)
+    print_head(2, "candidates", "incumbent right", *(f"judge leans {lean} points" for lean in (0, 10, 20)))
+    for scenario in (scenario for scenario in UNREVIEWED if scenario.gain == 0):
+        rules = [partial(our_gate, lean=lean) for lean in (0.0, 0.1, 0.2)]
+        found = [play(rule, scenario, histories=histories, seed=seed, may_judge=TRACES) for rule in rules]
+        print_row(scenario.name, f"{100 * scenario.score:.0f} %", *(percent(outcome.falsely) for outcome in found))
+
+
+def print_designs(histories: int, seed: int) -> None:
+    scenarios = [Scenario("equal", 0.0), Scenario("+8", 0.08), Scenario("+30", 0.30, score=0.55)]
+    print_head(1, "design", *(f"{s.name}: {what}" for s in scenarios for what in ("proven", "reviews, median")))
+    for design, settings in DESIGNS.items():
+        cells: list[str] = []
+        with patch.multiple(sequential_test, **settings):
+            for scenario in scenarios:
+                tests = [run_design(design, scenario, np.random.default_rng([seed, k])) for k in range(histories)]
+                cells += [percent(fmean(proven for proven, _ in tests)), f"{median(used for _, used in tests):.0f}"]
+        print_row(design, *cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--histories", type=int, default=1000, help="for each line of the table")
+    parser.add_argument("--histories", type=int, default=1000, help="for each line of a table")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--reviewed", type=int, default=100, help="reviewed traces a night")
+    parser.add_argument("--reviewed", type=int, default=100, help="traces a night that are reviewed beforehand")
     args = parser.parse_args()
-    for scenarios, rules in ((SCENARIOS, RULES), (UNSTEADY, MORE_RULES)):
-        print("\n| candidates | rule | promoted falsely | promoted rightly | in night, on average |")
-        print("|---|---|--:|--:|--:|")
-        for scenario in scenarios:
-            for name, rule in rules.items():
-                result = play(rule, scenario, histories=args.histories, seed=args.seed, reviewed=args.reviewed)
-                print(_row(scenario, name, result), flush=True)
-
-
-def _row(scenario: Scenario, rule: str, result: Outcome) -> str:
-    falsely = f"{100 * result.falsely:.1f} %" if scenario.any_useless else ""
-    rightly = f"{100 * result.rightly:.1f} %" if scenario.any_better else ""
-    night = f"{result.mean_night:.1f}" if result.mean_night is not None else ""
-    return f"| {scenario.name} | {rule} | {falsely} | {rightly} | {night} |"
+    print_reviewed(args.histories, args.seed, args.reviewed)
+    print_unreviewed(args.histories, args.seed)
+    print_designs(args.histories, args.seed)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The promises of the gate over whole histories, by the simulation in bench/gate.py."""
 
 import importlib.util
-import random
 import sys
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.project import PROJECT
@@ -53,19 +54,21 @@ def test_a_model_that_does_not_repeat_itself_promotes_no_more_by_luck(bench: Mod
 
 def test_asking_a_look_again_until_it_promotes_would_promote_by_luck(bench: ModuleType) -> None:
     name = "equal; 20 % of answers flip, at each asking"
-    again = bench.MORE_RULES["our gate, each look repeated 5 times"]
-    assert played(bench, again, name, histories=100).falsely > 0.08
+    again = bench.LOOK_REPEATED["our gate, each look repeated 5 times"]
+    once, repeated = (played(bench, rule, name, histories=100).falsely for rule in (bench.our_gate, again))
+    assert repeated > max(0.05, 2 * once)
 
 
 @pytest.mark.parametrize("sticky", [False, True])
 def test_flips_make_the_differences_that_the_search_reckons_with(bench: ModuleType, sticky: bool) -> None:
-    scenario = bench.Scenario("x", 0.05, flips=bench.Flips(0.2, sticky=sticky))
-    tenant = bench.Tenant(scenario, 100, random.Random(1))
+    tenant = bench.Tenant(bench.Scenario("x", 0.05, flips=0.2, sticky=sticky), [1], 100_000)
+    tenant.night()
     truth = tenant.truth(1)
-    cases = [case for _ in range(400) for case in tenant.ask(tenant.night(), truth)]
-    seen = truth.seen_through(scenario.flips)
-    assert sum(case.fixed for case in cases) / len(cases) == pytest.approx(seen.fixes, abs=0.01)
-    assert sum(case.broken for case in cases) / len(cases) == pytest.approx(seen.breaks, abs=0.01)
+    at = np.arange(len(tenant.label))
+    cases = tenant.ask(at, tenant.answers(at, truth))
+    better, worse = tenant.seen(truth)
+    assert sum(case.fixed for case in cases) / len(cases) == pytest.approx(better, abs=0.01)
+    assert sum(case.broken for case in cases) / len(cases) == pytest.approx(worse, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_outcome(bench: ModuleType) -> None:
@@ -73,6 +76,37 @@ def test_the_same_seed_gives_the_same_outcome(bench: ModuleType) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("name", ["equal", "3 points worse"])
+def test_reviews_of_disagreements_rarely_promote_a_useless_candidate(bench: ModuleType, name: str) -> None:
+    two_standard_errors = 0.03
+    assert reviewed(bench, name, most=10, histories=200).falsely <= 0.05 + two_standard_errors
+
+
+@pytest.mark.parametrize(("name", "reviews"), [("8 points better", 70), ("30 points better", 25)])
+def test_few_reviews_promote_a_better_candidate(bench: ModuleType, name: str, reviews: int) -> None:
+    found = reviewed(bench, name, most=10, histories=100)
+    assert found.rightly >= 0.80
+    assert found.to_promotion <= reviews
+
+
+def test_the_simulation_would_show_a_judge_that_leans_to_the_candidate(bench: ModuleType) -> None:
+    assert play(bench, partial(bench.our_gate, lean=0.2), bench.UNREVIEWED, "equal", histories=60).falsely > 0.15
+
+
+def test_other_designs_are_measured_by_the_test_that_decides(bench: ModuleType) -> None:
+    assert bench.sequential_test.math is bench.math
+    bench.print_designs(histories=3, seed=1)
+    assert bench.sequential_test.math is bench.math
+
+
 def played(bench: ModuleType, rule: Any, name: str, *, histories: int) -> Any:
-    scenario = next(scenario for scenario in (*bench.SCENARIOS, *bench.UNSTEADY) if scenario.name == name)
-    return bench.play(rule, scenario, histories=histories, seed=1, reviewed=100)
+    return play(bench, rule, [*bench.SCENARIOS, *bench.UNSTEADY], name, histories=histories, may_judge=100)
+
+
+def reviewed(bench: ModuleType, name: str, *, most: int, histories: int) -> Any:
+    return play(bench, partial(bench.our_gate, reviews=most), bench.UNREVIEWED, name, histories=histories)
+
+
+def play(bench: ModuleType, rule: Any, scenarios: Any, name: str, *, histories: int, may_judge: int = 200) -> Any:
+    scenario = next(scenario for scenario in scenarios if scenario.name == name)
+    return bench.play(rule, scenario, histories=histories, seed=1, may_judge=may_judge)
