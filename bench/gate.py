@@ -348,7 +348,7 @@ def spending(power: float) -> dict[str, Any]:
     return {"math": SimpleNamespace(gcd=math.gcd, comb=math.comb, sqrt=lambda done: done**power)}
 
 
-NEVER_HOPELESS = {"MIN_DECIDED": sequential_test.MAX_DRAWN + 1}
+NEVER_HOPELESS = {"MIN_DECIDED": sequential_test.BATCHES * MAX_BATCH + 1}
 DESIGNS: dict[str, dict[str, Any]] = {
     "alpha t^0.33": spending(0.33),
     "alpha t^0.5 (ours)": spending(0.5),
@@ -367,7 +367,7 @@ def run_design(design: str, scenario: Scenario, rng: np.random.Generator) -> tup
     shares = [breaks + scenario.gain, scenario.ties, breaks]
     alpha, used = alpha_of_charge(1), 0
     batches: list[Batch] = []
-    for _ in range(sequential_test.MAX_DRAWN // MAX_BATCH):
+    for _ in range(sequential_test.BATCHES):
         counts = rng.multinomial(MAX_BATCH, [*shares, 1 - sum(shares)])[:3]
         cases = tuple((WON, TIE, LOST)[k] for k in rng.permutation(np.repeat(range(3), counts)))
         order = review_order(len(cases), MAX_BATCH - len(cases))

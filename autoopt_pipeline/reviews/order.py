@@ -10,7 +10,7 @@ from autoopt_pipeline.registry.records import DrawnTrace
 AUDITED = 15
 
 # Disagreements before each of them.
-_AUDIT_EVERY = 4
+_AUDIT_EVERY = 8
 
 
 def in_order(traces: Sequence[DrawnTrace], *, seed: str) -> list[DrawnTrace]:
