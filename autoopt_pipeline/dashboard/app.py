@@ -32,7 +32,7 @@ _STATUS = (
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 
-_MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "viewers change nothing; ask an operator"}
+_MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "your role does not allow this; ask an operator"}
 """Messages that replace Starlette's own."""
 
 
