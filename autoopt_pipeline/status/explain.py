@@ -86,7 +86,7 @@ def _needed(story: ModuleDetail, now: datetime) -> str:
         return "nothing: the sensor launches a run at its next look"
     parts = [f"next look at it {ago(decision.until, now)}"] if decision.until else []
     if decision.evidence and decision.need:
-        parts.append(f"{decision.evidence.total} of {decision.need} new traces and annotations")
+        parts.append(f"{decision.counted} of {decision.need} {decision.needed}")
     if story.due_in:
         parts.append(
             f"as traces came in the last day ({story.traces_per_day}), that is in about {duration(story.due_in)}"
