@@ -36,7 +36,7 @@ from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
 from tests.support.command_line import AUTOOPT
 from tests.support.dashboard_client import csrf, everybody, text_of
 from tests.support.foreign_server import MASKED, answering
-from tests.support.phoenix_traffic import AGENTS, requests
+from tests.support.phoenix_traffic import requests
 from tests.support.review_queues import await_reviews, reviews_of
 from tests.support.stored_programs import made_program
 from tests.support.stored_programs import store as stored_program

@@ -9,10 +9,14 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import Access, Role, User
+from autoopt_pipeline.dashboard.pages import reviews
 from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.reviews import queue
 from autoopt_pipeline.reviews.answers import CANDIDATE as CANDIDATE_KEY
 from autoopt_pipeline.reviews.answers import NOTE
+from autoopt_pipeline.reviews.queue import ReviewQueue
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -90,12 +94,33 @@ def test_a_queue_is_reviewed_to_its_end(
     assert "All 3 are reviewed The next run decides" in text_of(page)
     assert f'href="/tenants/{tenant}/modules/routing/run"' in page.text
     assert "Nothing waits for reviews" in text_of(browser.get("/review"))
-    reviews = reviews_of(phoenix, tenant, drawn)
-    assert [len(reviews[trace.span_id]) for trace in drawn] == [1, 1, 1]
-    assert sorted(review.label or "" for (review,) in reviews.values()) == sorted([AGENTS[0], "ambiguous", "unsure"])
-    (of_first,) = reviews[first]
+    stored = reviews_of(phoenix, tenant, drawn)
+    assert [len(stored[trace.span_id]) for trace in drawn] == [1, 1, 1]
+    assert sorted(review.label or "" for (review,) in stored.values()) == sorted([AGENTS[0], "ambiguous", "unsure"])
+    (of_first,) = stored[first]
     assert (of_first.label, of_first.kind, of_first.metadata[CANDIDATE_KEY]) == (AGENTS[0], "HUMAN", CANDIDATE)
-    assert [review.metadata[NOTE] for (review,) in reviews.values() if NOTE in review.metadata] == ["it names nothing"]
+    assert [review.metadata[NOTE] for (review,) in stored.values() if NOTE in review.metadata] == ["it names nothing"]
+
+
+def test_the_list_asks_phoenix_only_about_modules_that_await_reviews(
+    home: Path,
+    phoenix: Phoenix,
+    store: TenantConfigStore,
+    tenant: str,
+    browser: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await_reviews(home, phoenix, tenant, 2)
+    configure(store, f"{tenant}-other")
+    opened = []
+
+    def open_queue(connections: Connections, *place: str) -> ReviewQueue | None:
+        opened.append(place)
+        return queue.open_queue(connections, *place)
+
+    monkeypatch.setattr(reviews, "open_queue", open_queue)
+    assert f"{tenant} routing 0 of 2 reviewed" in text_of(browser.get("/review"))
+    assert opened == [(tenant, "routing")]
 
 
 def test_another_label_can_be_chosen(
@@ -130,8 +155,8 @@ def test_undo_goes_back_and_the_new_answer_replaces_the_old(
     assert 'id="undo"' not in browser.get(f"{here}?trace={spans[0]}").text
     give(browser, second, AGENTS[1])
     assert asked(browser.get(here)) == asked(third)
-    reviews = reviews_of(phoenix, tenant, drawn)
-    assert [[review.label for review in reviews[span]] for span in spans] == [[AGENTS[0]], [AGENTS[1]]]
+    stored = reviews_of(phoenix, tenant, drawn)
+    assert [[review.label for review in stored[span]] for span in spans] == [[AGENTS[0]], [AGENTS[1]]]
 
 
 def test_only_what_one_has_answered_here_can_be_taken_back(
