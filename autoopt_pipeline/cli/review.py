@@ -241,8 +241,7 @@ def _read_note() -> str:
 def _choices(question: Question) -> tuple[Sequence[str], dict[str, str]]:
     """The programs' answers, and the answer of each key."""
     keys = {str(place): answer for place, answer in enumerate(question.answers, 1)}
-    others = [label.name for label in question.labels if label.name not in question.answers]
-    keys |= dict(zip(_LABELS_BY_KEY, filter(question.accepts, others), strict=False))
+    keys |= dict(zip(_LABELS_BY_KEY, (label.name for label in question.others), strict=False))
     return question.answers, keys | {"=": BOTH_FINE, "c": CANNOT_TELL}
 
 

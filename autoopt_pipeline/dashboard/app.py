@@ -17,13 +17,23 @@ from starlette.types import ASGIApp
 
 from autoopt_pipeline.dashboard.auth import LOOPBACK
 from autoopt_pipeline.dashboard.context import Dashboard
-from autoopt_pipeline.dashboard.pages import actions, activity, bulk_config, login, modules, overview, tenant_config
-from autoopt_pipeline.dashboard.security import SecurityHeaders, Sessions, TokenOrSession, operator_form
+from autoopt_pipeline.dashboard.pages import (
+    actions,
+    activity,
+    bulk_config,
+    login,
+    modules,
+    overview,
+    reviews,
+    tenant_config,
+)
+from autoopt_pipeline.dashboard.security import SecurityHeaders, Sessions, TokenOrSession, operator_form, reviewer_form
 from autoopt_pipeline.dashboard.templating import STATIC, render
 from autoopt_pipeline.errors import AutooptError, Conflict, NotFound, Unavailable
 
 _CONFIGURATION = "/tenants/{tenant}/configuration"
 _MODULE = "/tenants/{tenant}/modules/{module}"
+_REVIEW = "/review/{tenant}/{module}"
 
 # An error of no such class is a bad request.
 _STATUS = (
@@ -32,7 +42,7 @@ _STATUS = (
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 
-_MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "viewers change nothing; ask an operator"}
+_MESSAGES = {"Not Found": "There is no such page.", "Forbidden": "your role does not allow this; ask an operator"}
 """Messages that replace Starlette's own."""
 
 
@@ -44,6 +54,9 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route("/board", overview.overview_board),
             Route("/activity", activity.activity_page),
             Route("/why", modules.why_page),
+            Route("/review", reviews.list_page),
+            Route(_REVIEW, reviews.question_page),
+            Route(_REVIEW, reviewer_form(reviews.answer), methods=["POST"]),
             Route("/configuration", bulk_config.list_page),
             Route("/configuration/add", bulk_config.add_page),
             Route("/configuration/add", operator_form(bulk_config.add), methods=["POST"]),

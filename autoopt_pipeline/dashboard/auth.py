@@ -27,10 +27,17 @@ _SHORTEST_TOKEN = 24
 
 
 class Role(StrEnum):
-    """A viewer sees pages; an operator also decides, launches and configures."""
+    """A viewer sees pages; a reviewer also answers questions; an operator also decides, launches and configures."""
 
     VIEWER = "viewer"
+    REVIEWER = "reviewer"
     OPERATOR = "operator"
+
+    @property
+    def includes(self) -> tuple["Role", ...]:
+        """The roles whose rights this one has: itself and those before it."""
+        roles = tuple(Role)
+        return roles[: roles.index(self) + 1]
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,12 @@ class User(BaseUser):
     is_authenticated = True
 
     @property
+    def may_review(self) -> bool:
+        return Role.REVIEWER in self.role.includes
+
+    @property
     def may_operate(self) -> bool:
-        return self.role is Role.OPERATOR
+        return Role.OPERATOR in self.role.includes
 
     @property
     def sees_all(self) -> bool:

@@ -1,13 +1,14 @@
 """The stores, the Dagster instance and the caches that the pages use."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
 from starlette.requests import Request
 
 from autoopt_pipeline.clients import Connections
+from autoopt_pipeline.dashboard.asked_questions import AskedQuestions
 from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
 from autoopt_pipeline.dashboard.status_cache import StatusCache
@@ -30,6 +31,7 @@ class Dashboard:
     access: Access
     looking: StatusCache
     counts: Counts
+    asked: AskedQuestions = field(default_factory=AskedQuestions)
 
     def standings(self, entry: StoredConfig) -> list[ModuleStatus]:
         """The status of a tenant's modules, with the last known counts when Phoenix does not answer."""

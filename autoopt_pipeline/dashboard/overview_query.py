@@ -129,5 +129,5 @@ def _matches(status: ModuleStatus, query: Query) -> bool:
 
 
 def _share_of_needed(status: ModuleStatus) -> float:
-    evidence, need = status.decision.evidence, status.decision.need
-    return evidence.total / need if evidence and need else 0.0
+    decision = status.decision
+    return decision.counted / decision.need if decision.need else 0.0

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoopt_pipeline.dashboard.auth import Access, User
+from autoopt_pipeline.dashboard.auth import Access, Role, User
 
 SESSION_SECONDS = 12 * 3600
 """How long a session lasts."""
@@ -60,7 +60,10 @@ class SecurityHeaders:
 
 
 class TokenOrSession(AuthenticationBackend):
-    """Authenticates a bearer token, the user that a proxy names, or a signed-in session. The role is the scope."""
+    """Authenticates a bearer token, the user that a proxy names, or a signed-in session.
+
+    The scopes are the user's role and those that it includes.
+    """
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -72,7 +75,7 @@ class TokenOrSession(AuthenticationBackend):
         # A browser sends its cookie by itself, so a form has to prove that it comes from one of our pages.
         conn.scope["csrf"] = None if by_token else conn.session.setdefault("csrf", secrets.token_urlsafe(24))
         if user:
-            return AuthCredentials([user.role]), user
+            return AuthCredentials(user.role.includes), user
         if conn.url.path.startswith(_OPEN):
             return None
         raise AuthenticationError("sign in first")
@@ -115,10 +118,22 @@ class Sessions:
         await (self._tls if https else self._plain)(scope, receive, send)
 
 
-def operator_form(handler: Callable[[Request, FormData], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of a form that changes something: only an operator may send it, and only from one of our pages."""
+FormHandler = Callable[[Request, FormData], Response]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-    @requires("operator")
+
+def operator_form(handler: FormHandler) -> Endpoint:
+    """The endpoint of a form that changes something: only an operator may send it, and only from one of our pages."""
+    return _form(Role.OPERATOR, handler)
+
+
+def reviewer_form(handler: FormHandler) -> Endpoint:
+    """The endpoint of a form that reviewers may send, too, and only from one of our pages."""
+    return _form(Role.REVIEWER, handler)
+
+
+def _form(role: Role, handler: FormHandler) -> Endpoint:
+    @requires(role.value)
     async def endpoint(request: Request) -> Response:
         form = await checked_form(request)
         return await run_in_threadpool(handler, request, form)

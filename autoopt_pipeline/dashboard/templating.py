@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
-from autoopt_pipeline.text import ago, duration, one_line, percent
+from autoopt_pipeline.text import ago, duration, one_line, percent, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +62,8 @@ def _environment() -> jinja2.Environment:
         "markdown": _markdown_filter,
         "static": _static,
         "span": _span,
+        "printable": printable,
+        "timespan": duration,
         "duration": as_duration,
         "words": lambda text: str(text).replace("_", " "),
     }

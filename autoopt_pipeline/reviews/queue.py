@@ -67,6 +67,11 @@ class Question:
     labels: tuple[Label, ...]
     decision: LoggedDecision = field(repr=False)
 
+    @property
+    def others(self) -> tuple[Label, ...]:
+        """The labels that neither program gave, as far as the module can read them as an answer."""
+        return tuple(label for label in self.labels if label.name not in self.answers and self.accepts(label.name))
+
     def accepts(self, answer: str) -> bool:
         """Whether the module can read this answer, or it says that nobody can tell."""
         if answer.lower() in UNDECIDED:
@@ -101,9 +106,12 @@ def open_queues(connections: Connections, modules: Iterable[tuple[str, str]]) ->
     A short queue decides soonest, so each of its reviews is worth most.
     """
     queues = [queue for tenant, module in modules if (queue := open_queue(connections, tenant, module))]
-    return sorted(
-        (queue for queue in queues if queue.waiting), key=lambda q: (len(q.waiting), q.since, q.tenant_id, q.module)
-    )
+    return shortest_first(queue for queue in queues if queue.waiting)
+
+
+def shortest_first(queues: Iterable[ReviewQueue]) -> list[ReviewQueue]:
+    """Sort queues: those with the fewest reviews left first."""
+    return sorted(queues, key=lambda queue: (len(queue.waiting), queue.since, queue.tenant_id, queue.module))
 
 
 def questions(connections: Connections, queue: ReviewQueue, traces: Iterable[DrawnTrace]) -> Iterator[Question]:

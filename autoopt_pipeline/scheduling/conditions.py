@@ -133,6 +133,23 @@ class ScheduleDecision:
     def launch(self) -> bool:
         return self.reason is Reason.DUE
 
+    @property
+    def awaits_reviews(self) -> bool:
+        """Whether `need` is a number of reviews, so that nothing else counts as new evidence."""
+        return bool(self.conditions) and self.conditions[-1].otherwise is Reason.AWAITING_REVIEWS
+
+    @property
+    def counted(self) -> int:
+        """How much of the needed evidence is there."""
+        if self.evidence is None:
+            return 0
+        return self.evidence.new_annotations if self.awaits_reviews else self.evidence.total
+
+    @property
+    def needed(self) -> str:
+        """What is counted, in words."""
+        return "new reviews" if self.awaits_reviews else "new traces and annotations"
+
 
 @dataclass(frozen=True)
 class NeedsEvidence:

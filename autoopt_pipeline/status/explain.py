@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from autoopt_pipeline.registry.module_versions import describe_rollout
-from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
@@ -86,11 +85,11 @@ def _needed(story: ModuleDetail, now: datetime) -> str:
     if decision.reason is Reason.DUE:
         return "nothing: the sensor launches a run at its next tick"
     parts = [f"next decision {ago(decision.until, now)}"] if decision.until else []
-    if decision.evidence and decision.need and story.standing.verdict == Verdict.AWAITING_REVIEWS:
-        where = f"'autoopt review {story.standing.tenant_id} {story.standing.module}' asks for them"
-        parts.append(f"{decision.evidence.new_annotations} of {decision.need} new reviews; {where}")
-    elif decision.evidence and decision.need:
-        parts.append(f"{decision.evidence.total} of {decision.need} new traces and annotations")
+    if decision.evidence and decision.need:
+        asks = f"; 'autoopt review {story.standing.tenant_id} {story.standing.module}' asks for them"
+        parts.append(
+            f"{decision.counted} of {decision.need} {decision.needed}{asks if decision.awaits_reviews else ''}"
+        )
     if story.due_in:
         parts.append(
             f"as traces came in the last day ({story.traces_per_day}), that is in about {duration(story.due_in)}"

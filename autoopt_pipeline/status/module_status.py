@@ -101,6 +101,14 @@ class ModuleStatus:
         return self.verdict == Verdict.AWAITING_REVIEWS and self.decision.reason is not Reason.DUE
 
     @property
+    def reviews_left(self) -> int | None:
+        """After how many more reviews a decision is possible at the soonest. None where that is not known."""
+        decision = self.decision
+        if not decision.awaits_reviews or decision.evidence is None or decision.need is None:
+            return None
+        return max(0, decision.need - decision.counted)
+
+    @property
     def verdict(self) -> str:
         """The verdict of the last outcome, or of the person who decided after it; empty where there was none."""
         if self.unreported:
@@ -331,6 +339,8 @@ class ModuleDetail:
         awaits_people = self.standing.verdict == Verdict.AWAITING_REVIEWS
         if evidence is None or need is None or not self.traces_per_day or evidence.total >= need or awaits_people:
             return None
+        if self.standing.decision.awaits_reviews:
+            return None  # reviews do not come with the traces
         return _RATE_WINDOW * ((need - evidence.total) / self.traces_per_day)
 
     def as_dict(self) -> dict[str, Any]:

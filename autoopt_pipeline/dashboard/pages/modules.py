@@ -28,11 +28,13 @@ from autoopt_pipeline.registry.module_versions import (
 )
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
+from autoopt_pipeline.reviews.queue import open_queue
 from autoopt_pipeline.rollouts.production import analyze_now
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import DOING, sentences
+from autoopt_pipeline.status.module_status import ModuleDetail
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
 
@@ -92,9 +94,11 @@ def module_page(request: Request) -> Response:
     tenant = entry.tenant_id
     programs = read_programs(dashboard.parts.files, tenant, module)
     outcomes = list(_outcomes(dashboard, entry, module))
+    story = _story(request)
     return render(
         request,
         "module.html",
+        to_review=_to_review(dashboard, story["story"]),
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
@@ -106,8 +110,19 @@ def module_page(request: Request) -> Response:
         ended=[(result, how_it_ended(result)) for result in reversed(programs.artifacts.rollout_results())],
         can_go_back=len(stands(programs.transitions)) > 1 or bool(programs.rollout and programs.rollout.is_canary),
         BASELINE=BASELINE,
-        **_story(request),
+        **story,
     )
+
+
+def _to_review(dashboard: Dashboard, story: ModuleDetail | None) -> int | None:
+    """How many traces reviewers are still asked about, where the module awaits reviews and Phoenix answers."""
+    if story is None or not story.standing.awaits_reviews:
+        return None
+    try:
+        queue = open_queue(dashboard.parts, story.standing.tenant_id, story.standing.module)
+    except AutooptError:
+        return None
+    return len(queue.waiting) or None if queue else None
 
 
 def module_story_part(request: Request) -> Response:

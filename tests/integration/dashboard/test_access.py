@@ -24,6 +24,7 @@ DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 PEOPLE = f"""
 users:
   - {{name: marta, role: operator, token_sha256: {DIGEST}}}
+  - {{name: rita, role: reviewer, token_sha256: {hashlib.sha256(b"rita").hexdigest()}}}
   - {{name: vera, token_sha256: {hashlib.sha256(b"vera").hexdigest()}}}
   - {{name: olga, role: operator, tenants: ["acme", "org:*"], token_sha256: {hashlib.sha256(b"olga").hexdigest()}}}
 proxy:
@@ -136,14 +137,17 @@ def test_a_proxys_header_counts_only_from_its_own_addresses(people: Access) -> N
     assert people.by_proxy(httpx.Headers({"X-Forwarded-User": "mallory"}), "10.1.2.3") is None
 
 
-def test_a_viewer_sees_and_changes_nothing(home: Path, store: TenantConfigStore, people: Access) -> None:
+@pytest.mark.parametrize("name", ["vera", "rita"])
+def test_a_viewer_and_a_reviewer_see_and_change_nothing(
+    home: Path, store: TenantConfigStore, people: Access, name: str
+) -> None:
     configure(store, "acme")
     with visiting(home, people) as browser:
-        page = browser.get("/tenants/acme/modules/routing", headers=bearer("vera"))
+        page = browser.get("/tenants/acme/modules/routing", headers=bearer(name))
         assert (page.status_code, "Run now" in page.text) == (200, False)
         for answer in (
-            browser.get("/tenants/acme/modules/routing/run", headers=bearer("vera")),
-            browser.post("/tenants/acme/modules/routing/run", data={"force": "1"}, headers=bearer("vera")),
+            browser.get("/tenants/acme/modules/routing/run", headers=bearer(name)),
+            browser.post("/tenants/acme/modules/routing/run", data={"force": "1"}, headers=bearer(name)),
         ):
             assert (answer.status_code, "ask an operator" in answer.text) == (403, True)
 

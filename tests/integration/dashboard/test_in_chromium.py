@@ -34,6 +34,7 @@ from autoopt_pipeline.run_history.progress import RunProgress
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.browsing import chromium, click, fill, press, wait_for_text
+from tests.support.review_queues import await_reviews, reviews_of
 
 RUN_ENDS = 300
 """Seconds in which a run has started and ended, on a machine that has other things to do."""
@@ -53,8 +54,12 @@ class Site:
     phoenix_port: int
 
     @property
+    def artifacts_root(self) -> ObjectStore:
+        return ObjectStore(str(self.stack.home / ".autoopt" / "artifacts"))
+
+    @property
     def artifacts(self) -> VersionStore:
-        return VersionStore(ObjectStore(str(self.stack.home / ".autoopt" / "artifacts")), "acme", "routing")
+        return VersionStore(self.artifacts_root, "acme", "routing")
 
 
 def tell_progress(instance: dg.DagsterInstance, done: int) -> None:
@@ -80,10 +85,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         write_config(store, manual)
         write_config(store, manual.model_copy(update={"tenant_id": "hostile"}))
         write_config(store, manual.model_copy(update={"tenant_id": "busy"}))
+        write_config(store, manual.model_copy(update={"tenant_id": "reviewed"}))
         store.write("broken", {"tenant_id": "broken", HOSTILE: HOSTILE})
         wait_for_phoenix(processes, endpoint)
         end = datetime.now(UTC) - timedelta(minutes=2)
         send_sample_traffic(Phoenix(endpoint), acme, 450, start=end - timedelta(hours=2), end=end, seed=1)
+        await_reviews(home, Phoenix(endpoint), "reviewed", 4)
         with open_instance(home) as instance:
             register_tenant(instance, "acme")
             create_run_for_test(
@@ -156,7 +163,8 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
 
 PAGES = ["/", "/?health=error", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
          "/tenants/busy/modules/routing", "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken",
-         "/configuration", "/tenants/acme/configuration", "/nowhere"]  # fmt: skip
+         "/configuration", "/tenants/acme/configuration", "/review", "/review/reviewed/routing",
+         "/tenants/reviewed/modules/routing", "/review/acme/routing", "/nowhere"]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -220,6 +228,40 @@ def test_everything_is_reached_by_keyboard_and_typing_keeps_its_place(site: Site
     browser.execute_script("arguments[0].focus()", focused)
     time.sleep(12)  # the board has drawn itself anew
     assert browser.switch_to.active_element.get_attribute("id") == "sort-tenant"
+
+
+def test_questions_are_answered_by_keys_alone(site: Site, browser: webdriver.Chrome) -> None:
+    def type_keys(*keys: str) -> None:
+        browser.switch_to.active_element.send_keys(*keys)
+
+    browser.get(f"{site.url}/review/reviewed/routing")
+    wait_for_text(browser, "1 of 4")
+    first = browser.find_element(By.CSS_SELECTOR, "[data-key='1']").get_attribute("value")
+    type_keys("1")
+    wait_for_text(browser, "2 of 4")
+    type_keys("u")
+    wait_for_text(browser, "A new answer replaces yours")
+    second = browser.find_element(By.CSS_SELECTOR, "[data-key='2']").get_attribute("value")
+    type_keys("2")
+    wait_for_text(browser, "2 of 4")
+    type_keys("c")
+    type_keys("12 u")  # in the note, keys are letters
+    type_keys(Keys.ENTER)
+    wait_for_text(browser, "3 of 4")
+    type_keys("3")
+    type_keys(Keys.ENTER)
+    wait_for_text(browser, "4 of 4")
+    type_keys("=")
+    wait_for_text(browser, "All 4 are reviewed")
+    assert Axe().run(browser)["violations"] == []
+    phoenix = Phoenix(site.stack.phoenix_endpoint)
+    spans = VersionStore(site.artifacts_root, "reviewed", "routing").sequential_test()[-1].drawn
+    given = [review for (review,) in reviews_of(phoenix, "reviewed", spans).values()]
+    answers = {review.label for review in given}
+    assert len(answers) == 4
+    assert answers > {second, "unsure", "ambiguous"}
+    assert first not in answers
+    assert [review.metadata["note"] for review in given if "note" in review.metadata] == ["12 u"]
 
 
 def test_phoenix_that_stops_is_told_and_its_return_too(site: Site, browser: webdriver.Chrome) -> None:

@@ -34,9 +34,10 @@ from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.timeouts import PEOPLE_SECONDS, Patience
 from tests.support.command_line import AUTOOPT
-from tests.support.dashboard_client import everybody, text_of
+from tests.support.dashboard_client import csrf, everybody, text_of
 from tests.support.foreign_server import MASKED, answering
 from tests.support.phoenix_traffic import requests
+from tests.support.review_queues import await_reviews, reviews_of
 from tests.support.stored_programs import made_program
 from tests.support.stored_programs import store as stored_program
 from tests.support.tenant_history import configure
@@ -295,3 +296,26 @@ def test_a_run_waits_as_long_as_the_settings_say(server: Server) -> None:
     with server.hanging():
         threading.Timer(PEOPLE_SECONDS + 1, server.process.resume).start()
         assert phoenix.project(project_name("acme")) is not None
+
+
+def test_an_answer_is_kept_beside_its_question_until_phoenix_takes_it(
+    home: Path, server: Server, browser: TestClient
+) -> None:
+    phoenix, here = Phoenix(server.endpoint), "/review/globex/routing"
+    configure(open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}"), "globex")
+    drawn = await_reviews(home, phoenix, "globex", 1)
+    page = browser.get(here)
+    form = {"csrf": csrf(page), "trace": drawn[0].span_id, "answer": "unsure", "note": "it is <vague>"}
+    with server.hanging():
+        refused = browser.post(here, data=form)
+        assert (refused.status_code, "Your answer is not stored yet" in text_of(refused)) == (409, True)
+        assert "does not answer" in text_of(refused)
+        assert "question number" in text_of(refused)
+        assert 'value="it is &lt;vague&gt;"' in refused.text
+        seconds = seconds_of(lambda: browser.get(here))
+        assert seconds < NOTICED
+        assert browser.get(here).status_code == 503
+        assert "Try again" in text_of(browser.get(here))
+    until(lambda: browser.get(here).status_code == 200)
+    assert "The only one is reviewed" in text_of(browser.post(here, data=form))
+    assert [review.label for review in reviews_of(phoenix, "globex", drawn)[drawn[0].span_id]] == ["unsure"]
