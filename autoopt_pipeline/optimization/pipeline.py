@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import dspy
 
@@ -369,9 +370,13 @@ class _Optimization:
             self.log(f"sequential test of {test.version}: {len(drawn)} new holdout traces, alpha {test.alpha:.2g}")
             batch = self._compare_drawn(test, drawn, incumbent, candidate)
         verdict, reason = self._awaiting_approval(batch.decision)
+        manifest = self.artifacts.manifest(test.version)
+        if manifest and verdict not in OPEN:
+            manifest = manifest.model_copy(update=self._measured(batch.decision, verdict, reason))
+            self.artifacts.record_result(manifest)
         if verdict is not Verdict.PROMOTED:
             batch.append(verdict)
-        report = self._conclude(self.artifacts.manifest(test.version), verdict, reason)
+        report = self._conclude(manifest, verdict, reason)
         # The promotion comes first, so that a killed run cannot end the sequential test without it.
         if report.verdict in {Verdict.PROMOTED, Verdict.CANARY}:
             with suppress(PromotionConflict):
@@ -654,38 +659,39 @@ class _Optimization:
             "wait until they have finished",
         )
 
+    def _measured(self, decision: GateDecision, verdict: Verdict, reason: str) -> dict[str, Any]:
+        """The fields of a manifest that a decision sets."""
+        comparison, calibration = decision.comparison, decision.calibration
+        gate: dict[str, float | int] = {
+            "alpha": decision.alpha,
+            "p_value": comparison.p_value,
+            "cases": comparison.cases,
+            "gain": comparison.gain,
+            "fixed": comparison.fixed,
+            "broken": comparison.broken,
+            "reviews": comparison.reviews,
+        }
+        if calibration:
+            gate |= {"incumbent_brier": calibration.incumbent, "candidate_brier": calibration.candidate}
+        return {
+            "verdict": verdict.value,
+            "reason": reason,
+            "judged_by": dict(Counter(row.example.provenance.value for row in self.draft.compared)),
+            "incumbent_score": comparison.incumbent_score,
+            "candidate_score": comparison.candidate_score,
+            "gate": gate,
+        }
+
     def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
-        comparison = decision.comparison
         return Manifest(
             **program_facts(finalist.stored, self.job.window_end),
+            **self._measured(decision, verdict, reason),
             run_id=self.job.run_id,
             parent=self.incumbent_version,
-            verdict=verdict.value,
-            reason=reason,
             window_start=self.job.window_start,
             window_end=self.job.window_end,
             examples=self.draft.examples,
             provenance=self.draft.provenance,
-            judged_by=dict(Counter(row.example.provenance.value for row in self.draft.compared)),
-            incumbent_score=comparison.incumbent_score,
-            candidate_score=comparison.candidate_score,
-            gate={
-                "alpha": decision.alpha,
-                "p_value": comparison.p_value,
-                "cases": comparison.cases,
-                "gain": comparison.gain,
-                "fixed": comparison.fixed,
-                "broken": comparison.broken,
-                "reviews": comparison.reviews,
-                **(
-                    {
-                        "incumbent_brier": decision.calibration.incumbent,
-                        "candidate_brier": decision.calibration.candidate,
-                    }
-                    if decision.calibration
-                    else {}
-                ),
-            },
             optimizer=finalist.optimizer,
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,

@@ -70,6 +70,11 @@ class VersionStore:
         self._files.create(f"{folder}/program.json", program.encode())
         self._files.create(f"{folder}/manifest.json", manifest.model_dump_json(indent=1).encode())
 
+    def record_result(self, manifest: Manifest) -> None:
+        """Replace a version's manifest by one with the result of its sequential test. Its program never changes."""
+        path = f"{self._folder}/versions/{manifest.version}/manifest.json"
+        self._files.replace(path, manifest.model_dump_json(indent=1).encode())
+
     def versions(self) -> list[Manifest]:
         """Return all complete versions, oldest first. Raises `InvalidArtifact` if a manifest is damaged."""
         manifests, damaged = self.list_versions()
