@@ -1,9 +1,11 @@
 """How reliable rollouts are: simulated fortnights of two versions side by side, decided by the product's own analysis.
 
     python bench/rollout.py --rollouts 400 --seed 1 --share 0.1
+    python bench/rollout.py --proof --rollouts 300
 
-prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules at
-the same moments. bench/README.md has the assumptions and the results.
+prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules at the same
+moments. With --proof, an unproven canary has the share, and must prove itself (`evidence: live`). bench/README.md has
+the assumptions and the results.
 """
 
 import argparse
@@ -12,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import sqrt
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, median
 
+from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.modules.online_score import LiveOutcome
 from autoopt_pipeline.rollouts.analysis import AnalysisStatus, VersionSample, analyze_rollout
 
@@ -50,15 +53,15 @@ def our_watch(newer: VersionSample, older: VersionSample, age: timedelta) -> boo
     return None if verdict is AnalysisStatus.OPEN else verdict is AnalysisStatus.WORSE
 
 
-def two_shares(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
-    """The test of two shares at 5 %, at every look."""
+def two_shares(newer: VersionSample, older: VersionSample, age: timedelta, alpha: float = 0.05) -> bool | None:
+    """The test of two shares at `alpha`, at every look."""
     if min(len(newer.outcomes), len(older.outcomes)) < 30:
         return None
     scores = [[o.score for o in side.outcomes] for side in (newer, older)]
     pooled = fmean([*scores[0], *scores[1]])
     error = sqrt(pooled * (1 - pooled) * (1 / len(scores[0]) + 1 / len(scores[1])))
     z = (fmean(scores[1]) - fmean(scores[0])) / error if error else 0.0
-    return True if 1 - NormalDist().cdf(z) <= 0.05 else None
+    return True if 1 - NormalDist().cdf(z) <= alpha else None
 
 
 def lower_score(newer: VersionSample, older: VersionSample, age: timedelta) -> bool | None:
@@ -76,16 +79,16 @@ RULES: dict[str, Rule] = {
 
 
 def production(
-    rng: random.Random, scenario: Scenario, share: float, outcomes: int
+    rng: random.Random, scenario: Scenario, share: float, outcomes: int, *, older: float = OLDER
 ) -> tuple[VersionSample, VersionSample]:
     """A fortnight's outcomes, known a few hours after their decisions."""
     found: tuple[list[LiveOutcome], list[LiveOutcome]] = ([], [])
     for number in range(outcomes):
-        older = rng.random() < share
-        right = OLDER + (0 if older else scenario.gain) + scenario.drift * number / outcomes
+        is_older = rng.random() < share
+        right = older + (0 if is_older else scenario.gain) + scenario.drift * number / outcomes
         decided_at = AT + timedelta(days=DAYS) * (number / outcomes)
         known_at = decided_at + timedelta(hours=rng.expovariate(1 / 3))
-        found[older].append(LiveOutcome(known_at, decided_at, float(rng.random() < right)))
+        found[is_older].append(LiveOutcome(known_at, decided_at, float(rng.random() < right)))
     return VersionSample(len(found[0]), tuple(found[0])), VersionSample(len(found[1]), tuple(found[1]))
 
 
@@ -103,13 +106,69 @@ def rolled_back_after(rule: Rule, newer: VersionSample, older: VersionSample) ->
     return None
 
 
+PROOFS = (
+    Scenario("equal", 0.0),
+    Scenario("equal, traffic grows harder by 20 points", 0.0, -0.2),
+    Scenario("3 points worse", -0.03),
+    Scenario("8 points better", 0.08),
+    Scenario("15 points better", 0.15),
+)
+DAILY = (50, 500)
+
+
+def proven_on(canary: VersionSample, others: VersionSample, alpha: float) -> int | None:
+    """The day on which the canary becomes active, looked at daily. None where it does not."""
+    for day in range(1, DAYS + 1):
+        until = AT + timedelta(days=day)
+        sides = [tuple(o for o in side.outcomes if o.known_at <= until) for side in (canary, others)]
+        result = analyze_rollout(
+            *(VersionSample(len(side), side) for side in sides),
+            age=timedelta(days=day),
+            longest=timedelta(days=DAYS),
+            proving_alpha=alpha,
+        )
+        if result.status is not AnalysisStatus.OPEN:
+            return day if result.status is AnalysisStatus.BETTER else None
+    return None
+
+
+def shares_differ_on(canary: VersionSample, others: VersionSample, alpha: float) -> int | None:
+    """The same by a test of two shares at every look."""
+    for day in range(1, DAYS + 1):
+        until = AT + timedelta(days=day)
+        known = [VersionSample(0, tuple(o for o in s.outcomes if o.known_at <= until)) for s in (canary, others)]
+        if two_shares(known[1], known[0], timedelta(days=day), alpha):
+            return day
+    return None
+
+
+def print_proofs(rollouts: int, seed: int, share: float) -> None:
+    print("| candidate | outcomes a day | rule | becomes active | on day, median |")
+    print("|---|--:|---|--:|--:|")
+    alpha = alpha_of_charge(1)
+    for scenario in PROOFS:
+        for daily in DAILY:
+            worlds = [
+                production(random.Random(f"{seed}/{n}"), scenario, 1 - share, daily * DAYS, older=0.7)  # noqa: S311
+                for n in range(rollouts)
+            ]
+            for name, rule in (("our rollout", proven_on), ("test of two shares at every look", shares_differ_on)):
+                days = [day for canary, others in worlds if (day := rule(canary, others, alpha)) is not None]
+                on = f"{median(days):.0f}" if days else ""
+                print(f"| {scenario.name} | {daily} | {name} | {100 * len(days) / rollouts:.1f} % | {on} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.1, help="share of requests that the older version keeps")
     parser.add_argument("--outcomes", type=int, default=5000, help="known in a fortnight")
+    parser.add_argument("--proof", action="store_true", help="play proofs in production instead")
     given = parser.parse_args()
+    if given.proof:
+        print_proofs(given.rollouts, given.seed, given.share)
+        return
     print("| newer version | rule | rolled back | after outcomes, on average |")
     print("|---|---|--:|--:|")
     for scenario in SCENARIOS:
