@@ -132,11 +132,11 @@ def is_hopeless(batches: Sequence[Batch]) -> bool:
     differences = [case.difference for batch in batches for case in batch.reviewed if case.difference]
     if len(differences) < MIN_DECIDED:
         return False
+    sizes = [abs(difference) for difference in differences]
     lead = 2 * HOPED_WINS - 1
-    hoped = lead * sum(map(abs, differences))
-    deviation = math.sqrt((1 - lead**2) * sum(difference**2 for difference in differences))
-    # Nothing is proven by this, so the normal distribution is exact enough.
-    return NormalDist(hoped, deviation).cdf(sum(differences)) < HOPELESS
+    deviation = math.sqrt((1 - lead**2) * sum(size**2 for size in sizes))
+    # Nothing is proven by this, so the normal distribution is exact enough. The smallest size corrects for its steps.
+    return NormalDist(lead * sum(sizes), deviation).cdf(sum(differences) + min(sizes)) < HOPELESS
 
 
 def _step(case: PairedCase) -> int:
