@@ -69,7 +69,7 @@ def header(programs: ModuleVersions) -> dict[str, Any]:
 
 
 def transition_as_dict(transition: Transition) -> dict[str, Any]:
-    return transition.model_dump(mode="json", exclude={"resets_alpha_budget"})
+    return transition.model_dump(mode="json", exclude={"resets_alpha_budget", "proving_alpha"})
 
 
 def standing_as_dict(programs: ModuleVersions, version: str) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
     with open_instance(home) as opened:
         for tenant, verdict, reason in (
             ("acme", "promoted", "proven better"),
-            ("acme", "no_independent_labels", "needs about 117 more reviews: 53 of 200"),
+            ("acme", "awaiting_reviews", "47 of 60 disagreements have no review yet"),
             ("beta", "rejected", "not better"),
             ("off", "not_enough_data", "12 of 20"),
             ("removed", "not_enough_data", "12 of 20"),
@@ -205,9 +205,9 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
             opened.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=said))
     lacks, looked = found(lambda: verdicts.last_verdicts(parts, home))
     assert lacks.status is Status.WARN
-    assert lacks.what == "acme/routing: no_independent_labels, needs about 117 more reviews: 53 of 200"
-    assert "drawn at random" in lacks.remedy
-    assert looked == ok("checked the last verdicts of 2 of the 6 enabled modules: 1 no independent labels, 1 rejected")
+    assert lacks.what == "acme/routing: awaiting_reviews, 47 of 60 disagreements have no review yet"
+    assert lacks.remedy == "'autoopt review' asks for them"
+    assert looked == ok("checked the last verdicts of 2 of the 6 enabled modules: 1 awaiting reviews, 1 rejected")
     (hurried,) = found(lambda: verdicts.last_verdicts(parts, home, seconds=0))
     assert hurried.what.endswith("; no time was left for 2 older ones")
     assert only(found(lambda: verdicts.last_verdicts(parts, None)), Status.WARN).remedy == "set DAGSTER_HOME"
