@@ -45,7 +45,6 @@ LONG = [
     "test_dagster_ui",
     "test_no_lookups",
     "test_add_a_module",
-    "test_readme",
     "test_phoenix_contract",
     "test_run_limits",
     "test_kills",

@@ -1,34 +1,17 @@
-"""The README is true: its commands run, its targets exist; so is what it leaves to other documents."""
+"""The README is true: its targets exist; so is what it leaves to other documents.
 
-import os
+Its commands are run by tests/integration/test_wheel.py.
+"""
+
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.conditions import Reason
-from autoopt_pipeline.traces.client import Phoenix
 from tests.support.project import PROJECT
 
 README = (PROJECT / "README.md").read_text()
 DOCS = PROJECT / "docs"
-
-
-def test_its_commands_run(home: Path, phoenix: Phoenix) -> None:
-    script = "set -e\n" + "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint,
-        "AUTOOPT_SETTLING_SECONDS": "0",
-        "COLUMNS": "200",
-    }
-    done = subprocess.run(["bash", "-c", script], cwd=home, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "promoted" in done.stdout
-    assert "400 new traces, 100 needed" in done.stdout
 
 
 def test_the_make_targets_that_are_named_exist() -> None:

@@ -1,13 +1,14 @@
 """A wheel, installed where no checkout is: it says what is missing, makes a deployment, and runs the loop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.devtools.processes import free_port
+from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, sample_config
 from autoopt_pipeline.devtools.stack import _phoenix_command
+from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix
-from tests.support.command_line import AGENTS
 from tests.support.project import PROJECT
 from tests.support.stack_processes import servers
 
@@ -32,9 +34,14 @@ class Installed:
     folder: Path
 
     def command(self, *arguments: str | Path, home: Path | None = None, **env: str) -> subprocess.Popen[str]:
+        return self.start([self.environment / "bin" / "autoopt", *arguments], env, home=home)
+
+    def start(
+        self, command: Sequence[str | Path], env: Mapping[str, str], *, home: Path | None = None
+    ) -> subprocess.Popen[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOOPT_", "PYTHON"))}
         return subprocess.Popen(
-            [self.environment / "bin" / "autoopt", *arguments],
+            command,
             cwd=home or self.folder,
             env={**inherited, "COLUMNS": "200", "PATH": f"{self.environment / 'bin'}:{os.environ['PATH']}", **env},
             stdout=subprocess.PIPE,
@@ -124,18 +131,20 @@ def test_the_base_install_says_in_one_line_what_its_command_needs(base: Installe
         )
 
 
-def test_the_loop_runs_outside_of_a_checkout(complete: Installed, phoenix: Phoenix) -> None:
-    tenant = "outside"  # the traffic that is played depends on the name
+def test_what_the_readme_says_to_type_runs_outside_of_a_checkout(complete: Installed, phoenix: Phoenix) -> None:
     said = complete.autoopt("init", "new home")
     assert "dagster.yaml, workspace.yaml, autoopt.env" in said
     home = complete.folder / "new home"
     assert f"\nDAGSTER_HOME='{home}'\n" in (home / "autoopt.env").read_text()
     assert (home / "autoopt.env").stat().st_mode & 0o777 == 0o600
     here = {"DAGSTER_HOME": str(home), "AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint, "AUTOOPT_SETTLING_SECONDS": "0"}
-    complete.autoopt("tenants", "add", tenant, *AGENTS, env=here)
-    complete.autoopt("simulate", tenant, "--traces", "400", env=here)
-    assert "routing: promoted" in complete.autoopt("trigger", "--tenant-id", tenant, "--module", "routing", env=here)
-    assert "active" in complete.autoopt("versions", tenant, "routing", env=here)
+    blocks = re.findall(r"```sh\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    done = complete.start(["bash", "-c", "\n".join(["set -e", *blocks, "autoopt versions hooli routing"])], here)
+    out, err = done.communicate(timeout=600)
+    assert done.returncode == 0, out + err
+    assert "400 new traces, 100 needed" in out
+    assert "routing: promoted" in out
+    assert re.search(r"^ *\S+ +active +promoted ", out, re.MULTILINE), out
     assert {path.name for path in home.iterdir()} == {"dagster.yaml", "workspace.yaml", "autoopt.env", ".autoopt"}
     assert [path.name for path in complete.folder.iterdir()] == ["new home"]
 
@@ -143,6 +152,12 @@ def test_the_loop_runs_outside_of_a_checkout(complete: Installed, phoenix: Phoen
 def test_up_runs_on_the_folder_that_init_made(complete: Installed, tmp_path: Path) -> None:
     home = tmp_path / "home"
     complete.autoopt("init", home)
+    # `autoopt demo` plays the traffic of all sample tenants and waits for their runs. Here one begins, which has too
+    # little traffic for any; the others were added before.
+    known = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
+    for tenant in SAMPLE_TENANTS:
+        if tenant.tenant_id != "newcomer":
+            write_config(known, sample_config(tenant).model_copy(update={"enable_auto_optimization": False}))
     ports = {name: str(free_port()) for name in ("--phoenix-port", "--dagster-port", "--dashboard-port")}
     command = ["up", *(word for pair in ports.items() for word in pair)]
     up = complete.command(*command, home=home, AUTOOPT_PHOENIX_COMMAND=_phoenix_command())
@@ -156,7 +171,8 @@ def test_up_runs_on_the_folder_that_init_made(complete: Installed, tmp_path: Pat
     out, err = up.communicate(timeout=60)
     assert up.returncode == 0, said + out + err
     assert f"export DAGSTER_HOME={home}" in said
-    assert "tenant acme: " in said
+    assert "tenant newcomer: 40 traces" in said
+    assert f"{len(SAMPLE_TENANTS) - 1} tenants from earlier" in said
     assert not servers(home)
 
 

@@ -48,8 +48,8 @@ from tests.support.sample_decisions import as_read
 MODALITY = get_module("modality")
 KINDS = ("video", "text")
 """The labels that occur."""
-SIZES = {"train": 24, "dev": 10, "holdout": 24}
-MAX_CALLS = 100
+SIZES = {"train": 24, "dev": 10, "holdout": 12}
+MAX_CALLS = 76
 REVIEWED = TrafficProfile(reviewed=1.0, malformed=0.0)
 
 
@@ -116,7 +116,7 @@ def traffic(phoenix: Phoenix) -> str:
 @pytest.fixture
 def place(traffic: str, store: TenantConfigStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # Of the usual 100 each costs two calls, and a call takes half a second.
-    monkeypatch.setattr("autoopt_pipeline.optimization.pipeline.MIN_HOLDOUT", 22)
+    monkeypatch.setattr("autoopt_pipeline.optimization.pipeline.MIN_HOLDOUT", 10)
     return Place(home, traffic)
 
 

@@ -26,6 +26,8 @@ CONFIG = RoutingConfigUnified(
 )
 END = datetime(2026, 1, 2, tzinfo=UTC)
 START = END - timedelta(days=1)
+ENOUGH = 2_000
+"""Calls with which each of them learns, if there is something to learn."""
 HABITS = {
     "modality": TrafficProfile(),
     "routing": TrafficProfile(),
@@ -42,9 +44,7 @@ def decisions(spec: ModuleSpec, count: int, habits: TrafficProfile, *, seed: int
     return as_read(spec, list(simulate_requests(truths, choices, habits, start=START, end=END, rng=rng)))
 
 
-def run(
-    spec: ModuleSpec, given: list[LoggedDecision], folder: Path, *, calls: int = 20_000
-) -> tuple[Report, VersionStore]:
+def run(spec: ModuleSpec, given: list[LoggedDecision], folder: Path, *, calls: int) -> tuple[Report, VersionStore]:
     artifacts = VersionStore(ObjectStore(str(folder)), "acme", spec.name)
     lm = metered_lm(LMSettings(model="stand-in"), Meter(calls, 10**9))
     return optimize(OptimizationJob(spec, CONFIG, given, START, END, "run"), lm, artifacts), artifacts
@@ -54,12 +54,12 @@ def run(
 def test_a_module_learns_and_twice_the_same(module: str, tmp_path: Path) -> None:
     spec = get_module(module)
     given = decisions(spec, 500, HABITS[module], seed=4)
-    report, artifacts = run(spec, given, tmp_path / "once", calls=2_000)
+    report, artifacts = run(spec, given, tmp_path / "once", calls=ENOUGH)
     assert report.verdict is Verdict.PROMOTED, report.reason
     assert report.gate is not None
     assert report.gate.comparison.gain > 0.08
     shuffled = random.Random(5).sample(given, len(given))
-    again, others = run(spec, shuffled, tmp_path / "twice", calls=2_000)
+    again, others = run(spec, shuffled, tmp_path / "twice", calls=ENOUGH)
     assert again.version == report.version
     assert others.load(report.version or "").encode() == artifacts.load(report.version or "").encode()
 
@@ -68,6 +68,6 @@ def test_a_module_learns_and_twice_the_same(module: str, tmp_path: Path) -> None
 def test_a_module_rejects_where_right_answers_do_not_depend_on_the_query(module: str, tmp_path: Path) -> None:
     spec = get_module(module)
     habits = replace(HABITS[module], answers_depend_on_query=False, right=0.0)
-    report, artifacts = run(spec, decisions(spec, 450, habits), tmp_path)
+    report, artifacts = run(spec, decisions(spec, 450, habits), tmp_path, calls=ENOUGH)
     assert report.verdict in {Verdict.REJECTED, Verdict.INCONCLUSIVE}, report.reason
     assert artifacts.active() is None
