@@ -136,8 +136,8 @@ def race(task: Task, calls: int) -> dspy.Module:
 
 
 def race_without_coverage(task: Task, calls: int) -> dspy.Module:
-    def others(shop: OptimizerContext) -> Iterator[Optimizer]:
-        return (optimizer for optimizer in demo_pickers(shop) if not optimizer.name.startswith("coverage"))
+    def others(context: OptimizerContext) -> Iterator[Optimizer]:
+        return (optimizer for optimizer in demo_pickers(context) if not optimizer.name.startswith("coverage"))
 
     with patch.object(searching, "demo_pickers", others):
         return race(task, calls)

@@ -92,40 +92,40 @@ class Improver:
         return Optimizer(f"{name} + {self.name}", lambda: self.compile(program))
 
 
-def demo_pickers(shop: OptimizerContext) -> Iterator[Optimizer]:
+def demo_pickers(context: OptimizerContext) -> Iterator[Optimizer]:
     """Yield programs with labelled demos. Making them calls no model."""
-    most = min(shop.max_labeled_demos, len(shop.train))
-    yield Optimizer("start", shop.start.deepcopy)
+    most = min(context.max_labeled_demos, len(context.train))
+    yield Optimizer("start", context.start.deepcopy)
     for k in sorted({min(FEW_DEMOS, most), most}):
-        yield Optimizer(f"coverage-{k}", lambda k=k: _coverage(shop, k))
-    yield Optimizer(f"labeled-few-shot-{most}", lambda: _labeled_few_shot(shop, most))
+        yield Optimizer(f"coverage-{k}", lambda k=k: _coverage(context, k))
+    yield Optimizer(f"labeled-few-shot-{most}", lambda: _labeled_few_shot(context, most))
 
 
-def bootstrappers(shop: OptimizerContext) -> Iterator[Optimizer]:
+def bootstrappers(context: OptimizerContext) -> Iterator[Optimizer]:
     """Yield programs whose demos are the teacher's fully right answers, as in DSPy's random search."""
-    if shop.max_bootstrapped_demos > 0 and len(shop.train) >= MIN_FOR_BOOTSTRAP:
+    if context.max_bootstrapped_demos > 0 and len(context.train) >= MIN_FOR_BOOTSTRAP:
         for seed in range(BOOTSTRAPS):
-            yield Optimizer(f"bootstrap-few-shot-{seed}", lambda seed=seed: _bootstrap(shop, seed))
+            yield Optimizer(f"bootstrap-few-shot-{seed}", lambda seed=seed: _bootstrap(context, seed))
 
 
-def improvers(shop: OptimizerContext) -> Iterator[Improver]:
+def improvers(context: OptimizerContext) -> Iterator[Improver]:
     """Yield searches for instructions, if there are enough examples and both models follow instructions."""
-    if shop.lm.is_stand_in or shop.teacher.is_stand_in:
+    if context.lm.is_stand_in or context.teacher.is_stand_in:
         return  # instructions do not change the stand-in's answers, and it writes none
-    if len(shop.train) >= MIN_FOR_GEPA:
-        yield Improver("gepa", lambda program: _gepa(shop, program))
-    if len(shop.train) >= MIN_FOR_MIPRO:
-        yield Improver("miprov2", lambda program: _mipro(shop, program))
+    if len(context.train) >= MIN_FOR_GEPA:
+        yield Improver("gepa", lambda program: _gepa(context, program))
+    if len(context.train) >= MIN_FOR_MIPRO:
+        yield Improver("miprov2", lambda program: _mipro(context, program))
 
 
-def _coverage(shop: OptimizerContext, k: int) -> dspy.Module:
-    program = shop.start.deepcopy()
+def _coverage(context: OptimizerContext, k: int) -> dspy.Module:
+    program = context.start.deepcopy()
     for predictor in program.predictors():
         # A predictor's classes are the values of its first output. One between other predictors has no right answers.
-        for field in [name for name in predictor.signature.output_fields if name in shop.spec.outputs][:1]:
-            known = [example for example in shop.train if field in example.right]
+        for field in [name for name in predictor.signature.output_fields if name in context.spec.outputs][:1]:
+            known = [example for example in context.train if field in example.right]
             chosen = pick_coverage(known, k, lambda example, field=field: json.dumps(example.right[field]))
-            predictor.demos = _trim_demos(shop, predictor.signature, _dspy(shop, chosen))
+            predictor.demos = _trim_demos(context, predictor.signature, _dspy(context, chosen))
     return program
 
 
@@ -159,79 +159,79 @@ def pick_coverage(examples: Sequence[Example], k: int, label: Callable[[Example]
     return chosen
 
 
-def _labeled_few_shot(shop: OptimizerContext, k: int) -> dspy.Module:
+def _labeled_few_shot(context: OptimizerContext, k: int) -> dspy.Module:
     optimizer = dspy.LabeledFewShot(k=k)
-    return _with_demos_of(shop, optimizer.compile(shop.start, trainset=_dspy(shop, shop.train)))
+    return _with_demos_of(context, optimizer.compile(context.start, trainset=_dspy(context, context.train)))
 
 
-def _bootstrap(shop: OptimizerContext, seed: int) -> dspy.Module:
+def _bootstrap(context: OptimizerContext, seed: int) -> dspy.Module:
     """Make one candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
 
     It gets only enough examples to fill the demos, because a teacher that is rarely right would be asked all of them.
     """
-    trainset = _dspy(shop, shop.train)
+    trainset = _dspy(context, context.train)
     _rng(seed).shuffle(trainset)
-    trainset = trainset[: shop.max_labeled_demos + BOOTSTRAP_TRIES * shop.max_bootstrapped_demos]
+    trainset = trainset[: context.max_labeled_demos + BOOTSTRAP_TRIES * context.max_bootstrapped_demos]
     optimizer = dspy.BootstrapFewShot(
-        metric=_noting_sources(scorer(shop.spec)),
+        metric=_noting_sources(scorer(context.spec)),
         metric_threshold=FULLY_RIGHT,
-        teacher_settings={"lm": shop.teacher.lm},
-        max_bootstrapped_demos=_rng(seed).randint(1, shop.max_bootstrapped_demos),
-        max_labeled_demos=shop.max_labeled_demos,
-        max_errors=_any_number(shop),
+        teacher_settings={"lm": context.teacher.lm},
+        max_bootstrapped_demos=_rng(seed).randint(1, context.max_bootstrapped_demos),
+        max_labeled_demos=context.max_labeled_demos,
+        max_errors=_any_number(context),
     )
-    with using(shop.lm):
-        return _with_demos_of(shop, optimizer.compile(shop.start, trainset=trainset))
+    with using(context.lm):
+        return _with_demos_of(context, optimizer.compile(context.start, trainset=trainset))
 
 
-def _gepa(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
+def _gepa(context: OptimizerContext, program: dspy.Module) -> dspy.Module:
     predictors = len(program.predictors())
     # On examples that the program shows as demos, it is right whatever its instructions are.
     shown = {normalize_query(query) for query in queries_shown(program)}
-    unseen = [example for example in shop.train if normalize_query(example.query) not in shown]
+    unseen = [example for example in context.train if normalize_query(example.query) not in shown]
     optimizer = dspy.GEPA(
-        metric=feedback_metric(shop.spec, program),
-        max_metric_calls=min(GEPA_RUNS, _affordable(shop) // predictors),
-        reflection_lm=shop.teacher.lm,
+        metric=feedback_metric(context.spec, program),
+        max_metric_calls=min(GEPA_RUNS, _affordable(context) // predictors),
+        reflection_lm=context.teacher.lm,
         reflection_minibatch_size=GEPA_MINIBATCH,
         use_merge=predictors > 1,
-        num_threads=shop.lm.threads,
+        num_threads=context.lm.threads,
         warn_on_score_mismatch=False,
         seed=SEED,
         gepa_kwargs={"stop_callbacks": [NoImprovementStopper(GEPA_PATIENCE)]},
     )
-    with using(shop.lm):
+    with using(context.lm):
         return optimizer.compile(
             program.deepcopy(),
-            trainset=_dspy(shop, unseen or shop.train),
-            valset=_dspy(shop, shop.dev[-SEARCH_DEV:]),
+            trainset=_dspy(context, unseen or context.train),
+            valset=_dspy(context, context.dev[-SEARCH_DEV:]),
         )
 
 
-def _mipro(shop: OptimizerContext, program: dspy.Module) -> dspy.Module:
-    chosen_on = _dspy(shop, shop.dev[-SEARCH_DEV:])
-    with using(shop.lm):
+def _mipro(context: OptimizerContext, program: dspy.Module) -> dspy.Module:
+    chosen_on = _dspy(context, context.dev[-SEARCH_DEV:])
+    with using(context.lm):
         optimizer = dspy.MIPROv2(
-            metric=scorer(shop.spec),
+            metric=scorer(context.spec),
             metric_threshold=FULLY_RIGHT,
-            prompt_model=shop.teacher.lm,
-            task_model=shop.lm.lm,
-            teacher_settings={"lm": shop.teacher.lm},
+            prompt_model=context.teacher.lm,
+            task_model=context.lm.lm,
+            teacher_settings={"lm": context.teacher.lm},
             # Without demos of its own, it keeps those of the program.
             max_bootstrapped_demos=0,
             max_labeled_demos=0,
             auto=None,
             num_candidates=MIPRO_INSTRUCTIONS,
-            num_threads=shop.lm.threads,
-            max_errors=_any_number(shop),
+            num_threads=context.lm.threads,
+            max_errors=_any_number(context),
             track_stats=False,
             seed=SEED,
         )
         return optimizer.compile(
             program.deepcopy(),
-            trainset=_dspy(shop, shop.train),
+            trainset=_dspy(context, context.train),
             valset=chosen_on,
-            num_trials=max(1, min(MIPRO_TRIALS, _affordable(shop) // (len(chosen_on) * len(program.predictors())))),
+            num_trials=max(1, min(MIPRO_TRIALS, _affordable(context) // (len(chosen_on) * len(program.predictors())))),
             minibatch=False,
             seed=SEED,
         )
@@ -286,19 +286,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _with_demos_of(shop: OptimizerContext, compiled: dspy.Module) -> dspy.Module:
+def _with_demos_of(context: OptimizerContext, compiled: dspy.Module) -> dspy.Module:
     """Return a new copy of the start with the demos of a compiled program.
 
     This is needed because DSPy cannot bootstrap from a compiled program, and uses the whole example as a demo.
     """
-    program = shop.start.deepcopy()
+    program = context.start.deepcopy()
     for predictor, other in zip(program.predictors(), compiled.predictors(), strict=True):
-        predictor.demos = _trim_demos(shop, predictor.signature, other.demos)
+        predictor.demos = _trim_demos(context, predictor.signature, other.demos)
     return program
 
 
 def _trim_demos(
-    shop: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]
+    context: OptimizerContext, signature: type[dspy.Signature], demos: Sequence[dspy.Example]
 ) -> list[dspy.Example]:
     """Reduce demos to the predictor's own fields and their source. Demos with no answer but a confidence are left out.
 
@@ -306,7 +306,7 @@ def _trim_demos(
     of its own, so that the examples that a program has seen are known.
     """
     answers = set(signature.output_fields) - {"confidence"}
-    by_span = {example.span_id: example for example in shop.train}
+    by_span = {example.span_id: example for example in context.train}
     trimmed = []
     for demo in demos:
         if answers.intersection(demo.keys()):
@@ -315,7 +315,7 @@ def _trim_demos(
             example = by_span.get(demo.get(SOURCE))
             if example is None:
                 continue
-            if not _quotes_others(own, example, shop.train):
+            if not _quotes_others(own, example, context.train):
                 own[SOURCE] = example.span_id
             if example.query != demo_query(signature, own.toDict()):
                 own[ASKED] = example.query
@@ -344,14 +344,14 @@ def _rng(seed: int) -> random.Random:
     return random.Random(seed)  # noqa: S311  for reproducible picks, not for secrets
 
 
-def _affordable(shop: OptimizerContext) -> int:
-    return int(shop.lm.meter.calls_left * SEARCH_SHARE)
+def _affordable(context: OptimizerContext) -> int:
+    return int(context.lm.meter.calls_left * SEARCH_SHARE)
 
 
-def _any_number(shop: OptimizerContext) -> int:
+def _any_number(context: OptimizerContext) -> int:
     """Return more errors than can occur, because an unreadable answer is wrong but must not end a search."""
-    return len(shop.train) * 100
+    return len(context.train) * 100
 
 
-def _dspy(shop: OptimizerContext, examples: Sequence[Example]) -> list[dspy.Example]:
-    return [dspy_example(shop.spec, example) for example in examples]
+def _dspy(context: OptimizerContext, examples: Sequence[Example]) -> list[dspy.Example]:
+    return [dspy_example(context.spec, example) for example in examples]

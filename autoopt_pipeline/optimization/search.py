@@ -85,7 +85,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
-    shop = OptimizerContext(
+    context = OptimizerContext(
         spec=spec,
         start=start,
         train=split.train,
@@ -95,7 +95,11 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
-    if not (_chosen(demo_pickers(shop), only) or _chosen(bootstrappers(shop), only) or _chosen(improvers(shop), only)):
+    if not (
+        _chosen(demo_pickers(context), only)
+        or _chosen(bootstrappers(context), only)
+        or _chosen(improvers(context), only)
+    ):
         raise InvalidConfig(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
             "choose another optimizer, or none to try all",
@@ -109,10 +113,10 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
             raise budget_too_small(config, str(e)) from None
         try:
             if try_schema and not only:
-                shop = replace(shop, start=in_format(start, _faster_format(runner, race, incumbent)))
-            race.run(runner.made(_chosen(demo_pickers(shop), only)))
-            race.run(runner.made(_chosen(bootstrappers(shop), only)))
-            for improver in _chosen(improvers(shop), only):
+                context = replace(context, start=in_format(start, _faster_format(runner, race, incumbent)))
+            race.run(runner.made(_chosen(demo_pickers(context), only)))
+            race.run(runner.made(_chosen(bootstrappers(context), only)))
+            for improver in _chosen(improvers(context), only):
                 leader = race.leader.entrant
                 race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
         except BudgetExhausted as e:

@@ -63,8 +63,8 @@ def test_labels_take_turns_among_the_demos_and_better_ones_come_first() -> None:
 
 
 def test_every_predictor_of_a_program_gets_demos_with_its_own_classes_and_fields_only() -> None:
-    shop = context_of(UNIFIED, train=120)
-    programs = {o.name: o.compile() for o in [*demo_pickers(shop), *list(bootstrappers(shop))[:1]]}
+    context = context_of(UNIFIED, train=120)
+    programs = {o.name: o.compile() for o in [*demo_pickers(context), *list(bootstrappers(context))[:1]]}
     for program in list(programs.values())[1:]:
         for predictor in program.predictors():
             assert predictor.demos
@@ -80,16 +80,16 @@ def test_every_predictor_of_a_program_gets_demos_with_its_own_classes_and_fields
 
 @pytest.mark.parametrize("spec", [ROUTING, UNIFIED], ids=["routing", "unified"])
 def test_bootstrapped_demos_are_of_training_queries_and_fully_right(spec: ModuleSpec) -> None:
-    shop = context_of(spec)
-    right = {e.query: e.right for e in shop.train}
-    program = list(bootstrappers(shop))[1].compile()
+    context = context_of(spec)
+    right = {e.query: e.right for e in context.train}
+    program = list(bootstrappers(context))[1].compile()
     assert queries_shown(program) <= right.keys()
     for predictor in program.predictors():
         for demo in predictor.demos:
             shown = {name: demo[name] for name in spec.outputs if name in demo and name in predictor.signature.fields}
             own = {name: value for name, value in shown.items() if name in predictor.signature.output_fields}
             assert own == {name: right[demo["query"]][name] for name in own}
-    assert program.dump_state() != shop.start.dump_state()
+    assert program.dump_state() != context.start.dump_state()
 
 
 def test_each_bootstrap_differs_and_is_the_same_again() -> None:
@@ -107,7 +107,7 @@ def test_what_the_data_is_too_little_for_is_left_out() -> None:
     assert not list(bootstrappers(context_of(ROUTING, bootstrapped=0)))
     assert list(bootstrappers(some))
     model = replace(stand_in(), is_stand_in=False)
-    some, enough = (replace(shop, lm=model, teacher=model) for shop in (some, enough))
+    some, enough = (replace(context, lm=model, teacher=model) for context in (some, enough))
     assert not list(improvers(some))
     assert [improver.name for improver in improvers(enough)] == ["gepa", "miprov2"]
 
@@ -115,20 +115,20 @@ def test_what_the_data_is_too_little_for_is_left_out() -> None:
 @pytest.mark.parametrize("role", ["lm", "teacher"])
 def test_with_the_stand_in_nothing_searches_for_instructions(role: str) -> None:
     model = replace(stand_in(), is_stand_in=False)
-    shop = replace(context_of(ROUTING, train=100), lm=model, teacher=model)
-    assert not list(improvers(replace(shop, **{role: stand_in()})))
+    context = replace(context_of(ROUTING, train=100), lm=model, teacher=model)
+    assert not list(improvers(replace(context, **{role: stand_in()})))
 
 
 def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedback_of_the_whole() -> None:
     spec = replace(ROUTING, program="tests.support.unusual_parts:TwoSteps")
-    shop = replace(context_of(ROUTING), spec=spec, start=spec.build_program(LABELS))
-    for optimizer in list(demo_pickers(shop))[1:]:
+    context = replace(context_of(ROUTING), spec=spec, start=spec.build_program(LABELS))
+    for optimizer in list(demo_pickers(context))[1:]:
         program = optimizer.compile()
         assert program.think.demos == []
         assert program.routing.decide.demos
-    program = next(bootstrappers(shop)).compile()
+    program = next(bootstrappers(context)).compile()
     assert all("thoughts" in demo for demo in program.think.demos)
-    gold = dspy_example(spec, shop.train[0])
+    gold = dspy_example(spec, context.train[0])
     given = dspy.Prediction(agent="nobody", confidence=1.0)
     judge = feedback_metric(spec, program)
     assert judge(gold, given, None, "think", None).feedback == judge(gold, given).feedback != "Right."
@@ -139,11 +139,11 @@ def test_a_predictor_without_right_answers_gets_no_labelled_demos_and_the_feedba
 
 def test_demos_of_predictors_that_are_told_a_part_are_recognised_as_their_examples() -> None:
     spec = replace(ROUTING, program="tests.support.unusual_parts:TitleThenBody")
-    shop = context_of(ROUTING)
-    train = [replace(e, inputs={"title": f"request {i}", "body": e.query}) for i, e in enumerate(shop.train)]
-    shop = replace(shop, spec=spec, start=spec.build_program(LABELS), train=train)
+    context = context_of(ROUTING)
+    train = [replace(e, inputs={"title": f"request {i}", "body": e.query}) for i, e in enumerate(context.train)]
+    context = replace(context, spec=spec, start=spec.build_program(LABELS), train=train)
     asked = {e.query for e in train}
-    for optimizer in [*list(demo_pickers(shop))[1:], next(bootstrappers(shop))]:
+    for optimizer in [*list(demo_pickers(context))[1:], next(bootstrappers(context))]:
         program = optimizer.compile()
         stored = deserialize(spec, LABELS, serialize(spec, "acme", LABELS, program))
         assert program.label.demos
@@ -184,12 +184,12 @@ def test_what_nobody_said_is_right_completes_a_demo_and_judges_no_answer() -> No
 
 @pytest.mark.parametrize("improver", ["gepa", "miprov2"])
 def test_a_search_for_instructions_leaves_a_program_its_demos(improver: str) -> None:
-    shop = context_of(ROUTING, train=120)
-    model = replace(shop.lm, is_stand_in=False)
-    shop = replace(shop, lm=model, teacher=model)
-    (leader,) = (o.compile() for o in demo_pickers(shop) if o.name == "coverage-16")
+    context = context_of(ROUTING, train=120)
+    model = replace(context.lm, is_stand_in=False)
+    context = replace(context, lm=model, teacher=model)
+    (leader,) = (o.compile() for o in demo_pickers(context) if o.name == "coverage-16")
     before = leader.dump_state()
-    (search_instructions,) = (each for each in improvers(shop) if each.name == improver)
+    (search_instructions,) = (each for each in improvers(context) if each.name == improver)
     better = search_instructions.compile(leader)
     assert leader.dump_state() == before
     assert [dict(d) for d in better.predictors()[0].demos] == [dict(d) for d in leader.predictors()[0].demos]
