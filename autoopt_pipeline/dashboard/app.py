@@ -98,18 +98,18 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             HTTPException: handle_http_exception,
             Exception: handle_unexpected_error,
         },
-        lifespan=_looking,
+        lifespan=_refreshing,
     )
     app.state.dashboard = dashboard
     return SecurityHeaders(app)
 
 
 @asynccontextmanager
-async def _looking(app: Starlette) -> AsyncGenerator[None, None]:
+async def _refreshing(app: Starlette) -> AsyncGenerator[None, None]:
     dashboard: Dashboard = app.state.dashboard
-    dashboard.looking.start()
+    dashboard.statuses.start()
     yield
-    dashboard.looking.stop()
+    dashboard.statuses.stop()
 
 
 def _healthz(request: Request) -> Response:

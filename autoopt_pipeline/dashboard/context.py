@@ -29,7 +29,7 @@ class Dashboard:
     parts: Connections
     instance: dg.DagsterInstance
     access: Access
-    looking: StatusCache
+    statuses: StatusCache
     counts: Counts
     asked: AskedQuestions = field(default_factory=AskedQuestions)
 
@@ -51,19 +51,19 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
     """Open the dashboard. It reads nothing before the first request for a page."""
     counts = Counts()
 
-    def look() -> list[ModuleStatus]:
+    def read_all() -> list[ModuleStatus]:
         read_modules_again()
         stored = parts.configs.current()
         count_all = len(stored) <= _COUNTED_TENANTS
         standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
         return counts.completed(standings, of_all=True)
 
-    def look_at(tenant: str) -> list[ModuleStatus]:
+    def read_tenant(tenant: str) -> list[ModuleStatus]:
         history = parts.configs.history(tenant)
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
         return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    return Dashboard(parts, instance, access, StatusCache(look, look_at), counts)
+    return Dashboard(parts, instance, access, StatusCache(read_all, read_tenant), counts)
 
 
 def dashboard_of(request: Request) -> Dashboard:

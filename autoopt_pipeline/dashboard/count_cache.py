@@ -13,7 +13,7 @@ from autoopt_pipeline.scheduling.conditions import Condition, Evidence, Reason, 
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
 
 _LOOKS_KEPT = 100
-"""A look holds some thousand outcomes."""
+"""An analysis holds some thousand outcomes."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class _Counted:
 
 
 @dataclass(frozen=True)
-class KnownLook:
+class KnownAnalysis:
     """A comparison of two versions that serve side by side, and when it was made (UTC)."""
 
-    look: RolloutAnalysis
+    analysis: RolloutAnalysis
     at: datetime
 
 
@@ -40,7 +40,7 @@ class Counts:
         self._lock = threading.Lock()
         self._counted: dict[ModuleKey, _Counted] = {}
         self._per_day: dict[ModuleKey, int] = {}
-        self._looks: dict[tuple[ModuleKey, int], KnownLook] = {}
+        self._analyses: dict[tuple[ModuleKey, int], KnownAnalysis] = {}
         self._trouble: RefreshError | None = None
 
     @property
@@ -77,18 +77,18 @@ class Counts:
                 completed.append(replace(story, standing=status, traces_per_day=per_day))
         return completed
 
-    def keep_look(self, key: ModuleKey, rollout: Rollout, look: RolloutAnalysis) -> KnownLook:
+    def keep_analysis(self, key: ModuleKey, rollout: Rollout, analysis: RolloutAnalysis) -> KnownAnalysis:
         """Keep the newest comparison of a rollout."""
-        known = KnownLook(look, datetime.now(UTC))
+        known = KnownAnalysis(analysis, datetime.now(UTC))
         with self._lock:
-            self._looks[key, rollout.transition.sequence] = known
-            if len(self._looks) > _LOOKS_KEPT:
-                del self._looks[next(iter(self._looks))]
+            self._analyses[key, rollout.transition.sequence] = known
+            if len(self._analyses) > _LOOKS_KEPT:
+                del self._analyses[next(iter(self._analyses))]
         return known
 
-    def last_look(self, key: ModuleKey, rollout: Rollout) -> KnownLook | None:
+    def last_analysis(self, key: ModuleKey, rollout: Rollout) -> KnownAnalysis | None:
         """The last known comparison of a rollout."""
-        return self._looks.get((key, rollout.transition.sequence))
+        return self._analyses.get((key, rollout.transition.sequence))
 
     def _notice(self, statuses: Sequence[ModuleStatus], *, of_all: bool) -> None:
         what = next((status.uncounted for status in statuses if status.uncounted), "")

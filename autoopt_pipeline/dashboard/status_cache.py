@@ -50,16 +50,16 @@ class RefreshError:
 class StatusCache:
     """The newest snapshot, and the error that prevents a newer one.
 
-    `look` reads the status of all tenants, and `look_at` that of one.
+    `read_all` reads the status of all tenants, and `read_tenant` that of one.
     """
 
     def __init__(
         self,
-        look: Callable[[], Sequence[ModuleStatus]],
-        look_at: Callable[[str], Sequence[ModuleStatus]],
+        read_all: Callable[[], Sequence[ModuleStatus]],
+        read_tenant: Callable[[str], Sequence[ModuleStatus]],
     ) -> None:
-        self._look = look
-        self._look_at = look_at
+        self._read_all = read_all
+        self._look_at = read_tenant
         self._changed = threading.Condition()
         self._latest: StatusSnapshot | None = None
         self._trouble: RefreshError | None = None
@@ -88,7 +88,7 @@ class StatusCache:
                 self._changed.wait_for(lambda: self._rounds > rounds or self._stopping, patience)
             return self._latest, self._trouble
 
-    def look_again_at(self, tenant: str) -> None:
+    def refresh_tenant(self, tenant: str) -> None:
         """Refresh one tenant after a change. It never raises, because the change is already made."""
         try:
             anew = tuple(self._look_at(tenant))
@@ -119,16 +119,16 @@ class StatusCache:
     def _take(self) -> None:
         at = datetime.now(UTC)
         try:
-            look, what = StatusSnapshot(at, tuple(self._look())), ""
+            snapshot, what = StatusSnapshot(at, tuple(self._read_all())), ""
         except AutooptError as e:
-            look, what = None, str(e)
-        except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next look may well succeed
-            _log.exception("the look at all tenants failed")
-            look, what = None, f"{type(e).__name__}: the log of the dashboard says more"
+            snapshot, what = None, str(e)
+        except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next refresh may well succeed
+            _log.exception("the refresh of all tenants failed")
+            snapshot, what = None, f"{type(e).__name__}: the log of the dashboard says more"
         with self._changed:
             self._rounds += 1
-            if look:
-                self._latest, self._trouble = look, None
+            if snapshot:
+                self._latest, self._trouble = snapshot, None
             else:
                 since = self._trouble.since if self._trouble else at
                 self._trouble = RefreshError(since, what)

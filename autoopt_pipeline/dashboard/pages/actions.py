@@ -75,7 +75,7 @@ def decide(request: Request, form: FormData) -> Response:
                 done = _roll_back(dashboard, tenant, module, version, actor=user.name, reason=reason)
     except AutooptError as e:
         return _ask(request, wrong=str(e), reason=reason, version=version)
-    dashboard.looking.look_again_at(tenant)
+    dashboard.statuses.refresh_tenant(tenant)
     say(request, done)
     return RedirectResponse(f"/tenants/{quote(tenant, safe=':')}/modules/{quote(module)}", HTTPStatus.SEE_OTHER)
 

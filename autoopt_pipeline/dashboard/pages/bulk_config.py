@@ -128,7 +128,7 @@ def add(request: Request, form: FormData) -> Response:
         status = HTTPStatus.CONFLICT if isinstance(e, ConfigConflict) else HTTPStatus.BAD_REQUEST
         return render(request, "configuration_add.html", status=status, tenant=tenant, agents=agents, wrong=str(e))
     register_tenant(dashboard.instance, tenant)
-    dashboard.looking.look_again_at(tenant)
+    dashboard.statuses.refresh_tenant(tenant)
     say(request, f"{tenant} was added.")
     return RedirectResponse(f"/tenants/{quote(tenant, safe=':')}/configuration", HTTPStatus.SEE_OTHER)
 

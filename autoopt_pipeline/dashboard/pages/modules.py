@@ -146,10 +146,10 @@ def live_part(request: Request) -> Response:
     if rollout := programs.rollout:
         summary, settling = describe_rollout(rollout), parts.settings.settling_seconds
         try:
-            look = analyze_now(parts.phoenix, parts.configs, programs.artifacts, rollout, settling_seconds=settling)
-            known = counts.keep_look((tenant, module), rollout, look)
+            analysis = analyze_now(parts.phoenix, parts.configs, programs.artifacts, rollout, settling_seconds=settling)
+            known = counts.keep_analysis((tenant, module), rollout, analysis)
         except AutooptError as e:
-            known, trouble = counts.last_look((tenant, module), rollout), str(e)
+            known, trouble = counts.last_analysis((tenant, module), rollout), str(e)
     return render(
         request, "live.html", programs=programs, summary=summary, known=known, trouble=trouble, BASELINE=BASELINE
     )

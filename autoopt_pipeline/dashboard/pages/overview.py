@@ -31,9 +31,9 @@ def overview_board(request: Request) -> Response:
 
 def _board(request: Request, template: str) -> Response:
     dashboard, user = dashboard_of(request), request.user
-    look, trouble = dashboard.looking.latest()
+    snapshot, trouble = dashboard.statuses.latest()
     page = select(
-        [status for status in look.standings if user.sees(status.tenant_id)] if look else [],
+        [status for status in snapshot.standings if user.sees(status.tenant_id)] if snapshot else [],
         Query.read(request.query_params),
     )
     trends, trend_error = {}, ""
@@ -45,7 +45,7 @@ def _board(request: Request, template: str) -> Response:
     return render(
         request,
         template,
-        look=look,
+        snapshot=snapshot,
         trouble=trouble,
         silent=dashboard.counts.trouble,
         trend_error=trend_error,

@@ -37,13 +37,13 @@ _ANSWERED = "answered"
 def list_page(request: Request) -> Response:
     """The queues that wait for reviews. Phoenix is asked only about modules that are known to await some."""
     dashboard = dashboard_of(request)
-    look, trouble = dashboard.looking.latest()
-    awaiting = _awaiting(look, request.user)
+    snapshot, trouble = dashboard.statuses.latest()
+    awaiting = _awaiting(snapshot, request.user)
     queues, errors = _read_queues(dashboard, awaiting[:PAGE])
     return render(
         request,
         "reviews.html",
-        look=look,
+        snapshot=snapshot,
         trouble=trouble,
         queues=queues,
         errors=errors,
@@ -91,11 +91,11 @@ def answer(request: Request, form: FormData) -> Response:
     return RedirectResponse(here, HTTPStatus.SEE_OTHER)
 
 
-def _awaiting(look: StatusSnapshot | None, user: User) -> list[ModuleStatus]:
+def _awaiting(snapshot: StatusSnapshot | None, user: User) -> list[ModuleStatus]:
     """The modules that the user may see and whose last outcome awaits reviews, those that need the fewest first."""
     awaiting = [
         status
-        for status in (look.standings if look else ())
+        for status in (snapshot.standings if snapshot else ())
         if status.enabled and status.verdict == Verdict.AWAITING_REVIEWS and user.sees(status.tenant_id)
     ]
     return sorted(awaiting, key=lambda s: (s.reviews_left is None, s.reviews_left or 0, s.tenant_id, s.module))

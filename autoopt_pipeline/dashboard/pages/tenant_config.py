@@ -130,7 +130,7 @@ def revert(request: Request, form: FormData) -> Response:
     except (InvalidConfig, ConfigConflict) as e:
         return _ask_to_revert(request, version, wrong=str(e))
     register_tenant(dashboard.instance, newest.tenant_id)  # as it may have been removed
-    dashboard.looking.look_again_at(newest.tenant_id)
+    dashboard.statuses.refresh_tenant(newest.tenant_id)
     return _back(request, f"{newest.tenant_id}: configuration version {written}, the same as {version}.")
 
 
@@ -148,7 +148,7 @@ def remove(request: Request, form: FormData) -> Response:
     except ConfigConflict as e:
         return _ask_to_remove(request, wrong=str(e))
     withdrawn = withdraw_tenant(dashboard.instance, tenant)
-    dashboard.looking.look_again_at(tenant)
+    dashboard.statuses.refresh_tenant(tenant)
     later = "" if withdrawn else " A run is under way: the sensor removes the partition when it has ended."
     say(request, f"{tenant} was removed.{later}")
     return RedirectResponse("/configuration", HTTPStatus.SEE_OTHER)
@@ -201,7 +201,7 @@ def _meanwhile(base: StoredConfig, newest: StoredConfig, yours: Sequence[FieldCh
 def _save(dashboard: Dashboard, request: Request, newest: StoredConfig, config: RoutingConfigUnified) -> Response:
     actor = request.user.name
     written = write_config(dashboard.parts.configs, config, actor=actor, expected_version=newest.version)
-    dashboard.looking.look_again_at(newest.tenant_id)
+    dashboard.statuses.refresh_tenant(newest.tenant_id)
     changes = changed_fields(in_effect(newest), config.model_dump(mode="json"))
     summary = "; ".join(
         f"{change.field}: {change.display(change.before)} → {change.display(change.after)}" for change in changes

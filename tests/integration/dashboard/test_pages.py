@@ -340,14 +340,14 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
             raise answer
         return answer
 
-    looking = StatusCache(look, lambda _: [])
-    looking._take()
-    first, trouble = looking.latest()
+    statuses = StatusCache(look, lambda _: [])
+    statuses._take()
+    first, trouble = statuses.latest()
     assert (first is not None, trouble) == (True, None)
-    looking._take()
-    kept, told = looking.latest()
-    looking._take()
-    _, later = looking.latest()
+    statuses._take()
+    kept, told = statuses.latest()
+    statuses._take()
+    _, later = statuses.latest()
     assert kept is first
     assert told is not None
     assert later is not None
