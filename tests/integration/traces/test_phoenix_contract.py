@@ -60,7 +60,7 @@ def test_what_is_played_is_read_back(phoenix: Phoenix, tenant: str, openinferenc
     found = SPEC.build_examples([Label(name) for name in AGENTS], read)
     assert found.unusable == {}
     assert [example.query for example in found.examples] == [f"question number {i}" for i in range(40)]
-    assert {example.provenance for example in found.examples} == {Provenance.HUMAN, Provenance.JUDGE}
+    assert {example.provenance for example in found.examples} == {Provenance.HUMAN}
     assert all(example.independent for example in found.examples)
     right = [example.label == AGENTS[i % 2] for i, example in enumerate(found.examples)]
     assert sum(right) >= 37  # reviewers err a little
