@@ -40,6 +40,9 @@ REQUEST_ID = "autoopt.request_id"
 # Annotation metadata (key and value) of a trace that was drawn at random, whatever its outcome.
 RANDOM_SAMPLING = ("sampling", "random")
 
+# The same for a trace that was drawn for a test, and on which the two compared programs disagree.
+DISAGREEMENT_SAMPLING = ("sampling", "disagreement")
+
 # Annotation metadata key of the right answer, if the label only marks the decision as wrong.
 #
 # An answer is written like its label: an agent's name, or a plan such as `search_agent > summary_agent` (one after the

@@ -26,7 +26,7 @@ from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.registry.records import DrawnTrace, Verdict
 from autoopt_pipeline.reviews.answers import BOTH_FINE, CANNOT_TELL, agreement, write_review
 from autoopt_pipeline.reviews.claims import claim, release
-from autoopt_pipeline.reviews.queue import Question, ReviewQueue, open_queue, open_queues, questions
+from autoopt_pipeline.reviews.queue import Question, ReviewQueue, open_queues, questions
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.text import duration, one_line
 
@@ -170,13 +170,8 @@ class _Session:
         return True
 
     def _others_reviewed(self) -> list[DrawnTrace]:
-        """Traces that somebody has reviewed and this person has not. Who reviewed is not known for all."""
-        mine = {trace.span_id for trace in self.done}
-        return [
-            trace
-            for trace in self.queue.traces
-            if len(self.queue.reviews.get(trace.span_id, ())) == 1 and trace.span_id not in mine
-        ]
+        """Traces with one review. Phoenix does not say for all whose it is."""
+        return [trace for trace in self.queue.traces if len(self.queue.reviews.get(trace.span_id, ())) == 1]
 
     def _ask(self, trace: DrawnTrace, *, left: int) -> bool | None:
         """Return whether it was answered, False to go back to the one before, None to stop."""
@@ -279,7 +274,7 @@ def _import(connections: Connections, queues: Sequence[ReviewQueue], path: Path,
         if not answer:
             continue
         place, span_id = (str(row.get("tenant")), str(row.get("module"))), str(row.get("span_id"))
-        queue = by_place.get(place) or open_queue(connections, *place) if place in by_place else None
+        queue = by_place.get(place)
         traces = [trace for trace in queue.traces if trace.span_id == span_id] if queue else []
         found = list(questions(connections, queue, traces)) if queue else []
         if not found:

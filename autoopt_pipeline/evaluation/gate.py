@@ -78,7 +78,7 @@ class GateDecision:
 
     It is `promoted`, `rejected`, `awaiting_reviews` (of disagreements), or `inconclusive` (more traces can decide).
     `power` is the gain that the drawn traces can show at `alpha`; None while reviews are missing. `calibration` is None
-    unless the right answer of every drawn trace is known.
+    unless the right answer of every drawn trace is known. `spent` is the part of alpha that the test may have used.
     """
 
     verdict: Verdict
@@ -87,6 +87,24 @@ class GateDecision:
     comparison: Comparison
     calibration: Calibration | None
     power: Power | None
+    spent: float
+
+    @property
+    def numbers(self) -> dict[str, float | int]:
+        """The numbers behind the verdict by name, as manifests and reports have them; unknown ones are left out."""
+        comparison, calibration = self.comparison, self.calibration
+        numbers: dict[str, float | int] = {
+            "alpha": self.alpha,
+            "p_value": comparison.p_value,
+            "cases": comparison.cases,
+            "gain": comparison.gain,
+            "fixed": comparison.fixed,
+            "broken": comparison.broken,
+            "reviews": comparison.reviews,
+        }
+        if calibration:
+            numbers |= {"incumbent_brier": calibration.incumbent, "candidate_brier": calibration.candidate}
+        return numbers
 
 
 def compare(batches: Sequence[Batch], p_value: float) -> Comparison:
@@ -137,14 +155,14 @@ def judge(batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: 
     cases = [case for batch in batches for case in batch.cases]
     left = batches[-1].left
     verdict, cause = _verdict(batches, test, result, guard, cases)
-    known = not any(batch.presumed for batch in batches) and not left
     return GateDecision(
         verdict,
         f"{cause}: {result}, p {test.p_value:.2g}, alpha {alpha:.2g}",
         alpha,
         result,
-        calibration(cases) if known else None,
+        calibration(cases) if _all_known(batches) else None,
         None if left else _power(cases, alpha),
+        test.allowed,
     )
 
 
@@ -185,9 +203,7 @@ def reviews_needed(batches: Sequence[Batch], alpha: float) -> int:
             "", *(ScoredAnswer(score, None, None) for score in (max(-difference, 0), max(difference, 0)))
         )
         after = [*batches[:-1], replace(last, reviewed=(*last.reviewed, *[imagined] * reviews))]
-        result = run_test(after, alpha)
-        enough = sum(batch.gain for batch in after) >= MIN_GAIN * sum(batch.drawn for batch in after)
-        return (result.proven and enough) or is_hopeless(after) or _out_of_reach(after)
+        return judge(after, alpha=alpha).verdict is not Verdict.AWAITING_REVIEWS
 
     soonest = [bisect_left(range(last.left), True, key=lambda n: decides(n, sign)) for sign in (1.0, -1.0)]
     return max(1, min(soonest))
@@ -197,6 +213,10 @@ def _out_of_reach(batches: Sequence[Batch]) -> bool:
     """Check whether the gain stays too small even if the candidate wins all disagreements that are left."""
     won = sum(case.difference for batch in batches for case in batch.reviewed) + batches[-1].left
     return won < MIN_GAIN * sum(batch.drawn for batch in batches)
+
+
+def _all_known(batches: Sequence[Batch]) -> bool:
+    return not any(batch.presumed or batch.left for batch in batches)
 
 
 def _power(cases: Sequence[PairedCase], alpha: float) -> Power:
@@ -219,8 +239,7 @@ def clear_loss(batches: Sequence[Batch]) -> str | None:
         class_cases = [case for case in cases if case.label == label]
         if len(class_cases) >= MIN_CLASS_CASES and _lost(class_cases, MAX_CLASS_LOSS) and _f1_fell(cases, label):
             return f"clearly worse on {label!r} ({_change(class_cases)})"
-    known = not any(batch.presumed or batch.left for batch in batches)
-    if known and _calibration_worse(cases):
+    if _all_known(batches) and _calibration_worse(cases):
         scores = calibration(cases)
         return (
             "its confidence is clearly less reliable "

@@ -125,7 +125,7 @@ def draw(
 ) -> list[HoldoutExample]:
     """Draw usable groups of the holdout side at random, whatever became of them. The same seed draws the same."""
     left = filter(usable, split.drawable)
-    return sorted(left, key=lambda held_out: hashlib.sha256(f"{seed} {held_out.group[0]}".encode()).digest())[:most]
+    return sorted(left, key=lambda held_out: unit_interval(f"{seed} {held_out.group[0]}"))[:most]
 
 
 def _assign_side(group: Sequence[str], by_query: Collection[str]) -> tuple[str, list[str]]:

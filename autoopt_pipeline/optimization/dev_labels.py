@@ -14,14 +14,12 @@ from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
-
-# With as many reviewed dev examples, nobody else is asked.
-ENOUGH_REVIEWED = 10
+from autoopt_pipeline.optimization.search import MIN_DEV, reviewed_dev
 
 
 def needs_teacher(split: Split) -> bool:
-    """Whether too few dev examples have a label that is not the application's own answer."""
-    return sum(example.provenance is not Provenance.OUTCOME for example in split.dev) < ENOUGH_REVIEWED
+    """Whether the reviewed dev examples are too few to choose by."""
+    return len(reviewed_dev(split)) < MIN_DEV
 
 
 def labelled_by(
@@ -38,7 +36,7 @@ def labelled_by(
     `program` asks the teacher, without demos. Requests of which the application's answer is not known to be right are
     asked about, too. Answers that cannot be read label nothing. Raises as `answer_all` does.
     """
-    reviewed = [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
+    reviewed = reviewed_dev(split)
     asked = split.dev_requests[: most - len(reviewed)]
     answers = answer_all(spec, program, asked, teacher, answered=answered)
     labelled: Sequence[Example] = [

@@ -26,7 +26,7 @@ from autoopt_pipeline.evaluation.gate import (
     reviews_needed,
 )
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
-from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch, run_test
+from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
     OPEN,
     Draws,
@@ -75,7 +75,7 @@ from autoopt_pipeline.registry.serialization import compose, demos_shown, deseri
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
-from autoopt_pipeline.rollouts.rollout import roll_out, start_proof
+from autoopt_pipeline.rollouts.rollout import roll_out, start_canary
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
@@ -305,50 +305,49 @@ class _Optimization:
         batch = self._compare_drawn(test, drawn, incumbent, finalist.program, guard, learnt=split.learnt)
         verdict, reason = self._awaiting_approval(batch.decision)
         if live and verdict in OPEN:
-            self.draft = replace(self.draft, reviews_needed=0)
-            verdict, reason = Verdict.INCONCLUSIVE, self._describe_proof(batch)
+            return self._start_proof(finalist, batch.decision, charge.alpha - batch.decision.spent)
         manifest = self._manifest(finalist, batch.decision, verdict, reason)
         self.artifacts.save(finalist.stored, manifest)
-        if live and verdict in OPEN:
-            return self._start_proof(manifest, reason, batch.left_alpha)
         if verdict in OPEN:
             batch.append(verdict)
         return self._conclude(manifest, verdict, reason)
 
-    def _describe_proof(self, batch: "_BatchStep") -> str:
+    def _describe_proof(self, alpha: float) -> str:
         """Say what proves the candidate in production, and how long that takes at the traffic of the window."""
         fraction = self._proving_fraction
-        needed = outcomes_to_prove(
-            PROVEN_GAIN, batch.left_alpha, score=USUAL_SCORE, per_canary=(1 - fraction) / fraction
-        )
+        needed = outcomes_to_prove(PROVEN_GAIN, alpha, score=USUAL_SCORE, per_canary=(1 - fraction) / fraction)
         days = (self.job.window_end - self.job.window_start) / timedelta(days=1)
         daily = len(self.job.decisions) / days * fraction if days else 0.0
         takes = f", {math.ceil(needed / daily)} days at this traffic if all outcomes are reported" if daily else ""
         return (
             f"may be better; {100 * fraction:.4g} % of requests go to it until outcomes prove it, at alpha "
-            f"{batch.left_alpha:.2g}: some {needed} of its outcomes for +{100 * PROVEN_GAIN:.0f} points{takes}"
+            f"{alpha:.2g}: some {needed} of its outcomes for +{100 * PROVEN_GAIN:.0f} points{takes}"
         )
 
     @property
     def _proving_fraction(self) -> float:
         return self.config.rollout.canary_fraction or self.config.rollout.holdback_fraction
 
-    def _start_proof(self, manifest: Manifest, reason: str, alpha: float) -> Report:
+    def _start_proof(self, finalist: Finalist, decision: GateDecision, alpha: float) -> Report:
         """Let the candidate prove itself in production, unless the active version has changed meanwhile."""
-        verdict = Verdict.CANARY
+        verdict, reason = Verdict.CANARY, self._describe_proof(alpha)
+        manifest = self._manifest(finalist, decision, Verdict.INCONCLUSIVE, reason)
+        self.artifacts.save(finalist.stored, manifest)
         try:
-            start_proof(
+            start_canary(
                 self.artifacts,
                 manifest.version,
                 expected=self.incumbent_version,
                 actor=_actor(self.job.run_id),
                 reason=reason,
                 fraction=self._proving_fraction,
-                alpha=alpha,
+                proving_alpha=alpha,
             )
         except PromotionConflict as e:
             verdict, reason = Verdict.STALE, str(e)
-        self.draft = replace(self.draft, version=manifest.version, active_version=self.incumbent_version)
+        self.draft = replace(
+            self.draft, version=manifest.version, active_version=self.incumbent_version, reviews_needed=0
+        )
         return self._report(verdict, reason)
 
     def _continue_test(
@@ -459,7 +458,7 @@ class _Optimization:
             else:
                 step(batch=batch)
 
-        return _BatchStep(decision, append, test.alpha - run_test(batches, test.alpha).allowed)
+        return _BatchStep(decision, append)
 
     def _decision_in(self, manifest: Manifest) -> GateDecision:
         """Return the gate's decision in a manifest. Raises `InvalidArtifact` if the manifest is damaged."""
@@ -482,6 +481,7 @@ class _Optimization:
                 ),
                 Calibration(gate["incumbent_brier"], gate["candidate_brier"]) if "incumbent_brier" in gate else None,
                 None,
+                gate["alpha"],
             )
         except (KeyError, ValueError):
             raise InvalidArtifact(
@@ -661,25 +661,13 @@ class _Optimization:
 
     def _measured(self, decision: GateDecision, verdict: Verdict, reason: str) -> dict[str, Any]:
         """The fields of a manifest that a decision sets."""
-        comparison, calibration = decision.comparison, decision.calibration
-        gate: dict[str, float | int] = {
-            "alpha": decision.alpha,
-            "p_value": comparison.p_value,
-            "cases": comparison.cases,
-            "gain": comparison.gain,
-            "fixed": comparison.fixed,
-            "broken": comparison.broken,
-            "reviews": comparison.reviews,
-        }
-        if calibration:
-            gate |= {"incumbent_brier": calibration.incumbent, "candidate_brier": calibration.candidate}
         return {
             "verdict": verdict.value,
             "reason": reason,
             "judged_by": dict(Counter(row.example.provenance.value for row in self.draft.compared)),
-            "incumbent_score": comparison.incumbent_score,
-            "candidate_score": comparison.candidate_score,
-            "gate": gate,
+            "incumbent_score": decision.comparison.incumbent_score,
+            "candidate_score": decision.comparison.candidate_score,
+            "gate": decision.numbers,
         }
 
     def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
@@ -723,11 +711,10 @@ def _describe_canary(rollout: Rollout) -> str:
 
 @dataclass(frozen=True)
 class _BatchStep:
-    """The decision with a new batch, how to record it with the verdict that follows, and the alpha that is left."""
+    """The decision with a new batch, and how to record it with the verdict that follows."""
 
     decision: GateDecision
     append: Callable[[Verdict], None]
-    left_alpha: float
 
 
 def _drawn(split: Split, draws: Draws, *, seed: str, without: frozenset[str]) -> list[HoldoutExample]:

@@ -231,12 +231,17 @@ class _RaceRunner:
         return serialize(self.spec, self.tenant_id, self.labels, program)
 
 
+def reviewed_dev(split: Split) -> list[Example]:
+    """Return the dev examples whose label is not the application's own answer."""
+    return [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
+
+
 def choosing_examples(split: Split) -> list[Example]:
     """Return the dev examples that choose among programs: the reviewed ones if they are enough, else all.
 
     The labels of the others are the application's own answers, so its present program agrees with them, right or wrong.
     """
-    reviewed = [example for example in split.dev if example.provenance is not Provenance.OUTCOME]
+    reviewed = reviewed_dev(split)
     return reviewed if len(reviewed) >= MIN_DEV else list(split.dev)
 
 

@@ -63,19 +63,11 @@ def report_metadata(
         "report": dg.MetadataValue.md(_markdown(report, project_url)),
     }
     if report.gate:
-        comparison, calibration = report.gate.comparison, report.gate.calibration
-        measured = {
-            "incumbent_score": comparison.incumbent_score,
-            "candidate_score": comparison.candidate_score,
-            "gain": comparison.gain,
-            "fixed": comparison.fixed,
-            "broken": comparison.broken,
-            "reviews": comparison.reviews,
-            "p_value": comparison.p_value,
-            "alpha": report.gate.alpha,
-            "incumbent_brier": calibration.incumbent if calibration else None,
-            "candidate_brier": calibration.candidate if calibration else None,
+        scores = {
+            "incumbent_score": report.gate.comparison.incumbent_score,
+            "candidate_score": report.gate.comparison.candidate_score,
         }
+        measured = scores | {name: value for name, value in report.gate.numbers.items() if name != "cases"}
         metadata |= {name: _number(value) for name, value in measured.items() if value is not None}
     if report.reviews_needed:
         metadata[REVIEWS_NEEDED] = _number(report.reviews_needed)

@@ -7,16 +7,14 @@ from autoopt_pipeline.errors import InvalidReview
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation
 from autoopt_pipeline.reviews.queue import Question, ReviewQueue
-from autoopt_pipeline.span_contract import NewAnnotation
+from autoopt_pipeline.span_contract import DISAGREEMENT_SAMPLING, NewAnnotation
 from autoopt_pipeline.text import one_line
 from autoopt_pipeline.traces.client import Phoenix
 
 CANNOT_TELL, BOTH_FINE = "unsure", "ambiguous"
 
-# Metadata of a review: how its trace was drawn, for which candidate, and what the reviewer noted.
-SAMPLING, CANDIDATE, NOTE = "sampling", "candidate", "note"
-
-DISAGREEMENT = "disagreement"
+# Metadata of a review: for which candidate its trace was drawn, and what the reviewer noted.
+CANDIDATE, NOTE = "candidate", "note"
 
 _MAX_NOTE, _MAX_NAME = 500, 200
 
@@ -31,7 +29,7 @@ def write_review(phoenix: Phoenix, question: Question, answer: str, *, reviewer:
             f"{question.tenant_id}/{question.module}: {one_line(answer, length=60)!r} is no answer of this module",
             f"give one of {', '.join(label.name for label in question.labels)}, or {CANNOT_TELL}",
         )
-    metadata = {SAMPLING: DISAGREEMENT, CANDIDATE: question.version}
+    metadata = dict([DISAGREEMENT_SAMPLING]) | {CANDIDATE: question.version}
     phoenix.annotate(
         [
             NewAnnotation(

@@ -25,15 +25,14 @@ def roll_out(
     if not (policy.monitor and _serves(artifacts, expected)):
         return artifacts.transition(version, expected=expected, actor=actor, reason=reason)
     if policy.canary_fraction:
-        canary = {version: policy.canary_fraction}
-        return artifacts.transition(
-            expected, expected=expected, actor=actor, reason=reason, resets_alpha_budget=False, canary=canary
+        return start_canary(
+            artifacts, version, expected=expected, actor=actor, reason=reason, fraction=policy.canary_fraction
         )
     canary = {expected or BASELINE: policy.holdback_fraction}
     return artifacts.transition(version, expected=expected, actor=actor, reason=reason, canary=canary)
 
 
-def start_proof(
+def start_canary(
     artifacts: VersionStore,
     version: str,
     *,
@@ -41,10 +40,11 @@ def start_proof(
     actor: str,
     reason: str,
     fraction: float,
-    alpha: float,
+    proving_alpha: float | None = None,
 ) -> Transition:
-    """Give an unproven version a fraction of the requests. It becomes active only if its outcomes prove it better.
+    """Give a version a fraction of the requests before it becomes active.
 
+    With `proving_alpha`, it is not proven yet, and becomes active only if its outcomes prove it better at this alpha.
     Raises `PromotionConflict` and `InvalidArtifact` as `VersionStore.transition` does.
     """
     return artifacts.transition(
@@ -54,7 +54,7 @@ def start_proof(
         reason=reason,
         resets_alpha_budget=False,
         canary={version: fraction},
-        proving_alpha=alpha,
+        proving_alpha=proving_alpha,
     )
 
 

@@ -336,8 +336,7 @@ class ModuleDetail:
     def due_in(self) -> timedelta | None:
         """How long until there are enough new traces, at the rate of the last day."""
         evidence, need = self.standing.decision.evidence, self.standing.decision.need
-        awaits_people = self.standing.verdict == Verdict.AWAITING_REVIEWS
-        if evidence is None or need is None or not self.traces_per_day or evidence.total >= need or awaits_people:
+        if evidence is None or need is None or not self.traces_per_day or evidence.total >= need:
             return None
         if self.standing.decision.awaits_reviews:
             return None  # reviews do not come with the traces

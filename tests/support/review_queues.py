@@ -11,13 +11,14 @@ from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import DrawnTrace, SequentialTestStep, StoredAnswer, Verdict
+from autoopt_pipeline.registry.records import DrawnTrace, StoredAnswer, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.span_contract import ROUTING, project_name
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.reader import read_decisions
 from tests.support.phoenix_traffic import AGENTS, NOW, requests
+from tests.support.sequential_tests import made_step
 
 CANDIDATE = "20260101T000000Z-candidat"
 INCUMBENT = "20251231T000000Z-incumben"
@@ -28,7 +29,8 @@ def await_reviews(home: Path, phoenix: Phoenix, tenant: str, count: int, *, need
     send_traffic(phoenix, tenant, requests(count, TrafficProfile(reviewed=0, complains=0, malformed=0)))
     drawn = [disagreement(decision) for decision in logged(phoenix, tenant)]
     artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing")
-    assert artifacts.add_sequential_test_step(drawn_step(drawn))
+    step = made_step(CANDIDATE, verdict=Verdict.AWAITING_REVIEWS, incumbent=INCUMBENT, labels=AGENTS, drawn=drawn)
+    assert artifacts.add_sequential_test_step(step)
     metadata = {
         "window_end": dg.MetadataValue.timestamp(datetime.now(UTC)),
         "verdict": Verdict.AWAITING_REVIEWS.value,
@@ -58,24 +60,6 @@ def disagreement(decision: LoggedDecision) -> DrawnTrace:
         alike=False,
         incumbent=StoredAnswer(values={"agent": AGENTS[0]}, confidence=0.9),
         candidate=StoredAnswer(values={"agent": AGENTS[1]}, confidence=0.9),
-    )
-
-
-def drawn_step(drawn: Sequence[DrawnTrace]) -> SequentialTestStep:
-    return SequentialTestStep(
-        sequence=1,
-        at=datetime.now(UTC),
-        run_id="r",
-        version=CANDIDATE,
-        incumbent=INCUMBENT,
-        lm="stand-in",
-        labels=AGENTS,
-        alpha=0.01,
-        begins=True,
-        draws="all",
-        seen=[],
-        drawn=list(drawn),
-        verdict=Verdict.AWAITING_REVIEWS,
     )
 
 

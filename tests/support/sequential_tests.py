@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.sequential_test import known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import SequentialTestConditions, append_step, new_test
-from autoopt_pipeline.registry.records import SequentialTestStep, StoredBatch, StoredCase, Verdict
+from autoopt_pipeline.registry.records import DrawnTrace, SequentialTestStep, StoredBatch, StoredCase, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
 
 
@@ -28,7 +28,7 @@ def begin_test(
     append_step(artifacts, test, Verdict.INCONCLUSIVE, run_id=run_id, seen=seen, batch=batch)
 
 
-def made_step(
+def made_step(  # noqa: PLR0913 - keyword-only parts of one record
     version: str,
     sequence: int = 1,
     *,
@@ -36,9 +36,10 @@ def made_step(
     incumbent: str | None = None,
     labels: Sequence[str] = (),
     scores: Sequence[tuple[float, float]] = (),
+    drawn: Sequence[DrawnTrace] = (),
     at: datetime | None = None,
 ) -> SequentialTestStep:
-    """A step with these pairs of scores, of the incumbent and of the candidate."""
+    """A step with these pairs of scores, of the incumbent and of the candidate, or with traces that await reviews."""
     cases = [
         StoredCase(
             label="a",
@@ -66,8 +67,9 @@ def made_step(
         labels=list(labels),
         alpha=0.01,
         begins=sequence == 1,
-        draws="reviewed",
+        draws="all" if drawn else "reviewed",
         seen=[],
+        drawn=list(drawn),
         batch=batch if cases else None,
         verdict=verdict,
     )

@@ -236,7 +236,7 @@ def test_answers_to_an_erased_trace_are_deleted_from_the_tests_that_drew_it(arti
         DrawnTrace(span_id=f"s{n}", trace_id=f"t{n}", time=AT, alike=False, incumbent=said, candidate=said)
         for n in range(2)
     ]
-    step = made_step("v", verdict="awaiting_reviews", at=AT).model_copy(update={"drawn": drawn})
+    step = made_step("v", verdict="awaiting_reviews", drawn=drawn, at=AT)
     artifacts.add_sequential_test_step(step)
     artifacts.erase_drawn(["t1"])
     (kept,) = artifacts.sequential_test_steps()
