@@ -97,13 +97,17 @@ def _colored(reason: str) -> str:
     return f"[{color}]{reason}[/]" if color else reason
 
 
+_SAYS_HOW_MANY = {Reason.TOO_FEW_TRACES, Reason.AWAITING_REVIEWS, Reason.DUE}
+"""Reasons whose detail has the number of new traces or reviews."""
+
+
 def _describe(standing: "ModuleStatus", now: datetime) -> str:
     lines = [escape(standing.decision.detail)]
     if standing.progress:
         lines.append(escape(standing.progress.describe(now)))
-    evidence, need = standing.decision.evidence, standing.decision.need
-    if evidence and need and standing.decision.reason not in {Reason.TOO_FEW_TRACES, Reason.DUE}:
-        lines.append(f"{evidence.total} of {need} new traces and annotations")
+    decision = standing.decision
+    if decision.evidence and decision.need and decision.reason not in _SAYS_HOW_MANY:
+        lines.append(f"{decision.counted} of {decision.need} {decision.needed}")
     if standing.last_at:
         lines.append(f"last {escape(standing.verdict or 'by hand')}, {ago(standing.last_at, now)}")
     if standing.active:
