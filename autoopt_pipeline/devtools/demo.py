@@ -51,7 +51,6 @@ from autoopt_pipeline.traces.client import Phoenix
 _SETTLING_SECONDS = 2
 _JITTER = 0
 _NEW_TRACES = 150
-_REVIEWS = 60
 _ROUND_SECONDS = 600
 _ROUND_SECONDS_WITH_A_REAL_MODEL = 900
 
@@ -180,7 +179,7 @@ class _Demo:
         settings = Settings(home=self.home / ".autoopt", phoenix_endpoint=self.phoenix.base_url)
         right = right_answers(tenant, tenant.traces, seed=1)
         for module in tenant.modules:
-            given = review_sample_traffic(Connections(settings), tenant.tenant_id, module, right, most=_REVIEWS)
+            given = review_sample_traffic(Connections(settings), tenant.tenant_id, module, right)
             self.log(f"{REVIEWER} gives {given} reviews for {tenant.tenant_id}/{module}")
 
     def _send_first_traffic(self) -> None:

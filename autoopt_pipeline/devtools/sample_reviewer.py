@@ -13,14 +13,14 @@ REVIEWER = "the demo's person (a script)"
 
 
 def review_sample_traffic(
-    connections: Connections, tenant_id: str, module: str, right: Mapping[str, Mapping[str, str]], *, most: int
+    connections: Connections, tenant_id: str, module: str, right: Mapping[str, Mapping[str, str]]
 ) -> int:
-    """Review what waits for this module, in order, and return how many. `right` holds answers by normalized query."""
+    """Review all that waits for this module, and return how much. `right` holds answers by normalized query."""
     queue = open_queue(connections, tenant_id, module)
     if queue is None:
         return 0
     field, given = get_module(module).output_field, 0
-    for question in questions(connections, queue, queue.waiting[:most]):
+    for question in questions(connections, queue, queue.waiting):
         answers = right.get(normalize_query(query_of(question.inputs)), {})
         write_review(connections.phoenix, question, answers.get(field, CANNOT_TELL), reviewer=REVIEWER)
         given += 1
