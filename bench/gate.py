@@ -22,8 +22,8 @@ import numpy as np
 
 from autoopt_pipeline.evaluation import gate, sequential_test
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
-from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT, judge
+from autoopt_pipeline.evaluation.cases import Judged, PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT, decide
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, TestResult, known_batch, run_test
 from autoopt_pipeline.evaluation.split import DEV_SHARE, HOLDOUT_SHARE
 from autoopt_pipeline.evaluation.statistics import log_e_value, sign_flip_p
@@ -75,6 +75,7 @@ UNSTEADY = [
 UNREVIEWED = [Scenario(name, gain) for name, gain in GAINS.items()]
 UNREVIEWED += [Scenario(name, gain, score=0.8, ties=0.03) for name, gain in GAINS.items()]
 UNREVIEWED += [Scenario("30 points better", 0.30, score=0.55)]  # a better incumbent leaves no room for 30 points
+JUDGED = [Scenario(name, gain) for name, gain in GAINS.items() if name != "5 points better"] + UNREVIEWED[-1:]
 
 
 class Tenant:
@@ -150,10 +151,38 @@ PRESUMED: dict[str | None, PairedCase] = {name: paired(k, RIGHT, RIGHT) for k, n
 WON, TIE, LOST = paired(0, 1, RIGHT), paired(0, 1, 2), paired(0, RIGHT, 1)
 
 
+@dataclass(frozen=True)
+class Judge:
+    """An LLM judge: how often it is right, and on what share it says that the candidate is, whatever is right."""
+
+    right: float
+    lean: float = 0.0
+
+    def __str__(self) -> str:
+        lean = f", says it of {100 * self.lean:.0f} %" if self.lean else ""
+        return f"{100 * self.right:.0f} % right{lean}"
+
+
+def judged(case: PairedCase, judge: Judge, rng: np.random.Generator) -> PairedCase:
+    """A disagreement as this judge sees it, and whether people are asked about it (`judged_cases` does the same)."""
+    word = (
+        case.difference if rng.random() < judge.right else rng.choice([d for d in (-1, 0, 1) if d != case.difference])
+    )
+    word = 1.0 if rng.random() < judge.lean else float(word)
+    share = 0.0 if word < 0 else sequential_test.ASKED
+    incumbent, candidate = (
+        replace(answer, score=score)
+        for answer, score in ((case.incumbent, float(word < 0)), (case.candidate, float(word > 0)))
+    )
+    return PairedCase(case.label, incumbent, candidate, Judged(word, share, bool(rng.random() < share)))
+
+
 @cache
 def review_order(different: int, alike: int) -> tuple[bool, ...]:
     """Whether each trace that reviewers are asked about has like answers, in the order of review."""
-    traces: list[Any] = [SimpleNamespace(span_id=f"{k}", alike=k >= different) for k in range(different + alike)]
+    traces: list[Any] = [
+        SimpleNamespace(span_id=f"{k}", alike=k >= different, is_asked=True) for k in range(different + alike)
+    ]
     return tuple(trace.alike for trace in to_review(in_order(traces, seed="")))
 
 
@@ -168,6 +197,8 @@ def can_prove(moves: int, wins: int, alpha: float) -> bool:
 def quick_test(batches: Sequence[Batch], alpha: float) -> TestResult:
     """`run_test`, but it is left out where not even a single look with the whole alpha could be a proof."""
     moves = wins = 0
+    if any(case.is_spared for batch in batches for case in batch.reviewed):
+        return run_test(batches, alpha)
     for difference in differences(batches):
         moves, wins = moves + bool(difference), wins + (difference > 0)
         if 2 * wins > moves and can_prove(moves, wins, alpha):
@@ -182,8 +213,11 @@ def differences(batches: Sequence[Batch]) -> list[float]:
 class Test:
     """A test of one finalist: its batches so far, and the traces that were drawn last."""
 
-    def __init__(self, tenant: Tenant, truth: Truth, alpha: float, reviews: int | None, lean: float | None) -> None:
+    def __init__(
+        self, tenant: Tenant, truth: Truth, alpha: float, reviews: int | None, lean: float | None, judge: Judge | None
+    ) -> None:
         self.tenant, self.truth, self.alpha, self.reviews, self.lean = tenant, truth, alpha, reviews, lean
+        self.judge = judge
         self.batches: list[Batch] = []
         self.last: list[Batch] = []
         self.seen = self.tonight = np.zeros(0, int)
@@ -202,23 +236,34 @@ class Test:
         self.cases = self.tenant.ask(self.at, self.candidate)
         alike = np.array([case.incumbent.label == case.candidate.label for case in self.cases], bool)
         self.different, self.alike = np.flatnonzero(~alike).tolist(), np.flatnonzero(alike).tolist()
+        self.judged: dict[int, PairedCase] = {}
         self.known = self._reviewed()
+        if self.judge:
+            new = self.different[self.known :]
+            self.judged = {k: judged(self.cases[k], self.judge, self.tenant.rng) for k in new}
 
     def review(self) -> None:
         """Tonight's reviews: of the first traces in the order of review that have none."""
         each = {False: iter(self.different), True: iter(self.alike)}
-        order = [self.at[next(each[like])] for like in review_order(len(self.different), len(self.alike))]
+        order = [
+            self.at[trace]
+            for like in review_order(len(self.different), len(self.alike))
+            if (trace := next(each[like])) not in self.judged or self.judged[trace].by_person
+        ]
         self.tonight = np.array([trace for trace in order if not self.tenant.reviewed[trace]][: self.reviews], int)
         self.tenant.reviewed[self.tonight] = True
 
     def batch(self) -> Batch:
         reviewed = self.tenant.reviewed[self.at].tolist()
         return Batch(
-            reviewed=tuple(self.cases[k] for k in self.different[: self._reviewed()]),
+            reviewed=tuple(self._case(k) for k in self.different[: self._reviewed()]),
             disagreements=len(self.different),
             known=self.known,
             agreed=tuple(self.cases[k] for k in self.alike if reviewed[k]),
             presumed=tuple(PRESUMED[self.cases[k].incumbent.label] for k in self.alike if not reviewed[k]),
+            rest=tuple(
+                case.judged for k in self.different[self._reviewed() :] if (case := self.judged.get(k)) and case.judged
+            ),
         )
 
     def look(self) -> Verdict:
@@ -229,7 +274,7 @@ class Test:
             won = self.tenant.rng.random(len(gains)) < 0.5 + self.lean / 2 + (JUDGE - 0.5) * gains
             batch = replace(self.batch(), reviewed=tuple(WON if candidate else LOST for candidate in won))
         self.last = [batch]
-        return judge([*self.batches, batch], alpha=self.alpha).verdict
+        return decide([*self.batches, batch], alpha=self.alpha).verdict
 
     def reviews_to_proof(self) -> int:
         """How many of tonight's reviews were enough."""
@@ -242,15 +287,28 @@ class Test:
 
     def _reviewed(self) -> int:
         """How many of the first disagreements have a review."""
-        missing = np.flatnonzero(~self.tenant.reviewed[self.at[self.different]])
+        spared = np.array([k in self.judged and not self.judged[k].by_person for k in self.different], bool)
+        missing = np.flatnonzero(~(self.tenant.reviewed[self.at[self.different]] | spared))
         return int(missing[0]) if len(missing) else len(self.different)
 
+    def _case(self, k: int) -> PairedCase:
+        case = self.judged.get(k, self.cases[k])
+        return replace(self.cases[k], judged=case.judged) if case.by_person else case
 
-def our_gate(tenant: Tenant, *, reviews: int | None = None, lean: float | None = None, askings: int = 1) -> History:
+
+def our_gate(
+    tenant: Tenant,
+    *,
+    reviews: int | None = None,
+    lean: float | None = None,
+    judge: Judge | None = None,
+    askings: int = 1,
+) -> History:
     """Search when enough evidence has come, and test the finalist until it is promoted or rejected.
 
-    Right answers are known beforehand, or come from so many `reviews` a night, or from an LLM judge with a `lean`. With
-    more `askings`, a look that does not promote is repeated at the same charge.
+    Right answers are known beforehand, or come from so many `reviews` a night, or from an LLM judge with a `lean`
+    alone. A `judge` spares people reviews. With more `askings`, a look that does not promote is repeated at the same
+    charge.
     """
     verdict, window, evidence, charges, used = "", 0, 0, 0, 0
     test: Test | None = None
@@ -267,7 +325,7 @@ def our_gate(tenant: Tenant, *, reviews: int | None = None, lean: float | None =
                 test, finalist = None, tenant.search(night)
                 if finalist:
                     charges += 1
-                    test = Test(tenant, finalist, alpha_of_charge(charges), reviews, lean)
+                    test = Test(tenant, finalist, alpha_of_charge(charges), reviews, lean, judge)
             verdict = Verdict.INCONCLUSIVE if test else Verdict.REJECTED
             if test and test.draw():
                 for _ in range(askings):
@@ -416,9 +474,11 @@ def print_reviewed(histories: int, seed: int, reviewed: int) -> None:
                 print_row(scenario.name, name, falsely, rightly, found.mean_night and f"{found.mean_night:.1f}")
 
 
+COSTS = "reviews until then, median", "reviews in all, mean", "in night, on average"
+
+
 def print_unreviewed(histories: int, seed: int) -> None:
-    costs = "reviews until then, median", "reviews in all, mean", "in night, on average"
-    print_head(3, "candidates", "incumbent right", "rule", "reviews a night", "promoted", *costs)
+    print_head(3, "candidates", "incumbent right", "rule", "reviews a night", "promoted", *COSTS)
     for scenario in UNREVIEWED:
         for most in (10, 25):
             ours = partial(our_gate, reviews=most)
@@ -433,6 +493,18 @@ def print_unreviewed(histories: int, seed: int) -> None:
         rules = [partial(our_gate, lean=lean) for lean in (0.0, 0.1, 0.2)]
         found = [play(rule, scenario, histories=histories, seed=seed, may_judge=TRACES) for rule in rules]
         print_row(scenario.name, f"{100 * scenario.score:.0f} %", *(percent(outcome.falsely) for outcome in found))
+
+
+def print_judged(histories: int, seed: int) -> None:
+    print_head(2, "candidates", "judge", "promoted", *COSTS)
+    for scenario in JUDGED:
+        for judge in (None, Judge(0.85), Judge(0.9), Judge(0.95), Judge(0.95, 0.1), Judge(0.85, 0.2)):
+            rule = partial(our_gate, reviews=10, judge=judge)
+            found = play(rule, scenario, histories=histories, seed=seed, may_judge=TRACES)
+            until = None if found.to_promotion is None else f"{found.to_promotion:.0f}"
+            night = found.mean_night and f"{found.mean_night:.1f}"
+            cells = percent(found.falsely + found.rightly), until, f"{found.reviews:.0f}", night
+            print_row(scenario.name, judge or "none", *cells)
 
 
 def print_designs(histories: int, seed: int) -> None:
@@ -455,6 +527,7 @@ def main() -> None:
     args = parser.parse_args()
     print_reviewed(args.histories, args.seed, args.reviewed)
     print_unreviewed(args.histories, args.seed)
+    print_judged(args.histories, args.seed)
     print_designs(args.histories, args.seed)
 
 

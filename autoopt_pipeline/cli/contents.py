@@ -138,6 +138,7 @@ def _describe(programs: ModuleVersions, manifest: Manifest, full: bool) -> Itera
     yield "made", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC by run {manifest.run_id}"
     yield "optimizer", f"{manifest.optimizer}, seed {manifest.seed}"
     teacher = f", taught by {manifest.teacher_lm}" if manifest.teacher_lm else ""
+    teacher += f", judged by {manifest.judge_lm} and people" if manifest.judge_lm else ""
     yield "language model", f"{lm_of(manifest)}{teacher}"
     if manifest.lm_settings:
         yield "its settings", ", ".join(f"{name} {value}" for name, value in manifest.lm_settings.items())

@@ -24,7 +24,7 @@ def field_paths() -> list[str]:
     model = {"model": "any"}
     modules: dict[str, object] = {name: {} for name in module_names()}
     config = RoutingConfigUnified.model_validate(
-        {"tenant_id": "any", "lm": model, "teacher_lm": model, "modules": modules}
+        {"tenant_id": "any", "lm": model, "teacher_lm": model, "judge": {"lm": model}, "modules": modules}
     )
     return [path for path in _paths(config.model_dump()) if path != "tenant_id"]
 

@@ -48,26 +48,26 @@ def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
     wanted: Counter[LMSettings] = Counter()
     missing: LMNotConfigured | None = None
     own = _own_models(parts)
-    for answering, teacher in own or [(None, None)]:
+    for answering, teacher, judge in own or [(None, None, None)]:
         try:
             lm = resolve_lm(answering, parts.settings)
         except LMNotConfigured as e:
             missing = e
         else:
-            wanted.update({lm, resolve_teacher(teacher, parts.settings, lm)})
+            wanted.update({lm, resolve_teacher(teacher, parts.settings, lm), *([judge] if judge else [])})
     if missing:
         yield fail(missing.what, missing.remedy)
     for lm, tenants in wanted.items():
         yield _language_model(lm, f"for {tenants} tenants" if own else "by default", call=call)
 
 
-def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None]]:
-    """Return the models of each tenant. An invalid configuration is a finding of the configuration store's check."""
+def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None, LMSettings | None]]:
+    """Return each tenant's models: answering, teacher, judge. The configuration store's check finds invalid ones."""
     models = []
     for entry in parts.configs.current().values():
         with suppress(AutooptError):
             config = entry.parse()
-            models.append((config.lm, config.teacher_lm))
+            models.append((config.lm, config.teacher_lm, config.judge.lm if config.judge else None))
     return models
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+UNDECIDED_CLASS = "undecided"
+"""The class of a case whose right answer nobody can name."""
+
 
 @dataclass(frozen=True)
 class ScoredAnswer:
@@ -17,17 +20,55 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A judge's word on a case, before any person's: the candidate's gain if the judge is right, -1 to 1.
+
+    People are asked as well with a chance of `share`, which depends on nothing but the judge's word, and `asked` is how
+    that came out.
+    """
+
+    difference: float
+    share: float
+    asked: bool
+
+
+@dataclass(frozen=True)
 class PairedCase:
     """One held-out example answered by both programs; `label` is the class of its right answer."""
 
     label: str
     incumbent: ScoredAnswer
     candidate: ScoredAnswer
+    judged: Judged | None = None
 
     @property
     def difference(self) -> float:
-        """The candidate's gain on this case, -1 to 1."""
+        """The candidate's gain on this case, -1 to 1; where people were not asked, by the judge's answer."""
         return self.candidate.score - self.incumbent.score
+
+    @property
+    def by_person(self) -> bool:
+        """Whether the right answer is known from elsewhere than the judge."""
+        return self.judged is None or self.judged.asked
+
+    @property
+    def is_spared(self) -> bool:
+        """Whether a judge's word could spare people this review."""
+        return self.judged is not None and self.judged.share < 1
+
+    @property
+    def evidence(self) -> float:
+        """The gain that a test may count: on average no more than people's difference, whatever a judge says.
+
+        A review corrects the judge, and counts for the cases too about which people were not asked (prediction-powered
+        e-values: Csillag, Struchiner & Goedert, arXiv 2502.04294). Where people are never asked, the worst is assumed.
+        """
+        judged = self.judged
+        if judged is None or judged.share == 1:
+            return self.difference
+        if judged.share == 0:
+            return -1.0
+        return judged.difference + judged.asked * (self.difference - judged.difference) / judged.share
 
     @property
     def fixed(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
-from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.cases import Judged, PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.sequential_test import Batch, TestResult, is_hopeless, planned_traces, run_test
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
@@ -42,8 +42,9 @@ LOSS_ALPHA = 0.05
 class Comparison:
     """The scores of both programs on the drawn traces, 0 to 1.
 
-    `cases` counts the drawn traces, `fixed` and `broken` those of them on which the candidate is better and worse, and
-    `reviews` the known right answers. A score is None while no right answer of two like answers is known.
+    `cases` counts the drawn traces, `fixed` and `broken` those of them on which the candidate is better and worse,
+    `reviews` the known right answers, and `by_judge` the disagreements on which only a judge was asked. A score is None
+    while no right answer of two like answers is known.
     """
 
     cases: int
@@ -54,6 +55,7 @@ class Comparison:
     broken: int
     reviews: int
     p_value: float
+    by_judge: int = 0
 
     def __str__(self) -> str:
         scores = (
@@ -61,7 +63,8 @@ class Comparison:
             if self.incumbent_score is not None and self.candidate_score is not None
             else f"{100 * self.gain:+.1f} points"
         )
-        return f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces ({scores})"
+        by_judge = f", {self.by_judge} by the judge alone" if self.by_judge else ""
+        return f"{self.fixed} fixed, {self.broken} broken of {self.cases} holdout traces ({scores}){by_judge}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class GateDecision:
             "broken": comparison.broken,
             "reviews": comparison.reviews,
         }
+        if comparison.by_judge:
+            numbers["by_judge"] = comparison.by_judge
         if calibration:
             numbers |= {"incumbent_brier": calibration.incumbent, "candidate_brier": calibration.candidate}
         return numbers
@@ -125,8 +130,9 @@ def compare(batches: Sequence[Batch], p_value: float) -> Comparison:
         gain=sum(batch.gain for batch in batches) / drawn,
         fixed=sum(case.fixed for case in reviewed),
         broken=sum(case.broken for case in reviewed),
-        reviews=len(reviewed) + len(agreed),
+        reviews=sum(case.by_person for case in reviewed) + len(agreed),
         p_value=p_value,
+        by_judge=sum(not case.by_person for case in reviewed),
     )
 
 
@@ -144,7 +150,7 @@ def _mean_score(
     )
 
 
-def judge(batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: float) -> GateDecision:
+def decide(batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: float) -> GateDecision:
     """Compare candidate and incumbent on drawn traces, all batches of a test so far. `guard` can only show a loss.
 
     The candidate is promoted if its gain is large enough and significant, and nothing is clearly worse. If only
@@ -184,7 +190,10 @@ def _verdict(
     if _out_of_reach(batches):
         return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     if left:
-        return Verdict.AWAITING_REVIEWS, f"{left} of {batches[-1].disagreements} disagreements have no review yet"
+        return (
+            Verdict.AWAITING_REVIEWS,
+            f"{batches[-1].to_review} of {batches[-1].disagreements} disagreements wait for a review",
+        )
     if not enough:
         return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
     if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
@@ -198,20 +207,24 @@ def reviews_needed(batches: Sequence[Batch], alpha: float) -> int:
     """Return after how many more reviews a decision is possible at the soonest: if all of them favour one program."""
     last = batches[-1]
 
-    def decides(reviews: int, difference: float) -> bool:
-        imagined = PairedCase(
-            "", *(ScoredAnswer(score, None, None) for score in (max(-difference, 0), max(difference, 0)))
-        )
-        after = [*batches[:-1], replace(last, reviewed=(*last.reviewed, *[imagined] * reviews))]
-        return judge(after, alpha=alpha).verdict is not Verdict.AWAITING_REVIEWS
+    def imagined(judged: Judged | None, review: float) -> PairedCase:
+        difference = review if judged is None or judged.asked else judged.difference
+        scores = max(-difference, 0), max(difference, 0)
+        return PairedCase("", *(ScoredAnswer(score, None, None) for score in scores), judged)
 
-    soonest = [bisect_left(range(last.left), True, key=lambda n: decides(n, sign)) for sign in (1.0, -1.0)]
-    return max(1, min(soonest))
+    def decides(count: int, review: float) -> bool:
+        cases = [imagined(judged, review) for judged in rest[:count]]
+        after = [*batches[:-1], replace(last, reviewed=(*last.reviewed, *cases), rest=last.rest[count:])]
+        return decide(after, alpha=alpha).verdict is not Verdict.AWAITING_REVIEWS
+
+    rest = last.rest or (None,) * last.left
+    soonest = min(bisect_left(range(last.left), True, key=lambda n: decides(n, review)) for review in (1.0, -1.0))
+    return max(1, sum(judged is None or judged.asked for judged in rest[:soonest]))
 
 
 def _out_of_reach(batches: Sequence[Batch]) -> bool:
     """Check whether the gain stays too small even if the candidate wins all disagreements that are left."""
-    won = sum(case.difference for batch in batches for case in batch.reviewed) + batches[-1].left
+    won = sum(case.evidence for batch in batches for case in batch.reviewed) + batches[-1].left
     return won < MIN_GAIN * sum(batch.drawn for batch in batches)
 
 

@@ -15,7 +15,7 @@ import dspy
 from dspy.lm15 import Response
 
 from autoopt_pipeline.errors import AnswersUnreadable, LMUnavailable
-from autoopt_pipeline.evaluation.cases import ScoredAnswer
+from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
 from autoopt_pipeline.lm.metering import Outage, answer_text, listening
@@ -210,6 +210,11 @@ def _answer(spec: ModuleSpec, prediction: dspy.Prediction) -> Answer:
 def grade(spec: ModuleSpec, examples: Sequence[Example], answers: Sequence[Answer]) -> list[ScoredAnswer]:
     """Score answers from 0 to 1. An invalid answer scores 0."""
     return [_grade(spec, example, answer) for example, answer in zip(examples, answers, strict=True)]
+
+
+def grade_both(spec: ModuleSpec, example: Example, incumbent: Answer, candidate: Answer) -> PairedCase:
+    """Score both programs' answers to one example."""
+    return PairedCase(example.label, _grade(spec, example, incumbent), _grade(spec, example, candidate))
 
 
 def _grade(spec: ModuleSpec, example: Example, answer: Answer) -> ScoredAnswer:

@@ -18,14 +18,21 @@ from statistics import NormalDist
 
 import numpy as np
 
-from autoopt_pipeline.evaluation.cases import PairedCase
-from autoopt_pipeline.evaluation.statistics import GRID
+from autoopt_pipeline.evaluation.cases import Judged, PairedCase
+from autoopt_pipeline.evaluation.statistics import BETS, GRID
 
 # Most traces that are drawn for one batch.
 MAX_BATCH = 300
 
 # Batches as large as the first one that a test plans. A candidate that is unproven after so many traces is given up.
 BATCHES = 3
+
+# Where the judge's word does not favour the incumbent, people are asked with this chance. A smaller one would let a bet
+# risk less on each case, and so ask for more traces (bench/README.md).
+ASKED = 0.5
+
+# Most evidence against the candidate that one case can give: the judge favours it, and a person the incumbent.
+MOST_LOST = 2 / ASKED - 1
 
 # Reviews stop when a candidate that wins this share of the differences would do so badly in at most 2 % of cases.
 HOPED_WINS = 0.65
@@ -39,9 +46,10 @@ MIN_DECIDED = 15
 class Batch:
     """Drawn traces that both programs have answered.
 
-    `reviewed` are the disagreements with a known right answer: the first ones of all `disagreements` in the order of
-    review. The first `known` of them had a label before the comparison. `agreed` are the traces with two like answers
-    and a known right one, `presumed` those without: their class is taken to be the answer.
+    `reviewed` are the disagreements with a known right answer, or a judge's where people are not asked: the first ones
+    of all `disagreements` in the order of review. The first `known` of them had a label before the comparison. `agreed`
+    are the traces with two like answers and a known right one, `presumed` those without: their class is taken to be the
+    answer. `rest` is a judge's word on the disagreements that are left, if any.
     """
 
     reviewed: tuple[PairedCase, ...]
@@ -49,6 +57,7 @@ class Batch:
     known: int
     agreed: tuple[PairedCase, ...]
     presumed: tuple[PairedCase, ...] = ()
+    rest: tuple[Judged, ...] = ()
 
     @property
     def drawn(self) -> int:
@@ -56,8 +65,13 @@ class Batch:
 
     @property
     def left(self) -> int:
-        """Disagreements without a review."""
+        """Disagreements after the reviewed ones."""
         return self.disagreements - len(self.reviewed)
+
+    @property
+    def to_review(self) -> int:
+        """Disagreements that people are still asked about."""
+        return sum(judged.asked for judged in self.rest) if self.rest else self.left
 
     @property
     def cases(self) -> tuple[PairedCase, ...]:
@@ -68,7 +82,7 @@ class Batch:
         """Sum of the differences, extrapolated to the disagreements that are not reviewed yet."""
         if not self.reviewed:
             return 0.0
-        return sum(case.difference for case in self.reviewed) * self.disagreements / len(self.reviewed)
+        return sum(case.evidence for case in self.reviewed) * self.disagreements / len(self.reviewed)
 
 
 def known_batch(cases: Iterable[PairedCase]) -> Batch:
@@ -96,7 +110,12 @@ def planned_traces(batches: Sequence[Batch]) -> int:
 
 
 def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
-    """Test the candidate at every look so far: after the labels that were known, and after each review."""
+    """Test the candidate at every look so far: after the labels that were known, and after each review.
+
+    Where a judge spares people some reviews, the test is `run_judged_test`.
+    """
+    if any(case.is_spared for batch in batches for case in batch.reviewed):
+        return run_judged_test(batches, alpha)
     unit = math.gcd(*(_step(case) for batch in batches for case in batch.reviewed)) or 1
     chances, lowest = np.ones(1), 0  # of the walk's positions from `lowest` on, without walks that ended in a proof
     planned, spent, position, drawn = planned_traces(batches), 0.0, 0, 0
@@ -127,16 +146,35 @@ def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
     return result
 
 
+def run_judged_test(batches: Sequence[Batch], alpha: float) -> TestResult:
+    """Test the candidate by bets on the evidence of each case. Valid after every review, whatever the judge says.
+
+    If the candidate is no better, no gambler's wealth grows on average, so the chance that their mean wealth ever
+    reaches 1/alpha is at most alpha (Ville 1939; betting as in Waudby-Smith & Ramdas, JRSS B 2024). Nothing is planned
+    or spent: all of alpha is allowed at once.
+    """
+    evidence = np.array([case.evidence for batch in batches for case in batch.reviewed])
+    wealth = np.cumsum(np.log1p(np.outer(evidence / MOST_LOST, BETS)), axis=0)
+    largest = float(np.logaddexp.reduce(wealth, axis=1).max(initial=-math.inf)) - math.log(len(BETS))
+    p_value = min(1.0, math.exp(-largest))
+    return TestResult(p_value <= alpha, p_value, alpha)
+
+
 def is_hopeless(batches: Sequence[Batch]) -> bool:
-    """Check whether the candidate wins so few of the differences that further reviews would be wasted."""
-    differences = [case.difference for batch in batches for case in batch.reviewed if case.difference]
-    if len(differences) < MIN_DECIDED:
+    """Check whether the candidate wins so few of the differences that further reviews would be wasted.
+
+    A judge that may spare reviews is believed here, because this can only stop a test.
+    """
+    reviewed = [(case.difference, case.evidence) for batch in batches for case in batch.reviewed]
+    judged = [(judged.difference, judged.difference) for judged in batches[-1].rest if judged.share < 1]
+    cases = [(abs(difference), evidence) for difference, evidence in [*reviewed, *judged] if difference]
+    if len(cases) < MIN_DECIDED:
         return False
-    sizes = [abs(difference) for difference in differences]
     lead = 2 * HOPED_WINS - 1
-    deviation = math.sqrt((1 - lead**2) * sum(size**2 for size in sizes))
+    deviation = math.sqrt((1 - lead**2) * sum(evidence**2 for _, evidence in cases))
     # Nothing is proven by this, so the normal distribution is exact enough. The smallest size corrects for its steps.
-    return NormalDist(lead * sum(sizes), deviation).cdf(sum(differences) + min(sizes)) < HOPELESS
+    won, smallest = sum(evidence for _, evidence in cases), min(size for size, _ in cases)
+    return NormalDist(lead * sum(size for size, _ in cases), deviation).cdf(won + smallest) < HOPELESS
 
 
 def _step(case: PairedCase) -> int:

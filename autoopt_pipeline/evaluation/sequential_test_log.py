@@ -6,15 +6,22 @@ also ends when the candidate's program has been rolled back or declined, under t
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from autoopt_pipeline.errors import PromotionConflict
-from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.cases import Judged, PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.sequential_test import Batch
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
-from autoopt_pipeline.registry.records import DrawnTrace, SequentialTestStep, StoredBatch, StoredCase, Verdict
+from autoopt_pipeline.registry.records import (
+    DrawnTrace,
+    SequentialTestStep,
+    StoredBatch,
+    StoredCase,
+    StoredJudged,
+    Verdict,
+)
 from autoopt_pipeline.registry.version_store import VersionStore
 
 Draws = Literal["reviewed", "all"]
@@ -39,7 +46,8 @@ class SequentialTest:
     """A sequential test: the candidate, its alpha, the queries that cannot be drawn any more, and its batches.
 
     `drawn` are the traces that await reviews, in the order of review; of their disagreements the first `known` had a
-    label before. `steps` is the number of the last step of any test, and `last_new` when traces were last drawn (UTC).
+    label before, and `judge` is who judged them before people. `steps` is the number of the last step of any test, and
+    `last_new` when traces were last drawn (UTC).
     """
 
     version: str
@@ -50,6 +58,7 @@ class SequentialTest:
     batches: tuple[Batch, ...]
     drawn: tuple[DrawnTrace, ...]
     known: int
+    judge: str | None
     steps: int
     began: datetime
     last_new: datetime
@@ -65,7 +74,7 @@ def new_test(
 ) -> SequentialTest:
     """Return a test without traces. `after` is the last step of any test that the caller has read."""
     now = datetime.now(UTC)
-    return SequentialTest(version, conditions, alpha, draws, frozenset(), (), (), 0, after, now, now)
+    return SequentialTest(version, conditions, alpha, draws, frozenset(), (), (), 0, None, after, now, now)
 
 
 def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
@@ -91,6 +100,7 @@ def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions
         batches=tuple(batch_of(step.batch) for step in steps if step.batch),
         drawn=tuple(steps[-1].drawn),
         known=steps[-1].known,
+        judge=steps[-1].judge,
         steps=steps[-1].sequence,
         began=begun.at,
         last_new=max(step.at for step in steps if step.seen or step.begins),
@@ -121,6 +131,7 @@ def append_step(  # noqa: PLR0913 - keyword-only parts of one step
     seen: Iterable[str] = (),
     drawn: Sequence[DrawnTrace] = (),
     known: int = 0,
+    judge: str | None = None,
     batch: Batch | None = None,
 ) -> None:
     """Record traces that await reviews, or a batch with its verdict. `seen` are the normalized queries that were drawn.
@@ -141,6 +152,7 @@ def append_step(  # noqa: PLR0913 - keyword-only parts of one step
         seen=digests(seen),
         drawn=list(drawn),
         known=known,
+        judge=judge,
         batch=_stored(batch) if batch else None,
         verdict=verdict.value,
     )
@@ -158,15 +170,16 @@ def digests(queries: Iterable[str]) -> list[str]:
 
 def _stored(batch: Batch) -> StoredBatch:
     return StoredBatch(
-        reviewed=[_stored_case(case) for case in batch.reviewed],
+        reviewed=[stored_case(case) for case in batch.reviewed],
         disagreements=batch.disagreements,
         known=batch.known,
-        agreed=[_stored_case(case) for case in batch.agreed],
-        presumed=[_stored_case(case) for case in batch.presumed],
+        agreed=[stored_case(case) for case in batch.agreed],
+        presumed=[stored_case(case) for case in batch.presumed],
     )
 
 
-def _stored_case(case: PairedCase) -> StoredCase:
+def stored_case(case: PairedCase) -> StoredCase:
+    """Return a case as a step stores it."""
     return StoredCase(
         label=case.label,
         incumbent_score=case.incumbent.score,
@@ -175,23 +188,26 @@ def _stored_case(case: PairedCase) -> StoredCase:
         candidate_score=case.candidate.score,
         candidate_label=case.candidate.label,
         candidate_confidence=case.candidate.confidence,
+        judged=StoredJudged(**asdict(case.judged)) if case.judged else None,
     )
 
 
 def batch_of(stored: StoredBatch) -> Batch:
     """Return the stored batch of a step."""
     return Batch(
-        tuple(map(_case, stored.reviewed)),
+        tuple(map(case_of, stored.reviewed)),
         stored.disagreements,
         stored.known,
-        tuple(map(_case, stored.agreed)),
-        tuple(map(_case, stored.presumed)),
+        tuple(map(case_of, stored.agreed)),
+        tuple(map(case_of, stored.presumed)),
     )
 
 
-def _case(stored: StoredCase) -> PairedCase:
+def case_of(stored: StoredCase) -> PairedCase:
+    """Return the stored case of a step."""
     return PairedCase(
         stored.label,
         ScoredAnswer(stored.incumbent_score, stored.incumbent_label, stored.incumbent_confidence),
         ScoredAnswer(stored.candidate_score, stored.candidate_label, stored.candidate_confidence),
+        Judged(**stored.judged.model_dump()) if stored.judged else None,
     )

@@ -18,7 +18,7 @@ POWER = 0.80
 
 # Fractions of its wealth that the e-process stakes on each case. They are evenly spread because the best one depends on
 # how often the candidate loses a case, which is unknown beforehand.
-_BETS = tuple((k + 0.5) / 20 for k in range(20))
+BETS = tuple((k + 0.5) / 20 for k in range(20))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def log_e_value(differences: Sequence[float]) -> float:
     (Ville 1939; betting as in Waudby-Smith & Ramdas, JRSS B 2024). Cases are in order of time, each once.
     """
     counts = Counter(differences)
-    logs = [sum(count * math.log1p(bet * d) for d, count in counts.items()) for bet in _BETS]
+    logs = [sum(count * math.log1p(bet * d) for d, count in counts.items()) for bet in BETS]
     largest = max(logs)
     return largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))
 

@@ -30,10 +30,11 @@ class Outage(BaseException):
 
 
 class Role(StrEnum):
-    """Purpose of a call: a program's answer, or help in making programs."""
+    """Purpose of a call: a program's answer, help in making programs, or a judge's opinion."""
 
     ANSWERS = "answers"
     TEACHER = "teacher"
+    JUDGE = "judge"
 
 
 class Engine(Protocol):

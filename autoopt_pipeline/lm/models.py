@@ -18,7 +18,7 @@ from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
 from autoopt_pipeline.validation import first_error
 
 # Default answer limit in tokens: an answer is a few short fields, an instruction a page.
-_MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096}
+_MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096, Role.JUDGE: 512}
 
 
 @dataclass(frozen=True)

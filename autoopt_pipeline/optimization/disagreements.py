@@ -1,17 +1,17 @@
 """Prepares drawn traces for review, and reads their reviews."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
-from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.runner import Answer, grade
+from autoopt_pipeline.evaluation.cases import UNDECIDED_CLASS, PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.runner import Answer, grade_both
 from autoopt_pipeline.evaluation.sequential_test import Batch
+from autoopt_pipeline.evaluation.sequential_test_log import case_of
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.report import ComparedExample
 from autoopt_pipeline.registry.records import DrawnTrace, StoredAnswer
 from autoopt_pipeline.reviews.order import in_order
-
-_UNDECIDED = "undecided"
 
 
 def order_for_review(rows: Sequence[ComparedExample], *, seed: str) -> tuple[list[DrawnTrace], int]:
@@ -40,12 +40,15 @@ def resolve(
     decided: list[PairedCase] = []
     different = [trace for trace in traces if not trace.alike]
     for trace in different:
-        if trace.span_id in rows:
-            decided.append(rows[trace.span_id].case)
-        elif trace.span_id in ties:
-            decided.append(_tie(spec, trace))
+        judged = case_of(trace.judged) if trace.judged else None
+        if judged and not trace.is_asked:
+            decided.append(judged)
+        elif trace.span_id in rows or trace.span_id in ties:
+            case = rows[trace.span_id].case if trace.span_id in rows else _tie(spec, trace)
+            decided.append(replace(case, judged=judged.judged if judged else None))
         else:
             break
+    rest = [case_of(trace.judged).judged for trace in different[len(decided) :] if trace.judged]
     alike = [trace for trace in traces if trace.alike]
     batch = Batch(
         reviewed=tuple(decided),
@@ -53,6 +56,7 @@ def resolve(
         known=known,
         agreed=tuple(rows[trace.span_id].case for trace in alike if trace.span_id in rows),
         presumed=tuple(_presumed(spec, trace) for trace in alike if trace.span_id not in rows),
+        rest=tuple(judged for judged in rest if judged),
     )
     return batch, list(rows.values())
 
@@ -70,19 +74,18 @@ def _drawn(row: ComparedExample) -> DrawnTrace:
 
 def _row(spec: ModuleSpec, trace: DrawnTrace, example: Example) -> ComparedExample:
     old, new = (Answer(answer.values, answer.confidence) for answer in (trace.incumbent, trace.candidate))
-    case = PairedCase(example.label, *(grade(spec, [example], [answer])[0] for answer in (old, new)))
-    return ComparedExample(example, old, new, case)
+    return ComparedExample(example, old, new, grade_both(spec, example, old, new))
 
 
 def _tie(spec: ModuleSpec, trace: DrawnTrace) -> PairedCase:
-    return PairedCase(_UNDECIDED, _scored(spec, trace.incumbent, 0.0), _scored(spec, trace.candidate, 0.0))
+    return PairedCase(UNDECIDED_CLASS, _scored(spec, trace.incumbent, 0.0), _scored(spec, trace.candidate, 0.0))
 
 
 def _presumed(spec: ModuleSpec, trace: DrawnTrace) -> PairedCase:
     """Return the case as if the like answers were right; they are wrong if they were invalid."""
     score = 0.0 if trace.incumbent.values is None else 1.0
     old, new = _scored(spec, trace.incumbent, score), _scored(spec, trace.candidate, score)
-    return PairedCase(old.label or _UNDECIDED, old, new)
+    return PairedCase(old.label or UNDECIDED_CLASS, old, new)
 
 
 def _scored(spec: ModuleSpec, answer: StoredAnswer, score: float) -> ScoredAnswer:

@@ -22,9 +22,10 @@ from autoopt_pipeline.evaluation.gate import (
     Calibration,
     Comparison,
     GateDecision,
-    judge,
+    decide,
     reviews_needed,
 )
+from autoopt_pipeline.evaluation.judge_agreement import agreement_with
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
@@ -36,6 +37,7 @@ from autoopt_pipeline.evaluation.sequential_test_log import (
     digests,
     find_open_test,
     new_test,
+    stored_case,
 )
 from autoopt_pipeline.evaluation.split import HoldoutExample, Split, draw, newest, split_examples
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
@@ -47,8 +49,9 @@ from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec, Provenance
-from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_teacher
+from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
+from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
@@ -122,17 +125,19 @@ def optimize(
     artifacts: VersionStore,
     *,
     teacher: MeteredLM | None = None,
+    lm_judge: MeteredLM | None = None,
     log: Callable[[str], None] = lambda line: None,
     on_progress: ProgressCallback | None = None,
 ) -> Report:
     """Search for a better program, and promote it if it is proven better.
 
     While a sequential test is open, its candidate is tested on new traces instead. `teacher` writes instructions and
-    demos; by default `lm` does. `log` gets a line for each step, and `on_progress` the progress of a long step. Raises
-    `LMUnavailable` if a model fails, and the errors of the artifact store.
+    demos; by default `lm` does. `lm_judge` judges disagreements before people do. `log` gets a line for each step, and
+    `on_progress` the progress of a long step. Raises `LMUnavailable` if a model fails, and the errors of the artifact
+    store.
     """
     with tracking(lm.meter, on_progress) as tracker:
-        return _Optimization(job, lm, teacher or lm, artifacts, log, tracker).run()
+        return _Optimization(job, lm, teacher or lm, lm_judge, artifacts, log, tracker).run()
 
 
 class _Optimization:
@@ -143,12 +148,14 @@ class _Optimization:
         job: OptimizationJob,
         lm: MeteredLM,
         teacher: MeteredLM,
+        lm_judge: MeteredLM | None,
         artifacts: VersionStore,
         log: Callable[[str], None],
         tracker: PhaseTracker,
     ) -> None:
         self.job, self.spec, self.config = job, job.spec, job.config
-        self.lm, self.teacher, self.artifacts, self.log, self.tracker = lm, teacher, artifacts, log, tracker
+        self.lm, self.teacher, self.lm_judge, self.artifacts = lm, teacher, lm_judge, artifacts
+        self.log, self.tracker = log, tracker
         self.started = time.monotonic()
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
@@ -189,7 +196,7 @@ class _Optimization:
         if missing := _missing_data(split):
             return self._report(*missing)
         check_budget(self.config, split, start)
-        split = self._with_teachers_labels(split)
+        split = self._with_labelled_dev(split)
         searched = search(
             self.spec,
             self.config,
@@ -221,19 +228,60 @@ class _Optimization:
             return self._report(Verdict.REJECTED, f"{block}, so the holdout was not used")
         return self._judge(searched.finalist, incumbent, split)
 
-    def _with_teachers_labels(self, split: Split) -> Split:
-        """Let the teacher label the dev examples, if it is another model and too few are reviewed."""
-        if self.teacher.name == self.lm.name or not needs_teacher(split):
+    def _with_labelled_dev(self, split: Split) -> Split:
+        """Let the judge or the teacher label the dev examples, if it is another model and too few are reviewed."""
+        labeller = self.lm_judge or self.teacher
+        if labeller.name == self.lm.name or not needs_labels(split):
             return split
-        baseline = self.spec.build_program(self.labels)
         try:
-            with self.tracker.phase("teacher labels dev", min(MAX_DEV, len(split.dev_requests))) as answered:
-                labelled = labelled_by(self.teacher, self.spec, split, baseline, most=MAX_DEV, answered=answered)
+            with self.tracker.phase("labels of dev", min(MAX_DEV, len(split.dev_requests))) as answered:
+                labelled = labelled_by(labeller, self.spec, split, self._baseline(), most=MAX_DEV, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
-        by_teacher = sum(example.provenance is Provenance.JUDGE for example in labelled.dev)
-        self.notes.append(f"{self.teacher.name} labelled {by_teacher} dev examples that nobody has reviewed")
+        count = sum(example.provenance is Provenance.JUDGE for example in labelled.dev)
+        self.notes.append(f"{labeller.name} labelled {count} dev examples that nobody has reviewed")
         return labelled if len(labelled.dev) >= MIN_DEV else split
+
+    def _baseline(self) -> dspy.Module:
+        return self.spec.build_program(self.labels)
+
+    def _judged(
+        self, test: SequentialTest, traces: Sequence[DrawnTrace], rows: Sequence[ComparedExample], *, known: int
+    ) -> list[DrawnTrace]:
+        """Let the judge answer the disagreements that had no label, and choose those that people are asked about.
+
+        A test has one form from its first traces on: only one that has spared reviews before may spare any more.
+        """
+        judge = self.lm_judge
+        if judge is None or self.config.evidence_for(self.spec.name) == "live":
+            return list(traces)
+        by_span = {row.example.span_id: row for row in rows}
+        asked = [by_span[trace.span_id] for trace in traces if not trace.alike][known:]
+        try:
+            with self.tracker.phase("judge on disagreements", len(asked)) as answered:
+                examples = [row.example for row in asked]
+                labelled = judge_answers(judge, self.spec, self._baseline(), examples, answered=answered)
+        except BudgetExhausted:
+            self.notes.append("the budget was spent before the judge had answered, so people judge all disagreements")
+            return list(traces)
+        agreement = agreement_with(judge.name, self.artifacts.sequential_test_steps())
+        spares = (
+            self.config.judge is not None
+            and self.config.judge.mode == "calibrated"
+            and agreement.may_spare_reviews
+            and (test.is_new or any(case.is_spared for batch in test.batches for case in batch.reviewed))
+        )
+        cases = judged_cases(self.spec, asked, labelled, spares=spares, seed=test.version)
+        judged = [
+            trace.model_copy(update={"judged": stored_case(cases[trace.span_id]) if trace.span_id in cases else None})
+            for trace in traces
+        ]
+        left = sum(trace.is_asked for trace in judged if trace.span_id in cases)
+        self.draft = replace(self.draft, judge_lm=judge.name)
+        self.notes.append(
+            f"{judge.name} judged {len(cases)} disagreements, and people are asked about {left}: {agreement}"
+        )
+        return judged
 
     def _should_try_schema(self, incumbent: dspy.Module) -> bool:
         """Whether the format is `auto`, some predictor uses no JSON schema, and the endpoint enforces one."""
@@ -402,6 +450,7 @@ class _Optimization:
             self.draft = replace(self.draft, compared=tuple(on_drawn))
             return self._decide(test, known_batch(row.case for row in on_drawn), on_guard, seen=seen)
         traces, known = order_for_review(on_drawn, seed=test.version)
+        traces = self._judged(test, traces, on_drawn, known=known)
         return self._decide_drawn(test, traces, known, {row.example.span_id: row.example for row in on_drawn}, seen)
 
     def _resolve(self, test: SequentialTest) -> "_BatchStep":
@@ -443,7 +492,7 @@ class _Optimization:
         known: int = 0,
     ) -> "_BatchStep":
         batches = [*test.batches, batch]
-        decision = judge(batches, guard, alpha=test.alpha)
+        decision = decide(batches, guard, alpha=test.alpha)
         awaiting = decision.verdict is Verdict.AWAITING_REVIEWS
         self.draft = replace(
             self.draft, gate=decision, reviews_needed=reviews_needed(batches, test.alpha) if awaiting else 0
@@ -452,7 +501,8 @@ class _Optimization:
         def append(verdict: Verdict) -> None:
             if awaiting and test.drawn:
                 return  # they are recorded already
-            step = partial(append_step, self.artifacts, test, verdict, run_id=self.job.run_id, seen=seen)
+            judge = test.judge if test.drawn else self.draft.judge_lm
+            step = partial(append_step, self.artifacts, test, verdict, run_id=self.job.run_id, seen=seen, judge=judge)
             if awaiting:
                 step(drawn=drawn, known=known)
             else:
@@ -478,6 +528,7 @@ class _Optimization:
                     broken=int(gate["broken"]),
                     reviews=int(gate["reviews"]),
                     p_value=gate["p_value"],
+                    by_judge=int(gate.get("by_judge", 0)),
                 ),
                 Calibration(gate["incumbent_brier"], gate["candidate_brier"]) if "incumbent_brier" in gate else None,
                 None,
@@ -542,6 +593,7 @@ class _Optimization:
             reason=reason,
             notes=tuple(self.notes),
             teacher_calls=self.lm.meter.calls_by_role[Role.TEACHER],
+            judge_calls=self.lm.meter.calls_by_role[Role.JUDGE],
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
             lm_input_tokens=self.lm.meter.input_tokens,
@@ -686,6 +738,7 @@ class _Optimization:
             lm=self.lm.name,
             lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
             teacher_lm=self.draft.teacher_lm,
+            judge_lm=self.draft.judge_lm,
             stand_in=self.lm.is_stand_in,
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,

@@ -98,6 +98,8 @@ class Report:
     malformed: int = 0
     teacher_lm: str | None = None
     teacher_calls: int = 0
+    judge_lm: str | None = None
+    judge_calls: int = 0
     lm_calls: int = 0
     lm_tokens: int = 0
     lm_input_tokens: int = 0

@@ -152,6 +152,7 @@ def _optimize(
             context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
         lm = metered_lm(answering, meter, answers=kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
+        lm_judge = metered_lm(config.judge.lm, meter, Role.JUDGE, kept) if config.judge else None
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = OptimizationJob(
@@ -172,7 +173,13 @@ def _optimize(
             only=overrides.optimizer,
         )
         report = optimize(
-            job, lm, artifacts, teacher=teacher, log=context.log.info, on_progress=StepProgress(context, spec.name)
+            job,
+            lm,
+            artifacts,
+            teacher=teacher,
+            lm_judge=lm_judge,
+            log=context.log.info,
+            on_progress=StepProgress(context, spec.name),
         )
         kept.drop()
         labels = [label.name for label in labels_of(spec, config)]

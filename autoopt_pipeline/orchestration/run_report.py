@@ -56,6 +56,8 @@ def report_metadata(
     }
     if report.teacher_lm:
         numbers["teacher_lm_calls"] = report.teacher_calls
+    if report.judge_lm:
+        numbers["judge_lm_calls"] = report.judge_calls
     project_url = f"{phoenix_endpoint}/projects/{collected.project_id}"
     metadata: dict[str, Any] = {
         "verdict": dg.MetadataValue.text(report.verdict.value),

@@ -204,6 +204,7 @@ class Manifest(StoredRecord):
     answer_format: str = "chat"
     demo_sources: DemoSources = {}
     teacher_lm: str | None = None
+    judge_lm: str | None = None
     stand_in: bool
     lm_calls: int
     lm_tokens: int
@@ -275,6 +276,14 @@ class LedgerEntry(StoredRecord):
     alpha: float
 
 
+class StoredJudged(StoredRecord):
+    """A judge's word on a case (see `evaluation.cases.Judged`)."""
+
+    difference: float
+    share: float
+    asked: bool
+
+
 class StoredCase(StoredRecord):
     """The scores of both programs on one drawn trace. It holds no text of the trace."""
 
@@ -285,6 +294,7 @@ class StoredCase(StoredRecord):
     candidate_score: float
     candidate_label: str | None
     candidate_confidence: float | None
+    judged: StoredJudged | None = None
 
 
 class StoredBatch(StoredRecord):
@@ -305,7 +315,10 @@ class StoredAnswer(StoredRecord):
 
 
 class DrawnTrace(StoredRecord):
-    """A drawn trace with both programs' answers, and whether they are alike. Its text stays in Phoenix."""
+    """A drawn trace with both programs' answers, and whether they are alike. Its text stays in Phoenix.
+
+    `judged` is the case as a judge sees it, if one was asked.
+    """
 
     span_id: str
     trace_id: str
@@ -313,6 +326,12 @@ class DrawnTrace(StoredRecord):
     alike: bool
     incumbent: StoredAnswer
     candidate: StoredAnswer
+    judged: StoredCase | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether people are asked about it."""
+        return self.judged is None or self.judged.judged is None or self.judged.judged.asked
 
 
 class SequentialTestStep(StoredRecord):
@@ -323,8 +342,8 @@ class SequentialTestStep(StoredRecord):
     before, or `all`. `seen` holds digests of the queries that cannot be drawn any more.
 
     A step has the `drawn` traces that await reviews, in the order of review, the first `known` disagreements with a
-    label; or the `batch` with the decision on it. `verdict` is `awaiting_reviews` or `inconclusive` while the test is
-    open.
+    label; or the `batch` with the decision on it. `judge` is the language model that judged disagreements. `verdict` is
+    `awaiting_reviews` or `inconclusive` while the test is open.
     """
 
     sequence: int
@@ -340,5 +359,6 @@ class SequentialTestStep(StoredRecord):
     seen: list[str]
     drawn: list[DrawnTrace] = []
     known: int = 0
+    judge: str | None = None
     batch: StoredBatch | None = None
     verdict: str

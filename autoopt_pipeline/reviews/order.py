@@ -30,6 +30,7 @@ def in_order(traces: Sequence[DrawnTrace], *, seed: str) -> list[DrawnTrace]:
 
 
 def to_review(traces: Sequence[DrawnTrace]) -> list[DrawnTrace]:
-    """Return those of the ordered traces that reviewers are asked about: up to the last disagreement."""
-    last = max((place for place, trace in enumerate(traces, 1) if not trace.alike), default=0)
-    return list(traces[:last])
+    """Return those of the ordered traces that people are asked about: up to the last disagreement among them."""
+    asked = [trace for trace in traces if trace.is_asked]
+    last = max((place for place, trace in enumerate(asked, 1) if not trace.alike), default=0)
+    return asked[:last]

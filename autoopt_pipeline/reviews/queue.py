@@ -28,7 +28,8 @@ _ONE_SPAN = timedelta(milliseconds=1)
 class ReviewQueue:
     """The drawn traces of one candidate that reviewers are asked about, in order, and the reviews that they have.
 
-    `reviews` holds the annotations of people by span, oldest first.
+    `reviews` holds the annotations of people by span, oldest first. `favoured` is the candidate's gain on all
+    disagreements together if a judge is right, 0 without one.
     """
 
     tenant_id: str
@@ -37,6 +38,7 @@ class ReviewQueue:
     since: datetime
     traces: tuple[DrawnTrace, ...]
     reviews: Mapping[str, tuple[Annotation, ...]]
+    favoured: float
     project: Project = field(repr=False)
 
     @property
@@ -97,21 +99,24 @@ def open_queue(connections: Connections, tenant_id: str, module: str) -> ReviewQ
         for span, given in annotations.items()
         if (people := [annotation for annotation in given if annotation.kind == "HUMAN"])
     }
-    return ReviewQueue(tenant_id, module, steps[-1].version, steps[-1].at, traces, reviews, project)
+    favoured = sum(trace.judged.judged.difference for trace in steps[-1].drawn if trace.judged and trace.judged.judged)
+    return ReviewQueue(tenant_id, module, steps[-1].version, steps[-1].at, traces, reviews, favoured, project)
 
 
 def open_queues(connections: Connections, modules: Iterable[tuple[str, str]]) -> list[ReviewQueue]:
-    """Return the queues of these (tenant, module) that wait for somebody, those with the fewest reviews left first.
-
-    A short queue decides soonest, so each of its reviews is worth most.
-    """
+    """Return the queues of these (tenant, module) that wait for somebody, in the order of `shortest_first`."""
     queues = [queue for tenant, module in modules if (queue := open_queue(connections, tenant, module))]
     return shortest_first(queue for queue in queues if queue.waiting)
 
 
 def shortest_first(queues: Iterable[ReviewQueue]) -> list[ReviewQueue]:
-    """Sort queues: those with the fewest reviews left first."""
-    return sorted(queues, key=lambda queue: (len(queue.waiting), queue.since, queue.tenant_id, queue.module))
+    """Sort queues: those with the fewest reviews left first, because they decide soonest.
+
+    Candidates that would lose if a judge is right come last: reviews of them improve nothing.
+    """
+    return sorted(
+        queues, key=lambda queue: (queue.favoured < 0, len(queue.waiting), queue.since, queue.tenant_id, queue.module)
+    )
 
 
 def questions(connections: Connections, queue: ReviewQueue, traces: Iterable[DrawnTrace]) -> Iterator[Question]:

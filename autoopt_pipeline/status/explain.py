@@ -42,6 +42,9 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
             "under test",
             f"{test.version}, since {ago(test.since, now)}: {'; '.join(part for part in (so_far, awaited) if part)}",
         )
+    if judge := story.judge:
+        classes = ", ".join(f"{name} {agreed} of {count}" for name, (agreed, count) in judge.by_class.items())
+        yield "judge", f"{judge}{f' ({classes})' if classes else ''}"
     for event in story.events:
         details = ", ".join(f"{name} {value}" for name, value in event.details.items())
         text = "; ".join(part for part in (event.reason, details) if part)

@@ -10,6 +10,7 @@ import dagster as dg
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.evaluation.judge_agreement import JudgeAgreement, last_agreement
 from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, steps_of_open_test
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
@@ -329,6 +330,7 @@ class ModuleDetail:
     failures: tuple[FailedRun, ...]
     last_transition: Transition | None
     sequential_test: OpenSequentialTest | None
+    judge: JudgeAgreement | None
     events: tuple[Event, ...]
     traces_per_day: int | None
 
@@ -357,6 +359,7 @@ class ModuleDetail:
             "failed_runs": [_plain(failure) for failure in self.failures],
             "last_transition": self.last_transition.model_dump(mode="json") if self.last_transition else None,
             "sequential_test": _plain(self.sequential_test),
+            "judge": _plain(self.judge),
             "events": [_plain(event) for event in self.events],
             "traces_per_day": self.traces_per_day,
             "enough_traces_in_seconds": round(self.due_in.total_seconds()) if self.due_in else None,
@@ -403,6 +406,7 @@ def _story(
         failures=_failures(instance, standing),
         last_transition=transitions[-1] if transitions else None,
         sequential_test=_find_open_test(artifacts, transitions[-1] if transitions else None),
+        judge=last_agreement(artifacts.sequential_test_steps()),
         events=_events(instance, entry, module),
         traces_per_day=_traces_per_day(connections, tenant, module, now),
     )

@@ -26,8 +26,12 @@ def wrong_models(config: RoutingConfigUnified, before: Any = None) -> dict[str, 
     """Errors in the names of language models, by field, except names that the document `before` already has."""
     errors = {}
     stored = before if isinstance(before, dict) else {}
-    for name, lm in (("lm", config.lm), ("teacher_lm", config.teacher_lm)):
-        old = stored.get(name)
+    judge = stored.get("judge")
+    for name, lm, old in (
+        ("lm", config.lm, stored.get("lm")),
+        ("teacher_lm", config.teacher_lm, stored.get("teacher_lm")),
+        ("judge.lm", config.judge.lm if config.judge else None, judge.get("lm") if isinstance(judge, dict) else None),
+    ):
         if lm and lm.model != STAND_IN and lm.model != (old.get("model") if isinstance(old, dict) else None):
             try:
                 check_model_name(lm.model, lm.api_base)

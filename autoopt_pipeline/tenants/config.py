@@ -119,6 +119,17 @@ class Budget(Strict):
 EvidenceKind = Literal["reviews", "live"]
 
 
+class JudgeSettings(Strict):
+    """A language model that judges where two programs disagree, before people do. Alone it never proves anything."""
+
+    lm: LMSettings = Field(description="The judge: another model than the one that answers.")
+    mode: Literal["assist", "calibrated"] = Field(
+        "assist",
+        description="assist: it labels dev and orders the queues of reviews; calibrated: also, once people agree with "
+        "it on nine of ten disagreements, they review only a random part of them.",
+    )
+
+
 class RolloutPolicy(Strict):
     """How a new version is compared with its predecessor in production, while both serve side by side."""
 
@@ -283,6 +294,9 @@ class RoutingConfigUnified(Strict):
         "reviews",
         description="What proves a candidate where too few traces are reviewed. reviews: people review its "
         "disagreements with the active version; live: outcomes in production, while a canary gets a fraction.",
+    )
+    judge: JudgeSettings | None = Field(
+        None, description="A language model that saves reviews, as far as people agree with it; by default none."
     )
     rollout: RolloutPolicy = Field(
         RolloutPolicy(), description="How new versions are compared with their predecessors in production."

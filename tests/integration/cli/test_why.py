@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.records import StoredJudged
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
@@ -128,6 +129,22 @@ def test_an_open_trial_says_how_far_it_is_and_a_move_ends_it(
     version = stored_program(artifacts, made_program(tenant))
     artifacts.transition(version, expected=None, actor="ada", reason="")
     assert json.loads(why("--json"))["sequential_test"] is None
+
+
+def test_it_says_how_often_people_agree_with_the_judge(
+    store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
+) -> None:
+    configure(store, tenant)
+    assert json.loads(why("--json"))["judge"] is None
+    step = made_step(CANDIDATE, scores=[(0.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+    assert step.batch
+    asked = StoredJudged(difference=1.0, share=1.0, asked=True)
+    cases = [case.model_copy(update={"judged": asked}) for case in step.batch.reviewed]
+    batch = step.batch.model_copy(update={"reviewed": cases})
+    artifacts.add_sequential_test_step(step.model_copy(update={"batch": batch, "judge": "openai/judge"}))
+    assert "people agree with openai/judge on 2 of 3 disagreements (a 2 of 3)" in why()
+    judge = {"judge": "openai/judge", "reviews": 3, "agreed": 2, "by_class": {"a": [2, 3]}}
+    assert json.loads(why("--json"))["judge"] == judge
 
 
 def test_a_trial_that_is_decided_is_not_open(

@@ -196,7 +196,7 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
     with open_instance(home) as opened:
         for tenant, verdict, reason in (
             ("acme", "promoted", "proven better"),
-            ("acme", "awaiting_reviews", "47 of 60 disagreements have no review yet"),
+            ("acme", "awaiting_reviews", "47 of 60 disagreements wait for a review"),
             ("beta", "rejected", "not better"),
             ("off", "not_enough_data", "12 of 20"),
             ("removed", "not_enough_data", "12 of 20"),
@@ -205,7 +205,7 @@ def test_what_the_last_verdicts_lack_is_told_by_tenant(parts: Connections, home:
             opened.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=said))
     lacks, looked = found(lambda: verdicts.last_verdicts(parts, home))
     assert lacks.status is Status.WARN
-    assert lacks.what == "acme/routing: awaiting_reviews, 47 of 60 disagreements have no review yet"
+    assert lacks.what == "acme/routing: awaiting_reviews, 47 of 60 disagreements wait for a review"
     assert lacks.remedy == "'autoopt review' asks for them"
     assert looked == ok("checked the last verdicts of 2 of the 6 enabled modules: 1 awaiting reviews, 1 rejected")
     (hurried,) = found(lambda: verdicts.last_verdicts(parts, home, seconds=0))
@@ -416,6 +416,15 @@ def test_each_model_of_the_tenants_is_looked_at_once(home: Path, llm: LLMServer)
     findings = found(lambda: servers.language_models(parts, call=False))
     assert "for 2 tenants: the offline stand-in" in only(findings, Status.WARN).what
     assert "ABSENT_API_KEY is not set" in only(findings, Status.FAIL).what
+
+
+def test_a_judge_needs_its_key_too(home: Path, llm: LLMServer) -> None:
+    parts = models(home, llm, lm="stand-in")
+    judge = {"lm": {"model": "openai/judge", "api_key_env": "ABSENT_API_KEY"}}
+    write_config(parts.configs, RoutingConfigUnified.model_validate({"tenant_id": "a", "judge": judge}))
+    failed = only(found(lambda: servers.language_models(parts, call=False)), Status.FAIL)
+    assert "openai/judge" in failed.what
+    assert "ABSENT_API_KEY is not set" in failed.what
 
 
 def test_a_tenant_of_production_without_a_model_fails(home: Path) -> None:

@@ -225,7 +225,7 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
 
     def opponent(parts: dict[str, Program]) -> str | None:
         job = OptimizationJob(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
-        return _Optimization(job, lm, lm, artifacts, print, PhaseTracker(lm.meter)).conditions.incumbent
+        return _Optimization(job, lm, lm, None, artifacts, print, PhaseTracker(lm.meter)).conditions.incumbent
 
     routing = program(traffic(60, day=0))
     other = routing.model_copy(update={"labels": ["x"]})

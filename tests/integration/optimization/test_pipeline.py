@@ -157,7 +157,7 @@ def test_without_reviews_there_is_no_verdict_on_gain(artifacts: VersionStore) ->
     lm = stand_in()
     report = optimize(job(decisions(600, TrafficProfile(reviewed=0, complains=0))), lm, artifacts)
     assert report.verdict is Verdict.AWAITING_REVIEWS
-    assert re.match(r"(\d+) of \1 disagreements have no review yet: 0 fixed, 0 broken of ", report.reason)
+    assert re.match(r"(\d+) of \1 disagreements wait for a review: 0 fixed, 0 broken of ", report.reason)
     assert artifacts.active() is None
 
 

@@ -42,7 +42,7 @@ def test_it_compares_first_and_asks_for_few_reviews(artifacts: VersionStore, awa
     asked = to_review(step.drawn)
     different = [trace for trace in step.drawn if not trace.alike]
     assert len(different) <= len(asked) <= len(different) + AUDITED
-    assert awaiting.reason.startswith(f"{len(different)} of {len(different)} disagreements have no review yet")
+    assert awaiting.reason.startswith(f"{len(different)} of {len(different)} disagreements wait for a review")
     assert 1 <= awaiting.reviews_needed <= len(different)
     assert charge.alpha == step.alpha
     assert artifacts.active() is None

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, GateDecision, compare
-from autoopt_pipeline.evaluation.gate import judge as judge_batches
+from autoopt_pipeline.evaluation.gate import GOAL, MIN_GAIN, GateDecision, compare, decide
 from autoopt_pipeline.evaluation.sequential_test import known_batch, run_test
 from autoopt_pipeline.registry.records import Verdict
 
@@ -41,16 +40,16 @@ def made(fixed: int, broken: int, both: int, neither: int = 0, label: str = "a")
     ]
 
 
-def judge(judged: list[PairedCase], guard: list[PairedCase], *, alpha: float) -> GateDecision:
+def decided(judged: list[PairedCase], guard: list[PairedCase], *, alpha: float) -> GateDecision:
     """Judge traces whose right answers were all known."""
-    return judge_batches([known_batch(judged)], guard, alpha=alpha)
+    return decide([known_batch(judged)], guard, alpha=alpha)
 
 
 @given(cases, cases, alphas)
 def test_promoted_means_proven_and_large_enough(
     judged: list[PairedCase], guard: list[PairedCase], alpha: float
 ) -> None:
-    decision = judge(judged, guard, alpha=alpha)
+    decision = decided(judged, guard, alpha=alpha)
     if decision.verdict is Verdict.PROMOTED:
         assert decision.comparison.p_value <= alpha
         assert decision.comparison.gain >= MIN_GAIN
@@ -60,7 +59,7 @@ def test_promoted_means_proven_and_large_enough(
 def test_waiting_means_large_enough_and_not_proven(
     judged: list[PairedCase], guard: list[PairedCase], alpha: float
 ) -> None:
-    decision = judge(judged, guard, alpha=alpha)
+    decision = decided(judged, guard, alpha=alpha)
     if decision.verdict is Verdict.INCONCLUSIVE:
         assert not run_test([known_batch(judged)], alpha).proven
         assert decision.comparison.gain >= MIN_GAIN
@@ -69,13 +68,13 @@ def test_waiting_means_large_enough_and_not_proven(
 @given(cases, alphas)
 def test_an_equal_candidate_is_rejected(judged: list[PairedCase], alpha: float) -> None:
     same = [PairedCase(case.label, case.incumbent, case.incumbent) for case in judged]
-    assert judge(same, [], alpha=alpha).verdict is Verdict.REJECTED
+    assert decided(same, [], alpha=alpha).verdict is Verdict.REJECTED
 
 
 @given(cases, alphas)
 def test_no_candidate_is_promoted_both_ways(judged: list[PairedCase], alpha: float) -> None:
     swapped = [PairedCase(case.label, case.candidate, case.incumbent) for case in judged]
-    verdicts = [judge(judged, [], alpha=alpha).verdict, judge(swapped, [], alpha=alpha).verdict]
+    verdicts = [decided(judged, [], alpha=alpha).verdict, decided(swapped, [], alpha=alpha).verdict]
     assert verdicts.count(Verdict.PROMOTED) <= 1
 
 
@@ -93,18 +92,18 @@ def test_partial_scores_count_by_how_much_they_gain() -> None:
 
 
 def test_a_gain_that_is_large_enough_and_not_proven_waits_for_more_traces() -> None:
-    waiting = judge(made(10, 6, 84), [], alpha=0.03)
+    waiting = decided(made(10, 6, 84), [], alpha=0.03)
     assert waiting.verdict is Verdict.INCONCLUSIVE
     assert "not proven yet (to see +5 points you need about" in waiting.reason
 
 
 def test_more_cases_of_the_same_kind_turn_waiting_into_proof() -> None:
-    assert judge(made(10, 3, 87), [], alpha=0.02).verdict is Verdict.INCONCLUSIVE
-    assert judge(made(30, 9, 261), [], alpha=0.02).verdict is Verdict.PROMOTED
+    assert decided(made(10, 3, 87), [], alpha=0.02).verdict is Verdict.INCONCLUSIVE
+    assert decided(made(30, 9, 261), [], alpha=0.02).verdict is Verdict.PROMOTED
 
 
 def test_a_small_gain_is_not_worth_a_version() -> None:
-    decision = judge(made(fixed=15, broken=0, both=1000), [], alpha=0.05)
+    decision = decided(made(fixed=15, broken=0, both=1000), [], alpha=0.05)
     assert decision.verdict is Verdict.REJECTED
     assert "not better by 2.0 %" in decision.reason
 
@@ -112,7 +111,7 @@ def test_a_small_gain_is_not_worth_a_version() -> None:
 @pytest.mark.parametrize("fixed", [40, 18])
 def test_a_class_that_got_clearly_worse_stops_promotion_and_waiting(fixed: int) -> None:
     judged = made(fixed, 0, 100 - fixed) + made(0, 12, 8, label="b") + [case("b", "b", "b")] * 5
-    decision = judge(judged, [], alpha=0.03)
+    decision = decided(judged, [], alpha=0.03)
     assert decision.verdict is Verdict.REJECTED
     assert "clearly worse on 'b'" in decision.reason
 
@@ -124,21 +123,21 @@ def test_an_incumbent_that_says_one_thing_to_everything_cannot_block_a_real_prog
         *[case("b", "a", "b")] * 40,
         *[case("c", "a", "c")] * 40,
     ]
-    assert judge(judged, [], alpha=0.03).verdict is Verdict.PROMOTED
+    assert decided(judged, [], alpha=0.03).verdict is Verdict.PROMOTED
 
 
 def test_a_clear_loss_on_unreviewed_traces_stops_a_promotion() -> None:
-    decision = judge(made(30, 2, 70), made(0, 60, 40), alpha=0.03)
+    decision = decided(made(30, 2, 70), made(0, 60, 40), alpha=0.03)
     assert decision.verdict is Verdict.REJECTED
     assert "unreviewed traces" in decision.reason
 
 
 def test_a_better_program_may_differ_from_the_incumbents_own_answers_by_what_the_incumbent_gets_wrong() -> None:
-    assert judge(made(30, 5, 65), made(0, 45, 255), alpha=0.03).verdict is Verdict.PROMOTED
+    assert decided(made(30, 5, 65), made(0, 45, 255), alpha=0.03).verdict is Verdict.PROMOTED
 
 
 def test_a_gain_on_unreviewed_traces_proves_nothing() -> None:
-    assert judge(made(0, 0, 100), made(90, 0, 10), alpha=0.03).verdict is Verdict.REJECTED
+    assert decided(made(0, 0, 100), made(90, 0, 10), alpha=0.03).verdict is Verdict.REJECTED
 
 
 def confident(right: float, wrong: float) -> list[PairedCase]:
@@ -151,17 +150,17 @@ def confident(right: float, wrong: float) -> list[PairedCase]:
 
 
 def test_a_confidence_that_can_no_longer_be_believed_stops_a_promotion() -> None:
-    decision = judge(confident(right=0.3, wrong=0.9), [], alpha=0.03)
+    decision = decided(confident(right=0.3, wrong=0.9), [], alpha=0.03)
     assert decision.verdict is Verdict.REJECTED
     assert "confidence is clearly less reliable" in decision.reason
     assert decision.calibration and decision.calibration.candidate > decision.calibration.incumbent
 
 
 def test_a_confidence_that_is_a_little_less_believable_does_not() -> None:
-    decision = judge(confident(right=0.75, wrong=0.4), [], alpha=0.03)
+    decision = decided(confident(right=0.75, wrong=0.4), [], alpha=0.03)
     assert decision.verdict is Verdict.PROMOTED
     a_little = confident(right=0.7, wrong=0.3)[30:]  # 0.04 to 0.09 where the answers are right
-    assert judge(made(30, 0, 0) + a_little, [], alpha=0.03).verdict is Verdict.PROMOTED
+    assert decided(made(30, 0, 0) + a_little, [], alpha=0.03).verdict is Verdict.PROMOTED
 
 
 def test_answers_that_are_harder_to_foretell_are_not_the_confidences_fault() -> None:
@@ -170,20 +169,20 @@ def test_answers_that_are_harder_to_foretell_are_not_the_confidences_fault() -> 
         PairedCase("a", ScoredAnswer(float(i < 10), "a", 0.1), ScoredAnswer(float(i < 50), "a", 0.5))
         for i in range(100)
     ]
-    decision = judge(cases, [], alpha=0.03)
+    decision = decided(cases, [], alpha=0.03)
     assert decision.calibration and decision.calibration.candidate > decision.calibration.incumbent + 0.15
     assert decision.verdict is Verdict.PROMOTED
 
 
 def test_the_reason_carries_the_numbers() -> None:
-    decision = judge(made(30, 2, 68), [], alpha=0.03)
+    decision = decided(made(30, 2, 68), [], alpha=0.03)
     assert decision.verdict is Verdict.PROMOTED
     assert "30 fixed, 2 broken of 100 holdout traces (70.0 % -> 98.0 %), p" in decision.reason
 
 
 @given(cases, alphas)
 def test_a_decision_says_how_many_cases_it_takes(judged: list[PairedCase], alpha: float) -> None:
-    able = judge(judged, [], alpha=alpha).power
+    able = decided(judged, [], alpha=alpha).power
     assert able is not None
     assert (able.gain, able.alpha, able.have) == (GOAL, alpha, len(judged))
     assert (able.detectable <= GOAL) == (able.needed <= able.have)
@@ -191,4 +190,4 @@ def test_a_decision_says_how_many_cases_it_takes(judged: list[PairedCase], alpha
 
 def test_nothing_cannot_be_judged() -> None:
     with pytest.raises(ValueError, match="there are no cases to compare"):
-        judge([], [], alpha=0.03)
+        decided([], [], alpha=0.03)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
-from autoopt_pipeline.evaluation.gate import MIN_GAIN, judge, reviews_needed
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, decide, reviews_needed
 from autoopt_pipeline.evaluation.sequential_test import (
     BATCHES,
     MIN_DECIDED,
@@ -40,7 +40,7 @@ def whole(reviewed: list[PairedCase]) -> list[Batch]:
 
 @given(st.lists(differences, min_size=1, max_size=3), alphas)
 def test_promoted_means_proven_within_alpha_and_large_enough(given_: list[list[PairedCase]], alpha: float) -> None:
-    decision = judge([batch(reviewed) for reviewed in given_], alpha=alpha)
+    decision = decide([batch(reviewed) for reviewed in given_], alpha=alpha)
     if decision.verdict is Verdict.PROMOTED:
         assert decision.comparison.p_value <= alpha
         assert decision.comparison.gain >= MIN_GAIN
@@ -74,7 +74,7 @@ def test_partial_differences_keep_the_promise_too() -> None:
 
 
 def test_a_large_gain_is_proven_after_a_few_reviews() -> None:
-    decision = judge([batch([FIXED] * 12, of=120)], alpha=ALPHA)
+    decision = decide([batch([FIXED] * 12, of=120)], alpha=ALPHA)
     assert decision.verdict is Verdict.PROMOTED
     assert "12 fixed, 0 broken of 300 holdout traces (+40.0 points)" in decision.reason
 
@@ -87,29 +87,29 @@ def test_labels_that_were_known_are_one_look() -> None:
 
 
 def test_while_reviews_are_missing_it_waits_for_them() -> None:
-    decision = judge([batch([FIXED, FIXED, BROKEN], of=60)], alpha=ALPHA)
+    decision = decide([batch([FIXED, FIXED, BROKEN], of=60)], alpha=ALPHA)
     assert decision.verdict is Verdict.AWAITING_REVIEWS
-    assert decision.reason.startswith("57 of 60 disagreements have no review yet")
+    assert decision.reason.startswith("57 of 60 disagreements wait for a review")
     assert decision.power is None
 
 
 def test_a_candidate_that_loses_is_given_up_before_all_is_reviewed() -> None:
     losing = [FIXED, *[BROKEN] * (MIN_DECIDED - 1)]
     assert is_hopeless([batch(losing, of=100)])
-    decision = judge([batch(losing, of=100)], alpha=ALPHA)
+    decision = decide([batch(losing, of=100)], alpha=ALPHA)
     assert decision.verdict is Verdict.REJECTED
     assert "wins too few of the reviewed disagreements" in decision.reason
 
 
 def test_programs_that_hardly_differ_need_no_review_at_all() -> None:
-    assert judge([batch([], of=5)], alpha=ALPHA).verdict is Verdict.REJECTED
+    assert decide([batch([], of=5)], alpha=ALPHA).verdict is Verdict.REJECTED
 
 
 def test_a_gain_that_is_not_proven_goes_on_with_the_next_batch() -> None:
     first = batch([FIXED, BROKEN, FIXED, TIE] * 7)
-    assert judge([first], alpha=ALPHA).verdict is Verdict.INCONCLUSIVE
-    assert judge([first, first], alpha=ALPHA).verdict is Verdict.INCONCLUSIVE
-    decision = judge([first, first, first], alpha=ALPHA / 10)
+    assert decide([first], alpha=ALPHA).verdict is Verdict.INCONCLUSIVE
+    assert decide([first, first], alpha=ALPHA).verdict is Verdict.INCONCLUSIVE
+    decision = decide([first, first, first], alpha=ALPHA / 10)
     assert decision.verdict is Verdict.REJECTED
     assert "still not proven after 900 traces" in decision.reason
 
@@ -119,7 +119,7 @@ def test_reviews_needed_is_the_soonest_moment_that_can_decide() -> None:
     needed = reviews_needed([waiting], ALPHA)
 
     def after(case: PairedCase, count: int) -> Verdict:
-        return judge([replace(waiting, reviewed=(*waiting.reviewed, *[case] * count))], alpha=ALPHA).verdict
+        return decide([replace(waiting, reviewed=(*waiting.reviewed, *[case] * count))], alpha=ALPHA).verdict
 
     assert {after(FIXED, needed - 1), after(BROKEN, needed - 1)} == {Verdict.AWAITING_REVIEWS}
     assert Verdict.AWAITING_REVIEWS not in {after(FIXED, needed)} & {after(BROKEN, needed)}
@@ -128,21 +128,21 @@ def test_reviews_needed_is_the_soonest_moment_that_can_decide() -> None:
 def test_a_class_that_got_clearly_worse_stops_the_promotion_though_nobody_reviewed_like_answers() -> None:
     lost = PairedCase("b", ScoredAnswer(1.0, "b", 0.8), ScoredAnswer(0.0, "a", 0.3))
     sized = Batch((*[FIXED] * 40, *[lost] * 12), 52, 0, (), (SAME,) * 248)
-    decision = judge([sized], alpha=ALPHA)
+    decision = decide([sized], alpha=ALPHA)
     assert decision.verdict is Verdict.REJECTED
     assert "clearly worse on 'b'" in decision.reason
 
 
 def test_a_score_is_known_only_once_somebody_has_reviewed_like_answers() -> None:
     reviewed = batch([*[FIXED] * 30, *[BROKEN] * 10], of=40, drawn=200)
-    assert judge([reviewed], alpha=ALPHA).comparison.candidate_score is None
+    assert decide([reviewed], alpha=ALPHA).comparison.candidate_score is None
     wrong_alike = PairedCase("a", WRONG, WRONG)
     audited = replace(reviewed, agreed=(SAME, SAME, SAME, wrong_alike), presumed=reviewed.presumed[4:])
-    comparison = judge([audited], alpha=ALPHA).comparison
+    comparison = decide([audited], alpha=ALPHA).comparison
     assert comparison.incumbent_score == pytest.approx((160 * 0.75 + 10) / 200)
     assert comparison.candidate_score == pytest.approx((160 * 0.75 + 30) / 200)
 
 
 def test_an_empty_test_cannot_be_judged() -> None:
     with pytest.raises(ValueError, match="there are no cases to compare"):
-        judge([known_batch([])], alpha=ALPHA)
+        decide([known_batch([])], alpha=ALPHA)

@@ -113,9 +113,9 @@ def test_the_moment_to_retrain_after_is_kept_in_utc_and_needs_a_zone() -> None:
 @pytest.mark.parametrize("name", ["AUTOOPT_PHOENIX_API_KEY", "PHOENIX_API_KEY"])
 def test_phoenixs_key_is_never_sent_to_a_language_model(name: str) -> None:
     lm = {"model": "openai/x", "api_base": "http://elsewhere", "api_key_env": name}
-    for field in ("lm", "teacher_lm"):
+    for field in ({"lm": lm}, {"teacher_lm": lm}, {"judge": {"lm": lm}}):
         with pytest.raises(InvalidConfig, match="not Phoenix's"):
-            parse_config({"tenant_id": "acme", field: lm}, where="test")
+            parse_config({"tenant_id": "acme", **field}, where="test")
 
 
 @pytest.mark.parametrize(

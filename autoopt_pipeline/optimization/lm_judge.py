@@ -1,0 +1,63 @@
+"""A judge: a language model that says what is right where two programs disagree, before people do.
+
+Its word never proves a candidate by itself. In the mode `assist` people are asked about every disagreement all the
+same. In the mode `calibrated` they are spared some of them, once the judge has agreed with people often enough.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import dspy
+
+from autoopt_pipeline.evaluation.cases import Judged, PairedCase
+from autoopt_pipeline.evaluation.runner import answer_all, grade_both
+from autoopt_pipeline.evaluation.sequential_test import ASKED
+from autoopt_pipeline.hashing import unit_interval
+from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.optimization.report import ComparedExample
+
+
+def judge_answers(
+    judge: MeteredLM,
+    spec: ModuleSpec,
+    program: dspy.Module,
+    examples: Sequence[Example],
+    *,
+    answered: Callable[[], None] = lambda: None,
+) -> list[Example | None]:
+    """Return each example with the judge's answer as its label, None where that cannot be read.
+
+    `program` asks the judge, without demos. Raises as `answer_all` does.
+    """
+    answers = answer_all(spec, program, examples, judge, answered=answered)
+    return [
+        None
+        if answer.values is None
+        else replace(example, right=dict(answer.values), label=spec.label(answer.values), provenance=Provenance.JUDGE)
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+
+
+def judged_cases(
+    spec: ModuleSpec,
+    rows: Sequence[ComparedExample],
+    labelled: Sequence[Example | None],
+    *,
+    spares: bool,
+    seed: str,
+) -> dict[str, PairedCase]:
+    """Return the disagreements as the judge sees them, by span. Where its answer cannot be read, people are asked.
+
+    Where it `spares` people reviews, they are asked about a random part of the cases, and not about those that the
+    judge gives to the incumbent: these count as lost, so to believe the judge there can cost a promotion and never make
+    one.
+    """
+    cases = {}
+    for row, example in zip(rows, labelled, strict=True):
+        case = row.case if example is None else grade_both(spec, example, row.incumbent, row.candidate)
+        difference = 0.0 if example is None else case.difference
+        share = 1.0 if example is None or not spares else 0.0 if difference < 0 else ASKED
+        asked = unit_interval(f"{seed} asked {row.example.span_id}") < share
+        cases[row.example.span_id] = replace(case, judged=Judged(difference, share, asked))
+    return cases
