@@ -65,6 +65,9 @@ _NOTATIONS = (
 
 _QUOTED = re.compile("|".join(_NOTATIONS), re.DOTALL)
 
+# A secret with `%0A` in it would become too short to be found if its quoting in JSON were undone together with that.
+_QUOTED_IN_ONE_WAY = tuple(re.compile(notation, re.DOTALL) for notation in _NOTATIONS)
+
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
 
 _lock = threading.Lock()
@@ -123,14 +126,14 @@ def scrub(text: str) -> str:
     forms = _forms
     if not forms:
         return text
-    places: Sequence[int] = range(len(text) + 1)
-    spans: list[tuple[int, int]] = []
-    read = text
-    for depth in range(_DEPTH + 1):
-        spans += [(places[start], places[end]) for start, end in _matches(forms, read)]
-        if depth == _DEPTH or not _QUOTED.search(read):
-            break
-        read, places = _unquoted(read, places)
+    spans = [*_matches(forms, text)]
+    for quoted in (_QUOTED, *_QUOTED_IN_ONE_WAY):
+        read, places = text, range(len(text) + 1)
+        for _ in range(_DEPTH):
+            if not quoted.search(read):
+                break
+            read, places = _unquoted(quoted, read, places)
+            spans += [(places[start], places[end]) for start, end in _matches(forms, read)]
     return _replaced(text, spans)
 
 
@@ -252,12 +255,12 @@ def _matches(forms: Mapping[str, tuple[str, ...]], text: str) -> Iterator[tuple[
                     break
 
 
-def _unquoted(text: str, places: Sequence[int]) -> tuple[str, list[int]]:
+def _unquoted(quoted: re.Pattern[str], text: str, places: Sequence[int]) -> tuple[str, list[int]]:
     """Undo one layer of quoting. Returns the text, and the original position of each character and of the end."""
     pieces: list[str] = []
     positions: list[int] = []
     end = 0
-    for match in _QUOTED.finditer(text):
+    for match in quoted.finditer(text):
         pieces += [text[end : match.start()], character := _character(match[0])]
         positions += places[end : match.start()]
         positions += [places[match.start()]] * len(character)

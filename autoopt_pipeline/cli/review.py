@@ -31,6 +31,7 @@ from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.text import duration, one_line
 
 _LABELS_BY_KEY = "abdefghijklmnoprstvwxyz"
+_NAMES = {BOTH_FINE: "all of these are fine", CANNOT_TELL: "cannot tell"}
 """Keys of labels; the other letters are commands."""
 
 
@@ -189,7 +190,7 @@ class _Session:
                     continue
                 note = _read_note() if pressed == "c" else ""
                 write_review(self.connections.phoenix, question, answer, reviewer=self.reviewer, note=note)
-                console.print(f"  [green]{escape(answer)}[/green]\n")
+                console.print(f"  [green]{escape(_NAMES.get(answer, answer))}[/green]\n")
                 return True
         return True  # Phoenix no longer has it
 

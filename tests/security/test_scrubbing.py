@@ -124,6 +124,7 @@ IN_BASE64: dict[str, Callable[[str], str]] = {
 @example(secret="p@ss/w#rd!", before=":")
 @example(secret="pa\\nss%41b&amp;", before="")
 @example(secret="schlüssel-ключ-鍵", before="")
+@example(secret="0000\x1f%0A", before="")
 def test_a_secret_is_blanked_in_every_usual_way_to_write_it(way: str, secret: str, before: str) -> None:
     opening, written, closing = WAYS[way](secret)
     with knowing(secret):
