@@ -31,8 +31,8 @@ from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.text import duration, one_line
 
 _LABELS_BY_KEY = "abdefghijklmnoprstvwxyz"
-_NAMES = {BOTH_FINE: "all of these are fine", CANNOT_TELL: "cannot tell"}
 """Keys of labels; the other letters are commands."""
+_NAMES = {BOTH_FINE: "all of these are fine", CANNOT_TELL: "cannot tell"}
 
 
 def review(
