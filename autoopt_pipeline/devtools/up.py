@@ -91,8 +91,8 @@ def run_up(
             console.print(f"  export {name}={stack.env[name]}")
         _add_sample_tenants(console, home, Phoenix(endpoint), lm)
         console.print(who_answers(lm))
-        console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
         try:
+            console.print("Ctrl-C stops all of it; the data stays under .autoopt/")
             while True:
                 processes.check()
                 time.sleep(1)
