@@ -32,6 +32,10 @@ class Judged:
     asked: bool
 
 
+UNJUDGED = Judged(0.0, 1.0, asked=True)
+"""A case on which no judge can be read, among others: people are asked."""
+
+
 @dataclass(frozen=True)
 class PairedCase:
     """One held-out example answered by both programs; `label` is the class of its right answer."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from autoopt_pipeline.evaluation.cases import UNDECIDED_CLASS, PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.cases import UNDECIDED_CLASS, UNJUDGED, PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.runner import Answer, grade_both
 from autoopt_pipeline.evaluation.sequential_test import Batch
 from autoopt_pipeline.evaluation.sequential_test_log import case_of
@@ -48,7 +48,7 @@ def resolve(
             decided.append(replace(case, judged=judged.judged if judged else None))
         else:
             break
-    rest = [case_of(trace.judged).judged for trace in different[len(decided) :] if trace.judged]
+    rest = [case_of(trace.judged).judged if trace.judged else None for trace in different[len(decided) :]]
     alike = [trace for trace in traces if trace.alike]
     batch = Batch(
         reviewed=tuple(decided),
@@ -56,7 +56,7 @@ def resolve(
         known=known,
         agreed=tuple(rows[trace.span_id].case for trace in alike if trace.span_id in rows),
         presumed=tuple(_presumed(spec, trace) for trace in alike if trace.span_id not in rows),
-        rest=tuple(judged for judged in rest if judged),
+        rest=tuple(judged or UNJUDGED for judged in rest) if any(rest) else (),
     )
     return batch, list(rows.values())
 

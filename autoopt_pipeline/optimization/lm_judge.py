@@ -14,6 +14,7 @@ from autoopt_pipeline.evaluation.runner import answer_all, grade_both
 from autoopt_pipeline.evaluation.sequential_test import ASKED
 from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.answer_format import in_format
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.report import ComparedExample
 
@@ -28,9 +29,10 @@ def judge_answers(
 ) -> list[Example | None]:
     """Return each example with the judge's answer as its label, None where that cannot be read.
 
-    `program` asks the judge, without demos. Raises as `answer_all` does.
+    `program` asks the judge, without demos, in the judge's answer format if that is set. Raises as `answer_all` does.
     """
-    answers = answer_all(spec, program, examples, judge, answered=answered)
+    asking = program if judge.answer_format == "auto" else in_format(program, judge.answer_format)
+    answers = answer_all(spec, asking, examples, judge, answered=answered)
     return [
         None
         if answer.values is None
@@ -47,7 +49,7 @@ def judged_cases(
     spares: bool,
     seed: str,
 ) -> dict[str, PairedCase]:
-    """Return the disagreements as the judge sees them, by span. Where its answer cannot be read, people are asked.
+    """Return the disagreements as the judge sees them, by span, without those on which its answer cannot be read.
 
     Where it `spares` people reviews, they are asked about a random part of the cases, and not about those that the
     judge gives to the incumbent: these count as lost, so to believe the judge there can cost a promotion and never make
@@ -55,9 +57,10 @@ def judged_cases(
     """
     cases = {}
     for row, example in zip(rows, labelled, strict=True):
-        case = row.case if example is None else grade_both(spec, example, row.incumbent, row.candidate)
-        difference = 0.0 if example is None else case.difference
-        share = 1.0 if example is None or not spares else 0.0 if difference < 0 else ASKED
+        if example is None:
+            continue
+        case = grade_both(spec, example, row.incumbent, row.candidate)
+        share = 1.0 if not spares else 0.0 if case.difference < 0 else ASKED
         asked = unit_interval(f"{seed} asked {row.example.span_id}") < share
-        cases[row.example.span_id] = replace(case, judged=Judged(difference, share, asked))
+        cases[row.example.span_id] = replace(case, judged=Judged(case.difference, share, asked))
     return cases

@@ -276,7 +276,9 @@ class _Optimization:
             trace.model_copy(update={"judged": stored_case(cases[trace.span_id]) if trace.span_id in cases else None})
             for trace in traces
         ]
-        left = sum(trace.is_asked for trace in judged if trace.span_id in cases)
+        left = sum(trace.is_asked for trace in judged if trace.span_id in {row.example.span_id for row in asked})
+        if unread := len(asked) - len(cases):
+            self.notes.append(f"{unread} of {len(asked)} answers of {judge.name} could not be read")
         self.draft = replace(self.draft, judge_lm=judge.name)
         self.notes.append(
             f"{judge.name} judged {len(cases)} disagreements, and people are asked about {left}: {agreement}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -57,10 +58,15 @@ def server() -> Iterator[LLMServer]:
 
 
 def optimized(
-    server: LLMServer, artifacts: VersionStore, mode: str, given: list[LoggedDecision] = UNREVIEWED, calls: int = 6000
+    server: LLMServer,
+    artifacts: VersionStore,
+    mode: str,
+    given: list[LoggedDecision] = UNREVIEWED,
+    calls: int = 6000,
+    **lm_fields: Any,
 ) -> Report:
     meter = Meter(calls, 10**9)
-    judge = LMSettings(model=JUDGE, api_base=server.url)
+    judge = LMSettings.model_validate({"model": JUDGE, "api_base": server.url, **lm_fields})
     config = CONFIG.model_copy(update={"judge": JudgeSettings.model_validate({"mode": mode, "lm": judge})})
     lm = metered_lm(LMSettings(model="stand-in"), meter)
     lm_judge = metered_lm(judge, meter, Role.JUDGE)
@@ -185,9 +191,26 @@ def test_a_judge_that_people_no_longer_agree_with_is_refused(artifacts: VersionS
 
 def test_people_are_asked_where_its_answer_cannot_be_read(artifacts: VersionStore, server: LLMServer) -> None:
     remember_agreement(artifacts, MIN_REVIEWS, 0)
-    server.answer = lambda sent: Answered("who knows")
-    optimized(server, artifacts, "calibrated")
-    assert all(trace.is_asked for trace in disagreements(artifacts))
+    agents = iter(range(10**6))
+    told = says(RIGHT.get)
+    server.answer = lambda sent: told(sent) if next(agents) % 2 else Answered("who knows")
+    report = optimized(server, artifacts, "calibrated")
+    different = disagreements(artifacts)
+    unread = [trace for trace in different if not trace.judged]
+    assert unread
+    assert all(trace.is_asked for trace in unread)
+    assert f"{len(unread)} of {len(different)} answers of {JUDGE} could not be read" in report.notes
+    asked = to_review(drawn(artifacts))
+    assert report.reason.startswith(f"{sum(not trace.alike for trace in asked)} of {len(different)} disagreements wait")
+    report = optimized(server, artifacts, "calibrated", reviewed({trace.span_id for trace in asked}))
+    assert report.verdict is Verdict.PROMOTED, report.reason
+
+
+def test_it_is_asked_in_its_own_answer_format(artifacts: VersionStore, server: LLMServer) -> None:
+    server.answer = lambda sent: None  # the server answers as the format asks for
+    server.enforces_schema = True
+    optimized(server, artifacts, "assist", answer_format="json_schema")
+    assert all("response_format" in sent.body for sent in server.sent)
 
 
 def test_without_budget_for_it_people_judge_all(artifacts: VersionStore, server: LLMServer) -> None:
