@@ -197,7 +197,7 @@ def can_prove(moves: int, wins: int, alpha: float) -> bool:
 def quick_test(batches: Sequence[Batch], alpha: float) -> TestResult:
     """`run_test`, but it is left out where not even a single look with the whole alpha could be a proof."""
     moves = wins = 0
-    if any(case.is_spared for batch in batches for case in batch.reviewed):
+    if any(batch.spares_reviews for batch in batches):
         return run_test(batches, alpha)
     for difference in differences(batches):
         moves, wins = moves + bool(difference), wins + (difference > 0)

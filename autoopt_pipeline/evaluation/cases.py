@@ -56,11 +56,6 @@ class PairedCase:
         return self.judged is None or self.judged.asked
 
     @property
-    def is_spared(self) -> bool:
-        """Whether a judge's word could spare people this review."""
-        return self.judged is not None and self.judged.share < 1
-
-    @property
     def evidence(self) -> float:
         """The gain that a test may count: on average no more than people's difference, whatever a judge says.
 

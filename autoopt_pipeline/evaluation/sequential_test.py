@@ -74,6 +74,12 @@ class Batch:
         return sum(judged.asked for judged in self.rest) if self.rest else self.left
 
     @property
+    def spares_reviews(self) -> bool:
+        """Whether a judge's word spares people some reviews, of those to come as well: known before the first one."""
+        words = (*(case.judged for case in self.reviewed), *self.rest)
+        return any(judged.share < 1 for judged in words if judged)
+
+    @property
     def cases(self) -> tuple[PairedCase, ...]:
         return (*self.reviewed, *self.agreed, *self.presumed)
 
@@ -114,7 +120,7 @@ def run_test(batches: Sequence[Batch], alpha: float) -> TestResult:
 
     Where a judge spares people some reviews, the test is `run_judged_test`.
     """
-    if any(case.is_spared for batch in batches for case in batch.reviewed):
+    if any(batch.spares_reviews for batch in batches):
         return run_judged_test(batches, alpha)
     unit = math.gcd(*(_step(case) for batch in batches for case in batch.reviewed)) or 1
     chances, lowest = np.ones(1), 0  # of the walk's positions from `lowest` on, without walks that ended in a proof

@@ -269,7 +269,7 @@ class _Optimization:
             self.config.judge is not None
             and self.config.judge.mode == "calibrated"
             and agreement.may_spare_reviews
-            and (test.is_new or any(case.is_spared for batch in test.batches for case in batch.reviewed))
+            and (test.is_new or any(batch.spares_reviews for batch in test.batches))
         )
         cases = judged_cases(self.spec, asked, labelled, spares=spares, seed=test.version)
         judged = [

@@ -86,6 +86,15 @@ def test_the_test_may_stop_after_any_case_and_stays_proven() -> None:
     assert run_test([batch([*cases, *[judged(-1, -1, asked=False)] * 40])], ALPHA).proven
 
 
+def test_a_test_has_one_form_from_its_first_review_on() -> None:
+    # These had a label before, so no judge was asked about them. Later cases are spared.
+    labelled = [case(1)] * 9
+    waiting = batch(labelled, rest=(Judged(1, ASKED, True),) * 40)
+    assert run_test([batch(labelled)], ALPHA).allowed < ALPHA
+    assert run_test([waiting], ALPHA).allowed == ALPHA
+    assert run_test([waiting], ALPHA).p_value > run_test([batch(labelled)], ALPHA).p_value
+
+
 def test_a_promotion_says_how_many_the_judge_alone_decided() -> None:
     cases = [judged(1, 1, asked=k % 2 == 0, label="ab"[k % 3 % 2]) for k in range(40)]
     decision = decide([batch(cases)], alpha=ALPHA)
