@@ -295,7 +295,9 @@ def _lm(count: CountTokens, *, forgetful: bool = False) -> MeteredLM:
 
 
 def _workshop(task: Task) -> OptimizerContext:
-    return OptimizerContext(ROUTING, task.start, task.train, task.dev, task.lm, task.lm, LABELED, BOOTSTRAPPED)
+    return OptimizerContext(
+        ROUTING, task.labels, task.start, task.train, task.dev, task.lm, task.lm, LABELED, BOOTSTRAPPED
+    )
 
 
 def _row(name: str, results: Sequence[Result]) -> str:

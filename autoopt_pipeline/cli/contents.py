@@ -183,10 +183,7 @@ def _print_change(change: "Change", full: bool) -> None:
     if not (change.added or change.dropped or change.instructions):
         console.print(f"\n[bold]{escape(change.predictor)}[/bold]: the same")
         return
-    console.print(
-        f"\n[bold]{escape(change.predictor)}[/bold]: {change.demos} demos, {len(change.added)} of them new, "
-        f"{len(change.dropped)} dropped"
-    )
+    console.print(f"\n[bold]{escape(change.predictor)}[/bold]: {change.summary}")
     _print_some("+", change.added, full)
     _print_some("-", change.dropped, full)
     if change.instructions:

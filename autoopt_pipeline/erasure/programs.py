@@ -12,7 +12,7 @@ from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.modules.catalog import modules
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.registry.records import DemoSources, Program, program_facts
+from autoopt_pipeline.registry.records import Manifest, Program, program_facts
 from autoopt_pipeline.registry.version_store import VersionStore
 
 FORGET = "forget"
@@ -33,11 +33,11 @@ class ErasedVersions:
 
 
 def versions_with(artifacts: VersionStore, target: ErasureTarget) -> list[str]:
-    """The versions whose demos or instructions contain the target, oldest first, damaged and half-written ones too."""
+    """The versions that contain the target or learnt from it, oldest first, damaged and half-written ones too."""
     manifests, _ = artifacts.list_versions()
-    sources = {manifest.version: manifest.demo_sources for manifest in manifests}
+    known = {manifest.version: manifest for manifest in manifests}
     affected = (
-        version for version, raw in artifacts.iter_program_texts() if _contains(raw, sources.get(version, {}), target)
+        version for version, raw in artifacts.iter_program_texts() if _contains(raw, known.get(version), target)
     )
     return list(dict.fromkeys(affected))
 
@@ -66,7 +66,10 @@ def erase_from_programs(artifacts: VersionStore, target: ErasureTarget, *, actor
 
 
 def without_target(program: Program, target: ErasureTarget) -> Program:
-    """The program without the demos of the target, and with the baseline's instructions where its own quote it."""
+    """The program without the demos of the target, and with the baseline's instructions where its own quote it.
+
+    A local router that learnt from the target is left out, so that the model answers all requests.
+    """
     state, sources = {}, {}
     for name, predictor in program.state.items():
         kept = [(demo, source) for demo, source in program.demos(name) if not target.includes_demo(demo, source)]
@@ -80,7 +83,15 @@ def without_target(program: Program, target: ErasureTarget) -> Program:
         baseline = _baseline_instructions(program.module, tuple(program.labels)).get(name, "")
         if instructions != baseline and target.is_in(instructions):
             state[name]["signature"] = {**predictor["signature"], "instructions": baseline}
-    return program.model_copy(update={"state": state, "demo_sources": sources})
+    routers = {
+        module: router
+        for module, router in program.routers.items()
+        if target.trace_ids.isdisjoint(program.router_sources.get(module, ()))
+    }
+    learnt = {module: traces for module, traces in program.router_sources.items() if module in routers}
+    return program.model_copy(
+        update={"state": state, "demo_sources": sources, "routers": routers, "router_sources": learnt}
+    )
 
 
 def _replace_in_service(
@@ -132,11 +143,13 @@ def _store_cleaned(artifacts: VersionStore, version: str, cleaned: Program, with
     return manifest.version
 
 
-def _contains(raw: str, sources: DemoSources, target: ErasureTarget) -> bool:
+def _contains(raw: str, manifest: Manifest | None, target: ErasureTarget) -> bool:
     """Whether a stored program contains the target. What cannot be read as a program is searched as plain text."""
+    sources = {"demo_sources": manifest.demo_sources, "router_sources": manifest.router_sources} if manifest else {}
     try:
-        program = Program.model_validate_json(raw).model_copy(update={"demo_sources": sources})
-        return without_target(program, target).state != program.state
+        program = Program.model_validate_json(raw).model_copy(update=sources)
+        cleaned = without_target(program, target)
+        return cleaned.state != program.state or cleaned.routers != program.routers
     except (TypeError, ValueError, AttributeError, KeyError):
         return target.is_in_raw(raw)
 

@@ -152,6 +152,7 @@ def _find_target(
         span_ids=span_ids_of(phoenix, tenant_id, known),
         queries=frozenset(text for query in queries for text in (query, redact(query))),
         spans_known=not texts,
+        trace_ids=frozenset(trace_ids),
     )
     return target, not_found
 

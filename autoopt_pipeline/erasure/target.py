@@ -10,7 +10,7 @@ from autoopt_pipeline.modules.similarity import normalize_query, quotes
 
 @dataclass(frozen=True)
 class ErasureTarget:
-    """Traces to erase: their spans, and their queries as they were asked and as redaction leaves them.
+    """Traces to erase: their ids, their spans, and their queries as they were asked and as redaction leaves them.
 
     `spans_known` is false if the spans of a trace are not known, because Phoenix does not have it any more.
     """
@@ -18,6 +18,7 @@ class ErasureTarget:
     span_ids: frozenset[str]
     queries: frozenset[str]
     spans_known: bool = True
+    trace_ids: frozenset[str] = frozenset()
 
     @cached_property
     def _normalized(self) -> frozenset[str]:

@@ -33,6 +33,10 @@ class Provenance(StrEnum):
     OUTCOME = "outcome"
 
 
+# How much an example counts in learning, by the source of its label.
+WORTH = {Provenance.HUMAN: 1.0, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.6}
+
+
 @dataclass(frozen=True)
 class Label:
     """One possible answer and its meaning."""

@@ -12,12 +12,14 @@ from gepa.utils import NoImprovementStopper
 
 from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
-from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec
+from autoopt_pipeline.optimization.router_training import best_threshold, can_be_routed, train_router
 from autoopt_pipeline.registry.serialization import ASKED, SOURCE, demo_query, queries_shown
 
 # The names of the optimizers, without the numbers of their candidates.
-OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2")
+OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2", "local-router")
 
 # The seed of every optimizer that takes one, so that the same traces give the same program.
 SEED = 9
@@ -56,14 +58,13 @@ GEPA_PATIENCE = 10
 # Number of instructions that MIPROv2 writes, and of its trials.
 MIPRO_INSTRUCTIONS, MIPRO_TRIALS = 5, 6
 
-_WORTH = {Provenance.HUMAN: 1.0, Provenance.JUDGE: 0.9, Provenance.OUTCOME: 0.6}
-
 
 @dataclass(frozen=True)
 class OptimizerContext:
     """The input of all optimizers. `lm` answers; `teacher` writes instructions and makes demos."""
 
     spec: ModuleSpec
+    labels: Sequence[Label]
     start: dspy.Module
     train: Sequence[Example]
     dev: Sequence[Example]
@@ -118,6 +119,29 @@ def improvers(context: OptimizerContext) -> Iterator[Improver]:
         yield Improver("miprov2", lambda program: _mipro(context, program))
 
 
+def routers(context: OptimizerContext, model: dspy.Module, scores: Sequence[float]) -> Iterator[Optimizer]:
+    """Yield a local router alone, and one that leaves to `model` what it is not sure about. Making them calls no model.
+
+    `scores` are those of `model` on the first dev examples, with which the division of labour is chosen.
+    """
+    spec, labels = context.spec, context.labels
+    if not can_be_routed(spec, labels, context.train):
+        return
+    router = train_router(spec, context.train, seed=SEED)
+    sources = sorted({example.trace_id for example in context.train})
+    allowed = {label.name for label in labels}
+    known = context.dev[: len(scores)]
+    chosen = [router.choose(example.inputs, allowed) for example in known]
+    local = [
+        spec.score(example.right, {spec.output_field: choice})
+        for example, (choice, _) in zip(known, chosen, strict=True)
+    ]
+    yield Optimizer("local-router", lambda: Cascade(spec, labels, model, router, 0.0, sources))
+    threshold = best_threshold([share for _, share in chosen], local, scores)
+    if threshold is not None and threshold > min(share for _, share in chosen):
+        yield Optimizer("local-router + model", lambda: Cascade(spec, labels, model, router, threshold, sources))
+
+
 def _coverage(context: OptimizerContext, k: int) -> dspy.Module:
     program = context.start.deepcopy()
     for predictor in program.predictors():
@@ -148,7 +172,7 @@ def pick_coverage(examples: Sequence[Example], k: int, label: Callable[[Example]
             if not remaining[name] or len(chosen) == k:
                 continue
             gains = [
-                _WORTH[example.provenance]
+                WORTH[example.provenance]
                 * sum(frequency[name][w] / 2 ** (2 * shown[name][w]) for w in sorted(words))
                 / (1 + len(words)) ** 0.5
                 for example, words in remaining[name]

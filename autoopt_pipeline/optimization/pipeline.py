@@ -74,7 +74,7 @@ from autoopt_pipeline.registry.records import (
     new_version_id,
     program_facts,
 )
-from autoopt_pipeline.registry.serialization import compose, demos_shown, deserialize, queries_shown
+from autoopt_pipeline.registry.serialization import compose, demos_shown, deserialize, queries_shown, traces_learnt
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
@@ -183,7 +183,7 @@ class _Optimization:
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
-            shown=queries_shown(incumbent) | queries_shown(start) | (queries_shown(candidate) if candidate else set()),
+            shown=_known_queries(built, [incumbent, start, *([candidate] if candidate else [])]),
         )
         self.draft = self._draft(built, split)
         self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
@@ -781,6 +781,13 @@ def _drawn(split: Split, draws: Draws, *, seed: str, without: frozenset[str]) ->
     if draws == "all":
         return draw(split, seed=seed, most=MAX_BATCH, usable=is_new)
     return list(newest(filter(is_new, split.holdout), MAX_HOLDOUT))
+
+
+def _known_queries(built: ExampleSet, programs: Sequence[dspy.Module]) -> set[str]:
+    """Return the queries that a program shows to the model, or that its local router learnt from."""
+    learnt = {trace for program in programs for trace in traces_learnt(program)}
+    shown = {query for program in programs for query in queries_shown(program)}
+    return shown | {example.query for example in built.examples if example.trace_id in learnt}
 
 
 def _missing_data(split: Split) -> tuple[Verdict, str] | None:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.split import Split
+from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.records import Verdict
@@ -58,16 +59,23 @@ class ComparedExample:
 
 @dataclass(frozen=True)
 class Change:
-    """The difference between one predictor of the candidate and of the incumbent.
+    """The difference between one predictor, or one local router, of the candidate and of the incumbent.
 
-    Demos have the form `query -> answer`. `instructions` is a line-wise difference, empty if they are the same.
+    Demos have the form `query -> answer`; for a router, `demos` is None, and what is added or dropped is its
+    description. `instructions` is a line-wise difference, empty if they are the same.
     """
 
     predictor: str
-    demos: int
+    demos: int | None
     added: tuple[str, ...]
     dropped: tuple[str, ...]
     instructions: str
+
+    @property
+    def summary(self) -> str:
+        if self.demos is None:
+            return "changed" if self.added and self.dropped else "new" if self.added else "dropped"
+        return f"{self.demos} demos, {len(self.added)} of them new, {len(self.dropped)} dropped"
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,15 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
                 instructions="\n".join(line for line in difference if line.startswith(("+", "-"))),
             )
         )
-    return tuple(changes)
+    return (*changes, *_router_changes(incumbent, candidate))
+
+
+def _router_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:
+    old, new = ({cascade.title: str(cascade) for cascade in cascades_in(program)} for program in (incumbent, candidate))
+    for title in sorted(old.keys() | new.keys()):
+        dropped, added = ((side[title],) if title in side else () for side in (old, new))
+        if dropped != added:
+            yield Change(title, None, added, dropped, "")
 
 
 def changes_of_versions(programs: ModuleVersions, before: str | None, after: str | None) -> tuple[Change, ...]:

@@ -17,6 +17,7 @@ from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
+from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
@@ -25,9 +26,11 @@ from autoopt_pipeline.optimization.optimizers import (
     bootstrappers,
     demo_pickers,
     improvers,
+    routers,
 )
 from autoopt_pipeline.optimization.racing import Contestant, Race, RaceEntry, balanced
 from autoopt_pipeline.optimization.report import CandidateStats
+from autoopt_pipeline.optimization.router_training import can_be_routed
 from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
@@ -75,7 +78,8 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
     Programs that cost nothing to make come first, then bootstrapped ones, then searches for better instructions from
-    the leader, so that the cheap results remain if the budget runs out. With `try_schema`, the incumbent with a JSON
+    the leader, so that the cheap results remain if the budget runs out. Local routers come last, because one of them
+    asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON
     schema races first, and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a
     meter. With `only`, one of `OPTIMIZERS`, no other optimizer races.
 
@@ -87,6 +91,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
     context = OptimizerContext(
         spec=spec,
+        labels=labels,
         start=start,
         train=split.train,
         dev=dev,
@@ -99,6 +104,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         _chosen(demo_pickers(context), only)
         or _chosen(bootstrappers(context), only)
         or _chosen(improvers(context), only)
+        or (only == "local-router" and config.local_router and can_be_routed(spec, labels, split.train))
     ):
         raise InvalidConfig(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
@@ -114,11 +120,16 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         try:
             if try_schema and not only:
                 context = replace(context, start=in_format(start, _faster_format(runner, race, incumbent)))
+            if isinstance(incumbent, Cascade):
+                race.run([runner.entrant("incumbent's model", incumbent.model)])
             race.run(runner.made(_chosen(demo_pickers(context), only)))
             race.run(runner.made(_chosen(bootstrappers(context), only)))
             for improver in _chosen(improvers(context), only):
-                leader = race.leader.entrant
+                leader = _best_prompts(race).entrant
                 race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
+            if config.local_router:
+                leading = _best_prompts(race)
+                race.run(runner.made(_chosen(routers(context, leading.entrant.program, leading.scores), only)))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
@@ -132,6 +143,13 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         incumbent_unread=runner.unread_of(race.incumbent),
         notes=tuple(runner.notes),
     )
+
+
+def _best_prompts(race: Race[dspy.Module]) -> RaceEntry[dspy.Module]:
+    """Return the best program that asks the model every time. The incumbent comes first of equals, then the cheaper."""
+    entries = [race.incumbent, *race.entries]
+    asking = [entry for entry in entries if not isinstance(entry.entrant.program, Cascade)]
+    return max(asking, key=lambda entry: (len(entry.scores), entry.mean()))
 
 
 def _faster_format(runner: "_RaceRunner", race: Race[dspy.Module], incumbent: dspy.Module) -> AnswerFormat:
@@ -150,7 +168,11 @@ _Named = TypeVar("_Named", Optimizer, Improver)
 
 
 def _chosen(optimizers: Iterable[_Named], only: str | None) -> list[_Named]:
-    return [optimizer for optimizer in optimizers if only is None or re.sub(r"-[0-9]+$", "", optimizer.name) == only]
+    return [
+        optimizer
+        for optimizer in optimizers
+        if only is None or re.sub(r"(-[0-9]+| \+ model)$", "", optimizer.name) == only
+    ]
 
 
 @dataclass

@@ -190,9 +190,7 @@ def _score(score: float | None) -> str:
 
 
 def _change(change: Change) -> str:
-    lines = [
-        f"**{change.predictor}**: {change.demos} demos, {len(change.added)} of them new, {len(change.dropped)} dropped"
-    ]
+    lines = [f"**{change.predictor}**: {change.summary}"]
     for kind, demos in (("new", change.added), ("dropped", change.dropped)):
         lines += [f"- {kind}: {_inline(demo)}" for demo in demos[:_DEMOS_SHOWN]]
         if len(demos) > _DEMOS_SHOWN:

@@ -1,7 +1,10 @@
 """The records that the registry stores for a module: frozen models of its files."""
 
+import base64
+import binascii
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,7 +12,7 @@ from enum import StrEnum
 from importlib.metadata import version as package_version
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from autoopt_pipeline.span_contract import BASELINE
 
@@ -108,6 +111,35 @@ DemoSources = dict[str, list[str | None]]
 """By predictor: the id of the span that each of its demos came from, in the order of the demos. None is unknown."""
 
 
+RouterSources = dict[str, list[str]]
+"""By module: the ids of the traces that its local router learnt from."""
+
+# Longest array of a stored router, in bytes: more than that of `tenants.config.MAX_AGENTS` classes.
+_LONGEST = 16 * 2**20
+
+
+def _unpacked(packed: Any) -> Any:
+    """Unpack an array. No more than `_LONGEST` is unpacked, so that a small file cannot fill the memory."""
+    if not isinstance(packed, str):
+        return packed
+    unpacking = zlib.decompressobj()
+    try:
+        raw = unpacking.decompress(base64.b64decode(packed, validate=True), _LONGEST)
+    except (binascii.Error, zlib.error) as e:
+        raise ValueError(f"not a packed array: {e}") from None
+    if not unpacking.eof:
+        raise ValueError("a packed array is cut off or too long")
+    return raw
+
+
+def _packed(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw, 9)).decode()
+
+
+Packed = Annotated[bytes, BeforeValidator(_unpacked), PlainSerializer(_packed)]
+"""An array of bytes. It is compressed and in Base64 in a file, and plain in memory, where programs share it."""
+
+
 class SignatureState(StoredRecord):
     instructions: str
 
@@ -129,11 +161,27 @@ class PredictorState(StoredRecord):
     lm: None = None
 
 
+class StoredRouter(StoredRecord):
+    """A local router (see `modules.local_router`), and the probability from which it answers without the model.
+
+    Of `weights`, each column has one byte for each class.
+    """
+
+    classes: list[str] = Field(max_length=500)
+    threshold: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+    scale: list[float]
+    bias: list[float]
+    rarity: Packed
+    weights: Packed
+
+
 class Program(StoredRecord):
     """A stored program. It holds no time and no run id, so equal traces give equal bytes.
 
-    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format. `demo_sources` is stored
-    in the manifest, so it is not part of the encoded program.
+    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format. `routers` holds the local
+    routers by module: the program's own, or those of its parts. `demo_sources` and `router_sources` are stored in the
+    manifest, so they are not part of the encoded program.
     """
 
     format: Literal[1] = 1
@@ -142,8 +190,10 @@ class Program(StoredRecord):
     fingerprint: str
     labels: list[str]
     answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
+    routers: dict[str, StoredRouter] = {}
     state: dict[str, Any]
     demo_sources: DemoSources = Field(default={}, exclude=True)
+    router_sources: RouterSources = Field(default={}, exclude=True)
 
     @property
     def answer_format(self) -> str:
@@ -176,9 +226,9 @@ class Program(StoredRecord):
 class Manifest(StoredRecord):
     """How a version was made, and its measurements. Scores are None if nothing was measured.
 
-    `demo_sources` names the span that each demo of the program came from. `lm_settings` were sent with every request to
-    the model. `unread` counts the answers on the holdout that could not be scored, by program (incumbent, candidate)
-    and reason.
+    `demo_sources` names the span that each demo of the program came from, `router_sources` the traces of its local
+    routers. `lm_settings` were sent with every request to the model. `unread` counts the answers on the holdout that
+    could not be scored, by program (incumbent, candidate) and reason.
     """
 
     version: VersionName
@@ -203,6 +253,7 @@ class Manifest(StoredRecord):
     lm_settings: dict[str, float | int | str] = {}
     answer_format: str = "chat"
     demo_sources: DemoSources = {}
+    router_sources: RouterSources = {}
     teacher_lm: str | None = None
     judge_lm: str | None = None
     stand_in: bool
@@ -223,6 +274,7 @@ class ProgramFacts(TypedDict):
     created_at: datetime
     answer_format: str
     demo_sources: DemoSources
+    router_sources: RouterSources
     packages: dict[str, str]
 
 
@@ -234,6 +286,7 @@ def program_facts(program: Program, at: datetime) -> ProgramFacts:
         "created_at": datetime.now(UTC),
         "answer_format": program.answer_format,
         "demo_sources": program.demo_sources,
+        "router_sources": program.router_sources,
         "packages": {name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
     }
 

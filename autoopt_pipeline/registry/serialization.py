@@ -10,9 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
+from autoopt_pipeline.modules.cascade import Cascade, cascades_in
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 from autoopt_pipeline.registry.records import Program
+from autoopt_pipeline.registry.stored_router import decode_router, encode_router
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
@@ -48,6 +50,8 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (asked_in := answer_format(predictor.signature)) != CHAT
         },
+        routers={module: encode_router(cascade) for module, cascade in _cascades(spec, program)},
+        router_sources={module: list(cascade.sources) for module, cascade in _cascades(spec, program)},
         state=state,
         demo_sources={
             name: [demo.get(SOURCE) for demo in predictor.demos] for name, predictor in program.named_predictors()
@@ -85,6 +89,24 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
             {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
         ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
+    return _with_routers(spec, labels, stored, program)
+
+
+def _cascades(spec: ModuleSpec, program: dspy.Module) -> list[tuple[str, Cascade]]:
+    """Return the programs with a local router by module: the program itself, and those of its parts."""
+    programs = [(spec.name, program), *((part.name, getattr(program, part.name)) for part in spec.parts)]
+    return [(module, each) for module, each in programs if isinstance(each, Cascade)]
+
+
+def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module) -> dspy.Module:
+    for module, router in stored.routers.items():
+        sources = stored.router_sources.get(module, ())
+        if module == spec.name:
+            program = decode_router(spec, labels, program, router, sources)
+        for part in spec.parts:
+            if part.name == module:
+                own = decode_router(part, part.labels or labels, getattr(program, module), router, sources)
+                setattr(program, module, own)
     return program
 
 
@@ -136,6 +158,11 @@ SOURCE = "dspy_source"
 def queries_shown(program: dspy.Module) -> set[str]:
     """Return the queries of all demos that a program shows to the model."""
     return {query for _, query in demos_shown(program)}
+
+
+def traces_learnt(program: dspy.Module) -> set[str]:
+    """Return the ids of all traces that a program's local routers learnt from."""
+    return {trace for cascade in cascades_in(program) for trace in cascade.sources}
 
 
 def demos_shown(program: dspy.Module) -> Iterator[tuple[str | None, str]]:

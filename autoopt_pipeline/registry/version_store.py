@@ -120,7 +120,9 @@ class VersionStore:
                 f"version {version} belongs to {program.tenant_id}/{program.module}",
                 "activate a version of this tenant's module",
             )
-        return program.model_copy(update={"demo_sources": manifest.demo_sources})
+        return program.model_copy(
+            update={"demo_sources": manifest.demo_sources, "router_sources": manifest.router_sources}
+        )
 
     def iter_program_texts(self) -> Iterator[tuple[str, str]]:
         """Yield version and content of every file with a program, including unfinished files of killed writers."""

@@ -307,6 +307,10 @@ class RoutingConfigUnified(Strict):
     dspy_max_labeled_demos: int = Field(
         50, ge=1, le=200, description="Most demos of a program with labels from traces."
     )
+    local_router: bool = Field(
+        True,
+        description="Whether a classifier that needs no language model competes, in modules that choose one label.",
+    )
     excluded_traces: list[str] = Field(
         default_factory=list,
         max_length=MAX_EXCLUDED_TRACES,

@@ -53,4 +53,6 @@ def context_of(
     spec: ModuleSpec, train: int = 60, dev: int = 40, *, labeled: int = 20, bootstrapped: int = 4
 ) -> OptimizerContext:
     split, lm = split_of(spec, train, dev), stand_in()
-    return OptimizerContext(spec, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped)
+    return OptimizerContext(
+        spec, LABELS, spec.build_program(LABELS), split.train, split.dev, lm, lm, labeled, bootstrapped
+    )
