@@ -17,7 +17,14 @@ from autoopt_pipeline.modules.spec import (
     Provenance,
     Values,
 )
-from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, RANDOM_SAMPLING, REFUTING, UNDECIDED
+from autoopt_pipeline.span_contract import (
+    CONFIRMING,
+    CORRECTION,
+    DISAGREEMENT_SAMPLING,
+    RANDOM_SAMPLING,
+    REFUTING,
+    UNDECIDED,
+)
 
 # Minimum confidence for an unreviewed decision that did not fail to become an outcome label (the seed's value).
 MIN_OUTCOME_CONFIDENCE = 0.7
@@ -229,6 +236,12 @@ def is_review(spec: ModuleSpec, decision: LoggedDecision, annotation: Annotation
     return annotation.kind == "HUMAN" and (
         annotation.metadata.get(key) == value or (drawn is True and annotation.made_in_ui)
     )
+
+
+def is_of_disagreement(annotation: Annotation) -> bool:
+    """Return whether a person was asked for this review because two programs answer differently."""
+    key, value = DISAGREEMENT_SAMPLING
+    return annotation.kind == "HUMAN" and annotation.metadata.get(key) == value
 
 
 def read_attribute(attributes: Mapping[str, Any], paths: Sequence[str]) -> Any:

@@ -6,7 +6,7 @@ from datetime import datetime
 from statistics import fmean
 
 from autoopt_pipeline.modules.coercion import boolean, number, stripped
-from autoopt_pipeline.modules.labeling import JUDGES, by_authority, read_attribute
+from autoopt_pipeline.modules.labeling import JUDGES, by_authority, is_of_disagreement, read_attribute
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec, Values
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, REFUTING, UNDECIDED
 
@@ -25,7 +25,8 @@ def live_outcome(
 ) -> LiveOutcome | None:
     """Return the score from people and judges, else from the request's outcome. None if it is unknown.
 
-    Without `judges`, annotations of language models do not count.
+    Without `judges`, annotations of language models do not count. Nor does a review of a disagreement: where two
+    programs differ, each is wrong more often, so such outcomes would count against whichever of them served.
     Unlike in examples, complaints count, because they may come from either of two versions that serve side by side. So
     do verdicts without the right answer. The score of a composed module is the mean of its parts.
     """
@@ -41,7 +42,11 @@ def live_outcome(
         return LiveOutcome(max(part.known_at for part in parts), decision.time, fmean(part.score for part in parts))
     for annotation in by_authority(decision.annotations):
         counts = annotation.kind in JUDGES if judges else annotation.kind == "HUMAN"
-        if counts and (score := _judged(spec, labels, decision, annotation)) is not None:
+        if (
+            counts
+            and not is_of_disagreement(annotation)
+            and (score := _judged(spec, labels, decision, annotation)) is not None
+        ):
             return LiveOutcome(annotation.updated_at, decision.time, score)
     score = _became(spec, decision)
     return None if score is None else LiveOutcome(decision.time, decision.time, score)

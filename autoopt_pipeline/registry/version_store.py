@@ -7,11 +7,11 @@
     {root}/{tenant}/{module}/active.json                                        derived from the last transition
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
     {root}/{tenant}/{module}/sequential_tests/{sequence}.json                   see evaluation.sequential_test_log
-    {root}/{tenant}/{module}/rollouts/{sequence}.json                           see registry.rollout_records
+    {root}/{tenant}/{module}/rollouts/, rollout_draws/                          see registry.rollout_records
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
-Transitions, ledger entries and steps of sequential tests are created exclusively. If two writers act on the same state,
-one of them fails.
+Transitions, ledger entries, draws and steps of sequential tests are created exclusively. If two writers act on the same
+state, one of them fails.
 """
 
 import hashlib
@@ -38,17 +38,22 @@ from autoopt_pipeline.registry.records import (
     Withdrawal,
     serving,
 )
-from autoopt_pipeline.registry.rollout_records import RolloutResult, index_rollout
+from autoopt_pipeline.registry.rollout_records import RolloutDraw, RolloutResult, index_rollout
 from autoopt_pipeline.registry.transitions import pointer_after
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.validation import first_error
 
 Record = TypeVar("Record", bound=BaseModel)
-Numbered = TypeVar("Numbered", Transition, "LedgerEntry", "SequentialTestStep", RolloutResult)
+Numbered = TypeVar("Numbered", Transition, "LedgerEntry", "SequentialTestStep", RolloutDraw, RolloutResult)
 
 _NUMBERED = re.compile(r"[0-9]{8}\.json")
 
 _DECLINED = "declined.json"
+
+
+def _draws(rollout: int) -> str:
+    """Return the folder of the draws for the rollout that this transition began."""
+    return f"rollout_draws/{rollout:08d}"
 
 
 class VersionStore:
@@ -229,6 +234,18 @@ class VersionStore:
         """Make sure that the index has the rollout that began at `since`."""
         index_rollout(self._files, self.tenant_id, self.module, at=since)
 
+    def rollout_draws(self, rollout: Transition) -> list[RolloutDraw]:
+        """Return the draws for the rollout that this transition began, oldest first."""
+        return self._read_all(_draws(rollout.sequence), RolloutDraw)
+
+    def add_rollout_draw(self, rollout: Transition, draw: RolloutDraw) -> bool:
+        """Record a draw, and let the monitor analyze the rollout. Return False if another run took the same place."""
+        path = f"{self._folder}/{_draws(rollout.sequence)}/{draw.sequence:08d}.json"
+        if not self._files.create(path, draw.model_dump_json(indent=1).encode()):
+            return False
+        index_rollout(self._files, self.tenant_id, self.module, at=rollout.at, due=True)
+        return True
+
     def rollout_results(self) -> list[RolloutResult]:
         """Return the results of all rollouts, oldest first."""
         return self._read_all("rollouts", RolloutResult)
@@ -273,14 +290,11 @@ class VersionStore:
         return self._files.create(path, step.model_dump_json(indent=1).encode())
 
     def erase_drawn(self, trace_ids: Collection[str]) -> None:
-        """Delete both programs' answers to these traces from all sequential tests. Without them, a trace is a tie."""
-        nothing = StoredAnswer(values=None, confidence=None)
-        for step in self.sequential_test_steps():
-            if any(trace.trace_id in trace_ids for trace in step.drawn):
-                erased = {"incumbent": nothing, "candidate": nothing}
-                drawn = [t.model_copy(update=erased) if t.trace_id in trace_ids else t for t in step.drawn]
-                content = step.model_copy(update={"drawn": drawn}).model_dump_json(indent=1).encode()
-                self._files.replace(f"{self._folder}/sequential_tests/{step.sequence:08d}.json", content)
+        """Delete both programs' answers to these traces from all draws. Without them, a trace is a tie."""
+        self._erase_drawn("sequential_tests", self.sequential_test_steps(), trace_ids)
+        for rollout in self._files.names(f"{self._folder}/rollout_draws"):
+            folder = f"rollout_draws/{rollout}"
+            self._erase_drawn(folder, self._read_all(folder, RolloutDraw), trace_ids)
 
     def keep_answers(self, name: str, answers: bytes) -> None:
         """Store answers of language models, as `optimization.answer_checkpoint` encodes them."""
@@ -298,6 +312,17 @@ class VersionStore:
         for name in self._files.all_names(folder):
             self._files.delete(f"{folder}/{name}")
         self._files.delete_empty(folder)
+
+    def _erase_drawn(
+        self, folder: str, records: Iterable[SequentialTestStep | RolloutDraw], trace_ids: Collection[str]
+    ) -> None:
+        nothing = StoredAnswer(values=None, confidence=None)
+        erased = {"incumbent": nothing, "candidate": nothing}
+        for record in records:
+            if any(trace.trace_id in trace_ids for trace in record.drawn):
+                drawn = [t.model_copy(update=erased) if t.trace_id in trace_ids else t for t in record.drawn]
+                content = record.model_copy(update={"drawn": drawn}).model_dump_json(indent=1).encode()
+                self._files.replace(f"{self._folder}/{folder}/{record.sequence:08d}.json", content)
 
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"

@@ -51,6 +51,21 @@ class VersionSample:
 
 
 @dataclass(frozen=True)
+class ReviewComparison:
+    """Reviewed disagreements of both versions on the same requests: the newer version's gains, in the order of review.
+
+    `to_review` disagreements have no review yet.
+    """
+
+    gains: tuple[float, ...] = ()
+    to_review: int = 0
+
+    def __str__(self) -> str:
+        won, lost = sum(gain > 0 for gain in self.gains), sum(gain < 0 for gain in self.gains)
+        return f"{len(self.gains)} reviewed disagreements ({won} for it, {lost} for its predecessor)"
+
+
+@dataclass(frozen=True)
 class RolloutAnalysis:
     """The result of one analysis. `p_worse` and `p_better` stay valid however often the analysis is repeated."""
 
@@ -61,6 +76,7 @@ class RolloutAnalysis:
     comparisons: int = 0
     p_worse: float = 1.0
     p_better: float = 1.0
+    reviews: ReviewComparison | None = None
 
 
 def analyze_rollout(
@@ -70,14 +86,17 @@ def analyze_rollout(
     age: timedelta,
     longest: timedelta,
     proving_alpha: float | None = None,
+    reviews: ReviewComparison | None = None,
 ) -> RolloutAnalysis:
     """Compare the newer version with the older one. `age` is the time since the rollout began, `longest` its limit.
 
+    `reviews` is there as soon as traces were drawn for people to review, whether or not they have.
     With `proving_alpha`, the newer version must prove better at this alpha. Until then it is `open`, at the limit
     `unproven`.
     """
     losses = differences(older.outcomes, newer.outcomes)
-    p_worse, p_better = _p_value(losses), _p_value([-loss for loss in losses])
+    gains = [[-loss for loss in losses], *([list(reviews.gains)] if reviews else [])]
+    p_worse, p_better = _p_value([[-gain for gain in part] for part in gains]), _p_value(gains)
     if p_worse <= ALPHA:
         status, cause = AnalysisStatus.WORSE, f"clearly worse, p {p_worse:.2g}"
     elif p_better <= (proving_alpha or ALPHA):
@@ -95,8 +114,10 @@ def analyze_rollout(
         status, cause = AnalysisStatus.OPEN, f"open, p {min(p_worse, p_better):.2g}"
     else:
         status, cause = AnalysisStatus.OPEN, "open, because no span names either version yet"
-    reason = f"{cause}: {newer}; its predecessor {older}; {len(losses)} comparisons"
-    return RolloutAnalysis(status, reason, newer, older, len(losses), p_worse, p_better)
+    reason = f"{cause}: {newer}; its predecessor {older}; {len(losses)} comparisons" + (
+        f", {reviews}" if reviews else ""
+    )
+    return RolloutAnalysis(status, reason, newer, older, len(losses), p_worse, p_better, reviews)
 
 
 def differences(first: Sequence[LiveOutcome], second: Sequence[LiveOutcome]) -> list[float]:
@@ -127,5 +148,12 @@ def outcomes_to_prove(gain: float, alpha: float, *, score: float, per_canary: fl
     return math.ceil(math.log(1 / alpha) * 2 * variance / gain**2)
 
 
-def _p_value(gains: Sequence[float]) -> float:
-    return min(1.0, math.exp(-log_e_value(gains))) if gains else 1.0
+def _p_value(evidence: Sequence[Sequence[float]]) -> float:
+    """Return the inverse of the mean e-value. Each kind of evidence gives one.
+
+    The mean of e-values is an e-value however they depend on each other (Vovk & Wang, Ann Statist 2021). So it does not
+    matter that the same request may have an outcome and a review.
+    """
+    logs = [log_e_value(gains) for gains in evidence]
+    largest = max(logs)
+    return min(1.0, math.exp(-largest) / fmean(math.exp(log - largest) for log in logs))

@@ -9,7 +9,7 @@ import dagster as dg
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError, PromotionConflict, UnknownModule, UnknownTenant
-from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
+from autoopt_pipeline.modules.catalog import missing_module, modules
 from autoopt_pipeline.names import ROLLOUT_SENSOR
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.registry.rollout_records import (
@@ -104,9 +104,10 @@ def check_rollout(
         stays = rollout.against if rollout.proving_alpha else rollout.version
         return _finish(instance, artifacts, rollout, analysis, stays=stays)
     until = now - timedelta(seconds=connections.settings.settling_seconds)
-    analysis = analyze(connections.phoenix, config, get_module(entry.module), rollout, until=until)
+    analysis = analyze(connections.phoenix, config, artifacts, rollout, until=until)
     if analysis.status is AnalysisStatus.OPEN:
-        record_analysis(connections.files, entry, now)
+        to_review = analysis.reviews.to_review if analysis.reviews else 0
+        record_analysis(connections.files, entry, now, to_review=to_review)
         return f"{artifacts.tenant_id}/{artifacts.module}: {rollout.version or BASELINE}: {analysis.reason}"
     failed = analysis.status in {AnalysisStatus.WORSE, AnalysisStatus.UNPROVEN}
     stays = rollout.against if failed else rollout.version

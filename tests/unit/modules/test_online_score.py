@@ -46,6 +46,13 @@ def test_a_verdict_of_a_person_is_the_outcome(review: Annotation, expected: floa
     assert score("routing", ROUTED, review) == expected
 
 
+def test_a_review_that_was_asked_for_because_two_programs_differ_is_no_outcome() -> None:
+    asked = replace(annotation("report_agent", minute=5), metadata={"sampling": "disagreement"})
+    assert score("routing", ROUTED, asked) is None
+    assert score("routing", {**ROUTED, "routing.success": True}, asked) == 1.0
+    assert score("routing", ROUTED, asked, annotation("wrong", sampled=False)) == 0.0
+
+
 def test_people_outrank_judges_and_the_last_word_counts() -> None:
     assert score("routing", ROUTED, annotation("wrong", minute=1), annotation("correct", kind="LLM", minute=9)) == 0.0
     assert score("routing", ROUTED, annotation("wrong", minute=1), annotation("correct", minute=2)) == 1.0

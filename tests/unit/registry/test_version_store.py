@@ -1,5 +1,6 @@
 import json
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidSettings, PromotionConflict
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import DrawnTrace, LedgerEntry, StoredAnswer
+from autoopt_pipeline.registry.records import DrawnTrace, LedgerEntry, StoredAnswer, Transition
+from autoopt_pipeline.registry.rollout_records import RolloutDraw, disagreements, indexed_rollouts, record_analysis
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
 from tests.support.sequential_tests import made_step
 from tests.support.stored_programs import program, save
@@ -230,12 +232,14 @@ def test_a_tenants_modules_are_those_with_artifacts(artifacts: VersionStore, tmp
     assert modules_of(ObjectStore(str(tmp_path)), "acme") == []
 
 
-def test_answers_to_an_erased_trace_are_deleted_from_the_tests_that_drew_it(artifacts: VersionStore) -> None:
-    said = StoredAnswer(values={"agent": "the secret one"}, confidence=0.9)
+def test_answers_to_an_erased_trace_are_deleted_from_whatever_drew_it(artifacts: VersionStore) -> None:
+    said, differently = (StoredAnswer(values={"agent": f"the secret {n}"}, confidence=0.9) for n in ("one", "two"))
     drawn = [
-        DrawnTrace(span_id=f"s{n}", trace_id=f"t{n}", time=AT, alike=False, incumbent=said, candidate=said)
+        DrawnTrace(span_id=f"s{n}", trace_id=f"t{n}", time=AT, alike=False, incumbent=said, candidate=differently)
         for n in range(2)
     ]
+    rollout = begun(artifacts)
+    artifacts.add_rollout_draw(rollout, draw(1, drawn))
     step = made_step("v", verdict="awaiting_reviews", drawn=drawn, at=AT)
     artifacts.add_sequential_test_step(step)
     artifacts.erase_drawn(["t1"])
@@ -243,3 +247,37 @@ def test_answers_to_an_erased_trace_are_deleted_from_the_tests_that_drew_it(arti
     assert [trace.incumbent.values for trace in kept.drawn] == [{"agent": "the secret one"}, None]
     assert kept.drawn[1].candidate == StoredAnswer(values=None, confidence=None)
     assert (kept.drawn[1].span_id, kept.verdict) == ("s1", "awaiting_reviews")
+    draws = artifacts.rollout_draws(rollout)
+    assert [trace.span_id for trace in draws[0].drawn] == ["s0", "s1"]
+    assert [trace.span_id for trace in disagreements(draws)] == ["s0"]  # nobody is asked about the erased one
+    assert "secret two" not in draws[0].drawn[1].model_dump_json()
+
+
+def test_a_draw_belongs_to_its_rollout_and_a_place_is_taken_once(artifacts: VersionStore) -> None:
+    first = begun(artifacts)
+    assert artifacts.add_rollout_draw(first, draw(1))
+    assert not artifacts.add_rollout_draw(first, draw(1, attempt="another run"))
+    assert artifacts.add_rollout_draw(first, draw(2))
+    assert [each.attempt for each in artifacts.rollout_draws(first)] == ["r", "r"]
+    assert artifacts.rollout_draws(begun(artifacts)) == []
+
+
+def test_a_draw_lets_the_monitor_analyze_the_rollout_at_once(artifacts: VersionStore, tmp_path: Path) -> None:
+    rollout, files = begun(artifacts), ObjectStore(str(tmp_path))
+    (entry,) = indexed_rollouts(files)
+    record_analysis(files, entry, AT)
+    artifacts.add_rollout_draw(rollout, draw(1))
+    (entry,) = indexed_rollouts(files)
+    assert (entry.at, entry.analyzed_at) == (rollout.at, None)
+
+
+def begun(artifacts: VersionStore) -> Transition:
+    """Another rollout of the same version, beside the baseline."""
+    last = artifacts.last_transition()
+    version = last.to_version if last else save(artifacts, "one")
+    expected = last.to_version if last else None
+    return artifacts.transition(version, expected=expected, actor="t", reason="", canary={"baseline": 0.1})
+
+
+def draw(sequence: int, drawn: Sequence[DrawnTrace] = (), *, attempt: str = "r") -> RolloutDraw:
+    return RolloutDraw(sequence=sequence, at=AT, attempt=attempt, lm="stand-in", seen=[], drawn=list(drawn))

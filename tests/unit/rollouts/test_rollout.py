@@ -183,6 +183,15 @@ def test_looks_come_ever_less_often(files: ObjectStore) -> None:
     assert looks < 60
 
 
+def test_while_reviews_may_come_an_old_rollout_is_analyzed_four_times_a_day() -> None:
+    old = RolloutIndexEntry(tenant_id="acme", module="routing", at=NOW, analyzed_at=NOW + timedelta(days=8))
+    later = NOW + timedelta(days=8, hours=6)
+    assert not old.is_due(later)
+    assert old.model_copy(update={"to_review": 3}).is_due(later)
+    young = old.model_copy(update={"to_review": 3, "analyzed_at": NOW + timedelta(hours=1)})
+    assert young.is_due(NOW + timedelta(hours=1, minutes=15))
+
+
 def test_a_new_watch_is_neither_forgotten_nor_put_off_by_the_end_of_the_one_before(files: ObjectStore) -> None:
     index_rollout(files, "acme", "routing")
     (before,) = indexed_rollouts(files)
