@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -45,15 +45,15 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
-from autoopt_pipeline.modules.redaction import Redact
-from autoopt_pipeline.modules.redaction import redact as default_redact
 from autoopt_pipeline.modules.similarity import normalize_query, quotes
-from autoopt_pipeline.modules.spec import Example, ExampleSet, LoggedDecision, ModuleSpec, Provenance
+from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
+from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
+from autoopt_pipeline.optimization.rollout_comparison import draw_for_rollout
 from autoopt_pipeline.optimization.search import (
     INCUMBENT,
     MIN_DEV,
@@ -61,6 +61,7 @@ from autoopt_pipeline.optimization.search import (
     budget_too_small,
     check_budget,
     choosing_examples,
+    least_calls,
     search,
 )
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
@@ -79,7 +80,6 @@ from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
 from autoopt_pipeline.rollouts.rollout import roll_out, start_canary
-from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
 # Fewest training examples for a search.
@@ -94,29 +94,6 @@ _LEDGER_TRIES = 20
 PROVEN_GAIN, USUAL_SCORE = 0.08, 0.7
 
 _MANUAL = "promotion_mode is manual; "
-
-
-@dataclass(frozen=True)
-class OptimizationJob:
-    """A module to optimize, with its decisions and the run. The window is in UTC, and its end is excluded.
-
-    Decisions before the window are only those of traces that await reviews.
-    `redact` removes personal data from every input before it is learnt, stored or shown. `parts` holds the active
-    programs of a composed module's parts by name, from which it starts. `attempt` is the first run of this attempt, and
-    `lost_runs` are its earlier runs that were lost. With `only`, one of `OPTIMIZERS`, no other optimizer races.
-    """
-
-    spec: ModuleSpec
-    config: RoutingConfigUnified
-    decisions: Sequence[LoggedDecision]
-    window_start: datetime
-    window_end: datetime
-    run_id: str
-    redact: Redact = default_redact
-    parts: Mapping[str, Program] = field(default_factory=dict)
-    attempt: str = ""
-    lost_runs: frozenset[str] = frozenset()
-    only: str | None = None
 
 
 def optimize(
@@ -172,6 +149,7 @@ class _Optimization:
     def run(self) -> Report:
         learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
+        requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
         incumbent = self._incumbent(served)
@@ -179,7 +157,7 @@ class _Optimization:
         test, candidate = self._candidate_under_test()
         split = split_examples(
             built.examples,
-            self.spec.build_requests(self.labels, learnable, self.job.redact),
+            requests,
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
@@ -189,6 +167,10 @@ class _Optimization:
         self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
         if transition := self._earlier_promotion():
             return self._report(*self._earlier_verdict(transition))
+        with self.lm.meter.holding_back(least_calls(split, start)):
+            self.notes += draw_for_rollout(
+                self.job, self.rollout, requests, served, self.lm, self.artifacts, self.tracker
+            )
         if canary := self._undecided_canary():
             return self._report(Verdict.CANARY, canary)
         if test and candidate:

@@ -275,12 +275,14 @@ def comparison_calls(split: Split, program: dspy.Module) -> int:
     return 2 * traces * len(program.predictors()) + 10
 
 
-def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:
-    """Raise `BudgetTooSmall` if the budget cannot pay for the comparison, because every run would end the same way.
+def least_calls(split: Split, program: dspy.Module) -> int:
+    """Return the calls without which no verdict is possible. Each predictor of `program` takes one per example."""
+    return comparison_calls(split, program) + len(choosing_examples(split)) * len(program.predictors())
 
-    Each predictor of `program` takes one call per example.
-    """
-    least = comparison_calls(split, program) + len(choosing_examples(split)) * len(program.predictors())
+
+def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:
+    """Raise `BudgetTooSmall` if the budget cannot pay for the comparison, because every run would end the same way."""
+    least = least_calls(split, program)
     if config.budget.max_lm_calls < least:
         raise budget_too_small(
             config, f"budget.max_lm_calls is {config.budget.max_lm_calls}, and at least {least} calls are needed"

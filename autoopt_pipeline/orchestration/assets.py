@@ -133,7 +133,8 @@ def _optimize(
     from autoopt_pipeline.lm.metering import Meter, Role
     from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
-    from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+    from autoopt_pipeline.optimization.job import OptimizationJob
+    from autoopt_pipeline.optimization.pipeline import optimize
     from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
 
     config, collected, settings = material.config, material.collected, connections.settings

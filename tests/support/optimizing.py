@@ -14,7 +14,7 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision
-from autoopt_pipeline.optimization.pipeline import OptimizationJob
+from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.tenants.config import Agent, LMSettings, RoutingConfigUnified
 from tests.support.sample_decisions import as_read
 

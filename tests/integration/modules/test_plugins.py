@@ -130,7 +130,8 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.spec import LoggedDecision
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.job import OptimizationJob
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified
 
 rng, end = random.Random(1), datetime(2026, 1, 2, tzinfo=UTC)

@@ -19,11 +19,11 @@ from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision
+from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.pipeline import (
     MAX_DEV,
     MAX_HOLDOUT,
     MAX_TRAIN,
-    OptimizationJob,
     _drawn,
     _Optimization,
     optimize,

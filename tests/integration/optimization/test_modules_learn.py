@@ -12,7 +12,8 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.job import OptimizationJob
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict

@@ -21,7 +21,8 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.job import OptimizationJob
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict

@@ -7,7 +7,7 @@ import pytest
 
 from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.records import SequentialTestStep, Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -108,6 +108,6 @@ def test_what_is_older_than_the_window_is_reviewed_and_not_learnt_from(
     artifacts: VersionStore, awaiting: Report
 ) -> None:
     asked = {trace.span_id for trace in to_review(last_step(artifacts).drawn)}
-    given: OptimizationJob = replace(job(reviewed(asked)), window_start=max(d.time for d in UNREVIEWED))
+    given = replace(job(reviewed(asked)), window_start=max(d.time for d in UNREVIEWED))
     report = optimize(given, stand_in(), artifacts)
     assert report.verdict is Verdict.PROMOTED, report.reason

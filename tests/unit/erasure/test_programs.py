@@ -17,7 +17,8 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import redact
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.job import OptimizationJob
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize
