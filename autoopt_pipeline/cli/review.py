@@ -24,6 +24,7 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import InvalidReview
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.registry.records import DrawnTrace, Verdict
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.reviews.answers import BOTH_FINE, CANNOT_TELL, agreement, write_review
 from autoopt_pipeline.reviews.claims import claim, release
 from autoopt_pipeline.reviews.queue import Question, ReviewQueue, open_queues, questions
@@ -47,7 +48,8 @@ def review(
     import_: Annotated[Path | None, typer.Option("--import", dir_okay=False, help="Read reviews from here.")] = None,
     json: Json = False,
 ) -> None:
-    """Review disagreements: say what is right where a candidate and the active version answer differently.
+    """Review disagreements: say what is right where a candidate and the active version, or the two versions of a
+    rollout, answer differently.
 
     Which program gave which answer is not shown. Each review goes to Phoenix at once, so you can stop at any time.
     """
@@ -80,7 +82,7 @@ def _queues(connections: Connections, tenant: str | None, module: str | None) ->
 
 
 def _awaiting(connections: Connections) -> list[tuple[str, str]]:
-    """The modules whose last outcome awaits reviews."""
+    """The modules whose last outcome awaits reviews, and those with a rollout."""
     from autoopt_pipeline.run_history.outcomes import read_attempts, read_outcomes
 
     stored = connections.configs.current()
@@ -88,9 +90,9 @@ def _awaiting(connections: Connections) -> list[tuple[str, str]]:
     with instance() as dagster:
         attempts = read_attempts(dagster, modules(), failures_since=datetime.now(UTC), tenants=stored, begins=begins)
         outcomes = read_outcomes(dagster, attempts)
-    return [
-        key for key, outcome in outcomes.items() if outcome.verdict == Verdict.AWAITING_REVIEWS and key[0] in stored
-    ]
+    awaiting = {key for key, outcome in outcomes.items() if outcome.verdict == Verdict.AWAITING_REVIEWS}
+    awaiting |= {(entry.tenant_id, entry.module) for entry in indexed_rollouts(connections.files)}
+    return sorted(key for key in awaiting if key[0] in stored and key[1] in modules())
 
 
 def _print_queues(queues: Sequence[ReviewQueue], *, json: bool) -> None:
@@ -133,6 +135,12 @@ def _as_dict(queue: ReviewQueue) -> dict[str, Any]:
     }
 
 
+def _what_next(queue: ReviewQueue) -> str:
+    if queue.candidate:
+        return "The next run decides; 'autoopt status' says when."
+    return f"'autoopt rollouts {queue.tenant_id} {queue.module}' shows what they say."
+
+
 @dataclass
 class _Session:
     """One person at the keyboard, with the questions of one queue."""
@@ -167,7 +175,7 @@ class _Session:
                 waiting[:0] = [self.done.pop(), trace]
             else:
                 waiting.insert(0, trace)
-        console.print("All are reviewed. The next run decides; 'autoopt status' says when.")
+        console.print(f"All are reviewed. {_what_next(queue)}")
         return True
 
     def _others_reviewed(self) -> list[DrawnTrace]:

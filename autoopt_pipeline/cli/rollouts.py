@@ -98,4 +98,6 @@ def _as_dict(artifacts: VersionStore, rollout: Rollout, analysis: "RolloutAnalys
         "comparisons": analysis.comparisons,
         "p_worse": analysis.p_worse,
         "p_better": analysis.p_better,
+        "reviewed_disagreements": len(analysis.reviews.gains) if analysis.reviews else 0,
+        "disagreements_to_review": analysis.reviews.to_review if analysis.reviews else 0,
     }

@@ -102,6 +102,8 @@ _SAYS_HOW_MANY = {Reason.TOO_FEW_TRACES, Reason.AWAITING_REVIEWS, Reason.DUE}
 
 
 def _describe(standing: "ModuleStatus", now: datetime) -> str:
+    from autoopt_pipeline.status.explain import describe_rollout_reviews
+
     lines = [escape(standing.decision.detail)]
     if standing.progress:
         lines.append(escape(standing.progress.describe(now)))
@@ -116,6 +118,8 @@ def _describe(standing: "ModuleStatus", now: datetime) -> str:
         lines.append(f"serves {BASELINE}")
     if back := standing.rolled_back:
         lines.append(f"rolled back {ago(back.at, now)} by {escape(back.actor)}: {escape(', '.join(back.versions))}")
+    if standing.rollout_reviews:
+        lines.append(escape(describe_rollout_reviews(standing)))
     if standing.error:
         lines.append(f"[red]{escape(standing.error)}[/]")
     return "\n".join([lines[0], *(f"[dim]{line}[/]" for line in lines[1:])])

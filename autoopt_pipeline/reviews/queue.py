@@ -1,4 +1,8 @@
-"""Which drawn traces wait for a review, and the questions about them. Reviewers do not see which program said what."""
+"""Which drawn traces wait for a review, and the questions about them. Reviewers do not see which program said what.
+
+A module has one queue: first the traces of its candidate under test, then those of its rollout. When the test or the
+rollout ends, its traces are gone from the queue.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,11 +12,14 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.evaluation.sequential_test_log import steps_of_open_test
 from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.labeling import is_of_disagreement
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec
 from autoopt_pipeline.registry.records import DrawnTrace, Verdict
+from autoopt_pipeline.registry.rollout_records import disagreements
+from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.reviews.order import to_review
-from autoopt_pipeline.span_contract import UNDECIDED, project_name
+from autoopt_pipeline.span_contract import BASELINE, UNDECIDED, project_name
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.traces.client import Project
@@ -26,15 +33,17 @@ _ONE_SPAN = timedelta(milliseconds=1)
 
 @dataclass(frozen=True)
 class ReviewQueue:
-    """The drawn traces of one candidate that reviewers are asked about, in order, and the reviews that they have.
+    """The drawn traces of one module that reviewers are asked about, in order, and the reviews that they have.
 
-    `reviews` holds the annotations of people by span, oldest first. `favoured` is the candidate's gain on all
+    `candidate` is under test, None if only a rollout asks. `versions` says by span for which new version a trace was
+    drawn. `reviews` holds the annotations of people by span, oldest first. `favoured` is the candidate's gain on all
     disagreements together if a judge is right, 0 without one.
     """
 
     tenant_id: str
     module: str
-    version: str
+    candidate: str | None
+    versions: Mapping[str, str]
     since: datetime
     traces: tuple[DrawnTrace, ...]
     reviews: Mapping[str, tuple[Annotation, ...]]
@@ -45,6 +54,16 @@ class ReviewQueue:
     def waiting(self) -> list[DrawnTrace]:
         """The traces without a review, in order."""
         return [trace for trace in self.traces if trace.span_id not in self.reviews]
+
+    @property
+    def waiting_of_rollout(self) -> int:
+        """How many of the traces without a review were drawn for the rollout."""
+        return sum(self.versions[trace.span_id] != self.candidate for trace in self.waiting)
+
+    @property
+    def version(self) -> str:
+        """The new versions that the reviews are about: a candidate, or a rollout's newer version, or both."""
+        return ", ".join(sorted(set(self.versions.values()), key=lambda version: version != self.candidate))
 
     @property
     def reviewed(self) -> int:
@@ -84,23 +103,44 @@ class Question:
 
 
 def open_queue(connections: Connections, tenant_id: str, module: str) -> ReviewQueue | None:
-    """Return the queue of a tenant's module, or None if no candidate of it awaits reviews."""
-    steps = steps_of_open_test(connections.artifacts(tenant_id, module))
-    if not steps or steps[-1].verdict != Verdict.AWAITING_REVIEWS:
+    """Return the queue of a tenant's module, or None if neither a candidate nor a rollout of it asks for reviews."""
+    artifacts = connections.artifacts(tenant_id, module)
+    steps = [step for step in steps_of_open_test(artifacts)[-1:] if step.verdict == Verdict.AWAITING_REVIEWS]
+    rollout = active_rollout(artifacts.last_transition())
+    draws = artifacts.rollout_draws(rollout.transition) if rollout else []
+    tested = {trace.span_id: trace for step in steps for trace in to_review(step.drawn)}
+    of_rollout = {trace.span_id: trace for trace in disagreements(draws)}
+    traces = tested | {span: trace for span, trace in of_rollout.items() if span not in tested}
+    if not traces:
         return None
     phoenix = connections.phoenix
     project = phoenix.project(project_name(tenant_id))
     if project is None:
         return None
-    traces = tuple(to_review(steps[-1].drawn))
-    annotations = phoenix.annotations(project, get_module(module).contract, [trace.span_id for trace in traces])
+    annotations = phoenix.annotations(project, get_module(module).contract, list(traces))
     reviews = {
         span: tuple(sorted(people, key=lambda annotation: annotation.updated_at))
         for span, given in annotations.items()
-        if (people := [annotation for annotation in given if annotation.kind == "HUMAN"])
+        # In a rollout only reviews count that were asked for.
+        if (people := list(filter(is_of_disagreement if span in of_rollout else _is_of_person, given)))
     }
-    favoured = sum(trace.judged.judged.difference for trace in steps[-1].drawn if trace.judged and trace.judged.judged)
-    return ReviewQueue(tenant_id, module, steps[-1].version, steps[-1].at, traces, reviews, favoured, project)
+    newer = (rollout.version if rollout else None) or BASELINE
+    judged = [trace.judged.judged for step in steps for trace in step.drawn if trace.judged and trace.judged.judged]
+    return ReviewQueue(
+        tenant_id=tenant_id,
+        module=module,
+        candidate=steps[0].version if steps else None,
+        versions={span: steps[0].version if span in tested else newer for span in traces},
+        since=min(made.at for made in (*steps, *draws)),
+        traces=tuple(traces.values()),
+        reviews=reviews,
+        favoured=0.0 if of_rollout else sum(word.difference for word in judged),
+        project=project,
+    )
+
+
+def _is_of_person(annotation: Annotation) -> bool:
+    return annotation.kind == "HUMAN"
 
 
 def open_queues(connections: Connections, modules: Iterable[tuple[str, str]]) -> list[ReviewQueue]:
@@ -135,7 +175,7 @@ def questions(connections: Connections, queue: ReviewQueue, traces: Iterable[Dra
                 question = Question(
                     tenant_id=queue.tenant_id,
                     module=queue.module,
-                    version=queue.version,
+                    version=queue.versions[trace.span_id],
                     trace=trace,
                     inputs={name: text for name, text in request.inputs.items() if text},
                     answers=_answers(spec, trace),

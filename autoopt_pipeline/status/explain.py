@@ -7,7 +7,7 @@ from autoopt_pipeline.registry.module_versions import describe_rollout
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.status.module_status import ModuleDetail
+from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
 from autoopt_pipeline.text import ago, duration, listed_unread, percent
 
 DOING = "doing"
@@ -35,6 +35,8 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
             "rollout",
             f"{describe_rollout(rollout)}; 'autoopt rollouts {standing.tenant_id} {standing.module}' compares them",
         )
+    if standing.rollout_reviews:
+        yield "", describe_rollout_reviews(standing)
     if test := story.sequential_test:
         so_far = f"{100 * test.gain:+.1f} points on {test.traces} held-out traces" if test.gain is not None else ""
         awaited = f"{test.to_review} of the drawn traces are to be reviewed" if test.to_review else ""
@@ -49,6 +51,16 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
         details = ", ".join(f"{name} {value}" for name, value in event.details.items())
         text = "; ".join(part for part in (event.reason, details) if part)
         yield event.kind.replace("_", " "), f"{event.at:%Y-%m-%d %H:%M:%S} UTC: {text}"
+
+
+def describe_rollout_reviews(standing: ModuleStatus) -> str:
+    """Say how many reviews a rollout waits for, and what they are good for."""
+    count = standing.rollout_reviews
+    requests = "1 request" if count == 1 else f"{count} requests"
+    return (
+        f"the two versions answer {requests} differently that nobody has reviewed yet; each review shows sooner which "
+        f"version is better: 'autoopt review {standing.tenant_id} {standing.module}'"
+    )
 
 
 def _configured(story: ModuleDetail) -> str:

@@ -15,7 +15,8 @@ from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, step
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
-from autoopt_pipeline.registry.records import Manifest, Rollback, Transition, Verdict
+from autoopt_pipeline.registry.records import Manifest, Pointer, Rollback, Transition, Verdict
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.reviews.order import to_review
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
@@ -58,7 +59,8 @@ class ModuleStatus:
     serve, if any. `decided` is a person's decision about the version of the last outcome. `progress` is there while a
     run is in a long phase. `unreported` is the manifest of the active version where its run was lost before it could
     report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error
-    for which Phoenix could not count new traces.
+    for which Phoenix could not count new traces. `rollout_reviews` disagreements of a rollout's two versions
+    waited for a review at its last analysis.
     """
 
     tenant_id: str
@@ -75,6 +77,7 @@ class ModuleStatus:
     unreported: Manifest | None = None
     begins: datetime | None = None
     uncounted: str = ""
+    rollout_reviews: int = 0
 
     @property
     def last_at(self) -> datetime | None:
@@ -170,6 +173,7 @@ class ModuleStatus:
             "last_verdict": self.verdict or None,
             "needs_approval": self.proposed,
             "needs_reviews": self.awaits_reviews,
+            "rollout_reviews": self.rollout_reviews,
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
@@ -210,6 +214,9 @@ def tenant_standings(
             versions[key] = pointer.version
         if pointer and pointer.rolled_back:
             rollbacks[key] = pointer.rolled_back
+    beside = {key for key, pointer in pointers.items() if isinstance(pointer, Pointer) and pointer.canary}
+    entries = indexed_rollouts(connections.files) if beside else []
+    to_review = {(entry.tenant_id, entry.module): entry.to_review for entry in entries}
     scores, unreported = dict[ModuleKey, float | None](), dict[ModuleKey, Manifest]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
@@ -238,6 +245,7 @@ def tenant_standings(
             unreported=unreported.get(key),
             begins=stored[key[0]].since,
             uncounted=_uncounted(plan, decision, count_all=count_all),
+            rollout_reviews=to_review.get(key, 0) if key in beside else 0,
         )
         for key, decision in plan.decisions.items()
     ]

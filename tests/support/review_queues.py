@@ -12,6 +12,8 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import DrawnTrace, StoredAnswer, Verdict
+from autoopt_pipeline.registry.rollout_records import RolloutDraw
+from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.span_contract import ROUTING, project_name
@@ -42,6 +44,17 @@ def await_reviews(home: Path, phoenix: Phoenix, tenant: str, count: int, *, need
     with open_instance(home) as instance:
         instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=metadata))
     return drawn
+
+
+def ask_for_rollout(artifacts: VersionStore, drawn: Sequence[DrawnTrace]) -> None:
+    """Let an open rollout ask about these disagreements."""
+    rollout = active_rollout(artifacts.last_transition())
+    assert rollout
+    earlier = artifacts.rollout_draws(rollout.transition)
+    draw = RolloutDraw(
+        sequence=len(earlier) + 1, at=datetime.now(UTC), attempt="a", lm="stand-in", seen=[], drawn=list(drawn)
+    )
+    assert artifacts.add_rollout_draw(rollout.transition, draw)
 
 
 def logged(phoenix: Phoenix, tenant: str) -> list[LoggedDecision]:

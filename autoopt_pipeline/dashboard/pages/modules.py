@@ -95,10 +95,12 @@ def module_page(request: Request) -> Response:
     programs = read_programs(dashboard.parts.files, tenant, module)
     outcomes = list(_outcomes(dashboard, entry, module))
     story = _story(request)
+    to_review, rollout_reviews = _to_review(dashboard, story["story"])
     return render(
         request,
         "module.html",
-        to_review=_to_review(dashboard, story["story"]),
+        to_review=to_review,
+        rollout_reviews=rollout_reviews,
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
@@ -114,15 +116,19 @@ def module_page(request: Request) -> Response:
     )
 
 
-def _to_review(dashboard: Dashboard, story: ModuleDetail | None) -> int | None:
-    """How many traces reviewers are still asked about, where the module awaits reviews and Phoenix answers."""
-    if story is None or not story.standing.awaits_reviews:
-        return None
+def _to_review(dashboard: Dashboard, story: ModuleDetail | None) -> tuple[int | None, int]:
+    """How many traces reviewers are still asked about, for the candidate and for the rollout.
+
+    The candidate's number is None where none awaits reviews, or Phoenix does not answer.
+    """
+    if story is None or not (story.standing.awaits_reviews or story.standing.rollout_reviews):
+        return None, 0
     try:
         queue = open_queue(dashboard.parts, story.standing.tenant_id, story.standing.module)
     except AutooptError:
-        return None
-    return len(queue.waiting) or None if queue else None
+        return None, story.standing.rollout_reviews
+    of_rollout = queue.waiting_of_rollout if queue else 0
+    return (len(queue.waiting) - of_rollout or None if queue else None), of_rollout
 
 
 def module_story_part(request: Request) -> Response:

@@ -92,11 +92,14 @@ def answer(request: Request, form: FormData) -> Response:
 
 
 def _awaiting(snapshot: StatusSnapshot | None, user: User) -> list[ModuleStatus]:
-    """The modules that the user may see and whose last outcome awaits reviews, those that need the fewest first."""
+    """The modules that the user may see and whose last outcome or rollout awaits reviews, those that need the fewest
+    first."""
     awaiting = [
         status
         for status in (snapshot.standings if snapshot else ())
-        if status.enabled and status.verdict == Verdict.AWAITING_REVIEWS and user.sees(status.tenant_id)
+        if status.enabled
+        and (status.verdict == Verdict.AWAITING_REVIEWS or status.rollout_reviews)
+        and user.sees(status.tenant_id)
     ]
     return sorted(awaiting, key=lambda s: (s.reviews_left is None, s.reviews_left or 0, s.tenant_id, s.module))
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -12,17 +13,34 @@ from starlette.testclient import TestClient
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import Access, Role, User
 from autoopt_pipeline.dashboard.pages import reviews
+from autoopt_pipeline.devtools.send import send_traffic
+from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.reviews import queue
+from autoopt_pipeline.registry.records import DrawnTrace
+from autoopt_pipeline.registry.rollout_records import indexed_rollouts, record_analysis
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.reviews.answers import CANDIDATE as CANDIDATE_KEY
 from autoopt_pipeline.reviews.answers import NOTE
-from autoopt_pipeline.reviews.queue import ReviewQueue
+from autoopt_pipeline.reviews.queue import ReviewQueue, open_queue
+from autoopt_pipeline.settings import load_settings
+from autoopt_pipeline.span_contract import ROUTING, NewAnnotation
+from autoopt_pipeline.tenants.config import RolloutPolicy
 from autoopt_pipeline.tenants.store import read_config, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.dashboard_client import csrf, text_of, visiting
-from tests.support.phoenix_traffic import AGENTS
-from tests.support.review_queues import CANDIDATE, INCUMBENT, await_reviews, reviews_of
+from tests.support.phoenix_traffic import AGENTS, requests
+from tests.support.review_queues import (
+    CANDIDATE,
+    INCUMBENT,
+    ask_for_rollout,
+    await_reviews,
+    disagreement,
+    logged,
+    reviews_of,
+)
+from tests.support.stored_programs import bring, made_program
+from tests.support.stored_programs import store as stored_program
 from tests.support.tenant_history import configure
 
 NAMES = ("marta", "rita", "rolf", "vera", "olga")
@@ -31,6 +49,7 @@ ROLES = {"marta": Role.OPERATOR, "vera": Role.VIEWER}
 PEOPLE = {name: User(name, ROLES.get(name, Role.REVIEWER)) for name in NAMES} | {
     "olga": User("olga", Role.REVIEWER, ("elsewhere",))
 }
+UNREVIEWED = TrafficProfile(reviewed=0, complains=0, malformed=0)
 ACCESS = Access(None, PEOPLE, {digest: PEOPLE[name] for digest, name in TOKENS.items()})
 
 
@@ -114,11 +133,11 @@ def test_the_list_asks_phoenix_only_about_modules_that_await_reviews(
     configure(store, f"{tenant}-other")
     opened = []
 
-    def open_queue(connections: Connections, *place: str) -> ReviewQueue | None:
+    def opening(connections: Connections, *place: str) -> ReviewQueue | None:
         opened.append(place)
-        return queue.open_queue(connections, *place)
+        return open_queue(connections, *place)
 
-    monkeypatch.setattr(reviews, "open_queue", open_queue)
+    monkeypatch.setattr(reviews, "open_queue", opening)
     assert f"{tenant} routing 0 of 2 reviewed" in text_of(browser.get("/review"))
     assert opened == [(tenant, "routing")]
 
@@ -313,3 +332,67 @@ def test_the_overview_and_the_modules_page_lead_to_the_reviews(
             assert f'href="{here}"' in seen.text
             seen = browser.get(page, headers=as_("vera"))
             assert (f"{told} decide this promotion" in text_of(seen), here in seen.text) == (True, False)
+
+
+@pytest.fixture
+def rollout(home: Path, here: str, tenant: str) -> VersionStore:
+    """A rollout of routing that asks for no reviews yet."""
+    artifacts = VersionStore(ObjectStore(str(home / ".autoopt" / "artifacts")), tenant, "routing")
+    stored_program(artifacts, made_program(tenant, demos=["one"]), 1, active=True)
+    bring(artifacts, stored_program(artifacts, made_program(tenant, demos=["two"]), 2), RolloutPolicy())
+    return artifacts
+
+
+def compare(artifacts: VersionStore, drawn: Sequence[DrawnTrace]) -> None:
+    """Let the rollout ask about these traces, and the monitor count them."""
+    ask_for_rollout(artifacts, drawn)
+    files = artifacts._files
+    (entry,) = [each for each in indexed_rollouts(files) if each.tenant_id == artifacts.tenant_id]
+    record_analysis(files, entry, datetime.now(UTC), to_review=len(drawn))
+
+
+def test_a_rollout_asks_where_its_two_versions_differ(
+    phoenix: Phoenix, tenant: str, browser: TestClient, here: str, rollout: VersionStore
+) -> None:
+    send_traffic(phoenix, tenant, requests(3, UNREVIEWED))
+    drawn = [disagreement(decision) for decision in logged(phoenix, tenant)]
+    compare(rollout, drawn)
+    for page in ("/", f"/tenants/{tenant}", f"/tenants/{tenant}/modules/routing"):
+        seen = browser.get(page)
+        assert "3 reviews help to see which of the two versions is better" in text_of(seen)
+        assert f'href="{here}"' in seen.text
+        assert "decide this promotion" not in seen.text
+    assert f"{tenant} routing 0 of 3 reviewed" in text_of(browser.get("/review"))
+    newer = [manifest.version for manifest in rollout.versions()][1]
+    for _ in drawn:
+        page = browser.get(here)
+        assert newer not in page.text
+        assert give(browser, page, AGENTS[0]).status_code == 303
+    done = text_of(browser.get(here))
+    assert "All 3 are reviewed The rollout's next analysis counts them" in done.replace("&#39;", "'")
+    assert "Run now" not in done
+    reviews = reviews_of(phoenix, tenant, drawn)
+    assert {review.metadata[CANDIDATE_KEY] for (review,) in reviews.values()} == {newer}
+
+
+def test_a_candidate_and_a_rollout_share_a_queue_in_which_the_candidate_comes_first(
+    home: Path, phoenix: Phoenix, tenant: str, browser: TestClient, here: str, rollout: VersionStore
+) -> None:
+    *tested, shared = await_reviews(home, phoenix, tenant, 3)
+    send_traffic(phoenix, tenant, requests(1, UNREVIEWED, seed=2))
+    known = {trace.span_id for trace in (*tested, shared)}
+    (only,) = [disagreement(decision) for decision in logged(phoenix, tenant) if decision.span_id not in known]
+    compare(rollout, [only, shared])
+    praise = [NewAnnotation(trace.span_id, ROUTING.annotation, "HUMAN", "correct", {}) for trace in (tested[0], only)]
+    phoenix.annotate(praise)
+    queue = open_queue(Connections(load_settings()), tenant, "routing")
+    assert queue
+    assert [trace.span_id for trace in queue.traces] == [trace.span_id for trace in (*tested, shared, only)]
+    # What a user says unasked counts for the candidate, and not for the rollout.
+    assert queue.waiting == [*tested[1:], shared, only]
+    assert queue.waiting_of_rollout == 1
+    assert queue.versions[shared.span_id] == CANDIDATE
+    assert f"{tenant} routing 1 of 4 reviewed" in text_of(browser.get("/review"))
+    rollout.transition(queue.versions[only.span_id], expected=queue.versions[only.span_id], actor="t", reason="enough")
+    alone = open_queue(Connections(load_settings()), tenant, "routing")
+    assert alone and alone.traces == queue.traces[:-1]

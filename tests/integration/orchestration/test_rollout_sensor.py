@@ -1,32 +1,30 @@
 """The rollout in real life: an application serves two versions, people judge, and the sensor looks."""
 
+import json
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-import dspy
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
 
 from autoopt_pipeline.clients import Connections
-from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.orchestration.resources import Services
-from autoopt_pipeline.orchestration.sensors.rollouts import check_rollout, rollout_sensor
+from autoopt_pipeline.orchestration.sensors.rollouts import rollout_sensor
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.serving import Decision, Serving, trace_to_phoenix
+from autoopt_pipeline.reviews.answers import write_review
+from autoopt_pipeline.reviews.queue import open_queue, questions
 from autoopt_pipeline.settings import Settings, load_settings
 from autoopt_pipeline.tenants.config import Agent, RolloutPolicy, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import write_config
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
-from tests.support.served_decisions import read
+from tests.support.review_queues import ask_for_rollout, disagreement
+from tests.support.served_decisions import AGENTS, read
+from tests.support.served_rollouts import look, serve
 from tests.support.stored_programs import bring, made_program, store
 
-AGENTS = ["search_agent", "report_agent"]
 REQUESTS = 160
 
 
@@ -53,36 +51,16 @@ def configured(tenant: str, **rollout: object) -> RoutingConfigUnified:
     return RoutingConfigUnified(tenant_id=tenant, agents=agents, rollout=RolloutPolicy.model_validate(rollout))
 
 
-def serve(parts: Connections, artifacts: VersionStore, requests: int, right: Callable[[Decision], bool]) -> None:
-    """Let an application answer requests, and a user judge each answer."""
-    provider = TracerProvider()
-    trace_to_phoenix(parts.phoenix.endpoint, tracer_provider=provider)
-    lm = dspy.LM("stand-in/nearest-demo", engine=StandInEngine(), cache=False)
-    serving = Serving(
-        parts.settings.resolved_artifacts_url, lm=lm, tracer_provider=provider, phoenix_endpoint=parts.phoenix.endpoint
-    )
-    decisions = [
-        serving.decide(artifacts.tenant_id, "routing", agents=AGENTS, query=f"where is {i}?", request_id=f"r{i}")
-        for i in range(requests)
-    ]
-    provider.force_flush()
-    read(parts.phoenix, artifacts.tenant_id, "routing", requests)
-    for decision in decisions:
-        serving.feedback(decision, correct=right(decision))
-    assert serving.flush(30)
-    provider.shutdown()
-
-
-def look(instance: dg.DagsterInstance, parts: Connections, artifacts: VersionStore) -> str:
-    (watched,) = [each for each in indexed_rollouts(parts.files) if each.tenant_id == artifacts.tenant_id]
-    return check_rollout(instance, parts, watched, now=datetime.now(UTC) + timedelta(seconds=1)) or ""
-
-
 def observed(instance: dg.DagsterInstance, tenant: str) -> dict[str, object]:
     records = instance.fetch_observations(dg.AssetRecordsFilter(dg.AssetKey("routing"), [tenant]), limit=10).records
     (record,) = records
     assert record.asset_observation
     return {name: value.value for name, value in record.asset_observation.metadata.items()}
+
+
+def rollout_reviews(tenant: str) -> int:
+    modules = json.loads(autoopt("status", tenant, "--json"))["modules"]
+    return next(status["rollout_reviews"] for status in modules if status["module"] == "routing")
 
 
 def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_itself(
@@ -107,6 +85,36 @@ def test_a_version_that_users_find_worse_than_its_predecessor_is_rolled_back_by_
     assert "rolled back" in autoopt("versions", programs.tenant_id, "routing")
     assert "worse: " in autoopt("show", programs.tenant_id, "routing", two)
     assert "ended" in autoopt("rollouts", programs.tenant_id, "routing")
+
+
+def test_reviews_of_disagreements_find_a_worse_version_of_which_no_outcome_tells(
+    parts: Connections, programs: VersionStore, instance: dg.DagsterInstance
+) -> None:
+    tenant, (one, two) = programs.tenant_id, [manifest.version for manifest in programs.versions()]
+    serve(parts, programs, 24, lambda decision: True)
+    drawn = [disagreement(decision) for decision in read(parts.phoenix, tenant, "routing", 24)]
+    ask_for_rollout(programs, drawn[:12])
+    assert "0 reviewed disagreements (0 for it, 0 for its predecessor)" in look(instance, parts, programs)
+    assert rollout_reviews(tenant) == 12
+    assert "answer 12 requests differently that nobody has reviewed yet" in autoopt("why", tenant, "routing")
+    (listed,) = json.loads(autoopt("review", "--json"))
+    assert (listed["candidate"], listed["to_review"], listed["reviewed"]) == (two, 12, 0)
+    queue = open_queue(parts, tenant, "routing")
+    assert queue
+    asked = list(questions(parts, queue, queue.waiting))
+    for question in asked[:7]:
+        write_review(parts.phoenix, question, AGENTS[0], reviewer="ada")  # what the older version says
+    (shown,) = json.loads(autoopt("rollouts", tenant, "--json"))["active"]
+    assert (shown["reviewed_disagreements"], shown["disagreements_to_review"]) == (7, 5)
+    for question in asked[7:]:
+        write_review(parts.phoenix, question, AGENTS[0], reviewer="ada")
+    line = look(instance, parts, programs)
+    assert f"{two} -> {one}: clearly worse" in line
+    assert "12 reviewed disagreements (0 for it, 12 for its predecessor)" in line
+    assert observed(instance, tenant)["event"] == "rolled_back"
+    assert open_queue(parts, tenant, "routing") is None
+    write_review(parts.phoenix, asked[0], AGENTS[1], reviewer="late")  # hurts nothing
+    assert rollout_reviews(tenant) == 0
 
 
 def test_a_version_that_does_as_well_stays_watched_until_its_time_is_up(

@@ -13,7 +13,8 @@ def queue(tenant: str, waiting: int, favoured: float = 0.0) -> ReviewQueue:
         DrawnTrace(span_id=f"s{k}", trace_id=f"t{k}", time=AT, alike=False, incumbent=said, candidate=said)
         for k in range(waiting)
     )
-    return ReviewQueue(tenant, "routing", "v", AT, traces, {}, favoured, Project("1", tenant, None, None, {}))
+    versions = {trace.span_id: "v" for trace in traces}
+    return ReviewQueue(tenant, "routing", "v", versions, AT, traces, {}, favoured, Project("1", tenant, None, None, {}))
 
 
 def test_the_shortest_queue_comes_first_and_what_a_judge_finds_worse_last() -> None:
