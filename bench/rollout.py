@@ -2,10 +2,11 @@
 
     python bench/rollout.py --rollouts 400 --seed 1 --share 0.1
     python bench/rollout.py --proof --rollouts 300
+    python bench/rollout.py --reviews --rollouts 200
 
 prints how often the newer version is rolled back, and after how many outcomes, beside two simpler rules at the same
-moments. With --proof, an unproven canary has the share, and must prove itself (`evidence: live`). bench/README.md has
-the assumptions and the results.
+moments. With --proof, an unproven canary has the share, and must prove itself (`evidence: live`). With --reviews,
+people review disagreements of the two versions as well. bench/README.md has the assumptions and the results.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from statistics import NormalDist, fmean, median
 
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.modules.online_score import LiveOutcome
-from autoopt_pipeline.rollouts.analysis import AnalysisStatus, VersionSample, analyze_rollout
+from autoopt_pipeline.optimization.rollout_comparison import ENOUGH_TO_REVIEW, MOST_PER_ROLLOUT, MOST_PER_RUN
+from autoopt_pipeline.rollouts.analysis import AnalysisStatus, ReviewComparison, VersionSample, analyze_rollout
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 14
@@ -158,14 +160,100 @@ def print_proofs(rollouts: int, seed: int, share: float) -> None:
                 print(f"| {scenario.name} | {daily} | {name} | {100 * len(days) / rollouts:.1f} % | {on} |", flush=True)
 
 
+CHANGED, BOTH_WRONG = 0.04, 0.05
+"""Share of requests that each version alone has right if they are equal, and on which both are wrong differently."""
+
+KNOWN = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A request: which version served it, whether each of them is right, and whether they differ."""
+
+    at: datetime
+    by_older: bool
+    older: bool
+    newer: bool
+    differs: bool
+    is_known: bool
+
+
+def served(rng: random.Random, gain: float, share: float, known: float, requests: int) -> list[Served]:
+    """A fortnight's requests, of which a part has an outcome."""
+    broken, fixed = CHANGED + max(0.0, -gain), CHANGED + max(0.0, gain)
+    differs = broken + fixed + BOTH_WRONG
+    found = []
+    for number in range(requests):
+        at, part = AT + timedelta(days=DAYS) * (number / requests), rng.random()
+        alike_right = rng.random() < (OLDER - broken) / (1 - differs)
+        older = part < broken or (part >= differs and alike_right)
+        newer = broken <= part < broken + fixed or (part >= differs and alike_right)
+        found.append(Served(at, rng.random() < share, older, newer, part < differs, rng.random() < known))
+    return found
+
+
+def rolled_back_on(requests: list[Served], rng: random.Random, reviews_a_night: int | None) -> tuple[int | None, int]:
+    """The day on which the newer version goes, looked at daily, and the reviews until the end.
+
+    Each night a run draws traces, unless enough wait, and people review disagreements. With None, none are drawn.
+    """
+    drawn: set[int] = set()
+    queue: list[float] = []
+    reviewed = 0
+    for day in range(1, DAYS + 1):
+        until = AT + timedelta(days=day)
+        past = [number for number, request in enumerate(requests) if request.at < until]
+        if reviews_a_night is not None and len(queue) - reviewed < ENOUGH_TO_REVIEW:
+            new = [number for number in past if number not in drawn]
+            batch = rng.sample(new, min(len(new), MOST_PER_RUN, MOST_PER_ROLLOUT - len(drawn)))
+            drawn.update(batch)
+            queue += [float(requests[n].newer) - requests[n].older for n in batch if requests[n].differs]
+        reviewed = min(len(queue), reviewed + (reviews_a_night or 0))
+        sides: tuple[list[LiveOutcome], list[LiveOutcome]] = ([], [])
+        for request in (requests[number] for number in past if requests[number].is_known):
+            right = request.older if request.by_older else request.newer
+            sides[request.by_older].append(LiveOutcome(request.at, request.at, float(right)))
+        status = analyze_rollout(
+            *(VersionSample(len(side), tuple(side)) for side in sides),
+            age=timedelta(days=day),
+            longest=timedelta(days=DAYS),
+            reviews=None if reviews_a_night is None else ReviewComparison(tuple(queue[:reviewed])),
+        ).status
+        if status is not AnalysisStatus.OPEN:
+            return (day if status is AnalysisStatus.WORSE else None), reviewed
+    return None, reviewed
+
+
+def print_reviews(rollouts: int, seed: int, share: float, requests: int) -> None:
+    print("| newer version | outcomes known | reviews a night | rolled back | on day, median | reviews, mean |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for scenario in (Scenario("equal", 0.0), Scenario("5 points worse", -0.05), Scenario("10 points worse", -0.1)):
+        for known in KNOWN:
+            for nightly in (None, 0, 10):
+                ends = []
+                for n in range(rollouts):
+                    rng = random.Random(f"{seed}/{n}")  # noqa: S311
+                    world = served(rng, scenario.gain, share, known, requests)
+                    ends.append(rolled_back_on(world, rng, nightly))
+                days = [day for day, _ in ends if day is not None]
+                on, given = f"{median(days):.0f}" if days else "", fmean(reviews for _, reviews in ends)
+                nights = "not asked" if nightly is None else nightly
+                back = f"{100 * len(days) / rollouts:.1f} %"
+                print(f"| {scenario.name} | {100 * known:.0f} % | {nights} | {back} | {on} | {given:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.1, help="share of requests that the older version keeps")
-    parser.add_argument("--outcomes", type=int, default=5000, help="known in a fortnight")
+    parser.add_argument("--outcomes", type=int, default=5000, help="known in a fortnight; with --reviews, requests")
     parser.add_argument("--proof", action="store_true", help="play proofs in production instead")
+    parser.add_argument("--reviews", action="store_true", help="play rollouts with reviews of disagreements instead")
     given = parser.parse_args()
+    if given.reviews:
+        print_reviews(given.rollouts, given.seed, given.share, given.outcomes)
+        return
     if given.proof:
         print_proofs(given.rollouts, given.seed, given.share)
         return
