@@ -68,7 +68,9 @@ def draw_for_rollout(
     except InvalidArtifact as e:
         return [f"the rollout's versions are not compared by reviews: {e}"]
     calls = len(older.predictors()) + len(newer.predictors())
-    most = min(MOST_PER_RUN, MOST_PER_ROLLOUT - sum(len(draw.drawn) for draw in draws), lm.meter.calls_left // calls)
+    most = min(
+        MOST_PER_RUN, MOST_PER_ROLLOUT - sum(len(draw.drawn) for draw in draws), lm.meter.calls_left // max(1, calls)
+    )
     seed = f"rollout {rollout.transition.sequence} draw {len(draws)}"
     since = [request for request in requests if request.time >= rollout.transition.at]
     drawn = _drawn(since, seed=seed, most=most, without={seen for draw in draws for seen in draw.seen})
