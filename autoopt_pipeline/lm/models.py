@@ -11,6 +11,7 @@ from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
 from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.prices import known_price
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
 from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
@@ -72,11 +73,20 @@ def metered_lm(
     Raises `LMNotConfigured` if its key is missing or a setting is invalid.
     """
     if settings.model == STAND_IN:
-        stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
+        stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role, price=settings.price)
         # The stand-in only computes, so threads would only compete for the interpreter's lock.
         return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
     endpoint = _endpoint(settings, role)
-    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
+    engine = MeteredEngine(
+        endpoint,
+        settings.model,
+        meter,
+        role,
+        endpoint.configure,
+        answers,
+        settings.api_base or "",
+        known_price(settings),
+    )
     return MeteredLM(
         _dspy_lm(settings.model, engine),
         meter,

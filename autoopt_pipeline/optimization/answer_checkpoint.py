@@ -34,6 +34,7 @@ class _Kept(BaseModel):
     input_tokens: int | None
     output_tokens: int | None
     total_tokens: int | None
+    cached_tokens: int | None = None
 
 
 _CHUNK = TypeAdapter(dict[str, _Kept])
@@ -71,7 +72,7 @@ class AnswerCheckpoint:
             model="kept",
             message=Message.assistant([TextPart(kept.text)]),
             finish_reason=kept.finish_reason,  # ty: ignore[invalid-argument-type] - checked by the class
-            usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens),
+            usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens, kept.cached_tokens),
         )
 
     def put(self, key: bytes, response: Response) -> None:
@@ -82,6 +83,7 @@ class AnswerCheckpoint:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             total_tokens=usage.total_tokens,
+            cached_tokens=usage.cache_read_tokens,
         )
         with self._lock:
             self._kept[key.hex()] = self._unsaved[key.hex()] = kept

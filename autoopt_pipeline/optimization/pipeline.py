@@ -26,7 +26,7 @@ from autoopt_pipeline.evaluation.gate import (
     reviews_needed,
 )
 from autoopt_pipeline.evaluation.judge_agreement import agreement_with
-from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.runner import answer_all, costs_of, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
     OPEN,
@@ -55,7 +55,6 @@ from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.search import (
-    INCUMBENT,
     MIN_DEV,
     Finalist,
     budget_too_small,
@@ -63,6 +62,7 @@ from autoopt_pipeline.optimization.search import (
     choosing_examples,
     search,
 )
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
     DrawnTrace,
@@ -217,6 +217,7 @@ class _Optimization:
             tried=searched.tried,
             incumbent_dev_score=searched.incumbent_dev_score,
             unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+            costs={INCUMBENT: searched.incumbent_cost} if searched.incumbent_cost else {},
         )
         if searched.finalist is None:
             return self._report(
@@ -553,8 +554,12 @@ class _Optimization:
                 after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
-        counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
-        self.draft = replace(self.draft, unread={program: count for program, count in counts.items() if count})
+        counts = {INCUMBENT: unread_counts(before), CANDIDATE: unread_counts(after)}
+        self.draft = replace(
+            self.draft,
+            unread={program: count for program, count in counts.items() if count},
+            costs=costs_of({INCUMBENT: before, CANDIDATE: after}),
+        )
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
@@ -601,6 +606,7 @@ class _Optimization:
             lm_input_tokens=self.lm.meter.input_tokens,
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
+            lm_dollars=self.lm.meter.dollars,
             seconds=round(time.monotonic() - self.started, 2),
         )
 
@@ -718,6 +724,7 @@ class _Optimization:
         return {
             "verdict": verdict.value,
             "reason": reason,
+            **({"costs": dict(self.draft.costs)} if CANDIDATE in self.draft.costs else {}),
             "judged_by": dict(Counter(row.example.provenance.value for row in self.draft.compared)),
             "incumbent_score": decision.comparison.incumbent_score,
             "candidate_score": decision.comparison.candidate_score,
@@ -747,6 +754,7 @@ class _Optimization:
             lm_input_tokens=self.lm.meter.input_tokens,
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
+            lm_dollars=self.lm.meter.dollars,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
         )
 

@@ -82,6 +82,21 @@ def test_a_promoted_version_says_which_span_each_demo_came_from(
     assert [queries[str(source)] for source in manifest.demo_sources["decide"]] == [demo["query"] for demo in demos]
 
 
+def test_the_cost_of_every_compared_program_is_measured(promoted: tuple[Report, VersionStore]) -> None:
+    report, artifacts = promoted
+    (manifest,) = artifacts.versions()
+    assert manifest.costs == report.costs
+    before, after = report.costs["incumbent"], report.costs["candidate"]
+    assert before.decisions == before.timed == after.timed == report.examples["holdout"] + report.examples["guard"]
+    assert before.lm_calls == after.lm_calls == 1
+    assert after.input_tokens > 2 * before.input_tokens  # its demos
+    assert (after.dollars, report.lm_dollars, manifest.lm_dollars) == (None, None, None)  # the stand-in has no price
+    for tried in report.tried:
+        assert tried.cost
+        assert (tried.cost.decisions, tried.cost.timed) == (tried.judged_on, tried.judged_on)
+    assert [tried["cost"] for tried in manifest.tried] == [tried.as_dict()["cost"] for tried in report.tried]
+
+
 def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, VersionStore]) -> None:
     last = promoted[1].last_transition()
     assert last
