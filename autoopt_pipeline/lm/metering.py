@@ -87,7 +87,8 @@ class Meter:
             if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens - held_tokens:
                 raise BudgetExhausted(f"{self.calls} calls and {self.tokens} tokens are spent")
             if self.max_dollars is not None and self.known_dollars >= self.max_dollars - held_dollars:
-                raise BudgetExhausted(f"{dollars_text(self.known_dollars)} of ${self.max_dollars:g} are spent")
+                rest = ", and the rest is held back for the comparison" if self._held_back else ""
+                raise BudgetExhausted(f"{dollars_text(self.known_dollars)} of ${self.max_dollars:g} are spent{rest}")
             self.calls += 1
             self.calls_by_role[role] += 1
 

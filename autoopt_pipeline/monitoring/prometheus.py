@@ -111,6 +111,12 @@ class Exporter(Collector):
         self._lm_tokens = Counter(
             "autoopt_lm_tokens", "Language model tokens, including those of failed attempts.", ["tenant"], registry=own
         )
+        self._lm_dollars = Counter(
+            "autoopt_lm_dollars",
+            "Dollars for language models whose price is known, including those of failed attempts.",
+            ["tenant"],
+            registry=own,
+        )
         self._failing = Gauge(
             "autoopt_failing_modules", "Tenants' modules whose last run failed, within seven days.", registry=own
         )
@@ -191,6 +197,8 @@ class Exporter(Collector):
         usage = usage_of(event)
         self._lm_calls.labels(tenant).inc(usage.lm_calls)
         self._lm_tokens.labels(tenant).inc(usage.lm_tokens)
+        if usage.lm_dollars:
+            self._lm_dollars.labels(tenant).inc(usage.lm_dollars)
 
     def _read_failures(self, now: datetime) -> None:
         attempts = read_attempts(self._instance, self._modules, failures_since=now - _FAILURES_SINCE)

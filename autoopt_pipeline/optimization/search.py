@@ -296,5 +296,6 @@ def budget_too_small(config: RoutingConfigUnified, cause: str) -> BudgetTooSmall
     """Return the error for a budget that does not allow any verdict."""
     return BudgetTooSmall(
         f"tenant {config.tenant_id}: the budget does not pay for a comparison: {cause}",
-        "raise budget.max_lm_calls and budget.max_tokens",
+        "raise budget.max_lm_calls and budget.max_tokens"
+        + (" and budget.max_dollars" if config.budget.max_dollars else ""),
     )

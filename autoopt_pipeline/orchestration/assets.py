@@ -131,7 +131,7 @@ def _optimize(
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
+    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher, with_price
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
     from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
     from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
@@ -139,7 +139,7 @@ def _optimize(
     config, collected, settings = material.config, material.collected, connections.settings
     with translate_errors(context, config.retry):
         budget = budget_today(context, config, settings, force=overrides.force)
-    meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
+    meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens, max_dollars=budget.max_dollars)
     with (
         translate_errors(context, config.retry),
         record_usage_on_failure(context, spec.name, meter),
@@ -152,7 +152,8 @@ def _optimize(
             context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
         lm = metered_lm(answering, meter, answers=kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
-        lm_judge = metered_lm(config.judge.lm, meter, Role.JUDGE, kept) if config.judge else None
+        judging = with_price(config.judge.lm, settings) if config.judge else None
+        lm_judge = metered_lm(judging, meter, Role.JUDGE, kept) if judging else None
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = OptimizationJob(

@@ -127,6 +127,9 @@ class Budget(Strict):
         6000, ge=1, le=_MOST, description="Calls; when they are spent, the gate judges the best candidate so far."
     )
     max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Input and output tokens of all calls.")
+    max_dollars: float | None = Field(
+        None, gt=0, le=_MOST, description="Dollars of all calls, whose prices have to be known; by default no limit."
+    )
 
 
 EvidenceKind = Literal["reviews", "live"]
@@ -174,6 +177,7 @@ class DailyBudget(Strict):
 
     max_lm_calls: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
     max_tokens: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
+    max_dollars: float | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
 
 
 class Retry(Strict):

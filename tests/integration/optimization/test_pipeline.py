@@ -32,7 +32,7 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.config import LMPrice, LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, END, ROUTING, decisions, job, stand_in
@@ -419,6 +419,19 @@ def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[LoggedDeci
     assert report.verdict is Verdict.PROMOTED
     assert report.lm_tokens <= 2_000_000
     assert any("the budget ended the search" in note for note in report.notes)
+
+
+def test_a_spent_budget_of_dollars_keeps_the_best_so_far_too(
+    traffic: list[LoggedDecision], artifacts: VersionStore
+) -> None:
+    priced = LMSettings(model="stand-in", price=LMPrice(input=1.0, output=4.0))
+    lm = metered_lm(priced, Meter(6000, 10**9, max_dollars=2.0))
+    report = optimize(job(traffic), lm, artifacts)
+    assert report.lm_dollars is not None
+    assert 0.5 < report.lm_dollars <= 2.0
+    assert any("of $2 are spent, and the rest is held back" in note for note in report.notes)
+    cost = report.costs["candidate"]
+    assert cost.dollars == pytest.approx((cost.input_tokens + 4 * cost.output_tokens) / 1e6)
 
 
 def test_too_few_tokens_for_a_comparison_are_an_error_and_not_a_verdict(
