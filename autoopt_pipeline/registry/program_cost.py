@@ -1,6 +1,9 @@
 """What a decision of a program costs: tokens, dollars and time. Plain values, and their words."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from contextlib import suppress
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 # The two programs of a comparison, as manifests and reports name them.
 INCUMBENT, CANDIDATE = "incumbent", "candidate"
@@ -39,6 +42,24 @@ class ProgramCost(BaseModel):
         if self.seconds_p50 is None or self.seconds_p95 is None:
             return "time unknown"
         return f"{_seconds(self.seconds_p50)} (p95 {_seconds(self.seconds_p95)})"
+
+
+def read_costs(value: object) -> dict[str, ProgramCost]:
+    """Return costs by program as a run reports them. Anything else, which a person may have reported, is left out."""
+    costs = {}
+    for program, cost in value.items() if isinstance(value, Mapping) else ():
+        with suppress(ValidationError):
+            costs[str(program)] = ProgramCost.model_validate(cost)
+    return costs
+
+
+def describe_costs(costs: Mapping[str, ProgramCost], program: str = CANDIDATE) -> str:
+    """Return what a decision of a program costs, and of the other one that it was compared with; "" if unknown."""
+    own, other = costs.get(program), INCUMBENT if program == CANDIDATE else CANDIDATE
+    if own is None:
+        return ""
+    text = f"a decision costs {tokens_text(own.tokens)}, {dollars_text(own.dollars)}, and takes {own.seconds}"
+    return f"{text}; the {other}'s {costs[other]}" if other in costs else text
 
 
 def tokens_text(tokens: float) -> str:
