@@ -40,6 +40,7 @@ class MeteredLM:
     is_stand_in: bool
     answer_format: AnswerFormatChoice = CHAT
     endpoint: EndpointEngine | None = None
+    price: LMPrice | None = None
 
 
 def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
@@ -114,7 +115,9 @@ def metered_lm(
     if settings.model == STAND_IN:
         stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role, price=price)
         # The stand-in only computes, so threads would only compete for the interpreter's lock.
-        return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
+        return MeteredLM(
+            _dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True, price=price
+        )
     endpoint = _endpoint(settings, role)
     engine = MeteredEngine(
         endpoint,
@@ -134,6 +137,7 @@ def metered_lm(
         is_stand_in=False,
         answer_format=settings.answer_format,
         endpoint=endpoint,
+        price=price,
     )
 
 

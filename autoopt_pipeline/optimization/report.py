@@ -88,7 +88,8 @@ class Report:
     `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
     `unread` counts the answers that could not be scored, by program and reason, and `costs` has what a decision of each
     program costs: on the holdout, or if that was not used, on the dev examples. `lm_dollars` is None if it is unknown.
-    `reviews_needed` is how many more reviews can decide at the soonest.
+    `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`. `reviews_needed` is how
+    many more reviews can decide at the soonest.
     """
 
     tenant_id: str
@@ -119,6 +120,7 @@ class Report:
     lm_cached_tokens: int = 0
     lm_dollars: float | None = None
     seconds: float = 0.0
+    estimate: Mapping[str, float] = field(default_factory=dict)
     tried: tuple[CandidateStats, ...] = ()
     incumbent_dev_score: float | None = None
     optimizer: str | None = None

@@ -274,10 +274,13 @@ def choosing_examples(split: Split) -> list[Example]:
 
 def comparison_calls(split: Split, program: dspy.Module) -> int:
     """Return the calls for comparing two programs on the holdout, with a few extra for requests that DSPy repeats."""
-    reviewed = len(split.holdout) + len(split.guard)
+    return 2 * compared_traces(split) * len(program.predictors()) + 10
+
+
+def compared_traces(split: Split) -> int:
+    """Return the number of traces on which two programs are compared."""
     drawn = min(len(split.drawable), MAX_BATCH)
-    traces = drawn if drawn and len(split.holdout) < MIN_HOLDOUT else reviewed
-    return 2 * traces * len(program.predictors()) + 10
+    return drawn if drawn and len(split.holdout) < MIN_HOLDOUT else len(split.holdout) + len(split.guard)
 
 
 def check_budget(config: RoutingConfigUnified, split: Split, program: dspy.Module) -> None:

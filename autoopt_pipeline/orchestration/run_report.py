@@ -10,7 +10,7 @@ from autoopt_pipeline.evaluation.calibration import Bin
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
-from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, COSTS, REVIEWS_NEEDED
+from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, COSTS, ESTIMATED, REVIEWS_NEEDED
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
@@ -55,6 +55,7 @@ def report_metadata(
         "seconds": report.seconds,
         "config_version": config_version,
     }
+    numbers |= {f"{ESTIMATED}{name}": value for name, value in report.estimate.items()}
     if report.lm_dollars is not None:
         numbers["lm_dollars"] = report.lm_dollars
     if report.teacher_lm:

@@ -35,6 +35,9 @@ REVIEWS_NEEDED = "reviews_needed"
 COSTS = "costs"
 """Metadata of a materialization that holds what a decision costs, by program."""
 
+ESTIMATED = "estimated_"
+"""Begins the names of metadata with what a search was expected to use: `estimated_lm_calls` and others."""
+
 _CHUNK = 1000
 
 _outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
