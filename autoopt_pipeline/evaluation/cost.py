@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class DecisionCost:
     """What one decision uses of language models; nothing if it needs none.
 
-    `dollars` is None if a price is unknown, and `seconds` if an answer was kept from earlier, which takes no time.
+    `dollars` is None if a price is unknown, and `seconds` if an answer was kept from earlier without
+    the time of its call.
     """
 
     lm_calls: int = 0
@@ -38,7 +39,7 @@ def decision_cost(heard: "Heard", seconds: float) -> DecisionCost | None:
         output_tokens=sum(call.output_tokens for call in calls),
         cached_tokens=sum(call.cached_tokens for call in calls),
         dollars=math.fsum(dollars) if len(dollars) == len(calls) else None,
-        seconds=max(0.0, seconds - heard.paused) if heard.fresh else None,
+        seconds=None if heard.recalled is None else max(0.0, seconds - heard.paused) + heard.recalled,
     )
 
 

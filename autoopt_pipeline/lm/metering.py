@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -129,14 +130,14 @@ class Meter:
 class Heard:
     """The model's answers to some calls, in order, including cached ones.
 
-    `costs` has what each call costs, also those whose answers are cached; None is unknown. `fresh` is whether all of
-    them were asked for just now, and `paused` how many seconds the requests were held back.
+    `costs` has what each call costs, also those whose answers are cached; None is unknown. `paused` is how many seconds
+    the requests were held back, and `recalled` how many the calls took whose answers are cached, None if unknown.
     """
 
     responses: list[Response] = field(default_factory=list)
     costs: list[CallCost | None] = field(default_factory=list)
-    fresh: bool = True
     paused: float = 0.0
+    recalled: float | None = 0.0
 
 
 _listeners: ContextVar[tuple[Heard, ...]] = ContextVar("_listeners", default=())
@@ -167,25 +168,33 @@ def answer_text(response: Response) -> str:
     return response.text or "".join(parts)
 
 
+@dataclass(frozen=True)
+class TimedAnswer:
+    """An answer, and how many seconds its call took, None if unknown."""
+
+    response: Response
+    seconds: float | None
+
+
 class Answers(Protocol):
     """A cache of answers, keyed by a digest of the request and the model."""
 
-    def get(self, key: bytes) -> Response | None: ...
+    def get(self, key: bytes) -> "TimedAnswer | None": ...
 
-    def put(self, key: bytes, response: Response) -> None: ...
+    def put(self, key: bytes, answer: "TimedAnswer") -> None: ...
 
 
 class InMemory:
     """A cache of answers for the life of the process."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, Response] = {}
+        self._answers: dict[bytes, TimedAnswer] = {}
 
-    def get(self, key: bytes) -> Response | None:
+    def get(self, key: bytes) -> TimedAnswer | None:
         return self._answers.get(key)
 
-    def put(self, key: bytes, response: Response) -> None:
-        self._answers[key] = response
+    def put(self, key: bytes, answer: TimedAnswer) -> None:
+        self._answers[key] = answer
 
 
 class MeteredEngine:
@@ -227,29 +236,33 @@ class MeteredEngine:
             request = _seeded(request, key, self._sampled[key])
             key = self._key(request)
         kept = self._answers.get(key)
-        response = kept or self._ask(request)
+        answer = kept or self._ask(request)
         if kept is None:
-            self._answers.put(key, response)
+            self._answers.put(key, answer)
         for heard in _listeners.get():
-            heard.responses.append(response)
-            heard.costs.append(call_cost(response, self._price))
-            heard.fresh &= kept is None
-        return response
+            heard.responses.append(answer.response)
+            heard.costs.append(call_cost(answer.response, self._price))
+            if kept is not None:
+                known = heard.recalled is not None and kept.seconds is not None
+                heard.recalled = heard.recalled + kept.seconds if known else None
+        return answer.response
 
     def _key(self, request: Request) -> bytes:
         return hashlib.sha256(self._who + repr(request).encode()).digest()
 
-    def _ask(self, request: Request) -> Response:
+    def _ask(self, request: Request) -> TimedAnswer:
         self._meter.admit(self._role)
+        began = time.perf_counter()
         try:
-            response = self._engine.complete(request)
+            with listening() as pauses:
+                response = self._engine.complete(request)
         except RequestRefused:
             raise
         except Exception as e:  # noqa: BLE001 - the client and its packages may raise anything
             # Its cause may quote the key.
             raise self._meter.add_outage(as_error(self._name, e)) from None
         self._meter.add_cost(self._role, call_cost(response, self._price))
-        return response
+        return TimedAnswer(response, max(0.0, time.perf_counter() - began - pauses.paused))
 
 
 def _seeded(request: Request, key: bytes, times: int) -> Request:

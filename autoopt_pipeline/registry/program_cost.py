@@ -10,9 +10,9 @@ INCUMBENT, CANDIDATE = "incumbent", "candidate"
 
 
 class ProgramCost(BaseModel):
-    """The means of `decisions` whose tokens are known, and the seconds of `timed` decisions that were really answered.
+    """The means of `decisions` whose tokens are known, and the seconds of `timed` decisions whose time is known.
 
-    Tokens are what the program uses when it serves, also where an answer was kept from earlier. `cached_tokens` is the
+    An answer that was kept from earlier counts with the tokens and seconds that its call took. `cached_tokens` is the
     part of `input_tokens` from a provider's prompt cache. The seconds are those of the program alone, with as many
     concurrent calls as the run had. None is unknown, and never free.
     """
