@@ -16,6 +16,7 @@ from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
+from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
 from autoopt_pipeline.optimization.dev_labels import needs_labels
 from autoopt_pipeline.optimization.optimizers import (
@@ -34,6 +35,7 @@ from autoopt_pipeline.optimization.optimizers import (
     demo_pickers,
 )
 from autoopt_pipeline.optimization.racing import rungs
+from autoopt_pipeline.optimization.router_training import can_be_routed
 from autoopt_pipeline.optimization.search import choosing_examples, compared_traces, reviewed_dev
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.settings import STAND_IN
@@ -47,6 +49,10 @@ _REHEARSED = 8
 
 # Fraction of a teacher's answers that become demos. A rarer one makes it ask more examples.
 _FULLY_RIGHT = 0.6
+
+# Part of the comparison for which a finalist asks the model where a local router competes. One that wins alone asks for
+# none, and a program with demos for all, so each is expected with a similar error.
+_ASKED_BY_ROUTERS = 0.4
 
 # Tokens of a teacher's call that writes instructions.
 _REFLECTION_TOKENS = 3000
@@ -119,23 +125,28 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
-    distinct = {serialize(spec, config.tenant_id, labels, incumbent).digest: incumbent}
+    # All of dev is asked of the incumbent, and of its model if a local router stands before it.
+    first = [incumbent, incumbent.model] if isinstance(incumbent, Cascade) else [incumbent]
+    distinct = {serialize(spec, config.tenant_id, labels, program).digest: program for program in first}
     for optimizer in demo_pickers(context):
         with suppress(Exception):  # the search leaves it out as well
             program = optimizer.compile()
             distinct.setdefault(serialize(spec, config.tenant_id, labels, program).digest, program)
-    before, *with_demos = (_rehearsed(spec, program, sample, lm.price) for program in distinct.values())
-    largest = max([before, *with_demos], key=lambda cost: cost.lm_tokens)
+    costs = [_rehearsed(spec, program, sample, lm.price) for program in distinct.values()]
+    before, with_demos = costs[0], costs[len(first) :]
+    largest = max(costs, key=lambda cost: cost.lm_tokens)
     if labeller:
         total += _rehearsed(spec, spec.build_program(labels), sample, labeller.price) * len(labelled)
-    total += before * len(dev) + _mean(with_demos) * _heat(len(with_demos), len(dev))
+    total += sum(costs[: len(first)], LMEstimate()) * len(dev) + _mean(with_demos) * _heat(len(with_demos), len(dev))
     if config.dspy_max_bootstrapped_demos and len(split.train) >= MIN_FOR_BOOTSTRAP:
         asked = sum(bootstrap_sizes(config.dspy_max_bootstrapped_demos)) / _FULLY_RIGHT
-        first = _rehearsed(spec, start, sample, teacher.price)
-        total += first * min(asked, len(split.train)) + largest * _heat(BOOTSTRAPS, len(dev))
+        taught = _rehearsed(spec, start, sample, teacher.price)
+        total += taught * min(asked, len(split.train)) + largest * _heat(BOOTSTRAPS, len(dev))
     if not (lm.is_stand_in or teacher.is_stand_in):
         total += _improvers(len(split.train), len(dev), largest)
-    return (total + (before + largest) * compared_traces(split)).within(config.budget)
+    routed = config.local_router and can_be_routed(spec, labels, split.train)
+    finalist = largest * (_ASKED_BY_ROUTERS if routed else 1.0)
+    return (total + (before + finalist) * compared_traces(split)).within(config.budget)
 
 
 def estimate_comparison(
