@@ -121,7 +121,7 @@ class InvalidSettings(InvalidInput):
 
 
 class LMNotConfigured(InvalidInput):
-    """No language model is configured, or its name or key is wrong."""
+    """No language model is configured, its name or key is wrong, or its price is unknown."""
 
 
 class InvalidArtifact(NotFound):

@@ -21,8 +21,12 @@ KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY")
 # Name of the offline model that answers from the nearest demo. No real language model has this name.
 STAND_IN = "stand-in"
 
+# Dollars for a million tokens of input and output, and of input from the prompt cache: 0.15/0.6 or 0.15/0.6/0.075.
+PRICE = re.compile(r"[0-9]+(\.[0-9]+)?(/[0-9]+(\.[0-9]+)?){1,2}")
+
 # The chart's schema includes the pattern, so Helm refuses a wrong name before a process reads it.
 KeyVariable = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{KEY_VARIABLE.pattern}$"})]
+PriceText = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{PRICE.pattern}$"})]
 
 
 class Settings(BaseSettings):
@@ -69,6 +73,11 @@ class Settings(BaseSettings):
     lm: str | None = Field(None, description="Default language model, e.g. openai/gpt-4o-mini, or stand-in.")
     lm_api_base: str | None = Field(None, description="Endpoint of the default language model.")
     lm_api_key_env: KeyVariable | None = Field(None, description="Name of the variable that holds the model's key.")
+    lm_price: PriceText | None = Field(
+        None,
+        description="Price of the default language model, if LiteLLM's table lacks it: dollars for a million input and "
+        "output tokens, and cached input tokens, e.g. 0.15/0.6/0.075.",
+    )
     teacher_lm: str | None = Field(
         None, description="Default model that writes instructions and demos; by default the default language model."
     )
@@ -76,6 +85,7 @@ class Settings(BaseSettings):
     teacher_lm_api_key_env: KeyVariable | None = Field(
         None, description="Name of the variable that holds the teacher's key."
     )
+    teacher_lm_price: PriceText | None = Field(None, description="Price of the default teacher, as AUTOOPT_LM_PRICE.")
     sensor_interval_seconds: int = Field(60, ge=1, description="Shortest time between two ticks of a sensor.")
     settling_seconds: float = Field(
         30, ge=0, description="Time after its start at which a trace counts as complete in Phoenix."
@@ -102,6 +112,9 @@ class Settings(BaseSettings):
     )
     daily_lm_tokens: int | None = Field(
         None, ge=0, description="Tokens for all tenants together in one day (UTC); by default no limit."
+    )
+    daily_lm_dollars: float | None = Field(
+        None, ge=0, description="Dollars for all tenants together in one day (UTC); by default no limit."
     )
     run_retention_days: int = Field(
         30,
@@ -139,6 +152,13 @@ class Settings(BaseSettings):
         if name is not None and not KEY_VARIABLE.fullmatch(name):
             raise ValueError("has to be the name of a variable that ends with _API_KEY, not the key")
         return name
+
+    @field_validator("lm_price", "teacher_lm_price")
+    @classmethod
+    def _is_a_price(cls, price: str | None) -> str | None:
+        if price is not None and not PRICE.fullmatch(price):
+            raise ValueError(f"{price[:60]!r} is not a price in dollars for a million tokens, such as 0.15/0.6/0.075")
+        return price
 
     @field_validator("phoenix_endpoint", "dagster_ui_url", "dagster_api_url", "lm_api_base", "teacher_lm_api_base")
     @classmethod

@@ -30,6 +30,7 @@ from autoopt_pipeline.evaluation.runner import answer_all, dspy_example, grade, 
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.prices import call_cost
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.catalog import get_module
@@ -242,7 +243,7 @@ class Forgetful:
     def complete(self, request: Request) -> Response:
         self._meter.admit(Role.ANSWERS)
         response = self._engine.complete(request)
-        self._meter.add_tokens(Role.ANSWERS, response)
+        self._meter.add_cost(Role.ANSWERS, call_cost(response, None))
         return response
 
 

@@ -14,6 +14,7 @@ from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.module_versions import ModuleVersions, cost_of, how_it_ended, lm_of, predictors_of
+from autoopt_pipeline.registry.program_cost import CANDIDATE, describe_costs, read_costs
 from autoopt_pipeline.registry.records import Manifest
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.text import listed_counts, listed_unread, one_line, percent
@@ -93,6 +94,7 @@ def diff(
             {
                 "incumbent_score": manifest and manifest.incumbent_score,
                 "candidate_score": manifest and manifest.candidate_score,
+                "cost": manifest.costs[CANDIDATE].model_dump() if manifest and CANDIDATE in manifest.costs else None,
             }
             for _, manifest in sides
         ]
@@ -109,7 +111,9 @@ def diff(
     for name, manifest in sides:
         if manifest:
             change_of_score = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
-            console.print(f"{name}: {programs.verdict(manifest)}, {change_of_score} on its own holdout")
+            costs = describe_costs({CANDIDATE: manifest.costs[CANDIDATE]}) if CANDIDATE in manifest.costs else ""
+            text = f"{name}: {programs.verdict(manifest)}, {change_of_score} on its own holdout"
+            console.print(f"{text}; {costs}" if costs else text)
     for change in changes:
         _print_change(change, full)
 
@@ -145,6 +149,8 @@ def _describe(programs: ModuleVersions, manifest: Manifest, full: bool) -> Itera
     yield "answer format", manifest.answer_format
     if manifest.unread:
         yield "answers not read", listed_unread(manifest.unread)
+    if costs := describe_costs(manifest.costs):
+        yield "cost of decisions", costs
     yield "cost of the run", cost_of(manifest)
     yield "packages", ", ".join(f"{name} {version}" for name, version in manifest.packages.items()) or "?"
 
@@ -159,10 +165,13 @@ def _print_candidates(manifest: Manifest) -> None:
                 escape(str(candidate.get("optimizer", "?"))),
                 f"{percent(candidate.get('dev_score'))} %",
                 *(str(candidate.get(name, "?")) for name in ("judged_on", "making_calls", "judging_calls")),
+                str(read_costs({CANDIDATE: candidate.get("cost")}).get(CANDIDATE, "?")),
                 "finalist" if dropped is None else f"dropped after {dropped}",
             )
         )
-    print_table(("candidate", "score on dev", "dev examples", "calls to make", "calls to judge", ""), rows)
+    print_table(
+        ("candidate", "score on dev", "dev examples", "calls to make", "calls to judge", "a decision costs", ""), rows
+    )
 
 
 def _print_predictor(name: str, content: Mapping[str, Any], full: bool) -> None:

@@ -12,7 +12,8 @@ from rich.markup import escape
 from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.cli.context import console, instance, open_connections
 from autoopt_pipeline.cli.progress import viewing
-from autoopt_pipeline.errors import RunFailed
+from autoopt_pipeline.errors import AutooptError, RunFailed
+from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import unknown_tenant
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
     import dagster as dg
 
+    from autoopt_pipeline.clients import Connections
     from autoopt_pipeline.orchestration.launch import RunResult
     from autoopt_pipeline.orchestration.run_requests import RequestedRun
+    from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 SKIPPED_STATUS = 1
 
@@ -45,7 +48,9 @@ def trigger(
     force: Annotated[
         bool, typer.Option("--force", help="Ignore the interval, the back-off and the number of new traces.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the conditions and run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the conditions, estimate the cost, and run nothing.")
+    ] = False,
     launch: Annotated[
         bool, typer.Option("--launch", help="Run through Dagster's queue and launcher instead of in this process.")
     ] = False,
@@ -68,6 +73,8 @@ def trigger(
         requested = check_request(stored[tenant_id], module or [], opened, connections, force=force)
         chosen = requested.modules
         _print_conditions(tenant_id, requested.decisions, chosen)
+        for name in chosen if dry_run else ():
+            _print_estimate(opened, connections, stored[tenant_id], name)
         if chosen and not dry_run:
             _print_result(_run(opened, connections.settings, requested, launch=launch), tenant_id, chosen)
     if requested.plan.errors():
@@ -93,6 +100,27 @@ def _print_conditions(tenant: str, decisions: Mapping[str, ScheduleDecision], ch
             console.print(f"  [yellow]skipped[/]: {text}")
         else:
             console.print("  [green]to run[/]" + ("" if decision.launch else f", forced: {text}"))
+
+
+def _print_estimate(opened: "dg.DagsterInstance", connections: "Connections", entry: "StoredConfig", name: str) -> None:
+    from autoopt_pipeline.orchestration.run_estimates import estimate_run
+
+    where = f"[bold]{escape(entry.tenant_id)}/{escape(name)}[/]"
+    try:
+        expected = estimate_run(opened, connections, entry, name)
+    except AutooptError as e:
+        console.print(f"{where}: no estimate: {escape(str(e))}")
+        return
+    basis = ", corrected by the last search" if expected.corrected else ""
+    console.print(
+        f"{where}: about {_rounded(expected.lm_calls)} LM calls and {_rounded(expected.lm_tokens)} tokens, "
+        f"{dollars_text(expected.lm_dollars)}: {escape(expected.purpose)}{basis}"
+    )
+
+
+def _rounded(number: float) -> str:
+    """Two digits that count."""
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _run(opened: "dg.DagsterInstance", settings: Settings, requested: "RequestedRun", *, launch: bool) -> "RunResult":

@@ -34,8 +34,10 @@ TEXT_FIELDS = (
     "lm.api_key_env",
     "budget.max_lm_calls",
     "budget.max_tokens",
+    "budget.max_dollars",
     "daily_budget.max_lm_calls",
     "daily_budget.max_tokens",
+    "daily_budget.max_dollars",
 )
 """The fields that have one input or one choice. Modules and agents come on top; all others are edited as text."""
 

@@ -10,7 +10,7 @@ from autoopt_pipeline.errors import BudgetTooSmall, DailyBudgetSpent, InvalidArt
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
-from autoopt_pipeline.tenants.config import Budget, LMSettings, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Budget, DailyBudget, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 
@@ -62,7 +62,7 @@ def repeatability(
     yield ok(
         f"{tenant_id}/{spec.name}: {name} is asked the newest {len(asked)} traces twice by {lm.model}, {calls} LM calls"
     )
-    meter = Meter(max_calls=calls, max_tokens=budget.max_tokens)
+    meter = Meter(max_calls=calls, max_tokens=budget.max_tokens, max_dollars=budget.max_dollars)
     try:
         repetition = _ask_twice(spec, program, asked, lm, meter)
     finally:
@@ -80,11 +80,10 @@ _UNREADABLE = "see 'autoopt doctor --call-lm', and whether lm.max_tokens is enou
 
 def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: RoutingConfigUnified) -> Budget:
     """Return the run's budget, or the rest of the day's if that is less. Raises `DailyBudgetSpent` if none is left."""
-    from autoopt_pipeline.orchestration.budget_guard import cap_to_day
+    from autoopt_pipeline.orchestration.budget_guard import cap_to_day, daily_budget_of_all
 
-    limits = (*config.daily_budget.model_dump().values(), parts.settings.daily_lm_calls, parts.settings.daily_lm_tokens)
     if instance is None:
-        if any(limit is not None for limit in limits):
+        if (config.daily_budget, daily_budget_of_all(parts.settings)) != (DailyBudget(), DailyBudget()):
             raise DailyBudgetSpent(
                 f"tenant {config.tenant_id}: the rest of the day's budget is recorded in Dagster, "
                 "which is not set up here",
@@ -153,7 +152,7 @@ def _account(instance: "dg.DagsterInstance | None", tenant_id: str, module: str,
     from autoopt_pipeline.scheduling.budgets import LMUsage
 
     if instance and meter.calls:
-        usage = LMUsage(meter.calls, meter.tokens)
+        usage = LMUsage(meter.calls, meter.tokens, meter.known_dollars)
         report_usage(instance, tenant_id, module, usage, reason="autoopt doctor --aa")
 
 

@@ -136,6 +136,8 @@ def _store_cleaned(artifacts: VersionStore, version: str, cleaned: Program, with
             "gate": {},
             "judged_by": {},
             "unread": {},
+            "costs": {},
+            "lm_dollars": 0.0,
             **dict.fromkeys(("lm_calls", "lm_tokens", "lm_input_tokens", "lm_output_tokens", "lm_cached_tokens"), 0),
         }
     )

@@ -2,12 +2,13 @@
 
 import io
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +17,7 @@ from dspy.lm15 import Response
 
 from autoopt_pipeline.errors import AnswersUnreadable, LMUnavailable
 from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.cost import DecisionCost, decision_cost, measured
 from autoopt_pipeline.lm.adapters import AnswerAdapter
 from autoopt_pipeline.lm.failures import RequestRefused
 from autoopt_pipeline.lm.metering import Outage, answer_text, listening
@@ -23,6 +25,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
 from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.serialization import SOURCE
 from autoopt_pipeline.text import one_line
 
@@ -60,12 +63,14 @@ class Answer:
     """A program's answer. `values` is None if it is invalid, `confidence` if it is not a number from 0 to 1.
 
     `unread` is the reason why it is invalid, and `detail` the error message or the beginning of the model's text.
+    `cost` is None if it is unknown. Equal answers may differ in it.
     """
 
     values: dict[str, Any] | None
     confidence: float | None
     unread: Unread | None = None
     detail: str = ""
+    cost: DecisionCost | None = field(default=None, compare=False)
 
 
 def dspy_example(spec: ModuleSpec, example: Example) -> dspy.Example:
@@ -115,6 +120,12 @@ def unread_counts(answers: Iterable[Answer]) -> dict[str, int]:
     return dict(sorted(Counter(answer.unread.value for answer in answers if answer.unread).items()))
 
 
+def costs_of(answers: Mapping[str, Sequence[Answer]]) -> dict[str, ProgramCost]:
+    """Return what a decision costs, by program, as far as it is known."""
+    costs = {program: measured(answer.cost for answer in given) for program, given in answers.items()}
+    return {program: cost for program, cost in costs.items() if cost}
+
+
 def _ask(
     spec: ModuleSpec,
     program: dspy.Module,
@@ -141,14 +152,18 @@ def _ask(
 
 
 def _ask_one(spec: ModuleSpec, program: dspy.Module, example: Example) -> Answer:
+    began = time.perf_counter()
     with listening() as heard:
         try:
             prediction = program(**example.inputs)
         except RequestRefused as e:
             return Answer(None, None, Unread.TOO_LONG if e.too_long else Unread.REFUSED, one_line(str(e)))
         except Exception as e:  # noqa: BLE001 - what DSPy and a module's own code raise over an answer
-            return Answer(None, None, _unread_reason(heard), _beginning(heard) or one_line(f"{type(e).__name__}: {e}"))
-    return _answer(spec, prediction)
+            detail = _beginning(heard.responses) or one_line(f"{type(e).__name__}: {e}")
+            answer = Answer(None, None, _unread_reason(heard.responses), detail)
+        else:
+            answer = _answer(spec, prediction)
+        return replace(answer, cost=decision_cost(heard, time.perf_counter() - began))
 
 
 def _unread_reason(heard: Sequence[Response]) -> Unread:

@@ -12,6 +12,7 @@ from dspy.utils.exceptions import LMConfigurationError, LMError, LMUnsupportedFe
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.failures import may_pass, refused_request, refused_setting, retry_after
+from autoopt_pipeline.lm.metering import note_pause
 from autoopt_pipeline.model_names import check_provider
 from autoopt_pipeline.secrets import scrub_error
 from autoopt_pipeline.tenants.config import LMSettings
@@ -167,11 +168,11 @@ class EndpointEngine:
         if asked is not None:
             self._resume_at = max(self._resume_at, time.monotonic() + asked)
         else:
-            time.sleep(2**retries * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
+            _sleep(2**retries * random.uniform(0.75, 1.25))  # noqa: S311 - not a secret
 
     def _wait(self) -> None:
         while (seconds := self._resume_at - time.monotonic()) > 0:
-            time.sleep(seconds)
+            _sleep(seconds)
 
     def _choose_client(self) -> dspy.LM:
         """Return DSPy's own client if it supports the endpoint, else LiteLLM at three times the CPU per call."""
@@ -202,6 +203,11 @@ def _is_reasoning_model(model: str) -> bool:
     except LMConfigurationError:
         return True
     return False
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+    note_pause(seconds)
 
 
 def _or(value: Any, default: Any) -> Any:

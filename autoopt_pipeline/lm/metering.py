@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from dspy.lm15 import Request, Response
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.lm.failures import RequestRefused, as_error
+from autoopt_pipeline.lm.prices import CallCost, call_cost
+from autoopt_pipeline.registry.program_cost import dollars_text
+from autoopt_pipeline.tenants.config import LMPrice
 
 
 class BudgetExhausted(BaseException):
@@ -47,19 +51,23 @@ class Meter:
 
     DSPy's `track_usage` loses the usage of threads, so it is counted here, where every call passes. One meter counts
     all models of a run, so that one budget limits them. `cached_tokens` is the part of `input_tokens` from a provider's
-    prompt cache.
+    prompt cache. `dollars` is None if the price of a call is unknown, and `known_dollars` is the sum of the others.
     """
 
     max_calls: int
     max_tokens: int
+    max_dollars: float | None = None
     calls: int = 0
     tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    dollars: float | None = 0.0
+    known_dollars: float = 0.0
     calls_by_role: Counter[Role] = field(default_factory=Counter)
     _outage: Outage | None = None
     _largest_answer: int = 0
+    _dearest_answer: float = 0.0
     _held_back: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -76,26 +84,31 @@ class Meter:
         with self._lock:
             if self._outage:
                 raise Outage(self._outage.error)
-            held_tokens = self._held_back * self._largest_answer
+            held_tokens, held_dollars = self._held_back * self._largest_answer, self._held_back * self._dearest_answer
             if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens - held_tokens:
                 raise BudgetExhausted(f"{self.calls} calls and {self.tokens} tokens are spent")
+            if self.max_dollars is not None and self.known_dollars >= self.max_dollars - held_dollars:
+                rest = ", and the rest is held back for the comparison" if self._held_back else ""
+                raise BudgetExhausted(f"{dollars_text(self.known_dollars)} of ${self.max_dollars:g} are spent{rest}")
             self.calls += 1
             self.calls_by_role[role] += 1
 
-    def add_tokens(self, role: Role, response: Response) -> None:
-        """Add the tokens of an answer as the endpoint reports them, if it does."""
-        usage = response.usage
-        if usage is None:
-            return
-        read, written = usage.input_tokens or 0, usage.output_tokens or 0
-        tokens = usage.total_tokens or read + written
+    def add_cost(self, role: Role, cost: CallCost | None) -> None:
+        """Add the tokens and dollars of an answer. One of unknown cost makes the run's dollars unknown."""
+        dollars = cost.dollars if cost else None
         with self._lock:
+            self.dollars = None if self.dollars is None or dollars is None else self.dollars + dollars
+            if cost is None:
+                return
+            tokens = cost.input_tokens + cost.output_tokens
             self.tokens += tokens
-            self.input_tokens += read
-            self.output_tokens += written
-            self.cached_tokens += usage.cache_read_tokens or 0
+            self.input_tokens += cost.input_tokens
+            self.output_tokens += cost.output_tokens
+            self.cached_tokens += cost.cached_tokens
+            self.known_dollars += dollars or 0.0
             if role is Role.ANSWERS:
                 self._largest_answer = max(self._largest_answer, tokens)
+                self._dearest_answer = max(self._dearest_answer, dollars or 0.0)
 
     def add_outage(self, error: AutooptError) -> Outage:
         """Record that no request can be answered, so the missing answers are unknown."""
@@ -105,7 +118,7 @@ class Meter:
 
     @contextmanager
     def holding_back(self, calls: int) -> Generator[None, None, None]:
-        """Reserve `calls` of the budget for later, each with the tokens of the largest answer so far."""
+        """Reserve `calls` of the budget for later, each with the tokens and dollars of the largest answer so far."""
         self._held_back += calls
         try:
             yield
@@ -113,13 +126,33 @@ class Meter:
             self._held_back -= calls
 
 
-_listeners: ContextVar[tuple[list[Response], ...]] = ContextVar("_listeners", default=())
+@dataclass
+class Heard:
+    """The model's answers to some calls, in order, including cached ones.
+
+    `costs` has what each call costs, also those whose answers are cached; None is unknown. `paused` is how many seconds
+    the requests were held back, and `recalled` how many the calls took whose answers are cached, None if unknown.
+    """
+
+    responses: list[Response] = field(default_factory=list)
+    costs: list[CallCost | None] = field(default_factory=list)
+    paused: float = 0.0
+    recalled: float | None = 0.0
+
+
+_listeners: ContextVar[tuple[Heard, ...]] = ContextVar("_listeners", default=())
+
+
+def note_pause(seconds: float) -> None:
+    """Note that we held a request back, as an endpoint asks, so that it does not count as the program's time."""
+    for heard in _listeners.get():
+        heard.paused += seconds
 
 
 @contextmanager
-def listening() -> Generator[list[Response], None, None]:
-    """Collect the model's answers to calls in the body (this thread or task), in order, including cached ones."""
-    heard: list[Response] = []
+def listening() -> Generator[Heard, None, None]:
+    """Collect the model's answers to calls in the body (this thread or task)."""
+    heard = Heard()
     token = _listeners.set((*_listeners.get(), heard))
     try:
         yield heard
@@ -135,25 +168,33 @@ def answer_text(response: Response) -> str:
     return response.text or "".join(parts)
 
 
+@dataclass(frozen=True)
+class TimedAnswer:
+    """An answer, and how many seconds its call took, None if unknown."""
+
+    response: Response
+    seconds: float | None
+
+
 class Answers(Protocol):
     """A cache of answers, keyed by a digest of the request and the model."""
 
-    def get(self, key: bytes) -> Response | None: ...
+    def get(self, key: bytes) -> "TimedAnswer | None": ...
 
-    def put(self, key: bytes, response: Response) -> None: ...
+    def put(self, key: bytes, answer: "TimedAnswer") -> None: ...
 
 
 class InMemory:
     """A cache of answers for the life of the process."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, Response] = {}
+        self._answers: dict[bytes, TimedAnswer] = {}
 
-    def get(self, key: bytes) -> Response | None:
+    def get(self, key: bytes) -> TimedAnswer | None:
         return self._answers.get(key)
 
-    def put(self, key: bytes, response: Response) -> None:
-        self._answers[key] = response
+    def put(self, key: bytes, answer: TimedAnswer) -> None:
+        self._answers[key] = answer
 
 
 class MeteredEngine:
@@ -165,7 +206,7 @@ class MeteredEngine:
     models with the same name in it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of one model
         self,
         engine: Engine,
         name: str,
@@ -174,11 +215,13 @@ class MeteredEngine:
         configure: Callable[[Request], Request] = lambda request: request,
         answers: Answers | None = None,
         asked_at: str = "",
+        price: LMPrice | None = None,
     ) -> None:
         self._engine = engine
         self._name = name
         self._meter = meter
         self._role = role
+        self._price = price
         self._configure = configure
         self._answers: Answers = answers or InMemory()
         self._who = f"{name}\0{asked_at}\0".encode()
@@ -192,28 +235,34 @@ class MeteredEngine:
             self._sampled[key] += 1
             request = _seeded(request, key, self._sampled[key])
             key = self._key(request)
-        response = self._answers.get(key)
-        if response is None:
-            response = self._ask(request)
-            self._answers.put(key, response)
+        kept = self._answers.get(key)
+        answer = kept or self._ask(request)
+        if kept is None:
+            self._answers.put(key, answer)
         for heard in _listeners.get():
-            heard.append(response)
-        return response
+            heard.responses.append(answer.response)
+            heard.costs.append(call_cost(answer.response, self._price))
+            if kept is not None:
+                known = heard.recalled is not None and kept.seconds is not None
+                heard.recalled = heard.recalled + kept.seconds if known else None
+        return answer.response
 
     def _key(self, request: Request) -> bytes:
         return hashlib.sha256(self._who + repr(request).encode()).digest()
 
-    def _ask(self, request: Request) -> Response:
+    def _ask(self, request: Request) -> TimedAnswer:
         self._meter.admit(self._role)
+        began = time.perf_counter()
         try:
-            response = self._engine.complete(request)
+            with listening() as pauses:
+                response = self._engine.complete(request)
         except RequestRefused:
             raise
         except Exception as e:  # noqa: BLE001 - the client and its packages may raise anything
             # Its cause may quote the key.
             raise self._meter.add_outage(as_error(self._name, e)) from None
-        self._meter.add_tokens(self._role, response)
-        return response
+        self._meter.add_cost(self._role, call_cost(response, self._price))
+        return TimedAnswer(response, max(0.0, time.perf_counter() - began - pauses.paused))
 
 
 def _seeded(request: Request, key: bytes, times: int) -> Request:

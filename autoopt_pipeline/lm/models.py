@@ -11,14 +11,22 @@ from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
 from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, Role
+from autoopt_pipeline.lm.prices import known_price
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
 from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
-from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMSettings
+from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMPrice, LMSettings
 from autoopt_pipeline.validation import first_error
 
 # Default answer limit in tokens: an answer is a few short fields, an instruction a page.
 _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096, Role.JUDGE: 512}
+
+# Where the price of a model is set.
+_PRICE_FIELDS = {
+    Role.ANSWERS: "lm.price or AUTOOPT_LM_PRICE",
+    Role.TEACHER: "teacher_lm.price or AUTOOPT_TEACHER_LM_PRICE",
+    Role.JUDGE: "judge.lm.price",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class MeteredLM:
     is_stand_in: bool
     answer_format: AnswerFormatChoice = CHAT
     endpoint: EndpointEngine | None = None
+    price: LMPrice | None = None
 
 
 def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
@@ -40,9 +49,14 @@ def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
     The stand-in is the default only if nothing is configured for production.
     """
     if configured:
-        return configured
+        return with_price(configured, settings)
     if settings.lm:
-        return LMSettings(model=settings.lm, api_base=settings.lm_api_base, api_key_env=settings.lm_api_key_env)
+        return LMSettings(
+            model=settings.lm,
+            api_base=settings.lm_api_base,
+            api_key_env=settings.lm_api_key_env,
+            price=_price(settings.lm_price),
+        )
     if settings.embedded:
         return LMSettings(model=STAND_IN)
     raise LMNotConfigured(
@@ -54,14 +68,34 @@ def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
 def resolve_teacher(configured: LMSettings | None, settings: Settings, answering: LMSettings) -> LMSettings:
     """Return the model that writes instructions and demos: the tenant's, the deployment's, or the answering model."""
     if configured:
-        return configured
+        return with_price(configured, settings)
     if settings.teacher_lm:
         return LMSettings(
             model=settings.teacher_lm,
             api_base=settings.teacher_lm_api_base,
             api_key_env=settings.teacher_lm_api_key_env,
+            price=_price(settings.teacher_lm_price),
         )
     return answering
+
+
+def with_price(configured: LMSettings, settings: Settings) -> LMSettings:
+    """Return a tenant's model with the deployment's price, if it is the deployment's model and has no price."""
+    known = (
+        (settings.lm, settings.lm_api_base, settings.lm_price),
+        (settings.teacher_lm, settings.teacher_lm_api_base, settings.teacher_lm_price),
+    )
+    for model, api_base, price in known:
+        if configured.price is None and price and (configured.model, configured.api_base) == (model, api_base):
+            return configured.model_copy(update={"price": _price(price)})
+    return configured
+
+
+def _price(text: str | None) -> LMPrice | None:
+    if text is None:
+        return None
+    read, written, *cached = map(float, text.split("/"))
+    return LMPrice(input=read, output=written, cached_input=cached[0] if cached else None)
 
 
 def metered_lm(
@@ -69,14 +103,32 @@ def metered_lm(
 ) -> MeteredLM:
     """Create the language model. `answers` caches its answers; by default they are cached as long as the model exists.
 
-    Raises `LMNotConfigured` if its key is missing or a setting is invalid.
+    Raises `LMNotConfigured` if its key is missing, a setting is invalid, or the meter limits dollars and its price is
+    unknown.
     """
+    price = known_price(settings)
+    if meter.max_dollars is not None and price is None:
+        raise LMNotConfigured(
+            f"language model {settings.model}: its price is unknown, and a budget is set in dollars",
+            f"set {_PRICE_FIELDS[role]}, in dollars for a million tokens, or set the budget in tokens",
+        )
     if settings.model == STAND_IN:
-        stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role)
+        stand_in = MeteredEngine(StandInEngine(), STAND_IN, meter, role, price=price)
         # The stand-in only computes, so threads would only compete for the interpreter's lock.
-        return MeteredLM(_dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True)
+        return MeteredLM(
+            _dspy_lm(f"{STAND_IN}/nearest-demo", stand_in), meter, STAND_IN, threads=1, is_stand_in=True, price=price
+        )
     endpoint = _endpoint(settings, role)
-    engine = MeteredEngine(endpoint, settings.model, meter, role, endpoint.configure, answers, settings.api_base or "")
+    engine = MeteredEngine(
+        endpoint,
+        settings.model,
+        meter,
+        role,
+        endpoint.configure,
+        answers,
+        settings.api_base or "",
+        price,
+    )
     return MeteredLM(
         _dspy_lm(settings.model, engine),
         meter,
@@ -85,6 +137,7 @@ def metered_lm(
         is_stand_in=False,
         answer_format=settings.answer_format,
         endpoint=endpoint,
+        price=price,
     )
 
 

@@ -35,7 +35,7 @@ def enforces_schema(lm: dspy.LM) -> bool:
     with listening() as heard, quiet, suppress(AdapterParseError, RequestRefused):
         predictor(question="Which colour is a ripe banana? Answer: yellow.")
     try:
-        answer = json.loads(answer_text(heard[-1]) if heard else "")
+        answer = json.loads(answer_text(heard.responses[-1]) if heard.responses else "")
     except ValueError:
         return False
     return isinstance(answer, dict) and list(answer) == ["colour"] and answer["colour"] in _COLOURS

@@ -7,6 +7,7 @@ with a label of their own is limited. The others share `_other`, which no tenant
 import threading
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -14,11 +15,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, read_costs
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.ended_runs import RunEnd, latest_end, read_ended_runs
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, first_failure
 from autoopt_pipeline.run_history.lm_usage import usage_of
-from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG, EventKind, ModuleEvent, latest_id, read_page
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK, SPENT, read_attempts
+from autoopt_pipeline.run_history.module_events import (
+    EVENT_LOG_LAG,
+    EventKind,
+    ModuleEvent,
+    latest_id,
+    newest_events,
+    read_page,
+)
+from autoopt_pipeline.run_history.outcomes import COSTS, ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
     RolloutReport,
@@ -30,6 +40,12 @@ from autoopt_pipeline.run_history.ticks import (
 from autoopt_pipeline.scheduling.conditions import Reason
 
 OTHER_TENANTS = "_other"
+
+_COST_GAUGES = {
+    "tokens": "Mean tokens of a decision of the program that serves, as the last run measured it.",
+    "dollars": "Mean dollars of a decision of the program that serves, if the price is known.",
+    "seconds_p95": "95th percentile of the seconds of a decision of the program that serves.",
+}
 
 _CACHED_SECONDS = 30
 """One read takes some seconds with ten thousand tenants, and several may ask."""
@@ -111,6 +127,16 @@ class Exporter(Collector):
         self._lm_tokens = Counter(
             "autoopt_lm_tokens", "Language model tokens, including those of failed attempts.", ["tenant"], registry=own
         )
+        self._lm_dollars = Counter(
+            "autoopt_lm_dollars",
+            "Dollars for language models whose price is known, including those of failed attempts.",
+            ["tenant"],
+            registry=own,
+        )
+        self._cost = {
+            name: Gauge(f"autoopt_decision_{name}", about, ["tenant", "module"], registry=own)
+            for name, about in _COST_GAUGES.items()
+        }
         self._failing = Gauge(
             "autoopt_failing_modules", "Tenants' modules whose last run failed, within seven days.", registry=own
         )
@@ -120,6 +146,11 @@ class Exporter(Collector):
             ["tenant", "module"],
             registry=own,
         )
+
+        for module in self._modules:
+            newest = newest_events(instance, EventKind.MATERIALIZATION, module, limit=max_tenants)
+            for event in reversed(newest.items):
+                self._show_cost(event)
 
     def describe(self) -> Iterator[Metric]:
         return iter(self._registry.collect())
@@ -181,16 +212,37 @@ class Exporter(Collector):
                 if event.tenant and "verdict" in event.values:
                     self._verdicts.labels(module, str(event.values["verdict"])).inc()
                     self._count_spent(event)
+                self._show_cost(event)
             elif event.values.get("event") == ROLLED_BACK:
                 self._rollbacks.labels(module).inc()
+                self._forget_cost(event)
             elif event.values.get("event") == SPENT:
                 self._count_spent(event)
+
+    def _show_cost(self, event: ModuleEvent) -> None:
+        """Show what a decision of the program that serves after an outcome costs, if the run has measured it."""
+        program = CANDIDATE if event.values.get("verdict") == Verdict.PROMOTED else INCUMBENT
+        cost = read_costs(event.values.get(COSTS)).get(program)
+        if cost is None or event.tenant is None or self._label(event.tenant) != event.tenant:
+            return
+        self._forget_cost(event)
+        values = {"tokens": cost.tokens, "dollars": cost.dollars, "seconds_p95": cost.seconds_p95}
+        for name, value in values.items():
+            if value is not None:
+                self._cost[name].labels(event.tenant, event.module).set(value)
+
+    def _forget_cost(self, event: ModuleEvent) -> None:
+        for gauge in self._cost.values():
+            with suppress(KeyError):
+                gauge.remove(event.tenant, event.module)
 
     def _count_spent(self, event: ModuleEvent) -> None:
         tenant = self._label(event.tenant or OTHER_TENANTS)
         usage = usage_of(event)
         self._lm_calls.labels(tenant).inc(usage.lm_calls)
         self._lm_tokens.labels(tenant).inc(usage.lm_tokens)
+        if usage.lm_dollars:
+            self._lm_dollars.labels(tenant).inc(usage.lm_dollars)
 
     def _read_failures(self, now: datetime) -> None:
         attempts = read_attempts(self._instance, self._modules, failures_since=now - _FAILURES_SINCE)

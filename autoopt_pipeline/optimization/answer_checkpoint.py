@@ -14,7 +14,7 @@ from dspy.lm15 import Message, Response, TextPart, Usage
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autoopt_pipeline.errors import AutooptError
-from autoopt_pipeline.lm.metering import answer_text
+from autoopt_pipeline.lm.metering import TimedAnswer, answer_text
 from autoopt_pipeline.registry.version_store import VersionStore
 
 # Answers are saved in groups of this size, so at most this many are asked for again.
@@ -34,6 +34,8 @@ class _Kept(BaseModel):
     input_tokens: int | None
     output_tokens: int | None
     total_tokens: int | None
+    cached_tokens: int | None = None
+    seconds: float | None = None
 
 
 _CHUNK = TypeAdapter(dict[str, _Kept])
@@ -62,26 +64,29 @@ class AnswerCheckpoint:
     def _place(self) -> tuple[str, str]:
         return self._artifacts.tenant_id, self._artifacts.module
 
-    def get(self, key: bytes) -> Response | None:
+    def get(self, key: bytes) -> TimedAnswer | None:
         kept = self._kept.get(key.hex())
         if kept is None:
             return None
-        return Response(
+        response = Response(
             id="kept",
             model="kept",
             message=Message.assistant([TextPart(kept.text)]),
             finish_reason=kept.finish_reason,  # ty: ignore[invalid-argument-type] - checked by the class
-            usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens),
+            usage=Usage(kept.input_tokens, kept.output_tokens, kept.total_tokens, kept.cached_tokens),
         )
+        return TimedAnswer(response, kept.seconds)
 
-    def put(self, key: bytes, response: Response) -> None:
-        usage = response.usage or Usage()
+    def put(self, key: bytes, answer: TimedAnswer) -> None:
+        response, usage = answer.response, answer.response.usage or Usage()
         kept = _Kept(
             text=answer_text(response),
             finish_reason=response.finish_reason,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             total_tokens=usage.total_tokens,
+            cached_tokens=usage.cache_read_tokens,
+            seconds=answer.seconds,
         )
         with self._lock:
             self._kept[key.hex()] = self._unsaved[key.hex()] = kept

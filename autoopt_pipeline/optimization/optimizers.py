@@ -188,6 +188,11 @@ def _labeled_few_shot(context: OptimizerContext, k: int) -> dspy.Module:
     return _with_demos_of(context, optimizer.compile(context.start, trainset=_dspy(context, context.train)))
 
 
+def bootstrap_sizes(most: int) -> list[int]:
+    """Return how many demos each bootstrapped program has at most."""
+    return [_rng(seed).randint(1, most) for seed in range(BOOTSTRAPS)]
+
+
 def _bootstrap(context: OptimizerContext, seed: int) -> dspy.Module:
     """Make one candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
 
@@ -200,7 +205,7 @@ def _bootstrap(context: OptimizerContext, seed: int) -> dspy.Module:
         metric=_noting_sources(scorer(context.spec)),
         metric_threshold=FULLY_RIGHT,
         teacher_settings={"lm": context.teacher.lm},
-        max_bootstrapped_demos=_rng(seed).randint(1, context.max_bootstrapped_demos),
+        max_bootstrapped_demos=bootstrap_sizes(context.max_bootstrapped_demos)[seed],
         max_labeled_demos=context.max_labeled_demos,
         max_errors=_any_number(context),
     )

@@ -1,7 +1,5 @@
 """Optimizes one module of one tenant, from traces to a verdict."""
 
-import hashlib
-import json
 import math
 import time
 from collections import Counter
@@ -26,7 +24,7 @@ from autoopt_pipeline.evaluation.gate import (
     reviews_needed,
 )
 from autoopt_pipeline.evaluation.judge_agreement import agreement_with
-from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.runner import answer_all, costs_of, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
     OPEN,
@@ -34,28 +32,28 @@ from autoopt_pipeline.evaluation.sequential_test_log import (
     SequentialTest,
     SequentialTestConditions,
     append_step,
-    digests,
     find_open_test,
     new_test,
     stored_case,
 )
-from autoopt_pipeline.evaluation.split import HoldoutExample, Split, draw, newest, split_examples
+from autoopt_pipeline.evaluation.split import HoldoutExample, Split, split_examples
 from autoopt_pipeline.lm.metering import BudgetExhausted, Role
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
-from autoopt_pipeline.modules.similarity import normalize_query, quotes
+from autoopt_pipeline.modules.similarity import quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
+from autoopt_pipeline.optimization.estimate import SEARCHES, LMEstimate, estimate_comparison, estimate_search
+from autoopt_pipeline.optimization.holdout import check_no_demo_is_held_out, digest_of, drawn_traces, known_queries
 from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout_comparison import draw_for_rollout
 from autoopt_pipeline.optimization.search import (
-    INCUMBENT,
     MIN_DEV,
     Finalist,
     budget_too_small,
@@ -64,6 +62,7 @@ from autoopt_pipeline.optimization.search import (
     least_calls,
     search,
 )
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
     DrawnTrace,
@@ -75,7 +74,7 @@ from autoopt_pipeline.registry.records import (
     new_version_id,
     program_facts,
 )
-from autoopt_pipeline.registry.serialization import compose, demos_shown, deserialize, queries_shown, traces_learnt
+from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
@@ -117,6 +116,19 @@ def optimize(
         return _Optimization(job, lm, teacher or lm, lm_judge, artifacts, log, tracker).run()
 
 
+def estimate(
+    job: OptimizationJob,
+    lm: MeteredLM,
+    artifacts: VersionStore,
+    *,
+    teacher: MeteredLM | None = None,
+    lm_judge: MeteredLM | None = None,
+) -> tuple[LMEstimate, str]:
+    """Return what `optimize` would use of language models, and what for, without asking any."""
+    tracker = PhaseTracker(lm.meter)
+    return _Optimization(job, lm, teacher or lm, lm_judge, artifacts, lambda line: None, tracker).estimate()
+
+
 class _Optimization:
     """One optimization. `draft` is the report as far as it is known, so that every step can end with it."""
 
@@ -147,29 +159,12 @@ class _Optimization:
         self.notes: list[str] = []
 
     def run(self) -> Report:
-        learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
-        built = self.spec.build_examples(self.labels, learnable, self.job.redact)
-        requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
-        chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
-        served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
-        incumbent = self._incumbent(served)
-        self.start = start = in_format(served, chosen) if chosen else served
-        test, candidate = self._candidate_under_test()
-        split = split_examples(
-            built.examples,
-            requests,
-            max_holdout=MAX_HOLDOUT,
-            max_dev=MAX_DEV,
-            max_train=MAX_TRAIN,
-            shown=_known_queries(built, [incumbent, start, *([candidate] if candidate else [])]),
-        )
-        self.draft = self._draft(built, split)
-        self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
+        test, candidate, incumbent, split = self._prepare()
         if transition := self._earlier_promotion():
             return self._report(*self._earlier_verdict(transition))
-        with self.lm.meter.holding_back(least_calls(split, start)):
+        with self.lm.meter.holding_back(least_calls(split, self.start)):
             self.notes += draw_for_rollout(
-                self.job, self.rollout, requests, served, self.lm, self.artifacts, self.tracker
+                self.job, self.rollout, self.requests, self.served, self.lm, self.artifacts, self.tracker
             )
         if canary := self._undecided_canary():
             return self._report(Verdict.CANARY, canary)
@@ -177,7 +172,9 @@ class _Optimization:
             return self._continue_test(test, candidate, incumbent, split)
         if missing := _missing_data(split):
             return self._report(*missing)
-        check_budget(self.config, split, start)
+        check_budget(self.config, split, self.start)
+        if self.job.only is None:
+            self.draft = replace(self.draft, estimate=self._estimated_search(incumbent, split).known)
         split = self._with_labelled_dev(split)
         searched = search(
             self.spec,
@@ -185,7 +182,7 @@ class _Optimization:
             self.labels,
             split,
             incumbent,
-            start,
+            self.start,
             self.lm,
             self.teacher,
             self.log,
@@ -199,6 +196,7 @@ class _Optimization:
             tried=searched.tried,
             incumbent_dev_score=searched.incumbent_dev_score,
             unread={INCUMBENT: searched.incumbent_unread} if searched.incumbent_unread else {},
+            costs={INCUMBENT: searched.incumbent_cost} if searched.incumbent_cost else {},
         )
         if searched.finalist is None:
             return self._report(
@@ -209,6 +207,60 @@ class _Optimization:
         if block := promotion_block_reason(self.artifacts, searched.finalist.stored.digest):
             return self._report(Verdict.REJECTED, f"{block}, so the holdout was not used")
         return self._judge(searched.finalist, incumbent, split)
+
+    def _prepare(self) -> tuple[SequentialTest | None, dspy.Module | None, dspy.Module, Split]:
+        """Return the open test with its candidate, the incumbent, and the examples. Asks no model."""
+        learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
+        built = self.spec.build_examples(self.labels, learnable, self.job.redact)
+        chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
+        self.served = served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
+        incumbent = self._incumbent(served)
+        self.start = start = in_format(served, chosen) if chosen else served
+        test, candidate = self._candidate_under_test()
+        split = split_examples(
+            built.examples,
+            self.requests,
+            max_holdout=MAX_HOLDOUT,
+            max_dev=MAX_DEV,
+            max_train=MAX_TRAIN,
+            shown=known_queries(built, [incumbent, start, *([candidate] if candidate else [])]),
+        )
+        self.draft = self._draft(built, split)
+        self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
+        return test, candidate, incumbent, split
+
+    def estimate(self) -> tuple[LMEstimate, str]:
+        """Return what a run would use of language models, and what for. Asks none, and writes nothing."""
+        test, candidate, incumbent, split = self._prepare()
+        if self.rollout and self.rollout.is_canary and self.config.rollout.monitor:
+            return LMEstimate(), _describe_canary(self.rollout)
+        if test and candidate:
+            usable = self._without_quoted(split, incumbent, candidate)
+            new = [] if test.drawn else drawn_traces(usable, test.draws, seed=test.version, without=test.seen)
+            asked = [held_out.example for held_out in new]
+            what = f"{len(asked)} new traces" if asked else "the reviews so far"
+            return (
+                estimate_comparison(self.spec, (incumbent, candidate), asked, self.lm),
+                f"the sequential test of {test.version} goes on with {what}",
+            )
+        if missing := _missing_data(split):
+            return LMEstimate(), f"{missing[0].value}: {missing[1]}"
+        return self._estimated_search(incumbent, split), SEARCHES
+
+    def _estimated_search(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
+        labeller = self.lm_judge or self.teacher
+        return estimate_search(
+            self.spec,
+            self.config,
+            self.labels,
+            split,
+            (incumbent, self.start),
+            self.lm,
+            self.teacher,
+            labeller=None if labeller.name == self.lm.name else labeller,
+            most_labelled=MAX_DEV,
+        )
 
     def _with_labelled_dev(self, split: Split) -> Split:
         """Let the judge or the teacher label the dev examples, if it is another model and too few are reviewed."""
@@ -311,13 +363,13 @@ class _Optimization:
         self.draft = replace(
             self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
         )
-        _check_no_demo_is_held_out(finalist.program, split)
+        check_no_demo_is_held_out(finalist.program, split)
         split = self._without_quoted(split, incumbent, finalist.program)
         if missing := _missing_data(split):
             return self._report(*missing)
         draws: Draws = "reviewed" if len(split.holdout) >= MIN_HOLDOUT else "all"
         version = new_version_id(finalist.stored, self.job.window_end)
-        drawn = _drawn(split, draws, seed=finalist.stored.digest, without=frozenset())
+        drawn = drawn_traces(split, draws, seed=finalist.stored.digest, without=frozenset())
         guard = split.guard if draws == "reviewed" else ()
         charge, repeated = self._charge(finalist.stored, [*drawn, *guard])
         manifest = self.artifacts.manifest(version) if repeated else None
@@ -391,7 +443,7 @@ class _Optimization:
             batch = self._resolve(test)
         else:
             usable = self._without_quoted(split, incumbent, candidate)
-            drawn = _drawn(usable, test.draws, seed=f"{test.version} {test.steps}", without=test.seen)
+            drawn = drawn_traces(usable, test.draws, seed=f"{test.version} {test.steps}", without=test.seen)
             if not drawn:
                 return self._report(
                     Verdict.INCONCLUSIVE,
@@ -535,8 +587,12 @@ class _Optimization:
                 after = answer_all(self.spec, candidate, examples, self.lm, answered=answered)
         except BudgetExhausted as e:
             raise budget_too_small(self.config, str(e)) from None
-        counts = {INCUMBENT: unread_counts(before), "candidate": unread_counts(after)}
-        self.draft = replace(self.draft, unread={program: count for program, count in counts.items() if count})
+        counts = {INCUMBENT: unread_counts(before), CANDIDATE: unread_counts(after)}
+        self.draft = replace(
+            self.draft,
+            unread={program: count for program, count in counts.items() if count},
+            costs=costs_of({INCUMBENT: before, CANDIDATE: after}),
+        )
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
@@ -583,6 +639,7 @@ class _Optimization:
             lm_input_tokens=self.lm.meter.input_tokens,
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
+            lm_dollars=self.lm.meter.dollars,
             seconds=round(time.monotonic() - self.started, 2),
         )
 
@@ -676,7 +733,7 @@ class _Optimization:
 
     def _charge(self, candidate: Program, drawn: Sequence[HoldoutExample]) -> tuple[LedgerEntry, bool]:
         """Enter a test in the ledger before it begins. Also return whether this attempt had entered it before."""
-        holdout_digest = _digest([held_out.example for held_out in drawn])
+        holdout_digest = digest_of([held_out.example for held_out in drawn])
         for _ in range(_LEDGER_TRIES):
             entries = self.artifacts.ledger()
             charge = next_charge(
@@ -700,6 +757,7 @@ class _Optimization:
         return {
             "verdict": verdict.value,
             "reason": reason,
+            **({"costs": dict(self.draft.costs)} if CANDIDATE in self.draft.costs else {}),
             "judged_by": dict(Counter(row.example.provenance.value for row in self.draft.compared)),
             "incumbent_score": decision.comparison.incumbent_score,
             "candidate_score": decision.comparison.candidate_score,
@@ -729,6 +787,7 @@ class _Optimization:
             lm_input_tokens=self.lm.meter.input_tokens,
             lm_output_tokens=self.lm.meter.output_tokens,
             lm_cached_tokens=self.lm.meter.cached_tokens,
+            lm_dollars=self.lm.meter.dollars,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
         )
 
@@ -754,24 +813,6 @@ class _BatchStep:
     append: Callable[[Verdict], None]
 
 
-def _drawn(split: Split, draws: Draws, *, seed: str, without: frozenset[str]) -> list[HoldoutExample]:
-    """Return new traces for one batch, without groups that have a query with one of these digests."""
-
-    def is_new(held_out: HoldoutExample) -> bool:
-        return not without or without.isdisjoint(digests(held_out.group))
-
-    if draws == "all":
-        return draw(split, seed=seed, most=MAX_BATCH, usable=is_new)
-    return list(newest(filter(is_new, split.holdout), MAX_HOLDOUT))
-
-
-def _known_queries(built: ExampleSet, programs: Sequence[dspy.Module]) -> set[str]:
-    """Return the queries that a program shows to the model, or that its local router learnt from."""
-    learnt = {trace for program in programs for trace in traces_learnt(program)}
-    shown = {query for program in programs for query in queries_shown(program)}
-    return shown | {example.query for example in built.examples if example.trace_id in learnt}
-
-
 def _missing_data(split: Split) -> tuple[Verdict, str] | None:
     """Return the verdict and reason if there are not enough examples."""
     if len(split.train) < MIN_TRAIN or len(split.dev) < MIN_DEV:
@@ -783,23 +824,6 @@ def _missing_data(split: Split) -> tuple[Verdict, str] | None:
     if held_out < MIN_HOLDOUT:
         return Verdict.NOT_ENOUGH_DATA, f"{held_out} of {MIN_HOLDOUT} holdout examples"
     return None
-
-
-def _check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
-    """A demo of a training example shows no held-out query, because a query is on one side of the split. Others are
-    compared by their words."""
-    trained = {example.span_id for example in split.train}
-    held_out = {query for judged in (*split.holdout, *split.guard, *split.drawable) for query in judged.group}
-    others = {normalize_query(query) for source, query in demos_shown(program) if source not in trained}
-    if leaked := held_out.intersection(others):
-        raise InvalidArtifact(
-            f"a candidate shows {len(leaked)} held-out queries to the model", "report this: it must not happen"
-        )
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    rows = [[normalize_query(example.query), example.label] for example in examples]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -17,6 +17,7 @@ from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import ModuleVersions
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import demo_query, instantiate
 
@@ -28,7 +29,8 @@ class CandidateStats:
     """One optimizer's program: its result in the race, and the LM calls for making and judging it.
 
     `dev_score` (0 to 1) is its score on the `judged_on` dev examples that it was asked before it was dropped.
-    `dropped_after` is None for the finalist. `unread` counts answers that could not be scored, by reason.
+    `dropped_after` is None for the finalist. `unread` counts answers that could not be scored, by reason, and
+    `cost` is that of its decisions.
     """
 
     optimizer: str
@@ -38,13 +40,14 @@ class CandidateStats:
     judging_calls: int
     dropped_after: int | None
     unread: Mapping[str, int] = field(default_factory=dict)
+    cost: ProgramCost | None = None
 
     @property
     def lm_calls(self) -> int:
         return self.making_calls + self.judging_calls
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"cost": self.cost.model_dump() if self.cost else None}
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ class Report:
     """Everything that a person may want to know about one optimization.
 
     `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
-    `unread` counts the answers that could not be scored, by program and reason: on the holdout, or if that was not
-    used, on the dev examples. `reviews_needed` is how many more reviews can decide at the soonest.
+    `unread` counts the answers that could not be scored, by program and reason, and `costs` has what a decision of each
+    program costs: on the holdout, or if that was not used, on the dev examples. `lm_dollars` is None if it is unknown.
+    `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`. `reviews_needed` is how
+    many more reviews can decide at the soonest.
     """
 
     tenant_id: str
@@ -113,7 +118,9 @@ class Report:
     lm_input_tokens: int = 0
     lm_output_tokens: int = 0
     lm_cached_tokens: int = 0
+    lm_dollars: float | None = None
     seconds: float = 0.0
+    estimate: Mapping[str, float] = field(default_factory=dict)
     tried: tuple[CandidateStats, ...] = ()
     incumbent_dev_score: float | None = None
     optimizer: str | None = None
@@ -121,6 +128,7 @@ class Report:
     reviews_needed: int = 0
     compared: tuple[ComparedExample, ...] = ()
     unread: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    costs: Mapping[str, ProgramCost] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
 

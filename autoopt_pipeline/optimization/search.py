@@ -1,7 +1,7 @@
 """Searches for a better program: optimizers race within one budget, and the winner is the finalist."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -9,6 +9,7 @@ from typing import TypeVar
 import dspy
 
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
+from autoopt_pipeline.evaluation.cost import DecisionCost, measured
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
@@ -31,11 +32,10 @@ from autoopt_pipeline.optimization.optimizers import (
 from autoopt_pipeline.optimization.racing import Contestant, Race, RaceEntry, balanced
 from autoopt_pipeline.optimization.report import CandidateStats
 from autoopt_pipeline.optimization.router_training import can_be_routed
+from autoopt_pipeline.registry.program_cost import INCUMBENT, ProgramCost
 from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
-
-INCUMBENT = "incumbent"
 
 # Fewest dev examples for choosing among programs.
 MIN_DEV = 10
@@ -58,6 +58,7 @@ class Search:
     tried: tuple[CandidateStats, ...]
     incumbent_dev_score: float
     incumbent_unread: Mapping[str, int]
+    incumbent_cost: ProgramCost | None
     notes: tuple[str, ...]
 
 
@@ -141,6 +142,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         tried=tuple(runner.tried(entry, won=entry is best) for entry in race.entries),
         incumbent_dev_score=race.incumbent.mean(),
         incumbent_unread=runner.unread_of(race.incumbent),
+        incumbent_cost=measured(runner.costs[race.incumbent.entrant.key]),
         notes=tuple(runner.notes),
     )
 
@@ -188,6 +190,7 @@ class _RaceRunner:
     tracker: PhaseTracker
     judging_calls: Counter[str] = field(default_factory=Counter)
     unread: dict[str, Counter[str]] = field(default_factory=dict)
+    costs: defaultdict[str, list[DecisionCost | None]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
@@ -228,6 +231,7 @@ class _RaceRunner:
         finally:
             self.judging_calls[entrant.key] += self.lm.meter.calls - before
         self.unread.setdefault(entrant.key, Counter()).update(unread_counts(answers))
+        self.costs[entrant.key] += [answer.cost for answer in answers]
         scores = [answer.score for answer in grade(self.spec, asked, answers)]
         self.log(f"{entrant.name}: {100 * sum(scores) / len(scores):.1f} % on dev examples {first + 1} to {stop}")
         return scores
@@ -244,6 +248,7 @@ class _RaceRunner:
             judging_calls=self.judging_calls[entry.entrant.key],
             dropped_after=None if won else len(entry.scores),
             unread=self.unread_of(entry),
+            cost=measured(self.costs[entry.entrant.key]),
         )
 
     def unread_of(self, entry: RaceEntry[dspy.Module]) -> dict[str, int]:
@@ -269,10 +274,13 @@ def choosing_examples(split: Split) -> list[Example]:
 
 def comparison_calls(split: Split, program: dspy.Module) -> int:
     """Return the calls for comparing two programs on the holdout, with a few extra for requests that DSPy repeats."""
-    reviewed = len(split.holdout) + len(split.guard)
+    return 2 * compared_traces(split) * len(program.predictors()) + 10
+
+
+def compared_traces(split: Split) -> int:
+    """Return the number of traces on which two programs are compared."""
     drawn = min(len(split.drawable), MAX_BATCH)
-    traces = drawn if drawn and len(split.holdout) < MIN_HOLDOUT else reviewed
-    return 2 * traces * len(program.predictors()) + 10
+    return drawn if drawn and len(split.holdout) < MIN_HOLDOUT else len(split.holdout) + len(split.guard)
 
 
 def least_calls(split: Split, program: dspy.Module) -> int:
@@ -293,5 +301,6 @@ def budget_too_small(config: RoutingConfigUnified, cause: str) -> BudgetTooSmall
     """Return the error for a budget that does not allow any verdict."""
     return BudgetTooSmall(
         f"tenant {config.tenant_id}: the budget does not pay for a comparison: {cause}",
-        "raise budget.max_lm_calls and budget.max_tokens",
+        "raise budget.max_lm_calls and budget.max_tokens"
+        + (" and budget.max_dollars" if config.budget.max_dollars else ""),
     )

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.names import ATTEMPT_TAG, LM_POOL, WINDOW_END_TAG
 from autoopt_pipeline.orchestration.budget_guard import attribute_to_daily_budget, budget_today, record_usage_on_failure
+from autoopt_pipeline.orchestration.material import Material, gather
 from autoopt_pipeline.orchestration.partitions import tenants_partitions
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_config import RunOverrides
@@ -22,15 +22,12 @@ from autoopt_pipeline.orchestration.step_errors import exit_with_parent, should_
 from autoopt_pipeline.run_history.outcomes import outcome_since
 from autoopt_pipeline.run_history.progress import StepProgress
 from autoopt_pipeline.run_history.runs import created_at, runs_of_attempt
-from autoopt_pipeline.scheduling.conditions import learnt_from
-from autoopt_pipeline.tenants.config import Retry, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Retry
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import newest_version
-from autoopt_pipeline.tenants.stores.base import StoredConfig
 
 if TYPE_CHECKING:
     from autoopt_pipeline.optimization.report import Report
-    from autoopt_pipeline.traces.reader import Collected
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 
@@ -64,7 +61,9 @@ def _module_asset(spec: ModuleSpec) -> dg.AssetsDefinition:
             entry = newest_version(connections.configs, context.partition_key)
             tenant = entry.parse()
         with translate_errors(context, tenant.retry):
-            material = _gather(context, connections, spec, config.applied_to(tenant), entry)
+            end = _window_end(context, connections)
+            applied = config.applied_to(tenant)
+            material = gather(connections, spec, applied, entry, end=end, log=context.log.info)
         yield _optimize(context, connections, spec, material, config)
 
     return module_asset
@@ -88,50 +87,15 @@ def _data_check(spec: ModuleSpec) -> dg.AssetCheckSpec:
         )
 
 
-@dataclass(frozen=True)
-class _Material:
-    """The input of a run of one module."""
-
-    config: RoutingConfigUnified
-    config_version: int
-    start: datetime
-    end: datetime
-    collected: "Collected"
-
-
-def _gather(
-    context: dg.AssetExecutionContext,
-    connections: Connections,
-    spec: ModuleSpec,
-    config: RoutingConfigUnified,
-    entry: StoredConfig,
-) -> _Material:
-    # DSPy, pandas and the Phoenix client take seconds to import, so only runs import them.
-    from autoopt_pipeline.evaluation.sequential_test_log import oldest_awaiting
-    from autoopt_pipeline.traces.reader import collect
-
-    tenant = config.tenant_id
-    labels_of(spec, config)
-    end = _window_end(context, connections)
-    start = learnt_from(config, until=end, begins=entry.since)
-    context.log.info(f"reading traces of {tenant} from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC")
-    # The traces that await reviews were drawn earlier, and may have left the lookback since.
-    awaiting = oldest_awaiting(connections.artifacts(tenant, spec.name))
-    read_from = min(start, awaiting) if awaiting else start
-    collected = collect(connections.phoenix, tenant, spec, start=read_from, end=end)
-    learnable = collected.without(frozenset(config.excluded_traces))
-    return _Material(config, entry.version, start, end, learnable)
-
-
 def _optimize(
     context: dg.AssetExecutionContext,
     connections: Connections,
     spec: ModuleSpec,
-    material: _Material,
+    material: Material,
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher
+    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher, with_price
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import optimize
@@ -140,7 +104,7 @@ def _optimize(
     config, collected, settings = material.config, material.collected, connections.settings
     with translate_errors(context, config.retry):
         budget = budget_today(context, config, settings, force=overrides.force)
-    meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens)
+    meter = Meter(max_calls=budget.max_lm_calls, max_tokens=budget.max_tokens, max_dollars=budget.max_dollars)
     with (
         translate_errors(context, config.retry),
         record_usage_on_failure(context, spec.name, meter),
@@ -153,7 +117,8 @@ def _optimize(
             context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
         lm = metered_lm(answering, meter, answers=kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
-        lm_judge = metered_lm(config.judge.lm, meter, Role.JUDGE, kept) if config.judge else None
+        judging = with_price(config.judge.lm, settings) if config.judge else None
+        lm_judge = metered_lm(judging, meter, Role.JUDGE, kept) if judging else None
         if lm.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = OptimizationJob(

@@ -24,11 +24,20 @@ _REMEDY = "wait for the next day of UTC, or raise the daily budget"
 _REMEDY_OF_RUNS = "wait for the next day of UTC, raise the daily budget, or start a run with force"
 
 
+def daily_budget_of_all(settings: Settings) -> DailyBudget:
+    """Return the daily budget of all tenants together."""
+    return DailyBudget(
+        max_lm_calls=settings.daily_lm_calls,
+        max_tokens=settings.daily_lm_tokens,
+        max_dollars=settings.daily_lm_dollars,
+    )
+
+
 def remaining_budgets(
     instance: dg.DagsterInstance, configs: Collection[RoutingConfigUnified], settings: Settings, *, now: datetime
 ) -> dict[str, tuple[RemainingBudget, ...]]:
     """What remains today for each tenant, of its own budget and of that of all. Without a budget, nothing is read."""
-    overall = DailyBudget(max_lm_calls=settings.daily_lm_calls, max_tokens=settings.daily_lm_tokens)
+    overall = daily_budget_of_all(settings)
     limits = {config.tenant_id: config.daily_budget for config in configs if config.daily_budget != _NO_LIMIT}
     if overall == _NO_LIMIT and not limits:
         return {}
@@ -74,7 +83,8 @@ def budget_today(
     side_by_side = len(selected_modules(context.run).intersection(modules())) or 1
     budget = cap_to_day(context.instance, config, settings, side_by_side, remedy=_REMEDY_OF_RUNS)
     if budget != config.budget:
-        context.log.info(f"left of the day: {budget.max_lm_calls} LM calls and {budget.max_tokens} tokens")
+        dollars = "" if budget.max_dollars is None else f" and ${budget.max_dollars:.2f}"
+        context.log.info(f"left of the day: {budget.max_lm_calls} LM calls and {budget.max_tokens} tokens{dollars}")
     return budget
 
 
@@ -103,7 +113,7 @@ def record_usage_on_failure(
                 context.instance,
                 context.partition_key,
                 module,
-                LMUsage(meter.calls, meter.tokens),
+                LMUsage(meter.calls, meter.tokens, meter.known_dollars),
                 run_id=context.run.run_id,
                 reason=scrub(str(e)) or "the run was stopped",
             )

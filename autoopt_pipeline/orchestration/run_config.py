@@ -15,6 +15,7 @@ class BudgetOverride(dg.Config):
 
     max_lm_calls: int | None = Field(None, description="Most calls of language models.")
     max_tokens: int | None = Field(None, description="Most tokens.")
+    max_dollars: float | None = Field(None, description="Most dollars.")
 
 
 class LMOverride(dg.Config):

@@ -9,7 +9,8 @@ import dagster as dg
 from autoopt_pipeline.evaluation.calibration import Bin
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
-from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, REVIEWS_NEEDED
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
+from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, COSTS, ESTIMATED, REVIEWS_NEEDED
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
@@ -54,6 +55,9 @@ def report_metadata(
         "seconds": report.seconds,
         "config_version": config_version,
     }
+    numbers |= {f"{ESTIMATED}{name}": value for name, value in report.estimate.items()}
+    if report.lm_dollars is not None:
+        numbers["lm_dollars"] = report.lm_dollars
     if report.teacher_lm:
         numbers["teacher_lm_calls"] = report.teacher_calls
     if report.judge_lm:
@@ -83,6 +87,8 @@ def report_metadata(
         metadata["unread_answers"] = dg.MetadataValue.json(
             {name: dict(counts) for name, counts in report.unread.items()}
         )
+    if report.costs:
+        metadata[COSTS] = dg.MetadataValue.json({name: cost.model_dump() for name, cost in report.costs.items()})
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
     metadata[ANNOTATION_TOTAL] = _number(collected.annotations.total)
@@ -163,15 +169,21 @@ def _markdown(report: Report, project_url: str) -> str:
 def _gate(report: Report, gate: GateDecision) -> str:
     comparison, calibration = gate.comparison, gate.calibration
     table = _table(
-        ["program", "score", "Brier score (0 is best)"],
+        ["program", "score", "Brier score (0 is best)", "a decision costs"],
         [
-            [program, _score(score), f"{brier:.3f}" if brier is not None else UNKNOWN]
-            for program, score, brier in (
-                ("incumbent", comparison.incumbent_score, calibration.incumbent if calibration else None),
+            [program, _score(score), f"{brier:.3f}" if brier is not None else UNKNOWN, str(cost or UNKNOWN)]
+            for program, score, brier, cost in (
+                (
+                    "incumbent",
+                    comparison.incumbent_score,
+                    calibration.incumbent if calibration else None,
+                    report.costs.get(INCUMBENT),
+                ),
                 (
                     f"candidate ({report.optimizer or report.version})",
                     comparison.candidate_score,
                     calibration.candidate if calibration else None,
+                    report.costs.get(CANDIDATE),
                 ),
             )
         ],
@@ -255,12 +267,13 @@ def _candidates(report: Report) -> str:
             str(tried.judged_on),
             str(tried.making_calls),
             str(tried.judging_calls),
+            str(tried.cost or ""),
             listed_counts(tried.unread),
             "finalist" if tried.dropped_after is None else f"dropped after {tried.dropped_after}",
         ]
         for tried in report.tried
     ]
-    rows.insert(0, ["(incumbent)", f"{percent(report.incumbent_dev_score or 0.0)} %", "", "", "", "", ""])
+    rows.insert(0, ["(incumbent)", f"{percent(report.incumbent_dev_score or 0.0)} %", "", "", "", "", "", ""])
     return _table(
         [
             "candidate",
@@ -268,6 +281,7 @@ def _candidates(report: Report) -> str:
             "dev examples",
             "LM calls to make it",
             "LM calls to judge it",
+            "a decision costs",
             "answers not read",
             "race",
         ],

@@ -9,6 +9,7 @@ from typing import Any
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.registry.records import Declined, Manifest, Program, Transition, Verdict, Withdrawal
 from autoopt_pipeline.registry.rollout_records import RolloutResult
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout, rollback_stack, rolled_back
@@ -200,7 +201,8 @@ def lm_of(manifest: Manifest) -> str:
 def cost_of(manifest: Manifest) -> str:
     """Return what the run that made a version spent on language models."""
     read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
-    return f"{manifest.lm_calls} LM calls, {manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
+    tokens = f"{manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
+    return f"{manifest.lm_calls} LM calls, {tokens}; {dollars_text(manifest.lm_dollars)}"
 
 
 def describe_transition(transition: Transition) -> str:

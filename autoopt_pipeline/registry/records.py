@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.span_contract import BASELINE
 
 
@@ -228,7 +229,8 @@ class Manifest(StoredRecord):
 
     `demo_sources` names the span that each demo of the program came from, `router_sources` the traces of its local
     routers. `lm_settings` were sent with every request to the model. `unread` counts the answers on the holdout that
-    could not be scored, by program (incumbent, candidate) and reason.
+    could not be scored, by program (incumbent, candidate) and reason, and `costs` has what a decision of each costs.
+    `lm_dollars` is None if it is unknown.
     """
 
     version: VersionName
@@ -262,6 +264,8 @@ class Manifest(StoredRecord):
     lm_input_tokens: int = 0
     lm_output_tokens: int = 0
     lm_cached_tokens: int = 0
+    lm_dollars: float | None = None
+    costs: dict[str, ProgramCost] = {}
     unread: dict[str, dict[str, int]] = {}
     packages: dict[str, str]
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -19,7 +19,7 @@ def report_usage(
     instance: dg.DagsterInstance, tenant: str, module: str, usage: LMUsage, *, reason: str, run_id: str | None = None
 ) -> None:
     """Report what an attempt or a person used without an outcome. The event belongs to no run, so it outlives all."""
-    metadata = {"event": SPENT, "reason": reason, "lm_calls": usage.lm_calls, "lm_tokens": usage.lm_tokens}
+    metadata: dict[str, str | int | float] = {"event": SPENT, "reason": reason, **asdict(usage)}
     metadata |= {"run_id": run_id} if run_id else {}
     instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
 
@@ -82,8 +82,8 @@ _tallying = threading.Lock()
 def usage_of(event: ModuleEvent) -> LMUsage:
     """What an outcome, or an attempt without one, says that it used."""
 
-    def number(name: str) -> int:
+    def number(name: str) -> float:
         value = event.values.get(name)
-        return value if isinstance(value, int) else 0
+        return value if isinstance(value, int | float) else 0
 
-    return LMUsage(number("lm_calls"), number("lm_tokens"))
+    return LMUsage(int(number("lm_calls")), int(number("lm_tokens")), number("lm_dollars"))

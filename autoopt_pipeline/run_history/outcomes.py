@@ -32,6 +32,12 @@ ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 REVIEWS_NEEDED = "reviews_needed"
 """Metadata of a materialization that awaits reviews: after how many more a decision is possible at the soonest."""
 
+COSTS = "costs"
+"""Metadata of a materialization that holds what a decision costs, by program."""
+
+ESTIMATED = "estimated_"
+"""Begins the names of metadata with what a search was expected to use: `estimated_lm_calls` and others."""
+
 _CHUNK = 1000
 
 _outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}

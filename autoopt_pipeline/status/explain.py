@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from autoopt_pipeline.registry.module_versions import describe_rollout
+from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
@@ -28,6 +29,8 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
         yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
+    if story.cost:
+        yield "cost", story.cost
     if back := standing.rolled_back:
         yield "rolled back", f"{', '.join(back.versions)}, {ago(back.at, now)}, by {back.actor}: {back.reason}"
     if rollout := active_rollout(story.last_transition):
@@ -87,6 +90,8 @@ def _last(story: ModuleDetail, now: datetime) -> str:
         text += f"; answers that could not be read: {listed_unread(last.unread_answers)}"
     if last.lm_calls is not None:
         text += f"; {last.lm_calls} LM calls"
+    if last.lm_dollars:
+        text += f", {dollars_text(last.lm_dollars)}"
     text += f"; run {last.run_id}" if last.run_id else ""
     if standing.unreported:
         text += ", of which no report is left"

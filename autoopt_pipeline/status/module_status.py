@@ -1,7 +1,7 @@
 """The status of tenants' modules, which the commands and the dashboard show: decision, last outcome, active version."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -15,13 +15,14 @@ from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, step
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, describe_costs, read_costs
 from autoopt_pipeline.registry.records import Manifest, Pointer, Rollback, Transition, Verdict
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.reviews.order import to_review
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
-from autoopt_pipeline.run_history.outcomes import ModuleKey, read_outcomes
+from autoopt_pipeline.run_history.outcomes import COSTS, ModuleKey, read_outcomes
 from autoopt_pipeline.run_history.progress import RunProgress, read_progress
 from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
@@ -54,13 +55,14 @@ class Health(StrEnum):
 class ModuleStatus:
     """One module of one tenant at a moment.
 
-    `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out traces
-    (0 to 1) before it was promoted. `error` is the error that hides both. `rolled_back` is the rollback that made it
-    serve, if any. `decided` is a person's decision about the version of the last outcome. `progress` is there while a
-    run is in a long phase. `unreported` is the manifest of the active version where its run was lost before it could
-    report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error
-    for which Phoenix could not count new traces. `rollout_reviews` disagreements of a rollout's two versions
-    waited for a review at its last analysis.
+    `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out
+    traces (0 to 1) before it was promoted, and `active_costs` what its decisions and those of its incumbent cost
+    then. `error` is the error that hides both. `rolled_back` is the rollback that made it serve, if any. `decided`
+    is a person's decision about the version of the last outcome. `progress` is there while a run is in a long
+    phase. `unreported` is the manifest of the active version where its run was lost before it could report an
+    outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error for
+    which Phoenix could not count new traces. `rollout_reviews` disagreements of a rollout's two versions waited
+    for a review at its last analysis.
     """
 
     tenant_id: str
@@ -70,6 +72,7 @@ class ModuleStatus:
     outcome: RunOutcome | None = None
     active: str | None = None
     active_score: float | None = None
+    active_costs: Mapping[str, ProgramCost] = field(default_factory=dict)
     error: str | None = None
     rolled_back: Rollback | None = None
     decided: str | None = None
@@ -177,6 +180,7 @@ class ModuleStatus:
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
+            "active_cost": self.active_costs[CANDIDATE].model_dump() if CANDIDATE in self.active_costs else None,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
             "error": self.error,
         }
@@ -217,12 +221,12 @@ def tenant_standings(
     beside = {key for key, pointer in pointers.items() if isinstance(pointer, Pointer) and pointer.canary}
     entries = indexed_rollouts(connections.files) if beside else []
     to_review = {(entry.tenant_id, entry.module): entry.to_review for entry in entries}
-    scores, unreported = dict[ModuleKey, float | None](), dict[ModuleKey, Manifest]()
+    manifests, unreported = dict[ModuleKey, Manifest](), dict[ModuleKey, Manifest]()
     for key, manifest in read_manifests(connections.files, versions).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
             continue
-        scores[key] = manifest.candidate_score
+        manifests[key] = manifest
         reported_at = attempts.get(key, Attempts()).outcome_at
         if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
             unreported[key] = manifest
@@ -237,7 +241,8 @@ def tenant_standings(
             attempts=attempts.get(key, Attempts()),
             outcome=outcomes.get(key),
             active=versions.get(key),
-            active_score=scores.get(key),
+            active_score=manifests[key].candidate_score if key in manifests else None,
+            active_costs=manifests[key].costs if key in manifests else {},
             error=troubles.get(key),
             rolled_back=rollbacks.get(key),
             decided=decided.get(key),
@@ -277,7 +282,8 @@ def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome])
 class LastOutcome:
     """The last outcome of a module; scores are 0 to 1.
 
-    `unread_answers` counts the answers that could not be graded, by program and by cause.
+    `unread_answers` counts the answers that could not be graded, by program and by cause, and `costs` has what a
+    decision of each program costs.
     """
 
     at: datetime
@@ -289,6 +295,8 @@ class LastOutcome:
     candidate_score: float | None
     lm_calls: int | None
     lm_tokens: int | None
+    lm_dollars: float | None
+    costs: Mapping[str, ProgramCost]
     unread_answers: Mapping[str, Mapping[str, int]]
 
 
@@ -351,6 +359,13 @@ class ModuleDetail:
         if self.standing.decision.awaits_reviews:
             return None  # reviews do not come with the traces
         return _RATE_WINDOW * ((need - evidence.total) / self.traces_per_day)
+
+    @property
+    def cost(self) -> str:
+        """What a decision of the program that serves costs, in words; "" if nothing was measured."""
+        if self.standing.active:
+            return describe_costs(self.standing.active_costs)
+        return describe_costs(self.last_run.costs, INCUMBENT) if self.last_run else ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, as `ModuleStatus.as_dict`."""
@@ -435,6 +450,8 @@ def _last_outcome(instance: dg.DagsterInstance, entry: StoredConfig, module: str
             candidate_score=metadata.get("candidate_score"),
             lm_calls=metadata.get("lm_calls"),
             lm_tokens=metadata.get("lm_tokens"),
+            lm_dollars=metadata.get("lm_dollars"),
+            costs=read_costs(metadata.get(COSTS)),
             unread_answers=metadata.get("unread_answers") or {},
         )
     return None
@@ -452,6 +469,8 @@ def _as_made(manifest: Manifest) -> LastOutcome:
         candidate_score=manifest.candidate_score,
         lm_calls=manifest.lm_calls,
         lm_tokens=manifest.lm_tokens,
+        lm_dollars=manifest.lm_dollars,
+        costs=manifest.costs,
         unread_answers=manifest.unread,
     )
 
@@ -520,7 +539,15 @@ def _traces_per_day(connections: Connections, tenant: str, module: str, now: dat
 def _plain(record: Any) -> dict[str, Any] | None:
     if record is None:
         return None
-    return {name: _iso(value) if isinstance(value, datetime) else value for name, value in vars(record).items()}
+    return {name: _plain_value(value) for name, value in vars(record).items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain_value(entry) for name, entry in value.items()}
+    if isinstance(value, ProgramCost):
+        return value.model_dump()
+    return _iso(value) if isinstance(value, datetime) else value
 
 
 def _iso(moment: datetime | None) -> str | None:

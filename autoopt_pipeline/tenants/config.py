@@ -66,6 +66,16 @@ class Agent(Strict):
         return name
 
 
+class LMPrice(Strict):
+    """The price of a language model, in dollars for a million tokens."""
+
+    input: float = Field(ge=0, le=_MOST, description="Dollars for a million input tokens.")
+    output: float = Field(ge=0, le=_MOST, description="Dollars for a million output tokens, reasoning included.")
+    cached_input: float | None = Field(
+        None, ge=0, le=_MOST, description="Dollars for a million tokens from the prompt cache; by default as input."
+    )
+
+
 class LMSettings(Strict):
     """The language model that optimizes and answers. The configuration never contains its key."""
 
@@ -86,6 +96,9 @@ class LMSettings(Strict):
     )
     concurrency: int = Field(8, ge=1, le=64, description="Concurrent calls.")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest wait for one answer.")
+    price: LMPrice | None = Field(
+        None, description="Its price, if it is not the one in LiteLLM's table, as for an endpoint of your own."
+    )
 
     _durations = field_validator("timeout_seconds", mode="before")(read_duration)
 
@@ -114,6 +127,9 @@ class Budget(Strict):
         6000, ge=1, le=_MOST, description="Calls; when they are spent, the gate judges the best candidate so far."
     )
     max_tokens: int = Field(20_000_000, ge=1, le=_MOST, description="Input and output tokens of all calls.")
+    max_dollars: float | None = Field(
+        None, gt=0, le=_MOST, description="Dollars of all calls, whose prices have to be known; by default no limit."
+    )
 
 
 EvidenceKind = Literal["reviews", "live"]
@@ -161,6 +177,7 @@ class DailyBudget(Strict):
 
     max_lm_calls: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
     max_tokens: int | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
+    max_dollars: float | None = Field(None, ge=0, le=_MOST, description="By default there is no limit.")
 
 
 class Retry(Strict):

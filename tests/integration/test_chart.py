@@ -329,7 +329,10 @@ def test_every_setting_can_be_set_and_no_other() -> None:
     known = schema["properties"]["settings"]
     assert known == settings_schema()
     samples = {"string": "AN_API_KEY", "integer": 1, "number": 1}
-    every = {name: samples[field["type"]] for name, field in known["properties"].items()}
+    every = {
+        name: "0.15/0.6" if name.endswith("Price") else samples[field["type"]]
+        for name, field in known["properties"].items()
+    }
     rendered = of_kind(render({**PRODUCTION, "settings": every}), "ConfigMap")["settings"]["data"]
     assert len(rendered) == len(every)
     assert set(rendered) <= {f"AUTOOPT_{name.upper()}" for name in Settings.model_fields}

@@ -9,6 +9,7 @@ import dspy
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.records import Manifest, Program, new_version_id
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.version_store import VersionStore
@@ -17,6 +18,21 @@ from autoopt_pipeline.tenants.config import RolloutPolicy
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = (Label("search_agent"), Label("report_agent"))
+SLOW, FAST = (
+    ProgramCost(
+        decisions=40,
+        lm_calls=1,
+        input_tokens=read,
+        output_tokens=12,
+        cached_tokens=0,
+        dollars=dollars,
+        timed=40,
+        seconds_p50=p50,
+        seconds_p95=p95,
+    )
+    for read, dollars, p50, p95 in ((2938, None, 1.2, 2.5), (300, 0.00012, 0.4, 0.9))
+)
+"""Two costs of a decision; no price is known of the first."""
 
 
 def made_program(

@@ -26,6 +26,7 @@ from autoopt_pipeline.registry.module_versions import (
     predictors_of,
     read_programs,
 )
+from autoopt_pipeline.registry.program_cost import describe_costs
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
 from autoopt_pipeline.reviews.queue import open_queue
@@ -189,6 +190,7 @@ def version_page(request: Request) -> Response:
         manifest=manifest,
         lm=lm_of(manifest),
         cost=cost_of(manifest),
+        decision_cost=describe_costs(manifest.costs),
         unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
         last=programs.last_event(manifest.version),

@@ -1,5 +1,6 @@
 """`autoopt trigger`, against a real Phoenix and a real instance."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ from autoopt_pipeline.cli.completion import complete_module, complete_tenant
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.stack import Stack, start_dagster_dev
-from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS, TrafficProfile
 from autoopt_pipeline.names import NEW_EVIDENCE_TAG
 from autoopt_pipeline.orchestration.assets import WINDOW_END_TAG
 from autoopt_pipeline.orchestration.partitions import registered_tenants
 from autoopt_pipeline.run_history.instance import open_instance
+from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import AUTOOPT, autoopt
@@ -62,6 +64,34 @@ def test_what_is_due_is_run_once_as_the_sensor_would(
     assert "to run, forced: not_due" in trigger("--module", "routing", "--force", "--dry-run")
     assert "to run" in trigger("--dry-run")  # modality, which has not been run
     assert len(runs(home)) == 1
+
+
+def test_a_dry_run_estimates_what_the_run_then_uses(
+    home: Path, store: TenantConfigStore, phoenix: Phoenix, tenant: str, trigger: Trigger
+) -> None:
+    configure(store, tenant, agents=[{"name": name} for name in SAMPLE_AGENTS])
+    send_traffic(phoenix, tenant, requests(300, TrafficProfile(reviewed=1.0)))
+
+    def estimated(*options: str) -> tuple[float, float, str]:
+        told = " ".join(trigger("--module", "routing", "--dry-run", *options).split())
+        found = re.search(r"routing: about ([\d,]+) LM calls and ([\d,]+) tokens, dollars unknown: (.*)", told)
+        assert found, told
+        calls, tokens = (float(number.replace(",", "")) for number in found.groups()[:2])
+        return calls, tokens, found[3]
+
+    calls, tokens, purpose = estimated()
+    assert purpose == "a search for a better program"
+    assert runs(home) == []
+    trigger("--module", "routing")
+    with open_instance(home) as instance:
+        (used,) = newest_events(instance, EventKind.MATERIALIZATION, "routing", tenants=[tenant], limit=1).items
+    for expected, name in ((calls, "lm_calls"), (tokens, "lm_tokens")):
+        assert 1 / 1.5 <= expected / used.values[name] <= 1.5
+    assert estimated("--force")[2] == "a search for a better program, corrected by the last search"
+
+    autoopt("config", "set", tenant, "budget.max_dollars=1")
+    refused = trigger("--module", "routing", "--dry-run", "--force")
+    assert "no estimate: language model stand-in: its price is unknown" in refused
 
 
 def test_too_few_traces_are_counted_and_skipped(

@@ -20,7 +20,7 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from tests.support.command_line import AGENTS, autoopt
 from tests.support.project import PROJECT
 from tests.support.sequential_tests import made_step
-from tests.support.stored_programs import made_program, store
+from tests.support.stored_programs import FAST, SLOW, made_program, store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -205,6 +205,24 @@ def test_a_version_is_shown_cut_short_or_in_full(artifacts: VersionStore, three:
     shown = autoopt("show", "acme", "routing")
     for words in (three[2], "active", "reason 3", "10.0 -> 90.0 %", "coverage-16", "Think 3 times.", "find thing 3"):
         assert words in shown
+
+
+def test_what_decisions_and_the_run_cost_is_shown_and_compared(artifacts: VersionStore, three: list[str]) -> None:
+    tried = [{"optimizer": "coverage-16", "dev_score": 0.5, "cost": FAST.model_dump()}, {"optimizer": "start"}]
+    changes = {"costs": {"incumbent": SLOW, "candidate": FAST}, "lm_dollars": 0.25, "tried": tried}
+    four = store(artifacts, made_program("acme", demos=["find thing 4"]), 4, active=True, changes=changes)
+    shown = autoopt("show", "acme", "routing")
+    assert "a decision costs 312 tokens, about $0.00012, and takes 0.4 s (p95 0.9 s); the incumbent's 2,950" in shown
+    assert "0 written; about $0.25" in shown
+    assert "312 tokens, about $0.00012, 0.4 s (p95 0.9 s)" in shown
+    assert "0 written; dollars unknown" in autoopt("show", "acme", "routing", three[2])
+    before, after = autoopt("diff", "acme", "routing").splitlines()[1:3]
+    assert before.startswith(f"{three[2]}: ")
+    assert "a decision costs" not in before
+    assert after.startswith(f"{four}: ")
+    assert after.endswith("a decision costs 312 tokens, about $0.00012, and takes 0.4 s (p95 0.9 s)")
+    compared = json.loads(autoopt("diff", "acme", "routing", "--json"))
+    assert (compared["from"]["cost"], compared["to"]["cost"]) == (None, FAST.model_dump())
 
 
 def test_of_a_withdrawn_version_the_manifest_is_shown(artifacts: VersionStore, three: list[str]) -> None:

@@ -24,7 +24,7 @@ from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.phoenix_traffic import requests
 from tests.support.sequential_tests import made_step
-from tests.support.stored_programs import made_program
+from tests.support.stored_programs import FAST, SLOW, made_program
 from tests.support.stored_programs import store as stored_program
 from tests.support.tenant_history import configure, failed_run
 
@@ -98,6 +98,26 @@ def test_the_last_outcome_and_what_serves_are_told_with_who_and_why(
     assert (facts["last_run"]["candidate_score"], facts["last_run"]["lm_calls"]) == (0.5, 12)
     assert (facts["last_transition"]["actor"], facts["active_version"]) == ("ada", version)
     assert datetime.fromisoformat(facts["last_run"]["at"]).utcoffset() == timedelta(0)
+
+
+def test_the_cost_of_a_decision_is_told_of_what_serves(
+    home: Path, store: TenantConfigStore, tenant: str, why: Callable[..., str], artifacts: VersionStore
+) -> None:
+    configure(store, tenant)
+    assert "a decision costs" not in why()
+    outcome(home, tenant, verdict="rejected", lm_dollars=0.25, lm_calls=9, costs={"incumbent": SLOW.model_dump()})
+    story = why()
+    assert "9 LM calls, about $0.25" in story
+    assert "cost  a decision costs 2,950 tokens, dollars unknown, and takes 1.2 s (p95 2.5 s)\n" in story
+    version = stored_program(artifacts, made_program(tenant), changes={"costs": {"incumbent": SLOW, "candidate": FAST}})
+    artifacts.transition(version, expected=None, actor="ada", reason="")
+    assert (
+        "cost  a decision costs 312 tokens, about $0.00012, and takes 0.4 s (p95 0.9 s); "
+        "the incumbent's 2,950 tokens, dollars unknown, 1.2 s (p95 2.5 s)\n"
+    ) in " ".join(why().split(" "))
+    facts = json.loads(why("--json"))
+    assert facts["active_cost"] == FAST.model_dump()
+    assert facts["last_run"]["costs"] == {"incumbent": SLOW.model_dump()}
 
 
 def test_failures_are_told_with_their_cause_and_the_next_attempt(

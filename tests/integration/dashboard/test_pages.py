@@ -22,7 +22,7 @@ from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.dashboard_client import send, text_of, visiting
-from tests.support.stored_programs import made_program
+from tests.support.stored_programs import FAST, SLOW, made_program
 from tests.support.stored_programs import store as stored_program
 from tests.support.tenant_history import configure, failed_run
 
@@ -95,7 +95,11 @@ def test_a_version_is_told_with_its_differences_and_its_report(
     programs = artifacts(home, tenant)
     one = stored_program(programs, made_program(tenant, demos=["find it"]), 1, active=True)
     two = stored_program(
-        programs, made_program(tenant, demos=["sum it up"], instructions={"decide": "Think twice."}), 2, active=True
+        programs,
+        made_program(tenant, demos=["sum it up"], instructions={"decide": "Think twice."}),
+        2,
+        active=True,
+        changes={"costs": {"incumbent": SLOW, "candidate": FAST}},
     )
     outcome(
         home,
@@ -107,8 +111,13 @@ def test_a_version_is_told_with_its_differences_and_its_report(
     )
     with visiting(home) as browser:
         page = text_of(browser.get(f"/tenants/{tenant}/modules/routing/versions/{two}?against={one}"))
+        module = text_of(browser.get(f"/tenants/{tenant}/modules/routing"))
         wrong = browser.get(f"/tenants/{tenant}/modules/routing/versions/{two[:-2]}xx")
     assert "new: Think twice." in page
+    after, before = "312 tokens, about $0.00012, 0.4 s (p95 0.9 s)", "2,950 tokens, dollars unknown, 1.2 s (p95 2.5 s)"
+    for text in (page, module):
+        assert "a decision costs 312 tokens, about $0.00012, and takes 0.4 s" in text
+    assert f"{after} before: {before}" in " ".join(module.split())
     assert "dropped: find it" in page
     assert "alpha 0.05" in page
     assert wrong.status_code == 404

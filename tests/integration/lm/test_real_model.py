@@ -161,6 +161,17 @@ def test_a_run_ends_with_an_honest_verdict_and_counts_what_it_asked(place: Place
     assert (manifest.lm, manifest.stand_in, manifest.verdict) == ("openai/smollm2", False, outcome["verdict"])
     assert (manifest.lm_calls, manifest.lm_tokens) == (outcome["lm_calls"], outcome["lm_tokens"])
 
+    # The holdout is asked last: all of the incumbent, then all of the candidate. What they used is the server's count.
+    held_out = manifest.costs["candidate"].decisions
+    for name, own in (("incumbent", usages[-2 * held_out : -held_out]), ("candidate", usages[-held_out:])):
+        cost = manifest.costs[name]
+        assert (cost.decisions, cost.lm_calls, cost.timed) == (len(own), 1, len(own))
+        assert cost.input_tokens == pytest.approx(sum(usage["prompt_tokens"] for usage in own) / len(own))
+        assert cost.output_tokens == pytest.approx(sum(usage["completion_tokens"] for usage in own) / len(own))
+        assert cost.dollars is None
+        assert cost.seconds_p50 is not None
+        assert cost.seconds_p50 > 0.01
+
 
 @pytest.mark.real_model
 def test_an_equal_question_is_an_equal_request_and_has_an_equal_answer(smollm2: str) -> None:

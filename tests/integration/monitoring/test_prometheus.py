@@ -13,6 +13,7 @@ from autoopt_pipeline.devtools.processes import LOOPBACK, free_port
 from autoopt_pipeline.errors import LMUnavailable
 from autoopt_pipeline.monitoring import prometheus
 from autoopt_pipeline.orchestration.step_errors import translate_errors
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.tenants.config import Retry
 from tests.support.command_line import AUTOOPT
 from tests.support.scraped_metrics import exporter, parsed, scraped
@@ -27,7 +28,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spend(instance: dg.DagsterInstance, tenant: str, calls: int, *, verdict: str | None = "promoted") -> None:
     """An outcome, or with no verdict an attempt that failed after it had spent."""
-    metadata = {"lm_calls": calls, "lm_tokens": 10 * calls}
+    metadata = {"lm_calls": calls, "lm_tokens": 10 * calls, "lm_dollars": 0.5 * calls}
     if verdict:
         event = dg.AssetMaterialization("routing", partition=tenant, metadata={**metadata, "verdict": verdict})
         instance.report_runless_asset_event(event)
@@ -48,6 +49,7 @@ def test_what_happens_is_counted_from_the_start_of_the_exporter(instance: dg.Dag
     first = scraped(source)
     assert first["autoopt_lm_calls_total", "acme"] == 12
     assert first["autoopt_lm_tokens_total", "acme"] == 120
+    assert first["autoopt_lm_dollars_total", "acme"] == 6
     assert first["autoopt_verdicts_total", "routing", "promoted"] == 1
     assert first["autoopt_verdicts_total", "routing", "rejected"] == 1
     assert first["autoopt_rollbacks_total", "routing"] == 1
@@ -56,6 +58,48 @@ def test_what_happens_is_counted_from_the_start_of_the_exporter(instance: dg.Dag
     assert then["autoopt_lm_calls_total", "acme"] == 13
     counters = {key for key in first if key[0].endswith("_total")}
     assert all(then[key] >= first[key] for key in counters)
+
+
+def decide(instance: dg.DagsterInstance, tenant: str, verdict: str, **costs: tuple[float, float | None]) -> None:
+    """An outcome with what a decision of each program costs: tokens and dollars."""
+    measured = {
+        program: ProgramCost(
+            decisions=9,
+            lm_calls=1,
+            input_tokens=tokens,
+            output_tokens=0,
+            cached_tokens=0,
+            dollars=dollars,
+            timed=9,
+            seconds_p50=0.5,
+            seconds_p95=1.5,
+        ).model_dump()
+        for program, (tokens, dollars) in costs.items()
+    }
+    metadata = {"verdict": verdict, **({"costs": measured} if measured else {})}
+    instance.report_runless_asset_event(dg.AssetMaterialization("routing", partition=tenant, metadata=metadata))
+
+
+def test_the_cost_of_a_decision_is_that_of_the_program_that_serves(instance: dg.DagsterInstance, at_once: None) -> None:
+    decide(instance, "acme", "rejected", incumbent=(300, 0.01), candidate=(900, 0.03))
+    decide(instance, "beta", "promoted", incumbent=(300, None), candidate=(900, None))
+    source = exporter(instance)  # it shows what earlier runs measured
+    shown = {key: value for key, value in scraped(source).items() if key[0].startswith("autoopt_decision_")}
+    assert shown == {
+        ("autoopt_decision_tokens", "routing", "acme"): 300,
+        ("autoopt_decision_dollars", "routing", "acme"): 0.01,
+        ("autoopt_decision_seconds_p95", "routing", "acme"): 1.5,
+        ("autoopt_decision_tokens", "routing", "beta"): 900,
+        ("autoopt_decision_seconds_p95", "routing", "beta"): 1.5,
+    }
+    decide(instance, "acme", "promoted", incumbent=(300, 0.01), candidate=(800, None))
+    decide(instance, "acme", "not_enough_data")
+    then = scraped(source)
+    assert then["autoopt_decision_tokens", "routing", "acme"] == 800
+    assert ("autoopt_decision_dollars", "routing", "acme") not in then
+    rolled_back = dg.AssetObservation("routing", partition="acme", metadata={"event": "rolled_back", "reason": "worse"})
+    instance.report_runless_asset_event(rolled_back)
+    assert ("autoopt_decision_tokens", "routing", "acme") not in scraped(source)
 
 
 def test_runs_that_failed_are_timed_and_those_in_a_row_shown(instance: dg.DagsterInstance, at_once: None) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.evaluation.runner import answer_all, costs_of
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.optimization.answer_checkpoint import SAVE_AFTER, AnswerCheckpoint
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import LMSettings
+from autoopt_pipeline.tenants.config import LMPrice, LMSettings
 from tests.support.labeled_requests import LABELS, examples
 from tests.support.llm_server import LLMServer, llm_server
 from tests.support.project import PROJECT
@@ -91,6 +92,23 @@ def test_only_what_was_not_saved_yet_is_asked_again(
     assert ask(server, artifacts, temperature=temperature) < SAVE_AFTER
     AnswerCheckpoint(artifacts).drop()
     assert ask(server, artifacts, temperature=temperature) == 50
+
+
+def test_the_answers_of_a_lost_run_have_their_tokens_and_seconds(server: LLMServer, artifacts: VersionStore) -> None:
+    server.trouble = [0.03] * 50
+
+    def cost(kept: AnswerCheckpoint) -> ProgramCost:
+        settings = LMSettings(model="openai/test", api_base=server.url, price=LMPrice(input=1, output=2))
+        lm = metered_lm(settings, Meter(100, 10**9), answers=kept)
+        return costs_of({"x": answer_all(ROUTING, ROUTING.build_program(LABELS), examples(ROUTING, 50), lm)})["x"]
+
+    first, again = cost(AnswerCheckpoint(artifacts)), cost(kept := AnswerCheckpoint(artifacts))
+    assert (first.decisions, first.timed) == (again.decisions, again.timed) == (50, 50)
+    assert kept.loaded > 30
+    assert again.seconds_p50 is not None
+    assert again.seconds_p50 >= 0.03
+    assert (first.tokens, first.dollars) == (15, pytest.approx(20e-6))
+    assert (again.tokens, again.dollars) == (first.tokens, first.dollars)
 
 
 def test_another_model_and_another_endpoint_give_answers_of_their_own(

@@ -19,12 +19,12 @@ from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision
+from autoopt_pipeline.optimization.holdout import drawn_traces
 from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.pipeline import (
     MAX_DEV,
     MAX_HOLDOUT,
     MAX_TRAIN,
-    _drawn,
     _Optimization,
     optimize,
 )
@@ -167,8 +167,8 @@ def test_a_group_that_grew_is_not_new(artifacts: VersionStore) -> None:
     )
     fresh = HoldoutExample(example("something else"), ("something else",))
     parts = Split((), (), (grown, fresh), (), 0, 0, 0, 0, drawable=(grown, fresh))
-    assert _drawn(parts, "reviewed", seed="", without=test.seen) == [fresh]
-    assert _drawn(parts, "all", seed="", without=test.seen) == [fresh]
+    assert drawn_traces(parts, "reviewed", seed="", without=test.seen) == [fresh]
+    assert drawn_traces(parts, "all", seed="", without=test.seen) == [fresh]
 
 
 def test_a_hopeless_candidate_is_given_up_and_the_next_run_searches_again(
@@ -241,7 +241,7 @@ def test_what_trained_or_chose_the_candidate_is_not_drawn_later(artifacts: Versi
     assert test is not None
     like_one = min(LEARNT)
     grown = HoldoutExample(example(f"{like_one} now"), (like_one, f"{like_one} now"))
-    assert _drawn(Split((), (), (grown,), (), 0, 0, 0, 0), "reviewed", seed="", without=test.seen) == []
+    assert drawn_traces(Split((), (), (grown,), (), 0, 0, 0, 0), "reviewed", seed="", without=test.seen) == []
 
 
 def test_another_run_that_began_a_trial_meanwhile_is_not_replaced(artifacts: VersionStore) -> None:

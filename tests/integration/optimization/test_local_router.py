@@ -12,8 +12,9 @@ from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.modules.cascade import Cascade, cascades_in
+from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.optimizers import routers
-from autoopt_pipeline.optimization.pipeline import OptimizationJob, optimize
+from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict

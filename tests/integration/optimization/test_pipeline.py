@@ -32,7 +32,7 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
+from autoopt_pipeline.tenants.config import LMPrice, LMSettings, RolloutPolicy, RoutingConfigUnified, with_field
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, END, ROUTING, decisions, job, stand_in
@@ -80,6 +80,24 @@ def test_a_promoted_version_says_which_span_each_demo_came_from(
     }
     demos = artifacts.load(manifest.version).predictors["decide"].demos
     assert [queries[str(source)] for source in manifest.demo_sources["decide"]] == [demo["query"] for demo in demos]
+
+
+def test_the_cost_of_every_compared_program_is_measured(promoted: tuple[Report, VersionStore]) -> None:
+    report, artifacts = promoted
+    (manifest,) = artifacts.versions()
+    assert manifest.costs == report.costs
+    before, after = report.costs["incumbent"], report.costs["candidate"]
+    assert before.decisions == before.timed == after.timed == report.examples["holdout"] + report.examples["guard"]
+    assert (before.lm_calls, after.lm_calls) == (1, 0)  # a local router won
+    assert before.input_tokens > after.input_tokens == 0
+    assert (before.dollars, report.lm_dollars, manifest.lm_dollars) == (None, None, None)  # the stand-in has no price
+    assert after.dollars == 0
+    by_name = {tried.optimizer: tried.cost for tried in report.tried if tried.cost}
+    assert by_name["coverage-50"].input_tokens > by_name["coverage-16"].input_tokens > 2 * before.input_tokens
+    for tried in report.tried:
+        assert tried.cost
+        assert (tried.cost.decisions, tried.cost.timed) == (tried.judged_on, tried.judged_on)
+    assert [tried["cost"] for tried in manifest.tried] == [tried.as_dict()["cost"] for tried in report.tried]
 
 
 def test_a_promoted_version_leaves_a_share_to_what_it_replaced(promoted: tuple[Report, VersionStore]) -> None:
@@ -404,6 +422,19 @@ def test_a_spent_token_budget_keeps_the_best_so_far_too(traffic: list[LoggedDeci
     assert report.verdict is Verdict.PROMOTED
     assert report.lm_tokens <= 2_000_000
     assert any("the budget ended the search" in note for note in report.notes)
+
+
+def test_a_spent_budget_of_dollars_keeps_the_best_so_far_too(
+    traffic: list[LoggedDecision], artifacts: VersionStore
+) -> None:
+    priced = LMSettings(model="stand-in", price=LMPrice(input=1.0, output=4.0))
+    lm = metered_lm(priced, Meter(6000, 10**9, max_dollars=2.0))
+    report = optimize(job(traffic), lm, artifacts)
+    assert report.lm_dollars is not None
+    assert 0.5 < report.lm_dollars <= 2.0
+    assert any("of $2 are spent, and the rest is held back" in note for note in report.notes)
+    cost = report.costs["incumbent"]
+    assert cost.dollars == pytest.approx((cost.input_tokens + 4 * cost.output_tokens) / 1e6)
 
 
 def test_too_few_tokens_for_a_comparison_are_an_error_and_not_a_verdict(

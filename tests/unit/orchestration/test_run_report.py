@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,9 @@ from autoopt_pipeline.evaluation.cases import PairedCase, ScoredAnswer
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, LoggedDecision
-from autoopt_pipeline.optimization.report import Change, ComparedExample, Report, changes_between
+from autoopt_pipeline.optimization.report import CandidateStats, Change, ComparedExample, Report, changes_between
 from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
+from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.traces.reader import Collected
@@ -81,7 +83,7 @@ hostile = st.text(st.sampled_from("\\`*_~[]()!<>&|#x: \n") | st.characters(), ma
 )
 
 
-def markdown(report: Report) -> str:
+def metadata_of(report: Report) -> dict[str, Any]:
     collected = Collected("p", (), AnnotationsSeen(0))
     metadata = report_metadata(
         report,
@@ -92,7 +94,24 @@ def markdown(report: Report) -> str:
         comparison_url=None,
         overrides={},
     )
-    return str(metadata["report"].value)
+    return {name: value.value for name, value in metadata.items()}
+
+
+def markdown(report: Report) -> str:
+    return str(metadata_of(report)["report"])
+
+
+def test_the_cost_of_a_program_and_of_the_run_are_reported_where_they_are_known() -> None:
+    cost = ProgramCost(
+        decisions=9, lm_calls=1, input_tokens=300, output_tokens=12, cached_tokens=0, dollars=0.00012, timed=0
+    )
+    tried = CandidateStats("coverage-16", 0.7, 9, 0, 9, None, cost=cost)
+    report = replace(REPORT, lm_dollars=0.25, costs={"incumbent": cost}, tried=(tried,), incumbent_dev_score=0.5)
+    metadata = metadata_of(report)
+    assert metadata["lm_dollars"] == 0.25
+    assert ProgramCost.model_validate(metadata["costs"]["incumbent"]) == cost
+    assert "312 tokens, about $0.00012, time unknown" in metadata["report"]
+    assert not {"lm_dollars", "costs"} & metadata_of(REPORT).keys()
 
 
 def rendered(text: str) -> list[Token]:
