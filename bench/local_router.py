@@ -1,0 +1,92 @@
+"""How often a local router is right, how sure it is, and what a decision costs, on real queries and without a model.
+
+    .venv/bin/python bench/local_router.py FILE.jsonl --label agent --counts 100 200 400 1000 4000
+
+Each line of the file is an object with a `query` and its right label. For each seed, a part of the queries is set
+aside, and no router sees it. Routers are trained, stored, loaded and asked by the functions that runs and applications use.
+Beside each is the naive alternative: to give the most frequent label always.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, quantiles
+
+from autoopt_pipeline.modules.cascade import Cascade, cascades_in
+from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.spec import Example, Label, Provenance
+from autoopt_pipeline.optimization.optimizers import SEED
+from autoopt_pipeline.optimization.router_training import train_router
+from autoopt_pipeline.registry.records import Program
+from autoopt_pipeline.registry.serialization import deserialize, serialize
+
+ROUTING = get_module("routing")
+
+
+def measure(learnt: Sequence[Example], unseen: Sequence[Example], labels: Sequence[Label]) -> dict[str, float]:
+    """Train a router on some examples, and ask it others."""
+    began = time.perf_counter()
+    router = train_router(ROUTING, learnt, seed=SEED)
+    trained = time.perf_counter()
+    stored = serialize(ROUTING, "bench", labels, Cascade(ROUTING, labels, ROUTING.build_program(labels), router, 0.0))
+    raw = stored.encode()
+    loading = time.perf_counter()
+    program = deserialize(ROUTING, labels, Program.model_validate_json(raw))
+    loaded = time.perf_counter()
+    (cascade,) = cascades_in(program)
+    right, shares, seconds = [], [], []
+    for example in unseen:
+        asked = time.perf_counter()
+        answer = cascade(**example.inputs)
+        seconds.append(time.perf_counter() - asked)
+        right.append(answer.agent == example.label)
+        shares.append(answer.confidence)
+    frequent = Counter(example.label for example in learnt).most_common(1)[0][0]
+    surest = sorted(zip(shares, right, strict=True), reverse=True)[: len(unseen) // 2]
+    ordered = quantiles(seconds, n=100)
+    return {
+        "naive": 100 * fmean(example.label == frequent for example in unseen),
+        "right": 100 * fmean(right),
+        "surest half": 100 * fmean(ok for _, ok in surest),
+        "confidence": 100 * fmean(shares),
+        "p50 ms": 1e3 * ordered[49],
+        "p95 ms": 1e3 * ordered[94],
+        "train s": trained - began,
+        "load ms": 1e3 * (loaded - loading),
+        "KB": len(raw) / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--label", default="agent", help="the field with the right label")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 200, 400, 1000, 4000])
+    parser.add_argument("--unseen", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.file.read_text().splitlines() if line.strip()]
+    examples = [_example(row["query"], str(row[options.label])) for row in rows]
+    labels = [Label(name) for name in sorted({example.label for example in examples})]
+    print(f"{len(examples)} queries, {len(labels)} labels, {options.unseen} unseen, means of {options.seeds} seeds\n")
+    for place, count in enumerate(options.counts):
+        results = []
+        for seed in range(options.seeds):
+            shuffled = random.Random(seed).sample(examples, len(examples))  # noqa: S311 - reproducible, no secret
+            results.append(measure(shuffled[options.unseen :][:count], shuffled[: options.unseen], labels))
+        if not place:
+            print("| learnt from | " + " | ".join(results[0]) + " |\n|--:" + "|--:" * len(results[0]) + "|")
+        print(f"| {count} | " + " | ".join(f"{fmean(r[name] for r in results):.3g}" for name in results[0]) + " |")
+
+
+def _example(query: str, label: str) -> Example:
+    return Example({"query": query}, {"agent": label}, label, Provenance.HUMAN, True, datetime.now(UTC), "", "")
+
+
+if __name__ == "__main__":
+    main()
