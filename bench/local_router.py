@@ -3,8 +3,8 @@
     .venv/bin/python bench/local_router.py FILE.jsonl --label agent --counts 100 200 400 1000 4000
 
 Each line of the file is an object with a `query` and its right label. For each seed, a part of the queries is set
-aside, and no router sees it. Routers are trained, stored, loaded and asked by the functions that runs and applications use.
-Beside each is the naive alternative: to give the most frequent label always.
+aside, and no router sees it. Routers are trained, stored, loaded and asked by the functions that runs and applications
+use. Beside each is the naive alternative: to give the most frequent label always.
 """
 
 import argparse
