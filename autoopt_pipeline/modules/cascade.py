@@ -8,15 +8,12 @@ import dspy
 from autoopt_pipeline.modules.local_router import LocalRouter
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 
-LOCAL = "local"
-"""Attribute of a prediction that no language model made."""
-
 
 class Cascade(dspy.Module):
     """`model` answers unless the router's probability reaches `threshold`. At 0 the router answers alone.
 
     The predictors and their names are those of `model`, so every optimizer and every stored state fits both. `sources`
-    are the ids of the traces that the router learnt from.
+    are the ids of the traces that the router learnt from, and `module` is the name of what it decides.
     """
 
     def __init__(
@@ -33,7 +30,7 @@ class Cascade(dspy.Module):
         self.router = router
         self.threshold = threshold
         self.sources = tuple(sources)
-        self.title = f"local router of {spec.name}"
+        self.module = spec.name
         self._answer = spec.output_field
         self._allowed = frozenset(label.name for label in labels)
         written = {name for predictor in model.predictors() for name in predictor.signature.output_fields}
@@ -43,8 +40,7 @@ class Cascade(dspy.Module):
         choice, share = self.router.choose(inputs, self._allowed)
         if choice is None or share < self.threshold:
             return self.model(**inputs)
-        answer = {**dict.fromkeys(self._reasons, ""), self._answer: choice, "confidence": share, LOCAL: True}
-        return dspy.Prediction(**answer)
+        return dspy.Prediction(**dict.fromkeys(self._reasons, ""), **{self._answer: choice}, confidence=share)
 
     def named_parameters(self) -> list[tuple[str, Any]]:
         return self.model.named_parameters()

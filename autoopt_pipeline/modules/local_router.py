@@ -54,8 +54,10 @@ class LocalRouter:
 
 
 def columns_of(inputs: Mapping[str, str]) -> NDArray[np.int64]:
-    """Return the columns of a request's inputs, each once, in order. The `query` shares none with other inputs but by
-    chance."""
+    """Return the columns of a request's inputs, each once, in order.
+
+    The `query` shares a column with another input only by chance.
+    """
     columns: set[int] = set()
     for name, text in inputs.items():
         salt = "" if name == "query" else f"{name}\0"

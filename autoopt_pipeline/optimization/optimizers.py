@@ -15,7 +15,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
 from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec
-from autoopt_pipeline.optimization.router_training import best_threshold, can_be_routed, train_router
+from autoopt_pipeline.optimization.router_training import best_threshold, train_router
 from autoopt_pipeline.registry.serialization import ASKED, SOURCE, demo_query, queries_shown
 
 # The names of the optimizers, without the numbers of their candidates.
@@ -122,11 +122,10 @@ def improvers(context: OptimizerContext) -> Iterator[Improver]:
 def routers(context: OptimizerContext, model: dspy.Module, scores: Sequence[float]) -> Iterator[Optimizer]:
     """Yield a local router alone, and one that leaves to `model` what it is not sure about. Making them calls no model.
 
-    `scores` are those of `model` on the first dev examples, with which the division of labour is chosen.
+    `scores` are those of `model` on the first dev examples, with which the division of labour is chosen. The module
+    must be one that `can_be_routed`.
     """
     spec, labels = context.spec, context.labels
-    if not can_be_routed(spec, labels, context.train):
-        return
     router = train_router(spec, context.train, seed=SEED)
     sources = sorted({example.trace_id for example in context.train})
     allowed = {label.name for label in labels}

@@ -291,6 +291,7 @@ class _Optimization:
             return list(traces)
         by_span = {row.example.span_id: row for row in rows}
         asked = [by_span[trace.span_id] for trace in traces if not trace.alike][known:]
+        asked_spans = {row.example.span_id for row in asked}
         try:
             with self.tracker.phase("judge on disagreements", len(asked)) as answered:
                 examples = [row.example for row in asked]
@@ -310,7 +311,7 @@ class _Optimization:
             trace.model_copy(update={"judged": stored_case(cases[trace.span_id]) if trace.span_id in cases else None})
             for trace in traces
         ]
-        left = sum(trace.is_asked for trace in judged if trace.span_id in {row.example.span_id for row in asked})
+        left = sum(trace.is_asked for trace in judged if trace.span_id in asked_spans)
         if unread := len(asked) - len(cases):
             self.notes.append(f"{unread} of {len(asked)} answers of {judge.name} could not be read")
         self.draft = replace(self.draft, judge_lm=judge.name)

@@ -202,11 +202,13 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
 
 
 def _router_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:
-    old, new = ({cascade.title: str(cascade) for cascade in cascades_in(program)} for program in (incumbent, candidate))
-    for title in sorted(old.keys() | new.keys()):
-        dropped, added = ((side[title],) if title in side else () for side in (old, new))
+    old, new = (
+        {cascade.module: str(cascade) for cascade in cascades_in(program)} for program in (incumbent, candidate)
+    )
+    for module in sorted(old.keys() | new.keys()):
+        dropped, added = ((side[module],) if module in side else () for side in (old, new))
         if dropped != added:
-            yield Change(title, None, added, dropped, "")
+            yield Change(f"local router of {module}", None, added, dropped, "")
 
 
 def changes_of_versions(programs: ModuleVersions, before: str | None, after: str | None) -> tuple[Change, ...]:

@@ -80,9 +80,9 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
 
     Programs that cost nothing to make come first, then bootstrapped ones, then searches for better instructions from
     the leader, so that the cheap results remain if the budget runs out. Local routers come last, because one of them
-    asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON
-    schema races first, and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a
-    meter. With `only`, one of `OPTIMIZERS`, no other optimizer races.
+    asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first, and the
+    others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
+    `OPTIMIZERS`, no other optimizer races.
 
     Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent, and
     `InvalidConfig` if `only` cannot be used here. With a deterministic model the result depends only on the arguments,
@@ -101,11 +101,12 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
+    routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     if not (
         _chosen(demo_pickers(context), only)
         or _chosen(bootstrappers(context), only)
         or _chosen(improvers(context), only)
-        or (only == "local-router" and config.local_router and can_be_routed(spec, labels, split.train))
+        or routed
     ):
         raise InvalidConfig(
             f"optimizer {only} cannot be tried with {len(split.train)} training examples and {teacher.name}",
@@ -128,9 +129,9 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
             for improver in _chosen(improvers(context), only):
                 leader = _best_prompts(race).entrant
                 race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
-            if config.local_router:
+            if routed:
                 leading = _best_prompts(race)
-                race.run(runner.made(_chosen(routers(context, leading.entrant.program, leading.scores), only)))
+                race.run(runner.made(routers(context, leading.entrant.program, leading.scores)))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
@@ -170,11 +171,7 @@ _Named = TypeVar("_Named", Optimizer, Improver)
 
 
 def _chosen(optimizers: Iterable[_Named], only: str | None) -> list[_Named]:
-    return [
-        optimizer
-        for optimizer in optimizers
-        if only is None or re.sub(r"(-[0-9]+| \+ model)$", "", optimizer.name) == only
-    ]
+    return [optimizer for optimizer in optimizers if only is None or re.sub(r"-[0-9]+$", "", optimizer.name) == only]
 
 
 @dataclass

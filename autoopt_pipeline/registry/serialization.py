@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
-from autoopt_pipeline.modules.cascade import Cascade, cascades_in
+from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 from autoopt_pipeline.registry.records import Program
@@ -36,7 +36,7 @@ def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module)
 
 def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program: dspy.Module) -> Program:
     """Return the stored form of a program."""
-    state = program.dump_state()
+    state, cascades = program.dump_state(), cascades_in(program)
     for predictor in state.values():
         for demo in predictor.get("demos", ()):
             demo.pop(SOURCE, None)
@@ -50,8 +50,8 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (asked_in := answer_format(predictor.signature)) != CHAT
         },
-        routers={module: encode_router(cascade) for module, cascade in _cascades(spec, program)},
-        router_sources={module: list(cascade.sources) for module, cascade in _cascades(spec, program)},
+        routers={cascade.module: encode_router(cascade) for cascade in cascades},
+        router_sources={cascade.module: list(cascade.sources) for cascade in cascades},
         state=state,
         demo_sources={
             name: [demo.get(SOURCE) for demo in predictor.demos] for name, predictor in program.named_predictors()
@@ -90,12 +90,6 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
         ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
     return _with_routers(spec, labels, stored, program)
-
-
-def _cascades(spec: ModuleSpec, program: dspy.Module) -> list[tuple[str, Cascade]]:
-    """Return the programs with a local router by module: the program itself, and those of its parts."""
-    programs = [(spec.name, program), *((part.name, getattr(program, part.name)) for part in spec.parts)]
-    return [(module, each) for module, each in programs if isinstance(each, Cascade)]
 
 
 def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module) -> dspy.Module:
