@@ -68,7 +68,8 @@ def erase_from_programs(artifacts: VersionStore, target: ErasureTarget, *, actor
 def without_target(program: Program, target: ErasureTarget) -> Program:
     """The program without the demos of the target, and with the baseline's instructions where its own quote it.
 
-    A local router that learnt from the target is left out, so that the model answers all requests.
+    A local router that learnt from the target, or from nobody knows what, is left out, so that the model answers all
+    requests.
     """
     state, sources = {}, {}
     for name, predictor in program.state.items():
@@ -86,7 +87,7 @@ def without_target(program: Program, target: ErasureTarget) -> Program:
     routers = {
         module: router
         for module, router in program.routers.items()
-        if target.trace_ids.isdisjoint(program.router_sources.get(module, ()))
+        if module in program.router_sources and target.trace_ids.isdisjoint(program.router_sources[module])
     }
     learnt = {module: traces for module, traces in program.router_sources.items() if module in routers}
     return program.model_copy(

@@ -89,4 +89,5 @@ def _runs(padded: str) -> set[str]:
 
 
 def _hashed(gram: str) -> int:
-    return zlib.crc32(gram.encode()) % _HASHED
+    # Half of a character pair, which JSON may hold, is a text like any other here.
+    return zlib.crc32(gram.encode(errors="surrogatepass")) % _HASHED

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.erasure.programs import erase_from_programs
+from autoopt_pipeline.erasure.programs import erase_from_programs, without_target
 from autoopt_pipeline.erasure.target import ErasureTarget
 from autoopt_pipeline.errors import InvalidConfig
 from autoopt_pipeline.evaluation.runner import answer_all
@@ -127,6 +127,14 @@ def test_a_tenant_can_do_without(tmp_path: Path) -> None:
     assert not any("local-router" in tried.optimizer for tried in report.tried)
     with pytest.raises(InvalidConfig, match="local-router cannot be tried"):
         learnt(store(tmp_path), without)
+
+
+def test_a_router_with_unknown_sources_does_not_outlast_an_erasure(
+    promoted: tuple[Path, VersionStore, Report],
+) -> None:
+    _, artifacts, report = promoted
+    unknown = artifacts.load(str(report.version)).model_copy(update={"router_sources": {}})
+    assert without_target(unknown, ErasureTarget(frozenset(), frozenset())).routers == {}
 
 
 def test_an_erased_trace_takes_the_router_with_it(tmp_path: Path) -> None:

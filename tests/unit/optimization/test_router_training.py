@@ -95,6 +95,10 @@ def test_any_text_has_columns(inputs: dict[str, str]) -> None:
     assert columns_of(dict(inputs)).tolist() == columns.tolist()
 
 
+def test_half_a_character_pair_has_columns_too() -> None:
+    assert len(columns_of({"query": "\ud83d"}))
+
+
 def test_the_query_and_other_inputs_are_told_apart() -> None:
     as_query, as_modality = (set(columns_of({name: "video"}).tolist()) for name in ("query", "modality"))
     assert as_query.isdisjoint(as_modality)
