@@ -13,7 +13,14 @@ from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.cli.versions import header, standing_as_dict
 from autoopt_pipeline.errors import InvalidArtifact
-from autoopt_pipeline.registry.module_versions import ModuleVersions, cost_of, how_it_ended, lm_of, predictors_of
+from autoopt_pipeline.registry.module_versions import (
+    ModuleVersions,
+    cost_of,
+    how_it_ended,
+    lm_of,
+    predictors_of,
+    routers_of,
+)
 from autoopt_pipeline.registry.program_cost import CANDIDATE, describe_costs, read_costs
 from autoopt_pipeline.registry.records import Manifest
 from autoopt_pipeline.span_contract import BASELINE
@@ -54,13 +61,15 @@ def show(
                 "verdict": programs.verdict(manifest),
                 **standing_as_dict(programs, name),
                 "manifest": manifest.model_dump(mode="json"),
+                "local_routers": routers_of(stored) if stored else None,
                 "predictors": predictors_of(stored) if stored else None,
             }
         )
         return
     last = programs.last_event(name)
     console.print(f"{programs.name}  {name}  {last.what if last else ''}".rstrip())
-    for title, text in _describe(programs, manifest, full):
+    routers = [("local router", f"{of}: {text}") for of, text in (routers_of(stored) if stored else {}).items()]
+    for title, text in (*_describe(programs, manifest, full), *routers):
         console.print(f"{title:<19}  {escape(text)}")
     if manifest.tried:
         _print_candidates(manifest)

@@ -45,10 +45,6 @@ class Cascade(dspy.Module):
     def named_parameters(self) -> list[tuple[str, Any]]:
         return self.model.named_parameters()
 
-    def __str__(self) -> str:
-        when = f"answers from a confidence of {self.threshold:.2f}, else the model" if self.threshold else "answers all"
-        return f"{when}; {len(self.router.classes)} labels, learnt from {len(self.sources)} traces"
-
 
 def cascades_in(program: dspy.Module) -> list[Cascade]:
     """Return a program and its parts, as far as they have a local router."""

@@ -16,7 +16,7 @@ from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.spec import Example
-from autoopt_pipeline.registry.module_versions import ModuleVersions
+from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_router
 from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import demo_query, instantiate
@@ -203,7 +203,11 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
 
 def _router_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:
     old, new = (
-        {cascade.module: str(cascade) for cascade in cascades_in(program)} for program in (incumbent, candidate)
+        {
+            each.module: describe_router(each.threshold, each.router.classes, each.sources)
+            for each in cascades_in(program)
+        }
+        for program in (incumbent, candidate)
     )
     for module in sorted(old.keys() | new.keys()):
         dropped, added = ((side[module],) if module in side else () for side in (old, new))

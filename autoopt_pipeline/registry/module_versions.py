@@ -1,6 +1,6 @@
 """A snapshot of one tenant's module: its versions, transitions and active rollout, with descriptions for people."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -185,6 +185,20 @@ def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
         name: {"instructions": predictor.signature.instructions, "demos": predictor.demos}
         for name, predictor in stored.predictors.items()
     }
+
+
+def routers_of(stored: Program) -> dict[str, str]:
+    """Return what each local router of a program does, by module."""
+    return {
+        module: describe_router(router.threshold, router.classes, stored.router_sources.get(module, ()))
+        for module, router in stored.routers.items()
+    }
+
+
+def describe_router(threshold: float, labels: Sized, traces: Sized) -> str:
+    """Return when a local router answers, how many labels it knows, and from how many traces."""
+    when = f"answers from a confidence of {threshold:.2f}, else the model" if threshold else "answers all"
+    return f"{when}; {len(labels)} labels, learnt from {len(traces)} traces"
 
 
 def _roles(transition: Transition) -> dict[str, str]:

@@ -25,6 +25,7 @@ from autoopt_pipeline.registry.module_versions import (
     lm_of,
     predictors_of,
     read_programs,
+    routers_of,
 )
 from autoopt_pipeline.registry.program_cost import describe_costs
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
@@ -201,6 +202,7 @@ def version_page(request: Request) -> Response:
             how_it_ended(e) for e in programs.artifacts.rollout_results() if manifest.version in (e.version, e.against)
         ],
         predictors=predictors_of(stored) if stored else {},
+        routers=routers_of(stored) if stored else {},
         gone=gone,
         against=against,
         others=[BASELINE, *(other.version for other in programs.manifests if other.version != manifest.version)],

@@ -16,6 +16,7 @@ from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.optimizers import routers
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.report import Report
+from autoopt_pipeline.registry.module_versions import routers_of
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import deserialize
@@ -149,3 +150,11 @@ def test_an_erased_trace_takes_the_router_with_it(tmp_path: Path) -> None:
     assert now.routers == {}
     assert now.router_sources == {}
     assert not cascades_in(deserialize(ROUTING, LABELS, now))
+
+
+def test_a_version_says_what_its_router_does(promoted: tuple[Path, VersionStore, Report]) -> None:
+    _, artifacts, report = promoted
+    (change,) = [change for change in report.changes if change.demos is None]
+    shown = routers_of(artifacts.load(str(report.version)))
+    assert shown == {"routing": change.added[0]}
+    assert shown["routing"].endswith(f"4 labels, learnt from {report.examples['train']} traces")
