@@ -11,7 +11,7 @@ import dspy
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.evaluation.cost import DecisionCost, measured
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT
 from autoopt_pipeline.evaluation.not_worse import MOST_TRACES, traces_for
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
@@ -134,12 +134,13 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
                 context = replace(context, start=in_format(start, _faster_format(runner, race, incumbent)))
             if isinstance(incumbent, Cascade):
                 race.run([runner.entrant("incumbent's model", incumbent.model)])
-            race.run(runner.made(_chosen(demo_pickers(context), only)))
-            race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
-            race.run(runner.made(_chosen(bootstrappers(context), only)))
-            for improver in _chosen(improvers(context), only):
-                leader = _best_prompts(race).entrant
-                race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
+            if only or race.incumbent.mean() <= 1 - MIN_GAIN:
+                _look_for_better(runner, race, context, only)
+            else:
+                runner.note(
+                    f"the incumbent is right on {100 * race.incumbent.mean():.1f} % of dev, which leaves too little to "
+                    "gain, so only cheaper programs race"
+                )
             if dieting:
                 _put_on_diet(runner, race, _best_prompts(race), start, config.objective)
             if routed:
@@ -160,6 +161,17 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         incumbent_cost=runner.cost_of(race.incumbent),
         notes=tuple(runner.notes),
     )
+
+
+def _look_for_better(
+    runner: "_RaceRunner", race: Race[dspy.Module], context: OptimizerContext, only: str | None
+) -> None:
+    race.run(runner.made(_chosen(demo_pickers(context), only)))
+    race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
+    race.run(runner.made(_chosen(bootstrappers(context), only)))
+    for improver in _chosen(improvers(context), only):
+        leader = _best_prompts(race).entrant
+        race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
 
 
 def _choice(
