@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-# Virtual folder of a checkout in which `make encoder` makes it.
+# Folder of a checkout in which `make encoder` makes it.
 ENCODER = Path(__file__).resolve().parents[2] / ".encoder"
 
 # Digest of model.safetensors, on which measured numbers and programs depend.

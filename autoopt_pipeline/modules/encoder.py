@@ -37,7 +37,7 @@ _REMEDY = "name a folder with model.onnx and tokenizer.json of a sentence encode
 class Encoder:
     """What identifies an encoder, and how it makes a vector of length 1 of a text (of length 0 if it has no tokens).
 
-    `sha256` is the digest of its files. `dimension` is how many numbers a vector has.
+    `sha256` is the digest of its files. `dimension` is how many numbers a vector has. Threads may encode at once.
     """
 
     sha256: str
@@ -86,7 +86,7 @@ def _load(folder: Path) -> Encoder:
 
 
 def _run(session: "InferenceSession", tokenizer: "Tokenizer", text: str) -> NDArray[np.float32]:
-    """Return the sum of the tokens' vectors. One text is not padded, so all of its tokens count."""
+    """Return the sum of the tokens' vectors, whose direction is their mean's. One text has no padding to leave out."""
     # Half of a character pair, which JSON may hold, is no text to a tokenizer.
     readable = text[:_CHARACTERS].encode(errors="replace").decode()
     tokens = tokenizer.encode(readable)
