@@ -41,7 +41,7 @@ def measure(
     stored = serialize(ROUTING, "bench", labels, Cascade(ROUTING, labels, ROUTING.build_program(labels), router, 0.0))
     raw = stored.encode()
     loading = time.perf_counter()
-    program = deserialize(ROUTING, labels, Program.model_validate_json(raw), encoder)
+    program = deserialize(ROUTING, labels, Program.model_validate_json(raw), encoder=encoder)
     loaded = time.perf_counter()
     (cascade,) = cascades_in(program)
     right, shares, seconds = [], [], []

@@ -214,7 +214,7 @@ class _Optimization:
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         self.served = served = compose(
-            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, self.job.encoder
+            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, encoder=self.job.encoder
         )
         self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         incumbent = self._incumbent(served)
@@ -712,7 +712,9 @@ class _Optimization:
         if self.incumbent_version is None:
             return start
         try:
-            return deserialize(self.spec, self.labels, self.artifacts.load(self.incumbent_version), self.job.encoder)
+            return deserialize(
+                self.spec, self.labels, self.artifacts.load(self.incumbent_version), encoder=self.job.encoder
+            )
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
             return start
@@ -748,7 +750,9 @@ class _Optimization:
             self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
-                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version), self.job.encoder)
+                return test, deserialize(
+                    self.spec, self.labels, self.artifacts.load(test.version), encoder=self.job.encoder
+                )
             except InvalidArtifact as e:
                 self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None

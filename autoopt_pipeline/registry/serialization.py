@@ -60,7 +60,9 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     )
 
 
-def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program, encoder: Path | None = None) -> dspy.Module:
+def deserialize(
+    spec: ModuleSpec, labels: Sequence[Label], stored: Program, *, encoder: Path | None = None
+) -> dspy.Module:
     """Return the DSPy program of a stored one, with the current labels. `encoder` is the sentence encoder's folder.
 
     Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
@@ -130,6 +132,7 @@ def compose(
     parts: Mapping[str, Program],
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
+    *,
     encoder: Path | None = None,
 ) -> dspy.Module:
     """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
@@ -143,7 +146,7 @@ def compose(
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], encoder))
+            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], encoder=encoder))
         except InvalidArtifact as e:
             if refused is None:
                 raise

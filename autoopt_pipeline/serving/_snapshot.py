@@ -84,7 +84,7 @@ class Snapshot:
             if version is not None:
                 parts = {}
                 program = deserialize(
-                    self._spec, labels, self.programs[self._spec.name, version], self._settings.encoder
+                    self._spec, labels, self.programs[self._spec.name, version], encoder=self._settings.encoder
                 )
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
@@ -134,7 +134,8 @@ def take_snapshot(
         try:
             stored = load(of, version)
             for labels in label_sets[:1]:
-                deserialize(of, of.labels or labels, stored, settings.encoder)  # rejects a version that does not fit
+                # Rejects a version that does not fit.
+                deserialize(of, of.labels or labels, stored, encoder=settings.encoder)
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e

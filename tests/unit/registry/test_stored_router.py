@@ -60,7 +60,7 @@ def with_encoder(encoder: Path) -> Program:
 
 
 def test_a_stored_router_with_an_encoder_answers_as_before(with_encoder: Program, encoder: Path) -> None:
-    program = deserialize(ROUTING, LABELS, Program.model_validate_json(with_encoder.encode()), encoder)
+    program = deserialize(ROUTING, LABELS, Program.model_validate_json(with_encoder.encode()), encoder=encoder)
     (restored,) = cascades_in(program)
     known = cascade(encoder=encoder)
     names = [label.name for label in LABELS]
@@ -78,7 +78,7 @@ def test_a_router_is_refused_without_its_encoder(with_encoder: Program, tmp_path
     nothing = tmp_path / "nothing"
     for folder, why in ((None, "none is set"), (another, f"{another} holds"), (nothing, f"encoder {nothing}: ")):
         with pytest.raises(InvalidArtifact) as refused:
-            deserialize(ROUTING, LABELS, with_encoder, folder)
+            deserialize(ROUTING, LABELS, with_encoder, encoder=folder)
         assert f"needs the sentence encoder {needed.sha256[:12]}" in refused.value.what
         assert why in refused.value.what
 
@@ -104,7 +104,7 @@ def test_an_encoder_of_another_dimension_is_refused(with_encoder: Program, encod
     document = json.loads(with_encoder.encode())
     document["routers"]["routing"]["encoder"]["dimension"] = dimension
     with pytest.raises(InvalidArtifact, match="local router of a program is damaged"):
-        deserialize(ROUTING, LABELS, Program.model_validate(document), encoder)
+        deserialize(ROUTING, LABELS, Program.model_validate(document), encoder=encoder)
 
 
 def test_a_router_from_before_encoders_needs_none(stored: Program) -> None:
