@@ -188,6 +188,7 @@ class _Optimization:
             self.tracker,
             only=self.job.only,
             try_schema=self._should_try_schema(incumbent),
+            encoder=self.job.encoder,
         )
         self.notes += searched.notes
         self.draft = replace(
@@ -212,7 +213,9 @@ class _Optimization:
         learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
-        self.served = served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        self.served = served = compose(
+            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, encoder=self.job.encoder
+        )
         self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         incumbent = self._incumbent(served)
         self.start = start = in_format(served, chosen) if chosen else served
@@ -709,7 +712,9 @@ class _Optimization:
         if self.incumbent_version is None:
             return start
         try:
-            return deserialize(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
+            return deserialize(
+                self.spec, self.labels, self.artifacts.load(self.incumbent_version), encoder=self.job.encoder
+            )
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
             return start
@@ -745,7 +750,9 @@ class _Optimization:
             self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
-                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version))
+                return test, deserialize(
+                    self.spec, self.labels, self.artifacts.load(test.version), encoder=self.job.encoder
+                )
             except InvalidArtifact as e:
                 self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None

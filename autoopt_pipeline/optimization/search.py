@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import dspy
@@ -21,6 +22,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.cascade import Cascade
+from autoopt_pipeline.modules.encoder import open_encoder
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
@@ -82,6 +84,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     tracker: PhaseTracker,
     only: str | None = None,
     try_schema: bool = False,
+    encoder: Path | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
@@ -90,14 +93,16 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     Local routers come last, because some of them ask a model what they are not sure about. A cheaper program may win
     that is about as good (see `_choice`). With `try_schema`, the incumbent with a JSON schema races first, and the
     others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
-    `OPTIMIZERS`, no other optimizer races.
+    `OPTIMIZERS`, no other optimizer races. Local routers use the sentence encoder in the folder `encoder`.
 
-    Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent, and
-    `InvalidConfig` if `only` cannot be used here. With a deterministic model the result depends only on the arguments,
-    except that if tokens run out before calls do, it also depends on the number of concurrent calls.
+    Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent,
+    `InvalidConfig` if `only` cannot be used here, and `InvalidSettings` if `encoder` cannot be loaded. With a
+    deterministic model the result depends only on the arguments, except that if tokens run out before calls do, it also
+    depends on the number of concurrent calls.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
+    routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     context = OptimizerContext(
         spec=spec,
         labels=labels,
@@ -108,9 +113,9 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         teacher=teacher,
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
+        encoder=open_encoder(encoder) if routed and encoder else None,
     )
     dieting = only is None or (only == "prompt-diet" and bool(_leaner(INCUMBENT, incumbent, start)))
-    routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     if not (
         _chosen(demo_pickers(context), only)
         or _chosen(bootstrappers(context), only)

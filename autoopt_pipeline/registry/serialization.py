@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -14,7 +15,7 @@ from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 from autoopt_pipeline.registry.records import Program
-from autoopt_pipeline.registry.stored_router import decode_router, encode_router
+from autoopt_pipeline.registry.stored_router import FindEncoder, decode_router, encode_router, encoder_in, no_encoder
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
@@ -59,12 +60,19 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     )
 
 
-def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
-    """Return the DSPy program of a stored one, with the current labels.
+def deserialize(
+    spec: ModuleSpec, labels: Sequence[Label], stored: Program, *, encoder: Path | None = None
+) -> dspy.Module:
+    """Return the DSPy program of a stored one, with the current labels. `encoder` is the sentence encoder's folder.
 
     Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
-    signature has changed since, or if the state is not one that `serialize` writes.
+    signature has changed since, if the state is not one that `serialize` writes, or if a local router needs another
+    encoder.
     """
+    return _restored(spec, labels, stored, encoder_in(encoder))
+
+
+def _restored(spec: ModuleSpec, labels: Sequence[Label], stored: Program, find_encoder: FindEncoder) -> dspy.Module:
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
@@ -89,17 +97,20 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
             {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
         ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
-    return _with_routers(spec, labels, stored, program)
+    return _with_routers(spec, labels, stored, program, find_encoder)
 
 
-def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module) -> dspy.Module:
+def _with_routers(
+    spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module, find_encoder: FindEncoder
+) -> dspy.Module:
     for module, router in stored.routers.items():
         sources = stored.router_sources.get(module, ())
         if module == spec.name:
-            program = decode_router(spec, labels, program, router, sources)
+            program = decode_router(spec, labels, program, router, sources, find_encoder)
         for part in spec.parts:
             if part.name == module:
-                own = decode_router(part, part.labels or labels, getattr(program, module), router, sources)
+                model = getattr(program, module)
+                own = decode_router(part, part.labels or labels, model, router, sources, find_encoder)
                 setattr(program, module, own)
     return program
 
@@ -107,11 +118,12 @@ def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, pr
 def instantiate(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
     """Return the DSPy program of a stored one, or of the module's baseline for None, with these labels.
 
-    Raises `InvalidArtifact` if it was made for another signature.
+    It is for showing and comparing: a local router with a sentence encoder does not answer. Raises `InvalidArtifact` if
+    it was made for another signature.
     """
     spec = get_module(module)
     choices = spec.labels or tuple(Label(name) for name in labels)
-    return spec.build_program(choices) if stored is None else deserialize(spec, choices, stored)
+    return spec.build_program(choices) if stored is None else _restored(spec, choices, stored, no_encoder)
 
 
 def compose(
@@ -120,18 +132,21 @@ def compose(
     parts: Mapping[str, Program],
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
+    *,
+    encoder: Path | None = None,
 ) -> dspy.Module:
     """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
 
     `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
     its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
+    `encoder` is the sentence encoder's folder.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name]))
+            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], encoder=encoder))
         except InvalidArtifact as e:
             if refused is None:
                 raise

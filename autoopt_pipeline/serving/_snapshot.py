@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.adapters import AnswerAdapter
-from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Pointer, Program
 from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.serving._answers import Arm, Loaded
+from autoopt_pipeline.serving._answers import Arm, BuildSettings, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
 
 Labels = tuple[Label, ...]
@@ -34,12 +33,12 @@ class Snapshot:
         spec: ModuleSpec,
         pointers: Pointers,
         programs: Mapping[tuple[str, str], Program],
-        baseline_format: AnswerFormat,
+        settings: BuildSettings,
     ) -> None:
         self.pointers = pointers
         self.programs = programs
         self._spec = spec
-        self._baseline_format = baseline_format
+        self._settings = settings
         self._built: dict[tuple[str | None, Arm, Labels], Loaded] = {}
 
     @property
@@ -84,11 +83,19 @@ class Snapshot:
         if built is None:
             if version is not None:
                 parts = {}
-                program = deserialize(self._spec, labels, self.programs[self._spec.name, version])
+                program = deserialize(
+                    self._spec, labels, self.programs[self._spec.name, version], encoder=self._settings.encoder
+                )
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
                 of_parts = {name: self.programs[name, part] for name, part in parts.items()}
-                program = compose(self._spec, labels, of_parts, baseline_format=self._baseline_format)
+                program = compose(
+                    self._spec,
+                    labels,
+                    of_parts,
+                    baseline_format=self._settings.baseline_format,
+                    encoder=self._settings.encoder,
+                )
             built = Loaded(program, version, arm, parts, AnswerAdapter())
             # Replaced and not changed, because other threads may read it. Building the same program twice is harmless.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
@@ -102,7 +109,7 @@ def take_snapshot(
     pointers: Pointers,
     label_sets: Sequence[Labels],
     before: Snapshot | None,
-    baseline_format: AnswerFormat,
+    settings: BuildSettings,
 ) -> tuple[Snapshot, InvalidArtifact | None]:
     """Load the versions that the pointers name, and build them for these sets of labels. Loaded versions are reused.
 
@@ -127,11 +134,12 @@ def take_snapshot(
         try:
             stored = load(of, version)
             for labels in label_sets[:1]:
-                deserialize(of, of.labels or labels, stored)  # rejects a version that does not fit
+                # Rejects a version that does not fit.
+                deserialize(of, of.labels or labels, stored, encoder=settings.encoder)
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e
-    snapshot = Snapshot(spec, pointers, programs, baseline_format)
+    snapshot = Snapshot(spec, pointers, programs, settings)
     snapshot.build(label_sets)
     return snapshot, refused
 
