@@ -17,6 +17,9 @@ from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec, que
 # Fewest training examples.
 MIN_FOR_ROUTER = 50
 
+# Share of the examples on which a careful router may be wrong. It is half of the default of `objective.max_loss`.
+CAREFUL_LOSS = 0.005
+
 # Parts of the training examples, each of which is scored by a router of the others, to learn the temperature.
 _FOLDS = 5
 
@@ -81,11 +84,21 @@ def best_threshold(shares: Sequence[float], local: Sequence[float], model: Seque
 
 
 def careful_threshold(shares: Sequence[float], local: Sequence[float], model: Sequence[float]) -> float | None:
-    """Return the lowest probability from which the router does worse than the model on no example; None if none is."""
+    """Return the lowest probability from which the router is worse than the model on no example; None if none is.
+
+    By its own probabilities it may be wrong there on `CAREFUL_LOSS` of all examples, because a few examples show no
+    rare errors.
+    """
     worse = max(
         (share for share, ours, theirs in zip(shares, local, model, strict=True) if ours < theirs), default=-1.0
     )
-    return min((share for share in shares if share > worse), default=None)
+    threshold, expected = None, 0.0
+    for share in sorted(shares, reverse=True):
+        expected += (1 - share) / len(shares)
+        if share <= worse or expected > CAREFUL_LOSS:
+            break
+        threshold = share
+    return threshold
 
 
 def _rarity(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
