@@ -43,7 +43,7 @@ def phoenix(parts: Connections) -> Iterator[Finding]:
 def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
     """Check that the key variables of the deployment's and tenants' models are set. `call` sends each a question."""
     # Imports DSPy.
-    from autoopt_pipeline.lm.models import resolve_lm, resolve_teacher
+    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher
 
     wanted: Counter[LMSettings] = Counter()
     missing: LMNotConfigured | None = None

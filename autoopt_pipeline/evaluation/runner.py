@@ -249,7 +249,8 @@ def raising_outages() -> Generator[None, None, None]:
 
 @contextmanager
 def using(lm: MeteredLM) -> Generator[None, None, None]:
-    """Run DSPy code with this model, without history, trace or output of its optimizers."""
+    """Run DSPy code with this model and its others, without history, trace or output of DSPy's optimizers."""
+    named = {name: model.lm for name, model in lm.models.items()}
     quiet = io.StringIO()
     loggers = [logging.getLogger(name) for name in ("dspy", "dspy.teleprompt", "dspy.evaluate", "dspy.utils")]
     levels = [logger.level for logger in loggers]
@@ -257,7 +258,7 @@ def using(lm: MeteredLM) -> Generator[None, None, None]:
         logger.setLevel(logging.CRITICAL)
     try:
         with (
-            dspy.context(lm=lm.lm, adapter=AnswerAdapter(), disable_history=True, trace=None),
+            dspy.context(lm=lm.lm, adapter=AnswerAdapter(lm.lm, named), disable_history=True, trace=None),
             redirect_stdout(quiet),
             redirect_stderr(quiet),
         ):

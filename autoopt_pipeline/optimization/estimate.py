@@ -138,6 +138,10 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
     if labeller:
         total += _rehearsed(spec, spec.build_program(labels), sample, labeller.price) * len(labelled)
     total += sum(costs[: len(first)], LMEstimate()) * len(dev) + _mean(with_demos) * _heat(len(with_demos), len(dev))
+    # A candidate model answers the same prompts, and those of the leader.
+    for model in lm.others.values():
+        alike = [_rehearsed(spec, program, sample, model.price) for program in distinct.values()]
+        total += _mean(alike) * _heat(len(alike), len(dev))
     if config.dspy_max_bootstrapped_demos and len(split.train) >= MIN_FOR_BOOTSTRAP:
         asked = sum(bootstrap_sizes(config.dspy_max_bootstrapped_demos)) / _FULLY_RIGHT
         taught = _rehearsed(spec, start, sample, teacher.price)

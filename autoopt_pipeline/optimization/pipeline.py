@@ -42,6 +42,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
+from autoopt_pipeline.modules.named_model import models_asked, named_models
 from autoopt_pipeline.modules.similarity import quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
@@ -74,7 +75,7 @@ from autoopt_pipeline.registry.records import (
     new_version_id,
     program_facts,
 )
-from autoopt_pipeline.registry.serialization import compose, deserialize
+from autoopt_pipeline.registry.serialization import check_models, compose, deserialize
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
@@ -189,6 +190,7 @@ class _Optimization:
             self.tracker,
             only=self.job.only,
             try_schema=self._should_try_schema(incumbent),
+            retired=self.retired,
         )
         self.notes += searched.notes
         self.draft = replace(
@@ -213,7 +215,9 @@ class _Optimization:
         learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
-        self.served = served = compose(self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT)
+        self.served = served = compose(
+            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, self.lm.models
+        )
         self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         incumbent = self._incumbent(served)
         self.start = start = in_format(served, chosen) if chosen else served
@@ -224,7 +228,7 @@ class _Optimization:
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
-            shown=known_queries(built, [incumbent, start, *([candidate] if candidate else [])]),
+            shown=known_queries(built, [program for program in (incumbent, start, candidate, self.retired) if program]),
         )
         self.draft = self._draft(built, split)
         self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
@@ -361,9 +365,8 @@ class _Optimization:
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Charge a test of the finalist, and compare it with the incumbent on a first batch of drawn traces."""
-        self.draft = replace(
-            self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
-        )
+        self._draft_comparison(incumbent, finalist.program)
+        self.draft = replace(self.draft, optimizer=finalist.optimizer)
         check_no_demo_is_held_out(finalist.program, split)
         split = self._without_quoted(split, incumbent, finalist.program)
         if missing := _missing_data(split):
@@ -439,7 +442,8 @@ class _Optimization:
         self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
     ) -> Report:
         """Decide by the reviews so far, or compare the candidate on new traces, instead of searching for another."""
-        self.draft = replace(self.draft, version=test.version, changes=changes_between(incumbent, candidate))
+        self._draft_comparison(incumbent, candidate)
+        self.draft = replace(self.draft, version=test.version)
         if test.drawn:
             batch = self._resolve(test)
         else:
@@ -466,6 +470,12 @@ class _Optimization:
             with suppress(PromotionConflict):
                 batch.append(report.verdict)
         return report
+
+    def _draft_comparison(self, incumbent: dspy.Module, candidate: dspy.Module) -> None:
+        """Report how two programs differ, and which models they ask."""
+        programs = {INCUMBENT: incumbent, CANDIDATE: candidate}
+        asked = {name: ", ".join(models_asked(program, self.lm.name)) for name, program in programs.items()}
+        self.draft = replace(self.draft, changes=changes_between(incumbent, candidate), program_lms=asked)
 
     def _compare_drawn(
         self,
@@ -662,6 +672,7 @@ class _Optimization:
             version=None,
             active_version=self.incumbent_version,
             lm=self.lm.name,
+            other_lms=tuple(sorted(self.lm.others)),
             stand_in=self.lm.is_stand_in,
             teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
         )
@@ -670,14 +681,23 @@ class _Optimization:
         self.notes.append(f"{part.name} starts from its baseline: {error}")
 
     def _incumbent(self, start: dspy.Module) -> dspy.Module:
-        """Return the active version's program, or `start` if there is none or it cannot serve."""
+        """Return the active version's program, or `start` if there is none or it cannot serve.
+
+        If the tenant no longer has the model that it names, its prompts are `retired`: they race, asked of others.
+        """
+        self.retired: dspy.Module | None = None
         if self.incumbent_version is None:
             return start
         try:
-            return deserialize(self.spec, self.labels, self.artifacts.load(self.incumbent_version))
+            stored = self.artifacts.load(self.incumbent_version)
+            program = deserialize(self.spec, self.labels, stored)
+            if not named_models(program) <= self.lm.models.keys():
+                self.retired = deserialize(self.spec, self.labels, stored.model_copy(update={"lms": {}}))
+            check_models(stored, self.lm.models)
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
             return start
+        return program
 
     def _incumbent_name(self) -> str | None:
         """Return the active version or, for a composed module without one, the programs of its parts."""
@@ -710,7 +730,7 @@ class _Optimization:
             self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
-                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version))
+                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version), self.lm.models)
             except InvalidArtifact as e:
                 self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None
@@ -766,6 +786,7 @@ class _Optimization:
         }
 
     def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
+        asked = [self.lm.models[name] for name in models_asked(finalist.program, self.lm.name)]
         return Manifest(
             **program_facts(finalist.stored, self.job.window_end),
             **self._measured(decision, verdict, reason),
@@ -778,11 +799,11 @@ class _Optimization:
             optimizer=finalist.optimizer,
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
-            lm=self.lm.name,
-            lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
+            lm=", ".join(model.name for model in asked),
+            lm_settings=dict(asked[0].endpoint.values) if len(asked) == 1 and asked[0].endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             judge_lm=self.draft.judge_lm,
-            stand_in=self.lm.is_stand_in,
+            stand_in=any(model.is_stand_in for model in asked),
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
             lm_input_tokens=self.lm.meter.input_tokens,

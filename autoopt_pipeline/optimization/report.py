@@ -87,9 +87,10 @@ class Report:
 
     `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
     `unread` counts the answers that could not be scored, by program and reason, and `costs` has what a decision of each
-    program costs: on the holdout, or if that was not used, on the dev examples. `lm_dollars` is None if it is unknown.
-    `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`. `reviews_needed` is how
-    many more reviews can decide at the soonest.
+    program costs: on the holdout, or if that was not used, on the dev examples. `lm` is the tenant's own model,
+    `other_lms` are its candidate models, and `program_lms` has the models that each compared program asks. `lm_dollars`
+    is None if it is unknown. `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`.
+    `reviews_needed` is how many more reviews can decide at the soonest.
     """
 
     tenant_id: str
@@ -109,6 +110,8 @@ class Report:
     lm: str
     stand_in: bool
     malformed: int = 0
+    other_lms: tuple[str, ...] = ()
+    program_lms: Mapping[str, str] = field(default_factory=dict)
     teacher_lm: str | None = None
     teacher_calls: int = 0
     judge_lm: str | None = None

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import dspy
 
-from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
+from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig, LMNotConfigured, LMUnavailable
 from autoopt_pipeline.evaluation.cost import DecisionCost, measured
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
@@ -16,9 +16,11 @@ from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.cascade import Cascade
+from autoopt_pipeline.modules.named_model import named_models, naming
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
@@ -75,18 +77,21 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     tracker: PhaseTracker,
     only: str | None = None,
     try_schema: bool = False,
+    retired: dspy.Module | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
-    Programs that cost nothing to make come first, then bootstrapped ones, then searches for better instructions from
-    the leader, so that the cheap results remain if the budget runs out. Local routers come last, because one of them
-    asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first, and the
-    others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
-    `OPTIMIZERS`, no other optimizer races.
+    Programs that cost nothing to make come first, then bootstrapped ones, then those of each candidate model (`others`
+    of `lm`), then searches for better instructions from the leader, so that the cheap results remain if the budget runs
+    out. A candidate model gets the leader's prompts and labelled demos of its own. Local routers come last, because one
+    of them asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first,
+    and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`,
+    one of `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired.
 
-    Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent, and
-    `InvalidConfig` if `only` cannot be used here. With a deterministic model the result depends only on the arguments,
-    except that if tokens run out before calls do, it also depends on the number of concurrent calls.
+    A candidate model that fails is left out. Raises `LMUnavailable` if another one fails, `BudgetTooSmall` if the
+    budget is too small for the incumbent, and `InvalidConfig` if `only` cannot be used here. With a deterministic model
+    the result depends only on the arguments, except that if tokens run out before calls do, it also depends on the
+    number of concurrent calls.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
@@ -124,14 +129,21 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
                 context = replace(context, start=in_format(start, _faster_format(runner, race, incumbent)))
             if isinstance(incumbent, Cascade):
                 race.run([runner.entrant("incumbent's model", incumbent.model)])
+            if retired and not only:
+                race.run([runner.entrant("retired program", retired)])
             race.run(runner.made(_chosen(demo_pickers(context), only)))
             race.run(runner.made(_chosen(bootstrappers(context), only)))
+            prompts = _best_prompts(race, runner.left_out).entrant
+            for model in lm.others.values() if only is None else ():
+                runner.run(race, _of_model(runner, prompts, context, model), {model.name})
             for improver in _chosen(improvers(context), only):
-                leader = _best_prompts(race).entrant
-                race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
+                leader = _best_prompts(race, runner.left_out).entrant
+                improved = runner.made([improver.applied_to(leader.name, leader.program)])
+                runner.run(race, improved, named_models(leader.program))
             if routed:
-                leading = _best_prompts(race)
-                race.run(runner.made(routers(context, leading.entrant.program, leading.scores)))
+                leading = _best_prompts(race, runner.left_out)
+                program = leading.entrant.program
+                runner.run(race, runner.made(routers(context, program, leading.scores)), named_models(program))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
@@ -148,10 +160,13 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     )
 
 
-def _best_prompts(race: Race[dspy.Module]) -> RaceEntry[dspy.Module]:
-    """Return the best program that asks the model every time. The incumbent comes first of equals, then the cheaper."""
-    entries = [race.incumbent, *race.entries]
-    asking = [entry for entry in entries if not isinstance(entry.entrant.program, Cascade)]
+def _best_prompts(race: Race[dspy.Module], left_out: set[str]) -> RaceEntry[dspy.Module]:
+    """Return the best program that asks a model every time, but none of the models `left_out`.
+
+    The incumbent comes first of equals, then the cheaper.
+    """
+    able = [entry for entry in race.entries if not named_models(entry.entrant.program) & left_out]
+    asking = [entry for entry in (race.incumbent, *able) if not isinstance(entry.entrant.program, Cascade)]
     return max(asking, key=lambda entry: (len(entry.scores), entry.mean()))
 
 
@@ -165,6 +180,23 @@ def _faster_format(runner: "_RaceRunner", race: Race[dspy.Module], incumbent: ds
         return CHAT
     runner.note(f"candidates use a JSON schema, with which the incumbent is not clearly worse ({scores})")
     return JSON_SCHEMA
+
+
+def _of_model(
+    runner: "_RaceRunner", leader: Contestant[dspy.Module], context: OptimizerContext, model: MeteredLM
+) -> Iterator[Contestant[dspy.Module]]:
+    """Yield programs that name a candidate model: the leader's prompts, and those with labelled demos."""
+
+    def of_model(optimizer: Optimizer) -> Optimizer:
+        return Optimizer(f"{optimizer.name} ({model.name})", lambda: naming(optimizer.compile(), model.name))
+
+    asked_in = model.answer_format
+    if asked_in == "auto":
+        with raising_outages():
+            asked_in = JSON_SCHEMA if enforces_schema(model.lm) else CHAT
+    prompts = Optimizer(leader.name, lambda: in_format(leader.program, asked_in))
+    pickers = demo_pickers(replace(context, start=in_format(context.start, asked_in)))
+    yield from runner.made(map(of_model, (prompts, *pickers)))
 
 
 _Named = TypeVar("_Named", Optimizer, Improver)
@@ -189,10 +221,24 @@ class _RaceRunner:
     unread: dict[str, Counter[str]] = field(default_factory=dict)
     costs: defaultdict[str, list[DecisionCost | None]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
 
     def note(self, line: str) -> None:
         self.notes.append(line)
         self.log(line)
+
+    def run(self, race: Race[dspy.Module], entrants: Iterable[Contestant[dspy.Module]], models: set[str]) -> None:
+        """Run a heat whose entrants ask these candidate models. If one of them fails, all its programs are left out."""
+        try:
+            race.run(entrants)
+        except (LMUnavailable, LMNotConfigured) as e:
+            own_failed = self.lm.meter.outages.keys() - self.lm.others.keys()
+            if not models or own_failed or models & named_models(race.incumbent.entrant.program):
+                raise
+            self.note(f"the programs that ask {', '.join(sorted(models))} were left out: {e}")
+            self.left_out |= models
+            for entry in race.entries:
+                entry.dropped = entry.dropped or bool(named_models(entry.entrant.program) & models)
 
     def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Contestant[dspy.Module]]:
         """Yield entrants, each made when it is taken. An optimizer that fails is left out, and the others go on."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -12,6 +12,7 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
 from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.named_model import name_model, named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.stored_router import decode_router, encode_router
@@ -40,7 +41,9 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     for predictor in state.values():
         for demo in predictor.get("demos", ()):
             demo.pop(SOURCE, None)
+    lms = {name: asked for name, predictor in program.named_predictors() if (asked := named_model(predictor.signature))}
     return Program(
+        format=2 if lms else 1,
         tenant_id=tenant_id,
         module=spec.name,
         fingerprint=fingerprint(spec, labels, program),
@@ -50,6 +53,7 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (asked_in := answer_format(predictor.signature)) != CHAT
         },
+        lms=lms,
         routers={cascade.module: encode_router(cascade) for cascade in cascades},
         router_sources={cascade.module: list(cascade.sources) for cascade in cascades},
         state=state,
@@ -59,12 +63,27 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     )
 
 
-def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> dspy.Module:
+def check_models(stored: Program, models: Collection[str]) -> None:
+    """Raise `InvalidArtifact` if a program names a language model that is not among `models`."""
+    if missing := [name for name in stored.named_lms if name not in models]:
+        raise InvalidArtifact(
+            f"{stored.tenant_id}/{stored.module}: the program asks {', '.join(missing)}, which is not given here",
+            "give it: in the tenant's candidate_lms for runs, in Serving(lms={...}) for an application; or activate "
+            "another version",
+        )
+
+
+def deserialize(
+    spec: ModuleSpec, labels: Sequence[Label], stored: Program, models: Collection[str] | None = None
+) -> dspy.Module:
     """Return the DSPy program of a stored one, with the current labels.
 
-    Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
-    signature has changed since, or if the state is not one that `serialize` writes.
+    Demos whose answer is a label that no longer exists are left out. `models` are the names of the language models that
+    can be asked; None if the program is only read. Raises `InvalidArtifact` if the program names another model, if the
+    module's signature has changed since, or if the state is not one that `serialize` writes.
     """
+    if models is not None:
+        check_models(stored, models)
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
@@ -89,6 +108,8 @@ def deserialize(spec: ModuleSpec, labels: Sequence[Label], stored: Program) -> d
             {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
         ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
+        if name in stored.lms:
+            name_model(predictor, stored.lms[name])
     return _with_routers(spec, labels, stored, program)
 
 
@@ -120,18 +141,20 @@ def compose(
     parts: Mapping[str, Program],
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
+    models: Collection[str] | None = None,
 ) -> dspy.Module:
     """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
 
     `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
     its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
+    `models` is as in `deserialize`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name]))
+            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], models))
         except InvalidArtifact as e:
             if refused is None:
                 raise

@@ -29,6 +29,8 @@ from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
+    import dspy
+
     from autoopt_pipeline.modules.answer_format import AnswerFormat
     from autoopt_pipeline.serving._snapshot import Snapshot
 
@@ -88,9 +90,11 @@ class ProgramCache:
         max_loaded: int,
         load_seconds: float,
         baseline_format: "AnswerFormat",
+        lms: "Mapping[str, dspy.BaseLM]",
     ) -> None:
         self._root_url = root_url
         self._baseline_format: AnswerFormat = baseline_format
+        self._lms = lms
         self._refresh_seconds = refresh_seconds
         self._max_loaded = max_loaded
         self._load_seconds = load_seconds
@@ -235,7 +239,7 @@ class ProgramCache:
                 self._failed(
                     entry, ArtifactStoreUnavailable(f"{entry.name}: not loaded in time", "check AUTOOPT_ARTIFACTS_URL")
                 )
-            entry.snapshot = Snapshot(entry.spec, {}, {}, self._baseline_format)
+            entry.snapshot = Snapshot(entry.spec, {}, {}, self._baseline_format, self._lms)
         return entry.snapshot
 
     def _follow(
@@ -270,6 +274,7 @@ class ProgramCache:
                 [labels] if labels else label_sets,
                 entry.snapshot,
                 self._baseline_format,
+                self._lms,
             )
         except AutooptError as e:
             self._failed(entry, e, pointers)
