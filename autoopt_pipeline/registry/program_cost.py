@@ -59,7 +59,17 @@ def describe_costs(costs: Mapping[str, ProgramCost], program: str = CANDIDATE) -
     if own is None:
         return ""
     text = f"a decision costs {tokens_text(own.tokens)}, {dollars_text(own.dollars)}, and takes {own.seconds}"
-    return f"{text}; the {other}'s {costs[other]}" if other in costs else text
+    text = f"{text}; the {other}'s {costs[other]}" if other in costs else text
+    saving = describe_saving(costs) if program == CANDIDATE else ""
+    return f"{text}; {saving}" if saving else text
+
+
+def describe_saving(costs: Mapping[str, ProgramCost]) -> str:
+    """Return how much cheaper or dearer the candidate is than the incumbent; "" if a price is unknown or 0."""
+    before, after = (costs[name].dollars if name in costs else None for name in (INCUMBENT, CANDIDATE))
+    if not before or after is None:
+        return ""
+    return f"the candidate is {abs(100 * (1 - after / before)):.0f} % {'cheaper' if after <= before else 'dearer'}"
 
 
 def tokens_text(tokens: float) -> str:
