@@ -72,10 +72,11 @@ from autoopt_pipeline.registry.records import (
     Program,
     Transition,
     Verdict,
+    check_models,
     new_version_id,
     program_facts,
 )
-from autoopt_pipeline.registry.serialization import check_models, compose, deserialize
+from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove

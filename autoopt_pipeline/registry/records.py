@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.span_contract import BASELINE
 
@@ -233,6 +234,16 @@ class Program(StoredRecord):
             with suppress(ValidationError):
                 predictors[name] = PredictorState.model_validate(part)
         return predictors
+
+
+def check_models(stored: Program, models: Collection[str]) -> None:
+    """Raise `InvalidArtifact` if a program names a language model that is not among `models`."""
+    if missing := [name for name in stored.named_lms if name not in models]:
+        raise InvalidArtifact(
+            f"{stored.tenant_id}/{stored.module}: the program asks {', '.join(missing)}, which is not given here",
+            "give it: in the tenant's candidate_lms for runs, in Serving(lms={...}) for an application; or activate "
+            "another version",
+        )
 
 
 class Manifest(StoredRecord):

@@ -14,7 +14,7 @@ from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.named_model import name_model, named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
-from autoopt_pipeline.registry.records import Program
+from autoopt_pipeline.registry.records import Program, check_models
 from autoopt_pipeline.registry.stored_router import decode_router, encode_router
 
 
@@ -61,16 +61,6 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             name: [demo.get(SOURCE) for demo in predictor.demos] for name, predictor in program.named_predictors()
         },
     )
-
-
-def check_models(stored: Program, models: Collection[str]) -> None:
-    """Raise `InvalidArtifact` if a program names a language model that is not among `models`."""
-    if missing := [name for name in stored.named_lms if name not in models]:
-        raise InvalidArtifact(
-            f"{stored.tenant_id}/{stored.module}: the program asks {', '.join(missing)}, which is not given here",
-            "give it: in the tenant's candidate_lms for runs, in Serving(lms={...}) for an application; or activate "
-            "another version",
-        )
 
 
 def deserialize(

@@ -12,8 +12,8 @@ from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.named_model import named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Pointer, Program
-from autoopt_pipeline.registry.serialization import check_models, compose, deserialize
+from autoopt_pipeline.registry.records import Pointer, Program, check_models
+from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving._answers import Arm, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
