@@ -139,9 +139,10 @@ def _ask(
         finally:
             answered()
 
-    if lm.threads == 1:
+    threads = lm.threads_for(program)
+    if threads == 1:
         return [ask(example) for example in examples]
-    with ThreadPoolExecutor(lm.threads, thread_name_prefix="autoopt-ask") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="autoopt-ask") as pool:
         # Each call gets a copy of the context, which holds DSPy's settings.
         asked = [pool.submit(copy_context().run, ask, example) for example in examples]
         try:

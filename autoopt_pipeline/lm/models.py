@@ -17,6 +17,7 @@ from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, 
 from autoopt_pipeline.lm.prices import known_price
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
+from autoopt_pipeline.modules.named_model import models_asked
 from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
 from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMPrice, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.validation import first_error
@@ -53,6 +54,11 @@ class MeteredLM:
     def models(self) -> Mapping[str, "MeteredLM"]:
         """All models that programs can ask, by name. The first one is asked by predictors that name none."""
         return {self.name: self, **self.others}
+
+    def threads_for(self, program: dspy.Module) -> int:
+        """Return how many calls of a program may run at once: no more than any model that it asks allows."""
+        asked = [self.models[name].threads for name in models_asked(program, self.name) if name in self.models]
+        return min(asked, default=self.threads)
 
 
 def answering_lms(

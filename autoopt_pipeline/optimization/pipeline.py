@@ -177,7 +177,8 @@ class _Optimization:
         check_budget(self.config, split, self.start)
         if self.job.only is None:
             self.draft = replace(self.draft, estimate=self._estimated_search(incumbent, split).known)
-        split = self._with_labelled_dev(split)
+        labeller = self._labeller(split, incumbent)
+        split = self._with_labelled_dev(split, labeller)
         searched = search(
             self.spec,
             self.config,
@@ -189,6 +190,7 @@ class _Optimization:
             self.teacher,
             self.log,
             self.tracker,
+            others=_racing(self.lm, labeller),
             only=self.job.only,
             try_schema=self._should_try_schema(incumbent),
             retired=self.retired,
@@ -254,7 +256,7 @@ class _Optimization:
         return self._estimated_search(incumbent, split), SEARCHES
 
     def _estimated_search(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
-        labeller = self.lm_judge or self.teacher
+        labeller = self._labeller(split, incumbent)
         return estimate_search(
             self.spec,
             self.config,
@@ -263,14 +265,20 @@ class _Optimization:
             (incumbent, self.start),
             self.lm,
             self.teacher,
-            labeller=None if labeller.name == self.lm.name else labeller,
+            others=_racing(self.lm, labeller),
+            labeller=labeller,
             most_labelled=MAX_DEV,
         )
 
-    def _with_labelled_dev(self, split: Split) -> Split:
-        """Let the judge or the teacher label the dev examples, if it is another model and too few are reviewed."""
+    def _labeller(self, split: Split, incumbent: dspy.Module) -> MeteredLM | None:
+        """Return the judge or the teacher if it labels dev: too few examples are reviewed, and others answer."""
         labeller = self.lm_judge or self.teacher
-        if labeller.name == self.lm.name or not needs_labels(split):
+        answering = {self.lm.name, *named_models(incumbent)}
+        return labeller if labeller.name not in answering and needs_labels(split) else None
+
+    def _with_labelled_dev(self, split: Split, labeller: MeteredLM | None) -> Split:
+        """Let another model label the dev examples that nobody has reviewed."""
+        if labeller is None:
             return split
         try:
             with self.tracker.phase("labels of dev", min(MAX_DEV, len(split.dev_requests))) as answered:
@@ -697,6 +705,7 @@ class _Optimization:
             check_models(stored, self.lm.models)
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
+            self.conditions = replace(self.conditions, incumbent=None)
             return start
         return program
 
@@ -813,6 +822,11 @@ class _Optimization:
             lm_dollars=self.lm.meter.dollars,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
         )
+
+
+def _racing(lm: MeteredLM, labeller: MeteredLM | None) -> list[MeteredLM]:
+    """Return the candidate models that race. One that labels dev does not, because it always agrees with itself."""
+    return [other for other in lm.others.values() if labeller is None or other.name != labeller.name]
 
 
 def _actor(run_id: str) -> str:

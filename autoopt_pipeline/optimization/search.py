@@ -75,16 +75,17 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     teacher: MeteredLM,
     log: Callable[[str], None],
     tracker: PhaseTracker,
+    others: Sequence[MeteredLM] = (),
     only: str | None = None,
     try_schema: bool = False,
     retired: dspy.Module | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
-    Programs that cost nothing to make come first, then bootstrapped ones, then those of each candidate model (`others`
-    of `lm`), then searches for better instructions from the leader, so that the cheap results remain if the budget runs
-    out. A candidate model gets the leader's prompts and labelled demos of its own. Local routers come last, because one
-    of them asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first,
+    Programs that cost nothing to make come first, then bootstrapped ones, then those of candidate models (`others`),
+    then searches for better instructions from the leader, so that the cheap results remain if the budget runs out. A
+    candidate model gets the leader's prompts and labelled demos of its own. Local routers come last, because one of
+    them asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first,
     and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`,
     one of `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired.
 
@@ -134,7 +135,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
             race.run(runner.made(_chosen(demo_pickers(context), only)))
             race.run(runner.made(_chosen(bootstrappers(context), only)))
             prompts = _best_prompts(race, runner.left_out).entrant
-            for model in lm.others.values() if only is None else ():
+            for model in others if only is None else ():
                 runner.run(race, _of_model(runner, prompts, context, model), {model.name})
             for improver in _chosen(improvers(context), only):
                 leader = _best_prompts(race, runner.left_out).entrant

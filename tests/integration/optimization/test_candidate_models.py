@@ -14,8 +14,8 @@ from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.errors import InvalidArtifact, LMUnavailable
 from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.hashing import unit_interval
-from autoopt_pipeline.lm.metering import Meter
-from autoopt_pipeline.lm.models import answering_lms
+from autoopt_pipeline.lm.metering import Meter, Role
+from autoopt_pipeline.lm.models import answering_lms, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.named_model import models_asked, naming
 from autoopt_pipeline.modules.similarity import normalize_query
@@ -77,6 +77,7 @@ def configured(server: LLMServer, **changes: Any) -> RoutingConfigUnified:
         "local_router": False,
         "dspy_max_bootstrapped_demos": 0,
         "budget": {"max_lm_calls": 2000},
+        "rollout": {"monitor": False},  # no request is left to the baseline
         **changes,
     }
     return RoutingConfigUnified.model_validate(fields)
@@ -174,6 +175,27 @@ def test_where_the_model_of_the_active_version_is_retired_its_prompts_race_with_
     report = optimized(configured(server, candidate_lms=[]), artifacts, run_id="second")
     assert f"the program asks {OTHER}, which is not given here" in " ".join(report.notes)
     assert "retired program" in {each.optimizer for each in report.tried}
+
+
+def test_a_candidate_model_that_labels_dev_does_not_race_because_it_agrees_with_itself(
+    server: LLMServer, artifacts: VersionStore
+) -> None:
+    config = configured(server, lm={"model": "stand-in"})
+    lm = answering_lms(config, Settings(), Meter(4000, 10**9))
+    teacher = metered_lm(config.candidate_lms[0], lm.meter, Role.TEACHER)
+    unreviewed = [replace(decision, annotations=()) for decision in TRAFFIC]
+    report = optimize(job(unreviewed, config), lm, artifacts, teacher=teacher)
+    assert any(note.startswith(f"{OTHER} labelled") for note in report.notes)
+    assert report.tried
+    assert not [each.optimizer for each in report.tried if OTHER in each.optimizer]
+
+
+def test_the_slowest_model_limits_the_concurrent_calls_of_a_program(server: LLMServer) -> None:
+    config = configured(server)
+    slow = config.candidate_lms[0].model_copy(update={"concurrency": 2})
+    lm = answering_lms(config.model_copy(update={"candidate_lms": [slow]}), Settings(), Meter(1, 1))
+    program = ROUTING.build_program(LABELS)
+    assert [lm.threads_for(each) for each in (program, naming(program, OTHER))] == [8, 2]
 
 
 def test_the_estimate_counts_candidate_models(server: LLMServer, artifacts: VersionStore) -> None:
