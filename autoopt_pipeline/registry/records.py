@@ -433,7 +433,7 @@ class SequentialTestStep(StoredRecord):
     at: datetime
     run_id: str
     version: VersionName
-    incumbent: VersionName | None
+    incumbent: str | None
     lm: str
     labels: list[str]
     alpha: float
