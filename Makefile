@@ -20,8 +20,8 @@ LM_OPTION := $(if $(LM),--lm $(LM))
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: install $(WITH_LM) ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds [LM=smollm2]
-	@.venv/bin/autoopt demo $(LM_OPTION)
+demo: install $(WITH_LM) ## The whole loop on this machine: real Phoenix, real Dagster daemon, six tenants, three rounds [LM=smollm2] [QUERIES=FILE.jsonl]
+	@.venv/bin/autoopt demo $(LM_OPTION) $(if $(QUERIES),--queries $(QUERIES))
 
 up: install $(WITH_LM) ## The same, running until Ctrl-C, with the dashboard and the UIs of Dagster and Phoenix [LM=smollm2]
 	@.venv/bin/autoopt up $(LM_OPTION) --lm-port $(LM_PORT) --phoenix-port $(PHOENIX_PORT) --dagster-port $(DAGSTER_PORT) --dashboard-port $(DASHBOARD_PORT)

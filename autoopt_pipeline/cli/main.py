@@ -98,11 +98,14 @@ _LM = typer.Option(help="Add a tenant with this real language model ('make lm' i
 def demo(
     home: Annotated[Path | None, typer.Option(help="A new folder to work in [default: .autoopt/demo here].")] = None,
     lm: Annotated[LocalModel | None, _LM] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="JSON lines with 'query' and 'agent', for one more tenant to play.")
+    ] = None,
 ) -> None:
     """Run the whole loop here: Phoenix, the Dagster daemon, six sample tenants, three rounds."""
     from autoopt_pipeline.devtools.demo import run_demo
 
-    run_demo(console, home, smollm2=lm is LocalModel.SMOLLM2)
+    run_demo(console, home, smollm2=lm is LocalModel.SMOLLM2, queries=queries)
 
 
 @app.command()

@@ -18,12 +18,14 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.processes import Processes, free_port
 from autoopt_pipeline.devtools.sample_reviewer import REVIEWER, review_sample_traffic
 from autoopt_pipeline.devtools.sample_tenants import (
+    FROM_FILE,
     INTERVAL_SECONDS,
     SAMPLE_TENANTS,
     SampleTenant,
     configured_samples,
     right_answers,
     send_sample_traffic,
+    tenant_of_file,
 )
 from autoopt_pipeline.devtools.smollm2 import smollm2_settings, start_smollm2, who_answers
 from autoopt_pipeline.devtools.stack import (
@@ -74,14 +76,18 @@ class DemoOutcome:
     lm_calls: int = 0
     lm_tokens: int = 0
     language_model: str | None = None
+    optimizer: str | None = None
 
 
-def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = False) -> None:
+def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = False, queries: Path | None = None) -> None:
     """Run the demo in a new folder, by default in place of this folder's last demo.
 
-    With `smollm2` there is one more tenant, whose answers come from that model. Raises `StackFailed` if a part fails.
+    With `smollm2` there is one more tenant, whose answers come from that model, and with `queries` one whose requests
+    come from that file. Raises `StackFailed` if a part fails, and `InvalidQueries` if the file cannot be played.
     """
     started = time.monotonic()
+    if queries:
+        tenant_of_file(queries)  # so that a bad file is told before anything starts
     if home is None:
         home = Path.cwd() / ".autoopt" / "demo"
         shutil.rmtree(home, ignore_errors=True)
@@ -111,12 +117,13 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
         wait_for_phoenix(processes, endpoint)
         log(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
         with open_instance(home) as instance:
-            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, log, configured_samples(lm)).play()
+            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, log, configured_samples(lm, queries)).play()
     summary = home / "summary.json"
     summary.write_text(json.dumps({"outcomes": [asdict(o) for o in outcomes]}, indent=1))
     for table in _tables(outcomes):
         console.print(table)
     console.print(who_answers(lm))
+    console.print(_what_is_real(outcomes, queries))
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     log(f"done; details in {shown}/summary.json, programs in {shown}/.autoopt/artifacts")
 
@@ -283,6 +290,7 @@ class _Demo:
                 lm_calls=materialized["lm_calls"],
                 lm_tokens=materialized["lm_tokens"],
                 language_model=materialized["language_model"],
+                optimizer=materialized.get("optimizer"),
             )
 
 
@@ -298,6 +306,7 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
     """Return one table of outcomes per round, then one of reasons. Modules skipped for the same reason share a row."""
     reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
     columns = [("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)]
+    columns.append(("candidate", 9))
     if several_models := len({o.language_model for o in outcomes if o.language_model}) > 1:
         columns.append(("answered by", 11))
     for number, title in _TITLES.items():
@@ -318,12 +327,25 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
                 f"[{_COLORS[result]}]{result}[/]" if result in _COLORS else result,
                 "" if o.new_traces is None else str(o.new_traces),
                 _scores(o),
+                o.optimizer or "",
                 *([_model(o)] if several_models else []),
             )
             if o.run_id or number == 1:
                 reasons.add_row(str(number), f"{o.tenant} {modules}", o.reason)
         yield results
     yield reasons
+
+
+def _what_is_real(outcomes: Sequence[DemoOutcome], queries: Path | None) -> str:
+    """Say which candidates' scores hold for the demo's queries, because no stand-in has a part in them."""
+    alone = sorted({f"{o.tenant}/{o.module}" for o in outcomes if o.optimizer == "local-router"})
+    if not alone:
+        return ""
+    source = f"; those of {FROM_FILE} come from {queries.name}" if queries else ""
+    return (
+        f"The candidate of [bold]{', '.join(alone)}[/bold] is a [bold]local router[/bold]: it learnt from the traces, "
+        f"and no model answers. So its score is real, for the queries that it was asked. These are generated{source}."
+    )
 
 
 def _scores(outcome: DemoOutcome) -> str:

@@ -3,12 +3,14 @@
 import random
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from autoopt_pipeline.devtools.send import send_traffic
 from autoopt_pipeline.devtools.traffic import (
     SAMPLE_AGENTS,
     SyntheticRequest,
     TrafficProfile,
+    read_truths,
     sample_truths_for,
     simulate_requests,
 )
@@ -22,7 +24,10 @@ INTERVAL_SECONDS = 5
 
 @dataclass(frozen=True)
 class SampleTenant:
-    """A tenant, its traffic, what it demonstrates, and the verdict or decision that at least one module gets."""
+    """A tenant, its traffic, what it demonstrates, and the verdict or decision that at least one module gets.
+
+    Its requests are generated, or drawn from `queries`.
+    """
 
     tenant_id: str
     shows: str
@@ -31,6 +36,14 @@ class SampleTenant:
     habits: TrafficProfile = field(default_factory=TrafficProfile)
     modules: tuple[str, ...] = ("modality", "routing")
     enabled: bool = True
+    queries: tuple[SyntheticRequest, ...] = ()
+
+    @property
+    def agents(self) -> dict[str, str]:
+        """The tenant's agents with their descriptions."""
+        if not self.queries:
+            return SAMPLE_AGENTS
+        return dict.fromkeys(sorted({query.answers["agent"] for query in self.queries}), "")
 
 
 SAMPLE_TENANTS = (
@@ -78,13 +91,33 @@ REAL_MODEL_TENANT = SampleTenant(
 )
 
 
+# The tenant whose requests come from a file.
+FROM_FILE = "from-file"
+
+# Most requests of a file that the demo plays.
+MOST_QUERIES = 1500
+
+
+def tenant_of_file(path: Path) -> SampleTenant:
+    """Return a tenant whose requests are the queries of a file of JSON lines. Raises `InvalidQueries`."""
+    queries = tuple(read_truths(path, "query", "agent"))
+    return SampleTenant(
+        FROM_FILE,
+        f"the queries of {path.name}",
+        frozenset({"promoted", "rejected", "inconclusive", "awaiting_reviews", "not_enough_data", "too_few_traces"}),
+        min(MOST_QUERIES, len(queries)),
+        modules=("routing",),
+        queries=queries,
+    )
+
+
 def sample_config(tenant: SampleTenant) -> RoutingConfigUnified:
     return RoutingConfigUnified(
         tenant_id=tenant.tenant_id,
         enable_auto_optimization=tenant.enabled,
         optimization_interval_seconds=INTERVAL_SECONDS,
         modules={name: ModuleSettings() for name in tenant.modules},
-        agents=[Agent(name=name, description=text) for name, text in SAMPLE_AGENTS.items()],
+        agents=[Agent(name=name, description=text) for name, text in tenant.agents.items()],
     )
 
 
@@ -100,9 +133,15 @@ def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
     )
 
 
-def configured_samples(lm: LMSettings | None) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
-    """Return all sample tenants with their configurations, including `REAL_MODEL_TENANT` if there is a real model."""
-    samples = [(tenant, sample_config(tenant)) for tenant in SAMPLE_TENANTS]
+def configured_samples(
+    lm: LMSettings | None, queries: Path | None = None
+) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
+    """Return all sample tenants with their configurations.
+
+    With a real model `REAL_MODEL_TENANT` is one of them, and with a file of `queries` the tenant that plays them.
+    """
+    tenants = [*SAMPLE_TENANTS, *([tenant_of_file(queries)] if queries else [])]
+    samples = [(tenant, sample_config(tenant)) for tenant in tenants]
     return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
 
 
@@ -115,6 +154,8 @@ def right_answers(tenant: SampleTenant, traces: int, *, seed: int) -> dict[str, 
 def _truths(tenant: SampleTenant, traces: int, seed: int) -> tuple[list[SyntheticRequest], random.Random]:
     """Return the requests of this traffic, and the generator for what follows from them."""
     rng = random.Random(f"{tenant.tenant_id}/{seed}")  # noqa: S311 - for variety, not for secrets
+    if tenant.queries:
+        return rng.sample(tenant.queries, traces), rng
     return list(sample_truths_for(tenant.habits, traces, rng)), rng
 
 
@@ -123,7 +164,7 @@ def send_sample_traffic(
 ) -> None:
     """Simulate `traces` requests of the tenant between two moments (UTC)."""
     labels = get_module("modality").labels or ()
-    choices = {"agent": list(SAMPLE_AGENTS), "modality": [label.name for label in labels]}
+    choices = {"agent": list(tenant.agents), "modality": [label.name for label in labels]}
     truths, rng = _truths(tenant, traces, seed)
     send_traffic(
         phoenix,

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from autoopt_pipeline.errors import InvalidQueries
 from autoopt_pipeline.span_contract import (
     CORRECTION,
@@ -24,6 +26,7 @@ from autoopt_pipeline.span_contract import (
     ROUTING,
     ROUTING_SPAN,
 )
+from autoopt_pipeline.tenants.config import Agent
 
 SAMPLE_AGENTS = {
     "search_agent": "finds things that exist already",
@@ -215,8 +218,13 @@ def sample_truths_for(habits: TrafficProfile, count: int, rng: random.Random) ->
     return sample_truths(count, rng, planned=0.35 if habits.plans else 0.0, mixed=0.5 if habits.fuses else 0.12)
 
 
-def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence[str]) -> list[SyntheticRequest]:
-    """Read labelled queries from a JSON lines file. Raises `InvalidQueries` with the line number."""
+def read_truths(
+    path: Path, query_field: str, label_field: str, agents: Sequence[str] | None = None
+) -> list[SyntheticRequest]:
+    """Read labelled queries from a JSON lines file. By default any label may be an agent.
+
+    Raises `InvalidQueries` with the line number.
+    """
     truths = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -234,7 +242,9 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
                 f"each line is a JSON object with {query_field!r} and {label_field!r}; name other fields with "
                 "--query-field and --label-field",
             ) from None
-        if label not in agents:
+        if agents is None:
+            _check_agent(path, number, label)
+        elif label not in agents:
             raise InvalidQueries(
                 f"{path}, line {number}: {str(label)[:60]!r} is no agent of the tenant",
                 f"its agents are {', '.join(agents) or '(none)'}; set them with 'autoopt config set TENANT agents=...'",
@@ -245,6 +255,16 @@ def read_truths(path: Path, query_field: str, label_field: str, agents: Sequence
     if not truths:
         raise InvalidQueries(f"{path} has no queries", "give one JSON object a line")
     return truths
+
+
+def _check_agent(path: Path, number: int, label: object) -> None:
+    try:
+        Agent(name=label)  # ty: ignore[invalid-argument-type] - it may be anything
+    except ValidationError:
+        raise InvalidQueries(
+            f"{path}, line {number}: {str(label)[:60]!r} is no name of an agent",
+            "use up to 100 letters, digits, '_', '.' and '-', the first a letter or a digit",
+        ) from None
 
 
 def simulate_requests(

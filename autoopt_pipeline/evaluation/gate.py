@@ -1,4 +1,4 @@
-"""The gate: decides whether a candidate is proven better than the incumbent. Pure."""
+"""The gate: decides whether a candidate is proven better than the incumbent, or as good where it is cheaper. Pure."""
 
 import math
 from bisect import bisect_left
@@ -8,6 +8,7 @@ from statistics import NormalDist, fmean, stdev
 
 from autoopt_pipeline.evaluation.calibration import brier, squared_errors, unexplained
 from autoopt_pipeline.evaluation.cases import Judged, PairedCase, ScoredAnswer
+from autoopt_pipeline.evaluation.not_worse import MOST_TRACES, NotWorse, run_not_worse_test
 from autoopt_pipeline.evaluation.sequential_test import Batch, TestResult, is_hopeless, planned_traces, run_test
 from autoopt_pipeline.evaluation.statistics import Power, power, sign_flip_p
 from autoopt_pipeline.registry.records import Verdict
@@ -82,6 +83,7 @@ class GateDecision:
     It is `promoted`, `rejected`, `awaiting_reviews` (of disagreements), or `inconclusive` (more traces can decide).
     `power` is the gain that the drawn traces can show at `alpha`; None while reviews are missing. `calibration` is None
     unless the right answer of every drawn trace is known. `spent` is the part of alpha that the test may have used.
+    `not_worse` is None unless the candidate is cheaper.
     """
 
     verdict: Verdict
@@ -91,6 +93,7 @@ class GateDecision:
     calibration: Calibration | None
     power: Power | None
     spent: float
+    not_worse: NotWorse | None = None
 
     @property
     def numbers(self) -> dict[str, float | int]:
@@ -107,6 +110,8 @@ class GateDecision:
         }
         if comparison.by_judge:
             numbers["by_judge"] = comparison.by_judge
+        if self.not_worse:
+            numbers |= {"max_loss": self.not_worse.margin, "not_worse_p_value": self.not_worse.p_value}
         if calibration:
             numbers |= {"incumbent_brier": calibration.incumbent, "candidate_brier": calibration.candidate}
         return numbers
@@ -150,60 +155,90 @@ def _mean_score(
     )
 
 
-def decide(batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: float) -> GateDecision:
+def decide(
+    batches: Sequence[Batch], guard: Sequence[PairedCase] = (), *, alpha: float, max_loss: float | None = None
+) -> GateDecision:
     """Compare candidate and incumbent on drawn traces, all batches of a test so far. `guard` can only show a loss.
 
     The candidate is promoted if its gain is large enough and significant, and nothing is clearly worse. If only
-    significance is missing, more reviews or more traces can decide. Raises ValueError without traces.
+    significance is missing, more reviews or more traces can decide. With `max_loss`, for a cheaper candidate, it is
+    promoted as well if it is proven not worse by more than that share of the score. Raises ValueError without traces.
     """
     test = run_test(batches, alpha)
+    not_worse = run_not_worse_test(batches, max_loss, alpha) if max_loss else None
     result = compare(batches, test.p_value)
     cases = [case for batch in batches for case in batch.cases]
     left = batches[-1].left
-    verdict, cause = _verdict(batches, test, result, guard, cases)
+    verdict, cause = _verdict(batches, test, not_worse, result, guard, cases)
+    p_value = not_worse.p_value if not_worse and not test.proven else test.p_value
     return GateDecision(
         verdict,
-        f"{cause}: {result}, p {test.p_value:.2g}, alpha {alpha:.2g}",
+        f"{cause}: {result}, p {p_value:.2g}, alpha {alpha:.2g}",
         alpha,
         result,
         calibration(cases) if _all_known(batches) else None,
         None if left else _power(cases, alpha),
-        test.allowed,
+        alpha if not_worse else test.allowed,
+        not_worse,
     )
 
 
 def _verdict(
     batches: Sequence[Batch],
     test: TestResult,
+    not_worse: NotWorse | None,
     result: Comparison,
     guard: Sequence[PairedCase],
     cases: Sequence[PairedCase],
 ) -> tuple[Verdict, str]:
     left = batches[-1].left
     enough = result.gain >= MIN_GAIN
-    if test.proven and enough:
+    better = test.proven and enough
+    if not_worse.proven if not_worse else better:
         if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
             return Verdict.REJECTED, loss
-        return Verdict.PROMOTED, "proven better"
-    if is_hopeless(batches):
-        return Verdict.REJECTED, "wins too few of the reviewed disagreements"
-    if _out_of_reach(batches):
-        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
-    if left:
+        margin = percent(not_worse.margin) if not_worse else ""
+        return Verdict.PROMOTED, "proven better" if better else f"proven not worse by more than {margin} points"
+    if not_worse and not_worse.within_reach:
+        if left:
+            return Verdict.AWAITING_REVIEWS, _waiting(batches)
+        if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
+            return Verdict.REJECTED, loss
         return (
-            Verdict.AWAITING_REVIEWS,
-            f"{batches[-1].to_review} of {batches[-1].disagreements} disagreements wait for a review",
+            Verdict.INCONCLUSIVE,
+            f"may be as good and is cheaper, not proven yet (needs {not_worse.needs}; it has {not_worse.drawn:,})",
         )
+    hint = _beyond_reach(not_worse) if not_worse else ""
+    if is_hopeless(batches):
+        return Verdict.REJECTED, f"wins too few of the reviewed disagreements{hint}"
+    if _out_of_reach(batches):
+        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %{hint}"
+    if left:
+        return Verdict.AWAITING_REVIEWS, _waiting(batches)
     if not enough:
-        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %"
+        return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %{hint}"
     if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
         return Verdict.REJECTED, loss
     if result.cases >= planned_traces(batches):
-        return Verdict.REJECTED, f"given up because it is still not proven after {result.cases} traces"
+        return Verdict.REJECTED, f"given up because it is still not proven after {result.cases} traces{hint}"
     return Verdict.INCONCLUSIVE, f"may be better, not proven yet ({_power(cases, test.allowed)})"
 
 
-def reviews_needed(batches: Sequence[Batch], alpha: float) -> int:
+def _waiting(batches: Sequence[Batch]) -> str:
+    return f"{batches[-1].to_review} of {batches[-1].disagreements} disagreements wait for a review"
+
+
+def _beyond_reach(not_worse: NotWorse) -> str:
+    """Say why a cheaper candidate is not tested further."""
+    cause = (
+        f"{not_worse.drawn:,} traces did not prove it"
+        if not_worse.drawn >= MOST_TRACES
+        else f"that needs {not_worse.needs}"
+    )
+    return f", and not shown to be as good within {percent(not_worse.margin)} points (objective.max_loss): {cause}"
+
+
+def reviews_needed(batches: Sequence[Batch], alpha: float, max_loss: float | None = None) -> int:
     """Return after how many more reviews a decision is possible at the soonest: if all of them favour one program."""
     last = batches[-1]
 
@@ -214,8 +249,11 @@ def reviews_needed(batches: Sequence[Batch], alpha: float) -> int:
 
     def decides(count: int, review: float) -> bool:
         cases = [imagined(judged, review) for judged in rest[:count]]
-        after = [*batches[:-1], replace(last, reviewed=(*last.reviewed, *cases), rest=last.rest[count:])]
-        return decide(after, alpha=alpha).verdict is not Verdict.AWAITING_REVIEWS
+        reviewed = (*last.reviewed, *cases)
+        # The like answers lie between the disagreements in a random order.
+        alike_first = last.alike * len(reviewed) // max(1, last.disagreements)
+        after = [*batches[:-1], replace(last, reviewed=reviewed, rest=last.rest[count:], alike_first=alike_first)]
+        return decide(after, alpha=alpha, max_loss=max_loss).verdict is not Verdict.AWAITING_REVIEWS
 
     rest = last.rest or (None,) * last.left
     soonest = min(bisect_left(range(last.left), True, key=lambda n: decides(n, review)) for review in (1.0, -1.0))

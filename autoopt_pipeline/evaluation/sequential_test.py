@@ -49,7 +49,8 @@ class Batch:
     `reviewed` are the disagreements with a known right answer, or a judge's where people are not asked: the first ones
     of all `disagreements` in the order of review. The first `known` of them had a label before the comparison. `agreed`
     are the traces with two like answers and a known right one, `presumed` those without: their class is taken to be the
-    answer. `rest` is a judge's word on the disagreements that are left, if any.
+    answer. `rest` is a judge's word on the disagreements that are left, if any. `alike_first` counts the like answers
+    before the first disagreement that is left, in the order of review; None means all.
     """
 
     reviewed: tuple[PairedCase, ...]
@@ -58,10 +59,15 @@ class Batch:
     agreed: tuple[PairedCase, ...]
     presumed: tuple[PairedCase, ...] = ()
     rest: tuple[Judged, ...] = ()
+    alike_first: int | None = None
 
     @property
     def drawn(self) -> int:
-        return self.disagreements + len(self.agreed) + len(self.presumed)
+        return self.disagreements + self.alike
+
+    @property
+    def alike(self) -> int:
+        return len(self.agreed) + len(self.presumed)
 
     @property
     def left(self) -> int:

@@ -45,6 +45,7 @@ class SequentialTestConditions:
 class SequentialTest:
     """A sequential test: the candidate, its alpha, the queries that cannot be drawn any more, and its batches.
 
+    `max_loss` is set if the candidate is cheaper, and may be promoted if it is not worse by more than that.
     `drawn` are the traces that await reviews, in the order of review; of their disagreements the first `known` had a
     label before, and `judge` is who judged them before people. `steps` is the number of the last step of any test, and
     `last_new` when traces were last drawn (UTC).
@@ -53,6 +54,7 @@ class SequentialTest:
     version: str
     conditions: SequentialTestConditions
     alpha: float
+    max_loss: float | None
     draws: Draws
     seen: frozenset[str]
     batches: tuple[Batch, ...]
@@ -74,7 +76,7 @@ def new_test(
 ) -> SequentialTest:
     """Return a test without traces. `after` is the last step of any test that the caller has read."""
     now = datetime.now(UTC)
-    return SequentialTest(version, conditions, alpha, draws, frozenset(), (), (), 0, None, after, now, now)
+    return SequentialTest(version, conditions, alpha, None, draws, frozenset(), (), (), 0, None, after, now, now)
 
 
 def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions) -> SequentialTest | None:
@@ -95,6 +97,7 @@ def find_open_test(artifacts: VersionStore, conditions: SequentialTestConditions
         version=begun.version,
         conditions=conditions,
         alpha=begun.alpha,
+        max_loss=begun.max_loss,
         draws=begun.draws,
         seen=frozenset(digest for step in steps for digest in step.seen),
         batches=tuple(batch_of(step.batch) for step in steps if step.batch),
@@ -147,6 +150,7 @@ def append_step(  # noqa: PLR0913 - keyword-only parts of one step
         lm=test.conditions.lm,
         labels=list(test.conditions.labels),
         alpha=test.alpha,
+        max_loss=test.max_loss,
         begins=test.is_new,
         draws=test.draws,
         seen=digests(seen),

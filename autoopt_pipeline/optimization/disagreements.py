@@ -48,6 +48,7 @@ def resolve(
             decided.append(replace(case, judged=judged.judged if judged else None))
         else:
             break
+    first_left = different[len(decided)] if len(decided) < len(different) else None
     rest = [case_of(trace.judged).judged if trace.judged else None for trace in different[len(decided) :]]
     alike = [trace for trace in traces if trace.alike]
     batch = Batch(
@@ -57,6 +58,7 @@ def resolve(
         agreed=tuple(rows[trace.span_id].case for trace in alike if trace.span_id in rows),
         presumed=tuple(_presumed(spec, trace) for trace in alike if trace.span_id not in rows),
         rest=tuple(judged or UNJUDGED for judged in rest) if any(rest) else (),
+        alike_first=sum(trace.alike for trace in traces[: traces.index(first_left)]) if first_left else None,
     )
     return batch, list(rows.values())
 

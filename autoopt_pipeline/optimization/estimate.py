@@ -49,6 +49,9 @@ _REHEARSED = 8
 # Fraction of a teacher's answers that become demos. A rarer one makes it ask more examples.
 _FULLY_RIGHT = 0.6
 
+# Expected heats of halved demos, in prompts of full length: about two, of which the second is a quarter as long.
+_HALVINGS = 1.0
+
 # Part of the comparison for which a finalist asks the model where a local router competes. One that wins alone asks for
 # none, and a program with demos for all, so each is expected with a similar error.
 _ASKED_BY_ROUTERS = 0.4
@@ -148,6 +151,7 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
         total += taught * min(asked, len(split.train)) + largest * _heat(BOOTSTRAPS, len(dev))
     if not (lm.is_stand_in or teacher.is_stand_in):
         total += _improvers(len(split.train), len(dev), largest)
+    total += largest * (_HALVINGS * _heat(2, len(dev)))
     routed = config.local_router and can_be_routed(spec, labels, split.train)
     finalist = largest * (_ASKED_BY_ROUTERS if routed else 1.0)
     return (total + (before + finalist) * compared_traces(split)).within(config.budget)

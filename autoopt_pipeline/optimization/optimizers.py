@@ -15,17 +15,29 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
 from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec
-from autoopt_pipeline.optimization.router_training import best_threshold, train_router
+from autoopt_pipeline.optimization.router_training import best_threshold, careful_threshold, train_router
 from autoopt_pipeline.registry.serialization import ASKED, SOURCE, demo_query, queries_shown
 
 # The names of the optimizers, without the numbers of their candidates.
-OPTIMIZERS = ("start", "coverage", "labeled-few-shot", "bootstrap-few-shot", "gepa", "miprov2", "local-router")
+OPTIMIZERS = (
+    "start",
+    "coverage",
+    "labeled-few-shot",
+    "bootstrap-few-shot",
+    "gepa",
+    "miprov2",
+    "prompt-diet",
+    "local-router",
+)
 
 # The seed of every optimizer that takes one, so that the same traces give the same program.
 SEED = 9
 
 # DSPy's default number of labelled demos. The tenant's maximum is tried as well.
 FEW_DEMOS = 16
+
+# So few demos make a short prompt hardly more than twice as long.
+LEAN_DEMOS = 4
 
 # Number of sets of bootstrapped demos to try. DSPy's random search tries 16.
 BOOTSTRAPS = 6
@@ -102,6 +114,12 @@ def demo_pickers(context: OptimizerContext) -> Iterator[Optimizer]:
     yield Optimizer(f"labeled-few-shot-{most}", lambda: _labeled_few_shot(context, most))
 
 
+def lean_pickers(context: OptimizerContext) -> Iterator[Optimizer]:
+    """Yield a program with so few demos that it costs little more than one without. Making it calls no model."""
+    if min(context.max_labeled_demos, len(context.train)) > LEAN_DEMOS:
+        yield Optimizer(f"coverage-{LEAN_DEMOS}", lambda: _coverage(context, LEAN_DEMOS))
+
+
 def bootstrappers(context: OptimizerContext) -> Iterator[Optimizer]:
     """Yield programs whose demos are the teacher's fully right answers, as in DSPy's random search."""
     if context.max_bootstrapped_demos > 0 and len(context.train) >= MIN_FOR_BOOTSTRAP:
@@ -120,10 +138,11 @@ def improvers(context: OptimizerContext) -> Iterator[Improver]:
 
 
 def routers(context: OptimizerContext, model: dspy.Module, scores: Sequence[float]) -> Iterator[Optimizer]:
-    """Yield a local router alone, and one that leaves to `model` what it is not sure about. Making them calls no model.
+    """Yield a local router alone, and such that leave to `model` what they are not sure about.
 
-    `scores` are those of `model` on the first dev examples, with which the division of labour is chosen. The module
-    must be one that `can_be_routed`.
+    One of these is as often right as possible on the first dev examples, where `scores` are those of `model`. The other
+    one answers only where it is never worse there, so that it hardly ever disagrees. Making them calls no model. The
+    module must be one that `can_be_routed`.
     """
     spec, labels = context.spec, context.labels
     router = train_router(spec, context.train, seed=SEED)
@@ -135,10 +154,15 @@ def routers(context: OptimizerContext, model: dspy.Module, scores: Sequence[floa
         spec.score(example.right, {spec.output_field: choice})
         for example, (choice, _) in zip(known, chosen, strict=True)
     ]
-    yield Optimizer("local-router", lambda: Cascade(spec, labels, model, router, 0.0, sources))
-    threshold = best_threshold([share for _, share in chosen], local, scores)
-    if threshold is not None and threshold > min(share for _, share in chosen):
-        yield Optimizer("local-router + model", lambda: Cascade(spec, labels, model, router, threshold, sources))
+    shares = [share for _, share in chosen]
+    thresholds = {
+        "local-router": 0.0,
+        "local-router + model": best_threshold(shares, local, scores),
+        "careful local-router + model": careful_threshold(shares, local, scores),
+    }
+    for name, threshold in thresholds.items():
+        if threshold == 0 or (threshold is not None and threshold > min(shares)):
+            yield Optimizer(name, lambda at=threshold: Cascade(spec, labels, model, router, at, sources))
 
 
 def _coverage(context: OptimizerContext, k: int) -> dspy.Module:

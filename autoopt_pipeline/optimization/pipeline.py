@@ -63,7 +63,7 @@ from autoopt_pipeline.optimization.search import (
     least_calls,
     search,
 )
-from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, dollar_ratio, saving
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
     DrawnTrace,
@@ -82,6 +82,7 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.analysis import outcomes_to_prove
 from autoopt_pipeline.rollouts.rollout import roll_out, start_canary
 from autoopt_pipeline.tenants.labels import labels_of
+from autoopt_pipeline.text import percent
 
 # Fewest training examples for a search.
 MIN_TRAIN = 20
@@ -93,8 +94,6 @@ _LEDGER_TRIES = 20
 
 # The gain and the incumbent's score for which the report says how long a proof in production takes.
 PROVEN_GAIN, USUAL_SCORE = 0.08, 0.7
-
-_MANUAL = "promotion_mode is manual; "
 
 
 def optimize(
@@ -391,9 +390,8 @@ class _Optimization:
             self.notes.append(
                 f"run {manifest.run_id} has judged this candidate on these traces, and its verdict stands"
             )
-            decision = self._decision_in(manifest)
-            self.draft = replace(self.draft, gate=decision)
-            return self._conclude(manifest, *self._awaiting_approval(decision))
+            self.draft = replace(self.draft, gate=self._decision_in(manifest))
+            return self._conclude(manifest, Verdict(manifest.verdict), manifest.reason)
         if any(step.version == version for step in self.artifacts.sequential_test_steps()):
             return self._report(Verdict.REJECTED, f"the sequential test of {version} has already ended")
         test = new_test(version, self.conditions, after=self.steps_seen, alpha=charge.alpha, draws=draws)
@@ -451,8 +449,9 @@ class _Optimization:
         self, test: SequentialTest, candidate: dspy.Module, incumbent: dspy.Module, split: Split
     ) -> Report:
         """Decide by the reviews so far, or compare the candidate on new traces, instead of searching for another."""
+        manifest = self.artifacts.manifest(test.version)
         self._draft_comparison(incumbent, candidate)
-        self.draft = replace(self.draft, version=test.version)
+        self.draft = replace(self.draft, version=test.version, costs=manifest.costs if manifest else {})
         if test.drawn:
             batch = self._resolve(test)
         else:
@@ -467,7 +466,6 @@ class _Optimization:
             self.log(f"sequential test of {test.version}: {len(drawn)} new holdout traces, alpha {test.alpha:.2g}")
             batch = self._compare_drawn(test, drawn, incumbent, candidate)
         verdict, reason = self._awaiting_approval(batch.decision)
-        manifest = self.artifacts.manifest(test.version)
         if manifest and verdict not in OPEN:
             manifest = manifest.model_copy(update=self._measured(batch.decision, verdict, reason))
             self.artifacts.record_result(manifest)
@@ -500,6 +498,8 @@ class _Optimization:
         The candidate was made and chosen with the queries in `learnt`, so they cannot be drawn later, either.
         """
         rows = self._compare(incumbent, candidate, [*drawn, *guard])
+        if test.is_new:
+            test = replace(test, max_loss=self._max_loss(test.draws))
         on_drawn, on_guard = rows[: len(drawn)], [row.case for row in rows[len(drawn) :]]
         seen = learnt.union(query for held_out in drawn for query in held_out.group)
         if test.draws == "reviewed":
@@ -548,10 +548,12 @@ class _Optimization:
         known: int = 0,
     ) -> "_BatchStep":
         batches = [*test.batches, batch]
-        decision = decide(batches, guard, alpha=test.alpha)
+        decision = decide(batches, guard, alpha=test.alpha, max_loss=test.max_loss)
         awaiting = decision.verdict is Verdict.AWAITING_REVIEWS
         self.draft = replace(
-            self.draft, gate=decision, reviews_needed=reviews_needed(batches, test.alpha) if awaiting else 0
+            self.draft,
+            gate=decision,
+            reviews_needed=reviews_needed(batches, test.alpha, test.max_loss) if awaiting else 0,
         )
 
         def append(verdict: Verdict) -> None:
@@ -573,7 +575,7 @@ class _Optimization:
             verdict = Verdict(manifest.verdict)
             return GateDecision(
                 Verdict.PROMOTED if verdict is Verdict.AWAITING_APPROVAL else verdict,
-                manifest.reason.removeprefix(_MANUAL),
+                manifest.reason,
                 gate["alpha"],
                 Comparison(
                     cases=int(gate["cases"]),
@@ -616,10 +618,38 @@ class _Optimization:
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
+    def _max_loss(self, draws: Draws) -> float | None:
+        """Return what the candidate may lose, if it saves enough on the drawn traces; else None."""
+        objective = self.config.objective
+        saved = saving(*self._costs, objective.min_saving)
+        live = draws == "all" and self.config.evidence_for(self.spec.name) == "live"
+        if saved is None or not objective.max_loss or live:
+            return None  # outcomes in production prove only what is better
+        self.notes.append(
+            f"{saved}, so the candidate need not be better, but within {percent(objective.max_loss)} points"
+        )
+        return objective.max_loss
+
+    @property
+    def _costs(self) -> tuple[ProgramCost | None, ProgramCost | None]:
+        """The costs of candidate and incumbent on the drawn traces."""
+        return self.draft.costs.get(CANDIDATE), self.draft.costs.get(INCUMBENT)
+
     def _awaiting_approval(self, decision: GateDecision) -> tuple[Verdict, str]:
-        if decision.verdict is Verdict.PROMOTED and self.config.promotion_mode == "manual":
-            return Verdict.AWAITING_APPROVAL, f"{_MANUAL}{decision.reason}"
-        return decision.verdict, decision.reason
+        """Return the verdict with its reason, of which the approval is a part if a person has to give it."""
+        if decision.verdict is not Verdict.PROMOTED:
+            return decision.verdict, decision.reason
+        saved = saving(*self._costs, self.config.objective.min_saving) if decision.not_worse else None
+        reason = f"{decision.reason}; {saved}" if saved else decision.reason
+        if self.config.promotion_mode == "manual":
+            return Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {reason}"
+        ratio = dollar_ratio(*self._costs)
+        if ratio is not None and ratio > self.config.objective.max_cost_increase:
+            return Verdict.AWAITING_APPROVAL, (
+                f"a decision costs {ratio:.1f} times as much, and objective.max_cost_increase is "
+                f"{self.config.objective.max_cost_increase:g}; {reason}"
+            )
+        return decision.verdict, reason
 
     def _conclude(self, manifest: Manifest | None, verdict: Verdict, reason: str) -> Report:
         """Roll out a promoted version, unless the active version has changed meanwhile."""

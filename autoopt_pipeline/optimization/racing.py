@@ -70,13 +70,14 @@ class Race(Generic[P]):
         """Score the incumbent on all examples, with which all others are compared."""
         self._judge(self.incumbent, self._size)
 
-    def run(self, entrants: Iterable[Contestant[P]]) -> None:
+    def run(self, entrants: Iterable[Contestant[P]], *, apart: bool = False) -> None:
         """Run one heat. `entrants` may make each program only when it is taken.
 
-        Each program is scored on the first rung as it comes. It competes with the best of earlier heats, too.
+        Each program is scored on the first rung as it comes. It competes with the best of earlier heats, too, unless
+        the heat is `apart`: then only with the incumbent.
         """
         first, *further = rungs(self._size)
-        champion = self.leader
+        champion = self.incumbent if apart else self.leader
         heat: list[RaceEntry[P]] = []
         for entrant in entrants:
             if entrant.key in self._keys:

@@ -73,6 +73,14 @@ def best_threshold(shares: Sequence[float], local: Sequence[float], model: Seque
     return threshold
 
 
+def careful_threshold(shares: Sequence[float], local: Sequence[float], model: Sequence[float]) -> float | None:
+    """Return the lowest probability from which the router does worse than the model on no example; None if none is."""
+    worse = max(
+        (share for share, ours, theirs in zip(shares, local, model, strict=True) if ours < theirs), default=-1.0
+    )
+    return min((share for share in shares if share > worse), default=None)
+
+
 def _rarity(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
     """Return the inverse document frequency of each column, smoothed as if one more text had them all."""
     counts = np.bincount(np.concatenate(columns), minlength=BUCKETS)

@@ -9,8 +9,10 @@ from typing import TypeVar
 import dspy
 
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig, LMNotConfigured, LMUnavailable
+from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.evaluation.cost import DecisionCost, measured
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
+from autoopt_pipeline.evaluation.not_worse import MOST_TRACES, traces_for
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
 from autoopt_pipeline.evaluation.split import Split
@@ -29,18 +31,23 @@ from autoopt_pipeline.optimization.optimizers import (
     bootstrappers,
     demo_pickers,
     improvers,
+    lean_pickers,
     routers,
 )
-from autoopt_pipeline.optimization.racing import Contestant, Race, RaceEntry, balanced
+from autoopt_pipeline.optimization.prompt_diet import halved_demos, own_instructions
+from autoopt_pipeline.optimization.racing import Contestant, Race, RaceEntry, balanced, clearly_behind
 from autoopt_pipeline.optimization.report import CandidateStats
 from autoopt_pipeline.optimization.router_training import can_be_routed
-from autoopt_pipeline.registry.program_cost import INCUMBENT, ProgramCost
+from autoopt_pipeline.registry.program_cost import INCUMBENT, ProgramCost, cost_ratio, dollar_ratio, saving
 from autoopt_pipeline.registry.records import Program
 from autoopt_pipeline.registry.serialization import serialize
-from autoopt_pipeline.tenants.config import RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Objective, RoutingConfigUnified
 
 # Fewest dev examples for choosing among programs.
 MIN_DEV = 10
+
+# Mean scores are compared with this tolerance.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,11 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
 
     Programs that cost nothing to make come first, then bootstrapped ones, then those of candidate models (`others`),
     then searches for better instructions from the leader, so that the cheap results remain if the budget runs out. A
-    candidate model gets the leader's prompts and labelled demos of its own. Local routers come last, because one of
-    them asks the leader what it is not sure about. With `try_schema`, the incumbent with a JSON schema races first,
-    and the others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`,
-    one of `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired.
+    candidate model gets the leader's prompts and labelled demos of its own. The leader's prompts are then made shorter.
+    Local routers come last, because some of them ask a model what they are not sure about. A cheaper program may win
+    that is about as good (see `_choice`). With `try_schema`, the incumbent with a JSON schema races first, and the
+    others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
+    `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired.
 
     A candidate model that fails is left out. Raises `LMUnavailable` if another one fails, `BudgetTooSmall` if the
     budget is too small for the incumbent, and `InvalidConfig` if `only` cannot be used here. With a deterministic model
@@ -107,11 +115,13 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
     )
+    dieting = only is None or (only == "prompt-diet" and bool(_leaner(INCUMBENT, incumbent, start)))
     routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     if not (
         _chosen(demo_pickers(context), only)
         or _chosen(bootstrappers(context), only)
         or _chosen(improvers(context), only)
+        or dieting
         or routed
     ):
         raise InvalidConfig(
@@ -133,32 +143,114 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
             if retired and not only:
                 race.run([runner.entrant("retired program", retired)])
             race.run(runner.made(_chosen(demo_pickers(context), only)))
+            race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
             race.run(runner.made(_chosen(bootstrappers(context), only)))
             prompts = _best_prompts(race, runner.left_out).entrant
             for model in others if only is None else ():
-                runner.run(race, _of_model(runner, prompts, context, model), {model.name})
+                runner.run(race, _of_model(runner, prompts, context, model), {model.name}, apart=True)
             for improver in _chosen(improvers(context), only):
                 leader = _best_prompts(race, runner.left_out).entrant
                 improved = runner.made([improver.applied_to(leader.name, leader.program)])
                 runner.run(race, improved, named_models(leader.program))
+            if dieting:
+                _put_on_diet(runner, race, _best_prompts(race, runner.left_out), start, config.objective)
             if routed:
-                leading = _best_prompts(race, runner.left_out)
-                program = leading.entrant.program
-                runner.run(race, runner.made(routers(context, program, leading.scores)), named_models(program))
+                asked = _choice(runner, race, config.objective, without_routers=True)
+                program = asked.entrant.program
+                for optimizer in routers(context, program, asked.scores):
+                    runner.run(race, runner.made([optimizer]), named_models(program))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
         if repeat.cost:
             runner.note(f"{repeat.name} made a program that was already in the race, with {repeat.cost} LM calls")
-    best = race.leader
+    best = _choice(runner, race, config.objective)
     return Search(
         finalist=None if best is race.incumbent else runner.finalist(best.entrant),
         tried=tuple(runner.tried(entry, won=entry is best) for entry in race.entries),
         incumbent_dev_score=race.incumbent.mean(),
         incumbent_unread=runner.unread_of(race.incumbent),
-        incumbent_cost=measured(runner.costs[race.incumbent.entrant.key]),
+        incumbent_cost=runner.cost_of(race.incumbent),
         notes=tuple(runner.notes),
     )
+
+
+def _choice(
+    runner: "_RaceRunner", race: Race[dspy.Module], objective: Objective, *, without_routers: bool = False
+) -> RaceEntry[dspy.Module]:
+    """Return the program to go on with: the best one, or a cheaper one that is about as good; else the incumbent.
+
+    A program has to score more than the incumbent, or save enough and lose at most `max_loss`, with so few differences
+    that not being worse can be proven. Those that are clearly better than the incumbent, and cost at most
+    `max_cost_increase` times as many dollars, come before the others, because they need no approval. Within `max_loss`
+    of the best one, the cheapest that saves enough wins.
+    """
+    running = [
+        entry
+        for entry in race.entries
+        if not entry.dropped and not (without_routers and isinstance(entry.entrant.program, Cascade))
+    ]
+    size = max((len(entry.scores) for entry in running), default=0)
+    incumbent, score = race.incumbent.scores[:size], race.incumbent.mean(size)
+    before = runner.cost_of(race.incumbent)
+
+    def saves(entry: RaceEntry[dspy.Module], other: ProgramCost | None, most_lost_from: float) -> bool:
+        about_as_good = objective.max_loss > 0 and entry.mean() >= most_lost_from - objective.max_loss - _ROUNDING
+        return about_as_good and saving(runner.cost_of(entry), other, objective.min_saving) is not None
+
+    def is_worthy(entry: RaceEntry[dspy.Module]) -> bool:
+        cheaper = saves(entry, before, score) and _can_be_proven(entry.scores, incumbent, objective.max_loss)
+        return entry.mean() > score or cheaper
+
+    def needs_no_approval(entry: RaceEntry[dspy.Module]) -> bool:
+        ratio = dollar_ratio(runner.cost_of(entry), before)
+        return clearly_behind(incumbent, entry.scores) and (ratio is None or ratio <= objective.max_cost_increase)
+
+    worthy = [entry for entry in running if len(entry.scores) == size and is_worthy(entry)]
+    chosen_from = list(filter(needs_no_approval, worthy)) or worthy
+    if not chosen_from:
+        return race.incumbent
+    best = max(chosen_from, key=RaceEntry.mean)
+    cost = runner.cost_of(best)
+    cheaper = [entry for entry in chosen_from if saves(entry, cost, best.mean())]
+    return min(cheaper, key=lambda entry: (cost_ratio(runner.cost_of(entry), cost) or 0.0, -entry.mean()), default=best)
+
+
+def _can_be_proven(scores: Sequence[float], incumbent: Sequence[float], max_loss: float) -> bool:
+    """Check by the dev examples whether few enough traces could prove that a program is not worse."""
+    differences = [new - old for new, old in zip(scores, incumbent, strict=True)]
+    disagreements = sum(difference != 0 for difference in differences) / len(differences)
+    gain = max(max_loss, sum(differences) / len(differences))
+    return traces_for(disagreements, gain, max_loss, alpha_of_charge(1)) <= MOST_TRACES
+
+
+def _leaner(name: str, program: dspy.Module, start: dspy.Module) -> list[Optimizer]:
+    return [*own_instructions(name, program, start), *halved_demos(name, program)]
+
+
+def _put_on_diet(
+    runner: "_RaceRunner",
+    race: Race[dspy.Module],
+    leader: RaceEntry[dspy.Module],
+    start: dspy.Module,
+    objective: Objective,
+) -> None:
+    """Let shorter prompts race, and shorten them again as long as they are about as good as the leader's."""
+    made = own_instructions(leader.entrant.name, leader.entrant.program, start)
+    models = named_models(leader.entrant.program)
+    runner.run(race, runner.made(made), models)
+    lean = leader.entrant
+    while halves := halved_demos(lean.name, lean.program):
+        known = len(race.entries)
+        runner.run(race, runner.made(halves), models)
+        good = [
+            entry
+            for entry in race.entries[known:]
+            if not entry.dropped and entry.mean() >= leader.mean() - objective.max_loss - _ROUNDING
+        ]
+        if not good:
+            return
+        lean = good[0].entrant
 
 
 def _best_prompts(race: Race[dspy.Module], left_out: set[str]) -> RaceEntry[dspy.Module]:
@@ -228,10 +320,17 @@ class _RaceRunner:
         self.notes.append(line)
         self.log(line)
 
-    def run(self, race: Race[dspy.Module], entrants: Iterable[Contestant[dspy.Module]], models: set[str]) -> None:
+    def run(
+        self,
+        race: Race[dspy.Module],
+        entrants: Iterable[Contestant[dspy.Module]],
+        models: set[str],
+        *,
+        apart: bool = False,
+    ) -> None:
         """Run a heat whose entrants ask these candidate models. If one of them fails, all its programs are left out."""
         try:
-            race.run(entrants)
+            race.run(entrants, apart=apart)
         except (LMUnavailable, LMNotConfigured) as e:
             own_failed = self.lm.meter.outages.keys() - self.lm.others.keys()
             if not models or own_failed or models & named_models(race.incumbent.entrant.program):
@@ -292,8 +391,11 @@ class _RaceRunner:
             judging_calls=self.judging_calls[entry.entrant.key],
             dropped_after=None if won else len(entry.scores),
             unread=self.unread_of(entry),
-            cost=measured(self.costs[entry.entrant.key]),
+            cost=self.cost_of(entry),
         )
+
+    def cost_of(self, entry: RaceEntry[dspy.Module]) -> ProgramCost | None:
+        return measured(self.costs[entry.entrant.key])
 
     def unread_of(self, entry: RaceEntry[dspy.Module]) -> dict[str, int]:
         return dict(sorted(self.unread.get(entry.entrant.key, {}).items()))

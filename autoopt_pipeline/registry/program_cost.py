@@ -1,5 +1,6 @@
-"""What a decision of a program costs: tokens, dollars and time. Plain values, and their words."""
+"""What a decision of a program costs: tokens, dollars and time, and what one program saves beside another."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -7,6 +8,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 # The two programs of a comparison, as manifests and reports name them.
 INCUMBENT, CANDIDATE = "incumbent", "candidate"
+
+# Fewest timed decisions of each program for a comparison of their times.
+MIN_TIMED = 50
+
+# A decision that takes fewer seconds at p95 is fast enough. Nobody notices what is saved, and chance would decide.
+NOTICED_SECONDS = 0.1
 
 
 class ProgramCost(BaseModel):
@@ -65,11 +72,60 @@ def describe_costs(costs: Mapping[str, ProgramCost], program: str = CANDIDATE) -
 
 
 def describe_saving(costs: Mapping[str, ProgramCost]) -> str:
-    """Return how much cheaper or dearer the candidate is than the incumbent; "" if a price is unknown or 0."""
-    before, after = (costs[name].dollars if name in costs else None for name in (INCUMBENT, CANDIDATE))
-    if not before or after is None:
+    """Say how much cheaper or dearer the candidate is than the incumbent; "" if that is unknown."""
+    ratio = dollar_ratio(costs.get(CANDIDATE), costs.get(INCUMBENT))
+    if ratio is None or not math.isfinite(ratio):
         return ""
-    return f"the candidate is {abs(100 * (1 - after / before)):.0f} % {'cheaper' if after <= before else 'dearer'}"
+    return f"the candidate costs {100 * abs(1 - ratio):.0f} % {'less' if ratio <= 1 else 'more'}"
+
+
+def cost_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -> float | None:
+    """Return the candidate's cost divided by the incumbent's: of dollars if both are known, else of tokens.
+
+    Return None if a cost is unknown, and infinity if only the incumbent costs nothing.
+    """
+    if candidate is None or incumbent is None:
+        return None
+    dollars = dollar_ratio(candidate, incumbent)
+    return _ratio(candidate.tokens, incumbent.tokens) if dollars is None else dollars
+
+
+def dollar_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -> float | None:
+    """Return the candidate's dollars divided by the incumbent's; None if either is unknown, or both are free."""
+    if candidate is None or incumbent is None or candidate.dollars is None or incumbent.dollars is None:
+        return None
+    return _ratio(candidate.dollars, incumbent.dollars) if candidate.dollars or incumbent.dollars else None
+
+
+def saving(candidate: ProgramCost | None, incumbent: ProgramCost | None, least: float) -> str | None:
+    """Say what a candidate saves if that is at least a share `least` of the incumbent's cost or time; else None.
+
+    Time counts if the cost does not rise. It has to fall at the median and at p95, because p95 alone varies by chance.
+    """
+    ratio = cost_ratio(candidate, incumbent)
+    if candidate is None or incumbent is None or ratio is None:
+        return None
+    if 1 - ratio >= least:
+        return f"a decision costs {_percent_less(ratio)} less"
+    old, new = (incumbent.seconds_p50, incumbent.seconds_p95), (candidate.seconds_p50, candidate.seconds_p95)
+    if ratio > 1 or min(candidate.timed, incumbent.timed) < MIN_TIMED:
+        return None
+    if incumbent.seconds_p95 is None or incumbent.seconds_p95 < NOTICED_SECONDS:
+        return None
+    times = [after / before for before, after in zip(old, new, strict=True) if before and after is not None]
+    if len(times) == 2 and 1 - max(times) >= least:
+        return f"a decision takes {_percent_less(times[1])} less time at p95"
+    return None
+
+
+def _ratio(new: float, old: float) -> float:
+    if not old:
+        return math.inf if new else 1.0
+    return new / old
+
+
+def _percent_less(ratio: float) -> str:
+    return f"{100 * (1 - ratio):.0f} %"
 
 
 def tokens_text(tokens: float) -> str:

@@ -422,7 +422,8 @@ class SequentialTestStep(StoredRecord):
 
     The test compares the candidate with `incumbent` (for a composed module without a version, the programs of its
     parts), using the model `lm` and these `labels`. `draws` says which traces are drawn: those that were reviewed
-    before, or `all`. `seen` holds digests of the queries that cannot be drawn any more.
+    before, or `all`. `seen` holds digests of the queries that cannot be drawn any more. `max_loss` is set for a cheaper
+    candidate, which may be promoted if it is not worse by more than that.
 
     A step has the `drawn` traces that await reviews, in the order of review, the first `known` disagreements with a
     label; or the `batch` with the decision on it. `judge` is the language model that judged disagreements. `verdict` is
@@ -437,6 +438,7 @@ class SequentialTestStep(StoredRecord):
     lm: str
     labels: list[str]
     alpha: float
+    max_loss: float | None = None
     begins: bool
     draws: Literal["reviewed", "all"]
     seen: list[str]

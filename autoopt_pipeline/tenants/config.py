@@ -135,6 +135,27 @@ class Budget(Strict):
     )
 
 
+class Objective(Strict):
+    """What a candidate is worth: a version may become active because it is better, or as good and cheaper."""
+
+    max_loss: float = Field(
+        0.01,
+        ge=0,
+        le=0.2,
+        description="A cheaper candidate is promoted if it is proven not worse by more than this share of right "
+        "answers; 0: only a better one is.",
+    )
+    min_saving: float = Field(
+        0.3, gt=0, lt=1, description="Share of the cost, or of the time, of a decision that a cheaper candidate saves."
+    )
+    max_cost_increase: float = Field(
+        3.0,
+        ge=1,
+        le=1000,
+        description="A better candidate that costs more times as many dollars waits for a person's approval.",
+    )
+
+
 EvidenceKind = Literal["reviews", "live"]
 
 
@@ -320,6 +341,9 @@ class RoutingConfigUnified(Strict):
         "reviews",
         description="What proves a candidate where too few traces are reviewed. reviews: people review its "
         "disagreements with the active version; live: outcomes in production, while a canary gets a fraction.",
+    )
+    objective: Objective = Field(
+        Objective(), description="When a cheaper candidate is promoted, and when a dearer one waits for approval."
     )
     judge: JudgeSettings | None = Field(
         None, description="A language model that saves reviews, as far as people agree with it; by default none."

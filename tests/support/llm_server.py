@@ -130,6 +130,7 @@ class Answered:
     status: int = 200
     error: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    input_tokens: int = 10
 
 
 @contextmanager
@@ -257,10 +258,11 @@ def _by_schema(sent: Sent) -> str:
 
 
 def _envelope(sent: Sent, answered: Answered) -> dict[str, Any]:
+    tokens = answered.input_tokens
     if "generateContent" in sent.path:
         reason = {"stop": "STOP", "length": "MAX_TOKENS"}[answered.finish_reason]
         content = {"role": "model", "parts": [{"text": answered.text}]}
-        usage = {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15}
+        usage = {"promptTokenCount": tokens, "candidatesTokenCount": 5, "totalTokenCount": tokens + 5}
         return {"candidates": [{"content": content, "finishReason": reason, "index": 0}], "usageMetadata": usage}
     if sent.path.endswith("/messages"):
         return {
@@ -270,7 +272,7 @@ def _envelope(sent: Sent, answered: Answered) -> dict[str, Any]:
             "model": sent.body["model"],
             "content": [{"type": "text", "text": answered.text}],
             "stop_reason": {"stop": "end_turn", "length": "max_tokens"}[answered.finish_reason],
-            "usage": {"input_tokens": 10, "output_tokens": 5},
+            "usage": {"input_tokens": tokens, "output_tokens": 5},
         }
     message = {"role": "assistant", "content": answered.text}
     return {
@@ -280,7 +282,7 @@ def _envelope(sent: Sent, answered: Answered) -> dict[str, Any]:
         "model": sent.body["model"],
         "service_tier": "default",  # LiteLLM's client of Groq cannot do without
         "choices": [{"index": 0, "finish_reason": answered.finish_reason, "message": message}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        "usage": {"prompt_tokens": tokens, "completion_tokens": 5, "total_tokens": tokens + 5},
     }
 
 

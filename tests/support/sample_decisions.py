@@ -1,5 +1,6 @@
 """Making examples and decisions for tests."""
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ def example(
     independent: bool = True,
     minute: int = 0,
 ) -> Example:
-    span_id = f"{abs(hash((query, minute))):016x}"[:16]
+    span_id = hashlib.sha256(f"{minute} {query}".encode()).hexdigest()[:16]
     return Example(
         {"query": query},
         {"agent": label},

@@ -1,6 +1,7 @@
 """The demo is the end-to-end test: a real Phoenix, a real daemon, real runs in processes of their own."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autoopt_pipeline.devtools.traffic import sample_truths
 from tests.support.stack_processes import servers
 
 AUTOOPT = Path(sys.executable).parent / "autoopt"
@@ -28,16 +30,22 @@ FIELDS = {
     "lm_calls",
     "lm_tokens",
     "language_model",
+    "optimizer",
 }
+QUERIES = 320
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    home = tmp_path_factory.mktemp("demo")
-    done = subprocess.run([AUTOOPT, "demo", "--home", home], capture_output=True, text=True, check=False)
+    home, file = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("queries") / "queries.jsonl"
+    truths = sample_truths(QUERIES, random.Random(3))
+    file.write_text("\n".join(json.dumps({"query": t.query, "agent": t.answers["agent"]}) for t in truths))
+    demo = [AUTOOPT, "demo", "--home", home, "--queries", file]
+    done = subprocess.run(demo, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not servers(home)
     assert "stand-in" in done.stdout
+    assert "local router" in done.stdout
     return json.loads((home / "summary.json").read_text())["outcomes"]
 
 
@@ -63,6 +71,34 @@ def test_tenants_with_something_to_learn_are_promoted(outcomes: list[dict], tena
     assert routing["run_id"]
 
 
+def test_a_local_router_is_promoted_without_a_model(outcomes: list[dict]) -> None:
+    alone = [o for o in outcomes if o["optimizer"] == "local-router" and o["verdict"] == "promoted"]
+    assert alone
+    assert all(o["candidate_score"] > o["incumbent_score"] + 0.2 for o in alone)
+
+
+def test_the_queries_of_a_file_are_played_by_one_more_tenant(outcomes: list[dict]) -> None:
+    (played,) = of(outcomes, 1, "from-file").values()
+    assert (played["module"], played["new_traces"]) == ("routing", QUERIES)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1: JSONDecodeError"),
+        ('{"query": "where?", "agent": "no agent, this"}', "line 1: 'no agent, this' is no name of an agent"),
+    ],
+)
+def test_a_file_that_cannot_be_played_is_told_before_anything_starts(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text(line)
+    home = tmp_path / "home"
+    demo = [AUTOOPT, "demo", "--home", home, "--queries", tmp_path / "queries.jsonl"]
+    refused = subprocess.run(demo, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert said in " ".join((refused.stdout + refused.stderr).split())
+    assert not home.exists()
+
+
 def test_labels_that_do_not_depend_on_the_query_are_rejected(outcomes: list[dict]) -> None:
     assert {o["verdict"] for o in of(outcomes, 1, "umbrella").values()} == {"rejected"}
 
@@ -83,7 +119,7 @@ def test_the_others_say_why_they_were_not_run(outcomes: list[dict]) -> None:
 
 def test_all_modules_of_a_tenant_share_one_run(outcomes: list[dict]) -> None:
     first = [o for o in outcomes if o["round"] == 1 and o["run_id"]]
-    assert len({o["run_id"] for o in first}) == len({o["tenant"] for o in first}) == 4
+    assert len({o["run_id"] for o in first}) == len({o["tenant"] for o in first}) == 5
     assert set(of(outcomes, 1, "acme")) == {"modality", "routing", "cross_modal", "workflow", "unified"}
 
 

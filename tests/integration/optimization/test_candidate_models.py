@@ -46,6 +46,13 @@ def half_right(query: str) -> str:
     return RIGHT[query] if unit_interval(query) < 0.5 else LABELS[0].name
 
 
+def answered(agent: str) -> Answered:
+    return Answered(
+        f"[[ ## reasoning ## ]]\nknown\n\n[[ ## agent ## ]]\n{agent}\n\n"
+        "[[ ## confidence ## ]]\n0.9\n\n[[ ## completed ## ]]"
+    )
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
     """One model answers half of the requests right, the other one all where it is shown demos."""
@@ -55,10 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLMServer]:
             return None  # a search for instructions
         knows = sent.body["model"] == "other" and len(sent.body["messages"]) > 2
         agent = (RIGHT.__getitem__ if knows else half_right)(query_in(sent))
-        return Answered(
-            f"[[ ## reasoning ## ]]\nknown\n\n[[ ## agent ## ]]\n{agent}\n\n"
-            "[[ ## confidence ## ]]\n0.9\n\n[[ ## completed ## ]]"
-        )
+        return answered(agent)
 
     monkeypatch.setenv("CANDIDATE_API_KEY", KEY)
     with llm_server() as running:
@@ -111,6 +115,15 @@ def test_the_better_model_wins_and_its_version_names_it(
     tried = {each.optimizer for each in report.tried}
     assert {f"incumbent ({OTHER})", f"coverage-50 ({OTHER})", "coverage-16"} <= tried
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+
+
+def test_a_cheaper_model_that_answers_alike_wins_for_what_it_saves(server: LLMServer, artifacts: VersionStore) -> None:
+    server.answer = lambda sent: (
+        answered(half_right(query_in(sent))) if "[[ ## agent ## ]]" in sent.body["messages"][0]["content"] else None
+    )
+    report = optimized(configured(server, objective={"max_loss": 0.05}), artifacts)
+    assert (report.verdict, report.program_lms["candidate"]) == (Verdict.PROMOTED, OTHER), report.reason
+    assert "90 % less" in report.reason
 
 
 def test_a_version_that_names_a_model_is_the_incumbent_with_that_model(

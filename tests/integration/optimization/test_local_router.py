@@ -51,7 +51,11 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VersionSto
 def test_a_router_is_promoted_by_the_same_gate(promoted: tuple[Path, VersionStore, Report]) -> None:
     _, artifacts, report = promoted
     assert report.verdict is Verdict.PROMOTED
-    assert {tried.optimizer for tried in report.tried} <= {"local-router", "local-router + model"}
+    assert {tried.optimizer for tried in report.tried} <= {
+        "local-router",
+        "local-router + model",
+        "careful local-router + model",
+    }
     assert [change.predictor for change in report.changes if change.demos is None] == ["local router of routing"]
     assert artifacts.load(str(report.version)).router_sources.keys() == {"routing"}
 
@@ -105,7 +109,7 @@ def test_what_the_router_is_not_sure_about_goes_to_the_model() -> None:
     # The model is right where the router is less sure than usual, so the division between them is clear.
     usual = statistics.median(answer.confidence or 0.0 for answer in by_router)
     scores = [float((answer.confidence or 0.0) < usual) for answer in by_router]
-    _, divided = (optimizer.compile() for optimizer in routers(context, context.start, scores))
+    _, divided, *_ = (optimizer.compile() for optimizer in routers(context, context.start, scores))
     assert isinstance(divided, Cascade)
     before = lm.meter.calls
     answers = answer_all(ROUTING, divided, context.dev, lm)

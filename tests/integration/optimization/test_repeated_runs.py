@@ -165,16 +165,11 @@ def test_a_run_that_died_between_its_verdict_and_the_promotion_promotes_when_it_
     assert active and active.version == again.version
 
 
-def test_what_awaits_approval_still_does_and_is_promoted_where_the_tenant_no_longer_wants_to_be_asked(
-    world: World,
-) -> None:
+def test_what_awaits_approval_still_does(world: World) -> None:
     first = world.run("first", config=MANUAL)
     again = world.run("again", config=MANUAL, mood=1.0)
     assert again.verdict is Verdict.AWAITING_APPROVAL
     assert (again.reason, again.version, world.looked) == (first.reason, first.version, False)
-    by_itself = world.run("by itself", mood=1.0)
-    assert (by_itself.verdict, world.looked) == (Verdict.PROMOTED, False)
-    assert "manual" not in by_itself.reason
 
 
 def test_a_trial_that_ended_is_not_begun_again_by_repeating_the_run_that_began_it(world: World) -> None:

@@ -1,6 +1,8 @@
 """What decisions cost, measured. Kept answers are not free, and neither is what is unknown."""
 
+import math
 import time
+from typing import Any
 
 import dspy
 import pytest
@@ -11,7 +13,7 @@ from autoopt_pipeline.evaluation.runner import answer_all, costs_of
 from autoopt_pipeline.lm.metering import Meter, MeteredEngine, Role, note_pause
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.catalog import get_module
-from autoopt_pipeline.registry.program_cost import ProgramCost, dollars_text
+from autoopt_pipeline.registry.program_cost import ProgramCost, cost_ratio, dollars_text, saving
 from autoopt_pipeline.tenants.config import LMPrice
 from tests.support.labeled_requests import LABELS
 from tests.support.sample_decisions import example
@@ -128,3 +130,39 @@ def test_a_cost_is_told_in_short() -> None:
     )
     assert str(cost) == "2,950 tokens, about $0.00046, 0.4 s (p95 0.9 s)"
     assert [dollars_text(n) for n in (None, 0, 0.025, 12.5)] == ["dollars unknown", "$0.00", "about $0.025", "$12.50"]
+
+
+def program(tokens: float, dollars: float | None = None, p50: float | None = None, p95: float | None = None) -> Any:
+    return ProgramCost(
+        decisions=100,
+        lm_calls=1,
+        input_tokens=tokens,
+        output_tokens=0,
+        cached_tokens=0,
+        dollars=dollars,
+        timed=100,
+        seconds_p50=p50,
+        seconds_p95=p95,
+    )
+
+
+class TestWhatACandidateSaves:
+    def test_is_counted_in_dollars_where_both_are_known_and_else_in_tokens(self) -> None:
+        assert cost_ratio(program(100, 0.004), program(100, 0.002)) == 2
+        assert cost_ratio(program(50, None), program(100, 0.002)) == 0.5
+        assert cost_ratio(program(0, 0.0), program(10, 0.0)) == 0
+        assert cost_ratio(program(10, 0.0), program(0, 0.0)) == math.inf
+        assert cost_ratio(None, program(1)) is None
+
+    def test_is_said_if_it_is_enough(self) -> None:
+        assert saving(program(60), program(100), 0.3) == "a decision costs 40 % less"
+        assert saving(program(80), program(100), 0.3) is None
+        assert saving(None, program(100), 0.3) is None
+
+    def test_may_be_time_if_the_cost_does_not_rise(self) -> None:
+        slow = program(100, p50=1.0, p95=4.0)
+        assert saving(program(100, p50=0.5, p95=2.0), slow, 0.3) == "a decision takes 50 % less time at p95"
+        assert saving(program(110, p50=0.5, p95=2.0), slow, 0.3) is None
+        assert saving(program(100, p50=0.9, p95=2.0), slow, 0.3) is None
+        few = program(100, p50=0.5, p95=2.0).model_copy(update={"timed": 10})
+        assert saving(few, slow, 0.3) is None
