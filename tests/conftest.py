@@ -10,6 +10,7 @@ import dagster as dg
 import hypothesis
 import pytest
 
+from autoopt_pipeline.devtools.minilm import ENCODER, is_made
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.smollm2 import is_installed, start_smollm2
 from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
@@ -137,6 +138,14 @@ def smollm2(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> s
     if not is_installed():
         pytest.skip("SmolLM2 is not installed (make .venv-lm/.installed)")
     return start_smollm2(processes, tmp_path_factory.mktemp("smollm2"), free_port())
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of a small real sentence encoder."""
+    if not is_made():
+        pytest.skip("the sentence encoder is not made (make encoder)")
+    return ENCODER
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,8 @@ def run_up(
     for name, (server, port) in ports.items():
         require_free(port, server, f"--{name}-port (make up {name.upper()}_PORT=...)")
     local = home / ".autoopt"
-    modules = load_settings().modules_file
+    settings = load_settings()
+    folders = {"AUTOOPT_MODULES_FILE": settings.modules_file, "AUTOOPT_ENCODER": settings.encoder}
     with _alone(local), Processes(local / "logs") as processes:
         endpoint = start_phoenix(processes, local / "phoenix", phoenix_port, free_port())
         stack = Stack(
@@ -71,7 +72,7 @@ def run_up(
                 "AUTOOPT_SENSOR_INTERVAL_SECONDS": "10",
                 "AUTOOPT_SETTLING_SECONDS": "5",
                 "AUTOOPT_LM": STAND_IN,
-                **({"AUTOOPT_MODULES_FILE": str(modules.absolute())} if modules else {}),
+                **{name: str(path.absolute()) for name, path in folders.items() if path},
             },
         )
         console.print("starting Phoenix, Dagster and the dashboard ...")

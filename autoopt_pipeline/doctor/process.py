@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.modules.catalog import modules
+from autoopt_pipeline.modules.encoder import open_encoder
 from autoopt_pipeline.modules.redaction import load_redaction
 from autoopt_pipeline.settings import Settings
 
@@ -23,6 +24,9 @@ _OTHER_VARIABLES = frozenset({"AUTOOPT_PHOENIX_COMMAND", "AUTOOPT_STACK"})
 def settings(current: Settings) -> Iterator[Finding]:
     load_redaction(current.redaction)
     yield ok(f"all settings are valid; local data is under {current.home}")
+    if current.encoder:
+        encoder = open_encoder(current.encoder)
+        yield ok(f"sentence encoder {encoder.sha256[:12]} in {current.encoder}, {encoder.dimension} numbers a vector")
 
 
 def variables(environment: Mapping[str, str]) -> Iterator[Finding]:

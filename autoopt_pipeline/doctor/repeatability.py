@@ -107,14 +107,16 @@ def _serving(
     models, tenant_id = answering_models(config, parts.settings), config.tenant_id
     artifacts = parts.artifacts(tenant_id, spec.name)
     if active := artifacts.active():
-        return deserialize(spec, labels, artifacts.load(active.version), models), active.version
+        stored = artifacts.load(active.version)
+        return deserialize(spec, labels, stored, models, encoder=parts.settings.encoder), active.version
     refused: dict[str, InvalidArtifact] = {}
 
     def refuse(part: ModuleSpec, why: InvalidArtifact) -> None:
         refused[part.name] = why
 
     answer_format = CHAT if lm.answer_format == "auto" else lm.answer_format
-    program = compose(spec, labels, parts.active_parts(tenant_id, spec, refuse), refuse, answer_format, models)
+    active_parts = parts.active_parts(tenant_id, spec, refuse)
+    program = compose(spec, labels, active_parts, refuse, answer_format, models, encoder=parts.settings.encoder)
     left_out = f" (without the active version of {', '.join(refused)}, which cannot serve)" if refused else ""
     return program, f"the baseline{left_out}"
 

@@ -18,7 +18,7 @@ from autoopt_pipeline.evaluation.sequential_test import MIN_DECIDED, MOST_LOST, 
 from autoopt_pipeline.evaluation.statistics import BETS, log_e_value
 
 # Most traces for this test. A candidate that is as good as the incumbent, and differs on 2 % of the traces, is proven
-# within them three times in four at a margin of one point (bench/README.md).
+# within them two times in three at a margin of one point (bench/README.md).
 MOST_TRACES = 3000
 
 # The hope that keeps a test going is this many standard errors above what is seen.

@@ -1,9 +1,9 @@
-"""A linear classifier over hashed n-grams that chooses one label without a language model. Needs only NumPy.
+"""A linear classifier that chooses one label without a language model. Needs only NumPy, unless it has an encoder.
 
 A text is the set of its words, pairs of words, and runs of 3 to 5 characters within a word. CRC-32 maps each to one of
 `BUCKETS` columns (feature hashing; Weinberger et al., ICML 2009), so that no vocabulary, and no text, is stored. A
-column counts by its inverse document frequency, and the vector has length 1. `optimization/router_training.py` learns
-the weights.
+column counts by its inverse document frequency, and the vector has length 1. Beside it, a sentence encoder's vector may
+count as much (`modules/encoder.py`). `optimization/router_training.py` learns the weights.
 """
 
 import zlib
@@ -14,7 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from autoopt_pipeline.modules.encoder import Encoder
 from autoopt_pipeline.modules.similarity import normalize_query, split_words
+from autoopt_pipeline.modules.spec import query_of
 
 # Columns for words and pairs of words, and as many for runs of characters. Four times as many gain half a point.
 _HASHED = 2**13
@@ -31,8 +33,9 @@ class LocalRouter:
     """What was learnt: weights of -127 to 127 for each column and class, and how to read them.
 
     The score of a class is its weights times the text's vector, times its `scale`, plus its `bias`. `rarity` holds the
-    columns' inverse document frequencies, of which only the ratios count. `temperature` makes probabilities of scores,
-    so that of the answers with a confidence of 0.8 about 80 % are right.
+    columns' inverse document frequencies, of which only the ratios count. The numbers of a sentence vector are columns
+    after those. `temperature` makes probabilities of scores, so that of the answers with a confidence of 0.8 about 80 %
+    are right.
     """
 
     classes: tuple[str, ...]
@@ -41,11 +44,15 @@ class LocalRouter:
     bias: NDArray[np.float32]
     rarity: NDArray[np.uint8]
     temperature: float
+    encoder: Encoder | None = None
 
     def choose(self, inputs: Mapping[str, str], allowed: Collection[str]) -> tuple[str | None, float]:
         """Return the likeliest allowed class and its probability; None and 0 if no class is allowed."""
         columns = columns_of(inputs)
-        scores = vector(columns, self.rarity) @ self.weights[columns].astype(np.float32) * self.scale + self.bias
+        sums = vector(columns, self.rarity) @ self.weights[columns].astype(np.float32)
+        if self.encoder:
+            sums += self.encoder.encode(query_of(inputs)) @ self.weights[BUCKETS:].astype(np.float32)
+        scores = sums * self.scale + self.bias
         shares = probabilities(scores[np.newaxis], self.temperature)[0]
         for place in np.argsort(-shares, kind="stable"):
             if self.classes[place] in allowed:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from autoopt_pipeline.modules.redaction import Redact
 from autoopt_pipeline.modules.redaction import redact as default_redact
@@ -19,6 +20,7 @@ class OptimizationJob:
     `redact` removes personal data from every input before it is learnt, stored or shown. `parts` holds the active
     programs of a composed module's parts by name, from which it starts. `attempt` is the first run of this attempt, and
     `lost_runs` are its earlier runs that were lost. With `only`, one of `OPTIMIZERS`, no other optimizer races.
+    `encoder` is the folder of the deployment's sentence encoder, which local routers then use.
     """
 
     spec: ModuleSpec
@@ -32,3 +34,4 @@ class OptimizationJob:
     attempt: str = ""
     lost_runs: frozenset[str] = frozenset()
     only: str | None = None
+    encoder: Path | None = None

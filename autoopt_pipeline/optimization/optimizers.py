@@ -13,6 +13,7 @@ from gepa.utils import NoImprovementStopper
 from autoopt_pipeline.evaluation.runner import ASSUMED, dspy_example, using
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.cascade import Cascade
+from autoopt_pipeline.modules.encoder import Encoder
 from autoopt_pipeline.modules.similarity import normalize_query, quotes, word_set
 from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec
 from autoopt_pipeline.optimization.router_training import best_threshold, careful_threshold, train_router
@@ -73,7 +74,10 @@ MIPRO_INSTRUCTIONS, MIPRO_TRIALS = 5, 6
 
 @dataclass(frozen=True)
 class OptimizerContext:
-    """The input of all optimizers. `lm` answers; `teacher` writes instructions and makes demos."""
+    """The input of all optimizers. `lm` answers; `teacher` writes instructions and makes demos.
+
+    Local routers use the sentence `encoder`, if there is one.
+    """
 
     spec: ModuleSpec
     labels: Sequence[Label]
@@ -84,6 +88,7 @@ class OptimizerContext:
     teacher: MeteredLM
     max_labeled_demos: int
     max_bootstrapped_demos: int
+    encoder: Encoder | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def routers(context: OptimizerContext, model: dspy.Module, scores: Sequence[floa
     module must be one that `can_be_routed`.
     """
     spec, labels = context.spec, context.labels
-    router = train_router(spec, context.train, seed=SEED)
+    router = train_router(spec, context.train, seed=SEED, encoder=context.encoder)
     sources = sorted({example.trace_id for example in context.train})
     allowed = {label.name for label in labels}
     known = context.dev[: len(scores)]

@@ -193,6 +193,7 @@ class _Optimization:
             only=self.job.only,
             try_schema=self._should_try_schema(incumbent),
             retired=self.retired,
+            encoder=self.job.encoder,
         )
         self.notes += searched.notes
         self.draft = replace(
@@ -218,7 +219,13 @@ class _Optimization:
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         self.served = served = compose(
-            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, self.lm.models
+            self.spec,
+            self.labels,
+            self.job.parts,
+            self._note_refused,
+            chosen or CHAT,
+            self.lm.models,
+            encoder=self.job.encoder,
         )
         self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         incumbent = self._incumbent(served)
@@ -729,9 +736,10 @@ class _Optimization:
             return start
         try:
             stored = self.artifacts.load(self.incumbent_version)
-            program = deserialize(self.spec, self.labels, stored)
+            program = deserialize(self.spec, self.labels, stored, encoder=self.job.encoder)
             if not named_models(program) <= self.lm.models.keys():
-                self.retired = deserialize(self.spec, self.labels, stored.model_copy(update={"lms": {}}))
+                unnamed = stored.model_copy(update={"lms": {}})
+                self.retired = deserialize(self.spec, self.labels, unnamed, encoder=self.job.encoder)
             check_models(stored, self.lm.models)
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
@@ -770,7 +778,8 @@ class _Optimization:
             self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
-                return test, deserialize(self.spec, self.labels, self.artifacts.load(test.version), self.lm.models)
+                stored = self.artifacts.load(test.version)
+                return test, deserialize(self.spec, self.labels, stored, self.lm.models, encoder=self.job.encoder)
             except InvalidArtifact as e:
                 self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None

@@ -218,7 +218,12 @@ def _model_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[C
 def _router_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:
     old, new = (
         {
-            each.module: describe_router(each.threshold, each.router.classes, each.sources)
+            each.module: describe_router(
+                each.threshold,
+                each.router.classes,
+                each.sources,
+                each.router.encoder.sha256 if each.router.encoder else None,
+            )
             for each in cascades_in(program)
         }
         for program in (incumbent, candidate)

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from autoopt_pipeline.modules.encoder import Encoder
 from autoopt_pipeline.modules.local_router import BUCKETS, LocalRouter, columns_of, probabilities, vector
-from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec
+from autoopt_pipeline.modules.spec import WORTH, Example, Label, ModuleSpec, query_of
 
 # Fewest training examples.
 MIN_FOR_ROUTER = 50
+
+# Share of the examples on which a careful router may be wrong. It is half of the default of `objective.max_loss`.
+CAREFUL_LOSS = 0.005
 
 # Parts of the training examples, each of which is scored by a router of the others, to learn the temperature.
 _FOLDS = 5
@@ -34,7 +38,9 @@ def can_be_routed(spec: ModuleSpec, labels: Sequence[Label], train: Sequence[Exa
     return sum(count >= _FOLDS for count in Counter(answers).values()) > 1
 
 
-def train_router(spec: ModuleSpec, train: Sequence[Example], *, seed: int) -> LocalRouter:
+def train_router(
+    spec: ModuleSpec, train: Sequence[Example], *, seed: int, encoder: Encoder | None = None
+) -> LocalRouter:
     """Learn a router by linear support vectors, one class against the others.
 
     On CLINC150 as ten agents they were right on 1 to 4 points more than logistic regression. `bench/local_router.py`
@@ -45,6 +51,9 @@ def train_router(spec: ModuleSpec, train: Sequence[Example], *, seed: int) -> Lo
     worth = np.array([WORTH[example.provenance] for example in train])
     rarity = _rarity(columns)
     texts = _matrix(columns, rarity)
+    if encoder:
+        vectors = np.array([encoder.encode(query_of(example.inputs)) for example in train], dtype=np.float64)
+        texts = hstack([texts, csr_matrix(vectors)], format="csr")
     classes, weights, bias = _fit(texts, answers, worth, seed)
     scale = np.maximum(np.abs(weights).max(axis=1), 1e-9) / _LARGEST_WEIGHT
     return LocalRouter(
@@ -54,6 +63,7 @@ def train_router(spec: ModuleSpec, train: Sequence[Example], *, seed: int) -> Lo
         bias=bias.astype(np.float32),
         rarity=rarity,
         temperature=_temperature(texts, answers, worth, seed),
+        encoder=encoder,
     )
 
 
@@ -74,11 +84,21 @@ def best_threshold(shares: Sequence[float], local: Sequence[float], model: Seque
 
 
 def careful_threshold(shares: Sequence[float], local: Sequence[float], model: Sequence[float]) -> float | None:
-    """Return the lowest probability from which the router does worse than the model on no example; None if none is."""
+    """Return the lowest probability from which the router is worse than the model on no example; None if none is.
+
+    By its own probabilities it may be wrong there on `CAREFUL_LOSS` of all examples, because a few examples show no
+    rare errors.
+    """
     worse = max(
         (share for share, ours, theirs in zip(shares, local, model, strict=True) if ours < theirs), default=-1.0
     )
-    return min((share for share in shares if share > worse), default=None)
+    threshold, expected = None, 0.0
+    for share in sorted(shares, reverse=True):
+        expected += (1 - share) / len(shares)
+        if share <= worse or expected > CAREFUL_LOSS:
+            break
+        threshold = share
+    return threshold
 
 
 def _rarity(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import dspy
@@ -11,7 +12,7 @@ import dspy
 from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig, LMNotConfigured, LMUnavailable
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.evaluation.cost import DecisionCost, measured
-from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
+from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT
 from autoopt_pipeline.evaluation.not_worse import MOST_TRACES, traces_for
 from autoopt_pipeline.evaluation.runner import answer_all, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
@@ -22,6 +23,7 @@ from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.cascade import Cascade
+from autoopt_pipeline.modules.encoder import open_encoder
 from autoopt_pipeline.modules.named_model import named_models, naming
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
@@ -86,6 +88,7 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     only: str | None = None,
     try_schema: bool = False,
     retired: dspy.Module | None = None,
+    encoder: Path | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
@@ -95,15 +98,17 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     Local routers come last, because some of them ask a model what they are not sure about. A cheaper program may win
     that is about as good (see `_choice`). With `try_schema`, the incumbent with a JSON schema races first, and the
     others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
-    `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired.
+    `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired. Local
+    routers use the sentence encoder in the folder `encoder`.
 
     A candidate model that fails is left out. Raises `LMUnavailable` if another one fails, `BudgetTooSmall` if the
-    budget is too small for the incumbent, and `InvalidConfig` if `only` cannot be used here. With a deterministic model
-    the result depends only on the arguments, except that if tokens run out before calls do, it also depends on the
-    number of concurrent calls.
+    budget is too small for the incumbent, `InvalidConfig` if `only` cannot be used here, and `InvalidSettings` if
+    `encoder` cannot be loaded. With a deterministic model the result depends only on the arguments, except that if
+    tokens run out before calls do, it also depends on the number of concurrent calls.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
+    routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     context = OptimizerContext(
         spec=spec,
         labels=labels,
@@ -114,9 +119,9 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         teacher=teacher,
         max_labeled_demos=config.dspy_max_labeled_demos,
         max_bootstrapped_demos=config.dspy_max_bootstrapped_demos,
+        encoder=open_encoder(encoder) if routed and encoder else None,
     )
     dieting = only is None or (only == "prompt-diet" and bool(_leaner(INCUMBENT, incumbent, start)))
-    routed = only in {None, "local-router"} and config.local_router and can_be_routed(spec, labels, split.train)
     if not (
         _chosen(demo_pickers(context), only)
         or _chosen(bootstrappers(context), only)
@@ -142,16 +147,14 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
                 race.run([runner.entrant("incumbent's model", incumbent.model)])
             if retired and not only:
                 race.run([runner.entrant("retired program", retired)])
-            race.run(runner.made(_chosen(demo_pickers(context), only)))
-            race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
-            race.run(runner.made(_chosen(bootstrappers(context), only)))
-            prompts = _best_prompts(race, runner.left_out).entrant
-            for model in others if only is None else ():
-                runner.run(race, _of_model(runner, prompts, context, model), {model.name}, apart=True)
-            for improver in _chosen(improvers(context), only):
-                leader = _best_prompts(race, runner.left_out).entrant
-                improved = runner.made([improver.applied_to(leader.name, leader.program)])
-                runner.run(race, improved, named_models(leader.program))
+            if only or race.incumbent.mean() <= 1 - MIN_GAIN:
+                _look_for_better(runner, race, context, only, others)
+            else:
+                runner.note(
+                    f"the incumbent is right on {100 * race.incumbent.mean():.1f} % of dev, which leaves too little to "
+                    "gain, so only cheaper programs race"
+                )
+                _let_models_race(runner, race, context, others)
             if dieting:
                 _put_on_diet(runner, race, _best_prompts(race, runner.left_out), start, config.objective)
             if routed:
@@ -173,6 +176,33 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
         incumbent_cost=runner.cost_of(race.incumbent),
         notes=tuple(runner.notes),
     )
+
+
+def _look_for_better(
+    runner: "_RaceRunner",
+    race: Race[dspy.Module],
+    context: OptimizerContext,
+    only: str | None,
+    others: Sequence[MeteredLM],
+) -> None:
+    race.run(runner.made(_chosen(demo_pickers(context), only)))
+    race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
+    race.run(runner.made(_chosen(bootstrappers(context), only)))
+    if only is None:
+        _let_models_race(runner, race, context, others)
+    for improver in _chosen(improvers(context), only):
+        leader = _best_prompts(race, runner.left_out).entrant
+        improved = runner.made([improver.applied_to(leader.name, leader.program)])
+        runner.run(race, improved, named_models(leader.program))
+
+
+def _let_models_race(
+    runner: "_RaceRunner", race: Race[dspy.Module], context: OptimizerContext, others: Sequence[MeteredLM]
+) -> None:
+    """Let candidate models race, each in a heat of its own, so that a cheap one has to beat no dear one."""
+    prompts = _best_prompts(race, runner.left_out).entrant
+    for model in others:
+        runner.run(race, _of_model(runner, prompts, context, model), {model.name}, apart=True)
 
 
 def _choice(

@@ -138,6 +138,7 @@ def _optimize(
             attempt=_attempt(context),
             lost_runs=_lost_runs(context, spec.name),
             only=overrides.optimizer,
+            encoder=settings.encoder,
         )
         report = optimize(
             job,

@@ -64,6 +64,7 @@ def estimate_run(
             run_id="",
             redact=load_redaction(settings.redaction),
             parts=connections.active_parts(config.tenant_id, spec, lambda part, why: None),
+            encoder=settings.encoder,
         ),
         lm,
         connections.artifacts(config.tenant_id, module),

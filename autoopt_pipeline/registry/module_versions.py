@@ -190,15 +190,21 @@ def predictors_of(stored: Program) -> dict[str, dict[str, Any]]:
 def routers_of(stored: Program) -> dict[str, str]:
     """Return what each local router of a program does, by module."""
     return {
-        module: describe_router(router.threshold, router.classes, stored.router_sources.get(module, ()))
+        module: describe_router(
+            router.threshold,
+            router.classes,
+            stored.router_sources.get(module, ()),
+            router.encoder.sha256 if router.encoder else None,
+        )
         for module, router in stored.routers.items()
     }
 
 
-def describe_router(threshold: float, labels: Sized, traces: Sized) -> str:
-    """Return when a local router answers, how many labels it knows, and from how many traces."""
+def describe_router(threshold: float, labels: Sized, traces: Sized, encoder: str | None) -> str:
+    """Return when a local router answers, how many labels it knows, from how many traces, and with which encoder."""
     when = f"answers from a confidence of {threshold:.2f}, else the model" if threshold else "answers all"
-    return f"{when}; {len(labels)} labels, learnt from {len(traces)} traces"
+    vectors = f", with the sentence encoder {encoder[:12]}" if encoder else ""
+    return f"{when}; {len(labels)} labels, learnt from {len(traces)} traces{vectors}"
 
 
 def _roles(transition: Transition) -> dict[str, str]:

@@ -163,10 +163,17 @@ class PredictorState(StoredRecord):
     lm: None = None
 
 
+class StoredEncoder(StoredRecord):
+    """The sentence encoder that a local router needs: the digest of its files, and how many numbers a vector has."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dimension: int = Field(ge=1)
+
+
 class StoredRouter(StoredRecord):
     """A local router (see `modules.local_router`), and the probability from which it answers without the model.
 
-    Of `weights`, each column has one byte for each class.
+    Of `weights`, each column has one byte for each class. Columns of the `encoder` follow those of n-grams.
     """
 
     classes: list[str] = Field(max_length=500)
@@ -176,6 +183,7 @@ class StoredRouter(StoredRecord):
     bias: list[float]
     rarity: Packed
     weights: Packed
+    encoder: StoredEncoder | None = None
 
 
 class Program(StoredRecord):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -15,7 +16,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.named_model import name_model, named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
 from autoopt_pipeline.registry.records import Program, check_models
-from autoopt_pipeline.registry.stored_router import decode_router, encode_router
+from autoopt_pipeline.registry.stored_router import FindEncoder, decode_router, encode_router, encoder_in, no_encoder
 
 
 def fingerprint(spec: ModuleSpec, labels: Sequence[Label], program: dspy.Module) -> str:
@@ -64,16 +65,26 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
 
 
 def deserialize(
-    spec: ModuleSpec, labels: Sequence[Label], stored: Program, models: Collection[str] | None = None
+    spec: ModuleSpec,
+    labels: Sequence[Label],
+    stored: Program,
+    models: Collection[str] | None = None,
+    *,
+    encoder: Path | None = None,
 ) -> dspy.Module:
-    """Return the DSPy program of a stored one, with the current labels.
+    """Return the DSPy program of a stored one, with the current labels. `encoder` is the sentence encoder's folder.
 
     Demos whose answer is a label that no longer exists are left out. `models` are the names of the language models that
-    can be asked; None if the program is only read. Raises `InvalidArtifact` if the program names another model, if the
-    module's signature has changed since, or if the state is not one that `serialize` writes.
+    can be asked; None if they are not known. Raises `InvalidArtifact` if the program names another model, if the
+    module's signature has changed since, if the state is not one that `serialize` writes, or if a local router needs
+    another encoder.
     """
     if models is not None:
         check_models(stored, models)
+    return _restored(spec, labels, stored, encoder_in(encoder))
+
+
+def _restored(spec: ModuleSpec, labels: Sequence[Label], stored: Program, find_encoder: FindEncoder) -> dspy.Module:
     program = spec.build_program(labels)
     if stored.fingerprint != fingerprint(spec, labels, program):
         raise InvalidArtifact(
@@ -100,17 +111,20 @@ def deserialize(
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
         if name in stored.lms:
             name_model(predictor, stored.lms[name])
-    return _with_routers(spec, labels, stored, program)
+    return _with_routers(spec, labels, stored, program, find_encoder)
 
 
-def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module) -> dspy.Module:
+def _with_routers(
+    spec: ModuleSpec, labels: Sequence[Label], stored: Program, program: dspy.Module, find_encoder: FindEncoder
+) -> dspy.Module:
     for module, router in stored.routers.items():
         sources = stored.router_sources.get(module, ())
         if module == spec.name:
-            program = decode_router(spec, labels, program, router, sources)
+            program = decode_router(spec, labels, program, router, sources, find_encoder)
         for part in spec.parts:
             if part.name == module:
-                own = decode_router(part, part.labels or labels, getattr(program, module), router, sources)
+                model = getattr(program, module)
+                own = decode_router(part, part.labels or labels, model, router, sources, find_encoder)
                 setattr(program, module, own)
     return program
 
@@ -118,11 +132,12 @@ def _with_routers(spec: ModuleSpec, labels: Sequence[Label], stored: Program, pr
 def instantiate(stored: Program | None, module: str, labels: Sequence[str]) -> dspy.Module:
     """Return the DSPy program of a stored one, or of the module's baseline for None, with these labels.
 
-    Raises `InvalidArtifact` if it was made for another signature.
+    It is for showing and comparing: a local router with a sentence encoder does not answer. Raises `InvalidArtifact` if
+    it was made for another signature.
     """
     spec = get_module(module)
     choices = spec.labels or tuple(Label(name) for name in labels)
-    return spec.build_program(choices) if stored is None else deserialize(spec, choices, stored)
+    return spec.build_program(choices) if stored is None else _restored(spec, choices, stored, no_encoder)
 
 
 def compose(
@@ -132,19 +147,22 @@ def compose(
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
     models: Collection[str] | None = None,
+    *,
+    encoder: Path | None = None,
 ) -> dspy.Module:
     """Return the program that serves if a module has no active version: its baseline with the programs of its parts.
 
     `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
     its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
-    `models` is as in `deserialize`.
+    `models` and `encoder` are as in `deserialize`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], models))
+            stored, choices = parts[part.name], part.labels or labels
+            setattr(program, part.name, deserialize(part, choices, stored, models, encoder=encoder))
         except InvalidArtifact as e:
             if refused is None:
                 raise

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoopt_pipeline.errors import InvalidRequest
@@ -13,11 +14,23 @@ from autoopt_pipeline.span_contract import BASELINE
 if TYPE_CHECKING:
     import dspy
 
+    from autoopt_pipeline.modules.answer_format import AnswerFormat
+
 # Role of a version for a request: active, on trial for a fraction of requests, or the module's baseline.
 Arm = Literal["active", "canary", "baseline"]
 
 # An agent by name, or by name and description.
 AgentLike = str | tuple[str, str] | Label
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What an application sets for its programs: the format of baselines, the folder of the sentence encoder, and the
+    language models that versions may name."""
+
+    baseline_format: "AnswerFormat"
+    encoder: Path | None
+    lms: "Mapping[str, dspy.BaseLM]"
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,12 @@ from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Pointer
 from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.secrets import scrub_logs_of
-from autoopt_pipeline.serving._answers import Loaded, Problem, Status, version_name
+from autoopt_pipeline.serving._answers import BuildSettings, Loaded, Problem, Status, version_name
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
-    import dspy
-
-    from autoopt_pipeline.modules.answer_format import AnswerFormat
     from autoopt_pipeline.serving._snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -89,12 +86,10 @@ class ProgramCache:
         refresh_seconds: float,
         max_loaded: int,
         load_seconds: float,
-        baseline_format: "AnswerFormat",
-        lms: "Mapping[str, dspy.BaseLM]",
+        build: BuildSettings,
     ) -> None:
         self._root_url = root_url
-        self._baseline_format: AnswerFormat = baseline_format
-        self._lms = lms
+        self._build = build
         self._refresh_seconds = refresh_seconds
         self._max_loaded = max_loaded
         self._load_seconds = load_seconds
@@ -239,7 +234,7 @@ class ProgramCache:
                 self._failed(
                     entry, ArtifactStoreUnavailable(f"{entry.name}: not loaded in time", "check AUTOOPT_ARTIFACTS_URL")
                 )
-            entry.snapshot = Snapshot(entry.spec, {}, {}, self._baseline_format, self._lms)
+            entry.snapshot = Snapshot(entry.spec, {}, {}, self._build)
         return entry.snapshot
 
     def _follow(
@@ -273,8 +268,7 @@ class ProgramCache:
                 pointers,
                 [labels] if labels else label_sets,
                 entry.snapshot,
-                self._baseline_format,
-                self._lms,
+                self._build,
             )
         except AutooptError as e:
             self._failed(entry, e, pointers)

@@ -7,13 +7,14 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoopt_pipeline.errors import InvalidRequest
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec
 from autoopt_pipeline.secrets import protect, protect_address
-from autoopt_pipeline.serving._answers import AgentLike, Decision, Loaded, Problem, Status, labels_of
+from autoopt_pipeline.serving._answers import AgentLike, BuildSettings, Decision, Loaded, Problem, Status, labels_of
 from autoopt_pipeline.serving._feedback import Feedback, FeedbackRequest
 from autoopt_pipeline.serving._fork import begin_in_every_process
 from autoopt_pipeline.serving._forms import program_inputs
@@ -44,7 +45,8 @@ class Serving:
     name: a version that names one is answered by it, and a version that names a model which is neither there nor `lm`
     is refused. Use `language_model` for one that is called exactly as in runs. `baseline_format` is the answer format
     of baselines: the tenants' `lm.answer_format` if it is not `auto`. A version uses the format that it was evaluated
-    with. `review_share` (0 to 1) is the fraction of decisions that is drawn at random for review.
+    with. `encoder` is the folder of the sentence encoder that local routers use; by default AUTOOPT_ENCODER.
+    `review_share` (0 to 1) is the fraction of decisions that is drawn at random for review.
 
     `refresh_seconds` limits the delay of a promotion, `max_loaded` the number of tenants' modules in memory, and
     `load_seconds` the time that a tenant's first request waits for the store. `own_traces` starts a new trace for every
@@ -59,6 +61,7 @@ class Serving:
         lm: "dspy.BaseLM | None" = None,
         lms: "Mapping[str, dspy.BaseLM] | None" = None,
         baseline_format: "AnswerFormat" = "chat",
+        encoder: str | Path | None = None,
         review_share: float = 0.0,
         refresh_seconds: float = 30.0,
         max_loaded: int = 1000,
@@ -84,8 +87,7 @@ class Serving:
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,
             load_seconds=load_seconds,
-            baseline_format=baseline_format,
-            lms=named,
+            build=BuildSettings(baseline_format, Path(encoder) if encoder else settings.encoder, named),
         )
         self._tracing = Tracing(tracer_provider, own_traces=own_traces)
         self._tracer_provider = tracer_provider

@@ -3,19 +3,16 @@
 import random
 from collections.abc import Collection, Mapping, Sequence
 
-import dspy
-
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.adapters import AnswerAdapter
-from autoopt_pipeline.modules.answer_format import AnswerFormat
 from autoopt_pipeline.modules.named_model import named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Pointer, Program, check_models
 from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.serving._answers import Arm, Loaded
+from autoopt_pipeline.serving._answers import Arm, BuildSettings, Loaded
 from autoopt_pipeline.span_contract import BASELINE, CANARY
 
 Labels = tuple[Label, ...]
@@ -37,14 +34,12 @@ class Snapshot:
         spec: ModuleSpec,
         pointers: Pointers,
         programs: Mapping[tuple[str, str], Program],
-        baseline_format: AnswerFormat,
-        lms: Mapping[str, dspy.BaseLM],
+        settings: BuildSettings,
     ) -> None:
         self.pointers = pointers
         self.programs = programs
         self._spec = spec
-        self._baseline_format = baseline_format
-        self._lms = lms
+        self._settings = settings
         self._built: dict[tuple[str | None, Arm, Labels], Loaded] = {}
 
     @property
@@ -89,35 +84,42 @@ class Snapshot:
         if built is None:
             if version is not None:
                 parts = {}
-                program = deserialize(self._spec, labels, self.programs[self._spec.name, version])
+                program = deserialize(
+                    self._spec, labels, self.programs[self._spec.name, version], encoder=self._settings.encoder
+                )
             else:
                 parts = {name: part for name, part in self.programs if name != self._spec.name}
                 of_parts = {name: self.programs[name, part] for name, part in parts.items()}
-                program = compose(self._spec, labels, of_parts, baseline_format=self._baseline_format)
+                program = compose(
+                    self._spec,
+                    labels,
+                    of_parts,
+                    baseline_format=self._settings.baseline_format,
+                    encoder=self._settings.encoder,
+                )
             for predictor in program.predictors():
                 if name := named_model(predictor.signature):
-                    predictor.lm = self._lms[name]
+                    predictor.lm = self._settings.lms[name]
             built = Loaded(program, version, arm, parts, AnswerAdapter())
             # Replaced and not changed, because other threads may read it. Building the same program twice is harmless.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
         return built
 
 
-def take_snapshot(  # noqa: PLR0913 - what a snapshot is made of
+def take_snapshot(
     files: ObjectStore,
     tenant_id: str,
     spec: ModuleSpec,
     pointers: Pointers,
     label_sets: Sequence[Labels],
     before: Snapshot | None,
-    baseline_format: AnswerFormat,
-    lms: Mapping[str, dspy.BaseLM],
+    settings: BuildSettings,
 ) -> tuple[Snapshot, InvalidArtifact | None]:
     """Load the versions that the pointers name, and build them for these sets of labels. Loaded versions are reused.
 
-    A version that names a model which is not in `lms` is rejected. A rejected canary, or a rejected part of a baseline,
-    is omitted, and its error is the second value. Raises `InvalidArtifact` if the active version is rejected, and
-    `ArtifactStoreUnavailable`.
+    A version that names a model that the application did not give is rejected. A rejected canary, or a rejected part of
+    a baseline, is omitted, and its error is the second value. Raises `InvalidArtifact` if the active version is
+    rejected, and `ArtifactStoreUnavailable`.
     """
     pointer = pointers.get(spec.name)
     programs: dict[tuple[str, str], Program] = {}
@@ -126,7 +128,7 @@ def take_snapshot(  # noqa: PLR0913 - what a snapshot is made of
     def load(of: ModuleSpec, version: str) -> Program:
         stored = before.programs.get((of.name, version)) if before else None
         program = stored or VersionStore(files, tenant_id, of.name).load(version)
-        check_models(program, lms)
+        check_models(program, settings.lms)
         return program
 
     if pointer and pointer.version:
@@ -139,11 +141,12 @@ def take_snapshot(  # noqa: PLR0913 - what a snapshot is made of
         try:
             stored = load(of, version)
             for labels in label_sets[:1]:
-                deserialize(of, of.labels or labels, stored)  # rejects a version that does not fit
+                # Rejects a version that does not fit.
+                deserialize(of, of.labels or labels, stored, encoder=settings.encoder)
             programs[of.name, version] = stored
         except InvalidArtifact as e:
             refused = e
-    snapshot = Snapshot(spec, pointers, programs, baseline_format, lms)
+    snapshot = Snapshot(spec, pointers, programs, settings)
     snapshot.build(label_sets)
     return snapshot, refused
 

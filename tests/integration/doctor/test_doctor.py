@@ -39,6 +39,7 @@ from tests.support.llm_server import Answered, LLMServer, llm_server
 from tests.support.project import PROJECT
 from tests.support.stored_programs import made_program
 from tests.support.stored_programs import store as save_version
+from tests.support.tiny_encoder import tiny_encoder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -104,6 +105,14 @@ def test_a_redaction_that_cannot_be_loaded_fails(home: Path) -> None:
     assert (
         "redaction 'nowhere:redact' cannot be loaded" in only(found(lambda: process.settings(given)), Status.FAIL).what
     )
+
+
+def test_a_sentence_encoder_is_loaded_or_fails(home: Path) -> None:
+    *_, read = found(lambda: process.settings(Settings(home=home, encoder=tiny_encoder(home / "encoder"))))
+    assert read.status is Status.OK
+    assert "sentence encoder" in read.what
+    failed = only(found(lambda: process.settings(Settings(home=home, encoder=home / "nothing"))), Status.FAIL)
+    assert f"sentence encoder {home / 'nothing'}: " in failed.what
 
 
 def test_a_file_of_modules_that_is_missing_fails(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,9 @@ def test_a_version_that_names_a_model_is_the_incumbent_with_that_model(
     optimized(config, artifacts)
     server.sent.clear()
     again = optimized(config, artifacts, run_id="second")
-    assert again.verdict is Verdict.REJECTED  # nothing is better than always right
+    assert again.verdict is Verdict.REJECTED  # nothing is better than always right, so only cheaper programs raced
     assert again.incumbent_dev_score == 1.0
-    assert asked(server)["other"] > asked(server)["own"] > 0
+    assert set(asked(server)) == {"other"}
 
 
 @pytest.mark.parametrize("fault", ["the endpoint is down", "the key is refused", "the key is not set"])

@@ -125,3 +125,17 @@ class TestAMuchDearerCandidate:
         only = OptimizationJob(ROUTING, WITHOUT_ROUTER, TRAFFIC[:450], START, END, "run", only="labeled-few-shot")
         report = optimize(only, metered_lm(LMSettings(model="stand-in"), Meter(6000, 10**9)), artifacts)
         assert report.verdict is Verdict.PROMOTED, report.reason
+
+
+def test_where_the_incumbent_leaves_nothing_to_gain_only_cheaper_programs_race(
+    server: LLMServer, artifacts: VersionStore
+) -> None:
+    lm = over_http(server)
+    server.answer = lambda sent: agent_named(RIGHT[sent.question.split("[[ ## query ## ]]\n")[1].split("\n")[0]], sent)
+    report = optimize(job(TRAFFIC), lm, artifacts)
+    assert any("so only cheaper programs race" in note for note in report.notes)
+    assert {tried.optimizer.removeprefix("careful ") for tried in report.tried} <= {
+        "local-router",
+        "local-router + model",
+    }
+    assert report.lm_calls < 1000

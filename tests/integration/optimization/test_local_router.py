@@ -1,13 +1,15 @@
 """Local routers in the race, in the registry, in service, and when a trace is erased."""
 
+import shutil
 import statistics
 from pathlib import Path
 
+import dspy
 import pytest
 
 from autoopt_pipeline.erasure.programs import erase_from_programs, without_target
 from autoopt_pipeline.erasure.target import ErasureTarget
-from autoopt_pipeline.errors import InvalidConfig
+from autoopt_pipeline.errors import InvalidConfig, InvalidSettings
 from autoopt_pipeline.evaluation.runner import answer_all
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
@@ -26,6 +28,7 @@ from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified, wi
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.support.labeled_requests import context_of
 from tests.support.optimizing import CONFIG, END, ROUTING, START, decisions, stand_in
+from tests.support.tiny_encoder import tiny_encoder
 
 TRAFFIC = decisions(450)
 LABELS = labels_of(ROUTING, CONFIG)
@@ -35,8 +38,13 @@ def store(folder: Path) -> VersionStore:
     return VersionStore(ObjectStore(str(folder)), "acme", "routing")
 
 
-def learnt(artifacts: VersionStore, config: RoutingConfigUnified = CONFIG, only: str | None = "local-router") -> Report:
-    job = OptimizationJob(ROUTING, config, TRAFFIC, START, END, "run", only=only)
+def learnt(
+    artifacts: VersionStore,
+    config: RoutingConfigUnified = CONFIG,
+    only: str | None = "local-router",
+    encoder: Path | None = None,
+) -> Report:
+    job = OptimizationJob(ROUTING, config, TRAFFIC, START, END, "run", only=only, encoder=encoder)
     return optimize(job, stand_in(), artifacts)
 
 
@@ -162,3 +170,74 @@ def test_a_version_says_what_its_router_does(promoted: tuple[Path, VersionStore,
     shown = routers_of(artifacts.load(str(report.version)))
     assert shown == {"routing": change.added[0]}
     assert shown["routing"].endswith(f"4 labels, learnt from {report.examples['train']} traces")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"), [["video", "videos"], ["report", "summary"]])
+
+
+@pytest.fixture(scope="module")
+def with_encoder(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> tuple[Path, VersionStore, Report]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    artifacts = store(folder)
+    return folder, artifacts, learnt(artifacts, with_field(CONFIG, "rollout.monitor", "false"), encoder=encoder)
+
+
+def answered(folder: Path, encoder: Path | None) -> tuple[str | None, list[str]]:
+    """The version that answers an application with this encoder, and its problems."""
+    serving = Serving(str(folder), refresh_seconds=600, encoder=encoder)
+    try:
+        with dspy.context(lm=stand_in().lm):
+            agents = [agent.name for agent in CONFIG.agents]
+            decision = serving.decide("acme", "routing", agents=agents, query="show videos of the launch")
+        return decision.version, [f"{problem.what} -> {problem.remedy}" for problem in serving.problems()]
+    finally:
+        serving.close()
+
+
+def test_a_router_with_an_encoder_is_promoted_and_says_so(with_encoder: tuple[Path, VersionStore, Report]) -> None:
+    _, artifacts, report = with_encoder
+    assert report.verdict is Verdict.PROMOTED
+    stored = artifacts.load(str(report.version))
+    needed = stored.routers["routing"].encoder
+    assert needed
+    (change,) = [change for change in report.changes if change.demos is None]
+    assert routers_of(stored) == {"routing": change.added[0]}
+    assert change.added[0].endswith(f"with the sentence encoder {needed.sha256[:12]}")
+
+
+def test_only_an_application_with_the_encoder_is_answered_by_its_router(
+    with_encoder: tuple[Path, VersionStore, Report], encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, report = with_encoder
+    assert answered(folder, encoder) == (report.version, [])
+    version, (problem,) = answered(folder, None)
+    assert version is None
+    assert "needs the sentence encoder" in problem
+    assert "set AUTOOPT_ENCODER" in problem
+    version, (problem,) = answered(folder, tiny_encoder(tmp_path, seed=2))
+    assert version is None
+    assert f"{tmp_path} holds" in problem
+    monkeypatch.setenv("AUTOOPT_ENCODER", str(encoder))
+    assert answered(folder, None) == (report.version, [])
+
+
+def test_a_run_without_the_encoder_of_the_active_version_compares_with_the_baseline(
+    with_encoder: tuple[Path, VersionStore, Report], tmp_path: Path
+) -> None:
+    folder, *_ = with_encoder
+    copied = shutil.copytree(folder, tmp_path / "artifacts")
+    report = learnt(store(copied), only="start")
+    assert any("the active version cannot serve" in note and "sentence encoder" in note for note in report.notes)
+
+
+def test_a_run_whose_encoder_cannot_be_loaded_fails_before_it_asks_a_model(tmp_path: Path) -> None:
+    job = OptimizationJob(ROUTING, CONFIG, TRAFFIC, START, END, "run", encoder=tmp_path / "nothing")
+    lm = stand_in()
+    with pytest.raises(InvalidSettings, match=r"sentence encoder .*nothing"):
+        optimize(job, lm, store(tmp_path))
+    assert lm.meter.calls == 0
+    # A module that has no router does not need it.
+    config = with_field(CONFIG, "local_router", "false")
+    assert learnt(store(tmp_path), config, "start", tmp_path / "nothing").verdict is Verdict.REJECTED

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.encoder import open_encoder
 from autoopt_pipeline.modules.local_router import BUCKETS, columns_of
 from autoopt_pipeline.modules.spec import Label, Provenance
 from autoopt_pipeline.optimization.router_training import best_threshold, can_be_routed, train_router
 from tests.support.labeled_requests import LABELS, ROUTING, examples
+from tests.support.tiny_encoder import tiny_encoder
 
 NAMES = [label.name for label in LABELS]
 
@@ -52,6 +55,18 @@ def test_a_better_label_counts_more() -> None:
     against = replace(contested, right={"agent": NAMES[1]}, provenance=Provenance.OUTCOME)
     router = train_router(ROUTING, [*shown, *[contested, against] * 10], seed=9)
     assert router.choose({"query": "zebra"}, NAMES)[0] == NAMES[0]
+
+
+def test_with_an_encoder_it_knows_words_that_it_never_learnt_from(tmp_path: Path) -> None:
+    shown = [
+        replace(example, inputs={"query": word}, right={"agent": name})
+        for example in examples(ROUTING, 30)
+        for word, name in zip(("film", "song"), NAMES, strict=False)
+    ]
+    encoder = open_encoder(tiny_encoder(tmp_path, [["film", "movie"], ["song", "tune"]]))
+    without, router = train_router(ROUTING, shown, seed=9), train_router(ROUTING, shown, seed=9, encoder=encoder)
+    assert [router.choose({"query": word}, NAMES)[0] for word in ("movie", "tune")] == NAMES[:2]
+    assert without.choose({"query": "movie"}, NAMES) == without.choose({"query": "tune"}, NAMES)
 
 
 def test_a_label_that_is_gone_is_never_chosen() -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -12,19 +13,21 @@ from pydantic import ValidationError
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.cascade import Cascade, cascades_in
+from autoopt_pipeline.modules.encoder import open_encoder
 from autoopt_pipeline.modules.local_router import BUCKETS
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.optimization.router_training import train_router
 from autoopt_pipeline.registry.records import Program
-from autoopt_pipeline.registry.serialization import deserialize, serialize, traces_learnt
+from autoopt_pipeline.registry.serialization import compose, deserialize, instantiate, serialize, traces_learnt
 from autoopt_pipeline.tenants.labels import labels_of
 from tests.support.labeled_requests import CONFIG, LABELS, ROUTING, UNIFIED, examples
+from tests.support.tiny_encoder import DIMENSION, tiny_encoder
 
 SHOWN = examples(ROUTING, 60)
 
 
-def cascade(threshold: float = 0.5, labels: Sequence[Label] = LABELS) -> Cascade:
-    router = train_router(ROUTING, SHOWN, seed=9)
+def cascade(threshold: float = 0.5, labels: Sequence[Label] = LABELS, encoder: Path | None = None) -> Cascade:
+    router = train_router(ROUTING, SHOWN, seed=9, encoder=open_encoder(encoder) if encoder else None)
     sources = [example.trace_id for example in SHOWN]
     return Cascade(ROUTING, labels, ROUTING.build_program(labels), router, threshold, sources)
 
@@ -44,6 +47,70 @@ def test_a_stored_router_answers_as_before(stored: Program) -> None:
         assert restored.router.choose(example.inputs, names) == known.router.choose(example.inputs, names)
     assert (restored.threshold, restored.sources) == (0.5, known.sources)
     assert serialize(ROUTING, "acme", LABELS, program).digest == stored.digest
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"), [["video"], ["report"]])
+
+
+@pytest.fixture(scope="module")
+def with_encoder(encoder: Path) -> Program:
+    return serialize(ROUTING, "acme", LABELS, cascade(encoder=encoder))
+
+
+def test_a_stored_router_with_an_encoder_answers_as_before(with_encoder: Program, encoder: Path) -> None:
+    program = deserialize(ROUTING, LABELS, Program.model_validate_json(with_encoder.encode()), encoder=encoder)
+    (restored,) = cascades_in(program)
+    known = cascade(encoder=encoder)
+    names = [label.name for label in LABELS]
+    for example in SHOWN:
+        assert restored.router.choose(example.inputs, names) == known.router.choose(example.inputs, names)
+    router = with_encoder.routers["routing"]
+    assert len(router.weights) == (BUCKETS + DIMENSION) * len(router.classes)
+    assert serialize(ROUTING, "acme", LABELS, program).digest == with_encoder.digest
+
+
+def test_a_router_is_refused_without_its_encoder(with_encoder: Program, tmp_path: Path) -> None:
+    needed = with_encoder.routers["routing"].encoder
+    assert needed
+    another = tiny_encoder(tmp_path / "another", seed=2)
+    nothing = tmp_path / "nothing"
+    for folder, why in ((None, "none is set"), (another, f"{another} holds"), (nothing, f"encoder {nothing}: ")):
+        with pytest.raises(InvalidArtifact) as refused:
+            deserialize(ROUTING, LABELS, with_encoder, encoder=folder)
+        assert f"needs the sentence encoder {needed.sha256[:12]}" in refused.value.what
+        assert why in refused.value.what
+
+
+def test_a_part_without_its_encoder_has_its_baseline_instead(with_encoder: Program, encoder: Path) -> None:
+    refused: list[InvalidArtifact] = []
+    parts = {"routing": with_encoder}
+    without = compose(UNIFIED, LABELS, parts, lambda part, why: refused.append(why))
+    assert not cascades_in(without)
+    assert len(refused) == 1
+    assert cascades_in(compose(UNIFIED, LABELS, parts, encoder=encoder))
+
+
+def test_a_program_can_be_shown_without_its_encoder(with_encoder: Program) -> None:
+    program = instantiate(with_encoder, "routing", [label.name for label in LABELS])
+    assert serialize(ROUTING, "acme", LABELS, program).routers == with_encoder.routers
+    with pytest.raises(NotImplementedError):
+        program(query="play a video")
+
+
+@pytest.mark.parametrize("dimension", [DIMENSION - 1, DIMENSION + 1, 10**9])
+def test_an_encoder_of_another_dimension_is_refused(with_encoder: Program, encoder: Path, dimension: int) -> None:
+    document = json.loads(with_encoder.encode())
+    document["routers"]["routing"]["encoder"]["dimension"] = dimension
+    with pytest.raises(InvalidArtifact, match="local router of a program is damaged"):
+        deserialize(ROUTING, LABELS, Program.model_validate(document), encoder=encoder)
+
+
+def test_a_router_from_before_encoders_needs_none(stored: Program) -> None:
+    document = json.loads(stored.encode())
+    assert document["routers"]["routing"].pop("encoder") is None
+    assert cascades_in(deserialize(ROUTING, LABELS, Program.model_validate(document)))
 
 
 def test_neither_a_query_nor_a_trace_is_in_the_file(stored: Program) -> None:
@@ -105,8 +172,10 @@ def test_a_damaged_router_is_refused(stored: Program, damage: dict[str, Any]) ->
         {"weights": base64.b64encode(zlib.compress(bytes(2**30))).decode()},
         {"threshold": 1.5},
         {"temperature": 0.0},
+        {"encoder": {"sha256": "../../etc/passwd", "dimension": 1}},
+        {"encoder": {"sha256": "0" * 64, "dimension": 0}},
     ],
-    ids=["text", "uncompressed", "a gigabyte", "threshold", "temperature"],
+    ids=["text", "uncompressed", "a gigabyte", "threshold", "temperature", "digest", "dimension"],
 )
 def test_a_file_that_is_no_router_is_refused(stored: Program, damage: dict[str, Any]) -> None:
     document = json.loads(stored.encode())
