@@ -103,6 +103,7 @@ def diff(
             {
                 "incumbent_score": manifest and manifest.incumbent_score,
                 "candidate_score": manifest and manifest.candidate_score,
+                "language_model": manifest and manifest.lm,
                 "cost": manifest.costs[CANDIDATE].model_dump() if manifest and CANDIDATE in manifest.costs else None,
             }
             for _, manifest in sides
@@ -121,7 +122,7 @@ def diff(
         if manifest:
             change_of_score = f"{percent(manifest.incumbent_score)} -> {percent(manifest.candidate_score)} %"
             costs = describe_costs({CANDIDATE: manifest.costs[CANDIDATE]}) if CANDIDATE in manifest.costs else ""
-            text = f"{name}: {programs.verdict(manifest)}, {change_of_score} on its own holdout"
+            text = f"{name}: {programs.verdict(manifest)}, {change_of_score} on its own holdout with {lm_of(manifest)}"
             console.print(f"{text}; {costs}" if costs else text)
     for change in changes:
         _print_change(change, full)

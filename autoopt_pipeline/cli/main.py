@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from autoopt_pipeline.cli import alerts, artifacts, config, tenants, traces
+from autoopt_pipeline.cli import alerts, artifacts, config, models, tenants, traces
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.dashboard import dashboard
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(config.app, name="config")
+app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(alerts.app, name="alerts")

@@ -1,6 +1,6 @@
 """Measures whether a tenant's active program gives the same answers twice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from autoopt_pipeline.evaluation.answer_noise import Repetition
     from autoopt_pipeline.lm.metering import Meter
+    from autoopt_pipeline.lm.models import MeteredLM
 
 # Newest traces to ask twice. If none of 100 answers differs, at most 4 % of all do.
 MAX_TRACES = 100
@@ -34,8 +35,9 @@ def repeatability(
     """
     # Imports DSPy.
     from autoopt_pipeline.evaluation.answer_noise import describe_gate_impact, describe_repetition, newest
+    from autoopt_pipeline.lm.choice import resolve_lm
     from autoopt_pipeline.lm.metering import Meter
-    from autoopt_pipeline.lm.models import resolve_lm
+    from autoopt_pipeline.lm.models import answering_lms
     from autoopt_pipeline.registry.serialization import queries_shown
 
     config, _ = read_config(parts.configs, tenant_id)
@@ -43,7 +45,7 @@ def repeatability(
     labels = labels_of(spec, config)
     lm = resolve_lm(config.lm, parts.settings)
     budget = _budget(parts, instance, config)
-    program, name = _serving(parts, tenant_id, spec, labels, lm)
+    program, name = _serving(parts, config, spec, labels, lm)
     calls_a_trace = 2 * len(program.predictors())
     most = min(MAX_TRACES, budget.max_lm_calls // calls_a_trace)
     if most < 1:
@@ -60,11 +62,12 @@ def repeatability(
         return
     calls = len(asked) * calls_a_trace
     yield ok(
-        f"{tenant_id}/{spec.name}: {name} is asked the newest {len(asked)} traces twice by {lm.model}, {calls} LM calls"
+        f"{tenant_id}/{spec.name}: {name} is asked the newest {len(asked)} traces twice by {_asked(program, lm)}, "
+        f"{calls} LM calls"
     )
     meter = Meter(max_calls=calls, max_tokens=budget.max_tokens, max_dollars=budget.max_dollars)
     try:
-        repetition = _ask_twice(spec, program, asked, lm, meter)
+        repetition = _ask_twice(spec, program, asked, lambda: answering_lms(config, parts.settings, meter))
     finally:
         _account(instance, tenant_id, spec.name, meter)
     if repetition.unreadable == repetition.asked:
@@ -94,16 +97,18 @@ def _budget(parts: Connections, instance: "dg.DagsterInstance | None", config: R
 
 
 def _serving(
-    parts: Connections, tenant_id: str, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
+    parts: Connections, config: RoutingConfigUnified, spec: ModuleSpec, labels: tuple[Label, ...], lm: LMSettings
 ) -> "tuple[dspy.Module, str]":
     """Return the program that serves, and its name. Raises `InvalidArtifact` if the active version cannot serve."""
+    from autoopt_pipeline.lm.choice import answering_models
     from autoopt_pipeline.modules.answer_format import CHAT
     from autoopt_pipeline.registry.serialization import compose, deserialize
 
+    models, tenant_id = answering_models(config, parts.settings), config.tenant_id
     artifacts = parts.artifacts(tenant_id, spec.name)
     if active := artifacts.active():
         stored = artifacts.load(active.version)
-        return deserialize(spec, labels, stored, encoder=parts.settings.encoder), active.version
+        return deserialize(spec, labels, stored, models, encoder=parts.settings.encoder), active.version
     refused: dict[str, InvalidArtifact] = {}
 
     def refuse(part: ModuleSpec, why: InvalidArtifact) -> None:
@@ -111,7 +116,7 @@ def _serving(
 
     answer_format = CHAT if lm.answer_format == "auto" else lm.answer_format
     active_parts = parts.active_parts(tenant_id, spec, refuse)
-    program = compose(spec, labels, active_parts, refuse, answer_format, encoder=parts.settings.encoder)
+    program = compose(spec, labels, active_parts, refuse, answer_format, models, encoder=parts.settings.encoder)
     left_out = f" (without the active version of {', '.join(refused)}, which cannot serve)" if refused else ""
     return program, f"the baseline{left_out}"
 
@@ -129,17 +134,23 @@ def _examples(
     return spec.build_examples(labels, decisions, load_redaction(parts.settings.redaction)).examples
 
 
+def _asked(program: "dspy.Module", lm: LMSettings) -> str:
+    """Return the models that a program asks, for people."""
+    from autoopt_pipeline.modules.named_model import models_asked
+
+    return ", ".join(models_asked(program, lm.model))
+
+
 def _ask_twice(
-    spec: ModuleSpec, program: "dspy.Module", asked: Sequence[Example], lm: LMSettings, meter: "Meter"
+    spec: ModuleSpec, program: "dspy.Module", asked: Sequence[Example], new_lm: "Callable[[], MeteredLM]"
 ) -> "Repetition":
     from autoopt_pipeline.evaluation.answer_noise import repetition
     from autoopt_pipeline.evaluation.runner import answer_all, grade
     from autoopt_pipeline.lm.metering import BudgetExhausted
-    from autoopt_pipeline.lm.models import metered_lm
 
     try:
         # A model caches its answers, so the second pass needs its own.
-        first, second = (answer_all(spec, program, asked, metered_lm(lm, meter)) for _ in range(2))
+        first, second = (answer_all(spec, program, asked, new_lm()) for _ in range(2))
     except BudgetExhausted as e:
         raise BudgetTooSmall(
             f"the budget does not pay for asking {len(asked)} traces twice: {e}",

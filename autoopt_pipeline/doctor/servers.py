@@ -12,7 +12,7 @@ from autoopt_pipeline.doctor.clock import compare_clocks
 from autoopt_pipeline.doctor.findings import Finding, fail, ok, warn
 from autoopt_pipeline.errors import AutooptError, LMNotConfigured
 from autoopt_pipeline.settings import STAND_IN
-from autoopt_pipeline.tenants.config import LMSettings
+from autoopt_pipeline.tenants.config import LMSettings, RoutingConfigUnified
 from autoopt_pipeline.text import one_line
 
 if TYPE_CHECKING:
@@ -43,32 +43,32 @@ def phoenix(parts: Connections) -> Iterator[Finding]:
 def language_models(parts: Connections, *, call: bool) -> Iterator[Finding]:
     """Check that the key variables of the deployment's and tenants' models are set. `call` sends each a question."""
     # Imports DSPy.
-    from autoopt_pipeline.lm.models import resolve_lm, resolve_teacher
+    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher
 
     wanted: Counter[LMSettings] = Counter()
     missing: LMNotConfigured | None = None
-    own = _own_models(parts)
-    for answering, teacher, judge in own or [(None, None, None)]:
+    own = _configs(parts)
+    for config in own or [RoutingConfigUnified(tenant_id="any")]:
         try:
-            lm = resolve_lm(answering, parts.settings)
+            lm = resolve_lm(config.lm, parts.settings)
         except LMNotConfigured as e:
             missing = e
         else:
-            wanted.update({lm, resolve_teacher(teacher, parts.settings, lm), *([judge] if judge else [])})
+            others = [*config.candidate_lms, *([config.judge.lm] if config.judge else [])]
+            wanted.update({lm, resolve_teacher(config.teacher_lm, parts.settings, lm), *others})
     if missing:
         yield fail(missing.what, missing.remedy)
     for lm, tenants in wanted.items():
         yield _language_model(lm, f"for {tenants} tenants" if own else "by default", call=call)
 
 
-def _own_models(parts: Connections) -> list[tuple[LMSettings | None, LMSettings | None, LMSettings | None]]:
-    """Return each tenant's models: answering, teacher, judge. The configuration store's check finds invalid ones."""
-    models = []
+def _configs(parts: Connections) -> list[RoutingConfigUnified]:
+    """Return the tenants' configurations. The configuration store's check finds invalid ones."""
+    configs = []
     for entry in parts.configs.current().values():
         with suppress(AutooptError):
-            config = entry.parse()
-            models.append((config.lm, config.teacher_lm, config.judge.lm if config.judge else None))
-    return models
+            configs.append(entry.parse())
+    return configs
 
 
 def _language_model(lm: LMSettings, whose: str, *, call: bool) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks that each version that serves is readable and belongs to its tenant."""
+"""Checks that each version that serves is readable, belongs to its tenant, and asks a model that the tenant has."""
 
 import random
 import time
@@ -9,7 +9,9 @@ from functools import partial
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.doctor.findings import Finding, fail, ok
 from autoopt_pipeline.errors import AutooptError, InvalidTenantId
+from autoopt_pipeline.lm.choice import answering_models
 from autoopt_pipeline.modules.catalog import module_names
+from autoopt_pipeline.registry.records import check_models
 from autoopt_pipeline.registry.version_store import read_pointers
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
@@ -45,12 +47,14 @@ def active_versions(parts: Connections, *, seconds: float = SECONDS) -> Iterator
                     names = {pointer.version, *(pointer.canary or ())} - {None, BASELINE}
                     serving += [(tenant, module, name) for name in sorted(filter(None, names))]
             loaded += len(serving)
-            damaged += filter(None, pool.map(partial(_damage, parts), serving))
+            models = {tenant: _models(parts, stored[tenant]) for tenant in some}
+            damaged += filter(None, pool.map(partial(_damage, parts, models), serving))
     for error in sorted(damaged, key=str)[:_SHOWN]:
         yield fail(error.what, error.remedy)
     if len(damaged) > _SHOWN:
         yield fail(
-            f"{len(damaged) - _SHOWN} more versions that serve are damaged", "'autoopt status' shows their tenants"
+            f"{len(damaged) - _SHOWN} more versions cannot serve",
+            "'autoopt status' and 'autoopt models' show their tenants",
         )
     summary = (
         f"checked {loaded} versions that serve {len(tenants) - len(left)} tenants; "
@@ -72,10 +76,22 @@ def _with_programs(parts: Connections, stored: Mapping[str, StoredConfig]) -> li
     return tenants
 
 
-def _damage(parts: Connections, version: tuple[str, str, str]) -> AutooptError | None:
+def _models(parts: Connections, entry: StoredConfig) -> tuple[str, ...] | None:
+    """Return the language models that a tenant's programs can ask; None if another check reports why it has none."""
+    try:
+        return answering_models(entry.parse(), parts.settings)
+    except AutooptError:
+        return None
+
+
+def _damage(
+    parts: Connections, models: Mapping[str, tuple[str, ...] | None], version: tuple[str, str, str]
+) -> AutooptError | None:
     tenant, module, name = version
     try:
-        parts.artifacts(tenant, module).load(name)
+        program = parts.artifacts(tenant, module).load(name)
+        if (known := models[tenant]) is not None:
+            check_models(program, known)
     except AutooptError as e:
         return e
     return None

@@ -139,9 +139,10 @@ def _ask(
         finally:
             answered()
 
-    if lm.threads == 1:
+    threads = lm.threads_for(program)
+    if threads == 1:
         return [ask(example) for example in examples]
-    with ThreadPoolExecutor(lm.threads, thread_name_prefix="autoopt-ask") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="autoopt-ask") as pool:
         # Each call gets a copy of the context, which holds DSPy's settings.
         asked = [pool.submit(copy_context().run, ask, example) for example in examples]
         try:
@@ -249,7 +250,8 @@ def raising_outages() -> Generator[None, None, None]:
 
 @contextmanager
 def using(lm: MeteredLM) -> Generator[None, None, None]:
-    """Run DSPy code with this model, without history, trace or output of its optimizers."""
+    """Run DSPy code with this model and its others, without history, trace or output of DSPy's optimizers."""
+    named = {name: model.lm for name, model in lm.models.items()}
     quiet = io.StringIO()
     loggers = [logging.getLogger(name) for name in ("dspy", "dspy.teleprompt", "dspy.evaluate", "dspy.utils")]
     levels = [logger.level for logger in loggers]
@@ -257,7 +259,7 @@ def using(lm: MeteredLM) -> Generator[None, None, None]:
         logger.setLevel(logging.CRITICAL)
     try:
         with (
-            dspy.context(lm=lm.lm, adapter=AnswerAdapter(), disable_history=True, trace=None),
+            dspy.context(lm=lm.lm, adapter=AnswerAdapter(lm.lm, named), disable_history=True, trace=None),
             redirect_stdout(quiet),
             redirect_stderr(quiet),
         ):

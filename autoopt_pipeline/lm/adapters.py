@@ -3,6 +3,7 @@
 import json
 import re
 import textwrap
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 
 from autoopt_pipeline.lm.answer_parsing import read_json, read_sections
 from autoopt_pipeline.modules.answer_format import CHAT, answer_format
+from autoopt_pipeline.modules.named_model import named_model
 
 # Number of prompts whose formatted demos are cached.
 _KEPT = 8
@@ -24,17 +26,29 @@ class AnswerAdapter(dspy.ChatAdapter):
     It caches the formatted demos of the last few prompts: formatting is most of DSPy's own cost per call (57 of 66
     points with 16 demos), and an evaluation sends hundreds of queries with the same demos. Demos must not be changed in
     place.
+
+    A predictor that names one of the models in `named` is answered by it instead of `own`. A teacher, which is neither,
+    answers for every predictor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: dspy.LM | None = None, named: Mapping[str, dspy.LM] | None = None) -> None:
         super().__init__(use_json_adapter_fallback=False)
+        self._own = own
+        self._named = named or {}
         self._formatted: dict[tuple[Any, ...], tuple[list[Any], list[dict[str, Any]]]] = {}
 
     def __call__(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: Any, inputs: Any) -> Any:
-        return super().__call__(lm, lm_kwargs | _response_format(signature), signature, demos, inputs)
+        return super().__call__(
+            self._asked(lm, signature), lm_kwargs | _response_format(signature), signature, demos, inputs
+        )
 
     async def acall(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: Any, inputs: Any) -> Any:
-        return await super().acall(lm, lm_kwargs | _response_format(signature), signature, demos, inputs)
+        return await super().acall(
+            self._asked(lm, signature), lm_kwargs | _response_format(signature), signature, demos, inputs
+        )
+
+    def _asked(self, lm: Any, signature: Any) -> Any:
+        return self._named.get(named_model(signature), lm) if lm is self._own else lm
 
     def format_system_message(self, signature: Any) -> str:
         if answer_format(signature) == CHAT:

@@ -52,6 +52,7 @@ class Meter:
     DSPy's `track_usage` loses the usage of threads, so it is counted here, where every call passes. One meter counts
     all models of a run, so that one budget limits them. `cached_tokens` is the part of `input_tokens` from a provider's
     prompt cache. `dollars` is None if the price of a call is unknown, and `known_dollars` is the sum of the others.
+    `outages` has the reason of each model, by name, that cannot answer any request.
     """
 
     max_calls: int
@@ -65,7 +66,7 @@ class Meter:
     dollars: float | None = 0.0
     known_dollars: float = 0.0
     calls_by_role: Counter[Role] = field(default_factory=Counter)
-    _outage: Outage | None = None
+    outages: dict[str, AutooptError] = field(default_factory=dict)
     _largest_answer: int = 0
     _dearest_answer: float = 0.0
     _held_back: int = 0
@@ -77,13 +78,8 @@ class Meter:
         return max(0, self.max_calls - self._held_back - self.calls)
 
     def admit(self, role: Role) -> None:
-        """Count one call, or raise `BudgetExhausted` if the budget is spent.
-
-        After an outage it raises `Outage`, because queued calls of other threads would wait for their retries.
-        """
+        """Count one call, or raise `BudgetExhausted` if the budget is spent."""
         with self._lock:
-            if self._outage:
-                raise Outage(self._outage.error)
             held_tokens, held_dollars = self._held_back * self._largest_answer, self._held_back * self._dearest_answer
             if self.calls >= self.max_calls - self._held_back or self.tokens >= self.max_tokens - held_tokens:
                 raise BudgetExhausted(f"{self.calls} calls and {self.tokens} tokens are spent")
@@ -110,10 +106,10 @@ class Meter:
                 self._largest_answer = max(self._largest_answer, tokens)
                 self._dearest_answer = max(self._dearest_answer, dollars or 0.0)
 
-    def add_outage(self, error: AutooptError) -> Outage:
-        """Record that no request can be answered, so the missing answers are unknown."""
+    def add_outage(self, model: str, error: AutooptError) -> Outage:
+        """Record that a model can answer no request, so the missing answers are unknown."""
         with self._lock:
-            self._outage = self._outage or Outage(error)
+            self.outages.setdefault(model, error)
         return Outage(error)
 
     @contextmanager
@@ -251,6 +247,9 @@ class MeteredEngine:
         return hashlib.sha256(self._who + repr(request).encode()).digest()
 
     def _ask(self, request: Request) -> TimedAnswer:
+        # After an outage, queued calls of other threads would wait for their retries.
+        if self._name in self._meter.outages:
+            raise Outage(self._meter.outages[self._name])
         self._meter.admit(self._role)
         began = time.perf_counter()
         try:
@@ -260,7 +259,7 @@ class MeteredEngine:
             raise
         except Exception as e:  # noqa: BLE001 - the client and its packages may raise anything
             # Its cause may quote the key.
-            raise self._meter.add_outage(as_error(self._name, e)) from None
+            raise self._meter.add_outage(self._name, as_error(self._name, e)) from None
         self._meter.add_cost(self._role, call_cost(response, self._price))
         return TimedAnswer(response, max(0.0, time.perf_counter() - began - pauses.paused))
 

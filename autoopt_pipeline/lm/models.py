@@ -1,21 +1,25 @@
 """Creates language models from settings: any that DSPy supports, or the stand-in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
+from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import LMError
 from pydantic import ValidationError
 
-from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
+from autoopt_pipeline.errors import AutooptError, InvalidConfig, LMNotConfigured
+from autoopt_pipeline.lm.choice import resolve_candidates, resolve_lm
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
 from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, Role
 from autoopt_pipeline.lm.prices import known_price
 from autoopt_pipeline.lm.stand_in.engine import StandInEngine
 from autoopt_pipeline.modules.answer_format import CHAT
+from autoopt_pipeline.modules.named_model import models_asked
 from autoopt_pipeline.settings import STAND_IN, Settings, read_secret
-from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMPrice, LMSettings
+from autoopt_pipeline.tenants.config import AnswerFormatChoice, LMPrice, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.validation import first_error
 
 # Default answer limit in tokens: an answer is a few short fields, an instruction a page.
@@ -23,7 +27,7 @@ _MAX_TOKENS = {Role.ANSWERS: 512, Role.TEACHER: 4096, Role.JUDGE: 512}
 
 # Where the price of a model is set.
 _PRICE_FIELDS = {
-    Role.ANSWERS: "lm.price or AUTOOPT_LM_PRICE",
+    Role.ANSWERS: "lm.price or AUTOOPT_LM_PRICE, or the price in candidate_lms",
     Role.TEACHER: "teacher_lm.price or AUTOOPT_TEACHER_LM_PRICE",
     Role.JUDGE: "judge.lm.price",
 }
@@ -31,7 +35,10 @@ _PRICE_FIELDS = {
 
 @dataclass(frozen=True)
 class MeteredLM:
-    """A language model whose calls are all counted. The stand-in has no `endpoint`."""
+    """A language model whose calls are all counted. The stand-in has no `endpoint`.
+
+    `others` are the models, by name, that are asked instead of it by predictors that name them.
+    """
 
     lm: dspy.LM
     meter: Meter
@@ -41,61 +48,48 @@ class MeteredLM:
     answer_format: AnswerFormatChoice = CHAT
     endpoint: EndpointEngine | None = None
     price: LMPrice | None = None
+    others: Mapping[str, "MeteredLM"] = field(default_factory=dict)
+
+    @property
+    def models(self) -> Mapping[str, "MeteredLM"]:
+        """All models that programs can ask, by name. The first one is asked by predictors that name none."""
+        return {self.name: self, **self.others}
+
+    def threads_for(self, program: dspy.Module) -> int:
+        """Return how many calls of a program may run at once: no more than any model that it asks allows."""
+        asked = [self.models[name].threads for name in models_asked(program, self.name) if name in self.models]
+        return min(asked, default=self.threads)
 
 
-def resolve_lm(configured: LMSettings | None, settings: Settings) -> LMSettings:
-    """Return a tenant's language model, or the deployment's. Raises `LMNotConfigured` if there is neither.
+def answering_lms(
+    config: RoutingConfigUnified, settings: Settings, meter: Meter, answers: Answers | None = None
+) -> MeteredLM:
+    """Create the tenant's language model, with its candidate models as `others`.
 
-    The stand-in is the default only if nothing is configured for production.
+    A candidate model that cannot be created fails when it is asked, as one whose endpoint does not answer. Raises
+    `LMNotConfigured` as `metered_lm` does, for the tenant's own.
     """
-    if configured:
-        return with_price(configured, settings)
-    if settings.lm:
-        return LMSettings(
-            model=settings.lm,
-            api_base=settings.lm_api_base,
-            api_key_env=settings.lm_api_key_env,
-            price=_price(settings.lm_price),
-        )
-    if settings.embedded:
-        return LMSettings(model=STAND_IN)
-    raise LMNotConfigured(
-        "no language model is configured",
-        f"set AUTOOPT_LM (e.g. openai/gpt-4o-mini, or {STAND_IN} to try things offline), or 'lm' of the tenant",
-    )
+    own = resolve_lm(config.lm, settings)
+    others = {lm.model: _other(lm, meter, answers) for lm in resolve_candidates(config, settings)}
+    return replace(metered_lm(own, meter, answers=answers), others=others)
 
 
-def resolve_teacher(configured: LMSettings | None, settings: Settings, answering: LMSettings) -> LMSettings:
-    """Return the model that writes instructions and demos: the tenant's, the deployment's, or the answering model."""
-    if configured:
-        return with_price(configured, settings)
-    if settings.teacher_lm:
-        return LMSettings(
-            model=settings.teacher_lm,
-            api_base=settings.teacher_lm_api_base,
-            api_key_env=settings.teacher_lm_api_key_env,
-            price=_price(settings.teacher_lm_price),
-        )
-    return answering
+def _other(settings: LMSettings, meter: Meter, answers: Answers | None) -> MeteredLM:
+    try:
+        return metered_lm(settings, meter, answers=answers)
+    except LMNotConfigured as e:
+        engine = MeteredEngine(_Unusable(e), settings.model, meter, Role.ANSWERS)
+        return MeteredLM(_dspy_lm(settings.model, engine), meter, settings.model, settings.concurrency, False)
 
 
-def with_price(configured: LMSettings, settings: Settings) -> LMSettings:
-    """Return a tenant's model with the deployment's price, if it is the deployment's model and has no price."""
-    known = (
-        (settings.lm, settings.lm_api_base, settings.lm_price),
-        (settings.teacher_lm, settings.teacher_lm_api_base, settings.teacher_lm_price),
-    )
-    for model, api_base, price in known:
-        if configured.price is None and price and (configured.model, configured.api_base) == (model, api_base):
-            return configured.model_copy(update={"price": _price(price)})
-    return configured
+@dataclass(frozen=True)
+class _Unusable:
+    """An engine that cannot be asked."""
 
+    error: AutooptError
 
-def _price(text: str | None) -> LMPrice | None:
-    if text is None:
-        return None
-    read, written, *cached = map(float, text.split("/"))
-    return LMPrice(input=read, output=written, cached_input=cached[0] if cached else None)
+    def complete(self, request: Request) -> Response:
+        raise self.error
 
 
 def metered_lm(

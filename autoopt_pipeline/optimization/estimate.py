@@ -18,7 +18,6 @@ from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, in_format
 from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
-from autoopt_pipeline.optimization.dev_labels import needs_labels
 from autoopt_pipeline.optimization.optimizers import (
     BOOTSTRAPS,
     GEPA_MINIBATCH,
@@ -100,16 +99,17 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
     lm: MeteredLM,
     teacher: MeteredLM,
     *,
-    labeller: MeteredLM | None = None,
-    most_labelled: int = 0,
+    others: Sequence[MeteredLM],
+    labeller: MeteredLM | None,
+    most_labelled: int,
 ) -> LMEstimate:
     """Estimate a search and the comparison of its finalist. `programs` are the incumbent and the start.
 
-    If too few dev examples are reviewed, `labeller` labels others, up to `most_labelled` in all.
+    `others` are the candidate models. `labeller`, if there is one, labels dev examples, up to `most_labelled` in all.
     """
     incumbent, start = programs
     labelled: Sequence[Example] = ()
-    if labeller and needs_labels(split):
+    if labeller:
         labelled = split.dev_requests[: most_labelled - len(reviewed_dev(split))]
         split = replace(split, dev=(*reviewed_dev(split), *labelled))
     dev = choosing_examples(split)
@@ -141,6 +141,10 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
     if labeller:
         total += _rehearsed(spec, spec.build_program(labels), sample, labeller.price) * len(labelled)
     total += sum(costs[: len(first)], LMEstimate()) * len(dev) + _mean(with_demos) * _heat(len(with_demos), len(dev))
+    # A candidate model answers the same prompts, and those of the leader.
+    for model in others:
+        alike = [_rehearsed(spec, program, sample, model.price) for program in distinct.values()]
+        total += _mean(alike) * _heat(len(alike), len(dev))
     if config.dspy_max_bootstrapped_demos and len(split.train) >= MIN_FOR_BOOTSTRAP:
         asked = sum(bootstrap_sizes(config.dspy_max_bootstrapped_demos)) / _FULLY_RIGHT
         taught = _rehearsed(spec, start, sample, teacher.price)

@@ -42,6 +42,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, answer_format, in_format
+from autoopt_pipeline.modules.named_model import models_asked, named_models
 from autoopt_pipeline.modules.similarity import quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
@@ -71,6 +72,7 @@ from autoopt_pipeline.registry.records import (
     Program,
     Transition,
     Verdict,
+    check_models,
     new_version_id,
     program_facts,
 )
@@ -174,7 +176,8 @@ class _Optimization:
         check_budget(self.config, split, self.start)
         if self.job.only is None:
             self.draft = replace(self.draft, estimate=self._estimated_search(incumbent, split).known)
-        split = self._with_labelled_dev(split)
+        labeller = self._labeller(split, incumbent)
+        split = self._with_labelled_dev(split, labeller)
         searched = search(
             self.spec,
             self.config,
@@ -186,8 +189,10 @@ class _Optimization:
             self.teacher,
             self.log,
             self.tracker,
+            others=_racing(self.lm, labeller),
             only=self.job.only,
             try_schema=self._should_try_schema(incumbent),
+            retired=self.retired,
             encoder=self.job.encoder,
         )
         self.notes += searched.notes
@@ -214,7 +219,13 @@ class _Optimization:
         built = self.spec.build_examples(self.labels, learnable, self.job.redact)
         chosen = None if self.lm.answer_format == "auto" else self.lm.answer_format
         self.served = served = compose(
-            self.spec, self.labels, self.job.parts, self._note_refused, chosen or CHAT, encoder=self.job.encoder
+            self.spec,
+            self.labels,
+            self.job.parts,
+            self._note_refused,
+            chosen or CHAT,
+            self.lm.models,
+            encoder=self.job.encoder,
         )
         self.requests = self.spec.build_requests(self.labels, learnable, self.job.redact)
         incumbent = self._incumbent(served)
@@ -226,7 +237,7 @@ class _Optimization:
             max_holdout=MAX_HOLDOUT,
             max_dev=MAX_DEV,
             max_train=MAX_TRAIN,
-            shown=known_queries(built, [incumbent, start, *([candidate] if candidate else [])]),
+            shown=known_queries(built, [program for program in (incumbent, start, candidate, self.retired) if program]),
         )
         self.draft = self._draft(built, split)
         self.log(f"{len(learnable)} decisions -> {len(built.examples)} examples: {_listed(sizes(split))}")
@@ -251,7 +262,7 @@ class _Optimization:
         return self._estimated_search(incumbent, split), SEARCHES
 
     def _estimated_search(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
-        labeller = self.lm_judge or self.teacher
+        labeller = self._labeller(split, incumbent)
         return estimate_search(
             self.spec,
             self.config,
@@ -260,14 +271,20 @@ class _Optimization:
             (incumbent, self.start),
             self.lm,
             self.teacher,
-            labeller=None if labeller.name == self.lm.name else labeller,
+            others=_racing(self.lm, labeller),
+            labeller=labeller,
             most_labelled=MAX_DEV,
         )
 
-    def _with_labelled_dev(self, split: Split) -> Split:
-        """Let the judge or the teacher label the dev examples, if it is another model and too few are reviewed."""
+    def _labeller(self, split: Split, incumbent: dspy.Module) -> MeteredLM | None:
+        """Return the judge or the teacher if it labels dev: too few examples are reviewed, and others answer."""
         labeller = self.lm_judge or self.teacher
-        if labeller.name == self.lm.name or not needs_labels(split):
+        answering = {self.lm.name, *named_models(incumbent)}
+        return labeller if labeller.name not in answering and needs_labels(split) else None
+
+    def _with_labelled_dev(self, split: Split, labeller: MeteredLM | None) -> Split:
+        """Let another model label the dev examples that nobody has reviewed."""
+        if labeller is None:
             return split
         try:
             with self.tracker.phase("labels of dev", min(MAX_DEV, len(split.dev_requests))) as answered:
@@ -363,9 +380,8 @@ class _Optimization:
 
     def _judge(self, finalist: Finalist, incumbent: dspy.Module, split: Split) -> Report:
         """Charge a test of the finalist, and compare it with the incumbent on a first batch of drawn traces."""
-        self.draft = replace(
-            self.draft, optimizer=finalist.optimizer, changes=changes_between(incumbent, finalist.program)
-        )
+        self._draft_comparison(incumbent, finalist.program)
+        self.draft = replace(self.draft, optimizer=finalist.optimizer)
         check_no_demo_is_held_out(finalist.program, split)
         split = self._without_quoted(split, incumbent, finalist.program)
         if missing := _missing_data(split):
@@ -441,12 +457,8 @@ class _Optimization:
     ) -> Report:
         """Decide by the reviews so far, or compare the candidate on new traces, instead of searching for another."""
         manifest = self.artifacts.manifest(test.version)
-        self.draft = replace(
-            self.draft,
-            version=test.version,
-            changes=changes_between(incumbent, candidate),
-            costs=manifest.costs if manifest else {},
-        )
+        self._draft_comparison(incumbent, candidate)
+        self.draft = replace(self.draft, version=test.version, costs=manifest.costs if manifest else {})
         if test.drawn:
             batch = self._resolve(test)
         else:
@@ -472,6 +484,12 @@ class _Optimization:
             with suppress(PromotionConflict):
                 batch.append(report.verdict)
         return report
+
+    def _draft_comparison(self, incumbent: dspy.Module, candidate: dspy.Module) -> None:
+        """Report how two programs differ, and which models they ask."""
+        programs = {INCUMBENT: incumbent, CANDIDATE: candidate}
+        asked = {name: ", ".join(models_asked(program, self.lm.name)) for name, program in programs.items()}
+        self.draft = replace(self.draft, changes=changes_between(incumbent, candidate), program_lms=asked)
 
     def _compare_drawn(
         self,
@@ -700,6 +718,7 @@ class _Optimization:
             version=None,
             active_version=self.incumbent_version,
             lm=self.lm.name,
+            other_lms=tuple(sorted(self.lm.others)),
             stand_in=self.lm.is_stand_in,
             teacher_lm=None if self.teacher.name == self.lm.name else self.teacher.name,
         )
@@ -708,16 +727,25 @@ class _Optimization:
         self.notes.append(f"{part.name} starts from its baseline: {error}")
 
     def _incumbent(self, start: dspy.Module) -> dspy.Module:
-        """Return the active version's program, or `start` if there is none or it cannot serve."""
+        """Return the active version's program, or `start` if there is none or it cannot serve.
+
+        If the tenant no longer has the model that it names, its prompts are `retired`: they race, asked of others.
+        """
+        self.retired: dspy.Module | None = None
         if self.incumbent_version is None:
             return start
         try:
-            return deserialize(
-                self.spec, self.labels, self.artifacts.load(self.incumbent_version), encoder=self.job.encoder
-            )
+            stored = self.artifacts.load(self.incumbent_version)
+            program = deserialize(self.spec, self.labels, stored, encoder=self.job.encoder)
+            if not named_models(program) <= self.lm.models.keys():
+                unnamed = stored.model_copy(update={"lms": {}})
+                self.retired = deserialize(self.spec, self.labels, unnamed, encoder=self.job.encoder)
+            check_models(stored, self.lm.models)
         except InvalidArtifact as e:
             self.notes.append(f"the active version cannot serve, so candidates are compared with the baseline: {e}")
+            self.conditions = replace(self.conditions, incumbent=None)
             return start
+        return program
 
     def _incumbent_name(self) -> str | None:
         """Return the active version or, for a composed module without one, the programs of its parts."""
@@ -750,9 +778,8 @@ class _Optimization:
             self.notes.append(f"the sequential test of {test.version} ends because {missing}")
         else:
             try:
-                return test, deserialize(
-                    self.spec, self.labels, self.artifacts.load(test.version), encoder=self.job.encoder
-                )
+                stored = self.artifacts.load(test.version)
+                return test, deserialize(self.spec, self.labels, stored, self.lm.models, encoder=self.job.encoder)
             except InvalidArtifact as e:
                 self.notes.append(f"the sequential test of {test.version} ends: {e}")
         return None, None
@@ -808,6 +835,7 @@ class _Optimization:
         }
 
     def _manifest(self, finalist: Finalist, decision: GateDecision, verdict: Verdict, reason: str) -> Manifest:
+        asked = [self.lm.models[name] for name in models_asked(finalist.program, self.lm.name)]
         return Manifest(
             **program_facts(finalist.stored, self.job.window_end),
             **self._measured(decision, verdict, reason),
@@ -820,11 +848,11 @@ class _Optimization:
             optimizer=finalist.optimizer,
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
-            lm=self.lm.name,
-            lm_settings=dict(self.lm.endpoint.values) if self.lm.endpoint else {},
+            lm=", ".join(model.name for model in asked),
+            lm_settings=dict(asked[0].endpoint.values) if len(asked) == 1 and asked[0].endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             judge_lm=self.draft.judge_lm,
-            stand_in=self.lm.is_stand_in,
+            stand_in=any(model.is_stand_in for model in asked),
             lm_calls=self.lm.meter.calls,
             lm_tokens=self.lm.meter.tokens,
             lm_input_tokens=self.lm.meter.input_tokens,
@@ -833,6 +861,11 @@ class _Optimization:
             lm_dollars=self.lm.meter.dollars,
             unread={program: dict(counts) for program, counts in self.draft.unread.items()},
         )
+
+
+def _racing(lm: MeteredLM, labeller: MeteredLM | None) -> list[MeteredLM]:
+    """Return the candidate models that race. One that labels dev does not, because it always agrees with itself."""
+    return [other for other in lm.others.values() if labeller is None or other.name != labeller.name]
 
 
 def _actor(run_id: str) -> str:

@@ -15,6 +15,7 @@ from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.evaluation.runner import Answer
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.modules.cascade import cascades_in
+from autoopt_pipeline.modules.named_model import named_model
 from autoopt_pipeline.modules.spec import Example
 from autoopt_pipeline.registry.module_versions import ModuleVersions, describe_router
 from autoopt_pipeline.registry.program_cost import ProgramCost
@@ -22,6 +23,8 @@ from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.serialization import demo_query, instantiate
 
 NO_ANSWER = "(no valid answer)"
+
+OWN_MODEL = "the tenant's own"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ class ComparedExample:
 
 @dataclass(frozen=True)
 class Change:
-    """The difference between one predictor, or one local router, of the candidate and of the incumbent.
+    """The difference between one predictor, its model or one local router of the candidate and of the incumbent.
 
-    Demos have the form `query -> answer`; for a router, `demos` is None, and what is added or dropped is its
-    description. `instructions` is a line-wise difference, empty if they are the same.
+    Demos have the form `query -> answer`; for a model or a router, `demos` is None, and what is added or dropped is its
+    name or description. `instructions` is a line-wise difference, empty if they are the same.
     """
 
     predictor: str
@@ -87,9 +90,10 @@ class Report:
 
     `unusable` counts the decisions that give no example, by reason, and `malformed` those that could not be read.
     `unread` counts the answers that could not be scored, by program and reason, and `costs` has what a decision of each
-    program costs: on the holdout, or if that was not used, on the dev examples. `lm_dollars` is None if it is unknown.
-    `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`. `reviews_needed` is how
-    many more reviews can decide at the soonest.
+    program costs: on the holdout, or if that was not used, on the dev examples. `lm` is the tenant's own model,
+    `other_lms` are its candidate models, and `program_lms` has the models that each compared program asks. `lm_dollars`
+    is None if it is unknown. `estimate` is what a search was expected to use: `lm_calls`, `lm_tokens` and `lm_dollars`.
+    `reviews_needed` is how many more reviews can decide at the soonest.
     """
 
     tenant_id: str
@@ -109,6 +113,8 @@ class Report:
     lm: str
     stand_in: bool
     malformed: int = 0
+    other_lms: tuple[str, ...] = ()
+    program_lms: Mapping[str, str] = field(default_factory=dict)
     teacher_lm: str | None = None
     teacher_calls: int = 0
     judge_lm: str | None = None
@@ -198,7 +204,15 @@ def changes_between(incumbent: dspy.Module, candidate: dspy.Module) -> tuple[Cha
                 instructions="\n".join(line for line in difference if line.startswith(("+", "-"))),
             )
         )
-    return (*changes, *_router_changes(incumbent, candidate))
+    return (*changes, *_model_changes(incumbent, candidate), *_router_changes(incumbent, candidate))
+
+
+def _model_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:
+    before = dict(incumbent.named_predictors())
+    for name, predictor in candidate.named_predictors():
+        old, new = (named_model(each.signature) or OWN_MODEL for each in (before[name], predictor))
+        if old != new:
+            yield Change(f"language model of {name}", None, (new,), (old,), "")
 
 
 def _router_changes(incumbent: dspy.Module, candidate: dspy.Module) -> Iterator[Change]:

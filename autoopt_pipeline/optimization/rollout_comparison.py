@@ -62,7 +62,7 @@ def draw_for_rollout(
         return []
     try:
         older, newer = (
-            deserialize(spec, labels_of(spec, job.config), artifacts.load(version), encoder=job.encoder)
+            deserialize(spec, labels_of(spec, job.config), artifacts.load(version), lm.models, encoder=job.encoder)
             if version
             else baseline
             for version in (rollout.against, rollout.version)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import dspy
 
-from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig
+from autoopt_pipeline.errors import AutooptError, BudgetTooSmall, InvalidConfig, LMNotConfigured, LMUnavailable
 from autoopt_pipeline.evaluation.alpha_ledger import alpha_of_charge
 from autoopt_pipeline.evaluation.cost import DecisionCost, measured
 from autoopt_pipeline.evaluation.gate import MIN_GAIN, MIN_HOLDOUT
@@ -19,10 +19,12 @@ from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
 from autoopt_pipeline.evaluation.split import Split
 from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
+from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.answer_format import CHAT, JSON_SCHEMA, AnswerFormat, in_format
 from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.encoder import open_encoder
+from autoopt_pipeline.modules.named_model import named_models, naming
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.optimizers import (
     Improver,
@@ -82,23 +84,27 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
     teacher: MeteredLM,
     log: Callable[[str], None],
     tracker: PhaseTracker,
+    others: Sequence[MeteredLM] = (),
     only: str | None = None,
     try_schema: bool = False,
+    retired: dspy.Module | None = None,
     encoder: Path | None = None,
 ) -> Search:
     """Race programs made from `start` against the incumbent. The best one on dev is the finalist if it wins.
 
-    Programs that cost nothing to make come first, then bootstrapped ones, then searches for better instructions from
-    the leader, so that the cheap results remain if the budget runs out. The leader's prompts are then made shorter.
+    Programs that cost nothing to make come first, then bootstrapped ones, then those of candidate models (`others`),
+    then searches for better instructions from the leader, so that the cheap results remain if the budget runs out. A
+    candidate model gets the leader's prompts and labelled demos of its own. The leader's prompts are then made shorter.
     Local routers come last, because some of them ask a model what they are not sure about. A cheaper program may win
     that is about as good (see `_choice`). With `try_schema`, the incumbent with a JSON schema races first, and the
     others use a JSON schema too unless that is clearly worse. `lm` and `teacher` share a meter. With `only`, one of
-    `OPTIMIZERS`, no other optimizer races. Local routers use the sentence encoder in the folder `encoder`.
+    `OPTIMIZERS`, no other optimizer races. `retired` is a program that served until its model was retired. Local
+    routers use the sentence encoder in the folder `encoder`.
 
-    Raises `LMUnavailable` if a model fails, `BudgetTooSmall` if the budget is too small for the incumbent,
-    `InvalidConfig` if `only` cannot be used here, and `InvalidSettings` if `encoder` cannot be loaded. With a
-    deterministic model the result depends only on the arguments, except that if tokens run out before calls do, it also
-    depends on the number of concurrent calls.
+    A candidate model that fails is left out. Raises `LMUnavailable` if another one fails, `BudgetTooSmall` if the
+    budget is too small for the incumbent, `InvalidConfig` if `only` cannot be used here, and `InvalidSettings` if
+    `encoder` cannot be loaded. With a deterministic model the result depends only on the arguments, except that if
+    tokens run out before calls do, it also depends on the number of concurrent calls.
     """
     dev = balanced(choosing_examples(split), lambda e: e.label)
     runner = _RaceRunner(spec, config.tenant_id, labels, dev, lm, log, tracker)
@@ -139,19 +145,23 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
                 context = replace(context, start=in_format(start, _faster_format(runner, race, incumbent)))
             if isinstance(incumbent, Cascade):
                 race.run([runner.entrant("incumbent's model", incumbent.model)])
+            if retired and not only:
+                race.run([runner.entrant("retired program", retired)])
             if only or race.incumbent.mean() <= 1 - MIN_GAIN:
-                _look_for_better(runner, race, context, only)
+                _look_for_better(runner, race, context, only, others)
             else:
                 runner.note(
                     f"the incumbent is right on {100 * race.incumbent.mean():.1f} % of dev, which leaves too little to "
                     "gain, so only cheaper programs race"
                 )
+                _let_models_race(runner, race, context, others)
             if dieting:
-                _put_on_diet(runner, race, _best_prompts(race), start, config.objective)
+                _put_on_diet(runner, race, _best_prompts(race, runner.left_out), start, config.objective)
             if routed:
                 asked = _choice(runner, race, config.objective, without_routers=True)
-                for optimizer in routers(context, asked.entrant.program, asked.scores):
-                    race.run(runner.made([optimizer]))
+                program = asked.entrant.program
+                for optimizer in routers(context, program, asked.scores):
+                    runner.run(race, runner.made([optimizer]), named_models(program))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
     for repeat in race.repeats:
@@ -169,14 +179,30 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
 
 
 def _look_for_better(
-    runner: "_RaceRunner", race: Race[dspy.Module], context: OptimizerContext, only: str | None
+    runner: "_RaceRunner",
+    race: Race[dspy.Module],
+    context: OptimizerContext,
+    only: str | None,
+    others: Sequence[MeteredLM],
 ) -> None:
     race.run(runner.made(_chosen(demo_pickers(context), only)))
     race.run(runner.made(_chosen(lean_pickers(context), only)), apart=True)
     race.run(runner.made(_chosen(bootstrappers(context), only)))
+    if only is None:
+        _let_models_race(runner, race, context, others)
     for improver in _chosen(improvers(context), only):
-        leader = _best_prompts(race).entrant
-        race.run(runner.made([improver.applied_to(leader.name, leader.program)]))
+        leader = _best_prompts(race, runner.left_out).entrant
+        improved = runner.made([improver.applied_to(leader.name, leader.program)])
+        runner.run(race, improved, named_models(leader.program))
+
+
+def _let_models_race(
+    runner: "_RaceRunner", race: Race[dspy.Module], context: OptimizerContext, others: Sequence[MeteredLM]
+) -> None:
+    """Let candidate models race, each in a heat of its own, so that a cheap one has to beat no dear one."""
+    prompts = _best_prompts(race, runner.left_out).entrant
+    for model in others:
+        runner.run(race, _of_model(runner, prompts, context, model), {model.name}, apart=True)
 
 
 def _choice(
@@ -241,11 +267,12 @@ def _put_on_diet(
 ) -> None:
     """Let shorter prompts race, and shorten them again as long as they are about as good as the leader's."""
     made = own_instructions(leader.entrant.name, leader.entrant.program, start)
-    race.run(runner.made(made))
+    models = named_models(leader.entrant.program)
+    runner.run(race, runner.made(made), models)
     lean = leader.entrant
     while halves := halved_demos(lean.name, lean.program):
         known = len(race.entries)
-        race.run(runner.made(halves))
+        runner.run(race, runner.made(halves), models)
         good = [
             entry
             for entry in race.entries[known:]
@@ -256,10 +283,13 @@ def _put_on_diet(
         lean = good[0].entrant
 
 
-def _best_prompts(race: Race[dspy.Module]) -> RaceEntry[dspy.Module]:
-    """Return the best program that asks the model every time. The incumbent comes first of equals, then the cheaper."""
-    entries = [race.incumbent, *race.entries]
-    asking = [entry for entry in entries if not isinstance(entry.entrant.program, Cascade)]
+def _best_prompts(race: Race[dspy.Module], left_out: set[str]) -> RaceEntry[dspy.Module]:
+    """Return the best program that asks a model every time, but none of the models `left_out`.
+
+    The incumbent comes first of equals, then the cheaper.
+    """
+    able = [entry for entry in race.entries if not named_models(entry.entrant.program) & left_out]
+    asking = [entry for entry in (race.incumbent, *able) if not isinstance(entry.entrant.program, Cascade)]
     return max(asking, key=lambda entry: (len(entry.scores), entry.mean()))
 
 
@@ -273,6 +303,23 @@ def _faster_format(runner: "_RaceRunner", race: Race[dspy.Module], incumbent: ds
         return CHAT
     runner.note(f"candidates use a JSON schema, with which the incumbent is not clearly worse ({scores})")
     return JSON_SCHEMA
+
+
+def _of_model(
+    runner: "_RaceRunner", leader: Contestant[dspy.Module], context: OptimizerContext, model: MeteredLM
+) -> Iterator[Contestant[dspy.Module]]:
+    """Yield programs that name a candidate model: the leader's prompts, and those with labelled demos."""
+
+    def of_model(optimizer: Optimizer) -> Optimizer:
+        return Optimizer(f"{optimizer.name} ({model.name})", lambda: naming(optimizer.compile(), model.name))
+
+    asked_in = model.answer_format
+    if asked_in == "auto":
+        with raising_outages():
+            asked_in = JSON_SCHEMA if enforces_schema(model.lm) else CHAT
+    prompts = Optimizer(leader.name, lambda: in_format(leader.program, asked_in))
+    pickers = demo_pickers(replace(context, start=in_format(context.start, asked_in)))
+    yield from runner.made(map(of_model, (prompts, *pickers)))
 
 
 _Named = TypeVar("_Named", Optimizer, Improver)
@@ -297,10 +344,31 @@ class _RaceRunner:
     unread: dict[str, Counter[str]] = field(default_factory=dict)
     costs: defaultdict[str, list[DecisionCost | None]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
 
     def note(self, line: str) -> None:
         self.notes.append(line)
         self.log(line)
+
+    def run(
+        self,
+        race: Race[dspy.Module],
+        entrants: Iterable[Contestant[dspy.Module]],
+        models: set[str],
+        *,
+        apart: bool = False,
+    ) -> None:
+        """Run a heat whose entrants ask these candidate models. If one of them fails, all its programs are left out."""
+        try:
+            race.run(entrants, apart=apart)
+        except (LMUnavailable, LMNotConfigured) as e:
+            own_failed = self.lm.meter.outages.keys() - self.lm.others.keys()
+            if not models or own_failed or models & named_models(race.incumbent.entrant.program):
+                raise
+            self.note(f"the programs that ask {', '.join(sorted(models))} were left out: {e}")
+            self.left_out |= models
+            for entry in race.entries:
+                entry.dropped = entry.dropped or bool(named_models(entry.entrant.program) & models)
 
     def made(self, optimizers: Iterable[Optimizer]) -> Iterator[Contestant[dspy.Module]]:
         """Yield entrants, each made when it is taken. An optimizer that fails is left out, and the others go on."""

@@ -94,8 +94,9 @@ def _optimize(
     material: Material,
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
+    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher, with_price
     from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher, with_price
+    from autoopt_pipeline.lm.models import answering_lms, metered_lm
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import optimize
@@ -115,7 +116,7 @@ def _optimize(
         kept = AnswerCheckpoint(artifacts)
         if kept.loaded:
             context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
-        lm = metered_lm(answering, meter, answers=kept)
+        lm = answering_lms(config, settings, meter, kept)
         teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
         judging = with_price(config.judge.lm, settings) if config.judge else None
         lm_judge = metered_lm(judging, meter, Role.JUDGE, kept) if judging else None

@@ -11,7 +11,8 @@ from functools import cache
 
 import dagster as dg
 
-from autoopt_pipeline.errors import AutooptError, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.errors import AutooptError, LMNotConfigured, PhoenixRefused, PhoenixUnavailable
+from autoopt_pipeline.lm.choice import answering_models
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
 from autoopt_pipeline.orchestration.budget_guard import remaining_budgets
 from autoopt_pipeline.run_history.outcomes import ModuleKey, failure_horizon, read_attempts, read_outcomes
@@ -130,8 +131,8 @@ def plan_tenants(
 ) -> Plan:
     """Decide for every tenant given. An error in one tenant's configuration affects only that tenant.
 
-    Of the settings, the settling time, the jitter and the daily budget of all tenants count. When Phoenix fails,
-    everything that only Phoenix could decide is an error; it is never taken for "no traces".
+    Of the settings, the settling time, the jitter, the language models and the daily budget of all tenants count. When
+    Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
     """
     deadline = None if options.seconds is None else time.monotonic() + options.seconds
     window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
@@ -143,7 +144,7 @@ def plan_tenants(
         phoenix=phoenix,
         now=now,
         until=window_end,
-        jitter=settings.schedule_jitter,
+        settings=settings,
         configs=configs,
         begins=begins,
         attempts=read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins),
@@ -211,7 +212,7 @@ class _Planner:
     phoenix: Phoenix
     now: datetime
     until: datetime
-    jitter: float
+    settings: Settings
     configs: Mapping[str, RoutingConfigUnified]
     begins: Mapping[str, datetime]
     attempts: dict[ModuleKey, Attempts]
@@ -289,9 +290,18 @@ class _Planner:
             evidence,
             outcome,
             now=self.now,
-            jitter=self.jitter,
+            jitter=self.settings.schedule_jitter,
             budgets=self.budgets.get(key[0], ()),
+            models=_models(self.configs[key[0]], self.settings) if outcome else None,
         )
+
+
+def _models(config: RoutingConfigUnified, settings: Settings) -> tuple[str, ...] | None:
+    """The language models that a run could ask; None if none is configured here, which the run itself reports."""
+    try:
+        return answering_models(config, settings)
+    except LMNotConfigured:
+        return None
 
 
 def failures_count_since(configs: Collection[RoutingConfigUnified], *, now: datetime) -> datetime:

@@ -60,6 +60,8 @@ class RunOverrides(dg.Config):
             )
         data, given = config.model_dump(), self.given()
         data["budget"] |= given.get("budget", {})
+        if self.lm:
+            data["candidate_lms"] = [lm for lm in data["candidate_lms"] if lm["model"] != self.lm.model]
         return parse_config(data | {name: given[name] for name in ("lm",) if name in given}, where=where)
 
 

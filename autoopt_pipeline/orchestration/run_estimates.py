@@ -41,8 +41,9 @@ def estimate_run(
 
     Raises the errors of Phoenix and the stores, and `LMNotConfigured`.
     """
+    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher, with_price
     from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher, with_price
+    from autoopt_pipeline.lm.models import answering_lms, metered_lm
     from autoopt_pipeline.optimization.estimate import SEARCHES
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import estimate
@@ -52,7 +53,7 @@ def estimate_run(
     material = gather(connections, spec, config, entry, end=end)
     meter = Meter(max_calls=0, max_tokens=0, max_dollars=config.budget.max_dollars)
     answering = resolve_lm(config.lm, settings)
-    lm = metered_lm(answering, meter)
+    lm = answering_lms(config, settings, meter)
     expected, purpose = estimate(
         OptimizationJob(
             spec,

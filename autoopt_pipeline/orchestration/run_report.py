@@ -9,8 +9,15 @@ import dagster as dg
 from autoopt_pipeline.evaluation.calibration import Bin
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.report import Change, ComparedExample, Report
-from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT
-from autoopt_pipeline.run_history.outcomes import ANNOTATION_MARKS, ANNOTATION_TOTAL, COSTS, ESTIMATED, REVIEWS_NEEDED
+from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, describe_saving
+from autoopt_pipeline.run_history.outcomes import (
+    ANNOTATION_MARKS,
+    ANNOTATION_TOTAL,
+    COSTS,
+    ESTIMATED,
+    MODELS,
+    REVIEWS_NEEDED,
+)
 from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.text import listed_counts, listed_unread, percent
 from autoopt_pipeline.traces.reader import Collected
@@ -43,7 +50,10 @@ def report_metadata(
     comparison_url: str | None,
     overrides: Mapping[str, Any],
 ) -> dict[str, dg.MetadataValue]:
-    """Everything that a person wants to know of a run, and what the next plan needs (`window_end`, totals, labels)."""
+    """Everything that a person wants to know of a run, and what the next plan needs.
+
+    The plan needs `window_end`, totals, labels and models.
+    """
     numbers: dict[str, int | float] = {
         "spans_read": report.decisions,
         **{f"examples_{name}": count for name, count in report.examples.items()},
@@ -89,6 +99,8 @@ def report_metadata(
         )
     if report.costs:
         metadata[COSTS] = dg.MetadataValue.json({name: cost.model_dump() for name, cost in report.costs.items()})
+    if report.program_lms:
+        metadata["program_models"] = dg.MetadataValue.json(dict(report.program_lms))
     if overrides:
         metadata["overrides"] = dg.MetadataValue.json(overrides)
     metadata[ANNOTATION_TOTAL] = _number(collected.annotations.total)
@@ -99,6 +111,7 @@ def report_metadata(
         "language_model": dg.MetadataValue.text(
             f"{report.lm} (not a language model)" if report.stand_in else report.lm
         ),
+        MODELS: dg.MetadataValue.json([report.lm, *report.other_lms]),
         "window_start": dg.MetadataValue.timestamp(report.window_start),
         "window_end": dg.MetadataValue.timestamp(report.window_end),
         "phoenix_traces": dg.MetadataValue.url(project_url),
@@ -169,21 +182,27 @@ def _markdown(report: Report, project_url: str) -> str:
 def _gate(report: Report, gate: GateDecision) -> str:
     comparison, calibration = gate.comparison, gate.calibration
     table = _table(
-        ["program", "score", "Brier score (0 is best)", "a decision costs"],
+        ["program", "model", "score", "Brier score (0 is best)", "a decision costs"],
         [
-            [program, _score(score), f"{brier:.3f}" if brier is not None else UNKNOWN, str(cost or UNKNOWN)]
-            for program, score, brier, cost in (
+            [
+                title,
+                report.program_lms.get(program, report.lm),
+                _score(score),
+                f"{brier:.3f}" if brier is not None else UNKNOWN,
+                str(report.costs.get(program) or UNKNOWN),
+            ]
+            for program, title, score, brier in (
                 (
-                    "incumbent",
+                    INCUMBENT,
+                    INCUMBENT,
                     comparison.incumbent_score,
                     calibration.incumbent if calibration else None,
-                    report.costs.get(INCUMBENT),
                 ),
                 (
+                    CANDIDATE,
                     f"candidate ({report.optimizer or report.version})",
                     comparison.candidate_score,
                     calibration.candidate if calibration else None,
-                    report.costs.get(CANDIDATE),
                 ),
             )
         ],
@@ -192,6 +211,8 @@ def _gate(report: Report, gate: GateDecision) -> str:
     for row in report.compared:
         judged_by[row.example.provenance.value] = judged_by.get(row.example.provenance.value, 0) + 1
     lines = [str(gate.power)] if gate.power else []
+    if saving := describe_saving(report.costs):
+        lines.insert(0, saving)
     if judged_by:
         lines.insert(0, f"labels that decided: {', '.join(f'{n} {kind}' for kind, n in sorted(judged_by.items()))}")
     return table + "\n\n" + "\n".join(f"- {line}" for line in lines)

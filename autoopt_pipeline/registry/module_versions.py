@@ -214,8 +214,9 @@ def _roles(transition: Transition) -> dict[str, str]:
 
 
 def lm_of(manifest: Manifest) -> str:
-    """Return the language model that made a version, and whether it is not a real one."""
-    return f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+    """Return the language model that a version was proven with, whether it is not a real one, and who gives it."""
+    lm = f"{manifest.lm} (not a language model)" if manifest.stand_in else manifest.lm
+    return f"{lm}; an application gives {', '.join(manifest.named_lms)} by name" if manifest.named_lms else lm
 
 
 def cost_of(manifest: Manifest) -> str:

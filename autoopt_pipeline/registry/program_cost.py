@@ -66,7 +66,17 @@ def describe_costs(costs: Mapping[str, ProgramCost], program: str = CANDIDATE) -
     if own is None:
         return ""
     text = f"a decision costs {tokens_text(own.tokens)}, {dollars_text(own.dollars)}, and takes {own.seconds}"
-    return f"{text}; the {other}'s {costs[other]}" if other in costs else text
+    text = f"{text}; the {other}'s {costs[other]}" if other in costs else text
+    saving = describe_saving(costs) if program == CANDIDATE else ""
+    return f"{text}; {saving}" if saving else text
+
+
+def describe_saving(costs: Mapping[str, ProgramCost]) -> str:
+    """Say how much cheaper or dearer the candidate is than the incumbent; "" if that is unknown."""
+    ratio = dollar_ratio(costs.get(CANDIDATE), costs.get(INCUMBENT))
+    if ratio is None or not math.isfinite(ratio):
+        return ""
+    return f"the candidate costs {100 * abs(1 - ratio):.0f} % {'less' if ratio <= 1 else 'more'}"
 
 
 def cost_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -> float | None:

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.registry.program_cost import ProgramCost
 from autoopt_pipeline.span_contract import BASELINE
 
@@ -188,17 +189,21 @@ class StoredRouter(StoredRecord):
 class Program(StoredRecord):
     """A stored program. It holds no time and no run id, so equal traces give equal bytes.
 
-    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format. `routers` holds the local
-    routers by module: the program's own, or those of its parts. `demo_sources` and `router_sources` are stored in the
-    manifest, so they are not part of the encoded program.
+    `answer_formats` holds the formats of those predictors that do not use DSPy's chat format, and `lms` the models of
+    those that do not ask the tenant's own. `routers` holds the local routers by module: the program's own, or those of
+    its parts. `demo_sources` and `router_sources` are stored in the manifest, so they are not part of the encoded
+    program.
+
+    A program that names a model has format 2, so an application whose library is too old to ask that model refuses it.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     tenant_id: str
     module: str
     fingerprint: str
     labels: list[str]
     answer_formats: dict[str, Literal["chat", "json_schema"]] = {}
+    lms: dict[str, str] = {}
     routers: dict[str, StoredRouter] = {}
     state: dict[str, Any]
     demo_sources: DemoSources = Field(default={}, exclude=True)
@@ -210,13 +215,20 @@ class Program(StoredRecord):
         formats = {self.answer_formats.get(name, "chat") for name in self.predictors}
         return formats.pop() if len(formats) == 1 else "mixed"
 
+    @property
+    def named_lms(self) -> list[str]:
+        """The models that its predictors name; empty if all ask the tenant's own."""
+        return sorted(set(self.lms.values()))
+
     def demos(self, predictor: str) -> list[tuple[dict[str, Any], str | None]]:
         """The demos of a predictor with their sources, which are unknown if the manifest names more or fewer."""
         demos, sources = self.state[predictor]["demos"], self.demo_sources.get(predictor, [])
         return list(zip(demos, sources if len(sources) == len(demos) else [None] * len(demos), strict=True))
 
     def encode(self) -> bytes:
-        return json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, indent=1).encode()
+        # A program that names no model has the same bytes as before programs could.
+        fields = self.model_dump(exclude=None if self.lms else {"lms"})
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, indent=1).encode()
 
     @property
     def digest(self) -> str:
@@ -232,13 +244,24 @@ class Program(StoredRecord):
         return predictors
 
 
+def check_models(stored: Program, models: Collection[str]) -> None:
+    """Raise `InvalidArtifact` if a program names a language model that is not among `models`."""
+    if missing := [name for name in stored.named_lms if name not in models]:
+        raise InvalidArtifact(
+            f"{stored.tenant_id}/{stored.module}: the program asks {', '.join(missing)}, which is not given here",
+            "give it: in the tenant's candidate_lms for runs, in Serving(lms={...}) for an application; or activate "
+            "another version",
+        )
+
+
 class Manifest(StoredRecord):
     """How a version was made, and its measurements. Scores are None if nothing was measured.
 
     `demo_sources` names the span that each demo of the program came from, `router_sources` the traces of its local
-    routers. `lm_settings` were sent with every request to the model. `unread` counts the answers on the holdout that
-    could not be scored, by program (incumbent, candidate) and reason, and `costs` has what a decision of each costs.
-    `lm_dollars` is None if it is unknown.
+    routers. `lm` is the model that the program asked, and `named_lms` are those that it names, which an application has
+    to give; empty if it asks the tenant's own. `lm_settings` were sent with every request to `lm`. `unread` counts the
+    answers on the holdout that could not be scored, by program (incumbent, candidate) and reason, and `costs` has what
+    a decision of each costs. `lm_dollars` is None if it is unknown.
     """
 
     version: VersionName
@@ -262,6 +285,7 @@ class Manifest(StoredRecord):
     lm: str
     lm_settings: dict[str, float | int | str] = {}
     answer_format: str = "chat"
+    named_lms: list[str] = []
     demo_sources: DemoSources = {}
     router_sources: RouterSources = {}
     teacher_lm: str | None = None
@@ -285,6 +309,7 @@ class ProgramFacts(TypedDict):
     program_sha256: str
     created_at: datetime
     answer_format: str
+    named_lms: list[str]
     demo_sources: DemoSources
     router_sources: RouterSources
     packages: dict[str, str]
@@ -297,6 +322,7 @@ def program_facts(program: Program, at: datetime) -> ProgramFacts:
         "program_sha256": program.digest,
         "created_at": datetime.now(UTC),
         "answer_format": program.answer_format,
+        "named_lms": program.named_lms,
         "demo_sources": program.demo_sources,
         "router_sources": program.router_sources,
         "packages": {name: package_version(name) for name in ("autoopt-pipeline", "dspy")},
@@ -416,7 +442,7 @@ class SequentialTestStep(StoredRecord):
     at: datetime
     run_id: str
     version: VersionName
-    incumbent: VersionName | None
+    incumbent: str | None
     lm: str
     labels: list[str]
     alpha: float

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.answer_format import CHAT, AnswerFormat, answer_format, in_format, set_answer_format
 from autoopt_pipeline.modules.cascade import cascades_in
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.modules.named_model import name_model, named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec, query_of
-from autoopt_pipeline.registry.records import Program
+from autoopt_pipeline.registry.records import Program, check_models
 from autoopt_pipeline.registry.stored_router import FindEncoder, decode_router, encode_router, encoder_in, no_encoder
 
 
@@ -41,7 +42,9 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
     for predictor in state.values():
         for demo in predictor.get("demos", ()):
             demo.pop(SOURCE, None)
+    lms = {name: asked for name, predictor in program.named_predictors() if (asked := named_model(predictor.signature))}
     return Program(
+        format=2 if lms else 1,
         tenant_id=tenant_id,
         module=spec.name,
         fingerprint=fingerprint(spec, labels, program),
@@ -51,6 +54,7 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
             for name, predictor in program.named_predictors()
             if (asked_in := answer_format(predictor.signature)) != CHAT
         },
+        lms=lms,
         routers={cascade.module: encode_router(cascade) for cascade in cascades},
         router_sources={cascade.module: list(cascade.sources) for cascade in cascades},
         state=state,
@@ -61,14 +65,22 @@ def serialize(spec: ModuleSpec, tenant_id: str, labels: Sequence[Label], program
 
 
 def deserialize(
-    spec: ModuleSpec, labels: Sequence[Label], stored: Program, *, encoder: Path | None = None
+    spec: ModuleSpec,
+    labels: Sequence[Label],
+    stored: Program,
+    models: Collection[str] | None = None,
+    *,
+    encoder: Path | None = None,
 ) -> dspy.Module:
     """Return the DSPy program of a stored one, with the current labels. `encoder` is the sentence encoder's folder.
 
-    Demos whose answer is a label that no longer exists are left out. Raises `InvalidArtifact` if the module's
-    signature has changed since, if the state is not one that `serialize` writes, or if a local router needs another
-    encoder.
+    Demos whose answer is a label that no longer exists are left out. `models` are the names of the language models that
+    can be asked; None if they are not known. Raises `InvalidArtifact` if the program names another model, if the
+    module's signature has changed since, if the state is not one that `serialize` writes, or if a local router needs
+    another encoder.
     """
+    if models is not None:
+        check_models(stored, models)
     return _restored(spec, labels, stored, encoder_in(encoder))
 
 
@@ -97,6 +109,8 @@ def _restored(spec: ModuleSpec, labels: Sequence[Label], stored: Program, find_e
             {**demo, SOURCE: source} for demo, source in stored.demos(name) if _fits(signatures[name], demo)
         ]
         set_answer_format(predictor, stored.answer_formats.get(name, CHAT))
+        if name in stored.lms:
+            name_model(predictor, stored.lms[name])
     return _with_routers(spec, labels, stored, program, find_encoder)
 
 
@@ -132,6 +146,7 @@ def compose(
     parts: Mapping[str, Program],
     refused: Callable[[ModuleSpec, InvalidArtifact], None] | None = None,
     baseline_format: AnswerFormat = CHAT,
+    models: Collection[str] | None = None,
     *,
     encoder: Path | None = None,
 ) -> dspy.Module:
@@ -139,14 +154,15 @@ def compose(
 
     `parts` holds the stored programs by part. If one cannot be used, `refused` is called and the part's baseline takes
     its place; without `refused`, `InvalidArtifact` is raised as in `deserialize`. Baselines use `baseline_format`.
-    `encoder` is the sentence encoder's folder.
+    `models` and `encoder` are as in `deserialize`.
     """
     program = in_format(spec.build_program(labels), baseline_format)
     for part in spec.parts:
         if part.name not in parts:
             continue
         try:
-            setattr(program, part.name, deserialize(part, part.labels or labels, parts[part.name], encoder=encoder))
+            stored, choices = parts[part.name], part.labels or labels
+            setattr(program, part.name, deserialize(part, choices, stored, models, encoder=encoder))
         except InvalidArtifact as e:
             if refused is None:
                 raise

@@ -106,6 +106,8 @@ def _notes_on(programs: ModuleVersions, manifest: Manifest) -> list[str]:
         notes.append(f"it was declined on {declined.at:%Y-%m-%d} by {declined.actor}: {declined.reason}")
     if manifest.parent != programs.active and not programs.was_active(manifest.version):
         notes.append(f"it was compared with {manifest.parent or BASELINE}, which was not active")
+    if manifest.named_lms:
+        notes.append(f"an application answers with it only if it gives {', '.join(manifest.named_lms)} by name")
     return notes
 
 

@@ -32,6 +32,9 @@ ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 REVIEWS_NEEDED = "reviews_needed"
 """Metadata of a materialization that awaits reviews: after how many more a decision is possible at the soonest."""
 
+MODELS = "models"
+"""Metadata of a materialization: the language models that the run could ask, the tenant's own first."""
+
 COSTS = "costs"
 """Metadata of a materialization that holds what a decision costs, by program."""
 
@@ -161,6 +164,7 @@ def _outcome(event: ModuleEvent) -> RunOutcome | None:
         verdict=str(values.get("verdict", "")),
         decisions=total("spans_read") or 0,
         labels=_labels(values.get("labels")),
+        models=_models(values.get(MODELS)),
         version=str(values["version"]) if "version" in values else None,
         reviews_needed=total(REVIEWS_NEEDED) or 0,
     )
@@ -175,6 +179,10 @@ def _annotations_seen(total: int | None, marks: object) -> AnnotationsSeen | Non
 
 def _labels(value: object) -> frozenset[str] | None:
     return frozenset(map(str, value)) if isinstance(value, list) and value else None
+
+
+def _models(value: object) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) and value else None
 
 
 def _summaries(

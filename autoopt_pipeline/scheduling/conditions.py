@@ -72,8 +72,9 @@ class Attempts:
 class RunOutcome:
     """The outcome of the last run: it read traces before `window_end` (UTC), and annotations, where known.
 
-    `decisions` is the number of logged decisions, `labels` are the possible answers of its program, and `version` is
-    what it made. If it awaits reviews, a decision is possible after `reviews_needed` more at the soonest.
+    `decisions` is the number of logged decisions, `labels` are the possible answers of its program, `models` are the
+    language models that it could ask, the tenant's own first, and `version` is what it made. If it awaits reviews, a
+    decision is possible after `reviews_needed` more at the soonest.
     """
 
     window_end: datetime
@@ -81,6 +82,7 @@ class RunOutcome:
     verdict: str = ""
     decisions: int = 0
     labels: frozenset[str] | None = None
+    models: tuple[str, ...] | None = None
     version: str | None = None
     reviews_needed: int = 0
 
@@ -168,12 +170,14 @@ def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
     now: datetime,
     jitter: float = 0.0,
     budgets: Sequence[RemainingBudget] = (),
+    models: tuple[str, ...] | None = None,
 ) -> ScheduleDecision | NeedsEvidence:
     """Check the conditions in the order of their cost: configuration, history, limits, then Phoenix.
 
     `jitter` is the share of the interval over which tenants are spread, and `budgets` bound the tenant's LM usage
-    today. With `evidence` None, the answer is `NeedsEvidence` where only Phoenix can decide;
-    `outcome` is the last one, where there is any, and only asked together with the evidence.
+    today. `models` are the language models that a run could ask now, as in `RunOutcome`. With `evidence` None, the
+    answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one, where there is any, and only
+    asked together with the evidence, as `models` are.
     """
     later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
     conditions = (
@@ -183,7 +187,7 @@ def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
         _interval_over(config, spec, attempts, later, now),
         _outside_quiet_hours(config, now),
         _within_budget(budgets, now),
-        _enough_new(config, spec, attempts, evidence, outcome, now),
+        _enough_new(config, spec, attempts, evidence, outcome, now, models),
     )
     need = conditions[-1].need
     unmet = next((condition for condition in conditions if not condition.met), None)
@@ -287,6 +291,7 @@ def _enough_new(
     evidence: Evidence | None,
     outcome: RunOutcome | None,
     now: datetime,
+    models: tuple[str, ...] | None,
 ) -> Condition:
     name = "enough new traces"
     if retrain_after := _to_retrain(config, spec.name, attempts, now):
@@ -295,6 +300,9 @@ def _enough_new(
         return _NOT_COUNTED
     if added := _added_labels(config, spec, outcome):
         detail = f"new to choose from since the last optimization: {', '.join(added)}"
+        return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
+    if outcome and models and outcome.models and models != outcome.models:
+        detail = f"the language models changed from {', '.join(outcome.models)} to {', '.join(models)}"
         return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
     if outcome and outcome.verdict == Verdict.AWAITING_REVIEWS:
         need, new = max(1, outcome.reviews_needed), evidence.new_annotations

@@ -25,10 +25,12 @@ AgentLike = str | tuple[str, str] | Label
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What an application sets for its programs: the format of baselines, and the folder of the sentence encoder."""
+    """What an application sets for its programs: the format of baselines, the folder of the sentence encoder, and the
+    language models that versions may name."""
 
     baseline_format: "AnswerFormat"
     encoder: Path | None
+    lms: "Mapping[str, dspy.BaseLM]"
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,12 @@ class Serving:
     Create one per process, or one before a fork. It is safe with threads and asyncio.
 
     `artifacts_url` is a folder or any fsspec URL; by default AUTOOPT_ARTIFACTS_URL, or the local folder. `lm` is the
-    language model; by default the one of `dspy.configure` or `dspy.context`. Use `language_model` for one that is
-    called exactly as in runs. `baseline_format` is the answer format of baselines: the tenants' `lm.answer_format` if
-    it is not `auto`. A version uses the format that it was evaluated with. `encoder` is the folder of the sentence
-    encoder that local routers use; by default AUTOOPT_ENCODER. `review_share` (0 to 1) is the fraction of
-    decisions that is drawn at random for review.
+    language model; by default the one of `dspy.configure` or `dspy.context`. `lms` are the tenants' candidate models by
+    name: a version that names one is answered by it, and a version that names a model which is neither there nor `lm`
+    is refused. Use `language_model` for one that is called exactly as in runs. `baseline_format` is the answer format
+    of baselines: the tenants' `lm.answer_format` if it is not `auto`. A version uses the format that it was evaluated
+    with. `encoder` is the folder of the sentence encoder that local routers use; by default AUTOOPT_ENCODER.
+    `review_share` (0 to 1) is the fraction of decisions that is drawn at random for review.
 
     `refresh_seconds` limits the delay of a promotion, `max_loaded` the number of tenants' modules in memory, and
     `load_seconds` the time that a tenant's first request waits for the store. `own_traces` starts a new trace for every
@@ -58,6 +59,7 @@ class Serving:
         artifacts_url: str | None = None,
         *,
         lm: "dspy.BaseLM | None" = None,
+        lms: "Mapping[str, dspy.BaseLM] | None" = None,
         baseline_format: "AnswerFormat" = "chat",
         encoder: str | Path | None = None,
         review_share: float = 0.0,
@@ -74,8 +76,10 @@ class Serving:
         if baseline_format not in {"chat", "json_schema"}:
             raise InvalidRequest(f"baseline_format is {baseline_format!r}", "use 'chat' or 'json_schema'")
         settings = load_settings()
-        key = getattr(lm, "kwargs", {}).get("api_key")
-        protect(key if isinstance(key, str) else None)
+        named = ({} if lm is None else {lm.model: lm}) | dict(lms or {})
+        for model in named.values():
+            key = getattr(model, "kwargs", {}).get("api_key")
+            protect(key if isinstance(key, str) else None)
         self._lm = lm
         self._review_share = review_share
         self._programs = ProgramCache(
@@ -83,7 +87,7 @@ class Serving:
             refresh_seconds=refresh_seconds,
             max_loaded=max_loaded,
             load_seconds=load_seconds,
-            build=BuildSettings(baseline_format, Path(encoder) if encoder else settings.encoder),
+            build=BuildSettings(baseline_format, Path(encoder) if encoder else settings.encoder, named),
         )
         self._tracing = Tracing(tracer_provider, own_traces=own_traces)
         self._tracer_provider = tracer_provider

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.modules.named_model import named_model
 from autoopt_pipeline.modules.spec import Label, ModuleSpec
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Pointer, Program
+from autoopt_pipeline.registry.records import Pointer, Program, check_models
 from autoopt_pipeline.registry.serialization import compose, deserialize
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.serving._answers import Arm, BuildSettings, Loaded
@@ -96,6 +97,9 @@ class Snapshot:
                     baseline_format=self._settings.baseline_format,
                     encoder=self._settings.encoder,
                 )
+            for predictor in program.predictors():
+                if name := named_model(predictor.signature):
+                    predictor.lm = self._settings.lms[name]
             built = Loaded(program, version, arm, parts, AnswerAdapter())
             # Replaced and not changed, because other threads may read it. Building the same program twice is harmless.
             self._built = dict([*self._built.items(), (key, built)][-_KEPT:])
@@ -113,8 +117,9 @@ def take_snapshot(
 ) -> tuple[Snapshot, InvalidArtifact | None]:
     """Load the versions that the pointers name, and build them for these sets of labels. Loaded versions are reused.
 
-    A rejected canary, or a rejected part of a baseline, is omitted, and its error is the second value. Raises
-    `InvalidArtifact` if the active version is rejected, and `ArtifactStoreUnavailable`.
+    A version that names a model that the application did not give is rejected. A rejected canary, or a rejected part of
+    a baseline, is omitted, and its error is the second value. Raises `InvalidArtifact` if the active version is
+    rejected, and `ArtifactStoreUnavailable`.
     """
     pointer = pointers.get(spec.name)
     programs: dict[tuple[str, str], Program] = {}
@@ -122,7 +127,9 @@ def take_snapshot(
 
     def load(of: ModuleSpec, version: str) -> Program:
         stored = before.programs.get((of.name, version)) if before else None
-        return stored or VersionStore(files, tenant_id, of.name).load(version)
+        program = stored or VersionStore(files, tenant_id, of.name).load(version)
+        check_models(program, settings.lms)
+        return program
 
     if pointer and pointer.version:
         programs[spec.name, pointer.version] = load(spec, pointer.version)

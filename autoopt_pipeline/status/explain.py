@@ -124,6 +124,8 @@ def _serves(story: ModuleDetail, now: datetime) -> str:
     text = standing.active or BASELINE
     if standing.active_score is not None:
         text += f", {percent(standing.active_score)} % on the held-out traces that decided"
+    if standing.active_lm:
+        text += f"; proven with {standing.active_lm}"
     if moved:
         text += f"; since {ago(moved.at, now)}, moved by {moved.actor}: {moved.reason}"
     return text

@@ -56,13 +56,13 @@ class ModuleStatus:
     """One module of one tenant at a moment.
 
     `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out
-    traces (0 to 1) before it was promoted, and `active_costs` what its decisions and those of its incumbent cost
-    then. `error` is the error that hides both. `rolled_back` is the rollback that made it serve, if any. `decided`
-    is a person's decision about the version of the last outcome. `progress` is there while a run is in a long
-    phase. `unreported` is the manifest of the active version where its run was lost before it could report an
-    outcome, or its report is gone. Before `begins`, an earlier tenant had that name. `uncounted` is the error for
-    which Phoenix could not count new traces. `rollout_reviews` disagreements of a rollout's two versions waited
-    for a review at its last analysis.
+    traces (0 to 1) before it was promoted, `active_lm` the language model that it was proven with, and `active_costs`
+    what its decisions and those of its incumbent cost then. `error` is the error that hides them. `rolled_back` is the
+    rollback that made it serve, if any. `decided` is a person's decision about the version of the last outcome.
+    `progress` is there while a run is in a long phase. `unreported` is the manifest of the active version where its run
+    was lost before it could report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name.
+    `uncounted` is the error for which Phoenix could not count new traces. `rollout_reviews` disagreements of a
+    rollout's two versions waited for a review at its last analysis.
     """
 
     tenant_id: str
@@ -72,6 +72,7 @@ class ModuleStatus:
     outcome: RunOutcome | None = None
     active: str | None = None
     active_score: float | None = None
+    active_lm: str | None = None
     active_costs: Mapping[str, ProgramCost] = field(default_factory=dict)
     error: str | None = None
     rolled_back: Rollback | None = None
@@ -180,6 +181,7 @@ class ModuleStatus:
             "last_outcome_at": _iso(self.last_at),
             "active_version": self.active,
             "active_score": self.active_score,
+            "active_lm": self.active_lm,
             "active_cost": self.active_costs[CANDIDATE].model_dump() if CANDIDATE in self.active_costs else None,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
             "error": self.error,
@@ -242,6 +244,7 @@ def tenant_standings(
             outcome=outcomes.get(key),
             active=versions.get(key),
             active_score=manifests[key].candidate_score if key in manifests else None,
+            active_lm=manifests[key].lm if key in manifests else None,
             active_costs=manifests[key].costs if key in manifests else {},
             error=troubles.get(key),
             rolled_back=rollbacks.get(key),

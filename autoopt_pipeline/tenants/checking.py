@@ -27,12 +27,16 @@ def wrong_models(config: RoutingConfigUnified, before: Any = None) -> dict[str, 
     errors = {}
     stored = before if isinstance(before, dict) else {}
     judge = stored.get("judge")
+    candidates = stored.get("candidate_lms")
+    listed = candidates if isinstance(candidates, list) else []
     for name, lm, old in (
-        ("lm", config.lm, stored.get("lm")),
-        ("teacher_lm", config.teacher_lm, stored.get("teacher_lm")),
-        ("judge.lm", config.judge.lm if config.judge else None, judge.get("lm") if isinstance(judge, dict) else None),
+        ("lm", config.lm, [stored.get("lm")]),
+        ("teacher_lm", config.teacher_lm, [stored.get("teacher_lm")]),
+        ("judge.lm", config.judge.lm if config.judge else None, [judge.get("lm") if isinstance(judge, dict) else None]),
+        *((f"candidate_lms.{place}", lm, listed) for place, lm in enumerate(config.candidate_lms)),
     ):
-        if lm and lm.model != STAND_IN and lm.model != (old.get("model") if isinstance(old, dict) else None):
+        known = [settings.get("model") for settings in old if isinstance(settings, dict)]
+        if lm and lm.model != STAND_IN and lm.model not in known:
             try:
                 check_model_name(lm.model, lm.api_base)
             except LMNotConfigured as e:

@@ -30,6 +30,9 @@ MAX_EXCLUDED_TRACES = 1000
 # Every prompt of routing lists all agents with their descriptions.
 MAX_AGENTS = 500
 
+# Each candidate model takes two or three heats of every race.
+MAX_CANDIDATE_LMS = 5
+
 # Longest duration, in seconds. A longer one could lead to a date beyond the year 9999, which is an error.
 _TEN_YEARS = 10 * 365 * 24 * 3600
 
@@ -308,6 +311,12 @@ class RoutingConfigUnified(Strict):
         None,
         description="Stronger model that writes instructions and demos; by default AUTOOPT_TEACHER_LM, or lm itself.",
     )
+    candidate_lms: list[LMSettings] = Field(
+        default_factory=list,
+        max_length=MAX_CANDIDATE_LMS,
+        description="Other models that the race tries with prompts of their own. A version names the one it asks, and "
+        "the application has to give it (Serving(lms=...)).",
+    )
     budget: Budget = Field(Budget(), description="Limits on the language model for one module in one run.")
     daily_budget: DailyBudget = Field(
         DailyBudget(), description="Limits on language models for all modules in one day (UTC)."
@@ -383,6 +392,14 @@ class RoutingConfigUnified(Strict):
     @classmethod
     def _trace_ids(cls, trace_ids: list[str]) -> list[str]:
         return list(dict.fromkeys(valid_trace_id(trace_id) for trace_id in trace_ids))
+
+    @model_validator(mode="after")
+    def _candidates_have_names_of_their_own(self) -> Self:
+        # A version names its model by this name alone.
+        names = [lm.model for lm in (*([self.lm] if self.lm else []), *self.candidate_lms)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"candidate_lms: {twice[0][:60]!r} is named twice, or is lm itself")
+        return self
 
     @model_validator(mode="after")
     def _lookback_covers_interval(self) -> Self:

@@ -59,7 +59,7 @@ def version_before(versions: Sequence[StoredConfig], after: StoredConfig) -> int
 def changed_fields(before: object, after: object) -> list[FieldChange]:
     """The fields that differ between two documents, by path.
 
-    Lists of named entries, such as agents, are compared by name, other lists as a whole.
+    Lists of named entries, such as agents and models, are compared by name, other lists as a whole.
     """
     old, new = dict(_fields(before)), dict(_fields(after))
     return [
@@ -70,8 +70,14 @@ def changed_fields(before: object, after: object) -> list[FieldChange]:
 
 
 def _fields(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
-        value = {str(entry["name"]): {k: v for k, v in entry.items() if k != "name"} for entry in value}
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        # The entries of candidate_lms may hold a secret, so they are told apart even where one lacks its name.
+        naming = "model" if path == "candidate_lms" else "name"
+        if path == "candidate_lms" or all(naming in entry for entry in value):
+            value = {
+                str(entry.get(naming, place)): {k: v for k, v in entry.items() if k != naming}
+                for place, entry in enumerate(value)
+            }
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _fields(inner, f"{path}.{name}" if path else str(name))

@@ -37,7 +37,7 @@ def _rows(schema: dict, models: dict, defaults: dict, prefix: str) -> Iterator[s
         default = "required" if name in schema.get("required", ()) else _default(follows)
         yield f"| `{prefix}{name}` | {_value(name, field)} | {default} | {field.get('description', '')} |"
         inner = models.get(_model(field) or "")
-        if inner and prefix + name not in {"teacher_lm", "judge.lm"}:  # as lm
+        if inner and prefix + name not in {"teacher_lm", "candidate_lms", "judge.lm"}:  # as lm
             below = {"array": "[].", "object": ".MODULE."}.get(field.get("type", ""), ".")
             yield from _rows(inner, models, {}, f"{prefix}{name}{below}")
 

@@ -1,5 +1,6 @@
 """Configured tenants, and what Dagster has recorded of their runs."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import dagster as dg
@@ -19,8 +20,11 @@ def configure(store: TenantConfigStore, tenant: str, **fields: object) -> None:
     write_config(store, RoutingConfigUnified.model_validate(config))
 
 
-def materialize(instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime) -> None:
+def materialize(
+    instance: dg.DagsterInstance, tenant: str, module: str, *, traces: int, end: datetime, models: Sequence[str] = ()
+) -> None:
     metadata = {
+        "models": dg.MetadataValue.json(list(models)),
         "window_end": dg.MetadataValue.timestamp(end),
         "spans_read": traces,
         "annotation_total": 0,

@@ -59,6 +59,13 @@ def test_two_versions_differ_field_by_field(acme: TenantConfigStore) -> None:
     assert "nothing was saved before version 1" in autoopt("config", "diff", "new", status=2)
 
 
+def test_models_are_compared_by_name_and_a_key_among_them_is_not_shown() -> None:
+    before = {"candidate_lms": [{"model": "openai/a", "api_key_env": "sk-pasted"}, {"api_key_env": "sk-nameless"}]}
+    changes = changed_fields(before, {"candidate_lms": [{"model": "openai/a", "api_key_env": "A_API_KEY"}]})
+    assert [change.field for change in changes] == ["candidate_lms.1.api_key_env", "candidate_lms.openai/a.api_key_env"]
+    assert not [change for change in changes if "sk-" in change.display(change.before)]
+
+
 def test_agents_are_compared_by_name() -> None:
     before = {"agents": [{"name": "a", "description": "x"}, {"name": "b", "description": "y"}]}
     after = {"agents": [{"name": "b", "description": "z"}]}

@@ -184,7 +184,7 @@ def test_more_damaged_versions_than_are_shown_are_counted(parts: Connections) ->
         save_version(parts.artifacts(tenant, "routing"), made_program(tenant, demos=["one"]), active=True)
         (Path(parts.settings.resolved_artifacts_url) / tenant / "routing" / "active.json").write_text("")
     *_, more, looked = found(lambda: versions.active_versions(parts))
-    assert (more.status, more.what) == (Status.FAIL, "2 more versions that serve are damaged")
+    assert (more.status, more.what) == (Status.FAIL, "2 more versions cannot serve")
     assert looked.status is Status.OK
 
 

@@ -293,3 +293,9 @@ def test_two_runs_cannot_enter_the_same_step(artifacts: VersionStore, old: list[
         job = OptimizationJob(ROUTING, CONFIG, everything, START, START + timedelta(days=9), "slower")
         optimize(job, lm, artifacts, log=another_run_is_quicker)
     assert len(artifacts.sequential_test()) == 2
+
+
+def test_a_test_against_the_programs_of_a_composed_modules_parts_stays_open(artifacts: VersionStore) -> None:
+    conditions = SequentialTestConditions("modality 1a2b3c4d, routing 5e6f7a8b", "stand-in", ())
+    begin_test(artifacts, "20260101T000000Z-earlier1", conditions)
+    assert find_open_test(artifacts, conditions)

@@ -13,8 +13,9 @@ from autoopt_pipeline.devtools.traffic import SAMPLE_AGENTS
 from autoopt_pipeline.errors import InvalidConfig, LMNotConfigured
 from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
 from autoopt_pipeline.evaluation.split import Split, split_examples
+from autoopt_pipeline.lm.choice import resolve_teacher
 from autoopt_pipeline.lm.metering import Meter, Role
-from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_teacher
+from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import ModuleSpec, Provenance

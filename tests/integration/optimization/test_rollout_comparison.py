@@ -11,6 +11,7 @@ from autoopt_pipeline.evaluation.runner import dspy_example
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
+from autoopt_pipeline.modules.named_model import naming
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
 from autoopt_pipeline.optimization.job import OptimizationJob
@@ -18,13 +19,14 @@ from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.optimization.rollout_comparison import ENOUGH_TO_REVIEW, MOST_PER_ROLLOUT, draw_for_rollout
 from autoopt_pipeline.registry.records import DrawnTrace, Program
 from autoopt_pipeline.registry.rollout_records import RolloutDraw, disagreements
-from autoopt_pipeline.registry.serialization import serialize
+from autoopt_pipeline.registry.serialization import deserialize, serialize
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.rollouts.reviewed import compare_by_reviews
 from autoopt_pipeline.rollouts.rollout import start_canary
 from autoopt_pipeline.tenants.config import LMSettings, RolloutPolicy, with_field
 from autoopt_pipeline.tenants.labels import labels_of
+from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, ROUTING, decisions, stand_in
 from tests.support.stored_programs import bring, store
 
@@ -106,6 +108,22 @@ def test_both_versions_answer_traces_that_came_since_and_the_disagreements_are_a
         == f"both versions of the rollout answered 100 traces; people are asked about {len(different)} disagreements"
     )
     assert [trace.time for trace in different] != sorted(trace.time for trace in different)
+
+
+def test_a_version_that_names_a_model_is_answered_by_it(artifacts: VersionStore, server: LLMServer) -> None:
+    other = "openai/other"
+    store(artifacts, program(), 1, active=True)
+    named = serialize(ROUTING, "acme", LABELS, naming(deserialize(ROUTING, LABELS, program()), other))
+    bring(artifacts, store(artifacts, named, 2), RolloutPolicy())
+    begun = active_rollout(artifacts.last_transition())
+    assert begun
+    lm = stand_in()
+    candidate = metered_lm(LMSettings(model=other, api_base=server.url), lm.meter)
+    (refused,) = drawn_by(a_job(served(begun)), begun, artifacts, lm)
+    assert f"not compared by reviews: acme/routing: the program asks {other}, which is not given here" in refused
+    drawn_by(a_job(served(begun)), begun, artifacts, replace(lm, others={other: candidate}))
+    (draw,) = draws(artifacts, begun)
+    assert server.calls == len(draw.drawn) == lm.meter.calls - server.calls
 
 
 def test_reviews_of_the_disagreements_show_that_the_newer_version_is_worse(

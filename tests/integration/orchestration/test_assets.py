@@ -23,7 +23,7 @@ from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.run_history.outcomes import read_attempts, read_outcomes
 from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.tenants.config import Budget, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import Budget, LMSettings, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, write_config
 from autoopt_pipeline.traces.client import Phoenix, Project
 from tests.support.materializing import ACME, failure_of, materialize, metadata_of
@@ -180,6 +180,20 @@ def test_a_missing_project_fails_with_one_line(configured: Path, instance: dg.Da
     write_config(open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}"), config)
     message = failure_of(materialize(instance, "silent", ["routing"]))
     assert "has no project silent-cogniverse-routing" in message
+
+
+def test_a_candidate_model_without_its_key_is_left_out_and_the_models_of_the_run_are_recorded(
+    configured: Path, acme: datetime, instance: dg.DagsterInstance
+) -> None:
+    configure(configured, candidate_lms=[LMSettings(model="openai/other", api_key_env="NOBODY_SET_API_KEY")])
+    result = materialize(instance, "acme", ["routing"], {WINDOW_END_TAG: acme.isoformat()})
+    metadata = metadata_of(result, "routing")
+    assert (metadata["verdict"], metadata["models"]) == ("promoted", ["stand-in", "openai/other"])
+    assert metadata["program_models"] == {"incumbent": "stand-in", "candidate": "stand-in"}
+    assert "the programs that ask openai/other were left out" in metadata["report"]
+    assert "NOBODY&#95;SET&#95;API&#95;KEY is not set" in metadata["report"]
+    outcomes = read_outcomes(instance, read_attempts(instance, ["routing"], failures_since=acme))
+    assert outcomes["acme", "routing"].models == ("stand-in", "openai/other")
 
 
 def test_a_missing_language_model_fails_with_one_line(

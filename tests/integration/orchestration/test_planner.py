@@ -304,6 +304,22 @@ def test_the_longest_waiting_tenant_comes_first(
     assert list(planned(later).due()) == [never, waited_more, waiting]
 
 
+def test_another_language_model_alone_makes_a_module_due(
+    store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix, tenant: str
+) -> None:
+    configure(store, tenant, optimization_interval_seconds=1)
+    for module, models in (("routing", ["openai/now"]), ("modality", ["openai/before"])):
+        materialize(instance, tenant, module, traces=1, end=datetime.now(UTC) - HOUR, models=models)
+    now, settings = datetime.now(UTC) + timedelta(seconds=10), SETTINGS.model_copy(update={"lm": "openai/now"})
+    plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings)
+    assert plan.due() == {tenant: ["modality"]}
+    changed = "the language models changed from openai/before to openai/now"
+    assert plan.decisions[tenant, "modality"].detail == changed
+    configure(store, tenant, optimization_interval_seconds=1, candidate_lms=[{"model": "openai/candidate"}])
+    plan = plan_tenants(store.current(), instance, phoenix, now=now, settings=settings)
+    assert plan.due() == {tenant: ["modality", "routing"]}
+
+
 def test_an_uninstalled_module_is_an_error_of_that_module_alone(
     store: TenantConfigStore, tenant: str, planned: Callable[[], Plan]
 ) -> None:

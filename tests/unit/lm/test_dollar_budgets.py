@@ -4,8 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from autoopt_pipeline.errors import InvalidSettings, LMNotConfigured
+from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher, with_price
 from autoopt_pipeline.lm.metering import BudgetExhausted, Meter, Role
-from autoopt_pipeline.lm.models import metered_lm, resolve_lm, resolve_teacher, with_price
+from autoopt_pipeline.lm.models import metered_lm
 from autoopt_pipeline.lm.prices import CallCost
 from autoopt_pipeline.settings import Settings, load_settings
 from autoopt_pipeline.tenants.config import Budget, LMPrice, LMSettings

@@ -3,8 +3,9 @@ import pytest
 
 from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.lm.adapters import AnswerAdapter
+from autoopt_pipeline.lm.choice import resolve_lm
 from autoopt_pipeline.lm.metering import BudgetExhausted, Meter, Role
-from autoopt_pipeline.lm.models import MeteredLM, metered_lm, resolve_lm
+from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Label
 from autoopt_pipeline.settings import Settings

@@ -211,6 +211,24 @@ def test_what_is_older_than_the_lookback_asks_for_nothing_more() -> None:
     assert answer.launch
 
 
+def test_another_language_model_makes_a_module_due() -> None:
+    tried = Attempts(outcome_at=NOW - timedelta(days=1))
+    for models, before, due in (
+        (("openai/new",), ("openai/old",), True),
+        (("openai/old", "openai/new"), ("openai/old",), True),
+        (("openai/old",), ("openai/old", "openai/retired"), True),
+        (("openai/old",), ("openai/old",), False),
+        (("openai/old",), None, False),  # an outcome of an earlier release
+        (None, ("openai/old",), False),
+    ):
+        answer = decide(
+            CONFIG, ROUTING, tried, Evidence(0), replace(_after("rejected"), models=before), now=NOW, models=models
+        )
+        assert isinstance(answer, ScheduleDecision)
+        assert answer.launch is due
+        assert ("the language models changed from" in answer.detail) is due
+
+
 def test_an_agent_that_was_added_makes_a_module_due_that_answers_with_agents() -> None:
     tried = Attempts(outcome_at=NOW - timedelta(days=1))
     before = _after("promoted", labels=frozenset({"search_agent"}))
