@@ -506,7 +506,8 @@ class _Optimization:
         """
         rows = self._compare(incumbent, candidate, [*drawn, *guard])
         if test.is_new:
-            test = replace(test, max_loss=self._max_loss(test.draws))
+            same_lms = named_models(incumbent) == named_models(candidate)
+            test = replace(test, max_loss=self._max_loss(test.draws, same_lms=same_lms))
         on_drawn, on_guard = rows[: len(drawn)], [row.case for row in rows[len(drawn) :]]
         seen = learnt.union(query for held_out in drawn for query in held_out.group)
         if test.draws == "reviewed":
@@ -625,10 +626,10 @@ class _Optimization:
         grades = grade(self.spec, examples, before), grade(self.spec, examples, after)
         return compared(examples, before, after, grades)
 
-    def _max_loss(self, draws: Draws) -> float | None:
+    def _max_loss(self, draws: Draws, *, same_lms: bool) -> float | None:
         """Return what the candidate may lose, if it saves enough on the drawn traces; else None."""
         objective = self.config.objective
-        saved = saving(*self._costs, objective.min_saving)
+        saved = saving(*self._costs, objective.min_saving, same_lms=same_lms)
         live = draws == "all" and self.config.evidence_for(self.spec.name) == "live"
         if saved is None or not objective.max_loss or live:
             return None  # outcomes in production prove only what is better

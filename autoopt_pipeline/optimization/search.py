@@ -222,18 +222,20 @@ def _choice(
     ]
     size = max((len(entry.scores) for entry in running), default=0)
     incumbent, score = race.incumbent.scores[:size], race.incumbent.mean(size)
-    before = runner.cost_of(race.incumbent)
 
-    def saves(entry: RaceEntry[dspy.Module], other: ProgramCost | None, most_lost_from: float) -> bool:
-        about_as_good = objective.max_loss > 0 and entry.mean() >= most_lost_from - objective.max_loss - _ROUNDING
-        return about_as_good and saving(runner.cost_of(entry), other, objective.min_saving) is not None
+    def saves(entry: RaceEntry[dspy.Module], other: RaceEntry[dspy.Module]) -> bool:
+        if not objective.max_loss or entry.mean() < other.mean(size) - objective.max_loss - _ROUNDING:
+            return False
+        same_lms = named_models(entry.entrant.program) == named_models(other.entrant.program)
+        costs = runner.cost_of(entry), runner.cost_of(other)
+        return saving(*costs, objective.min_saving, same_lms=same_lms) is not None
 
     def is_worthy(entry: RaceEntry[dspy.Module]) -> bool:
-        cheaper = saves(entry, before, score) and _can_be_proven(entry.scores, incumbent, objective.max_loss)
+        cheaper = saves(entry, race.incumbent) and _can_be_proven(entry.scores, incumbent, objective.max_loss)
         return entry.mean() > score or cheaper
 
     def needs_no_approval(entry: RaceEntry[dspy.Module]) -> bool:
-        ratio = dollar_ratio(runner.cost_of(entry), before)
+        ratio = dollar_ratio(runner.cost_of(entry), runner.cost_of(race.incumbent))
         return clearly_behind(incumbent, entry.scores) and (ratio is None or ratio <= objective.max_cost_increase)
 
     worthy = [entry for entry in running if len(entry.scores) == size and is_worthy(entry)]
@@ -242,7 +244,7 @@ def _choice(
         return race.incumbent
     best = max(chosen_from, key=RaceEntry.mean)
     cost = runner.cost_of(best)
-    cheaper = [entry for entry in chosen_from if saves(entry, cost, best.mean())]
+    cheaper = [entry for entry in chosen_from if saves(entry, best)]
     return min(cheaper, key=lambda entry: (cost_ratio(runner.cost_of(entry), cost) or 0.0, -entry.mean()), default=best)
 
 

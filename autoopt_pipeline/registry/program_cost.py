@@ -79,15 +79,18 @@ def describe_saving(costs: Mapping[str, ProgramCost]) -> str:
     return f"the candidate costs {100 * abs(1 - ratio):.0f} % {'less' if ratio <= 1 else 'more'}"
 
 
-def cost_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -> float | None:
+def cost_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None, *, same_lms: bool = True) -> float | None:
     """Return the candidate's cost divided by the incumbent's: of dollars if both are known, else of tokens.
 
-    Return None if a cost is unknown, and infinity if only the incumbent costs nothing.
+    Tokens of different language models cannot be compared, unless the candidate uses none. Return None if a cost is
+    unknown, and infinity if only the incumbent costs nothing.
     """
     if candidate is None or incumbent is None:
         return None
     dollars = dollar_ratio(candidate, incumbent)
-    return _ratio(candidate.tokens, incumbent.tokens) if dollars is None else dollars
+    if dollars is None and (same_lms or not candidate.tokens):
+        return _ratio(candidate.tokens, incumbent.tokens)
+    return dollars
 
 
 def dollar_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -> float | None:
@@ -97,12 +100,15 @@ def dollar_ratio(candidate: ProgramCost | None, incumbent: ProgramCost | None) -
     return _ratio(candidate.dollars, incumbent.dollars) if candidate.dollars or incumbent.dollars else None
 
 
-def saving(candidate: ProgramCost | None, incumbent: ProgramCost | None, least: float) -> str | None:
+def saving(
+    candidate: ProgramCost | None, incumbent: ProgramCost | None, least: float, *, same_lms: bool = True
+) -> str | None:
     """Say what a candidate saves if that is at least a share `least` of the incumbent's cost or time; else None.
 
-    Time counts if the cost does not rise. It has to fall at the median and at p95, because p95 alone varies by chance.
+    `same_lms` tells whether both ask the same language models. Time counts if the cost does not rise. It has to fall at
+    the median and at p95, because p95 alone varies by chance.
     """
-    ratio = cost_ratio(candidate, incumbent)
+    ratio = cost_ratio(candidate, incumbent, same_lms=same_lms)
     if candidate is None or incumbent is None or ratio is None:
         return None
     if 1 - ratio >= least:

@@ -154,6 +154,11 @@ class TestWhatACandidateSaves:
         assert cost_ratio(program(10, 0.0), program(0, 0.0)) == math.inf
         assert cost_ratio(None, program(1)) is None
 
+    def test_is_unknown_between_models_without_prices(self) -> None:
+        assert cost_ratio(program(50), program(100), same_lms=False) is None
+        assert cost_ratio(program(50, 0.001), program(100, 0.002), same_lms=False) == 0.5
+        assert saving(program(0), program(100), 0.3, same_lms=False) == "a decision costs 100 % less"
+
     def test_is_said_if_it_is_enough(self) -> None:
         assert saving(program(60), program(100), 0.3) == "a decision costs 40 % less"
         assert saving(program(80), program(100), 0.3) is None
