@@ -155,9 +155,9 @@ def _markdown(report: Report, project_url: str) -> str:
     parts = [f"**{report.verdict.value}**: {_escaped(report.reason)}"]
     if report.stand_in:
         parts.append(
-            "> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one, except that "
-            "of a local router alone, which is real. Instructions do not change the stand-in's answers, so GEPA and "
-            "MIPROv2 were not tried."
+            "> Answered by the offline **stand-in**, which is no language model. Scores say nothing of one; only that "
+            "of a local router alone is real. Instructions do not change the stand-in's answers, so GEPA and MIPROv2 "
+            "were not tried."
         )
     if report.unread:
         parts.append(f"Answers that could not be read, and count as wrong: {listed_unread(report.unread)}.")
