@@ -146,7 +146,8 @@ for number in range(500):
     span_id = f"{{number:016x}}"
     decisions.append(LoggedDecision(span_id, span_id * 2, end - timedelta(minutes=number + 1), False, attributes))
 artifacts = VersionStore(ObjectStore({str(tmp_path / "artifacts")!r}), "acme", "urgency")
-job = OptimizationJob(spec, RoutingConfigUnified(tenant_id="acme"), decisions, end - timedelta(days=1), end, "run")
+config = RoutingConfigUnified(tenant_id="acme", local_router=False)  # so that its own program wins
+job = OptimizationJob(spec, config, decisions, end - timedelta(days=1), end, "run")
 report = optimize(job, metered_lm(LMSettings(model="stand-in"), Meter(6000, 10**9)), artifacts)
 program = deserialize(spec, spec.labels, artifacts.load(artifacts.active().version))
 print(report.verdict.value)
