@@ -86,8 +86,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
     come from that file. Raises `StackFailed` if a part fails, and `InvalidQueries` if the file cannot be played.
     """
     started = time.monotonic()
-    if queries:
-        tenant_of_file(queries)  # so that a bad file is told before anything starts
+    played = tenant_of_file(queries) if queries else None  # a bad file is told before anything starts
     if home is None:
         home = Path.cwd() / ".autoopt" / "demo"
         shutil.rmtree(home, ignore_errors=True)
@@ -117,7 +116,7 @@ def run_demo(console: Console, home: Path | None = None, *, smollm2: bool = Fals
         wait_for_phoenix(processes, endpoint)
         log(f"Phoenix answers at {endpoint}" + (f", {lm.model} at {lm.api_base}" if lm else ""))
         with open_instance(home) as instance:
-            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, log, configured_samples(lm, queries)).play()
+            outcomes = _Demo(processes, instance, Phoenix(endpoint), home, log, configured_samples(lm, played)).play()
     summary = home / "summary.json"
     summary.write_text(json.dumps({"outcomes": [asdict(o) for o in outcomes]}, indent=1))
     for table in _tables(outcomes):

@@ -134,13 +134,13 @@ def real_model_config(lm: LMSettings) -> RoutingConfigUnified:
 
 
 def configured_samples(
-    lm: LMSettings | None, queries: Path | None = None
+    lm: LMSettings | None, played: SampleTenant | None = None
 ) -> list[tuple[SampleTenant, RoutingConfigUnified]]:
     """Return all sample tenants with their configurations.
 
-    With a real model `REAL_MODEL_TENANT` is one of them, and with a file of `queries` the tenant that plays them.
+    With a real model `REAL_MODEL_TENANT` is one of them, and so is the tenant that is `played` from a file.
     """
-    tenants = [*SAMPLE_TENANTS, *([tenant_of_file(queries)] if queries else [])]
+    tenants = [*SAMPLE_TENANTS, *([played] if played else [])]
     samples = [(tenant, sample_config(tenant)) for tenant in tenants]
     return [*samples, (REAL_MODEL_TENANT, real_model_config(lm))] if lm else samples
 

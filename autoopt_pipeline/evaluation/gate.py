@@ -194,16 +194,20 @@ def _verdict(
     left = batches[-1].left
     enough = result.gain >= MIN_GAIN
     better = test.proven and enough
+
+    def loss() -> str | None:
+        return clear_loss(batches) or _guard_loss(guard, result.incumbent_score)
+
     if not_worse.proven if not_worse else better:
-        if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
-            return Verdict.REJECTED, loss
+        if vetoed := loss():
+            return Verdict.REJECTED, vetoed
         margin = percent(not_worse.margin) if not_worse else ""
         return Verdict.PROMOTED, "proven better" if better else f"proven not worse by more than {margin} points"
     if not_worse and not_worse.within_reach:
         if left:
             return Verdict.AWAITING_REVIEWS, _waiting(batches)
-        if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
-            return Verdict.REJECTED, loss
+        if vetoed := loss():
+            return Verdict.REJECTED, vetoed
         return (
             Verdict.INCONCLUSIVE,
             f"may be as good and is cheaper, not proven yet (needs {not_worse.needs}; it has {not_worse.drawn:,})",
@@ -217,8 +221,8 @@ def _verdict(
         return Verdict.AWAITING_REVIEWS, _waiting(batches)
     if not enough:
         return Verdict.REJECTED, f"not better by {percent(MIN_GAIN)} %{hint}"
-    if loss := clear_loss(batches) or _guard_loss(guard, result.incumbent_score):
-        return Verdict.REJECTED, loss
+    if vetoed := loss():
+        return Verdict.REJECTED, vetoed
     if result.cases >= planned_traces(batches):
         return Verdict.REJECTED, f"given up because it is still not proven after {result.cases} traces{hint}"
     return Verdict.INCONCLUSIVE, f"may be better, not proven yet ({_power(cases, test.allowed)})"

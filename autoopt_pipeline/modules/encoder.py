@@ -79,21 +79,26 @@ def _load(folder: Path) -> Encoder:
         tokenizer.enable_truncation(_TOKENS)
         tokenizer.no_padding()
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        dimension = _run(session, tokenizer, "a text").shape[-1]
+        wanted = _inputs_of(session)
+        dimension = _run(session, wanted, tokenizer, "a text").shape[-1]
     except Exception as e:  # noqa: BLE001 - both packages raise plain exceptions
         raise InvalidSettings(f"sentence encoder {folder}: {type(e).__name__}: {e}", _REMEDY) from None
-    return Encoder(digest, dimension, lambda text: _unit(_run(session, tokenizer, text)))
+    return Encoder(digest, dimension, lambda text: _unit(_run(session, wanted, tokenizer, text)))
 
 
-def _run(session: "InferenceSession", tokenizer: "Tokenizer", text: str) -> NDArray[np.float32]:
+def _inputs_of(session: "InferenceSession") -> frozenset[str]:
+    wanted = frozenset(each.name for each in session.get_inputs())
+    if not wanted <= _INPUTS:
+        raise ValueError(f"the graph needs {', '.join(sorted(wanted - _INPUTS))}")
+    return wanted
+
+
+def _run(session: "InferenceSession", wanted: frozenset[str], tokenizer: "Tokenizer", text: str) -> NDArray[np.float32]:
     """Return the sum of the tokens' vectors, whose direction is their mean's. One text has no padding to leave out."""
     # Half of a character pair, which JSON may hold, is no text to a tokenizer.
     readable = text[:_CHARACTERS].encode(errors="replace").decode()
     tokens = tokenizer.encode(readable)
     given = {"input_ids": tokens.ids, "attention_mask": tokens.attention_mask, "token_type_ids": tokens.type_ids}
-    wanted = {each.name for each in session.get_inputs()}
-    if not wanted <= _INPUTS:
-        raise ValueError(f"the graph needs {', '.join(sorted(wanted - _INPUTS))}")
     answer = session.run(None, {name: np.array([given[name]], np.int64) for name in wanted})[0]
     if not isinstance(answer, np.ndarray) or answer.ndim != 3:
         raise ValueError("the graph's first output is not a vector for each token")

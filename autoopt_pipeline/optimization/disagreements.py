@@ -58,7 +58,7 @@ def resolve(
         agreed=tuple(rows[trace.span_id].case for trace in alike if trace.span_id in rows),
         presumed=tuple(_presumed(spec, trace) for trace in alike if trace.span_id not in rows),
         rest=tuple(judged or UNJUDGED for judged in rest) if any(rest) else (),
-        alike_first=sum(trace.alike for trace in traces[: traces.index(first_left)]) if first_left else None,
+        alike_first=sum(trace.alike for trace in takewhile(lambda trace: trace is not first_left, traces)),
     )
     return batch, list(rows.values())
 
