@@ -305,7 +305,6 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
     """Return one table of outcomes per round, then one of reasons. Modules skipped for the same reason share a row."""
     reasons = Table(title="Why", title_justify="left", show_header=False, box=None, padding=(0, 1))
     columns = [("tenant", 14), ("module", 17), ("result", 21), ("new", 3), ("score", 10)]
-    columns.append(("candidate", 9))
     if several_models := len({o.language_model for o in outcomes if o.language_model}) > 1:
         columns.append(("answered by", 11))
     for number, title in _TITLES.items():
@@ -326,11 +325,11 @@ def _tables(outcomes: list[DemoOutcome]) -> Iterator[Table]:
                 f"[{_COLORS[result]}]{result}[/]" if result in _COLORS else result,
                 "" if o.new_traces is None else str(o.new_traces),
                 _scores(o),
-                o.optimizer or "",
                 *([_model(o)] if several_models else []),
             )
             if o.run_id or number == 1:
-                reasons.add_row(str(number), f"{o.tenant} {modules}", o.reason)
+                why = f"{o.optimizer}: {o.reason}" if o.optimizer else o.reason
+                reasons.add_row(str(number), f"{o.tenant} {modules}", why)
         yield results
     yield reasons
 
