@@ -21,7 +21,7 @@ def example(
     independent: bool = True,
     minute: int = 0,
 ) -> Example:
-    span_id = hashlib.sha256(f"{minute} {query}".encode()).hexdigest()[:16]
+    span_id = hashlib.sha256(f"{minute} {query}".encode(errors="surrogatepass")).hexdigest()[:16]
     return Example(
         {"query": query},
         {"agent": label},

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import example as also
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -127,6 +128,7 @@ def reporting(text: str) -> Report:
 
 
 @given(hostile)
+@also("\ud800")
 def test_no_text_of_a_user_can_be_more_than_text(text: str) -> None:
     tokens, plain = rendered(markdown(reporting(text))), rendered(markdown(reporting("x")))
     kinds = [token.type for token in tokens]
