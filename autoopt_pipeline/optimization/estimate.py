@@ -20,6 +20,7 @@ from autoopt_pipeline.modules.cascade import Cascade
 from autoopt_pipeline.modules.spec import Example, Label, ModuleSpec
 from autoopt_pipeline.optimization.optimizers import (
     BOOTSTRAPS,
+    FEW_DEMOS,
     GEPA_MINIBATCH,
     GEPA_PATIENCE,
     GEPA_RUNS,
@@ -49,12 +50,12 @@ _REHEARSED = 8
 # Fraction of a teacher's answers that become demos. A rarer one makes it ask more examples.
 _FULLY_RIGHT = 0.6
 
-# Expected heats of halved demos, in prompts of full length: about two, of which the second is a quarter as long.
-_HALVINGS = 1.0
+# Expected heats of halved demos, in prompts of full length: one of half the length, and often another.
+_HALVINGS = 0.7
 
-# Part of the comparison for which a finalist asks the model where a local router competes. One that wins alone asks for
-# none, and a program with demos for all, so each is expected with a similar error.
-_ASKED_BY_ROUTERS = 0.4
+# Part of the comparison for which a finalist asks the model where a local router competes. One that wins alone, as most
+# do, asks for none, one with a model for a part, and a program with demos for all.
+_ASKED_BY_ROUTERS = 0.25
 
 # Tokens of a teacher's call that writes instructions.
 _REFLECTION_TOKENS = 3000
@@ -131,10 +132,12 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
     # All of dev is asked of the incumbent, and of its model if a local router stands before it.
     first = [incumbent, incumbent.model] if isinstance(incumbent, Cascade) else [incumbent]
     distinct = {serialize(spec, config.tenant_id, labels, program).digest: program for program in first}
+    few_demos = start
     for optimizer in demo_pickers(context):
         with suppress(Exception):  # the search leaves it out as well
             program = optimizer.compile()
             distinct.setdefault(serialize(spec, config.tenant_id, labels, program).digest, program)
+            few_demos = program if optimizer.name == f"coverage-{FEW_DEMOS}" else few_demos
     costs = [_rehearsed(spec, program, sample, lm.price) for program in distinct.values()]
     before, with_demos = costs[0], costs[len(first) :]
     largest = max(costs, key=lambda cost: cost.lm_tokens)
@@ -148,7 +151,8 @@ def estimate_search(  # noqa: PLR0913 - the parts of one run, as in `search`
     if config.dspy_max_bootstrapped_demos and len(split.train) >= MIN_FOR_BOOTSTRAP:
         asked = sum(bootstrap_sizes(config.dspy_max_bootstrapped_demos)) / _FULLY_RIGHT
         taught = _rehearsed(spec, start, sample, teacher.price)
-        total += taught * min(asked, len(split.train)) + largest * _heat(BOOTSTRAPS, len(dev))
+        bootstrapped = _rehearsed(spec, few_demos, sample, lm.price)  # about as many demos
+        total += taught * min(asked, len(split.train)) + bootstrapped * _heat(BOOTSTRAPS, len(dev))
     if not (lm.is_stand_in or teacher.is_stand_in):
         total += _improvers(len(split.train), len(dev), largest)
     total += largest * (_HALVINGS * _heat(2, len(dev)))

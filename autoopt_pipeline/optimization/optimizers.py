@@ -225,16 +225,18 @@ def _bootstrap(context: OptimizerContext, seed: int) -> dspy.Module:
     """Make one candidate of `dspy.BootstrapFewShotWithRandomSearch`: its shuffle and its size, but not its evaluation.
 
     It gets only enough examples to fill the demos, because a teacher that is rarely right would be asked all of them.
+    More labelled demos than `FEW_DEMOS` would be most of what a search costs, and gain little (bench/README.md).
     """
+    labeled = min(FEW_DEMOS, context.max_labeled_demos)
     trainset = _dspy(context, context.train)
     _rng(seed).shuffle(trainset)
-    trainset = trainset[: context.max_labeled_demos + BOOTSTRAP_TRIES * context.max_bootstrapped_demos]
+    trainset = trainset[: labeled + BOOTSTRAP_TRIES * context.max_bootstrapped_demos]
     optimizer = dspy.BootstrapFewShot(
         metric=_noting_sources(scorer(context.spec)),
         metric_threshold=FULLY_RIGHT,
         teacher_settings={"lm": context.teacher.lm},
         max_bootstrapped_demos=bootstrap_sizes(context.max_bootstrapped_demos)[seed],
-        max_labeled_demos=context.max_labeled_demos,
+        max_labeled_demos=labeled,
         max_errors=_any_number(context),
     )
     with using(context.lm):

@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -157,13 +158,12 @@ def search(  # noqa: PLR0913 - the parts of one run, each of a type of its own
                 _let_models_race(runner, race, context, others)
             if dieting:
                 _put_on_diet(runner, race, _best_prompts(race, runner.left_out), start, config.objective)
-            if routed:
-                asked = _choice(runner, race, config.objective, without_routers=True)
-                program = asked.entrant.program
-                for optimizer in routers(context, program, asked.scores):
-                    runner.run(race, runner.made([optimizer]), named_models(program))
         except BudgetExhausted as e:
             runner.note(f"the budget ended the search: {e}; the best program so far was kept")
+        if routed:
+            # A router alone asks no model, so it races after a spent budget, too.
+            with suppress(BudgetExhausted):
+                _let_routers_race(runner, race, context, config.objective)
     for repeat in race.repeats:
         if repeat.cost:
             runner.note(f"{repeat.name} made a program that was already in the race, with {repeat.cost} LM calls")
@@ -203,6 +203,15 @@ def _let_models_race(
     prompts = _best_prompts(race, runner.left_out).entrant
     for model in others:
         runner.run(race, _of_model(runner, prompts, context, model), {model.name}, apart=True)
+
+
+def _let_routers_race(
+    runner: "_RaceRunner", race: Race[dspy.Module], context: OptimizerContext, objective: Objective
+) -> None:
+    asked = _choice(runner, race, objective, without_routers=True)
+    program = asked.entrant.program
+    for optimizer in routers(context, program, asked.scores):
+        runner.run(race, runner.made([optimizer]), named_models(program))
 
 
 def _choice(

@@ -276,7 +276,10 @@ def told(split: Split, lm: MeteredLM) -> tuple[Search, list[Said]]:
     """A race in which MIPROv2 takes part, with its story."""
     story: list[Said] = []
     lm = replace(lm, is_stand_in=False)
-    found = searched(split, lm, say=lambda line: story.append(Said(line, lm.meter.calls, lm.meter.tokens)))
+    of_prompts = CONFIG.model_copy(update={"local_router": False})
+    found = searched(
+        split, lm, config=of_prompts, say=lambda line: story.append(Said(line, lm.meter.calls, lm.meter.tokens))
+    )
     return found, story
 
 
