@@ -28,6 +28,15 @@ def ago(moment: datetime, now: datetime) -> str:
     return f"{duration(now - moment)} ago" if moment <= now else f"in {duration(moment - now)}"
 
 
+def amount(number: float) -> str:
+    """`950`, `9,500`, `12.4 k` or `1.2 M`: as many digits as people read."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= size:
+            scale = 1e3 if unit == "k" else size
+            return f"{number / scale:.1f} {unit}"
+    return f"{number:,.0f}"
+
+
 def percent(score: float | None) -> str:
     """`63.0` for 0.63, and `?` for an unknown score."""
     return "?" if score is None else f"{100 * score:.1f}"

@@ -28,7 +28,7 @@ TEXT_FIELDS = (
     "enable_auto_optimization",
     "optimization_interval_seconds",
     "min_samples_for_optimization",
-    "promotion_mode",
+    "mode",
     "lm.model",
     "lm.api_base",
     "lm.api_key_env",
@@ -63,7 +63,7 @@ class ConfigForm:
         listed = _listed_modules(document)
         return cls(
             {path: _text(path, _value(document, path)) for path in TEXT_FIELDS},
-            frozenset(name for name, settings in listed.items() if settings.get("enabled", True)),
+            frozenset(name for name, settings in listed.items() if settings.get("mode") != "off"),
             [_row(agent) for agent in document.get("agents", ())],
         )
 
@@ -104,11 +104,11 @@ class ConfigForm:
     def _applied_to_modules(self, listed: Document, shown: frozenset[str]) -> Document:
         modules, installed = dict(listed), module_names()
         for name in sorted(self.modules ^ shown):
-            settings = {key: value for key, value in listed.get(name, {}).items() if key != "enabled"}
+            settings = listed.get(name, {})
             if name in self.modules:
-                modules[name] = settings
+                modules[name] = {key: value for key, value in settings.items() if key != "mode"}
             elif name in installed:
-                modules[name] = {**settings, "enabled": False}
+                modules[name] = {**settings, "mode": "off"}
             else:
                 del modules[name]
         return modules

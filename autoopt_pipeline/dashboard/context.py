@@ -15,6 +15,7 @@ from autoopt_pipeline.dashboard.status_cache import StatusCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
+from autoopt_pipeline.status.week import read_week
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean
 
@@ -63,7 +64,9 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
         return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    return Dashboard(parts, instance, access, StatusCache(read_all, read_tenant), counts)
+    return Dashboard(
+        parts, instance, access, StatusCache(read_all, read_tenant, lambda now: read_week(instance, now)), counts
+    )
 
 
 def dashboard_of(request: Request) -> Dashboard:

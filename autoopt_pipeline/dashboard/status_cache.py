@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.status.module_status import ModuleStatus
+from autoopt_pipeline.status.week import WeekEvents
 
 _PAUSE_SECONDS = 5.0
 """The shortest pause between two refreshes."""
@@ -33,10 +34,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """The status of all modules of all tenants at a moment (UTC)."""
+    """The status of all modules of all tenants at a moment (UTC), and what happened in the week before."""
 
     at: datetime
     standings: tuple[ModuleStatus, ...]
+    week: WeekEvents
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,17 @@ class RefreshError:
 class StatusCache:
     """The newest snapshot, and the error that prevents a newer one.
 
-    `read_all` reads the status of all tenants, and `read_tenant` that of one.
+    `read_all` reads the status of all tenants, `read_tenant` that of one, and `read_week` what happened to all.
     """
 
     def __init__(
         self,
         read_all: Callable[[], Sequence[ModuleStatus]],
         read_tenant: Callable[[str], Sequence[ModuleStatus]],
+        read_week: Callable[[datetime], WeekEvents],
     ) -> None:
         self._read_all = read_all
+        self._read_week = read_week
         self._look_at = read_tenant
         self._changed = threading.Condition()
         self._latest: StatusSnapshot | None = None
@@ -98,7 +102,7 @@ class StatusCache:
         with self._changed:
             if self._latest:
                 others = tuple(status for status in self._latest.standings if status.tenant_id != tenant)
-                self._latest = StatusSnapshot(self._latest.at, others + anew)
+                self._latest = replace(self._latest, standings=others + anew)
 
     def _run(self) -> None:
         while True:
@@ -119,7 +123,7 @@ class StatusCache:
     def _take(self) -> None:
         at = datetime.now(UTC)
         try:
-            snapshot, what = StatusSnapshot(at, tuple(self._read_all())), ""
+            snapshot, what = StatusSnapshot(at, tuple(self._read_all()), self._read_week(at)), ""
         except AutooptError as e:
             snapshot, what = None, str(e)
         except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next refresh may well succeed

@@ -15,7 +15,8 @@ from starlette.responses import HTMLResponse, Response
 
 from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
-from autoopt_pipeline.text import ago, duration, one_line, percent, printable
+from autoopt_pipeline.registry.program_cost import dollars_text
+from autoopt_pipeline.text import ago, amount, duration, one_line, percent, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +56,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "ago": ago,
+        "amount": amount,
+        "dollars": dollars_text,
         "utc": _utc,
         "percent": percent,
         "one_line": one_line,

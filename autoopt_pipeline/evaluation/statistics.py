@@ -120,3 +120,35 @@ def power(differences: Sequence[float], *, gain: float, alpha: float) -> Power:
         have=len(differences),
         detectable=gain_detectable(len(differences), alpha, seen),
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The interval that holds a value in 95 of 100 cases."""
+
+    low: float
+    high: float
+
+
+# Half the width, in standard errors, of an interval that holds a value in 95 of 100 cases.
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+def score_interval(score: float, cases: int) -> Interval:
+    """Return Wilson's interval (JASA 1927) of a score, 0 to 1, that is the mean of `cases` scores.
+
+    It is exact enough for right and wrong answers, and too wide for partial credit, which varies less.
+    """
+    spread = Z95**2 / cases
+    middle = (score + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(score * (1 - score) / cases + spread / (4 * cases))
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
+def gain_interval(gain: float, discordant: int, cases: int) -> Interval:
+    """Return the normal interval of a mean paired difference, -1 to 1, of `cases` of which `discordant` are not 0.
+
+    It is for people to look at: the gate decides by an exact test. With partial credit it is too wide.
+    """
+    half = Z95 * math.sqrt(max(0.0, discordant / cases - gain**2) / cases)
+    return Interval(max(-1.0, gain - half), min(1.0, gain + half))

@@ -48,7 +48,7 @@ class ProgramCost(BaseModel):
         """`0.4 s (p95 0.9 s)`."""
         if self.seconds_p50 is None or self.seconds_p95 is None:
             return "time unknown"
-        return f"{_seconds(self.seconds_p50)} (p95 {_seconds(self.seconds_p95)})"
+        return f"{seconds_text(self.seconds_p50)} (p95 {seconds_text(self.seconds_p95)})"
 
 
 def read_costs(value: object) -> dict[str, ProgramCost]:
@@ -147,7 +147,8 @@ def dollars_text(dollars: float | None) -> str:
     return f"about ${float(f'{dollars:.2g}'):.10f}".rstrip("0")
 
 
-def _seconds(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """`80 µs`, `12 ms` or `1.4 s`."""
     if seconds < 0.001:
         return f"{1e6 * seconds:.0f} µs"
     return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else f"{seconds:.1f} s"

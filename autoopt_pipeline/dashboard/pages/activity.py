@@ -6,7 +6,7 @@ what people did to configurations from their store, and to versions from the art
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
 from starlette.requests import Request
@@ -15,17 +15,16 @@ from starlette.responses import Response
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.auth import User
 from autoopt_pipeline.dashboard.context import dashboard_of
+from autoopt_pipeline.dashboard.sensors import read_sensors
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_entries
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
 from autoopt_pipeline.run_history.runs import FAILED, UNFINISHED, RunSummary, latest_runs
-from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 from autoopt_pipeline.timeline import Stretch, newest_of
 
 _SHOWN = 60
@@ -52,17 +51,6 @@ class ActivityEvent:
     bad: bool = False
 
 
-@dataclass(frozen=True)
-class Sensor:
-    """The message of a sensor's last tick, and whether the tick failed."""
-
-    name: str
-    running: bool
-    looked_at: datetime | None
-    message: str
-    failed: bool
-
-
 def activity_page(request: Request) -> Response:
     dashboard, user = dashboard_of(request), request.user
     instance, before = dashboard.instance, _moment(request.query_params.get("before", ""))
@@ -79,7 +67,7 @@ def activity_page(request: Request) -> Response:
         older=events.reaches,
         unreadable=unreadable,
         known=stored,
-        sensors=_sensors(instance) if first and user.sees_all else [],
+        sensors=read_sensors(instance) if first and user.sees_all else [],
     )
 
 
@@ -165,7 +153,7 @@ def _observation(event: ModuleEvent) -> ActivityEvent | None:
     values = event.values
     if not event.tenant or "event" not in values:
         return None
-    way = f"{values['from']} -> {values['to']}: " if {"from", "to"} <= values.keys() else ""
+    way = f"{values['from']} → {values['to']}: " if {"from", "to"} <= values.keys() else ""
     kind, text = str(values["event"]), f"{way}{values.get('reason', '')}"
     bad = kind == ROLLED_BACK
     return ActivityEvent(
@@ -197,17 +185,3 @@ def _configurations(parts: Connections, user: User, before: datetime | None) -> 
         for change in changes.items
     ]
     return Stretch(events, changes.reaches)
-
-
-def _sensors(instance: dg.DagsterInstance) -> list[Sensor]:
-    sensors = []
-    for name, state in sorted(sensor_states(instance).items()):
-        ticks = finished_ticks(instance, state, limit=1)
-        tick = ticks[0] if ticks else None
-        message = ""
-        if tick:
-            message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
-        looked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
-        sensors.append(Sensor(name, state.is_running, looked_at, message, bool(tick and tick.is_failure)))
-    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
-    return sorted(sensors, key=lambda sensor: sensor.name not in first)

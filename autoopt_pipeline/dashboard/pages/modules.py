@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_of, visible_entry, visible_tenant
+from autoopt_pipeline.dashboard.module_results import before_and_after, quality_over_time, race
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
@@ -35,7 +36,7 @@ from autoopt_pipeline.rollouts.production import analyze_now
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.status.explain import DOING, sentences
+from autoopt_pipeline.status.explain import page_sentences
 from autoopt_pipeline.status.module_status import ModuleDetail
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
@@ -76,7 +77,7 @@ def why_page(request: Request) -> Response:
         try:
             modules = entry.parse().modules
             for story in dashboard.stories(entry, modules, now=now):
-                stories.append((story.standing, list(sentences(story, now))))
+                stories.append((story.standing, list(page_sentences(story, now))))
         except AutooptError as e:
             error = str(e)
     return render(
@@ -98,6 +99,7 @@ def module_page(request: Request) -> Response:
     outcomes = list(_outcomes(dashboard, entry, module))
     story = _story(request)
     to_review, rollout_reviews = _to_review(dashboard, story["story"])
+    change = before_and_after(programs)
     return render(
         request,
         "module.html",
@@ -106,7 +108,11 @@ def module_page(request: Request) -> Response:
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
-        charted=[outcome for outcome in reversed(outcomes) if outcome.candidate_score is not None][-20:],
+        quality=quality_over_time(outcomes, programs.transitions),
+        change=change,
+        raced=next(
+            (race(manifest) for manifest in programs.manifests if change and manifest.version == change.version), []
+        ),
         transitions=[
             (transition, describe_transition(transition))
             for transition in reversed(programs.transitions[-_MOVES_SHOWN:])
@@ -194,6 +200,7 @@ def version_page(request: Request) -> Response:
         decision_cost=describe_costs(manifest.costs),
         unread=listed_unread(manifest.unread),
         verdict=programs.verdict(manifest),
+        raced=race(manifest),
         last=programs.last_event(manifest.version),
         declined=programs.declined(manifest.version),
         left=programs.rolled_back.get(manifest.version),
@@ -262,6 +269,11 @@ class OutcomeRow:
     @property
     def candidate_score(self) -> float | None:
         return _number(self.metadata.get("candidate_score"))
+
+    @property
+    def reviews(self) -> int:
+        """How many of the held-out traces were reviewed."""
+        return int(_number(self.metadata.get("reviews")) or 0)
 
     def link(self, name: str) -> str | None:
         """A URL in the metadata; None when it is not http:// or https://."""
@@ -339,9 +351,7 @@ def _story(request: Request) -> dict[str, Any]:
         return context | {"error": str(e)}
     return context | {
         "story": story,
-        "sentences": [
-            sentence for sentence in sentences(story, now) if sentence[0] != DOING
-        ],  # the page shows progress separately
+        "sentences": list(page_sentences(story, now)),
         "progress": story.standing.progress,
         "silent": dashboard.counts.trouble,
     }

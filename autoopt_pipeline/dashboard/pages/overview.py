@@ -6,11 +6,14 @@ from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.overview_query import Query, select
+from autoopt_pipeline.dashboard.sensors import read_sensors
+from autoopt_pipeline.dashboard.tasks import tasks_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
+from autoopt_pipeline.status.week import summarize
 
 COLUMNS = (
-    ("health", "Health"),
+    ("health", "State"),
     ("tenant", "Tenant"),
     ("module", "Module"),
     ("new", "New traces"),
@@ -25,17 +28,15 @@ def overview(request: Request) -> Response:
 
 
 def overview_board(request: Request) -> Response:
-    """The table of the overview, which the page refreshes."""
-    return _board(request, "overview_board.html")
+    """The parts of the overview that it refreshes."""
+    return _board(request, "overview_parts.html")
 
 
 def _board(request: Request, template: str) -> Response:
     dashboard, user = dashboard_of(request), request.user
     snapshot, trouble = dashboard.statuses.latest()
-    page = select(
-        [status for status in snapshot.standings if user.sees(status.tenant_id)] if snapshot else [],
-        Query.read(request.query_params),
-    )
+    visible = [status for status in snapshot.standings if user.sees(status.tenant_id)] if snapshot else []
+    page = select(visible, Query.read(request.query_params))
     trends, trend_error = {}, ""
     try:
         begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
@@ -52,4 +53,7 @@ def _board(request: Request, template: str) -> Response:
         board=page,
         rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,
+        tasks=tasks_of(visible),
+        week=summarize(snapshot.week, user.sees) if snapshot else None,
+        sensors=read_sensors(dashboard.instance) if user.sees_all else [],
     )

@@ -80,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
         acme = replace(SAMPLE_TENANTS[0], modules=("routing",))
         # Too many for the sensor, whose own runs would only be in the way; it looks once when its daemon starts.
-        by_hand = {"promotion_mode": "manual", "min_samples_for_optimization": 10_000}
+        by_hand = {"mode": "propose", "min_samples_for_optimization": 10_000}
         manual = sample_config(acme).model_copy(update=by_hand)
         write_config(store, manual)
         write_config(store, manual.model_copy(update={"tenant_id": "hostile"}))
@@ -161,7 +161,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     ]
 
 
-PAGES = ["/", "/?health=error", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
+PAGES = ["/", "/?health=failing", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
          "/tenants/busy/modules/routing", "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken",
          "/configuration", "/tenants/acme/configuration", "/review", "/review/reviewed/routing",
          "/tenants/reviewed/modules/routing", "/review/acme/routing", "/nowhere"]  # fmt: skip

@@ -17,6 +17,7 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
+from autoopt_pipeline.status.week import WeekEvents
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -47,7 +48,9 @@ def outcome(home: Path, tenant: str, module: str = "routing", **metadata: Any) -
 
 def test_an_empty_system_says_how_to_begin(home: Path, store: TenantConfigStore) -> None:
     with visiting(home) as browser:
-        assert "No tenant yet" in text_of(browser.get("/"))
+        empty = browser.get("/")
+        assert "No tenant yet" in text_of(empty)
+        assert 'data-copies="autoopt simulate acme --traces 600"' in empty.text
         assert "No run has failed" in text_of(browser.get("/activity"))
 
 
@@ -61,14 +64,37 @@ def test_the_overview_says_the_same_as_status(home: Path, store: TenantConfigSto
     told = autoopt("status", tenant)
     assert "backing_off" in told
     assert f"failing 1 failed in a row {tenant} modality" in page
-    assert f"not optimized yet {tenant} routing" in page
+    assert f"collecting data {tenant} routing" in page
     assert f"{tenant} modality" in found
     assert f"{tenant} routing" not in found
 
 
+def test_the_overview_adds_up_the_week_and_names_what_needs_a_person(
+    home: Path, store: TenantConfigStore, tenant: str
+) -> None:
+    configure(store, tenant)
+    version = stored_program(
+        artifacts(home, tenant), made_program(tenant, demos=["find it"]), changes={"verdict": "awaiting_approval"}
+    )
+    outcome(home, tenant, verdict="promoted", gain=0.1, lm_calls=700, lm_tokens=2_500_000, lm_dollars=1.5)
+    outcome(home, tenant, verdict="awaiting_approval", version=version, lm_calls=300, lm_tokens=500_000)
+    with visiting(home) as browser:
+        page = browser.get("/")
+    assert f"{tenant} / routing: Approve or decline what was found" in text_of(page)
+    assert f"/tenants/{tenant}/modules/routing/approve?version={version}" in page.text
+    assert "Promotions 1 Mean gain +10.0 points" in text_of(page)
+    assert "Cost $1.50 1,000 calls, 3.0 M tokens" in text_of(page)
+
+
 def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: TenantConfigStore, tenant: str) -> None:
     configure(store, tenant)
-    version = stored_program(artifacts(home, tenant), made_program(tenant, demos=["find it"]), active=True)
+    gate = {"alpha": 0.019, "gain": 0.3, "fixed": 32, "broken": 2, "cases": 100, "reviews": 100}
+    version = stored_program(
+        artifacts(home, tenant),
+        made_program(tenant, demos=["find it"]),
+        active=True,
+        changes={"gate": gate, "tried": [{"optimizer": "coverage-16", "dev_score": 0.7, "judged_on": 40}]},
+    )
     outcome(
         home,
         tenant,
@@ -77,15 +103,19 @@ def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: Tenant
         version=version,
         incumbent_score=0.3,
         candidate_score=0.6,
+        **gate,
     )
     told = [line.split(None, 1)[1] for line in autoopt("why", tenant, "routing").splitlines() if "serves" in line]
     with visiting(home) as browser:
         page = browser.get(f"/tenants/{tenant}/modules/routing")
         asked = text_of(browser.get(f"/why?tenant={tenant}"))
-    assert "proven better; score 30.0 -&gt; 60.0 %" in page.text
+    assert "proven better; score 30.0 → 60.0 %" in page.text
     assert told[0].split("; since")[0] in text_of(page)
     assert told[0].split("; since")[0] in asked
-    assert "--size: 0.6000" in page.text
+    assert "promoted: 60.0 % of 100 reviewed traces (50.2 to 69.1 %)" in page.text
+    assert "+30.0 points 95 %: +20.2 to +39.8" in text_of(page)
+    assert "On 100 held-out traces it fixed 32 and broke 2." in text_of(page)
+    assert "coverage-16 70.0 % of 40" in text_of(page)
 
 
 def test_a_version_is_told_with_its_differences_and_its_report(
@@ -185,8 +215,8 @@ def test_versions_name_who_did_what_happened_last_to_each(
     assert row_of(page, one).startswith(f"{one} active N s ago by {actor} ")
     assert row_of(page, three).startswith(f"{three} made ")
     assert f"by {actor}: errors rose" in version
-    assert f"rolled back {tenant} routing" in board
-    assert "routing rolled back now not_due" in asked
+    assert re.search(rf"{tenant} routing .*rolled back \d+ s ago", board)
+    assert "routing up to date now not due" in asked
     said = json.loads(autoopt("versions", tenant, "routing", "--json"))
     assert [(each["last_event"]["what"], each["last_event"]["actor"]) for each in said["versions"]] == [
         ("active", actor),
@@ -321,7 +351,7 @@ def test_the_activity_tells_failures_first_with_their_cause(home: Path, store: T
         page = text_of(browser.get("/activity"))
     failures, others = page.split("Everything else")
     assert f"run failed {tenant} modality" in failures
-    for told in ("rejected", "not better", "rolled back", "v2 -&gt; v1: clearly worse", "tenant added"):
+    for told in ("rejected", "not better", "rolled back", "v2 → v1: clearly worse", "tenant added"):
         assert told in others
 
 
@@ -349,7 +379,7 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
             raise answer
         return answer
 
-    statuses = StatusCache(look, lambda _: [])
+    statuses = StatusCache(look, lambda _: [], lambda now: WeekEvents(now, [], []))
     statuses._take()
     first, trouble = statuses.latest()
     assert (first is not None, trouble) == (True, None)

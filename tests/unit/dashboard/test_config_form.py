@@ -17,7 +17,7 @@ SOME_MODULES = st.dictionaries(
     st.fixed_dictionaries(
         {},
         optional={
-            "enabled": st.booleans(),
+            "mode": st.sampled_from(["off", "observe", "propose", "auto"]),
             "min_samples_for_optimization": st.none() | st.integers(1, 10**9),
             "retrain_after": st.none() | st.datetimes(timezones=st.timezones()).map(lambda at: at.isoformat()),
         },
@@ -35,7 +35,7 @@ DOCUMENTS = st.fixed_dictionaries(
     optional={
         "enable_auto_optimization": st.booleans(),
         "min_samples_for_optimization": st.integers(1, 10**9),
-        "promotion_mode": st.sampled_from(["auto", "manual"]),
+        "mode": st.sampled_from(["off", "observe", "propose", "auto"]),
         "modules": SOME_MODULES,
         "agents": st.lists(
             st.fixed_dictionaries(
@@ -110,7 +110,7 @@ SINGLE = st.sampled_from(
         ("enable_auto_optimization", "false", False),
         ("optimization_interval_seconds", "90m", 5400),
         ("min_samples_for_optimization", "7", 7),
-        ("promotion_mode", "manual", "manual"),
+        ("mode", "propose", "propose"),
         ("budget.max_tokens", "12345", 12345),
         ("daily_budget.max_lm_calls", "0", 0),
     ]
@@ -195,23 +195,23 @@ def test_an_error_names_its_field(inputs: dict, name: str, words: str) -> None:
 
 
 def test_a_module_whose_package_is_gone_can_be_taken_off_the_list() -> None:
-    document = chosen({"modules": {"gone": {}, "routing": {"enabled": False}}})
+    document = chosen({"modules": {"gone": {}, "routing": {"mode": "off"}}})
     assert known_modules(document)["gone"] is False
     config, errors = checked(changed(document, enable_auto_optimization="false"), {})
     assert config is None
     assert "gone" in errors["modules"]
-    assert saved(document, modules=[""])["modules"] == {"routing": {"enabled": False}}
+    assert saved(document, modules=[""])["modules"] == {"routing": {"mode": "off"}}
 
 
 def test_turning_one_default_module_off_keeps_the_others() -> None:
     after = saved(chosen({}), modules=["", "routing", "cross_modal"])
-    assert after["modules"] == {"modality": {"enabled": False}, "routing": {}, "cross_modal": {}}
+    assert after["modules"] == {"modality": {"mode": "off"}, "routing": {}, "cross_modal": {}}
 
 
 def test_a_module_that_is_turned_off_keeps_its_settings() -> None:
     document = chosen({"modules": {"routing": {"min_samples_for_optimization": 9}}})
     off = saved(document, modules=[""])
-    assert off["modules"] == {"routing": {"min_samples_for_optimization": 9, "enabled": False}}
+    assert off["modules"] == {"routing": {"min_samples_for_optimization": 9, "mode": "off"}}
     assert saved(off, modules=["", "routing"]) == document
 
 
@@ -262,7 +262,7 @@ def test_one_field_of_many_tenants_is_planned_one_by_one() -> None:
     assert planned({}, "100") == ("saved", "")
     assert planned({name: 100}, "") == ("saved", "")
     assert planned({}, "") == ("", "")
-    assert "promotion_mode" in planned({"promotion_mode": "maybe"}, "7")[-1]
+    assert "mode" in planned({"mode": "maybe"}, "7")[-1]
 
 
 def test_a_field_inside_another_is_planned_with_what_is_beside_it() -> None:
@@ -273,8 +273,8 @@ def test_a_field_inside_another_is_planned_with_what_is_beside_it() -> None:
     both = {"budget": {"max_lm_calls": 5, "max_tokens": 6}}
     assert planned(both, "budget.max_tokens", "") == chosen({"budget": {"max_lm_calls": 5}})
     assert planned({"budget": {"max_tokens": 6}}, "budget.max_tokens", "") == chosen({})
-    off = planned({}, "modules.modality.enabled", "false")
-    assert off == chosen({"modules": {"modality": {"enabled": False}, "routing": {}, "cross_modal": {}}})
+    off = planned({}, "modules.modality.mode", "off")
+    assert off == chosen({"modules": {"modality": {"mode": "off"}, "routing": {}, "cross_modal": {}}})
 
 
 def test_a_value_that_no_configuration_can_have_is_refused_before_any_tenant_is_read() -> None:
@@ -284,4 +284,4 @@ def test_a_value_that_no_configuration_can_have_is_refused_before_any_tenant_is_
     assert wrong_value("optimization_interval_seconds", "60d") == ""  # a tenant with a longer lookback can have it
     assert wrong_value("lm.concurrency", "4") == ""  # a tenant with a model of its own can have it
     assert not any(path.startswith("agents") or path == "tenant_id" for path in field_paths())
-    assert {"modules.routing.enabled", "teacher_lm.model", "daily_budget.max_tokens"} <= set(field_paths())
+    assert {"modules.routing.mode", "teacher_lm.model", "daily_budget.max_tokens"} <= set(field_paths())

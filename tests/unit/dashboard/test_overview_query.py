@@ -30,23 +30,23 @@ def standing(
 @pytest.mark.parametrize(
     ("found", "health"),
     [
-        (standing(reason=Reason.ERROR), Health.ERROR),
-        (standing(error="damaged"), Health.ERROR),
+        (standing(reason=Reason.ERROR), Health.FAILING),
+        (standing(error="damaged"), Health.FAILING),
         (standing(reason=Reason.DISABLED, attempts=Attempts(failures=1)), Health.DISABLED),
         (standing(reason=Reason.BACKING_OFF, attempts=Attempts(failures=2)), Health.FAILING),
         (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.NEEDS_APPROVAL),
-        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.HEALTHY),
+        (standing(reason=Reason.NOT_DUE, outcome=PROPOSED, decided="approved"), Health.UP_TO_DATE),
         (standing(outcome=TO_REVIEW), Health.NEEDS_REVIEWS),
         (standing(reason=Reason.AWAITING_REVIEWS, outcome=TO_REVIEW), Health.NEEDS_REVIEWS),
-        (standing(reason=Reason.DUE, outcome=TO_REVIEW), Health.DUE),
+        (standing(reason=Reason.DUE, outcome=TO_REVIEW), Health.RUNNING),
         (standing(reason=Reason.IN_PROGRESS, outcome=TO_REVIEW), Health.RUNNING),
-        (standing(rolled_back=BACK), Health.ROLLED_BACK),
-        (standing(reason=Reason.DUE, rolled_back=BACK), Health.DUE),
+        (standing(rolled_back=BACK), Health.UP_TO_DATE),
+        (standing(reason=Reason.DUE, rolled_back=BACK), Health.RUNNING),
         (standing(outcome=PROPOSED, rolled_back=BACK), Health.NEEDS_APPROVAL),
         (standing(reason=Reason.IN_PROGRESS), Health.RUNNING),
-        (standing(reason=Reason.DUE), Health.DUE),
-        (standing(), Health.HEALTHY),
-        (standing(attempts=Attempts()), Health.NEW),
+        (standing(reason=Reason.DUE), Health.RUNNING),
+        (standing(), Health.UP_TO_DATE),
+        (standing(attempts=Attempts()), Health.COLLECTING),
     ],
 )
 def test_health_is_the_worst_that_can_be_said(found: ModuleStatus, health: Health) -> None:
@@ -58,7 +58,7 @@ def test_what_is_turned_off_is_shown_to_who_looks_for_it() -> None:
     assert [row.tenant_id for row in select(board, Query()).rows] == ["acme"]
     assert [row.tenant_id for row in select(board, Query(text="DORM")).rows] == ["dormant"]
     assert [row.tenant_id for row in select(board, Query(health="disabled")).rows] == ["dormant"]
-    assert select(board, Query()).health == {Health.HEALTHY: 1, Health.DISABLED: 1}
+    assert select(board, Query()).health == {Health.UP_TO_DATE: 1, Health.DISABLED: 1}
 
 
 def test_the_worst_comes_first_and_any_column_can_be_sorted_both_ways() -> None:

@@ -1,0 +1,41 @@
+"""The sensors as the pages show them."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """The message of a sensor's last tick, and whether the tick failed."""
+
+    name: str
+    running: bool
+    ticked_at: datetime | None
+    message: str
+    failed: bool
+
+    @property
+    def state(self) -> str:
+        if self.failed:
+            return "failed"
+        return "on" if self.running else "stopped"
+
+
+def read_sensors(instance: dg.DagsterInstance) -> list[Sensor]:
+    """The sensors with their last ticks, the most important first."""
+    sensors = []
+    for name, state in sorted(sensor_states(instance).items()):
+        ticks = finished_ticks(instance, state, limit=1)
+        tick = ticks[0] if ticks else None
+        message = ""
+        if tick:
+            message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
+        ticked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
+        sensors.append(Sensor(name, state.is_running, ticked_at, message, bool(tick and tick.is_failure)))
+    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
+    return sorted(sensors, key=lambda sensor: sensor.name not in first)

@@ -1,0 +1,37 @@
+"""What needs a person, worst first, each with its next step. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from autoopt_pipeline.status.module_status import Health, ModuleStatus
+
+# Modules that are named for each health; a link leads to the others.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """The modules with one health that need a person: some of them, and how many there are."""
+
+    health: Health
+    named: Sequence[ModuleStatus]
+    count: int
+
+
+def tasks_of(statuses: Iterable[ModuleStatus]) -> list[TaskGroup]:
+    """Group the modules that need a person by health, those with the fewest reviews left first."""
+    groups: dict[Health, list[ModuleStatus]] = {
+        health: [] for health in (Health.FAILING, Health.NEEDS_APPROVAL, Health.NEEDS_REVIEWS)
+    }
+    for status in statuses:
+        if status.health in groups:
+            groups[status.health].append(status)
+    return [
+        TaskGroup(
+            health,
+            sorted(found, key=lambda s: (s.reviews_left or 0, s.tenant_id.lower(), s.module))[:_NAMED],
+            len(found),
+        )
+        for health, found in groups.items()
+        if found
+    ]

@@ -1,0 +1,25 @@
+from autoopt_pipeline.dashboard.tasks import tasks_of
+from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
+from autoopt_pipeline.status.module_status import Health, ModuleStatus
+from tests.support.sample_decisions import T0
+
+
+def standing(tenant: str, verdict: str = "", reason: Reason = Reason.NOT_DUE) -> ModuleStatus:
+    outcome = RunOutcome(T0, None, verdict) if verdict else None
+    return ModuleStatus(tenant, "routing", ScheduleDecision(reason, ""), Attempts(outcome_at=T0), outcome)
+
+
+def test_what_needs_a_person_is_named_worst_first_and_the_rest_is_counted() -> None:
+    statuses = [standing(f"t{n}", "awaiting_approval") for n in (4, 1, 3, 2)]
+    statuses += [standing("r", "awaiting_reviews"), standing("e", reason=Reason.ERROR), standing("fine", "promoted")]
+    groups = tasks_of(statuses)
+    assert [(group.health, group.count) for group in groups] == [
+        (Health.FAILING, 1),
+        (Health.NEEDS_APPROVAL, 4),
+        (Health.NEEDS_REVIEWS, 1),
+    ]
+    assert [row.tenant_id for row in groups[1].named] == ["t1", "t2", "t3"]
+
+
+def test_where_nothing_needs_a_person_there_is_nothing_to_do() -> None:
+    assert tasks_of([standing("fine", "promoted"), standing("off", "awaiting_approval", Reason.DISABLED)]) == []
