@@ -66,6 +66,7 @@ from autoopt_pipeline.optimization.search import (
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, dollar_ratio, saving
 from autoopt_pipeline.registry.promotion_blocks import promotion_block_reason
 from autoopt_pipeline.registry.records import (
+    PASSED,
     DrawnTrace,
     LedgerEntry,
     Manifest,
@@ -169,6 +170,8 @@ class _Optimization:
             )
         if canary := self._undecided_canary():
             return self._report(Verdict.CANARY, canary)
+        if observed := self._observed():
+            return self._promote_observed(observed)
         if test and candidate:
             return self._continue_test(test, candidate, incumbent, split)
         if missing := _missing_data(split):
@@ -248,6 +251,8 @@ class _Optimization:
         test, candidate, incumbent, split = self._prepare()
         if self.rollout and self.rollout.is_canary and self.config.rollout.monitor:
             return LMEstimate(), _describe_canary(self.rollout)
+        if observed := self._observed():
+            return LMEstimate(), f"{observed.version} was proven while the mode was observe"
         if test and candidate:
             usable = self._without_quoted(split, incumbent, candidate)
             new = [] if test.drawn else drawn_traces(usable, test.draws, seed=test.version, without=test.seen)
@@ -582,7 +587,7 @@ class _Optimization:
         try:
             verdict = Verdict(manifest.verdict)
             return GateDecision(
-                Verdict.PROMOTED if verdict is Verdict.AWAITING_APPROVAL else verdict,
+                Verdict.PROMOTED if verdict in PASSED else verdict,
                 manifest.reason,
                 gate["alpha"],
                 Comparison(
@@ -649,15 +654,74 @@ class _Optimization:
             return decision.verdict, decision.reason
         saved = saving(*self._costs, self.config.objective.min_saving) if decision.not_worse else None
         reason = f"{decision.reason}; {saved}" if saved else decision.reason
-        if self.config.promotion_mode == "manual":
-            return Verdict.AWAITING_APPROVAL, f"promotion_mode is manual; {reason}"
-        ratio = dollar_ratio(*self._costs)
-        if ratio is not None and ratio > self.config.objective.max_cost_increase:
-            return Verdict.AWAITING_APPROVAL, (
-                f"a decision costs {ratio:.1f} times as much, and objective.max_cost_increase is "
-                f"{self.config.objective.max_cost_increase:g}; {reason}"
+        return self._allowed(reason)
+
+    def _allowed(self, reason: str) -> tuple[Verdict, str]:
+        """Return what the tenant's mode allows for a version that passed the gate for this reason."""
+        mode = self.config.mode_of(self.spec.name)
+        ratio, limit = dollar_ratio(*self._costs), self.config.objective.max_cost_increase
+        is_dear = ratio is not None and ratio > limit
+        if is_dear:
+            reason = (
+                f"a decision costs {ratio:.1f} times as much, and objective.max_cost_increase is {limit:g}; {reason}"
             )
-        return decision.verdict, reason
+        if mode == "observe":
+            return Verdict.WOULD_HAVE_PROMOTED, f"mode is observe; {reason}"
+        if mode == "propose":
+            return Verdict.AWAITING_APPROVAL, f"mode is propose; {reason}"
+        return Verdict.AWAITING_APPROVAL if is_dear else Verdict.PROMOTED, reason
+
+    def _observed(self) -> Manifest | None:
+        """Return the version that would have been promoted, had the mode not been `observe`. None if there is none.
+
+        Its proof holds only against the incumbent, the models and the labels of that time.
+        """
+        if self.config.mode_of(self.spec.name) == "observe":
+            return None
+        manifests, _ = self.artifacts.list_versions()
+        observed = [manifest for manifest in manifests if manifest.verdict == Verdict.WOULD_HAVE_PROMOTED]
+        newest = max(observed, key=lambda manifest: manifest.created_at, default=None)
+        if newest is None or newest.parent != self.incumbent_version:
+            return None
+        if why := self._why_outdated(newest):
+            self.notes.append(f"{newest.version} was observed to be better, and is not promoted, because {why}")
+            return None
+        return newest
+
+    def _why_outdated(self, manifest: Manifest) -> str | None:
+        """Say why an observed version has to be proven again; None if it need not."""
+        retrain_after = self.config.retrain_after(self.spec.name)
+        if retrain_after and retrain_after > manifest.created_at:
+            return "the module is to be retrained"
+        if self.job.window_end - manifest.window_end > timedelta(seconds=self.config.lookback_seconds):
+            return "its traces are older than the lookback"
+        if block := promotion_block_reason(self.artifacts, manifest.program_sha256):
+            return block
+        try:
+            stored = self.artifacts.load(manifest.version)
+            program = deserialize(self.spec, self.labels, stored, self.lm.models, encoder=self.job.encoder)
+        except InvalidArtifact as e:
+            return str(e)
+        asked = self._names_of_models(program)
+        return None if manifest.lm == asked else f"it was proven with {manifest.lm}, and would ask {asked}"
+
+    def _promote_observed(self, observed: Manifest) -> Report:
+        """Promote a version that was observed to be better, or propose it, without another search."""
+        self.notes.append("no search was made, because this version was proven while the mode was observe")
+        self.draft = replace(
+            self.draft,
+            optimizer=observed.optimizer,
+            gate=self._decision_in(observed),
+            costs=observed.costs,
+        )
+        verdict, reason = self._allowed(observed.reason.removeprefix("mode is observe; "))
+        manifest = observed.model_copy(update={"verdict": verdict.value, "reason": reason})
+        self.artifacts.record_result(manifest)
+        return self._conclude(manifest, verdict, reason)
+
+    def _names_of_models(self, program: dspy.Module) -> str:
+        """The models that a program asks, as its manifest names them."""
+        return ", ".join(self.lm.models[name].name for name in models_asked(program, self.lm.name))
 
     def _conclude(self, manifest: Manifest | None, verdict: Verdict, reason: str) -> Report:
         """Roll out a promoted version, unless the active version has changed meanwhile."""
@@ -849,7 +913,7 @@ class _Optimization:
             optimizer=finalist.optimizer,
             tried=[tried.as_dict() for tried in self.draft.tried],
             seed=SEED,
-            lm=", ".join(model.name for model in asked),
+            lm=self._names_of_models(finalist.program),
             lm_settings=dict(asked[0].endpoint.values) if len(asked) == 1 and asked[0].endpoint else {},
             teacher_lm=self.draft.teacher_lm,
             judge_lm=self.draft.judge_lm,

@@ -83,8 +83,9 @@ def report_metadata(
             "incumbent_score": report.gate.comparison.incumbent_score,
             "candidate_score": report.gate.comparison.candidate_score,
         }
-        measured = scores | {name: value for name, value in report.gate.numbers.items() if name != "cases"}
-        metadata |= {name: _number(value) for name, value in measured.items() if value is not None}
+        metadata |= {
+            name: _number(value) for name, value in (scores | report.gate.numbers).items() if value is not None
+        }
     if report.reviews_needed:
         metadata[REVIEWS_NEEDED] = _number(report.reviews_needed)
     if report.version:

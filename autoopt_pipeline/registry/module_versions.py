@@ -10,7 +10,7 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.modules.catalog import get_module, module_names
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import dollars_text
-from autoopt_pipeline.registry.records import Declined, Manifest, Program, Transition, Verdict, Withdrawal
+from autoopt_pipeline.registry.records import PASSED, Declined, Manifest, Program, Transition, Verdict, Withdrawal
 from autoopt_pipeline.registry.rollout_records import RolloutResult
 from autoopt_pipeline.registry.transitions import Rollout, active_rollout, rollback_stack, rolled_back
 from autoopt_pipeline.registry.version_store import VersionStore, modules_of
@@ -74,8 +74,8 @@ class ModuleVersions:
         It is `canary` for a version that was only a canary, and `stale` for one whose promotion came too late.
         """
         verdict = self._sequential_verdicts.get(manifest.version, manifest.verdict)
-        if verdict == Verdict.AWAITING_APPROVAL:
-            return decided_about(self.artifacts, manifest.version, self.transitions) or Verdict.AWAITING_APPROVAL
+        if verdict in PASSED:
+            return decided_about(self.artifacts, manifest.version, self.transitions) or verdict
         # The verdict is written before the transition, which another run may have made impossible.
         if verdict != Verdict.PROMOTED or self.was_active(manifest.version):
             return verdict
@@ -151,7 +151,7 @@ class ModuleVersions:
 
 
 def decided_about(artifacts: VersionStore, version: str, transitions: Sequence[Transition]) -> str | None:
-    """Return a person's decision on a version that awaited approval: `approved`, `declined` or None."""
+    """Return a person's decision on a version that passed the gate: `approved`, `declined` or None."""
     if any(version in transition.serving for transition in transitions):
         return "approved"
     return "declined" if artifacts.declined(version) else None

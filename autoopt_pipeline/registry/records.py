@@ -26,8 +26,13 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     AWAITING_REVIEWS = "awaiting_reviews"
     AWAITING_APPROVAL = "awaiting_approval"
+    WOULD_HAVE_PROMOTED = "would_have_promoted"
     NOT_ENOUGH_DATA = "not_enough_data"
     STALE = "stale"
+
+
+# The verdicts on versions that passed the gate and are not active for another reason.
+PASSED = frozenset({Verdict.AWAITING_APPROVAL, Verdict.WOULD_HAVE_PROMOTED})
 
 
 # A version is also a folder's name, and may come from a file that somebody else wrote. It cannot lead elsewhere.

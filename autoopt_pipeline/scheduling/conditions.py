@@ -17,6 +17,7 @@ from autoopt_pipeline.scheduling.evidence_backoff import evidence_required
 from autoopt_pipeline.scheduling.windows import quiet_until, spread
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import MIN_LABELS
+from autoopt_pipeline.text import duration
 
 MAX_BACKOFF = timedelta(hours=6)
 """Longest wait after repeated failures, unless the tenant's own interval is longer."""
@@ -304,6 +305,9 @@ def _enough_new(
     if outcome and models and outcome.models and models != outcome.models:
         detail = f"the language models changed from {', '.join(outcome.models)} to {', '.join(models)}"
         return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
+    if outcome and outcome.verdict == Verdict.WOULD_HAVE_PROMOTED and config.mode_of(spec.name) != "observe":
+        detail = f"mode is {config.mode_of(spec.name)} now, and {outcome.version} was only observed"
+        return Condition(name, True, detail, Reason.TOO_FEW_TRACES)
     if outcome and outcome.verdict == Verdict.AWAITING_REVIEWS:
         need, new = max(1, outcome.reviews_needed), evidence.new_annotations
         detail = f"{new} new reviews; {need} can decide about {outcome.version}"
@@ -350,7 +354,9 @@ def why_off(config: RoutingConfigUnified, module: str) -> str | None:
         return "enable_auto_optimization is false"
     if module not in config.modules:
         return "not among the tenant's modules"
-    return None if config.modules[module].enabled else f"modules.{module}.enabled is false"
+    if config.mode_of(module) != "off":
+        return None
+    return f"modules.{module}.mode is off" if config.modules[module].mode else "mode is off"
 
 
 def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
@@ -383,4 +389,4 @@ def _counts(evidence: Evidence, need: int) -> str:
 
 
 def _in(then: datetime, now: datetime) -> str:
-    return f"in {as_duration(round((then - now).total_seconds()))}, at {then:%Y-%m-%d %H:%M:%S} UTC"
+    return f"in {duration(then - now)}, at {then:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,5 +1,6 @@
 """The status of one module, in sentences."""
 
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -13,6 +14,20 @@ from autoopt_pipeline.text import ago, duration, listed_unread, percent
 
 DOING = "doing"
 """The word before the progress of a run."""
+
+
+_RUN_ID = re.compile(r"\brun ([0-9a-f]{8})[0-9a-f-]{28}\b")
+_COMMAND = re.compile(r"[;:] (?:[a-z ]+ )?'autoopt [^']*'(?: [a-z ]+)?")
+
+
+def page_sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
+    """The same for a page, which has links instead of commands and shows progress separately."""
+    for word, text in sentences(story, now):
+        if word == DOING:
+            continue
+        reason = story.standing.decision.reason.value
+        plain = _COMMAND.sub("", _RUN_ID.sub(r"run \1", text)).replace(" -> ", " → ")
+        yield word, plain.replace(f"{reason}:", f"{reason.replace('_', ' ')}:", 1) if word == "now" else plain
 
 
 def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
@@ -71,7 +86,7 @@ def _configured(story: ModuleDetail) -> str:
     interval = timedelta(seconds=config.interval_seconds(module))
     return (
         f"version {story.config_version}: at most every {duration(interval)}, "
-        f"from {config.min_samples(module)} new traces and annotations on, promotion {config.promotion_mode}"
+        f"from {config.min_samples(module)} new traces and annotations on, mode {config.mode_of(module)}"
     )
 
 
@@ -127,5 +142,7 @@ def _serves(story: ModuleDetail, now: datetime) -> str:
     if standing.active_lm:
         text += f"; proven with {standing.active_lm}"
     if moved:
-        text += f"; since {ago(moved.at, now)}, moved by {moved.actor}: {moved.reason}"
+        text += f"; since {ago(moved.at, now)}, moved by {moved.actor}"
+        if story.last_run is None or moved.reason != story.last_run.reason:
+            text += f": {moved.reason}"
     return text

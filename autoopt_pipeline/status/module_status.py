@@ -16,7 +16,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, describe_costs, read_costs
-from autoopt_pipeline.registry.records import Manifest, Pointer, Rollback, Transition, Verdict
+from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Transition, Verdict
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.reviews.order import to_review
@@ -37,17 +37,14 @@ _RATE_WINDOW = timedelta(days=1)
 
 
 class Health(StrEnum):
-    """The health of a module, worst first."""
+    """The health of a module, worst first. A module that has too little data to learn from is not up to date."""
 
-    ERROR = "error"
     FAILING = "failing"
     NEEDS_APPROVAL = "needs approval"
     NEEDS_REVIEWS = "needs reviews"
     RUNNING = "running"
-    DUE = "due"
-    ROLLED_BACK = "rolled back"
-    HEALTHY = "healthy"
-    NEW = "not optimized yet"
+    COLLECTING = "collecting data"
+    UP_TO_DATE = "up to date"
     DISABLED = "disabled"
 
 
@@ -128,7 +125,7 @@ class ModuleStatus:
         """The first that applies."""
         reason = self.decision.reason
         if reason is Reason.ERROR or self.error:
-            return Health.ERROR
+            return Health.FAILING
         if reason is Reason.DISABLED:
             return Health.DISABLED
         if self.attempts.failures:
@@ -137,13 +134,10 @@ class ModuleStatus:
             return Health.NEEDS_APPROVAL
         if self.awaits_reviews and reason is not Reason.IN_PROGRESS:
             return Health.NEEDS_REVIEWS
-        if reason is Reason.IN_PROGRESS:
+        if reason in {Reason.IN_PROGRESS, Reason.DUE}:
             return Health.RUNNING
-        if reason is Reason.DUE:
-            return Health.DUE
-        if self.rolled_back:
-            return Health.ROLLED_BACK
-        return Health.HEALTHY if self.last_at else Health.NEW
+        learns = self.last_at and self.verdict != Verdict.NOT_ENOUGH_DATA
+        return Health.UP_TO_DATE if learns else Health.COLLECTING
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times are ISO in UTC, and unknown values are None."""
@@ -267,10 +261,10 @@ def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> st
 
 
 def _decided(connections: Connections, outcomes: Mapping[ModuleKey, RunOutcome]) -> dict[ModuleKey, str]:
-    """People's decisions about proposed versions. It reads one or two files for each."""
+    """People's decisions about versions that passed the gate. It reads one or two files for each."""
     decided = {}
     for key, outcome in outcomes.items():
-        if outcome.verdict != Verdict.AWAITING_APPROVAL or outcome.version is None:
+        if outcome.verdict not in PASSED or outcome.version is None:
             continue
         artifacts = connections.artifacts(*key)
         try:
@@ -379,7 +373,7 @@ class ModuleDetail:
                 "optimization_interval_seconds": config.interval_seconds(module),
                 "min_samples_for_optimization": config.min_samples(module),
                 "lookback_seconds": config.lookback_seconds,
-                "promotion_mode": config.promotion_mode,
+                "mode": config.mode_of(module),
             },
             "last_run": _plain(self.last_run),
             "failed_runs": [_plain(failure) for failure in self.failures],
@@ -480,7 +474,7 @@ def _as_made(manifest: Manifest) -> LastOutcome:
 
 def _verdict_on_active(manifest: Manifest) -> str:
     """The verdict on an active version: if it waited for approval or for proof, it has received that."""
-    if manifest.verdict == Verdict.AWAITING_APPROVAL:
+    if manifest.verdict in PASSED:
         return "approved"
     return Verdict.PROMOTED.value if manifest.verdict in OPEN else manifest.verdict
 

@@ -18,7 +18,7 @@ from autoopt_pipeline.text import did_you_mean
 from autoopt_pipeline.urls import is_web_address
 from autoopt_pipeline.validation import Strict, describe_error, first_error
 
-PromotionMode = Literal["auto", "manual"]
+Mode = Literal["off", "observe", "propose", "auto"]
 AnswerFormatChoice = Literal["auto", "chat", "json_schema"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -257,10 +257,15 @@ class QuietHours(Strict):
         return self
 
 
+def _read_mode(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class ModuleSettings(Strict):
     """Settings of one module. The tenant's settings apply to fields that are not set here."""
 
-    enabled: bool = Field(True, description="Whether the sensor optimizes this module.")
+    mode: Mode | None = Field(None, description="By default the tenant's.")
     optimization_interval_seconds: int | None = Field(None, ge=1, le=_TEN_YEARS, description="By default the tenant's.")
     min_samples_for_optimization: int | None = Field(None, ge=1, le=_MOST, description="By default the tenant's.")
     evidence: EvidenceKind | None = Field(None, description="By default the tenant's.")
@@ -269,6 +274,7 @@ class ModuleSettings(Strict):
     )
 
     _durations = field_validator("optimization_interval_seconds", mode="before")(read_duration)
+    _modes = field_validator("mode", mode="before")(_read_mode)
 
     @field_validator("retrain_after")
     @classmethod
@@ -334,8 +340,11 @@ class RoutingConfigUnified(Strict):
         le=_TEN_YEARS,
         description="Longest duration of a run that the sensor launched; by default the deployment's.",
     )
-    promotion_mode: PromotionMode = Field(
-        "auto", description="auto: a version that passes the gate becomes active; manual: a person has to approve it."
+    mode: Mode = Field(
+        "auto",
+        description="What the sensor's runs may do. off: there are none; observe: everything, except that no version "
+        "becomes active; propose: a version that passes the gate waits until a person approves it; auto: it becomes "
+        "active.",
     )
     evidence: EvidenceKind = Field(
         "reviews",
@@ -370,6 +379,7 @@ class RoutingConfigUnified(Strict):
     _durations = field_validator("optimization_interval_seconds", "lookback_seconds", "max_run_seconds", mode="before")(
         read_duration
     )
+    _modes = field_validator("mode", mode="before")(_read_mode)
 
     @field_validator("tenant_id")
     @classmethod
@@ -409,12 +419,14 @@ class RoutingConfigUnified(Strict):
 
     @model_validator(mode="after")
     def _live_evidence_needs_a_rollout(self) -> Self:
-        if any(self.evidence_for(module) == "live" for module in self.modules):
+        for module in self.modules:
+            if self.evidence_for(module) != "live":
+                continue
             if not self.rollout.monitor:
                 raise ValueError("evidence: live needs rollout.monitor: true, because the rollout monitor decides")
-            if self.promotion_mode == "manual":
+            if self.mode_of(module) in {"observe", "propose"}:
                 raise ValueError(
-                    "evidence: live needs promotion_mode: auto, because a canary serves before it is proven"
+                    f"evidence: live needs mode: auto for {module}, because a canary serves before it is proven"
                 )
         return self
 
@@ -425,6 +437,10 @@ class RoutingConfigUnified(Strict):
     def min_samples(self, module: str) -> int:
         """Number of new traces and annotations that makes `module` due."""
         return self._module(module).min_samples_for_optimization or self.min_samples_for_optimization
+
+    def mode_of(self, module: str) -> Mode:
+        """What the sensor's runs may do with `module`."""
+        return self._module(module).mode or self.mode
 
     def evidence_for(self, module: str) -> EvidenceKind:
         """What proves a candidate of `module` where too few traces are reviewed."""
@@ -491,7 +507,7 @@ def with_field(config: RoutingConfigUnified, path: str, value: str) -> RoutingCo
     `path` is dotted (`budget.max_lm_calls`); `value` is JSON if it parses as such, and plain text otherwise.
     """
     *parents, last = path.split(".")
-    # Setting `modules.routing.enabled` must not lose the other default modules.
+    # Setting `modules.routing.mode` must not lose the other default modules.
     data = chosen_fields(config, *parents[:1])
     target: Any = data
     for depth, name in enumerate(parents, 1):

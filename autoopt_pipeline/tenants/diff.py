@@ -80,6 +80,8 @@ def _fields(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
             }
     if isinstance(value, dict) and value:
         for name, inner in value.items():
+            if path == "modules":
+                yield f"modules.{name}", {}  # a module is on the list even if nothing is set for it
             yield from _fields(inner, f"{path}.{name}" if path else str(name))
     else:
         yield path, value

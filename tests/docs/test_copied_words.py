@@ -61,10 +61,10 @@ def test_two_versions_that_are_compared_are_named_whole(home: Path, version: str
 def test_tenants_are_listed_whole_with_what_is_wrong_with_one(
     home: Path, store: TenantConfigStore, version: str, width: int
 ) -> None:
-    store.write("broken", {"tenant_id": "broken", "promotion_mode": "maybe"})
+    store.write("broken", {"tenant_id": "broken", "mode": "maybe"})
     words = told("tenants", "list", width=width)
     assert TENANT in words
-    assert "promotion_mode:" in words
+    assert "mode:" in words
 
 
 def test_a_table_is_as_wide_as_the_terminal_where_no_word_is_broken(home: Path, store: TenantConfigStore) -> None:

@@ -28,7 +28,7 @@ RETIRED = {
     r"\bwaits for you\b": "needs approval",
     r"[`'\"]waiting[`'\"]": "inconclusive",
     r"[`'\"]left[`'\"]": "deferred",
-    r"`(?:well|off)`": "healthy, disabled",
+    r"`(?:well|healthy)`": "up to date",
     r"(?:`data`|\*\*data\*\*)": "training_data",
     r"`trouble`": "error",
     r"`moved`": "last_transition",

@@ -44,7 +44,7 @@ NESTED = [
 ]
 settings_of_a_part = st.dictionaries(
     st.sampled_from(NESTED),
-    values | st.dictionaries(st.sampled_from(["enabled", "retrain_after"]), values, max_size=2),
+    values | st.dictionaries(st.sampled_from(["mode", "retrain_after"]), values, max_size=2),
     max_size=3,
 )
 fields = st.dictionaries(names, values | settings_of_a_part | st.lists(settings_of_a_part, max_size=2), max_size=4)

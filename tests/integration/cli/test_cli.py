@@ -77,7 +77,7 @@ def test_one_field_is_set_and_the_others_stay(home: Path) -> None:
         (["config", "set", "acme", "nonsense"], "'nonsense' is not FIELD=VALUE"),
         (["config", "set", "acme", "min_sample=1"], "did you mean"),
         (["config", "set", "acme", "min_samples_for_optimization=-1"], "has to be 1 or more (got '-1')"),
-        (["config", "set", "acme", "modules.ruting.enabled=true"], "unknown module 'ruting'"),
+        (["config", "set", "acme", "modules.ruting.mode=auto"], "unknown module 'ruting'"),
         (["versions", "acme", "ruting"], "unknown module 'ruting' -> did you mean 'routing'?"),
         (["versions", "../acme", "routing"], "invalid tenant id '../acme'"),
         (["promote", "acme", "routing", "../../x"], "does not exist"),
@@ -195,7 +195,7 @@ def test_a_demo_empties_no_folder_of_yours(home: Path) -> None:
 def test_a_value_that_looks_like_markup_does_not_hide_the_others(home: Path, phoenix: Phoenix) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     store = open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
-    store.write("odd", {"tenant_id": "odd", "promotion_mode": "[/]", "[red]": 1})
+    store.write("odd", {"tenant_id": "odd", "mode": "[/]", "[red]": 1})
     for command, status in ((["tenants", "list"], 0), (["status"], 2)):
         listed = autoopt(*command, status=status, env={"AUTOOPT_PHOENIX_ENDPOINT": phoenix.endpoint})
         assert "acme" in listed

@@ -43,17 +43,17 @@ def test_only_what_was_chosen_is_stored_so_that_later_defaults_reach_the_tenant(
 
 
 def test_choosing_for_one_default_module_keeps_the_others() -> None:
-    config = with_field(RoutingConfigUnified(tenant_id="a"), "modules.modality.enabled", "false")
+    config = with_field(RoutingConfigUnified(tenant_id="a"), "modules.modality.mode", "off")
     assert list(config.modules) == ["modality", "routing", "cross_modal"]
-    assert chosen_fields(config)["modules"] == {"modality": {"enabled": False}, "routing": {}, "cross_modal": {}}
+    assert chosen_fields(config)["modules"] == {"modality": {"mode": "off"}, "routing": {}, "cross_modal": {}}
 
 
 def test_two_versions_differ_field_by_field(acme: TenantConfigStore) -> None:
-    autoopt("config", "set", "acme", "modules.routing.enabled=false")
+    autoopt("config", "set", "acme", "modules.routing.mode=off")
     assert "  budget.max_lm_calls: 6000 -> 2000\n" in autoopt("config", "diff", "acme", "1", "2")
     told = json.loads(autoopt("config", "diff", "acme", "--json"))
     assert (told["from"], told["to"]) == (2, 3)
-    assert told["changes"] == [{"field": "modules.routing.enabled", "from": True, "to": False}]
+    assert told["changes"] == [{"field": "modules.routing.mode", "from": None, "to": "off"}]
     assert "no field differs" in autoopt("config", "diff", "acme", "2", "2")
     autoopt("tenants", "add", "new")
     assert "nothing was saved before version 1" in autoopt("config", "diff", "new", status=2)
@@ -196,14 +196,14 @@ def test_an_editor_that_fails_changes_nothing(acme: TenantConfigStore, broken: s
     assert len(acme.history("acme")) == 2
 
 
-@given(st.integers(1, 10**12), st.text(max_size=20), st.booleans())
-def test_a_text_that_is_not_touched_means_the_same_configuration(least: int, words: str, enabled: bool) -> None:
+@given(st.integers(1, 10**12), st.text(max_size=20), st.sampled_from(["off", "auto"]))
+def test_a_text_that_is_not_touched_means_the_same_configuration(least: int, words: str, mode: str) -> None:
     config = RoutingConfigUnified.model_validate(
         {
             "tenant_id": "a",
             "min_samples_for_optimization": least,
             "agents": [{"name": "no", "description": words}],
-            "modules": {"routing": {"enabled": enabled}},
+            "modules": {"routing": {"mode": mode}},
         }
     )
     document = chosen_fields(config)
@@ -246,6 +246,6 @@ def test_a_model_that_is_stored_already_is_in_the_way_of_no_other_change(acme: T
 
 
 def test_a_field_that_is_given_twice_is_refused(acme: TenantConfigStore) -> None:
-    twice = ("budget.max_lm_calls=1", "promotion_mode=manual", "budget.max_lm_calls=2")
+    twice = ("budget.max_lm_calls=1", "mode=propose", "budget.max_lm_calls=2")
     assert "budget.max_lm_calls is given twice -> give one value" in autoopt("config", "set", "acme", *twice, status=2)
     assert len(acme.history("acme")) == 2

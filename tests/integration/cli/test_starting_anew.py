@@ -126,7 +126,7 @@ def test_a_tenant_that_is_removed_deleted_and_added_again_starts_anew(
             continue
         assert (each["decision"], each["new_traces"]) == ("too_few_traces", 0)
         assert (each["last_outcome_at"], each["failures"], each["active_version"]) == (None, 0, None)
-        assert each["health"] == "not optimized yet"
+        assert each["health"] == "collecting data"
     assert "never optimized" in autoopt("why", tenant, "routing")
     with visiting(home) as browser:
         assert "No run has come to an outcome yet" in text_of(browser.get(f"/tenants/{tenant}/modules/routing"))

@@ -156,7 +156,7 @@ def test_what_a_person_has_decided_about_needs_no_attention_any_more(
     else:
         programs.decline(version, actor="marta", reason="bad")
     routing = told(tenant)[tenant, "routing"]
-    assert (routing["needs_approval"], routing["last_verdict"], routing["health"]) == (False, decided, "healthy")
+    assert (routing["needs_approval"], routing["last_verdict"], routing["health"]) == (False, decided, "up to date")
     for said in (autoopt("status", tenant), autoopt("why", tenant, "routing")):
         assert decided in said
         assert "awaiting" not in said
@@ -173,10 +173,10 @@ def test_a_rollback_is_a_state_of_its_own_until_the_next_move(
     with open_instance(home) as instance:
         materialize(instance, tenant, "routing", traces=1, end=datetime.now(UTC))
     before = told(tenant)[tenant, "routing"]
-    assert (before["health"], before["rolled_back"]) == ("healthy", None)
+    assert (before["health"], before["rolled_back"]) == ("up to date", None)
     programs.transition(one, expected=two, actor=actor, reason="errors rose")
     routing = told(tenant)[tenant, "routing"]
-    assert (routing["health"], routing["active_version"]) == ("rolled back", one)
+    assert (routing["health"], routing["active_version"]) == ("up to date", one)
     assert {name: routing["rolled_back"][name] for name in ("versions", "actor", "reason")} == {
         "versions": [two],
         "actor": actor,
@@ -185,4 +185,4 @@ def test_a_rollback_is_a_state_of_its_own_until_the_next_move(
     assert re.search(rf"rolled back \d s ago by {actor}: {two}", " ".join(autoopt("status", tenant).split()))
     assert re.search(rf"rolled back  {two}, \d s ago, by {actor}: errors rose", autoopt("why", tenant, "routing"))
     programs.transition(two, expected=one, actor="marta", reason="it was not that")
-    assert told(tenant)[tenant, "routing"]["health"] == "healthy"
+    assert told(tenant)[tenant, "routing"]["health"] == "up to date"

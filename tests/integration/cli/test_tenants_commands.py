@@ -33,10 +33,10 @@ CONFIGS = st.fixed_dictionaries(
         ),
         "modules": st.dictionaries(
             st.sampled_from(["routing", "modality", "workflow"]),
-            st.fixed_dictionaries({}, optional={"enabled": st.booleans()}),
+            st.fixed_dictionaries({}, optional={"mode": st.sampled_from(["off", "observe", "propose", "auto"])}),
         ),
         "lm": st.none() | st.fixed_dictionaries({"model": TEXT.filter(bool).map("openai/{}".format)}),
-        "promotion_mode": st.sampled_from(["auto", "manual"]),
+        "mode": st.sampled_from(["off", "observe", "propose", "auto"]),
     },
 )
 
@@ -72,7 +72,7 @@ def test_an_export_is_a_new_file_or_goes_to_stdout(home: Path, store: TenantConf
 
 def test_an_export_names_the_configurations_that_it_leaves_out(home: Path, store: TenantConfigStore) -> None:
     autoopt("tenants", "add", "acme")
-    store.write("odd", {"tenant_id": "odd", "promotion_mode": "maybe"})
+    store.write("odd", {"tenant_id": "odd", "mode": "maybe"})
     error = autoopt("tenants", "export", "all.jsonl", status=2)
     assert "1 of 2 configurations are not valid" in error
     assert "tenant odd" in error
@@ -82,7 +82,7 @@ def test_an_export_names_the_configurations_that_it_leaves_out(home: Path, store
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(home: Path, store: TenantConfigStore) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
     autoopt("tenants", "export", "all.jsonl")
-    changed = Path("all.jsonl").read_text().replace('"acme"', '"acme", "promotion_mode": "manual", "odd": 1')
+    changed = Path("all.jsonl").read_text().replace('"acme"', '"acme", "mode": "propose", "odd": 1')
     Path("all.jsonl").write_text(changed + '{"tenant_id": "new"}\n{"tenant_id": "a/b"}\n')
     before = store.current()
     error = autoopt("tenants", "import", "all.jsonl", "--dry-run", status=2)
@@ -90,7 +90,7 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(home: Path, sto
     Path("all.jsonl").write_text(changed + '{"tenant_id": "new"}\n')
     said = autoopt("tenants", "import", "all.jsonl", "--dry-run")
     assert "acme would be saved, with 1 fields changed; ignored: odd" in said
-    assert 'promotion_mode: "auto" -> "manual"' in said
+    assert 'mode: "auto" -> "propose"' in said
     assert "new would be added" in said
     assert store.current() == before
     assert partitions(home) == {"acme"}
@@ -98,12 +98,12 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(home: Path, sto
 
 def test_the_list_is_a_document_too(home: Path, store: TenantConfigStore) -> None:
     autoopt("tenants", "add", "acme", *AGENTS)
-    store.write("odd", {"tenant_id": "odd", "promotion_mode": "maybe"})
+    store.write("odd", {"tenant_id": "odd", "mode": "maybe"})
     acme, odd = json.loads(autoopt("tenants", "list", "--json"))["tenants"]
     assert (acme["tenant"], acme["version"], acme["error"]) == ("acme", 1, None)
     assert acme["config"]["min_samples_for_optimization"] == 100
     assert odd["config"] is None
-    assert "promotion_mode" in odd["error"]
+    assert "mode" in odd["error"]
 
 
 def test_of_those_who_add_a_tenant_at_once_one_does(store: TenantConfigStore) -> None:

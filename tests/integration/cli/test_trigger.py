@@ -175,7 +175,7 @@ def test_an_error_that_nobody_foresaw_is_an_error_too(
 
 
 def test_the_exit_status_tells_a_shell_what_happened(store: TenantConfigStore, phoenix: Phoenix, tenant: str) -> None:
-    configure(store, tenant, min_samples_for_optimization=2, modules={"routing": {}, "modality": {"enabled": False}})
+    configure(store, tenant, min_samples_for_optimization=2, modules={"routing": {}, "modality": {"mode": "off"}})
     send_traffic(phoenix, tenant, requests(3, TrafficProfile(reviewed=0)))
 
     def status(*options: str) -> int:

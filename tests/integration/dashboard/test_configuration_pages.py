@@ -85,7 +85,7 @@ def test_what_a_tenant_wrote_is_shown_as_text(browser: TestClient, store: Tenant
 def test_a_page_that_is_sent_as_it_came_saves_nothing(browser: TestClient, store: TenantConfigStore) -> None:
     lm = {"model": "openai/ m ", "temperature": 0.30000000000000004, "timeout_seconds": 1e-7, "api_base": ""}
     agents = [{"name": "a", "description": f"\n lead\r\ntab\t & &amp; {NASTY}"}, {"name": "b", "description": ""}]
-    routing = {"enabled": True, "retrain_after": "2026-11-20T10:00:00.123456+02:00"}
+    routing = {"mode": "auto", "retrain_after": "2026-11-20T10:00:00.123456+02:00"}
     quiet = [{"start": "22:00", "end": "06:00", "weekdays": ["sun", "mon", "mon"]}]
     save(
         store,
@@ -138,7 +138,7 @@ def test_a_key_that_was_typed_for_its_variable_is_not_shown_again(
 
 def conflicts(browser: TestClient, store: TenantConfigStore) -> None:
     """Of two people who save at once, the second sees what the first changed, and saves both."""
-    mine = form(browser.get(HERE).text, HERE, **{"promotion_mode": "manual", "agents.1.name": "mine"})
+    mine = form(browser.get(HERE).text, HERE, **{"mode": "propose", "agents.1.name": "mine"})
     theirs = {"agents.1.name": "theirs", "min_samples_for_optimization": "7"}
     post(browser, HERE, **theirs)
     page = browser.post(HERE, data=mine)
@@ -149,7 +149,7 @@ def conflicts(browser: TestClient, store: TenantConfigStore) -> None:
     done = browser.post(HERE, data=form(page.text, HERE))
     assert "Saved as version 3" in done.text
     saved = newest(store)
-    assert (saved["promotion_mode"], saved["min_samples_for_optimization"]) == ("manual", 7)
+    assert (saved["mode"], saved["min_samples_for_optimization"]) == ("propose", 7)
     assert [agent["name"] for agent in saved["agents"]] == ["a", "theirs", "mine"]
 
 
@@ -167,36 +167,36 @@ def test_of_two_who_save_at_once_nobody_loses_anything_in_redis(
 
 
 def test_a_configuration_that_is_not_valid_is_mended_as_text(browser: TestClient, store: TenantConfigStore) -> None:
-    store.write("acme", {"tenant_id": "acme", "promotion_mode": "maybe"})
+    store.write("acme", {"tenant_id": "acme", "mode": "maybe"})
     html = browser.get(HERE).text
-    assert "promotion_mode: has to be" in html
+    assert "mode: has to be" in html
     there = f"{HERE}/text"
     fields = form(html, there)
-    page = browser.post(there, data=fields | {"text": ["tenant_id: acme\npromotion_mode: [typed"]})
+    page = browser.post(there, data=fields | {"text": ["tenant_id: acme\nmode: [typed"]})
     assert page.status_code == 400
     assert "line 2" in page.text
-    assert forms(page.text)[there]["text"] == ["tenant_id: acme\r\npromotion_mode: [typed"]
-    mended = fields["text"][0].replace("maybe", "manual")
+    assert forms(page.text)[there]["text"] == ["tenant_id: acme\r\nmode: [typed"]
+    mended = fields["text"][0].replace("maybe", "propose")
     assert "Saved as version 3" in browser.post(there, data=fields | {"text": [mended]}).text
-    assert newest(store) == {"tenant_id": "acme", "promotion_mode": "manual"}
+    assert newest(store) == {"tenant_id": "acme", "mode": "propose"}
     assert "Nothing was changed." in post(browser, there).text
 
 
 def test_a_text_that_somebody_else_overtook_is_kept(browser: TestClient, store: TenantConfigStore) -> None:
     there = f"{HERE}/text"
-    mine = form(browser.get(there).text, there, text="tenant_id: acme\npromotion_mode: manual\n")
+    mine = form(browser.get(there).text, there, text="tenant_id: acme\nmode: propose\n")
     post(browser, HERE, min_samples_for_optimization="7")
     page = browser.post(there, data=mine)
     assert page.status_code == 409
     assert "min_samples_for_optimization" in page.text
     browser.post(there, data=form(page.text, there))
-    assert newest(store) == {"tenant_id": "acme", "promotion_mode": "manual"}
+    assert newest(store) == {"tenant_id": "acme", "mode": "propose"}
 
 
 def test_versions_are_compared_and_an_earlier_one_is_saved_again(browser: TestClient, store: TenantConfigStore) -> None:
     post(browser, HERE, min_samples_for_optimization="7")
-    post(browser, HERE, promotion_mode="manual")
-    assert "promotion_mode" in browser.get(f"{HERE}/history").text
+    post(browser, HERE, mode="propose")
+    assert "mode" in browser.get(f"{HERE}/history").text
     both = browser.get(f"{HERE}/history?from=1&to=3").text
     assert "min_samples_for_optimization" in both
     assert "has no configuration version 9" in browser.get(f"{HERE}/history?from=9&to=3").text
@@ -206,9 +206,9 @@ def test_versions_are_compared_and_an_earlier_one_is_saved_again(browser: TestCl
     assert "version 4, the same as 1" in post(browser, f"{there}?version=1").text
     assert newest(store) == store.history("acme")[0].document
     assert "is at version 4, not 3" in browser.post(there, data=stale).text
-    store.write("acme", {"tenant_id": "acme", "promotion_mode": "maybe"})
+    store.write("acme", {"tenant_id": "acme", "mode": "maybe"})
     post_broken = browser.get(f"{there}?version=5").text
-    assert "promotion_mode" in post_broken
+    assert "mode" in post_broken
     assert there not in forms(post_broken)
 
 
@@ -227,7 +227,7 @@ def test_a_tenant_is_added_and_removed_with_its_partition(
     remove = "/tenants/new/configuration/remove"
     stale = form(browser.get(remove).text, remove)
     assert "traces in Phoenix" in browser.get(remove).text
-    post(browser, "/tenants/new/configuration", promotion_mode="manual")
+    post(browser, "/tenants/new/configuration", mode="propose")
     assert browser.post(remove, data=stale).status_code == 409
     assert "new was removed" in post(browser, remove).text
     assert "new" not in store.current()
@@ -239,7 +239,7 @@ def test_a_tenant_is_added_and_removed_with_its_partition(
 def test_the_list_is_searched_and_paged(browser: TestClient, store: TenantConfigStore) -> None:
     for n in range(60):
         save(store, f"org:t{n:02}", enable_auto_optimization=n > 0)
-    store.write("odd", {"tenant_id": "odd", "promotion_mode": "maybe"})
+    store.write("odd", {"tenant_id": "odd", "mode": "maybe"})
     assert "page 1 of 2" in browser.get("/configuration").text
     assert "org:t59" in browser.get("/configuration?page=2").text
     assert "org:t59" not in browser.get("/configuration").text
@@ -247,7 +247,7 @@ def test_the_list_is_searched_and_paged(browser: TestClient, store: TenantConfig
     assert "Nothing matches" in browser.get("/configuration?text=none-such").text
     assert ">org:t00<" in browser.get("/configuration?state=off").text
     assert ">org:t01<" not in browser.get("/configuration?state=off").text
-    assert "promotion_mode: has to be" in browser.get("/configuration?state=invalid").text
+    assert "mode: has to be" in browser.get("/configuration?state=invalid").text
 
 
 NAME = "min_samples_for_optimization"
@@ -266,7 +266,7 @@ def test_one_field_of_a_thousand_tenants_is_changed_after_a_look_at_what_that_do
     save(store)
     for n in range(1000):
         save(store, f"org:t{n:03}", **({NAME: 7} if n == 0 else {}))
-    store.write("org:odd", {"tenant_id": "org:odd", "promotion_mode": "maybe"})
+    store.write("org:odd", {"tenant_id": "org:odd", "mode": "maybe"})
     html = browser.get("/configuration?text=org").text
     fields = form(html, "/configuration/change", field=NAME, which="all")
     html = browser.post("/configuration/change", data=fields).text
@@ -279,8 +279,8 @@ def test_one_field_of_a_thousand_tenants_is_changed_after_a_look_at_what_that_do
     assert "stay as they are <b>1</b>" in html
     assert "refused <b>1</b>" in html
     assert "the first 200 of 999" in html
-    assert "promotion_mode: has to be" in html
-    save(store, "org:t500", promotion_mode="manual")
+    assert "mode: has to be" in html
+    save(store, "org:t500", mode="propose")
     told = ""
     while "/configuration/apply" in forms(html):  # once, unless this machine is so slow that some are left
         html = browser.post("/configuration/apply", data=form(html, "/configuration/apply")).text
@@ -289,7 +289,7 @@ def test_one_field_of_a_thousand_tenants_is_changed_after_a_look_at_what_that_do
     assert sum(map(int, re.findall(r"(\d+) in conflict, ", told))) == 1
     assert "somebody saved version 2 meanwhile, upon 1" in told
     assert newest(store, "org:t999") == {"tenant_id": "org:t999", NAME: 7}
-    assert newest(store, "org:t500") == {"tenant_id": "org:t500", "promotion_mode": "manual"}
+    assert newest(store, "org:t500") == {"tenant_id": "org:t500", "mode": "propose"}
     assert NAME not in newest(store)
 
 
@@ -317,7 +317,7 @@ def test_a_viewer_sees_and_changes_nothing(
     assert viewer.get(f"{HERE}/history").status_code == 200
     for page in (f"{HERE}/text", f"{HERE}/revert?version=1", f"{HERE}/remove", "/configuration/add"):
         assert viewer.get(page).status_code == 403
-    sent = form(html, HERE, promotion_mode="manual")
+    sent = form(html, HERE, mode="propose")
     actions = (HERE, f"{HERE}/text", f"{HERE}/revert", f"{HERE}/remove", *(f"/configuration/{each}" for each in BULK))
     assert {viewer.post(action, data=sent).status_code for action in actions} == {403}
     assert len(store.history("acme")) == 1
@@ -327,7 +327,7 @@ BULK = ("add", "change", "preview", "apply")
 
 
 def test_a_form_that_is_not_ours_is_refused(browser: TestClient, store: TenantConfigStore) -> None:
-    sent = form(browser.get(HERE).text, HERE, promotion_mode="manual", csrf=None)
+    sent = form(browser.get(HERE).text, HERE, mode="propose", csrf=None)
     actions = (HERE, f"{HERE}/text", f"{HERE}/revert", f"{HERE}/remove", *(f"/configuration/{each}" for each in BULK))
     assert {browser.post(action, data=sent).status_code for action in actions} == {403}
     assert len(store.history("acme")) == 1
@@ -343,7 +343,7 @@ def test_who_may_see_some_tenants_sees_and_changes_only_those(
     assert "acme" not in html
     assert {some.get(f"{HERE}{page}").status_code for page in ("", "/text", "/history", "/remove")} == {404}
     sent = form(some.get("/tenants/org:mine/configuration").text, "/tenants/org:mine/configuration")
-    assert some.post(HERE, data=sent | {"promotion_mode": ["manual"]}).status_code == 404
+    assert some.post(HERE, data=sent | {"mode": ["propose"]}).status_code == 404
     assert "none of the tenants that you may see" in post(some, "/configuration/add", tenant="other").text
     html = chosen(some, which="ticked", tenant=["acme", "org:mine"])
     html = some.post("/configuration/preview", data=form(html, "/configuration/preview", value="7")).text
@@ -391,7 +391,7 @@ def test_a_setting_that_has_no_input_is_shown_and_kept(browser: TestClient, stor
     quiet = [{"start": "22:00", "end": "06:00"}]
     save(store, quiet_hours=quiet, lm={"model": "openai/m", "temperature": 0.5})
     assert "22:00" in browser.get(HERE).text
-    post(browser, HERE, promotion_mode="manual", **{"lm.model": "openai/n"})
+    post(browser, HERE, mode="propose", **{"lm.model": "openai/n"})
     assert newest(store)["quiet_hours"] == quiet
     assert newest(store)["lm"] == {"model": "openai/n", "temperature": 0.5}
 

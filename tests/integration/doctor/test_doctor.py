@@ -144,8 +144,8 @@ def test_a_configuration_that_is_not_valid_fails_and_the_others_are_counted(part
 
 
 def test_a_module_that_is_gone_fails_once_with_who_has_it_on(parts: Connections) -> None:
-    for number, enabled in enumerate([True, True, False]):
-        document = {"tenant_id": f"t{number}", "modules": {"gone": {"enabled": enabled}, "routing": {}}}
+    for number, mode in enumerate(["auto", "observe", "off"]):
+        document = {"tenant_id": f"t{number}", "modules": {"gone": {"mode": mode}, "routing": {}}}
         parts.configs.write(f"t{number}", document)
     failed = only(found(lambda: stores.config_store(parts)), Status.FAIL)
     assert failed.what == "module 'gone' is not installed here, and t0 and 1 more have it on"

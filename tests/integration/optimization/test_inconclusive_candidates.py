@@ -274,7 +274,7 @@ def test_a_trial_ends_when_nothing_new_comes_for_a_whole_lookback(
 
 def test_in_manual_mode_a_proven_trial_waits_for_approval(artifacts: VersionStore, old: list[LoggedDecision]) -> None:
     version = wait(artifacts, program(old), split(old))
-    report = run(artifacts, [*old, *traffic(400, day=3)], with_field(CONFIG, "promotion_mode", "manual"))
+    report = run(artifacts, [*old, *traffic(400, day=3)], with_field(CONFIG, "mode", "propose"))
     assert report.verdict is Verdict.AWAITING_APPROVAL
     assert artifacts.active() is None
     assert report.version == version

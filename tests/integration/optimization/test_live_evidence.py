@@ -45,7 +45,7 @@ def test_one_module_may_differ_from_its_tenant(artifacts: VersionStore) -> None:
     assert artifacts.transitions() == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("promotion_mode", "manual"), ("rollout.monitor", "false")])
+@pytest.mark.parametrize(("field", "value"), [("mode", "propose"), ("rollout.monitor", "false")])
 def test_what_decides_in_production_cannot_be_turned_off(field: str, value: str) -> None:
     with pytest.raises(InvalidConfig, match=f"evidence: live needs {field}"):
         with_field(LIVE, field, value)

@@ -191,7 +191,7 @@ def test_too_little_data_says_how_much_is_missing(artifacts: VersionStore) -> No
 
 
 def test_manual_mode_waits_for_approval(traffic: list[LoggedDecision], artifacts: VersionStore) -> None:
-    config = with_field(CONFIG, "promotion_mode", "manual")
+    config = with_field(CONFIG, "mode", "propose")
     report = optimize(job(traffic, config), stand_in(), artifacts)
     assert report.verdict is Verdict.AWAITING_APPROVAL
     assert artifacts.active() is None
@@ -429,7 +429,7 @@ def test_a_spent_budget_of_dollars_keeps_the_best_so_far_too(
 ) -> None:
     priced = LMSettings(model="stand-in", price=LMPrice(input=1.0, output=4.0))
     lm = metered_lm(priced, Meter(6000, 10**9, max_dollars=2.0))
-    report = optimize(job(traffic), lm, artifacts)
+    report = optimize(job(traffic, with_field(CONFIG, "local_router", "false")), lm, artifacts)
     assert report.lm_dollars is not None
     assert 0.5 < report.lm_dollars <= 2.0
     assert any("of $2 are spent, and the rest is held back" in note for note in report.notes)

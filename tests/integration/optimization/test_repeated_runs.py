@@ -32,7 +32,7 @@ from tests.support.sample_decisions import as_read
 
 ROUTING = get_module("routing")
 CONFIG = RoutingConfigUnified(tenant_id="acme", agents=[Agent(name=name) for name in SAMPLE_AGENTS])
-MANUAL = with_field(CONFIG, "promotion_mode", "manual")
+MANUAL = with_field(CONFIG, "mode", "propose")
 END = datetime(2026, 1, 2, tzinfo=UTC)
 START = END - timedelta(days=1)
 

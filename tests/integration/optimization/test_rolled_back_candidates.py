@@ -34,7 +34,7 @@ def test_a_finalist_that_a_person_declined_is_rejected_before_the_holdout_is_loo
 ) -> None:
     traffic = decisions(450)
     manual = job(traffic)
-    manual = replace(manual, config=manual.config.model_copy(update={"promotion_mode": "manual"}))
+    manual = replace(manual, config=manual.config.model_copy(update={"mode": "propose"}))
     first = optimize(manual, stand_in(), artifacts)
     assert first.verdict is Verdict.AWAITING_APPROVAL
     assert first.version

@@ -141,7 +141,7 @@ def test_a_package_that_was_installed_after_the_start_is_found_though_this_proce
 def test_a_module_that_is_off_is_no_error_though_it_is_gone(
     store: TenantConfigStore, tenant: str, instance: dg.DagsterInstance
 ) -> None:
-    configure(store, tenant, modules={"routing": {}, "gone": {"enabled": False}})
+    configure(store, tenant, modules={"routing": {}, "gone": {"mode": "off"}})
     _, cursor = evaluate(instance, "auto_optimization_sensor")
     report = TickReport.load(cursor)
     assert report
@@ -204,16 +204,16 @@ def document(store: TenantConfigStore) -> dict:
 def test_a_module_that_is_gone_can_be_taken_out(acme: TenantConfigStore) -> None:
     said = autoopt("config", "unset", "acme", "modules.gone")
     assert "acme: configuration version 3" in said
-    assert "modules.gone.enabled: true -> none" in said
+    assert "modules.gone: {} -> none" in said
     assert document(acme)["modules"] == {}
 
 
 def test_a_module_that_is_gone_is_in_the_way_of_no_other_change(acme: TenantConfigStore) -> None:
     autoopt("config", "set", "acme", "budget.max_lm_calls=2000")
     autoopt("config", "revert", "acme", "2")
-    autoopt("config", "set", "acme", "modules.gone.enabled=false")
-    assert document(acme)["modules"] == {"gone": {"enabled": False}}
-    assert "unknown module 'other'" in autoopt("config", "set", "acme", "modules.other.enabled=true", status=2)
+    autoopt("config", "set", "acme", "modules.gone.mode=off")
+    assert document(acme)["modules"] == {"gone": {"mode": "off"}}
+    assert "unknown module 'other'" in autoopt("config", "set", "acme", "modules.other.mode=auto", status=2)
 
 
 def test_what_was_exported_is_imported_with_the_module_that_is_gone(acme: TenantConfigStore, tmp_path: Path) -> None:
@@ -225,13 +225,13 @@ def test_what_was_exported_is_imported_with_the_module_that_is_gone(acme: Tenant
 
 
 def test_fields_follow_their_defaults_again(acme: TenantConfigStore) -> None:
-    autoopt("config", "set", "acme", "budget.max_lm_calls=2000", "promotion_mode=manual")
-    said = autoopt("config", "unset", "acme", "budget.max_lm_calls", "promotion_mode")
+    autoopt("config", "set", "acme", "budget.max_lm_calls=2000", "mode=propose")
+    said = autoopt("config", "unset", "acme", "budget.max_lm_calls", "mode")
     assert "budget.max_lm_calls: 2000 -> 6000" in said
-    assert 'promotion_mode: "manual" -> "auto"' in said
-    assert "promotion_mode" not in document(acme)
+    assert 'mode: "propose" -> "auto"' in said
+    assert "mode" not in document(acme)
     before = acme.history("acme")
-    for field in ("promotion_mode", "tenant_id", "modules.routing", "agents.0", "nonsense.x", ""):
+    for field in ("mode", "tenant_id", "modules.routing", "agents.0", "nonsense.x", ""):
         assert "is not a field that was set" in autoopt("config", "unset", "acme", field, status=2)
     assert acme.history("acme") == before
 
@@ -261,9 +261,9 @@ class TestDashboard:
 
     def test_another_field_is_saved_and_the_module_stays(self, browser: TestClient, acme: TenantConfigStore) -> None:
         here = "/tenants/acme/configuration"
-        answer = browser.post(here, data=form(browser.get(here).text, here, promotion_mode="manual"))
+        answer = browser.post(here, data=form(browser.get(here).text, here, mode="propose"))
         assert answer.status_code == 200
-        assert document(acme)["promotion_mode"] == "manual"
+        assert document(acme)["mode"] == "propose"
         assert "gone" in document(acme)["modules"]
 
     def test_the_tenants_page_says_what_to_do(self, browser: TestClient) -> None:

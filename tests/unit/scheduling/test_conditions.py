@@ -25,6 +25,7 @@ from autoopt_pipeline.tenants.config import (
     QuietHours,
     Retry,
     RoutingConfigUnified,
+    with_field,
 )
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -179,12 +180,24 @@ def test_annotations_on_old_traces_are_new_evidence() -> None:
 def test_each_way_to_turn_a_module_off_says_which() -> None:
     off = RoutingConfigUnified(tenant_id="a", enable_auto_optimization=False)
     without = RoutingConfigUnified(tenant_id="a", modules={})
-    module_off = RoutingConfigUnified(tenant_id="a", modules={"routing": ModuleSettings(enabled=False)})
+    module_off = RoutingConfigUnified(tenant_id="a", modules={"routing": ModuleSettings(mode="off")})
+    tenant_off = RoutingConfigUnified(tenant_id="a", mode="off")
     no_agents = RoutingConfigUnified(tenant_id="a")
-    decisions = [decided(config, Attempts(), None) for config in (off, without, module_off, no_agents)]
+    decisions = [decided(config, Attempts(), None) for config in (off, without, module_off, tenant_off, no_agents)]
     assert {decision.reason for decision in decisions} == {Reason.DISABLED}
-    assert len({decision.detail for decision in decisions}) == 4
+    assert len({decision.detail for decision in decisions}) == 5
     assert decisions[-1].detail == "the tenant lists 0 agents; routing needs at least 2 to choose from"
+
+
+def test_a_module_that_was_observed_is_due_in_another_mode() -> None:
+    tried, observed = Attempts(outcome_at=NOW - timedelta(days=1)), _after("would_have_promoted")
+    waits = decide(with_field(CONFIG, "mode", "observe"), ROUTING, tried, Evidence(0), observed, now=NOW)
+    assert isinstance(waits, ScheduleDecision)
+    assert not waits.launch
+    due = decide(CONFIG, ROUTING, tried, Evidence(0), replace(observed, version="v1"), now=NOW)
+    assert isinstance(due, ScheduleDecision)
+    assert due.launch
+    assert due.detail == "mode is auto now, and v1 was only observed"
 
 
 def _after(verdict: str, *, decisions: int = 1000, labels: frozenset[str] | None = None) -> RunOutcome:
@@ -304,7 +317,7 @@ def test_quiet_hours_and_the_days_budget_hold_what_is_due_before_phoenix_is_aske
     assert isinstance(spent, ScheduleDecision)
     assert spent.reason is Reason.BUDGET_EXHAUSTED
     assert spent.until == datetime(2026, 1, 3, tzinfo=UTC)
-    assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 20h55m55s")
+    assert spent.detail.startswith("130 of 100 LM calls a day are spent (this tenant); a new day begins in 21 h")
 
 
 def test_what_is_not_due_says_so_in_quiet_hours_too() -> None:

@@ -13,7 +13,7 @@ def test_the_tenants_own_setting_is_always_the_least(min_samples: int, decisions
     assert evidence_required(min_samples, decisions, verdict) >= min_samples
 
 
-MORE = [Verdict.REJECTED, Verdict.AWAITING_APPROVAL]
+MORE = [Verdict.REJECTED, Verdict.AWAITING_APPROVAL, Verdict.WOULD_HAVE_PROMOTED]
 
 
 @pytest.mark.parametrize("verdict", ["", *(verdict for verdict in Verdict if verdict not in MORE)])

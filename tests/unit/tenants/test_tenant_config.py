@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_seed() -> None:
         ({"tenant_id": "a", "min_samples_for_optimization": "many"}, "min_samples_for_optimization"),
         ({"tenant_id": "a/b"}, "invalid tenant id 'a/b'"),
         ({"tenant_id": "a", "agents": [{"name": "x"}, {"name": "x"}]}, "agent 'x' is listed twice"),
-        ({"tenant_id": "a", "promotion_mode": "maybe"}, "promotion_mode"),
+        ({"tenant_id": "a", "mode": "maybe"}, "mode"),
         ({"tenant_id": "a", "lookback_seconds": 60}, "lookback_seconds must not be shorter"),
         (
             {"tenant_id": "a", "modules": {"routing": {"retrain_after": "0001-01-01T00:00:00+05:00"}}},
