@@ -148,6 +148,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
     wait_for_text(browser, "it answers well")
     active = site.artifacts.active()
     assert active is not None
+    click(browser, "//summary[normalize-space()='Versions']")
     click(browser, f"//a[normalize-space()='{active.version}']")
     wait_for_text(browser, "What it does differently")
     assert "Confusion of the candidate" in said(browser)

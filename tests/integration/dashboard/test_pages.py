@@ -88,7 +88,7 @@ def test_the_overview_adds_up_the_week_and_names_what_needs_a_person(
 
 def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: TenantConfigStore, tenant: str) -> None:
     configure(store, tenant)
-    gate = {"alpha": 0.019, "gain": 0.3, "fixed": 32, "broken": 2, "cases": 100, "reviews": 100}
+    gate: dict[str, Any] = {"alpha": 0.019, "gain": 0.3, "fixed": 32, "broken": 2, "cases": 100, "reviews": 100}
     version = stored_program(
         artifacts(home, tenant),
         made_program(tenant, demos=["find it"]),

@@ -26,7 +26,7 @@ from autoopt_pipeline.devtools.traffic import (
     simulate_requests,
 )
 from autoopt_pipeline.errors import StackFailed
-from autoopt_pipeline.evaluation.runner import answer_all
+from autoopt_pipeline.evaluation.runner import answer_all, dspy_example
 from autoopt_pipeline.evaluation.split import side_of
 from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import metered_lm
@@ -188,6 +188,20 @@ def test_an_equal_question_is_an_equal_request_and_has_an_equal_answer(smollm2: 
     first, second = proxy.exchanges[:4], proxy.exchanges[4:]
     assert [exchange.sent for exchange in first] == [exchange.sent for exchange in reversed(second)]
     assert {(exchange.body["temperature"], exchange.body["max_tokens"]) for exchange in first} == {(0, 200)}
+
+
+@pytest.mark.real_model
+def test_all_of_a_prompt_but_the_request_comes_from_the_models_cache(smollm2: str) -> None:
+    labels = MODALITY.labels or ()
+    examples = MODALITY.build_examples(labels, as_read(MODALITY, played({"train": 11}))).examples
+    program = in_format(MODALITY.build_program(labels), JSON_SCHEMA)
+    for predictor in program.predictors():
+        predictor.demos = [dspy_example(MODALITY, example) for example in examples[:8]]
+    lm = metered_lm(smollm2_settings(smollm2), Meter(100, 10**6))
+    costs = [answer_all(MODALITY, program, [example], lm)[0].cost for example in examples[8:]]
+    assert len(costs) == 3
+    assert all(costs)
+    assert min(cost.cached_tokens / cost.input_tokens for cost in costs[1:] if cost) > 0.9
 
 
 @pytest.fixture(scope="module")
