@@ -18,6 +18,7 @@ from autoopt_pipeline.registry.audit_log import record_action
 from autoopt_pipeline.registry.export import delete, export, stored_files
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
+from autoopt_pipeline.registry.serving_index import SERVING_INDEX
 from autoopt_pipeline.tenant_id import validate_tenant_id
 from autoopt_pipeline.tenants.lifecycle import start_anew
 from autoopt_pipeline.tenants.store import unknown_tenant
@@ -122,4 +123,6 @@ def _kind(path: str) -> str:
     folder, module, kind, name = [*path.split("/"), "", "", ""][:4]
     if folder == ROLLOUT_INDEX:
         return f"{module} rollout index"
+    if folder == SERVING_INDEX:
+        return "serving index"
     return f"{module} {kind}/{name}" if kind == "versions" else f"{module} {kind}"

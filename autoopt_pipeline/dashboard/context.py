@@ -19,8 +19,9 @@ from autoopt_pipeline.status.week import read_week
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean
 
-_COUNTED_TENANTS = 500
-"""With more tenants, new traces are counted only where they decide, and on a tenant's own page."""
+_FEW_TENANTS = 500
+"""With more tenants, the overview counts new traces only where they decide, and reads no files of what serves. A
+tenant's own page does both."""
 
 
 @dataclass
@@ -55,8 +56,8 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
     def read_all() -> list[ModuleStatus]:
         read_modules_again()
         stored = parts.configs.current()
-        count_all = len(stored) <= _COUNTED_TENANTS
-        standings = tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=count_all)
+        few, now = len(stored) <= _FEW_TENANTS, datetime.now(UTC)
+        standings = tenant_standings(stored, instance, parts, now=now, count_all=few, by_index=not few)
         return counts.completed(standings, of_all=True)
 
     def read_tenant(tenant: str) -> list[ModuleStatus]:

@@ -162,6 +162,7 @@ class _Optimization:
 
     def run(self) -> Report:
         test, candidate, incumbent, split = self._prepare()
+        self.artifacts.index_serving(self.transitions)  # in case that a writer was killed before it could
         if transition := self._earlier_promotion():
             return self._report(*self._earlier_verdict(transition))
         with self.lm.meter.holding_back(least_calls(split, self.start)):

@@ -1,6 +1,6 @@
 """Exports and deletes everything that the registry stores for one tenant.
 
-That is the tenant's own folder, and its entries in the rollout index.
+That is the tenant's own folder, and its entries in the indexes of rollouts and of what serves.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from autoopt_pipeline.errors import ArtifactStoreUnavailable, InvalidArtifact, InvalidExport
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.rollout_records import ROLLOUT_INDEX
+from autoopt_pipeline.registry.serving_index import entry_paths
 from autoopt_pipeline.tenant_id import safe_name
 
 # These are deleted first, so that a reader meanwhile finds no active version instead of a missing one.
@@ -24,6 +25,7 @@ def stored_files(files: ObjectStore, tenant_id: str) -> list[str]:
     """Return the paths of all files of a tenant in order of deletion: those outside its folder, then by module."""
     own = files.tree(safe_name(tenant_id))
     outside = [f"{ROLLOUT_INDEX}/{module}/{safe_name(tenant_id)}.json" for module in files.names(ROLLOUT_INDEX)]
+    outside += entry_paths(files, tenant_id)
     return [
         *(path for path in outside if files.is_link(path) or files.read(path) is not None),
         *sorted(own, key=_rank),

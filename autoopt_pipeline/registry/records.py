@@ -339,6 +339,14 @@ def new_version_id(program: Program, at: datetime) -> VersionName:
     return f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
 
 
+def time_of_version(version: str) -> datetime | None:
+    """Return the time (UTC) in a version's name, or None if it has none."""
+    try:
+        return datetime.strptime(version.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 class Withdrawal(StoredRecord):
     """Who permanently deleted a version's program, when (UTC) and why. Its manifest stays."""
 

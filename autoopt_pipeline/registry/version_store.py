@@ -5,6 +5,7 @@
     {root}/{tenant}/{module}/versions/{version}/declined.json                   why a person declined it
     {root}/{tenant}/{module}/transitions/{sequence}.json                        every change of the active version
     {root}/{tenant}/{module}/active.json                                        derived from the last transition
+    {root}/_serving/                                                            see registry.serving_index
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
     {root}/{tenant}/{module}/sequential_tests/{sequence}.json                   see evaluation.sequential_test_log
     {root}/{tenant}/{module}/rollouts/, rollout_draws/                          see registry.rollout_records
@@ -16,7 +17,8 @@ state, one of them fails.
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -39,6 +41,7 @@ from autoopt_pipeline.registry.records import (
     serving,
 )
 from autoopt_pipeline.registry.rollout_records import RolloutDraw, RolloutResult, index_rollout
+from autoopt_pipeline.registry.serving_index import entry_path
 from autoopt_pipeline.registry.transitions import pointer_after
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.validation import first_error
@@ -343,7 +346,24 @@ class VersionStore:
             transitions = [last]  # an old damaged record must not hide what serves now
         pointer = pointer_after(transitions)
         self._files.replace(f"{self._folder}/active.json", pointer.model_dump_json(indent=1).encode())
+        with suppress(ArtifactStoreUnavailable):  # the next run writes it
+            self.index_serving(transitions)
+            if len(transitions) > 1:
+                self._files.delete(self._index_entry(transitions[:-1]))
         return pointer
+
+    def index_serving(self, transitions: Sequence[Transition]) -> None:
+        """Write what serves after these transitions, if there are any, into the index of all tenants."""
+        if transitions:
+            self._files.create(self._index_entry(transitions), b"")
+
+    def _index_entry(self, transitions: Sequence[Transition]) -> str:
+        version = transitions[-1].to_version
+        try:
+            manifest = self.manifest(version) if version else None
+        except InvalidArtifact:
+            manifest = None
+        return entry_path(self.tenant_id, self.module, transitions, manifest)
 
     def _read(self, path: str, kind: type[Record]) -> Record | None:
         raw = self._files.read(f"{self._folder}/{path}")

@@ -15,9 +15,11 @@ from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, step
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
+from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, describe_costs, read_costs
-from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Transition, Verdict
+from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Transition, Verdict, time_of_version
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
+from autoopt_pipeline.registry.serving_index import ServingEntry, read_serving
 from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
 from autoopt_pipeline.reviews.order import to_review
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
@@ -27,6 +29,7 @@ from autoopt_pipeline.run_history.progress import RunProgress, read_progress
 from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
+from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
@@ -189,8 +192,12 @@ def tenant_standings(
     *,
     now: datetime,
     count_all: bool = False,
+    by_index: bool = False,
 ) -> list[ModuleStatus]:
     """Every module of these tenants. The number of requests and queries per module does not depend on the tenants.
+
+    With `by_index`, what serves comes from the index of all tenants instead of two files for each module. Then what the
+    active versions cost and which model they ask is not known, nor whether their files are damaged.
 
     With `count_all`, new traces are counted even where another condition decides.
     """
@@ -204,7 +211,9 @@ def tenant_standings(
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
-    pointers = read_pointers(connections.files, [key for key in plan.decisions if key[1] != WHOLE_TENANT])
+    keys = [key for key in plan.decisions if key[1] != WHOLE_TENANT]
+    indexed = _indexed(connections.files, keys) if by_index else {}
+    pointers = _pointers(connections.files, keys, indexed if by_index else None)
     versions, troubles, rollbacks = dict[ModuleKey, str](), dict[ModuleKey, str](), dict[ModuleKey, Rollback]()
     for key, pointer in pointers.items():
         if isinstance(pointer, AutooptError):
@@ -218,7 +227,10 @@ def tenant_standings(
     entries = indexed_rollouts(connections.files) if beside else []
     to_review = {(entry.tenant_id, entry.module): entry.to_review for entry in entries}
     manifests, unreported = dict[ModuleKey, Manifest](), dict[ModuleKey, Manifest]()
-    for key, manifest in read_manifests(connections.files, versions).items():
+    wanted = {
+        key: version for key, version in versions.items() if not by_index or _is_unreported(version, attempts.get(key))
+    }
+    for key, manifest in read_manifests(connections.files, wanted).items():
         if isinstance(manifest, AutooptError):
             troubles[key] = str(manifest)
             continue
@@ -227,6 +239,7 @@ def tenant_standings(
         if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
             unreported[key] = manifest
     decided = _decided(connections, outcomes)
+    scores = {key: entry.score for key, entry in indexed.items() if entry.version}
     running = {key: attempt.running for key, attempt in attempts.items() if attempt.running}
     progress = read_progress(instance, running)
     return [
@@ -237,7 +250,7 @@ def tenant_standings(
             attempts=attempts.get(key, Attempts()),
             outcome=outcomes.get(key),
             active=versions.get(key),
-            active_score=manifests[key].candidate_score if key in manifests else None,
+            active_score=manifests[key].candidate_score if key in manifests else scores.get(key),
             active_lm=manifests[key].lm if key in manifests else None,
             active_costs=manifests[key].costs if key in manifests else {},
             error=troubles.get(key),
@@ -251,6 +264,33 @@ def tenant_standings(
         )
         for key, decision in plan.decisions.items()
     ]
+
+
+def _indexed(files: ObjectStore, keys: Collection[ModuleKey]) -> dict[ModuleKey, ServingEntry]:
+    """What serves by the index. Modules that were never promoted are left out."""
+    entries = read_serving(files)
+    found = {(tenant, module): entries.get((safe_name(tenant), module)) for tenant, module in keys}
+    return {key: entry for key, entry in found.items() if entry}
+
+
+def _pointers(
+    files: ObjectStore, keys: Collection[ModuleKey], indexed: Mapping[ModuleKey, ServingEntry] | None
+) -> dict[ModuleKey, Pointer | AutooptError | None]:
+    """The content of `active.json`, which is read only where the index does not have all of it."""
+    if indexed is None:
+        return read_pointers(files, keys)
+    plain = {
+        key: Pointer(version=entry.version, sequence=entry.sequence)
+        for key, entry in indexed.items()
+        if not entry.has_details
+    }
+    return dict(plain) | read_pointers(files, indexed.keys() - plain.keys())
+
+
+def _is_unreported(version: str, attempts: Attempts | None) -> bool:
+    """Whether no outcome may have reported this version, because it was made after the last one."""
+    made = time_of_version(version)
+    return made is None or attempts is None or attempts.outcome_at is None or made > attempts.outcome_at
 
 
 def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> str:

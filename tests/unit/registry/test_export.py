@@ -45,7 +45,7 @@ def own(root: Path, safe_name: str) -> dict[str, bytes]:
     return {
         path: content
         for path, content in contents(root).items()
-        if path.startswith(f"{safe_name}/") or path == f"_rollouts/routing/{safe_name}.json"
+        if path.startswith((f"{safe_name}/", f"_serving/{safe_name}.")) or path == f"_rollouts/routing/{safe_name}.json"
     }
 
 
@@ -61,7 +61,7 @@ def test_an_export_holds_all_of_the_tenant_and_nothing_of_another(root: Path, tm
     whole = {path: content for path, content in own(root, "acme").items() if ".writing-" not in path}
     assert found == whole
     assert sorted(exported) == sorted(whole)
-    assert len(whole) == 9
+    assert len(whole) == 10
     assert {path.name for path in tmp_path.iterdir()} == {"store", target}
 
 
@@ -186,7 +186,7 @@ def test_object_stores_are_exported_and_emptied_the_same_way(tmp_path: Path) -> 
     files = ObjectStore("memory://autoopt-archive")
     for tenant in ("acme", "acme:eu"):
         fill(files, tenant)
-    assert len(export(files, "acme", tmp_path / "out.zip")) == 9
-    assert len(delete(files, "acme")) == 9
+    assert len(export(files, "acme", tmp_path / "out.zip")) == 10
+    assert len(delete(files, "acme")) == 10
     assert stored_files(files, "acme") == []
-    assert len(stored_files(files, "acme:eu")) == 9
+    assert len(stored_files(files, "acme:eu")) == 10
