@@ -57,6 +57,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "ago": ago,
         "amount": amount,
+        "arrows": lambda text: str(text).replace(" -> ", " → "),
         "dollars": dollars_text,
         "utc": _utc,
         "percent": percent,

@@ -221,9 +221,9 @@ def lm_of(manifest: Manifest) -> str:
 
 def cost_of(manifest: Manifest) -> str:
     """Return what the run that made a version spent on language models."""
-    read = f"{manifest.lm_input_tokens} read ({manifest.lm_cached_tokens} of them cached)"
-    tokens = f"{manifest.lm_tokens} tokens: {read}, {manifest.lm_output_tokens} written"
-    return f"{manifest.lm_calls} LM calls, {tokens}; {dollars_text(manifest.lm_dollars)}"
+    read = f"{manifest.lm_input_tokens:,} read ({manifest.lm_cached_tokens:,} of them cached)"
+    tokens = f"{manifest.lm_tokens:,} tokens: {read}, {manifest.lm_output_tokens:,} written"
+    return f"{manifest.lm_calls:,} LM calls, {tokens}; {dollars_text(manifest.lm_dollars)}"
 
 
 def describe_transition(transition: Transition) -> str:

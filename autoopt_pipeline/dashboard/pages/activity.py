@@ -153,7 +153,7 @@ def _observation(event: ModuleEvent) -> ActivityEvent | None:
     values = event.values
     if not event.tenant or "event" not in values:
         return None
-    way = f"{values['from']} → {values['to']}: " if {"from", "to"} <= values.keys() else ""
+    way = f"{values['from']} -> {values['to']}: " if {"from", "to"} <= values.keys() else ""
     kind, text = str(values["event"]), f"{way}{values.get('reason', '')}"
     bad = kind == ROLLED_BACK
     return ActivityEvent(
