@@ -318,7 +318,8 @@ def _enough_new(
         need = evidence_required(need, outcome.decisions, outcome.verdict)
     counts = _counts(evidence, need)
     if need > config.min_samples(spec.name):
-        counts += f", for the last attempt was {outcome.verdict.replace('_', ' ') if outcome else ''}"
+        verdict = outcome.verdict.replace("_", " ") if outcome else ""
+        counts += f", for the last attempt {verdict if verdict.startswith('would') else f'was {verdict}'}"
     return Condition(name, evidence.total >= need, counts, Reason.TOO_FEW_TRACES, need=need)
 
 

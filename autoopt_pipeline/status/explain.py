@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from autoopt_pipeline.registry.module_versions import describe_rollout
 from autoopt_pipeline.registry.program_cost import dollars_text
+from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
@@ -112,6 +113,8 @@ def _last(story: ModuleDetail, now: datetime) -> str:
         text += ", of which no report is left"
     if standing.proposed and last.version:
         text += f"; approve it with 'autoopt promote {standing.tenant_id} {standing.module} {last.version}'"
+    if standing.verdict == Verdict.WOULD_HAVE_PROMOTED:
+        text += f"; 'autoopt config set {standing.tenant_id} modules.{standing.module}.mode=auto' makes it active"
     return text
 
 
