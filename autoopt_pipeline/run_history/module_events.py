@@ -65,7 +65,7 @@ def newest_events(
         ),
         limit=limit,
     )
-    events = [_event(module, record) for record in page.records]
+    events = [event_of(module, record) for record in page.records]
     return Stretch(events, events[-1].at if page.has_more and events else None)
 
 
@@ -87,7 +87,7 @@ def read_events(
             after_storage_id=after,
         )
         page = _fetch(instance, kind, wanted, limit=PAGE, ascending=True)
-        yield from (_event(module, record) for record in page.records)
+        yield from (event_of(module, record) for record in page.records)
         if not page.has_more or not page.records:
             return
         after = page.records[-1].storage_id
@@ -99,15 +99,6 @@ def read_page(
     """The next events after a storage id, oldest first: no more than a page, and none that is younger than `until`."""
     events = islice(read_events(instance, kind, module, after=after), PAGE)
     return takewhile(lambda event: event.at <= until, events)
-
-
-def events_by_id(instance: dg.DagsterInstance, module: str, storage_ids: Sequence[int]) -> Iterator[ModuleEvent]:
-    """The materializations of a module that have these storage ids."""
-    for start in range(0, len(storage_ids), PAGE):
-        chunk = storage_ids[start : start + PAGE]
-        wanted = dg.AssetRecordsFilter(dg.AssetKey(module), storage_ids=chunk)
-        for record in _fetch(instance, EventKind.MATERIALIZATION, wanted, limit=len(chunk)).records:
-            yield _event(module, record)
 
 
 def latest_id(instance: dg.DagsterInstance, kind: EventKind, module: str) -> int:
@@ -141,7 +132,8 @@ def _fetch(
     return instance.fetch_observations(wanted, limit=limit, ascending=ascending)
 
 
-def _event(module: str, record: dg.EventLogRecord) -> ModuleEvent:
+def event_of(module: str, record: dg.EventLogRecord) -> ModuleEvent:
+    """What a record of Dagster's says."""
     event = record.asset_materialization or record.asset_observation
     return ModuleEvent(
         storage_id=record.storage_id,
