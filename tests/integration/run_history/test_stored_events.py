@@ -8,8 +8,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from autoopt_pipeline.devtools.processes import Processes
 from autoopt_pipeline.run_history.module_events import EventKind, read_events
 from autoopt_pipeline.run_history.stored_events import events_after, events_by_id
+from tests.support.postgres import new_postgres
 
 SINCE = datetime.now(UTC) - timedelta(hours=1)
 METADATA: Mapping[str, dg.MetadataValue] = {
@@ -27,10 +29,17 @@ METADATA: Mapping[str, dg.MetadataValue] = {
 }
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as made:
-        yield made
+@pytest.fixture(params=["sqlite", "postgres"])
+def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    if request.param == "sqlite":
+        with dg.DagsterInstance.local_temp(str(tmp_path)) as made:
+            yield made
+        return
+    with new_postgres() as database, Processes(tmp_path / "logs") as group:
+        database.start(group)
+        storage = {"storage": {"postgres": {"postgres_url": database.url}}}
+        with dg.DagsterInstance.local_temp(str(tmp_path), overrides=storage) as made:
+            yield made
 
 
 def report(instance: dg.DagsterInstance, metadata: Mapping[str, dg.MetadataValue]) -> None:
