@@ -1,0 +1,172 @@
+"""`autoopt backtest`: plays the loop over a tenant's past traces."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from autoopt_pipeline.cli.completion import complete_module
+from autoopt_pipeline.cli.config import fields_of
+from autoopt_pipeline.cli.context import console, open_connections
+from autoopt_pipeline.cli.options import Json
+from autoopt_pipeline.cli.progress import viewing
+from autoopt_pipeline.cli.tables import print_table
+from autoopt_pipeline.cli.tenants import TenantId
+from autoopt_pipeline.errors import InvalidConfig, InvalidInput
+from autoopt_pipeline.lm.progress import Progress
+from autoopt_pipeline.modules.catalog import get_module, modules
+from autoopt_pipeline.registry.backtests import MOST_NIGHTS, Backtest, Night, save_backtest
+from autoopt_pipeline.scheduling.conditions import why_off
+from autoopt_pipeline.status.backtest_rows import rows_of, summary_of, variants_of
+from autoopt_pipeline.tenants.checking import check_names
+from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field
+from autoopt_pipeline.tenants.store import newest_version
+from autoopt_pipeline.text import percent
+
+if TYPE_CHECKING:
+    from autoopt_pipeline.clients import Connections
+    from autoopt_pipeline.tenants.stores.base import StoredConfig
+
+
+def backtest(
+    tenant: TenantId,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="Module; can be repeated [default: all enabled].", autocompletion=complete_module),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Past days to play, one night each.")] = 90,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE as in 'autoopt config set', to play beside the tenant's own settings."),
+    ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option(help="LM calls for the whole backtest [default: the tenant's budget.max_lm_calls].")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what the loop would have done in the past: when it would have run, and what it would have promoted.
+
+    Changes nothing of the tenant. The result is stored for the dashboard.
+    """
+    if not 1 <= days <= MOST_NIGHTS:
+        raise InvalidInput(f"--days is {days}", f"give a number from 1 to {MOST_NIGHTS}")
+    if max_calls is not None and max_calls < 0:
+        raise InvalidInput(f"--max-calls is {max_calls}", "give a number from 0 on")
+    connections = open_connections(patient=True)
+    entry = newest_version(connections.configs, tenant)
+    own = entry.parse()
+    fields = fields_of(changes or [])
+    configs = [own, *([_changed(own, fields)] if fields else [])]
+    chosen = [get_module(name).name for name in module or []] or _enabled(configs)
+    allowed = own.budget.max_lm_calls if max_calls is None else max_calls
+    backtests = _play(connections, entry, configs, fields, chosen, days, allowed)
+    for each in backtests:
+        save_backtest(connections.files, each)
+    if json:
+        console.print_json(data={"tenant": tenant, "backtests": [each.model_dump(mode="json") for each in backtests]})
+        return
+    for each in backtests:
+        _print(each)
+
+
+def _changed(config: RoutingConfigUnified, fields: Mapping[str, str]) -> RoutingConfigUnified:
+    before = chosen_fields(config)
+    for path, value in fields.items():
+        config = with_field(config, path, value)
+    check_names(config, before)
+    return config
+
+
+def _enabled(configs: Sequence[RoutingConfigUnified]) -> list[str]:
+    """The modules that are on under any of these settings."""
+    names = [name for name in modules() if any(why_off(config, name) is None for config in configs)]
+    if not names:
+        raise InvalidConfig(f"tenant {configs[0].tenant_id}: no module is enabled", "name one with --module")
+    return names
+
+
+def _play(
+    connections: "Connections",
+    entry: "StoredConfig",
+    configs: Sequence[RoutingConfigUnified],
+    fields: Mapping[str, str],
+    chosen: Sequence[str],
+    days: int,
+    max_calls: int,
+) -> list[Backtest]:
+    from autoopt_pipeline.optimization.backtest import NIGHT, Allowance, nights_until, open_scenarios, play_all
+
+    at = datetime.now(UTC)
+    nights, allowance, began = nights_until(at.replace(microsecond=0), days), Allowance(max_calls), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="autoopt-backtest-") as folder, viewing() as view:
+
+        def show(done: int) -> None:
+            if view.show:
+                seconds = round(time.monotonic() - began, 1)
+                view.show(
+                    entry.tenant_id,
+                    Progress(
+                        phase="nights",
+                        done=done,
+                        total=days,
+                        calls=allowance.calls,
+                        tokens=allowance.tokens,
+                        seconds=seconds,
+                    ),
+                )
+
+        scenarios = open_scenarios(connections, entry, configs, chosen, nights, Path(folder))
+        found, ended = play_all(scenarios, nights, allowance, show)
+    past = scenarios[0].past
+    return [
+        Backtest(
+            at=at,
+            tenant_id=entry.tenant_id,
+            module=name,
+            start=nights[0] - NIGHT,
+            end=nights[-1],
+            traces=len(past[name].spans.own),
+            reviews=past[name].reviews,
+            max_calls=max_calls,
+            own=found[0][name],
+            changes=dict(fields),
+            other=found[1][name] if fields else None,
+            ended=ended,
+        )
+        for name in chosen
+    ]
+
+
+def _print(result: Backtest) -> None:
+    variants = variants_of(result)
+    console.print(
+        f"[bold]{escape(result.tenant_id)}/{escape(result.module)}[/]: {len(result.own.nights)} nights until "
+        f"{result.end:%Y-%m-%d %H:%M} UTC, with {result.traces} traces and {result.reviews} reviews in Phoenix"
+    )
+    headers = list(map(escape, variants))
+    nights = [[row.dates, *(_cell(night) if night else "" for night in row.last)] for row in rows_of(result)]
+    print_table(["night", *headers], nights)
+    totals = [summary_of(played) for played in variants.values()]
+    print_table(["", *headers], [[name, *(escape(each[name]) for each in totals)] for name in totals[0]])
+    if result.ended:
+        console.print(f"[yellow]ended early[/]: {escape(result.ended)}; --max-calls allows more")
+
+
+def _cell(night: Night) -> str:
+    if not night.ran:
+        return f"[dim]{escape(night.decision)}[/]: {escape(night.detail)}"
+    if night.failed:
+        return f"[red]failed[/]: {escape(night.failed)}"
+    lines = [f"[bold]{escape(night.verdict or '')}[/]: {escape(night.reason)}"]
+    if night.candidate_score is not None:
+        lines.append(f"score {percent(night.incumbent_score or 0.0)} -> {percent(night.candidate_score)} %")
+    if night.version:
+        lines.append(f"version {escape(night.version)}")
+    if night.reviews_asked:
+        lines.append(f"{night.reviews_asked} reviews asked for, of which {night.reviews_needed} can decide")
+    return "\n".join([*lines, f"{night.lm_calls:,} LM calls"])
