@@ -22,15 +22,17 @@ from autoopt_pipeline.lm.progress import Progress
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.registry.backtests import MOST_NIGHTS, Backtest, Night, save_backtest
 from autoopt_pipeline.scheduling.conditions import why_off
+from autoopt_pipeline.secrets import scrub
 from autoopt_pipeline.status.backtest_rows import rows_of, summary_of, variants_of
 from autoopt_pipeline.tenants.checking import check_names
 from autoopt_pipeline.tenants.config import RoutingConfigUnified, chosen_fields, with_field
 from autoopt_pipeline.tenants.store import newest_version
-from autoopt_pipeline.text import percent
 
 if TYPE_CHECKING:
     from autoopt_pipeline.clients import Connections
     from autoopt_pipeline.tenants.stores.base import StoredConfig
+
+ENDED_EARLY_STATUS = 1
 
 
 def backtest(
@@ -52,6 +54,8 @@ def backtest(
     """Show what the loop would have done in the past: when it would have run, and what it would have promoted.
 
     Changes nothing of the tenant. The result is stored for the dashboard.
+
+    Exit status 0: played to the end. 1: it ended early, and the nights before are kept. 2: an error.
     """
     if not 1 <= days <= MOST_NIGHTS:
         raise InvalidInput(f"--days is {days}", f"give a number from 1 to {MOST_NIGHTS}")
@@ -69,9 +73,11 @@ def backtest(
         save_backtest(connections.files, each)
     if json:
         console.print_json(data={"tenant": tenant, "backtests": [each.model_dump(mode="json") for each in backtests]})
-        return
-    for each in backtests:
-        _print(each)
+    else:
+        for each in backtests:
+            _print(each)
+    if any(each.ended for each in backtests):
+        raise typer.Exit(ENDED_EARLY_STATUS)
 
 
 def _changed(config: RoutingConfigUnified, fields: Mapping[str, str]) -> RoutingConfigUnified:
@@ -104,24 +110,26 @@ def _play(
     at = datetime.now(UTC)
     nights, allowance, began = nights_until(at.replace(microsecond=0), days), Allowance(max_calls), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autoopt-backtest-") as folder, viewing() as view:
+        done = 0
 
-        def show(done: int) -> None:
+        def draw(step: str) -> None:
+            seconds, calls, tokens = time.monotonic() - began, allowance.calls, allowance.tokens
+            shown = Progress(phase=step, done=done, total=days, calls=calls, tokens=tokens, seconds=round(seconds, 1))
             if view.show:
-                seconds = round(time.monotonic() - began, 1)
-                view.show(
-                    entry.tenant_id,
-                    Progress(
-                        phase="nights",
-                        done=done,
-                        total=days,
-                        calls=allowance.calls,
-                        tokens=allowance.tokens,
-                        seconds=seconds,
-                    ),
-                )
+                view.show(entry.tenant_id, shown)
+
+        def draw_night(number: int) -> None:
+            nonlocal done
+            done = number
+            draw("nights")
+
+        def draw_step(progress: Progress | None) -> None:
+            draw(f"nights, now {progress.phase}" if progress else "nights")
 
         scenarios = open_scenarios(connections, entry, configs, chosen, nights, Path(folder))
-        found, ended = play_all(scenarios, nights, allowance, show)
+        found, ended = play_all(
+            scenarios, nights, allowance, show=draw_night, on_progress=draw_step if view.show else None
+        )
     past = scenarios[0].past
     return [
         Backtest(
@@ -134,7 +142,7 @@ def _play(
             reviews=past[name].reviews,
             max_calls=max_calls,
             own=found[0][name],
-            changes=dict(fields),
+            changes={name: scrub(value) for name, value in fields.items()},
             other=found[1][name] if fields else None,
             ended=ended,
         )
@@ -144,8 +152,9 @@ def _play(
 
 def _print(result: Backtest) -> None:
     variants = variants_of(result)
+    played = len(result.own.nights)
     console.print(
-        f"[bold]{escape(result.tenant_id)}/{escape(result.module)}[/]: {len(result.own.nights)} nights until "
+        f"[bold]{escape(result.tenant_id)}/{escape(result.module)}[/]: {played} night{'s' * (played != 1)} until "
         f"{result.end:%Y-%m-%d %H:%M} UTC, with {result.traces} traces and {result.reviews} reviews in Phoenix"
     )
     headers = list(map(escape, variants))
@@ -154,7 +163,7 @@ def _print(result: Backtest) -> None:
     totals = [summary_of(played) for played in variants.values()]
     print_table(["", *headers], [[name, *(escape(each[name]) for each in totals)] for name in totals[0]])
     if result.ended:
-        console.print(f"[yellow]ended early[/]: {escape(result.ended)}; --max-calls allows more")
+        console.print(f"[yellow]ended early[/]: {escape(result.ended)}")
 
 
 def _cell(night: Night) -> str:
@@ -163,10 +172,10 @@ def _cell(night: Night) -> str:
     if night.failed:
         return f"[red]failed[/]: {escape(night.failed)}"
     lines = [f"[bold]{escape(night.verdict or '')}[/]: {escape(night.reason)}"]
-    if night.candidate_score is not None:
-        lines.append(f"score {percent(night.incumbent_score or 0.0)} -> {percent(night.candidate_score)} %")
     if night.version:
         lines.append(f"version {escape(night.version)}")
     if night.reviews_asked:
         lines.append(f"{night.reviews_asked} reviews asked for, of which {night.reviews_needed} can decide")
-    return "\n".join([*lines, f"{night.lm_calls:,} LM calls"])
+    if night.lm_calls:
+        lines.append(f"{night.lm_calls:,} LM calls")
+    return "\n".join(lines)

@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from autoopt_pipeline.clients import Connections, active_parts
-from autoopt_pipeline.errors import AnswersUnreadable, BudgetTooSmall
+from autoopt_pipeline.errors import AnswersUnreadable, BudgetTooSmall, LMNotConfigured, LMUnavailable
 from autoopt_pipeline.evaluation.sequential_test_log import oldest_awaiting
 from autoopt_pipeline.lm.choice import answering_models
 from autoopt_pipeline.lm.metering import Meter, Role
 from autoopt_pipeline.lm.models import lms_of_run
+from autoopt_pipeline.lm.progress import ProgressCallback
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.redaction import Redact, load_redaction
 from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec
@@ -147,23 +148,32 @@ def play_all(
     scenarios: Sequence[Scenario],
     nights: Sequence[datetime],
     allowance: Allowance,
+    *,
     show: Callable[[int], None] = lambda done: None,
+    on_progress: ProgressCallback | None = None,
 ) -> tuple[list[dict[str, PlayedNights]], str]:
     """Play scenarios side by side, so that a spent allowance ends all of them at about the same night.
 
-    Return what was played of each, by module, and why it ended early, "" if it did not. `show` gets the number of
-    nights that are done. Raises as `play` does.
+    Return what was played of each, by module, and why it ended early, "" if it did not. A model that fails in the
+    first night raises its error; later it ends the backtest early. `show` gets the number of nights that are
+    done, and `on_progress` the progress within one. Raises as `play` does.
     """
     kept: list[dict[str, PlayedNights]] = [{name: _before(each, name) for name in each.past} for each in scenarios]
-    playing = [play(scenario, nights, allowance) for scenario in scenarios]
+    playing = [play(scenario, nights, allowance, on_progress) for scenario in scenarios]
     for done, night in enumerate(nights):
         show(done)
+        in_night = f"in the night of {night:%Y-%m-%d}"
         try:
             for modules, nights_of in zip(kept, playing, strict=True):
                 for name, found in next(nights_of).items():
                     modules[name] = modules[name].followed_by(found)
         except AllowanceSpent:
-            return kept, f"the budget of {allowance.max_calls} LM calls was spent in the night of {night:%Y-%m-%d}"
+            spent = f"the budget of {allowance.max_calls} LM calls was spent"
+            return kept, f"{spent} {in_night}; --max-calls allows more"
+        except (LMUnavailable, LMNotConfigured) as e:
+            if not done:
+                raise
+            return kept, _text(f"{in_night}, {e}")
     return kept, ""
 
 
@@ -179,8 +189,13 @@ def _before(scenario: Scenario, module: str) -> PlayedNights:
     )
 
 
-def play(scenario: Scenario, nights: Sequence[datetime], allowance: Allowance) -> Iterator[dict[str, Night]]:
-    """Yield what would have happened each night, by module.
+def play(
+    scenario: Scenario,
+    nights: Sequence[datetime],
+    allowance: Allowance,
+    on_progress: ProgressCallback | None = None,
+) -> Iterator[dict[str, Night]]:
+    """Yield what would have happened each night, by module. `on_progress` gets the progress of a long step.
 
     A night in quiet hours is put off until they end. Raises `AllowanceSpent` when a call is not allowed any more, and
     what production raises if a model or a setting is not usable.
@@ -188,7 +203,7 @@ def play(scenario: Scenario, nights: Sequence[datetime], allowance: Allowance) -
     clock = _Clock(nights[0])
     redact = cache(load_redaction(scenario.settings.redaction))
     specs = sorted((past.spec for past in scenario.past.values()), key=lambda spec: bool(spec.parts))
-    players = [_Player(scenario, spec, clock, redact, allowance) for spec in specs]
+    players = [_Player(scenario, spec, clock, redact, allowance, on_progress) for spec in specs]
     for night, following in zip(nights, [*nights[1:], nights[-1]], strict=True):
         later = quiet_until(scenario.config.quiet_hours, night)
         clock.now = later if later and later < following else night
@@ -211,12 +226,18 @@ class _Player:
     """Plays one module. It has the state that production keeps in Dagster's event log."""
 
     def __init__(
-        self, scenario: Scenario, spec: ModuleSpec, clock: _Clock, redact: Redact, allowance: Allowance
+        self,
+        scenario: Scenario,
+        spec: ModuleSpec,
+        clock: _Clock,
+        redact: Redact,
+        allowance: Allowance,
+        on_progress: ProgressCallback | None,
     ) -> None:
         self.spec, self.settings, self.begins = spec, scenario.settings, scenario.begins
         self.config = _without_rollouts(scenario.config, spec)
         self.past = scenario.past[spec.name]
-        self.clock, self.redact, self.allowance = clock, redact, allowance
+        self.clock, self.redact, self.allowance, self.on_progress = clock, redact, allowance, on_progress
         self.scratch = scenario.scratch
         self.artifacts = self._artifacts(spec.name)
         self.attempts = Attempts()
@@ -255,9 +276,11 @@ class _Player:
         try:
             report, decisions = self._optimize(budget, meter)
         except (BudgetTooSmall, AnswersUnreadable) as e:
+            # What an unreadable answer said may quote a trace, and stored backtests quote none.
+            why = str(e) if isinstance(e, BudgetTooSmall) else "hardly any answer of the language model can be read"
             failures = self.attempts.failures + 1
             self.attempts = replace(self.attempts, failures=failures, last_failure_at=now)
-            return self.night(decision, failed=_text(str(e)), **_usage(meter))
+            return self.night(decision, failed=_text(why), **_usage(meter))
         self.attempts = Attempts(outcome_at=now)
         comparison = report.gate.comparison if report.gate else None
         return self.night(
@@ -297,7 +320,14 @@ class _Player:
             parts=active_parts(self._artifacts, self.spec, lambda part, why: None),
             encoder=self.settings.encoder,
         )
-        report = optimize(job, lms.answering, self.artifacts, teacher=lms.teacher, lm_judge=lms.judge)
+        report = optimize(
+            job,
+            lms.answering,
+            self.artifacts,
+            teacher=lms.teacher,
+            lm_judge=lms.judge,
+            on_progress=self.on_progress,
+        )
         self.outcome = RunOutcome(
             window_end=end,
             annotations=collected.annotations,

@@ -8,6 +8,7 @@
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
     {root}/{tenant}/{module}/sequential_tests/{sequence}.json                   see evaluation.sequential_test_log
     {root}/{tenant}/{module}/rollouts/, rollout_draws/                          see registry.rollout_records
+    {root}/{tenant}/{module}/backtests/{time}.json                              see registry.backtests
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
 Transitions, ledger entries, draws and steps of sequential tests are created exclusively. If two writers act on the same

@@ -13,6 +13,7 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.sample_reviewer import REVIEWER
 from autoopt_pipeline.devtools.sample_tenants import SAMPLE_TENANTS, right_answers, sample_config, send_sample_traffic
 from autoopt_pipeline.devtools.traffic import TrafficProfile
+from autoopt_pipeline.errors import LMNotConfigured
 from autoopt_pipeline.modules.similarity import normalize_query
 from autoopt_pipeline.modules.spec import query_of
 from autoopt_pipeline.names import WINDOW_END_TAG
@@ -23,10 +24,12 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.reviews.answers import CANNOT_TELL, write_review
 from autoopt_pipeline.reviews.queue import open_queue, questions
 from autoopt_pipeline.settings import load_settings
-from autoopt_pipeline.tenants.config import RolloutPolicy, RoutingConfigUnified
+from autoopt_pipeline.tenants.config import LMSettings, RolloutPolicy, RoutingConfigUnified
 from autoopt_pipeline.tenants.store import newest_version, write_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
+from tests.support.llm_server import LLMServer
 from tests.support.materializing import materialize, metadata_of
+from tests.support.past_traces import NIGHTS, SHORT_PROMPTS, made_scenario, reviewed_stream
 
 SAMPLE = SAMPLE_TENANTS[0]
 UNREVIEWED = TrafficProfile(reviewed=0.0, complains=0.0)
@@ -170,3 +173,26 @@ def test_a_test_that_awaits_reviews_goes_on_as_they_came(life: Life, tmp_path: P
     played = assert_same(life, tmp_path)
     assert [night.reviews_asked for night in played.nights] == [waiting, 0, 0]
     assert played.nights[0].reviews_needed == asked.outcome["reviews_needed"]
+
+
+def test_a_model_that_fails_later_ends_the_backtest_and_the_nights_before_are_kept(
+    server: LLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAST_API_KEY", "k")
+    lm = LMSettings(model="openai/m", api_base=server.url, api_key_env="PAST_API_KEY", answer_format="chat")
+    config = SHORT_PROMPTS.model_copy(update={"lm": lm})
+    stream = reviewed_stream()
+
+    def fail_from_the_second_night(done: int) -> None:
+        server.always = 401 if done else None
+
+    scenario = made_scenario(stream, tmp_path / "later", config)
+    (found,), ended = play_all([scenario], NIGHTS, Allowance(10**6), show=fail_from_the_second_night)
+    assert len(found["routing"].nights) == 1
+    assert found["routing"].nights[0].lm_calls > 0
+    assert ended.startswith(f"in the night of {NIGHTS[1]:%Y-%m-%d}, language model openai/m")
+    assert server.calls > found["routing"].nights[0].lm_calls
+
+    server.always = 401
+    with pytest.raises(LMNotConfigured, match="openai/m"):
+        play_all([made_scenario(stream, tmp_path / "at-once", config)], NIGHTS, Allowance(10**6))

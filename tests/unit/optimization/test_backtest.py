@@ -1,59 +1,28 @@
 """A backtest of traces in memory: what is later changes no earlier night."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.devtools.traffic import TrafficProfile
 from autoopt_pipeline.modules.spec import Annotation, LoggedDecision
-from autoopt_pipeline.optimization.backtest import NIGHT, Allowance, Scenario, nights_until, play, play_all
+from autoopt_pipeline.optimization.backtest import NIGHT, Allowance, nights_until, play, play_all
 from autoopt_pipeline.registry.backtests import Night
-from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.config import RoutingConfigUnified, with_field
-from autoopt_pipeline.traces.client import Project
-from autoopt_pipeline.traces.past import PastTraces
-from autoopt_pipeline.traces.reader import Spans
-from tests.support.optimizing import CONFIG, END, ROUTING, decisions
-
-NIGHTS = nights_until(END, 3)
-SHORT_PROMPTS = with_field(with_field(CONFIG, "dspy_max_bootstrapped_demos", "0"), "dspy_max_labeled_demos", "8")
+from autoopt_pipeline.tenants.config import with_field
+from tests.support.optimizing import CONFIG
+from tests.support.past_traces import NIGHTS, made_scenario, played, reviewed_at, reviewed_stream
 
 
 @pytest.fixture(scope="module")
 def stream() -> list[LoggedDecision]:
-    """Three days of decisions, each with its review a minute later."""
-    given = decisions(950, TrafficProfile(reviewed=1.0))
-    first = NIGHTS[0] - NIGHT
-    spread = [replace(each, time=first + (END - first) * (number / len(given))) for number, each in enumerate(given)]
-    return [reviewed_at(each, each.time + timedelta(minutes=1)) for each in spread]
+    return reviewed_stream()
 
 
 @pytest.fixture(scope="module")
 def whole(stream: list[LoggedDecision], tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, ...]:
     """All nights of the stream."""
     return played(made_scenario(stream, tmp_path_factory.mktemp("whole")))
-
-
-def reviewed_at(decision: LoggedDecision, moment: datetime) -> LoggedDecision:
-    return replace(decision, annotations=tuple(replace(each, updated_at=moment) for each in decision.annotations))
-
-
-def played(scenario: Scenario, nights: Sequence[datetime] = NIGHTS) -> tuple[Night, ...]:
-    (found,), ended = play_all([scenario], nights, Allowance(10**6))
-    assert ended == ""
-    return found["routing"].nights
-
-
-def made_scenario(
-    stream: Sequence[LoggedDecision], folder: Path, config: RoutingConfigUnified = SHORT_PROMPTS
-) -> Scenario:
-    project = Project("P", "acme", NIGHTS[0] - NIGHT, END, {ROUTING.contract.annotation: 0})
-    past = {"routing": PastTraces(ROUTING, project, Spans(stream, {}))}
-    return Scenario(config, past, ObjectStore(str(folder)), Settings(lm="stand-in", settling_seconds=0))
 
 
 def test_what_is_later_changes_no_earlier_night(
@@ -103,7 +72,8 @@ def test_a_spent_budget_ends_the_backtest_and_keeps_what_it_has(
     assert kept == whole[: len(kept)]
     assert first < len(kept) < len(NIGHTS)
     assert ended == (
-        f"the budget of {allowance.max_calls} LM calls was spent in the night of {NIGHTS[len(kept)]:%Y-%m-%d}"
+        f"the budget of {allowance.max_calls} LM calls was spent in the night of {NIGHTS[len(kept)]:%Y-%m-%d}; "
+        "--max-calls allows more"
     )
     assert allowance.calls == allowance.max_calls
 
