@@ -1,22 +1,24 @@
 """How long does a backtest take, from a Phoenix that has the traces?
 
     python bench/backtest.py --traces 1000 --days 30
-    python bench/backtest.py --traces 10000 --days 30 --nights 30 --max-calls 1000000
+    python bench/backtest.py --traces 10000 --days 30 --nights 30 --reviewed 1 --max-calls 1000000
 
 starts a Phoenix of its own, sends it simulated traffic of a tenant, spread over the days, and gives each review the
 time at which a person might have made it: within a day after its trace. Then it runs `autoopt backtest` for the module
-routing with the stand-in, and prints the seconds by the clock; see bench/README.md.
+routing with the stand-in, and prints its seconds by the clock and of CPU; see bench/README.md.
 """
 
 import argparse
 import json
 import os
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -52,12 +54,13 @@ def main() -> None:
         write_config(open_config_store(f"sqlite:///{home / 'config.db'}"), config)
         send(Phoenix(endpoint), arguments.traces, arguments.days, arguments.reviewed)
         date_reviews(folder / "phoenix" / "phoenix.db")
-        seconds, document = run(home, endpoint, arguments.nights, arguments.max_calls)
+        used, document = run(home, endpoint, arguments.nights, arguments.max_calls)
     (backtest,) = document["backtests"]
-    runs = [night for night in backtest["own"]["nights"] if night["verdict"]]
-    print(f"{seconds:.1f} s: {backtest['traces']} traces, {len(backtest['own']['nights'])} nights, {len(runs)} runs")
-    for night in runs:
-        print(f"  {night['at'][:10]} {night['verdict']}, {night['lm_calls']} calls: {night['reason'][:150]}")
+    nights = backtest["own"]["nights"]
+    verdicts = Counter(night["verdict"] for night in nights if night["verdict"])
+    calls = sum(night["lm_calls"] for night in nights)
+    print(used)
+    print(f"{backtest['traces']} traces, {len(nights)} nights, {calls} calls of the stand-in, {dict(verdicts)}")
     print(backtest["ended"])
 
 
@@ -83,13 +86,16 @@ def date_reviews(database: Path) -> None:
     connection.close()
 
 
-def run(home: Path, endpoint: str, nights: int, max_calls: int | None) -> tuple[float, dict]:
+def run(home: Path, endpoint: str, nights: int, max_calls: int | None) -> tuple[str, dict]:
+    """Return what the command used, and what it printed."""
     command = [str(Path(sys.executable).parent / "autoopt"), "backtest", TENANT, "--module", "routing", "--json"]
     command += ["--days", str(nights), *(["--max-calls", str(max_calls)] if max_calls else [])]
     env = {**os.environ, "AUTOOPT_HOME": str(home), "AUTOOPT_PHOENIX_ENDPOINT": endpoint}
     began = time.monotonic()
     answer = subprocess.run(command, env=env, cwd=home, check=False, stdout=subprocess.PIPE)  # noqa: S603 - our own
-    return time.monotonic() - began, json.loads(answer.stdout)
+    seconds, own = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = f"{seconds:.1f} s, {own.ru_utime + own.ru_stime:.1f} s of CPU, {own.ru_maxrss // 1024} MB"
+    return used, json.loads(answer.stdout)
 
 
 if __name__ == "__main__":
