@@ -124,7 +124,7 @@ def _play(
             draw("nights")
 
         def draw_step(progress: Progress | None) -> None:
-            draw(f"nights, now {progress.phase}" if progress else "nights")
+            draw(f"nights, now {progress.phase[:200]}" if progress else "nights")
 
         scenarios = open_scenarios(connections, entry, configs, chosen, nights, Path(folder))
         found, ended = play_all(
