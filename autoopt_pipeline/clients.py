@@ -47,13 +47,22 @@ class Connections:
     def active_parts(
         self, tenant_id: str, spec: ModuleSpec, refused: Callable[[ModuleSpec, InvalidArtifact], None]
     ) -> dict[str, Program]:
-        """Load the active programs of a composed module's parts. Calls `refused` for a damaged one, and skips it."""
-        programs = {}
-        for part in spec.parts:
-            artifacts = self.artifacts(tenant_id, part.name)
-            if active := artifacts.active():
-                try:
-                    programs[part.name] = artifacts.load(active.version)
-                except InvalidArtifact as e:
-                    refused(part, e)
-        return programs
+        """Load the active programs of a composed module's parts, as `active_parts` does."""
+        return active_parts(lambda part: self.artifacts(tenant_id, part), spec, refused)
+
+
+def active_parts(
+    artifacts_of: Callable[[str], VersionStore],
+    spec: ModuleSpec,
+    refused: Callable[[ModuleSpec, InvalidArtifact], None],
+) -> dict[str, Program]:
+    """Load the active programs of a composed module's parts. Calls `refused` for a damaged one, and skips it."""
+    programs = {}
+    for part in spec.parts:
+        artifacts = artifacts_of(part.name)
+        if active := artifacts.active():
+            try:
+                programs[part.name] = artifacts.load(active.version)
+            except InvalidArtifact as e:
+                refused(part, e)
+    return programs

@@ -47,14 +47,14 @@ def set_fields(
     store = open_connections().configs
     config, version = read_config(store, tenant)
     before = chosen_fields(config)
-    for path, value in _fields(changes).items():
+    for path, value in fields_of(changes).items():
         config = with_field(config, path, value)
     check_names(config, before)
     written = write_config(store, config, actor=current_user(), expected_version=version)
     console.print(f"{tenant}: configuration version {written}")
 
 
-def _fields(changes: Sequence[str]) -> dict[str, str]:
+def fields_of(changes: Sequence[str]) -> dict[str, str]:
     """Map fields to values. Raises `InvalidConfig` for any text that is not FIELD=VALUE, and for a repeated field."""
     fields: dict[str, str] = {}
     for change in changes:

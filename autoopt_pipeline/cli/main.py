@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from autoopt_pipeline.cli import alerts, artifacts, config, models, tenants, traces
+from autoopt_pipeline.cli.backtest import backtest
 from autoopt_pipeline.cli.contents import diff, show
 from autoopt_pipeline.cli.context import console
 from autoopt_pipeline.cli.dashboard import dashboard
@@ -48,6 +49,7 @@ for command in (
     trigger,
     status,
     why,
+    backtest,
     review,
     versions,
     history,

@@ -20,6 +20,7 @@ from autoopt_pipeline.dashboard.context import Dashboard
 from autoopt_pipeline.dashboard.pages import (
     actions,
     activity,
+    backtests,
     bulk_config,
     login,
     modules,
@@ -77,6 +78,7 @@ def create_app(dashboard: Dashboard) -> ASGIApp:
             Route(f"{_MODULE}/story", modules.module_story_part),
             Route(f"{_MODULE}/progress", modules.progress_part),
             Route(f"{_MODULE}/live", modules.live_part),
+            Route(f"{_MODULE}/backtest", backtests.backtest_page),
             Route(f"{_MODULE}/versions/{{version}}", modules.version_page),
             Route(f"{_MODULE}/outcomes/{{run}}", modules.outcome_page),
             Route(f"{_MODULE}/{{action}}", actions.confirm),

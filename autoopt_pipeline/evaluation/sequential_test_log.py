@@ -143,7 +143,7 @@ def append_step(  # noqa: PLR0913 - keyword-only parts of one step
     """
     step = SequentialTestStep(
         sequence=test.steps + 1,
-        at=datetime.now(UTC),
+        at=artifacts.clock(),
         run_id=run_id,
         version=test.version,
         incumbent=test.conditions.incumbent,

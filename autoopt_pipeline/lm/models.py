@@ -10,7 +10,7 @@ from dspy.utils.exceptions import LMError
 from pydantic import ValidationError
 
 from autoopt_pipeline.errors import AutooptError, InvalidConfig, LMNotConfigured
-from autoopt_pipeline.lm.choice import resolve_candidates, resolve_lm
+from autoopt_pipeline.lm.choice import resolve_candidates, resolve_lm, resolve_teacher, with_price
 from autoopt_pipeline.lm.endpoint import EndpointEngine
 from autoopt_pipeline.lm.failures import as_error
 from autoopt_pipeline.lm.metering import Answers, Engine, Meter, MeteredEngine, Role
@@ -59,6 +59,28 @@ class MeteredLM:
         """Return how many calls of a program may run at once: no more than any model that it asks allows."""
         asked = [self.models[name].threads for name in models_asked(program, self.name) if name in self.models]
         return min(asked, default=self.threads)
+
+
+@dataclass(frozen=True)
+class RunLMs:
+    """The language models of one run, with one meter: which answers, which teaches, and which judges, if any."""
+
+    answering: MeteredLM
+    teacher: MeteredLM
+    judge: MeteredLM | None
+
+
+def lms_of_run(
+    config: RoutingConfigUnified, settings: Settings, meter: Meter, answers: Answers | None = None
+) -> RunLMs:
+    """Create the models of a run of this tenant. Raises `LMNotConfigured` as `metered_lm` does."""
+    teacher = resolve_teacher(config.teacher_lm, settings, resolve_lm(config.lm, settings))
+    judge = with_price(config.judge.lm, settings) if config.judge else None
+    return RunLMs(
+        answering_lms(config, settings, meter, answers),
+        metered_lm(teacher, meter, Role.TEACHER, answers),
+        metered_lm(judge, meter, Role.JUDGE, answers) if judge else None,
+    )
 
 
 def answering_lms(

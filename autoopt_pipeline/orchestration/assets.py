@@ -94,9 +94,8 @@ def _optimize(
     material: Material,
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
-    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher, with_price
-    from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import answering_lms, metered_lm
+    from autoopt_pipeline.lm.metering import Meter
+    from autoopt_pipeline.lm.models import lms_of_run
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import optimize
@@ -111,16 +110,12 @@ def _optimize(
         record_usage_on_failure(context, spec.name, meter),
         attribute_to_daily_budget(config, budget),
     ):
-        answering = resolve_lm(config.lm, settings)
         artifacts = connections.artifacts(config.tenant_id, spec.name)
         kept = AnswerCheckpoint(artifacts)
         if kept.loaded:
             context.log.info(f"{kept.loaded} answers of an unfinished attempt are reused")
-        lm = answering_lms(config, settings, meter, kept)
-        teacher = metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER, kept)
-        judging = with_price(config.judge.lm, settings) if config.judge else None
-        lm_judge = metered_lm(judging, meter, Role.JUDGE, kept) if judging else None
-        if lm.is_stand_in:
+        lms = lms_of_run(config, settings, meter, kept)
+        if lms.answering.is_stand_in:
             context.log.warning("answers come from the offline stand-in, which is no language model")
         job = OptimizationJob(
             spec,
@@ -142,10 +137,10 @@ def _optimize(
         )
         report = optimize(
             job,
-            lm,
+            lms.answering,
             artifacts,
-            teacher=teacher,
-            lm_judge=lm_judge,
+            teacher=lms.teacher,
+            lm_judge=lms.judge,
             log=context.log.info,
             on_progress=StepProgress(context, spec.name),
         )

@@ -29,6 +29,7 @@ from autoopt_pipeline.scheduling.conditions import (
     decide,
     new_since,
     why_off,
+    window_end_at,
 )
 from autoopt_pipeline.scheduling.turns import QueuePosition, queue_order
 from autoopt_pipeline.settings import Settings
@@ -135,7 +136,7 @@ def plan_tenants(
     Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
     """
     deadline = None if options.seconds is None else time.monotonic() + options.seconds
-    window_end = (now - timedelta(seconds=settings.settling_seconds)).replace(microsecond=0)
+    window_end = window_end_at(now, settings.settling_seconds)
     configs, unreadable = _parse_configs(stored)
     failures_since = failures_count_since(configs.values(), now=now)
     begins = {tenant: entry.since for tenant, entry in stored.items() if entry.since}

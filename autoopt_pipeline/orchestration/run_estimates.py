@@ -41,9 +41,8 @@ def estimate_run(
 
     Raises the errors of Phoenix and the stores, and `LMNotConfigured`.
     """
-    from autoopt_pipeline.lm.choice import resolve_lm, resolve_teacher, with_price
-    from autoopt_pipeline.lm.metering import Meter, Role
-    from autoopt_pipeline.lm.models import answering_lms, metered_lm
+    from autoopt_pipeline.lm.metering import Meter
+    from autoopt_pipeline.lm.models import lms_of_run
     from autoopt_pipeline.optimization.estimate import SEARCHES
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import estimate
@@ -52,8 +51,7 @@ def estimate_run(
     end = datetime.now(UTC) - timedelta(seconds=settings.settling_seconds)
     material = gather(connections, spec, config, entry, end=end)
     meter = Meter(max_calls=0, max_tokens=0, max_dollars=config.budget.max_dollars)
-    answering = resolve_lm(config.lm, settings)
-    lm = answering_lms(config, settings, meter)
+    lms = lms_of_run(config, settings, meter)
     expected, purpose = estimate(
         OptimizationJob(
             spec,
@@ -66,12 +64,12 @@ def estimate_run(
             parts=connections.active_parts(config.tenant_id, spec, lambda part, why: None),
             encoder=settings.encoder,
         ),
-        lm,
+        lms.answering,
         connections.artifacts(config.tenant_id, module),
-        teacher=metered_lm(resolve_teacher(config.teacher_lm, settings, answering), meter, Role.TEACHER),
-        lm_judge=metered_lm(with_price(config.judge.lm, settings), meter, Role.JUDGE) if config.judge else None,
+        teacher=lms.teacher,
+        lm_judge=lms.judge,
     )
-    factors = _corrections(instance, entry, module, lm.name) if purpose == SEARCHES else {}
+    factors = _corrections(instance, entry, module, lms.answering.name) if purpose == SEARCHES else {}
     numbers = {name: value * factors.get(name, 1.0) for name, value in expected.known.items()}
     return RunEstimate(
         lm_calls=min(numbers["lm_calls"], config.budget.max_lm_calls),

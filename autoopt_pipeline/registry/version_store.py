@@ -9,6 +9,7 @@
     {root}/{tenant}/{module}/ledger/{sequence}.json                             see evaluation.alpha_ledger
     {root}/{tenant}/{module}/sequential_tests/{sequence}.json                   see evaluation.sequential_test_log
     {root}/{tenant}/{module}/rollouts/, rollout_draws/                          see registry.rollout_records
+    {root}/{tenant}/{module}/backtests/{time}.json                              see registry.backtests
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
 
 Transitions, ledger entries, draws and steps of sequential tests are created exclusively. If two writers act on the same
@@ -17,7 +18,7 @@ state, one of them fails.
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -59,14 +60,21 @@ def _draws(rollout: int) -> str:
     return f"rollout_draws/{rollout:08d}"
 
 
-class VersionStore:
-    """The artifacts of one tenant's module."""
+def _now() -> datetime:
+    return datetime.now(UTC)
 
-    def __init__(self, files: ObjectStore, tenant_id: str, module: str) -> None:
+
+class VersionStore:
+    """The artifacts of one tenant's module. `clock` gives the time (UTC) of what is recorded."""
+
+    def __init__(
+        self, files: ObjectStore, tenant_id: str, module: str, *, clock: Callable[[], datetime] = _now
+    ) -> None:
         self._files = files
         self._folder = f"{safe_name(tenant_id)}/{module}"
         self.tenant_id = tenant_id
         self.module = module
+        self.clock = clock
 
     def save(self, program: Program, manifest: Manifest) -> None:
         """Store a version. The manifest is written last, because a version exists only with its manifest.
@@ -142,7 +150,7 @@ class VersionStore:
     def withdraw(self, version: str, *, actor: str, reason: str) -> None:
         """Permanently delete a version's program; its manifest stays. Make another version active first."""
         folder = f"{self._folder}/versions/{version}"
-        withdrawal = Withdrawal(at=datetime.now(UTC), actor=actor, reason=reason)
+        withdrawal = Withdrawal(at=self.clock(), actor=actor, reason=reason)
         # The mark is written first, so that nobody loads the program of a withdrawal that was interrupted.
         self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
         for path in self._program_files(version):
@@ -154,7 +162,7 @@ class VersionStore:
 
     def decline(self, version: str, *, actor: str, reason: str) -> bool:
         """Record that a person declined a version. Return False if it was declined before; that record stays."""
-        declined = Declined(at=datetime.now(UTC), actor=actor, reason=reason)
+        declined = Declined(at=self.clock(), actor=actor, reason=reason)
         path = f"{self._folder}/versions/{version}/{_DECLINED}"
         return self._files.create(path, declined.model_dump_json(indent=1).encode())
 
@@ -201,7 +209,7 @@ class VersionStore:
         current = last.to_version if last else None
         transition = Transition(
             sequence=last.sequence + 1 if last else 1,
-            at=datetime.now(UTC),
+            at=self.clock(),
             actor=actor,
             reason=reason,
             from_version=expected,

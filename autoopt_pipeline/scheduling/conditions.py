@@ -209,6 +209,11 @@ def new_since(
     return max(outcome.window_end, earliest) if outcome and believable(outcome.window_end, now) else earliest
 
 
+def window_end_at(now: datetime, settling_seconds: float) -> datetime:
+    """Until when traces count at a moment: later ones may not be complete in Phoenix yet."""
+    return (now - timedelta(seconds=settling_seconds)).replace(microsecond=0)
+
+
 def learnt_from(config: RoutingConfigUnified, *, until: datetime, begins: datetime | None) -> datetime:
     """Where the traces of a run begin: at the lookback, and not before the tenant."""
     earliest = until - timedelta(seconds=config.lookback_seconds)

@@ -45,13 +45,17 @@ def gather_evidence(phoenix: Phoenix, wanted: Sequence[Wanted], *, until: dateti
         if project is None:
             evidence[key] = Evidence(0, note=f"Phoenix has no project {project_name(w.tenant_id)} yet")
             continue
-        new_traces = counts[to_count[key]] if key in to_count else 0
-        new_annotations = 0
-        if w.outcome and w.outcome.annotations:
-            total = annotations_of(w.spec, project.annotations)
-            new_annotations = w.outcome.annotations.new(total, oldest=project.oldest)
-        evidence[key] = Evidence(new_traces, new_annotations, _note(project, w, new_traces))
+        evidence[key] = evidence_in(project, w, counts[to_count[key]] if key in to_count else 0)
     return evidence
+
+
+def evidence_in(project: Project, wanted: Wanted, new_traces: int) -> Evidence:
+    """Return the evidence in a project with so many new traces."""
+    new_annotations = 0
+    if wanted.outcome and wanted.outcome.annotations:
+        total = annotations_of(wanted.spec, project.annotations)
+        new_annotations = wanted.outcome.annotations.new(total, oldest=project.oldest)
+    return Evidence(new_traces, new_annotations, _note(project, wanted, new_traces))
 
 
 def _may_have_new_traces(project: Project, wanted: Wanted) -> bool:

@@ -28,6 +28,13 @@ class Collected:
 
 def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: datetime, end: datetime) -> Collected:
     """Read a window. Raises `PhoenixRefused` if the tenant's project does not exist."""
+    project = existing_project(phoenix, tenant_id)
+    decisions = read_decisions(phoenix, project, spec, start=start, end=end)
+    return Collected(project.id, tuple(decisions), annotations_seen(project, spec, decisions, start))
+
+
+def existing_project(phoenix: Phoenix, tenant_id: str) -> Project:
+    """Return the tenant's project. Raises `PhoenixRefused` if it does not exist."""
     name = project_name(tenant_id)
     project = phoenix.project(name)
     if project is None:
@@ -35,13 +42,13 @@ def collect(phoenix: Phoenix, tenant_id: str, spec: ModuleSpec, *, start: dateti
             f"Phoenix {phoenix.endpoint} has no project {name}",
             "let the tenant's application send traces there",
         )
-    decisions = read_decisions(phoenix, project, spec, start=start, end=end)
-    return Collected(project.id, tuple(decisions), _annotations_seen(project, spec, decisions, start))
+    return project
 
 
-def _annotations_seen(
+def annotations_seen(
     project: Project, spec: ModuleSpec, decisions: Sequence[LoggedDecision], start: datetime
 ) -> AnnotationsSeen:
+    """Return the annotations that the project had, for the next comparison. `decisions` are those from `start` on."""
     # The total was read before the decisions, so an annotation written in between counts as new next time.
     total = annotations_of(spec, project.annotations)
     judged = [part for decision in decisions for part in (decision.parts.values() if spec.parts else (decision,))]
@@ -56,12 +63,35 @@ def read_decisions(
 
     Marks texts that were truncated before they reached Phoenix.
     """
+    return as_decisions(spec, read_spans(phoenix, project, spec, start=start, end=end, also=also))
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The spans of a module and of its parts, by name, oldest first, as Phoenix has them."""
+
+    own: Sequence[LoggedDecision]
+    parts: Mapping[str, Sequence[LoggedDecision]]
+
+
+def read_spans(
+    phoenix: Phoenix, project: Project, spec: ModuleSpec, *, start: datetime, end: datetime, also: Sequence[str] = ()
+) -> Spans:
+    """Return the spans in [start, end), those of the module with the attributes in `also`."""
 
     def read(contract: SpanContract, also: Sequence[str] = ()) -> list[LoggedDecision]:
-        return mark_cut(phoenix.decisions(project, contract, start=start, end=end, also=also), contract)
+        return phoenix.decisions(project, contract, start=start, end=end, also=also)
 
-    decisions = read(spec.contract, also)
-    parts = {part.name: read(part.contract) for part in spec.parts}
+    return Spans(read(spec.contract, also), {part.name: read(part.contract) for part in spec.parts})
+
+
+def as_decisions(spec: ModuleSpec, spans: Spans) -> list[LoggedDecision]:
+    """Return the decisions in the spans of one window. Composed ones include their parts'.
+
+    Which texts were truncated shows only beside the others of the window.
+    """
+    decisions = mark_cut(spans.own, spec.contract)
+    parts = {part.name: mark_cut(spans.parts[part.name], part.contract) for part in spec.parts}
     return join_parts(decisions, parts) if parts else decisions
 
 
