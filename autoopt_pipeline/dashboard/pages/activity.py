@@ -18,7 +18,7 @@ from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.modules.catalog import module_names
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, QUALITY_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.audit_log import recent_entries
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
@@ -209,5 +209,5 @@ def _sensors(instance: dg.DagsterInstance) -> list[Sensor]:
             message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
         looked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
         sensors.append(Sensor(name, state.is_running, looked_at, message, bool(tick and tick.is_failure)))
-    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
+    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR, QUALITY_SENSOR)
     return sorted(sensors, key=lambda sensor: sensor.name not in first)
