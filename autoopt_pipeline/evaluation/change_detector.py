@@ -19,8 +19,9 @@ measured by simulation (bench/README.md). The tolerance is 0: whatever fall can 
 
 Quality may also vary from day to day without a fall, as traffic does at weekends. `spread` is how much the means of
 past days vary, as a multiple of what chance alone does (the dispersion of quasi-likelihood, Wedderburn, Biometrika
-1974), at least 1. Bets get smaller by it, and pay for it: a gain is multiplied by exp(-bet² * variance *
-(spread - 1) / 2), which only makes alarms rarer where days do not differ.
+1974), at least 1. A day counts once the run of losses that it may belong to is over. Bets get smaller by the spread,
+and pay for it: a gain is multiplied by exp(-bet² * variance * (spread - 1) / 2), which only makes alarms rarer where
+days do not differ.
 
 Sources of outcomes (people, judges, the request's own success) differ in level, and their shares may change. So each
 has a reference of its own, and all bets make one wealth.
@@ -56,8 +57,7 @@ _LEAST_GAIN = 20.0
 # the fall. The one with the most is often a streak of bad luck within it, which exaggerates the fall.
 _LIKELY = 3.0
 
-# Days as steady as chance allows that are assumed beforehand, and the most that one day counts beyond its expectation,
-# so that the first day of a fall is not taken for a tenant's habit.
+# Days as steady as chance allows that are assumed beforehand, and the most that one day counts beyond its expectation.
 _STEADY_DAYS, _MOST_OF_A_DAY = 10, 4.0
 
 # Least variance that is assumed. Where hardly anything goes wrong, one failure would else be an alarm.
@@ -119,7 +119,8 @@ class ChangeDetector(_Stored):
     `wealth` is what all gamblers own together, for each size of fall, `runs` has one of them each, and `outcomes` are
     all since the detector began. `day` is the last day (UTC) on which a gambler has entered. Its outcomes are below the
     reference by `gap` in all, and `variance` is what chance would make of that. `past_days` and `past_spread` are the
-    number of days before, and the sum of their squared gaps, each divided by its variance.
+    number of days before, and the sum of their squared gaps, each divided by its variance. `open_days` and
+    `open_spread` are the same of days that may belong to a fall, and count once they turn out not to.
     """
 
     wealth: tuple[NonNegativeFloat, ...] = Field((0.0,) * len(FALLS), min_length=len(FALLS), max_length=len(FALLS))
@@ -130,6 +131,8 @@ class ChangeDetector(_Stored):
     variance: NonNegativeFloat = 0.0
     past_days: NonNegativeInt = 0
     past_spread: NonNegativeFloat = 0.0
+    open_days: NonNegativeInt = 0
+    open_spread: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _a_run_is_a_part_of_the_whole(self) -> Self:
@@ -182,6 +185,7 @@ class _Work:
         self.runs = [_OpenRun(run.wealth, run.since, _opened(run.later)) for run in detector.runs]
         self.day, self.gap, self.variance = detector.day, detector.gap, detector.variance
         self.past_days, self.past_spread = detector.past_days, detector.past_spread
+        self.open_days, self.open_spread = detector.open_days, detector.open_spread
         self.outcomes = _opened(detector.outcomes)
         self.levels = {source: _sum(groups.values()) for source, groups in self.outcomes.items()}
 
@@ -195,6 +199,8 @@ class _Work:
             variance=self.variance,
             past_days=self.past_days,
             past_spread=self.past_spread,
+            open_days=self.open_days,
+            open_spread=self.open_spread,
         )
 
     def take(self, outcome: Outcome, threshold: float) -> Fall | None:
@@ -240,8 +246,11 @@ class _Work:
 
     def _begin(self, today: date) -> None:
         if self.variance:
-            self.past_spread += min(self.gap**2 / self.variance, _MOST_OF_A_DAY * self.spread)
-            self.past_days += 1
+            self.open_spread += min(self.gap**2 / self.variance, _MOST_OF_A_DAY * self.spread)
+            self.open_days += 1
+        if self.runs[0].since is None:
+            self.past_days, self.past_spread = self.past_days + self.open_days, self.past_spread + self.open_spread
+            self.open_days, self.open_spread = 0, 0.0
         self.day, self.gap, self.variance = today, 0.0, 0.0
         self.wealth = [own + 1.0 for own in self.wealth]
 
@@ -268,6 +277,7 @@ class _Work:
         self.levels = {source: _sum(groups.values()) for source, groups in self.outcomes.items()}
         self.wealth, self.runs = [0.0] * len(FALLS), [_OpenRun() for _ in FALLS]
         self.gap, self.variance = 0.0, 0.0
+        self.open_days, self.open_spread = 0, 0.0
         return fall
 
 
