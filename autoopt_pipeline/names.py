@@ -3,6 +3,7 @@
 OPTIMIZATION_SENSOR = "auto_optimization_sensor"
 PARTITIONS_SENSOR = "tenant_partitions_sensor"
 ROLLOUT_SENSOR = "rollout_monitor_sensor"
+QUALITY_SENSOR = "live_quality_sensor"
 RETENTION_SENSOR = "run_retention_sensor"
 
 TENANTS_PARTITIONS = "tenants"

@@ -19,7 +19,7 @@ from autoopt_pipeline.text import ago, percent
 if TYPE_CHECKING:
     from autoopt_pipeline.status.module_status import ModuleStatus
 
-_COLORS = {"due": "green", "error": "red", "backing_off": "red", "in_progress": "cyan"}
+_COLORS = {"due": "green", "quality_fell": "yellow", "error": "red", "backing_off": "red", "in_progress": "cyan"}
 
 # With more tenants, the command lists only those that need attention, and at most this many.
 _TENANTS_SHOWN = 20
@@ -97,7 +97,7 @@ def _colored(reason: str) -> str:
     return f"[{color}]{reason}[/]" if color else reason
 
 
-_SAYS_HOW_MANY = {Reason.TOO_FEW_TRACES, Reason.AWAITING_REVIEWS, Reason.DUE}
+_SAYS_HOW_MANY = {Reason.TOO_FEW_TRACES, Reason.AWAITING_REVIEWS, Reason.DUE, Reason.QUALITY_FELL}
 """Reasons whose detail has the number of new traces or reviews."""
 
 
@@ -118,6 +118,8 @@ def _describe(standing: "ModuleStatus", now: datetime) -> str:
         lines.append(f"serves {BASELINE}")
     if back := standing.rolled_back:
         lines.append(f"rolled back {ago(back.at, now)} by {escape(back.actor)}: {escape(', '.join(back.versions))}")
+    if standing.fall and standing.decision.reason is not Reason.QUALITY_FELL:
+        lines.append(escape(str(standing.fall)))
     if standing.rollout_reviews:
         lines.append(escape(describe_rollout_reviews(standing)))
     if standing.error:

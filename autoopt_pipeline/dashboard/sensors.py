@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, QUALITY_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
 
 
@@ -37,5 +37,5 @@ def read_sensors(instance: dg.DagsterInstance) -> list[Sensor]:
             message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
         ticked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
         sensors.append(Sensor(name, state.is_running, ticked_at, message, bool(tick and tick.is_failure)))
-    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR)
+    first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR, QUALITY_SENSOR)
     return sorted(sensors, key=lambda sensor: sensor.name not in first)

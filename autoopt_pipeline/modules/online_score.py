@@ -7,17 +7,21 @@ from statistics import fmean
 
 from autoopt_pipeline.modules.coercion import boolean, number, stripped
 from autoopt_pipeline.modules.labeling import JUDGES, by_authority, is_of_disagreement, read_attribute
-from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec, Values
+from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, ModuleSpec, Provenance, Values
 from autoopt_pipeline.span_contract import CONFIRMING, CORRECTION, REFUTING, UNDECIDED
 
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """Score of a decision from 0 to 1, since when it is known, and when the decision was made (UTC)."""
+    """Score of a decision from 0 to 1, since when it is known, and when the decision was made (UTC).
+
+    `source` says from whom it is known; that of a composed module's decision is its first part's.
+    """
 
     known_at: datetime
     decided_at: datetime
     score: float
+    source: Provenance = Provenance.OUTCOME
 
 
 def live_outcome(
@@ -39,7 +43,8 @@ def live_outcome(
         ]
         if not parts:
             return None
-        return LiveOutcome(max(part.known_at for part in parts), decision.time, fmean(part.score for part in parts))
+        known_at = max(part.known_at for part in parts)
+        return LiveOutcome(known_at, decision.time, fmean(part.score for part in parts), parts[0].source)
     for annotation in by_authority(decision.annotations):
         counts = annotation.kind in JUDGES if judges else annotation.kind == "HUMAN"
         if (
@@ -47,7 +52,7 @@ def live_outcome(
             and not is_of_disagreement(annotation)
             and (score := _judged(spec, labels, decision, annotation)) is not None
         ):
-            return LiveOutcome(annotation.updated_at, decision.time, score)
+            return LiveOutcome(annotation.updated_at, decision.time, score, JUDGES[annotation.kind])
     score = _became(spec, decision)
     return None if score is None else LiveOutcome(decision.time, decision.time, score)
 

@@ -14,7 +14,7 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from autoopt_pipeline.names import OPTIMIZATION_SENSOR, ROLLOUT_SENSOR
+from autoopt_pipeline.names import OPTIMIZATION_SENSOR, QUALITY_SENSOR, ROLLOUT_SENSOR
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, read_costs
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.ended_runs import RunEnd, latest_end, read_ended_runs
@@ -31,6 +31,7 @@ from autoopt_pipeline.run_history.module_events import (
 from autoopt_pipeline.run_history.outcomes import COSTS, ROLLED_BACK, SPENT, read_attempts
 from autoopt_pipeline.run_history.ticks import (
     PHOENIX,
+    QualityReport,
     RolloutReport,
     TickReport,
     finished_ticks,
@@ -45,6 +46,12 @@ _COST_GAUGES = {
     "tokens": "Mean tokens of a decision of the program that serves, as the last run measured it.",
     "dollars": "Mean dollars of a decision of the program that serves, if the price is known.",
     "seconds_p95": "95th percentile of the seconds of a decision of the program that serves.",
+}
+
+_QUALITY_GAUGES = {
+    "level": ("autoopt_live_quality", "Mean score of what serves (0 to 1), on its last seven days with outcomes."),
+    "low": ("autoopt_live_quality_low", "Lower end of its interval at 95 %."),
+    "high": ("autoopt_live_quality_high", "Upper end of its interval at 95 %."),
 }
 
 _CACHED_SECONDS = 30
@@ -137,6 +144,10 @@ class Exporter(Collector):
             name: Gauge(f"autoopt_decision_{name}", about, ["tenant", "module"], registry=own)
             for name, about in _COST_GAUGES.items()
         }
+        self._quality = {
+            end: Gauge(name, about, ["tenant", "module"], registry=own)
+            for end, (name, about) in _QUALITY_GAUGES.items()
+        }
         self._failing = Gauge(
             "autoopt_failing_modules", "Tenants' modules whose last run failed, within seven days.", registry=own
         )
@@ -191,6 +202,15 @@ class Exporter(Collector):
             if sensor == ROLLOUT_SENSOR and data and (seen := RolloutReport.load(data.cursor)):
                 self._rollouts.set(seen.active)
                 self._rollouts_deferred.set(seen.deferred)
+
+            if sensor == QUALITY_SENSOR and data and (report := QualityReport.load(data.cursor)):
+                self._show_quality(report)
+
+    def _show_quality(self, report: QualityReport) -> None:
+        for end, gauge in self._quality.items():
+            gauge.clear()
+            for seen in report.seen[: self._max_tenants]:
+                gauge.labels(seen.tenant, seen.module).set(getattr(seen, end))
 
     def _read_runs(self, now: datetime) -> None:
         for status, end in _ENDS.items():

@@ -15,6 +15,7 @@ from autoopt_pipeline.errors import AutooptError, LMNotConfigured, PhoenixRefuse
 from autoopt_pipeline.lm.choice import answering_models
 from autoopt_pipeline.modules.catalog import get_module, missing_module, modules
 from autoopt_pipeline.orchestration.budget_guard import remaining_budgets
+from autoopt_pipeline.registry.quality_records import QualityFall
 from autoopt_pipeline.run_history.outcomes import ModuleKey, failure_horizon, read_attempts, read_outcomes
 from autoopt_pipeline.scheduling.budgets import RemainingBudget
 from autoopt_pipeline.scheduling.conditions import (
@@ -121,6 +122,9 @@ class PlanOptions:
     after: QueuePosition | None = None
 
 
+_NO_FALLS: Mapping[ModuleKey, QualityFall] = {}
+
+
 def plan_tenants(
     stored: Mapping[str, StoredConfig],
     instance: dg.DagsterInstance,
@@ -129,11 +133,13 @@ def plan_tenants(
     now: datetime,
     settings: Settings,
     options: PlanOptions = PlanOptions(),
+    falls: Mapping[ModuleKey, QualityFall] = _NO_FALLS,
 ) -> Plan:
     """Decide for every tenant given. An error in one tenant's configuration affects only that tenant.
 
-    Of the settings, the settling time, the jitter, the language models and the daily budget of all tenants count. When
-    Phoenix fails, everything that only Phoenix could decide is an error; it is never taken for "no traces".
+    `falls` are the last falls in quality of what serves. Of the settings, the settling time, the jitter, the language
+    models and the daily budget of all tenants count. When Phoenix fails, everything that only Phoenix could decide is
+    an error; it is never taken for "no traces".
     """
     deadline = None if options.seconds is None else time.monotonic() + options.seconds
     window_end = window_end_at(now, settings.settling_seconds)
@@ -150,6 +156,7 @@ def plan_tenants(
         begins=begins,
         attempts=read_attempts(instance, modules(), failures_since=failures_since, tenants=configs, begins=begins),
         budgets=remaining_budgets(instance, configs.values(), settings, now=now),
+        falls={key: fall for key, fall in falls.items() if fall.at >= begins.get(key[0], fall.at)},
     )
     decided, pending = planner.decide_without_traces(options)
     counted = planner.decide_with_traces(pending, deadline, options.after)
@@ -218,6 +225,7 @@ class _Planner:
     begins: Mapping[str, datetime]
     attempts: dict[ModuleKey, Attempts]
     budgets: Mapping[str, tuple[RemainingBudget, ...]]
+    falls: Mapping[ModuleKey, QualityFall]
 
     def decide_without_traces(
         self, options: PlanOptions
@@ -294,6 +302,7 @@ class _Planner:
             jitter=self.settings.schedule_jitter,
             budgets=self.budgets.get(key[0], ()),
             models=_models(self.configs[key[0]], self.settings) if outcome else None,
+            fall=self.falls.get(key),
         )
 
 

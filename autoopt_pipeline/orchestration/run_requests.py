@@ -13,6 +13,7 @@ from autoopt_pipeline.names import ATTEMPT_TAG, MAX_RUNTIME_TAG, NEW_EVIDENCE_TA
 from autoopt_pipeline.orchestration.launch import LogCallback, RunResult, run_in_process, submit
 from autoopt_pipeline.orchestration.partitions import register_tenant
 from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
+from autoopt_pipeline.registry.quality_records import read_falls
 from autoopt_pipeline.run_history.progress import ShowProgress
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
@@ -95,6 +96,7 @@ def check_request(
         now=datetime.now(UTC),
         settings=connections.settings,
         options=PlanOptions(only_modules=names or None, count_all=count_all),
+        falls=read_falls(connections.files),
     )
     decisions = {module: decision for (_, module), decision in plan.decisions.items()}
     enabled = {module: decision for module, decision in decisions.items() if decision.reason is not Reason.DISABLED}

@@ -23,9 +23,9 @@ from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome
 
 ModuleKey = tuple[str, str]
 
-ROLLED_BACK, ROLLOUT_FINISHED, SPENT = "rolled_back", "rollout_finished", "spent"
+ROLLED_BACK, ROLLOUT_FINISHED, SPENT, QUALITY_FELL = "rolled_back", "rollout_finished", "spent", "quality_fell"
 """Kinds of observations: a rollout moved a tenant back, or finished without; a failed attempt or a person used a
-language model without an outcome."""
+language model without an outcome; what serves does worse than before."""
 
 ANNOTATION_TOTAL, ANNOTATION_MARKS = "annotation_total", "annotation_marks"
 """Metadata of a materialization that hold its `AnnotationsSeen`."""

@@ -79,6 +79,25 @@ class RolloutReport(StoredCursor):
     deferred: int
 
 
+class SeenQuality(BaseModel):
+    """The level of what serves for a tenant's module, with its interval (0 to 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenant: str
+    module: str
+    level: float
+    low: float
+    high: float
+
+
+class QualityReport(StoredCursor):
+    """One tick of the quality sensor: tenants that it deferred to the next tick, and levels, the most notable first."""
+
+    deferred: int
+    seen: tuple[SeenQuality, ...] = ()
+
+
 def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
     """The sensors that ever ran, by name. A renamed code location leaves a second one of the name: the later counts."""
     states: dict[str, InstigatorState] = {}

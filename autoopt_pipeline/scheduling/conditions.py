@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.registry.quality_records import QualityFall
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.budgets import RemainingBudget, utc_day_start
@@ -28,6 +29,7 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 
 class Reason(StrEnum):
     DUE = "due"
+    QUALITY_FELL = "quality_fell"
     DISABLED = "disabled"
     NOT_DUE = "not_due"
     TOO_FEW_TRACES = "too_few_traces"
@@ -38,6 +40,10 @@ class Reason(StrEnum):
     AWAITING_REVIEWS = "awaiting_reviews"
     DEFERRED = "deferred"
     ERROR = "error"
+
+
+LAUNCHING = frozenset({Reason.DUE, Reason.QUALITY_FELL})
+"""The reasons for a run now."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class ScheduleDecision:
 
     @property
     def launch(self) -> bool:
-        return self.reason is Reason.DUE
+        return self.reason in LAUNCHING
 
     @property
     def awaits_reviews(self) -> bool:
@@ -172,32 +178,35 @@ def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
     jitter: float = 0.0,
     budgets: Sequence[RemainingBudget] = (),
     models: tuple[str, ...] | None = None,
+    fall: QualityFall | None = None,
 ) -> ScheduleDecision | NeedsEvidence:
     """Check the conditions in the order of their cost: configuration, history, limits, then Phoenix.
 
     `jitter` is the share of the interval over which tenants are spread, and `budgets` bound the tenant's LM usage
     today. `models` are the language models that a run could ask now, as in `RunOutcome`. With `evidence` None, the
     answer is `NeedsEvidence` where only Phoenix can decide; `outcome` is the last one, where there is any, and only
-    asked together with the evidence, as `models` are.
+    asked together with the evidence, as `models` are. `fall` is the last fall in quality of what serves.
     """
     later = spread(config.tenant_id, timedelta(seconds=config.interval_seconds(spec.name)), jitter)
+    urgent = _urgent(config, spec.name, attempts, fall, now)
     conditions = (
         _enabled(config, spec),
         _alone(attempts),
         _backed_off(config, spec, attempts, later, now),
-        _interval_over(config, spec, attempts, later, now),
+        _interval_over(config, spec, attempts, urgent, later, now),
         _outside_quiet_hours(config, now),
         _within_budget(budgets, now),
-        _enough_new(config, spec, attempts, evidence, outcome, now, models),
+        _enough_new(config, spec, evidence, outcome, urgent, now, models),
     )
     need = conditions[-1].need
     unmet = next((condition for condition in conditions if not condition.met), None)
     if unmet is None or unmet.met is None:
-        since = _to_retrain(config, spec.name, attempts, now) or _due_at(config, spec.name, attempts, later)
+        since = urgent.since if urgent else _due_at(config, spec.name, attempts, later)
         if unmet:
             return NeedsEvidence(since)
         detail = conditions[-1].detail
-        return ScheduleDecision(Reason.DUE, detail, evidence, need, waiting_since=since, conditions=conditions)
+        reason = urgent.reason if urgent else Reason.DUE
+        return ScheduleDecision(reason, detail, evidence, need, waiting_since=since, conditions=conditions)
     return ScheduleDecision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=conditions)
 
 
@@ -261,12 +270,17 @@ def _backed_off(
 
 
 def _interval_over(
-    config: RoutingConfigUnified, spec: ModuleSpec, attempts: Attempts, later: timedelta, now: datetime
+    config: RoutingConfigUnified,
+    spec: ModuleSpec,
+    attempts: Attempts,
+    urgent: "_Urgent | None",
+    later: timedelta,
+    now: datetime,
 ) -> Condition:
     name, interval = "interval over", f"interval {as_duration(config.interval_seconds(spec.name))}"
     due_at = _due_at(config, spec.name, attempts, later)
-    if retrain_after := _to_retrain(config, spec.name, attempts, now):
-        return Condition(name, True, _retrained_as_of(retrain_after), Reason.NOT_DUE)
+    if urgent:
+        return Condition(name, True, urgent.why, Reason.NOT_DUE)
     if due_at is None:
         return Condition(name, True, f"{interval}; never attempted", Reason.NOT_DUE)
     if now < due_at:
@@ -293,15 +307,15 @@ def _within_budget(budgets: Sequence[RemainingBudget], now: datetime) -> Conditi
 def _enough_new(
     config: RoutingConfigUnified,
     spec: ModuleSpec,
-    attempts: Attempts,
     evidence: Evidence | None,
     outcome: RunOutcome | None,
+    urgent: "_Urgent | None",
     now: datetime,
     models: tuple[str, ...] | None,
 ) -> Condition:
     name = "enough new traces"
-    if retrain_after := _to_retrain(config, spec.name, attempts, now):
-        return Condition(name, True, _retrained_as_of(retrain_after), Reason.TOO_FEW_TRACES)
+    if urgent:
+        return Condition(name, True, urgent.why, Reason.TOO_FEW_TRACES)
     if evidence is None:
         return _NOT_COUNTED
     if added := _added_labels(config, spec, outcome):
@@ -350,10 +364,6 @@ def _due_at(config: RoutingConfigUnified, module: str, attempts: Attempts, later
     return attempts.outcome_at + interval + later if attempts.outcome_at else None
 
 
-def _retrained_as_of(moment: datetime) -> str:
-    return f"to be retrained, as of {moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
 def why_off(config: RoutingConfigUnified, module: str) -> str | None:
     """Which setting turns a module off, None where it is on."""
     if not config.enable_auto_optimization:
@@ -373,12 +383,30 @@ def _why_disabled(config: RoutingConfigUnified, spec: ModuleSpec) -> str | None:
     return None
 
 
-def _to_retrain(config: RoutingConfigUnified, module: str, attempts: Attempts, now: datetime) -> datetime | None:
-    """Since when the program has to be replaced regardless of new traces; None where a run has done so since."""
-    since = config.retrain_after(module)
-    if since is None or now < since or (attempts.outcome_at and attempts.outcome_at > since):
-        return None
-    return since
+@dataclass(frozen=True)
+class _Urgent:
+    """Why a module is due regardless of its interval and of new traces, and since when (UTC)."""
+
+    since: datetime
+    why: str
+    reason: Reason
+
+
+def _urgent(
+    config: RoutingConfigUnified, module: str, attempts: Attempts, fall: QualityFall | None, now: datetime
+) -> _Urgent | None:
+    """None where nothing is urgent, or where a run has had an outcome since."""
+    retrain_after = config.retrain_after(module)
+    found = [_Urgent(retrain_after, _retrained_as_of(retrain_after), Reason.DUE)] if retrain_after else []
+    if fall and config.quality.monitor:
+        found.append(_Urgent(fall.at, str(fall), Reason.QUALITY_FELL))
+    return next(
+        (each for each in found if now >= each.since and (attempts.outcome_at or each.since) <= each.since), None
+    )
+
+
+def _retrained_as_of(moment: datetime) -> str:
+    return f"to be retrained, as of {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _added_labels(config: RoutingConfigUnified, spec: ModuleSpec, outcome: RunOutcome | None) -> list[str]:

@@ -8,7 +8,6 @@ from autoopt_pipeline.registry.module_versions import describe_rollout
 from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.transitions import active_rollout
-from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
 from autoopt_pipeline.text import ago, duration, listed_unread, percent
@@ -45,6 +44,8 @@ def sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, str]]:
         yield "", f"{failed.at:%Y-%m-%d %H:%M:%S} UTC, run {failed.run_id}: {failed.cause}"
     yield "needed", _needed(story, now)
     yield "serves", _serves(story, now)
+    if standing.quality and standing.quality.version == standing.active:
+        yield "quality", str(standing.quality)
     if story.cost:
         yield "cost", story.cost
     if back := standing.rolled_back:
@@ -120,7 +121,7 @@ def _last(story: ModuleDetail, now: datetime) -> str:
 
 def _needed(story: ModuleDetail, now: datetime) -> str:
     decision = story.standing.decision
-    if decision.reason is Reason.DUE:
+    if decision.launch:
         return "nothing: the sensor launches a run at its next tick"
     parts = [f"next decision {ago(decision.until, now)}"] if decision.until else []
     if decision.evidence and decision.need:

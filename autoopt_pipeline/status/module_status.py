@@ -17,6 +17,7 @@ from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptio
 from autoopt_pipeline.registry.module_versions import decided_about
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, describe_costs, read_costs
+from autoopt_pipeline.registry.quality_records import ModuleQuality, QualityFall, read_qualities
 from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Transition, Verdict, time_of_version
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
 from autoopt_pipeline.registry.serving_index import ServingEntry, read_serving
@@ -62,7 +63,8 @@ class ModuleStatus:
     `progress` is there while a run is in a long phase. `unreported` is the manifest of the active version where its run
     was lost before it could report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name.
     `uncounted` is the error for which Phoenix could not count new traces. `rollout_reviews` disagreements of a
-    rollout's two versions waited for a review at its last analysis.
+    rollout's two versions waited for a review at its last analysis. `quality` is what the monitor of live quality saw
+    last, None before its first check.
     """
 
     tenant_id: str
@@ -82,6 +84,12 @@ class ModuleStatus:
     begins: datetime | None = None
     uncounted: str = ""
     rollout_reviews: int = 0
+    quality: ModuleQuality | None = None
+
+    @property
+    def fall(self) -> QualityFall | None:
+        """The last fall in quality of what serves; None where it did not fall."""
+        return self.quality.fall if self.quality and self.quality.version == self.active else None
 
     @property
     def last_at(self) -> datetime | None:
@@ -94,9 +102,10 @@ class ModuleStatus:
 
     @property
     def needs_attention(self) -> bool:
-        """Whether something failed or waits for a person."""
+        """Whether something failed or waits for a person, or quality fell and no optimization has ended since."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.error is not None
-        return failing or (self.enabled and (self.proposed or self.awaits_reviews))
+        fell = self.fall is not None and (self.last_at is None or self.last_at <= self.fall.at)
+        return failing or (self.enabled and (self.proposed or self.awaits_reviews or fell))
 
     @property
     def proposed(self) -> bool:
@@ -106,7 +115,7 @@ class ModuleStatus:
     @property
     def awaits_reviews(self) -> bool:
         """Whether reviews decide about the version of the last outcome, and too few have been given."""
-        return self.verdict == Verdict.AWAITING_REVIEWS and self.decision.reason is not Reason.DUE
+        return self.verdict == Verdict.AWAITING_REVIEWS and not self.decision.launch
 
     @property
     def reviews_left(self) -> int | None:
@@ -137,7 +146,7 @@ class ModuleStatus:
             return Health.NEEDS_APPROVAL
         if self.awaits_reviews and reason is not Reason.IN_PROGRESS:
             return Health.NEEDS_REVIEWS
-        if reason in {Reason.IN_PROGRESS, Reason.DUE}:
+        if reason is Reason.IN_PROGRESS or self.decision.launch:
             return Health.RUNNING
         learns = self.last_at and self.verdict != Verdict.NOT_ENOUGH_DATA
         return Health.UP_TO_DATE if learns else Health.COLLECTING
@@ -180,6 +189,7 @@ class ModuleStatus:
             "active_score": self.active_score,
             "active_lm": self.active_lm,
             "active_cost": self.active_costs[CANDIDATE].model_dump() if CANDIDATE in self.active_costs else None,
+            "live_quality": self.quality.model_dump(mode="json") if self.quality else None,
             "rolled_back": self.rolled_back.model_dump(mode="json") if self.rolled_back else None,
             "error": self.error,
         }
@@ -201,6 +211,7 @@ def tenant_standings(
 
     With `count_all`, new traces are counted even where another condition decides.
     """
+    qualities = read_qualities(connections.files)
     plan = plan_tenants(
         stored,
         instance,
@@ -208,6 +219,7 @@ def tenant_standings(
         now=now,
         settings=connections.settings,
         options=PlanOptions(count_all=count_all),
+        falls={key: quality.fall for key, quality in qualities.items() if quality.fall},
     )
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
@@ -261,6 +273,7 @@ def tenant_standings(
             begins=stored[key[0]].since,
             uncounted=_uncounted(plan, decision, count_all=count_all),
             rollout_reviews=to_review.get(key, 0) if key in beside else 0,
+            quality=_quality(qualities.get(key), stored[key[0]]),
         )
         for key, decision in plan.decisions.items()
     ]
@@ -291,6 +304,12 @@ def _is_unreported(version: str, attempts: Attempts | None) -> bool:
     """Whether no outcome may have reported this version, because it was made after the last one."""
     made = time_of_version(version)
     return made is None or attempts is None or attempts.outcome_at is None or made > attempts.outcome_at
+
+
+def _quality(quality: ModuleQuality | None, entry: StoredConfig) -> ModuleQuality | None:
+    """None where it is about an earlier tenant of that name."""
+    fall = quality.fall if quality else None
+    return None if fall and entry.since and fall.at < entry.since else quality
 
 
 def _uncounted(plan: Plan, decision: ScheduleDecision, *, count_all: bool) -> str:

@@ -196,6 +196,19 @@ class RolloutPolicy(Strict):
         return self
 
 
+class QualityPolicy(Strict):
+    """How what serves is monitored in production, for as long as it serves."""
+
+    monitor: bool = Field(
+        True, description="Find out when the quality of what serves falls; then alert, and optimize the module at once."
+    )
+    false_alarm_days: float = Field(
+        365.0, ge=1, le=3650, description="Days of a module between two false alarms, on average, or more."
+    )
+
+    _durations = field_validator("false_alarm_days", mode="before")(read_duration)
+
+
 class DailyBudget(Strict):
     """Limits on language models, including teachers, for all optimizations of a tenant in one day (UTC)."""
 
@@ -359,6 +372,9 @@ class RoutingConfigUnified(Strict):
     )
     rollout: RolloutPolicy = Field(
         RolloutPolicy(), description="How new versions are compared with their predecessors in production."
+    )
+    quality: QualityPolicy = Field(
+        QualityPolicy(), description="How the quality of what serves is monitored in production."
     )
     dspy_max_bootstrapped_demos: int = Field(
         10, ge=0, le=100, description="Most demos of a program with the model's own answers."

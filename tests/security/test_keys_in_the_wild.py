@@ -197,7 +197,13 @@ def test_a_key_that_http_cannot_carry_is_one_line_that_names_its_variable(
 
 @pytest.mark.parametrize(
     "sensor",
-    ["tenant_partitions_sensor", "auto_optimization_sensor", "rollout_monitor_sensor", "run_retention_sensor"],
+    [
+        "tenant_partitions_sensor",
+        "auto_optimization_sensor",
+        "rollout_monitor_sensor",
+        "live_quality_sensor",
+        "run_retention_sensor",
+    ],
 )
 def test_what_fails_a_sensor_and_what_caused_it_hold_no_key(
     sensor: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch

@@ -5,19 +5,25 @@ as the place stays, an alert that was not delivered is made again, together with
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import dagster as dg
 from pydantic import Field
 
-from autoopt_pipeline.monitoring.alerts.messages import failure_alert, outage_alert, page, rollback_alert
+from autoopt_pipeline.monitoring.alerts.messages import (
+    failure_alert,
+    outage_alert,
+    page,
+    quality_alert,
+    rollback_alert,
+)
 from autoopt_pipeline.monitoring.alerts.models import Affected, Alert, Kind, beginning_of
 from autoopt_pipeline.run_history.ended_runs import latest_end
-from autoopt_pipeline.run_history.module_events import EventKind, latest_id, read_page
+from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, latest_id, read_page
 from autoopt_pipeline.run_history.module_failures import ModuleFailures, read_module_failures
-from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
+from autoopt_pipeline.run_history.outcomes import QUALITY_FELL, ROLLED_BACK
 from autoopt_pipeline.run_history.ticks import StoredCursor, find_outages, finished_ticks, read_tick, sensor_states
 
 _OBSERVATION = EventKind.OBSERVATION
@@ -29,11 +35,14 @@ _TICKS, _MOST_TICKS = 20, 500
 class AlertCursor(StoredCursor):
     """Up to where one receiver has got its alerts: ids of events, and for each sensor the start of a tick (Unix time).
 
+    `observations` is about rollbacks, `qualities` about falls in quality.
+
     `began` is when it was new (Unix time), and `sent_at` when it got the last alert of a kind.
     """
 
     failures: dict[Kind, int]
     observations: dict[str, int]
+    qualities: dict[str, int] = Field({})
     ticks: dict[str, float] = Field({})
     began: float = 0
     sent_at: dict[Kind, datetime] = Field({})
@@ -68,9 +77,11 @@ Collected = tuple[Alert | None, AlertCursor]
 def start_cursor(source: AlertSource) -> AlertCursor:
     """For a new receiver, which gets what happens from now on, and outages that have not ended."""
     failure = latest_end(source.instance, dg.DagsterEventType.RUN_FAILURE)
+    observed = {module: latest_id(source.instance, _OBSERVATION, module) for module in source.modules}
     return AlertCursor(
         failures={Kind.RUN_FAILED: failure, Kind.FAILING_REPEATEDLY: failure},
-        observations={module: latest_id(source.instance, _OBSERVATION, module) for module in source.modules},
+        observations=observed,
+        qualities=observed,
         began=time.time(),
     )
 
@@ -95,26 +106,43 @@ def _unreachable(source: AlertSource, cursor: AlertCursor) -> Collected:
 
 
 def _rolled_back(source: AlertSource, cursor: AlertCursor) -> Collected:
-    instance, places, rolled_back, times = source.instance, {}, [], []
-    for module in source.modules:
-        known = cursor.observations.get(module)
-        places[module] = latest_id(instance, _OBSERVATION, module) if known is None else known
-        for event in read_page(instance, _OBSERVATION, module, after=places[module], until=source.until):
-            places[module], values = event.storage_id, event.values
-            if event.tenant is None or values.get("event") != ROLLED_BACK:
-                continue
-            times.append(event.at)
-            path = f"{values.get('from') or 'baseline'} -> {values.get('to') or 'baseline'}"
-            rolled_back.append(
-                Affected(
-                    tenant=event.tenant,
-                    module=module,
-                    detail=beginning_of(f"{path}: {values.get('reason', '')}"),
-                    url=page(source.ui_url, f"assets/{module}?view=partitions"),
-                )
-            )
-    alert = rollback_alert(rolled_back, max(times)) if rolled_back else None
+    events, places = _observed(source, cursor.observations, ROLLED_BACK)
+
+    def path(event: ModuleEvent) -> str:
+        return f"{event.values.get('from') or 'baseline'} -> {event.values.get('to') or 'baseline'}: "
+
+    affected = [_affected(source, event, path(event)) for event in events]
+    alert = rollback_alert(affected, max(event.at for event in events)) if events else None
     return alert, cursor.model_copy(update={"observations": places})
+
+
+def _quality_fell(source: AlertSource, cursor: AlertCursor) -> Collected:
+    events, places = _observed(source, cursor.qualities, QUALITY_FELL)
+    affected = [_affected(source, event) for event in events]
+    alert = quality_alert(affected, max(event.at for event in events)) if events else None
+    return alert, cursor.model_copy(update={"qualities": places})
+
+
+def _observed(source: AlertSource, known: Mapping[str, int], kind: str) -> tuple[list[ModuleEvent], dict[str, int]]:
+    """Observations of a kind after the known places, and the places for when they have been told."""
+    events, places = [], {}
+    for module in source.modules:
+        place = known.get(module)
+        places[module] = latest_id(source.instance, _OBSERVATION, module) if place is None else place
+        for event in read_page(source.instance, _OBSERVATION, module, after=places[module], until=source.until):
+            places[module] = event.storage_id
+            if event.tenant is not None and event.values.get("event") == kind:
+                events.append(event)
+    return events, places
+
+
+def _affected(source: AlertSource, event: ModuleEvent, detail: str = "") -> Affected:
+    return Affected(
+        tenant=event.tenant or "",
+        module=event.module,
+        detail=beginning_of(f"{detail}{event.values.get('reason', '')}"),
+        url=page(source.ui_url, f"assets/{event.module}?view=partitions"),
+    )
 
 
 def _run_failed(source: AlertSource, cursor: AlertCursor) -> Collected:
@@ -144,6 +172,7 @@ def _failures(
 COLLECTORS: dict[Kind, Callable[[AlertSource, AlertCursor], Collected]] = {
     Kind.UNREACHABLE: _unreachable,
     Kind.ROLLED_BACK: _rolled_back,
+    Kind.QUALITY_FELL: _quality_fell,
     Kind.RUN_FAILED: _run_failed,
     Kind.FAILING_REPEATEDLY: _failing_repeatedly,
 }

@@ -29,6 +29,7 @@ _SLACK_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _SLACK_SIGNS = {
     Kind.UNREACHABLE: ":rotating_light:",
     Kind.ROLLED_BACK: ":rewind:",
+    Kind.QUALITY_FELL: ":chart_with_downwards_trend:",
     Kind.RUN_FAILED: ":warning:",
     Kind.FAILING_REPEATEDLY: ":rotating_light:",
     Kind.TEST: ":wave:",

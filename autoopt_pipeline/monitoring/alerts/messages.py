@@ -1,4 +1,4 @@
-"""The text of alerts: one message for many tenants, outages or rollbacks."""
+"""The text of alerts: one message for many tenants, outages, rollbacks or falls in quality."""
 
 import re
 from collections.abc import Sequence
@@ -50,6 +50,11 @@ def _cause_of_all(failure: ModuleFailure) -> str:
 def rollback_alert(rolled_back: Sequence[Affected], at: datetime) -> Alert:
     summary = f"{_named(rolled_back)} {'were' if rolled_back[1:] else 'was'} rolled back"
     return make_alert(Kind.ROLLED_BACK, at, summary, detail=rolled_back[0].detail, affected=rolled_back)
+
+
+def quality_alert(fell: Sequence[Affected], at: datetime) -> Alert:
+    summary = f"{_named(fell)} {'do' if fell[1:] else 'does'} worse than before"
+    return make_alert(Kind.QUALITY_FELL, at, summary, detail=fell[0].detail, affected=fell)
 
 
 def outage_alert(outages: Sequence[Outage], ticks: int) -> Alert:

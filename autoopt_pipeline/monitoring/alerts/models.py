@@ -20,6 +20,7 @@ _MAX_CHARS = 500
 class Kind(StrEnum):
     UNREACHABLE = "unreachable"
     ROLLED_BACK = "rolled_back"
+    QUALITY_FELL = "quality_fell"
     RUN_FAILED = "run_failed"
     FAILING_REPEATEDLY = "failing_repeatedly"
     TEST = "test"

@@ -6,9 +6,10 @@ and the next tick makes the alert again, of all that has happened by then.
 
 - Sent twice: an alert that the receiver took in a tick that died before it ended, or that it took without saying so.
 - Not sent: an alert that the receiver refuses for good (HTTP 4xx). It is logged as an error and passed over.
-- One message: all failures of a quarter of an hour, grouped by cause; likewise all rollbacks.
+- One message: all failures of a quarter of an hour, grouped by cause; likewise all rollbacks, and all falls in
+  quality.
 - A tick reads the newest 1000 failed runs, 1000 events of each module and 500 ticks of each sensor at most, and posts
-  four alerts at most, each for five seconds. After days of a dead receiver the alert is about the newest of them, and
+  five alerts at most, each for five seconds. After days of a dead receiver the alert is about the newest of them, and
   says so, as does the log.
 """
 
@@ -26,7 +27,7 @@ from autoopt_pipeline.run_history.module_events import EVENT_LOG_LAG
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
-_GROUPED = {Kind.ROLLED_BACK, Kind.RUN_FAILED, Kind.FAILING_REPEATEDLY}
+_GROUPED = {Kind.ROLLED_BACK, Kind.QUALITY_FELL, Kind.RUN_FAILED, Kind.FAILING_REPEATEDLY}
 _GROUP_INTERVAL = timedelta(minutes=15)
 """Least time between two alerts of one of these kinds. What happens meanwhile is in the second one."""
 
@@ -39,7 +40,7 @@ def build_alert_sensors(settings: Settings, watched: Collection[str]) -> list[dg
 def _alert_sensor(receiver: Receiver, settings: Settings, watched: Collection[str]) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{receiver.name}_alert_sensor",
-        description=f"Sends alerts about failed runs, rollbacks and outages to the receiver {receiver.name}.",
+        description=f"Sends alerts about failures, rollbacks, falls in quality and outages to {receiver.name}.",
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

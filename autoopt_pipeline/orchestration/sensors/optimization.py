@@ -12,9 +12,11 @@ from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenan
 from autoopt_pipeline.orchestration.resources import Services
 from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors.partitions import partitions_sensor
+from autoopt_pipeline.orchestration.sensors.quality import quality_sensor
 from autoopt_pipeline.orchestration.sensors.rollouts import rollout_sensor
+from autoopt_pipeline.registry.quality_records import read_falls
 from autoopt_pipeline.run_history.ticks import TickReport
-from autoopt_pipeline.scheduling.conditions import Reason
+from autoopt_pipeline.scheduling.conditions import LAUNCHING, Reason
 from autoopt_pipeline.scheduling.turns import QueuePosition
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
@@ -28,7 +30,12 @@ _DETAILS_IN_SUMMARY = 20
 
 
 def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.SensorDefinition]:
-    return [partitions_sensor(settings), _auto_optimization_sensor(settings, assets), rollout_sensor(settings)]
+    return [
+        partitions_sensor(settings),
+        _auto_optimization_sensor(settings, assets),
+        rollout_sensor(settings),
+        quality_sensor(settings),
+    ]
 
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
@@ -54,6 +61,7 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
             now=datetime.now(UTC),
             settings=connections.settings,
             options=PlanOptions(seconds=_SECONDS_PER_TICK, after=after),
+            falls=read_falls(connections.files),
         )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
@@ -97,7 +105,7 @@ def lines(plan: Plan) -> list[tuple[Reason, str]]:
     same: dict[tuple[str, Reason, str], list[str]] = {}
     for (tenant, module), decision in plan.decisions.items():
         same.setdefault((tenant, decision.reason, decision.detail), []).append(module)
-    ordered = sorted(same.items(), key=lambda item: item[0][1] not in {Reason.ERROR, Reason.DUE})
+    ordered = sorted(same.items(), key=lambda item: item[0][1] not in {Reason.ERROR, *LAUNCHING})
     return [
         (reason, f"{tenant}/{','.join(names)}: {reason.value}, {detail}") for (tenant, reason, detail), names in ordered
     ]

@@ -1,28 +1,20 @@
 """The alert sensor on a real Dagster instance: runs that failed, sensors that ticked, a receiver that listens."""
 
-import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
-from dagster._core.remote_representation.external import RemoteSensor
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorStatus,
-    InstigatorTick,
     InstigatorType,
     TickData,
     TickStatus,
 )
-from dagster._core.test_utils import create_test_daemon_workspace_context
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import ModuleTarget
-from dagster._daemon import sensor as daemon
 from dagster._time import get_current_timestamp
 from dagster._utils.error import SerializableErrorInfo
 
@@ -32,11 +24,12 @@ from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_p
 from autoopt_pipeline.orchestration.sensors import alerts as alert_sensors
 from autoopt_pipeline.orchestration.sensors.alerts import build_alert_sensors
 from autoopt_pipeline.run_history import ended_runs
-from autoopt_pipeline.run_history.ticks import causes, finished_ticks, sensor_states
+from autoopt_pipeline.run_history.ticks import causes
 from autoopt_pipeline.settings import Settings
 from autoopt_pipeline.tenants.store import open_config_store
 from tests.support.alert_receiver import Receiver, alert_receiver
 from tests.support.scraped_metrics import exporter, scraped
+from tests.support.sensor_daemon import daemon_of
 from tests.support.tenant_history import configure, failed_run, lost_run
 
 
@@ -350,36 +343,6 @@ def test_a_new_receiver_gets_the_outage_that_goes_on_and_not_those_that_have_end
     (alert,) = receiver.alerts
     assert "failed 2 ticks in a row" in alert["summary"]
     assert not alert["summary"].endswith(", and works again")
-
-
-class Daemon:
-    """Ticks of the code location's sensors, evaluated in its server as the daemon does it, in a test's order."""
-
-    def __init__(
-        self, instance: dg.DagsterInstance, workspace: WorkspaceProcessContext, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(daemon, "shuffled_round_robin_by_key", self._wanted)
-        monkeypatch.setattr(daemon, "is_under_min_interval", lambda *_: False)
-        self._instance = instance
-        self._workspace = workspace
-        self._name = ""
-
-    def _wanted(self, sensors: Iterable[RemoteSensor], key: object) -> list[RemoteSensor]:
-        return [sensor for sensor in sensors if sensor.name == self._name]
-
-    def tick(self, *names: str) -> list[InstigatorTick]:
-        ticks = []
-        for self._name in names:
-            list(daemon.execute_sensor_iteration(self._workspace, logging.getLogger(__name__), None, None))
-            ticks += finished_ticks(self._instance, sensor_states(self._instance)[self._name], limit=1)
-        return ticks
-
-
-@contextmanager
-def daemon_of(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Generator[Daemon]:
-    target = ModuleTarget("autoopt_pipeline.definitions", None, None, "autoopt")
-    with create_test_daemon_workspace_context(target, instance) as workspace:
-        yield Daemon(instance, workspace, monkeypatch)
 
 
 WEBHOOK_SENSOR = "webhook_alert_sensor"

@@ -60,6 +60,7 @@ def test_what_a_run_and_the_sensor_need_is_defined() -> None:
             "tenant_partitions_sensor": ("RUNNING", 60),
             "auto_optimization_sensor": ("RUNNING", 60),
             "rollout_monitor_sensor": ("RUNNING", 60),
+            "live_quality_sensor": ("RUNNING", 60),
             "run_retention_sensor": ("RUNNING", 600),
         },
     }

@@ -8,7 +8,7 @@ import pytest
 
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.online_score import LiveOutcome, live_outcome
-from autoopt_pipeline.modules.spec import Annotation, Label
+from autoopt_pipeline.modules.spec import Annotation, Label, Provenance
 from tests.support.sample_decisions import FUSION, PLAN, T0, annotation, decision, gain
 
 AGENTS = [Label("search_agent"), Label("summary_agent"), Label("report_agent")]
@@ -103,5 +103,5 @@ def test_a_composed_decision_is_the_mean_of_the_parts_that_are_known() -> None:
         "workflow": decision(PLAN),
     }
     found = live_outcome(spec, AGENTS, replace(decision(PLAN), parts=parts))
-    assert found == LiveOutcome(T0 + timedelta(minutes=5), T0, 0.5)
+    assert found == LiveOutcome(T0 + timedelta(minutes=5), T0, 0.5, Provenance.HUMAN)
     assert live_outcome(spec, AGENTS, replace(decision(PLAN), parts={"workflow": decision(PLAN)})) is None

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoopt_pipeline.modules.catalog import get_module
+from autoopt_pipeline.registry.quality_records import QualityFall
 from autoopt_pipeline.scheduling.budgets import LMUsage, RemainingBudget
 from autoopt_pipeline.scheduling.conditions import (
     MAX_BACKOFF,
@@ -22,6 +23,7 @@ from autoopt_pipeline.tenants.config import (
     Agent,
     DailyBudget,
     ModuleSettings,
+    QualityPolicy,
     QuietHours,
     Retry,
     RoutingConfigUnified,
@@ -280,6 +282,39 @@ def test_a_module_that_is_to_be_retrained_waits_for_no_interval_and_no_evidence_
 def test_retraining_does_not_begin_before_its_moment() -> None:
     later = retraining(CONFIG, NOW + timedelta(seconds=1))
     assert isinstance(decide(later, ROUTING, Attempts(), None, now=NOW), NeedsEvidence)
+
+
+def fallen(at: datetime) -> QualityFall:
+    return QualityFall(
+        what="quality", at=at, since=at, before=0.91, after=0.78, outcomes=80, cause="one class (refunds)"
+    )
+
+
+@given(configs, attempts, moments)
+def test_a_fall_in_quality_makes_a_module_due_at_once_until_an_outcome_is_newer(
+    config: RoutingConfigUnified, tried: Attempts, at: datetime
+) -> None:
+    asked = decide(config, ROUTING, tried, None, now=NOW, fall=fallen(at))
+    usual = decide(config, ROUTING, tried, None, now=NOW)
+    if isinstance(usual, ScheduleDecision) and usual.reason is not Reason.NOT_DUE:
+        assert said(asked) == said(usual)  # disabled, under way and backing off still count
+    elif tried.outcome_at and tried.outcome_at > at:
+        assert said(asked) == said(usual)
+    else:
+        assert isinstance(asked, ScheduleDecision)
+        assert (asked.reason, asked.launch, asked.waiting_since) == (Reason.QUALITY_FELL, True, at)
+        assert asked.detail == f"quality fell from 91 to 78 % since {at:%Y-%m-%d}: one class (refunds)"
+
+
+def test_a_fall_waits_for_quiet_hours_and_the_days_budget_and_counts_only_where_it_is_monitored() -> None:
+    fall = fallen(NOW - timedelta(hours=1))
+    ignored = CONFIG.model_copy(update={"quality": QualityPolicy(monitor=False)})
+    assert isinstance(decide(ignored, ROUTING, Attempts(), None, now=NOW, fall=fall), NeedsEvidence)
+    quiet = decide(NIGHT, ROUTING, Attempts(), None, now=NOW, fall=fall)
+    spent = decide(CONFIG, ROUTING, Attempts(), None, now=NOW, fall=fall, budgets=[SPENT])
+    assert isinstance(quiet, ScheduleDecision)
+    assert isinstance(spent, ScheduleDecision)
+    assert (quiet.reason, spent.reason) == (Reason.QUIET_HOURS, Reason.BUDGET_EXHAUSTED)
 
 
 NIGHT = CONFIG.model_copy(update={"quiet_hours": [QuietHours(start="22:00", end="06:00")]})
