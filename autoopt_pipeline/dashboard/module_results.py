@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, time
 from typing import Protocol
 
 from autoopt_pipeline.dashboard.charts import Event, IntervalChart, Measured, TimeChart, interval_chart, time_chart
+from autoopt_pipeline.evaluation.quality_monitor import Day
 from autoopt_pipeline.evaluation.statistics import Interval, gain_interval, score_interval
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, dollars_text, seconds_text
@@ -14,7 +15,7 @@ from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.text import percent
 
-_SERVES = "serves"
+_SERVES, _LIVE = "serves", "live"
 
 
 class Outcome(Protocol):
@@ -32,9 +33,16 @@ class Outcome(Protocol):
     def reviews(self) -> int: ...
 
 
-def quality_over_time(outcomes: Iterable[Outcome], transitions: Sequence[Transition]) -> TimeChart | None:
-    """Lay out the scores of what served and of its candidates on the held-out traces. None without any."""
+def quality_over_time(
+    outcomes: Iterable[Outcome], transitions: Sequence[Transition], days: Iterable[Day] = ()
+) -> TimeChart | None:
+    """Lay out the scores of what served and of its candidates on the held-out traces, and of `days` in production.
+
+    None without any.
+    """
     measured = [point for outcome in sorted(outcomes, key=lambda o: o.at) for point in _measured(outcome)]
+    measured += [_of_day(day) for day in days if day.count]
+    measured.sort(key=lambda point: point.at)
     if not measured:
         return None
     first, last = measured[0].at, measured[-1].at
@@ -60,6 +68,15 @@ def _measured(outcome: Outcome) -> Iterator[Measured]:
             f"({percent(interval.low)} to {percent(interval.high)} %)"
         )
         yield Measured(outcome.at, score, interval.low, interval.high, kind, title, line)
+
+
+def _of_day(day: Day) -> Measured:
+    score = min(1.0, day.total / day.count)
+    interval = score_interval(score, day.count)
+    between = f"{percent(interval.low)} to {percent(interval.high)} %"
+    title = f"{day.day} in production: {percent(score)} % of {day.count} outcomes ({between})"
+    noon = datetime.combine(day.day, time(12), UTC)
+    return Measured(noon, score, interval.low, interval.high, _LIVE, title, _LIVE)
 
 
 @dataclass(frozen=True)

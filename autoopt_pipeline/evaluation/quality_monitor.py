@@ -1,6 +1,5 @@
 """The monitor of what one version of a module does in production: its streams of outcomes, and its last fall. Pure."""
 
-import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -9,13 +8,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from autoopt_pipeline.evaluation.change_detector import ChangeDetector, Fall, Outcome, detect
 from autoopt_pipeline.evaluation.fall_cause import Cause, cause_of
+from autoopt_pipeline.evaluation.statistics import score_interval
 from autoopt_pipeline.registry.quality_records import QualityFall
 
 # Days with outcomes over which the level that people see is averaged.
 SHOWN_DAYS = 7
-
-# Two-sided 95 %.
-_Z = 1.96
 
 
 class Stream(StrEnum):
@@ -63,9 +60,8 @@ class QualityMonitor(BaseModel):
         if not count:
             return None
         mean = sum(day.total for day in self.days) / count
-        middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-        half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-        return mean, max(0.0, middle - half), min(1.0, middle + half)
+        interval = score_interval(mean, count)
+        return mean, interval.low, interval.high
 
 
 def advance(

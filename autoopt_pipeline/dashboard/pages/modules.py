@@ -14,6 +14,7 @@ from autoopt_pipeline.dashboard.context import Dashboard, configured, dashboard_
 from autoopt_pipeline.dashboard.module_results import before_and_after, quality_over_time, race
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
+from autoopt_pipeline.evaluation.quality_monitor import Day
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
     ModuleVersions,
@@ -32,6 +33,7 @@ from autoopt_pipeline.registry.program_cost import describe_costs
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
 from autoopt_pipeline.registry.transitions import rollback_stack as stands
 from autoopt_pipeline.reviews.queue import open_queue
+from autoopt_pipeline.rollouts.live_quality import load_monitor
 from autoopt_pipeline.rollouts.production import analyze_now
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
@@ -108,7 +110,7 @@ def module_page(request: Request) -> Response:
         programs=programs,
         versions=_versions(programs),
         outcomes=outcomes,
-        quality=quality_over_time(outcomes, programs.transitions),
+        quality=quality_over_time(outcomes, programs.transitions, _live_days(dashboard, tenant, module)),
         change=change,
         raced=next(
             (race(manifest) for manifest in programs.manifests if change and manifest.version == change.version), []
@@ -122,6 +124,15 @@ def module_page(request: Request) -> Response:
         BASELINE=BASELINE,
         **story,
     )
+
+
+def _live_days(dashboard: Dashboard, tenant: str, module: str) -> Sequence[Day]:
+    """The last days of what serves in production. None if their file is damaged, which the sensor reports."""
+    try:
+        monitor = load_monitor(dashboard.parts.files, tenant, module)
+    except InvalidArtifact:
+        return ()
+    return monitor.days if monitor else ()
 
 
 def _to_review(dashboard: Dashboard, story: ModuleDetail | None) -> tuple[int | None, int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoopt_pipeline.dashboard.module_results import before_and_after, quality_over_time, race
+from autoopt_pipeline.evaluation.quality_monitor import Day
 from autoopt_pipeline.registry.module_versions import read_programs
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import ProgramCost
@@ -47,6 +48,15 @@ def test_the_line_follows_what_served_and_jumps_where_a_candidate_was_promoted()
     ((name, points),) = chart.lines
     assert (name, len(points.split())) == ("serves", 5)
     assert "60.0 % of 100 reviewed traces (50.2 to 69.1 %)" in chart.dots[0].measured.title
+
+
+def test_days_in_production_are_a_line_of_their_own() -> None:
+    days = [Day(day=AT.date(), count=100, total=80.0), Day(day=AT.date() + timedelta(days=1), count=0, total=0)]
+    chart = quality_over_time([Outcome(AT)], [], days)
+    assert chart
+    assert [dot.measured.kind for dot in chart.dots] == ["serves", "candidate", "live"]
+    assert [name for name, _ in chart.lines] == ["serves", "live"]
+    assert "in production: 80.0 % of 100 outcomes (71.1 to 86.7 %)" in chart.dots[-1].measured.title
 
 
 def test_there_is_no_chart_of_what_nobody_has_measured() -> None:
