@@ -73,7 +73,7 @@ def test_a_person_at_a_terminal_is_asked_before_programs_are_deleted(
     done = subprocess.run(command, stdin=terminal, capture_output=True, text=True, check=False)
     os.close(master)
     os.close(terminal)
-    assert "Delete 4 files of acme for good [y/N]" in done.stderr
+    assert "Delete 5 files of acme for good [y/N]" in done.stderr
     assert (done.returncode == 0) is deleted
     assert (artifacts(home, "acme").versions() == []) is deleted
     assert (store.history("acme")[-1].since is not None) is deleted

@@ -364,10 +364,10 @@ def test_removed_tenants_are_exported_and_deleted(artifacts: VersionStore, home:
     assert "still has a configuration" in autoopt("artifacts", "delete", "acme", status=2)
     autoopt("tenants", "remove", "acme", "--yes")
     said = autoopt("artifacts", "export", "acme", "acme.zip")
-    assert "acme: 10 files exported to acme.zip" in said
+    assert "acme: 11 files exported to acme.zip" in said
     assert "exists already" in autoopt("artifacts", "export", "acme", "acme.zip", status=2)
     said = autoopt("artifacts", "delete", "acme", "--yes")
-    assert "acme: 10 files deleted" in said
+    assert "acme: 11 files deleted" in said
     assert f"routing versions/{three[0]}: 2" in said
     assert "routing transitions: 3" in said
     assert artifacts.versions() == []
@@ -401,7 +401,7 @@ def test_where_the_system_has_no_name_for_the_user_the_number_is_recorded(
 def test_a_tenant_that_is_configured_is_deleted_only_for_who_insists(artifacts: VersionStore, three: list[str]) -> None:
     told = json.loads(autoopt("artifacts", "delete", "acme", "--force", "--yes", "--json"))
     assert told["tenant"] == "acme"
-    assert len(told["deleted"]) == 10
+    assert len(told["deleted"]) == 11
     assert artifacts.transitions() == []
     assert "acme" in autoopt("tenants", "list")
 
