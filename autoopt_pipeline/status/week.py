@@ -36,7 +36,7 @@ class WeekEvents:
 class Week:
     """Totals since a moment (UTC). The gain is the mean of the promoted versions' gains on held-out traces, -1 to 1.
 
-    `lm_dollars` is None where no run knew its price.
+    `lm_dollars` is None where a run asked a model whose price it did not know.
     """
 
     since: datetime
@@ -72,7 +72,8 @@ def summarize(events: WeekEvents, sees: Callable[[str], bool]) -> Week:
     outcomes = [event for event in events.outcomes if event.tenant and sees(event.tenant)]
     promoted = [event for event in outcomes if event.values.get("verdict") == Verdict.PROMOTED]
     gains = [gain for event in promoted if (gain := _number(event, "gain")) is not None]
-    dollars = [spent for event in outcomes if (spent := _number(event, "lm_dollars")) is not None]
+    dollars = [_number(event, "lm_dollars") for event in outcomes if _number(event, "lm_calls")]
+    known = [spent for spent in dollars if spent is not None]
     return Week(
         since=events.since,
         runs=len({event.run_id for event in outcomes}),
@@ -82,7 +83,7 @@ def summarize(events: WeekEvents, sees: Callable[[str], bool]) -> Week:
         interval=_interval(gains),
         lm_calls=int(sum(_number(event, "lm_calls") or 0 for event in outcomes)),
         lm_tokens=int(sum(_number(event, "lm_tokens") or 0 for event in outcomes)),
-        lm_dollars=sum(dollars) if dollars else None,
+        lm_dollars=sum(known) if known == dollars else None,
     )
 
 

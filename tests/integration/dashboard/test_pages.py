@@ -77,13 +77,15 @@ def test_the_overview_adds_up_the_week_and_names_what_needs_a_person(
         artifacts(home, tenant), made_program(tenant, demos=["find it"]), changes={"verdict": "awaiting_approval"}
     )
     outcome(home, tenant, verdict="promoted", gain=0.1, lm_calls=700, lm_tokens=2_500_000, lm_dollars=1.5)
-    outcome(home, tenant, verdict="awaiting_approval", version=version, lm_calls=300, lm_tokens=500_000)
+    outcome(
+        home, tenant, verdict="awaiting_approval", version=version, lm_calls=300, lm_tokens=500_000, lm_dollars=0.25
+    )
     with visiting(home) as browser:
         page = browser.get("/")
     assert f"{tenant} / routing: Approve or decline what was found" in text_of(page)
     assert f"/tenants/{tenant}/modules/routing/approve?version={version}" in page.text
     assert "Promotions 1 Mean gain +10.0 points" in text_of(page)
-    assert "Cost $1.50 1,000 calls, 3.0 M tokens" in text_of(page)
+    assert "Cost $1.75 1,000 calls, 3.0 M tokens" in text_of(page)
 
 
 def test_a_modules_page_tells_the_story_that_why_tells(home: Path, store: TenantConfigStore, tenant: str) -> None:

@@ -14,7 +14,8 @@ EVENTS = WeekEvents(
     [
         event("a", verdict="promoted", gain=0.1, lm_calls=100, lm_tokens=5000, lm_dollars=0.5),
         event("b", verdict="promoted", gain=0.2, lm_calls=200, lm_tokens=7000, lm_dollars=0.25),
-        event("c", verdict="rejected", gain=-0.1, lm_calls=50, lm_tokens=100),
+        event("c", verdict="rejected", gain=-0.1, lm_calls=50, lm_tokens=100, lm_dollars=0),
+        event("e", verdict="rejected", lm_calls=50),
         event(None, verdict="promoted"),
         event("d", verdict="promoted", gain="much", lm_calls=float("nan")),
     ],
@@ -34,6 +35,7 @@ def test_a_week_adds_up_what_somebody_may_see() -> None:
 
 def test_what_is_not_known_is_not_made_up() -> None:
     week = summarize(EVENTS, {"d"}.__contains__)
-    assert (week.promotions, week.gain, week.interval, week.lm_calls, week.lm_dollars) == (1, None, None, 0, None)
+    assert (week.promotions, week.gain, week.interval, week.lm_calls) == (1, None, None, 0)
+    assert summarize(EVENTS, {"b", "e"}.__contains__).lm_dollars is None
     one = summarize(EVENTS, {"b"}.__contains__)
     assert (one.gain, one.interval, one.rollbacks) == (0.2, None, 0)
