@@ -67,12 +67,21 @@ class TimeChart:
     times: Sequence[str]
 
 
-def time_chart(measured: Iterable[Measured], events: Iterable[Event] = ()) -> TimeChart:
-    """Lay out scores over time. Those of the same moment keep their order. Raises ValueError without scores."""
+def time_chart(
+    measured: Iterable[Measured],
+    events: Iterable[Event] = (),
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> TimeChart:
+    """Lay out scores over time, by default from the first to the last. Those of the same moment keep their order.
+
+    Raises ValueError without scores.
+    """
     points = sorted(measured, key=lambda point: point.at)
     if not points:
         raise ValueError("there is nothing to draw")
-    start, end = points[0].at, points[-1].at
+    start, end = start or points[0].at, end or points[-1].at
     shown = [event for event in events if start <= event.at <= end]
     low, high = 100 * min(point.low for point in points), 100 * max(point.high for point in points)
     bottom, top, step = next(

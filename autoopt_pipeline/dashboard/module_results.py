@@ -9,6 +9,7 @@ from typing import Protocol
 from autoopt_pipeline.dashboard.charts import Event, IntervalChart, Measured, TimeChart, interval_chart, time_chart
 from autoopt_pipeline.evaluation.quality_monitor import Day
 from autoopt_pipeline.evaluation.statistics import Interval, gain_interval, score_interval
+from autoopt_pipeline.registry.backtests import PlayedNights
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, dollars_text, seconds_text
 from autoopt_pipeline.registry.records import Manifest, Transition, Verdict
@@ -16,6 +17,8 @@ from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.text import percent
 
 _SERVES, _LIVE = "serves", "live"
+
+_WAITING = frozenset({Verdict.AWAITING_REVIEWS, Verdict.AWAITING_APPROVAL, Verdict.CANARY})
 
 
 class Outcome(Protocol):
@@ -77,6 +80,28 @@ def _of_day(day: Day) -> Measured:
     title = f"{day.day} in production: {percent(score)} % of {day.count} outcomes ({between})"
     noon = datetime.combine(day.day, time(12), UTC)
     return Measured(noon, score, interval.low, interval.high, _LIVE, title, _LIVE)
+
+
+def backtest_over_time(played: PlayedNights) -> TimeChart | None:
+    """Lay out the nights of a backtest. None where no night compared a candidate with the incumbent."""
+    measured, events = list[Measured](), list[Event]()
+    for night in played.nights:
+        promoted = night.verdict == Verdict.PROMOTED
+        for score, kind, line in (
+            (night.incumbent_score, _SERVES, _SERVES),
+            (night.candidate_score, "promoted" if promoted else "candidate", _SERVES if promoted else ""),
+        ):
+            if score is not None and night.reviews_used:
+                interval = score_interval(min(max(score, 0.0), 1.0), night.reviews_used)
+                title = f"{night.at:%Y-%m-%d}, {kind}: {percent(score)} % of {night.reviews_used} reviewed traces"
+                measured.append(Measured(night.at, score, interval.low, interval.high, kind, title, line))
+        if promoted or night.failed or night.verdict in _WAITING:
+            said = "failed" if night.failed else str(night.verdict).replace("_", " ")
+            kind = "promoted" if promoted else "failed" if night.failed else "waiting"
+            events.append(Event(night.at, kind, f"{night.at:%Y-%m-%d}: {said}"))
+    if not measured:
+        return None
+    return time_chart(measured, events, start=played.nights[0].at, end=played.nights[-1].at)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from autoopt_pipeline.dashboard.backtest_timeline import timeline
 from autoopt_pipeline.dashboard.context import dashboard_of, visible_tenant
+from autoopt_pipeline.dashboard.module_results import backtest_over_time
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.registry.backtests import stored_backtests
 from autoopt_pipeline.registry.module_versions import read_programs
@@ -26,7 +26,7 @@ def backtest_page(request: Request) -> Response:
         module=module,
         shown=shown,
         variants=variants,
-        lines={name: timeline(played) for name, played in variants.items()},
+        charts={name: backtest_over_time(played) for name, played in variants.items()},
         rows=list(rows_of(shown)) if shown else [],
         totals=[summary_of(played) for played in variants.values()],
         others=[(backtest.at, at) for at, backtest in stored.items() if backtest is not shown],

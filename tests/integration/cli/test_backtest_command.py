@@ -106,7 +106,7 @@ def test_it_shows_what_would_have_been_promoted_and_changes_nothing(
     assert "<script" not in page.text.split("<main")[1]
     shown = text_of(page)
     assert "with min_samples_for_optimization=5000" in shown
-    assert html.escape(stored.own.nights[1].reason) in page.text
+    assert html.escape(stored.own.nights[1].reason.replace(" -> ", " → ")) in page.text
 
 
 def test_it_starts_from_the_version_that_was_active_then(home: Path, store: TenantConfigStore, past: str) -> None:

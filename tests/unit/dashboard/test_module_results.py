@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from autoopt_pipeline.dashboard.module_results import before_and_after, quality_over_time, race
+from autoopt_pipeline.dashboard.module_results import backtest_over_time, before_and_after, quality_over_time, race
 from autoopt_pipeline.evaluation.quality_monitor import Day
+from autoopt_pipeline.registry.backtests import Night, PlayedNights
 from autoopt_pipeline.registry.module_versions import read_programs
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import ProgramCost
@@ -99,3 +100,35 @@ def test_the_race_is_shown_best_first_whatever_somebody_wrote_into_the_manifest(
     assert [bar.name for bar in bars][:3] == ["coverage-50", "coverage-16", "start"]
     assert (bars[0].share, bars[0].text, bars[0].note) == (0.8, "80.0 %", "of 55")
     assert {bar.share for bar in bars[3:]} == {0.0}
+
+
+def night(day: int, **found: object) -> Night:
+    return Night.model_validate({"at": AT + timedelta(days=day), "decision": "due", "detail": "", **found})
+
+
+def nights(*found: Night) -> PlayedNights:
+    return PlayedNights(lm=("m",), stand_in=False, starts_from=None, nights=found)
+
+
+def test_a_backtest_is_drawn_from_its_first_night_to_its_last() -> None:
+    scores = {"incumbent_score": 0.6, "candidate_score": 0.8, "reviews_used": 50}
+    chart = backtest_over_time(
+        nights(
+            night(0),
+            night(1, verdict="awaiting_reviews"),
+            night(2, verdict="promoted", **scores),
+            night(3, failed="the budget is too small"),
+            night(4, verdict="rejected", **scores),
+        )
+    )
+    assert chart
+    assert [(dot.x, dot.measured.kind) for dot in chart.dots] == [
+        *((50, "serves"), (50, "promoted")),
+        *((100, "serves"), (100, "candidate")),
+    ]
+    assert [(x, event.kind) for x, event in chart.events] == [(25, "waiting"), (50, "promoted"), (75, "failed")]
+
+
+def test_a_backtest_that_compared_nothing_has_no_chart() -> None:
+    assert backtest_over_time(nights()) is None
+    assert backtest_over_time(nights(night(0), night(1, verdict="not_enough_data"))) is None
