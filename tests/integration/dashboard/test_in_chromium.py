@@ -163,6 +163,7 @@ def test_an_operator_runs_approves_looks_and_goes_back(site: Site, browser: webd
 
 
 PAGES = ["/", "/?health=failing", "/activity", "/why?tenant=acme", "/tenants/acme", "/tenants/acme/modules/routing",
+         "/tenants/acme/modules/routing/backtest",
          "/tenants/busy/modules/routing", "/tenants/acme/modules/routing/roll-back?version=baseline", "/tenants/broken",
          "/configuration", "/tenants/acme/configuration", "/review", "/review/reviewed/routing",
          "/tenants/reviewed/modules/routing", "/review/acme/routing", "/nowhere"]  # fmt: skip
