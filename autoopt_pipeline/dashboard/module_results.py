@@ -9,6 +9,7 @@ from typing import Protocol
 from autoopt_pipeline.dashboard.charts import Event, IntervalChart, Measured, TimeChart, interval_chart, time_chart
 from autoopt_pipeline.evaluation.quality_monitor import Day
 from autoopt_pipeline.evaluation.statistics import Interval, gain_interval, score_interval
+from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.registry.backtests import PlayedNights
 from autoopt_pipeline.registry.module_versions import ModuleVersions
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, dollars_text, seconds_text
@@ -43,34 +44,42 @@ def quality_over_time(
 
     None without any.
     """
-    measured = [point for outcome in sorted(outcomes, key=lambda o: o.at) for point in _measured(outcome)]
+    measured = [
+        point
+        for each in sorted(outcomes, key=lambda each: each.at)
+        for point in _measured(each.at, each.verdict, each.incumbent_score, each.candidate_score, each.reviews)
+    ]
     measured += [_of_day(day) for day in days if day.count]
     measured.sort(key=lambda point: point.at)
     if not measured:
         return None
     first, last = measured[0].at, measured[-1].at
     events = [
-        Event(transition.at, "promoted", f"{_short(transition.to_version)} became active")
+        Event(transition.at, "promoted", f"{transition.to_version or BASELINE} became active")
         for transition in transitions
         if first <= transition.at <= last and transition.to_version != transition.from_version
     ]
     return time_chart(measured, events)
 
 
-def _measured(outcome: Outcome) -> Iterator[Measured]:
-    promoted = outcome.verdict in {Verdict.PROMOTED, "approved"}
+def _measured(
+    at: datetime, verdict: str | None, incumbent: float | None, candidate: float | None, reviews: int
+) -> Iterator[Measured]:
+    """Yield what served and its candidate, as far as their scores are known on some reviewed traces."""
+    promoted = verdict in {Verdict.PROMOTED, "approved"}
     for score, kind, line in (
-        (outcome.incumbent_score, _SERVES, _SERVES),
-        (outcome.candidate_score, "promoted" if promoted else "candidate", _SERVES if promoted else ""),
+        (incumbent, _SERVES, _SERVES),
+        (candidate, "promoted" if promoted else "candidate", _SERVES if promoted else ""),
     ):
-        if score is None or not outcome.reviews:
+        # People can report an outcome by hand, and whoever can write to the store, a backtest.
+        if score is None or not 0 <= score <= 1 or reviews <= 0:
             continue
-        interval = score_interval(score, outcome.reviews)
+        interval = score_interval(score, reviews)
         title = (
-            f"{outcome.at:%Y-%m-%d %H:%M} UTC, {kind}: {percent(score)} % of {outcome.reviews} reviewed traces "
+            f"{at:%Y-%m-%d %H:%M} UTC, {kind}: {percent(score)} % of {reviews} reviewed traces "
             f"({percent(interval.low)} to {percent(interval.high)} %)"
         )
-        yield Measured(outcome.at, score, interval.low, interval.high, kind, title, line)
+        yield Measured(at, score, interval.low, interval.high, kind, title, line)
 
 
 def _of_day(day: Day) -> Measured:
@@ -86,15 +95,8 @@ def backtest_over_time(played: PlayedNights) -> TimeChart | None:
     """Lay out the nights of a backtest. None where no night compared a candidate with the incumbent."""
     measured, events = list[Measured](), list[Event]()
     for night in played.nights:
+        measured += _measured(night.at, night.verdict, night.incumbent_score, night.candidate_score, night.reviews_used)
         promoted = night.verdict == Verdict.PROMOTED
-        for score, kind, line in (
-            (night.incumbent_score, _SERVES, _SERVES),
-            (night.candidate_score, "promoted" if promoted else "candidate", _SERVES if promoted else ""),
-        ):
-            if score is not None and night.reviews_used:
-                interval = score_interval(min(max(score, 0.0), 1.0), night.reviews_used)
-                title = f"{night.at:%Y-%m-%d}, {kind}: {percent(score)} % of {night.reviews_used} reviewed traces"
-                measured.append(Measured(night.at, score, interval.low, interval.high, kind, title, line))
         if promoted or night.failed or night.verdict in _WAITING:
             said = "failed" if night.failed else str(night.verdict).replace("_", " ")
             kind = "promoted" if promoted else "failed" if night.failed else "waiting"
@@ -128,16 +130,19 @@ class BeforeAndAfter:
     broken: int
     traces: int
     costs: Sequence[tuple[str, Sequence[Bar]]]
+    raced: Sequence[Bar]
 
 
 def before_and_after(programs: ModuleVersions) -> BeforeAndAfter | None:
     """Compare the active version with the one before it. None for the baseline and where the gate decided nothing."""
     manifest = next((manifest for manifest in programs.manifests if manifest.version == programs.active), None)
-    if manifest is None or not {"gain", "fixed", "broken", "cases"} <= manifest.gate.keys():
+    if manifest is None:
         return None
     gate = manifest.gate
+    if not all(math.isfinite(gate.get(name, math.nan)) for name in ("gain", "fixed", "broken", "cases")):
+        return None
     fixed, broken, traces = int(gate["fixed"]), int(gate["broken"]), int(gate["cases"])
-    if not traces:
+    if traces <= 0:
         return None
     interval = gain_interval(gate["gain"], fixed + broken, traces)
     return BeforeAndAfter(
@@ -151,6 +156,7 @@ def before_and_after(programs: ModuleVersions) -> BeforeAndAfter | None:
         broken,
         traces,
         list(_costs(manifest)),
+        race(manifest),
     )
 
 
@@ -176,16 +182,10 @@ def race(manifest: Manifest) -> list[Bar]:
 
     Whoever can write to the store can write anything into a manifest, so what is no number counts as 0.
     """
-    tried = [(_number(each.get("judged_on")), _number(each.get("dev_score")), each) for each in manifest.tried]
+    tried = [
+        (number(each.get("judged_on")) or 0.0, number(each.get("dev_score")) or 0.0, each) for each in manifest.tried
+    ]
     return [
         Bar(str(each.get("optimizer", ""))[:100], min(max(score, 0.0), 1.0), f"{percent(score)} %", f"of {traces:.0f}")
         for traces, score, each in sorted(tried, key=lambda row: (-row[0], -row[1]))
     ]
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
-
-
-def _short(version: str | None) -> str:
-    return version or BASELINE

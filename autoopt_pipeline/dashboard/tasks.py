@@ -24,8 +24,8 @@ def tasks_of(statuses: Iterable[ModuleStatus]) -> list[TaskGroup]:
         health: [] for health in (Health.FAILING, Health.NEEDS_APPROVAL, Health.NEEDS_REVIEWS)
     }
     for status in statuses:
-        if status.health in groups:
-            groups[status.health].append(status)
+        if (health := status.health) in groups:
+            groups[health].append(status)
     return [
         TaskGroup(
             health,

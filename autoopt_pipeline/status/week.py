@@ -10,6 +10,7 @@ import dagster as dg
 
 from autoopt_pipeline.evaluation.statistics import Z95, Interval
 from autoopt_pipeline.modules.catalog import module_names
+from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
 from autoopt_pipeline.run_history.outcomes import ROLLED_BACK
@@ -71,8 +72,8 @@ def summarize(events: WeekEvents, sees: Callable[[str], bool]) -> Week:
     """Add up what concerns the tenants that somebody may see."""
     outcomes = [event for event in events.outcomes if event.tenant and sees(event.tenant)]
     promoted = [event for event in outcomes if event.values.get("verdict") == Verdict.PROMOTED]
-    gains = [gain for event in promoted if (gain := _number(event, "gain")) is not None]
-    dollars = [_number(event, "lm_dollars") for event in outcomes if _number(event, "lm_calls")]
+    gains = [gain for event in promoted if (gain := number(event.values.get("gain"))) is not None]
+    dollars = [number(event.values.get("lm_dollars")) for event in outcomes if number(event.values.get("lm_calls"))]
     known = [spent for spent in dollars if spent is not None]
     return Week(
         since=events.since,
@@ -81,8 +82,8 @@ def summarize(events: WeekEvents, sees: Callable[[str], bool]) -> Week:
         rollbacks=sum(bool(event.tenant and sees(event.tenant)) for event in events.rollbacks),
         gain=fmean(gains) if gains else None,
         interval=_interval(gains),
-        lm_calls=int(sum(_number(event, "lm_calls") or 0 for event in outcomes)),
-        lm_tokens=int(sum(_number(event, "lm_tokens") or 0 for event in outcomes)),
+        lm_calls=int(sum(number(event.values.get("lm_calls")) or 0 for event in outcomes)),
+        lm_tokens=int(sum(number(event.values.get("lm_tokens")) or 0 for event in outcomes)),
         lm_dollars=sum(known) if known == dollars else None,
     )
 
@@ -93,8 +94,3 @@ def _interval(gains: Sequence[float]) -> Interval | None:
         return None
     half = Z95 * stdev(gains) / math.sqrt(len(gains))
     return Interval(fmean(gains) - half, fmean(gains) + half)
-
-
-def _number(event: ModuleEvent, name: str) -> float | None:
-    value = event.values.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

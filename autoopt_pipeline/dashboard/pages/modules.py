@@ -15,6 +15,7 @@ from autoopt_pipeline.dashboard.module_results import before_and_after, quality_
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.errors import AutooptError, InvalidArtifact, InvalidConfig
 from autoopt_pipeline.evaluation.quality_monitor import Day
+from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.optimization.report import Change, changes_of_versions
 from autoopt_pipeline.registry.module_versions import (
     ModuleVersions,
@@ -101,7 +102,6 @@ def module_page(request: Request) -> Response:
     outcomes = list(_outcomes(dashboard, entry, module))
     story = _story(request)
     to_review, rollout_reviews = _to_review(dashboard, story["story"])
-    change = before_and_after(programs)
     return render(
         request,
         "module.html",
@@ -111,10 +111,7 @@ def module_page(request: Request) -> Response:
         versions=_versions(programs),
         outcomes=outcomes,
         quality=quality_over_time(outcomes, programs.transitions, _live_days(dashboard, tenant, module)),
-        change=change,
-        raced=next(
-            (race(manifest) for manifest in programs.manifests if change and manifest.version == change.version), []
-        ),
+        change=before_and_after(programs),
         transitions=[
             (transition, describe_transition(transition))
             for transition in reversed(programs.transitions[-_MOVES_SHOWN:])
@@ -275,16 +272,16 @@ class OutcomeRow:
 
     @property
     def incumbent_score(self) -> float | None:
-        return _number(self.metadata.get("incumbent_score"))
+        return number(self.metadata.get("incumbent_score"))
 
     @property
     def candidate_score(self) -> float | None:
-        return _number(self.metadata.get("candidate_score"))
+        return number(self.metadata.get("candidate_score"))
 
     @property
     def reviews(self) -> int:
         """How many of the held-out traces were reviewed."""
-        return int(_number(self.metadata.get("reviews")) or 0)
+        return int(number(self.metadata.get("reviews")) or 0)
 
     def link(self, name: str) -> str | None:
         """A URL in the metadata; None when it is not http:// or https://."""
@@ -314,10 +311,6 @@ def _outcomes(dashboard: Dashboard, entry: StoredConfig, module: str) -> Iterato
 
 def _made(outcome: OutcomeRow, manifest: Manifest) -> bool:
     return outcome.metadata.get("version") == manifest.version and outcome.run_id == manifest.run_id
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,17 @@ def test_there_is_no_chart_of_what_nobody_has_measured() -> None:
     assert quality_over_time([Outcome(AT, reviews=0), Outcome(AT, "", None, None)], []) is None
 
 
+def test_scores_that_nobody_can_have_are_not_drawn() -> None:
+    outcomes = [Outcome(AT, incumbent_score=5.0, candidate_score=-1.0), Outcome(AT, reviews=-3)]
+    assert quality_over_time(outcomes, []) is None
+
+
+@pytest.mark.parametrize("wrong", [{"cases": 0}, {"cases": -5}])
+def test_a_gate_that_nobody_can_have_passed_is_not_shown(files: ObjectStore, wrong: dict[str, float]) -> None:
+    store(VersionStore(files, "acme", "routing"), program("x", "acme"), active=True, changes={"gate": GATE | wrong})
+    assert before_and_after(read_programs(files, "acme", "routing")) is None
+
+
 def test_the_active_version_is_shown_beside_the_one_before(files: ObjectStore) -> None:
     artifacts = VersionStore(files, "acme", "routing")
     assert before_and_after(read_programs(files, "acme", "routing")) is None
