@@ -96,10 +96,9 @@ def backtest_over_time(played: PlayedNights) -> TimeChart | None:
     measured, events = list[Measured](), list[Event]()
     for night in played.nights:
         measured += _measured(night.at, night.verdict, night.incumbent_score, night.candidate_score, night.reviews_used)
-        promoted = night.verdict == Verdict.PROMOTED
-        if promoted or night.failed or night.verdict in _WAITING:
+        if night.promoted or night.failed or night.verdict in _WAITING:
             said = "failed" if night.failed else str(night.verdict).replace("_", " ")
-            kind = "promoted" if promoted else "failed" if night.failed else "waiting"
+            kind = "promoted" if night.promoted else "failed" if night.failed else "waiting"
             events.append(Event(night.at, kind, f"{night.at:%Y-%m-%d}: {said}"))
     if not measured:
         return None

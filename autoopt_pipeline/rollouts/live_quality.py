@@ -4,7 +4,6 @@ A review may come days after its decision, and Phoenix cannot list annotations b
 annotations, a check reads the decisions of the last `LATE_DAYS`, and takes those outcomes that became known since then.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -26,6 +25,7 @@ from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.text import one_line
 from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
 from autoopt_pipeline.traces.reader import read_decisions
+from autoopt_pipeline.validation import first_error
 
 # Days within which an outcome has to become known.
 LATE_DAYS = 7
@@ -41,9 +41,8 @@ def load_monitor(files: ObjectStore, tenant_id: str, module: str) -> QualityMoni
     try:
         return QualityMonitor.model_validate_json(raw) if raw is not None else None
     except ValidationError as e:
-        first = e.errors()[0]
         raise InvalidArtifact(
-            f"{tenant_id}/{module}: quality.json is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"{tenant_id}/{module}: quality.json is damaged: {first_error(e)}",
             f"delete {path} from the artifact store; the monitor then starts anew",
         ) from None
 
@@ -134,9 +133,7 @@ def outcomes_of(
         ],
         Stream.FAILURES: [Outcome(decision.time, 0.0 if decision.failed else 1.0) for decision in recent],
         Stream.CONFIDENCE: [
-            Outcome(decision.time, min(max(value, 0.0), 1.0))
-            for decision, value in confidence
-            if value is not None and math.isfinite(value)
+            Outcome(decision.time, min(max(value, 0.0), 1.0)) for decision, value in confidence if value is not None
         ],
     }
 
