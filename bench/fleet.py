@@ -51,7 +51,7 @@ def names(count: int) -> list[str]:
 
 def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, due: Sequence[str] = ()) -> None:
     """Store every tenant's configuration in a SQLite file; those that are `due` are so every hour."""
-    open_config_store(url).check_writable()
+    open_config_store(url).write(tenants[0], {})  # makes the table
     hourly = frozenset(due)
     rows = []
     for tenant in tenants:
@@ -65,7 +65,8 @@ def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, du
         rows.append((tenant, 1, datetime.now(UTC).isoformat(), json.dumps(document)))
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
         db.execute("DELETE FROM tenant_configs")
-        db.executemany("INSERT INTO tenant_configs VALUES (?, ?, ?, ?)", rows)
+        columns = "tenant_id, version, written_at, document"
+        db.executemany(f"INSERT INTO tenant_configs ({columns}) VALUES (?, ?, ?, ?)", rows)  # noqa: S608
 
 
 def write_history(
