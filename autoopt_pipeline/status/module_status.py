@@ -1,9 +1,10 @@
 """The status of tenants' modules, which the commands and the dashboard show: decision, last outcome, active version."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import dagster as dg
@@ -15,13 +16,11 @@ from autoopt_pipeline.evaluation.sequential_test_log import OPEN, batch_of, step
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.orchestration.planner import WHOLE_TENANT, Plan, PlanOptions, plan_tenants
 from autoopt_pipeline.registry.module_versions import decided_about
-from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost, describe_costs, read_costs
 from autoopt_pipeline.registry.quality_records import ModuleQuality, QualityFall, read_qualities
-from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Transition, Verdict, time_of_version
+from autoopt_pipeline.registry.records import PASSED, Manifest, Rollback, Transition, Verdict
 from autoopt_pipeline.registry.rollout_records import indexed_rollouts
-from autoopt_pipeline.registry.serving_index import ServingEntry, read_serving
-from autoopt_pipeline.registry.version_store import VersionStore, read_manifests, read_pointers
+from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.reviews.order import to_review
 from autoopt_pipeline.run_history.failures import WHOLE_RUN, causes_of
 from autoopt_pipeline.run_history.module_events import EventKind, newest_events
@@ -30,7 +29,7 @@ from autoopt_pipeline.run_history.progress import RunProgress, read_progress
 from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
-from autoopt_pipeline.tenant_id import safe_name
+from autoopt_pipeline.status.active_versions import NEVER_PROMOTED, ActiveVersion, read_active, read_active_by_index
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
@@ -56,15 +55,10 @@ class Health(StrEnum):
 class ModuleStatus:
     """One module of one tenant at a moment.
 
-    `active` is the version that serves, None for the module's baseline; `active_score` is its score on held-out
-    traces (0 to 1) before it was promoted, `active_lm` the language model that it was proven with, and `active_costs`
-    what its decisions and those of its incumbent cost then. `error` is the error that hides them. `rolled_back` is the
-    rollback that made it serve, if any. `decided` is a person's decision about the version of the last outcome.
-    `progress` is there while a run is in a long phase. `unreported` is the manifest of the active version where its run
-    was lost before it could report an outcome, or its report is gone. Before `begins`, an earlier tenant had that name.
-    `uncounted` is the error for which Phoenix could not count new traces. `rollout_reviews` disagreements of a
-    rollout's two versions waited for a review at its last analysis. `quality` is what the monitor of live quality saw
-    last, None before its first check.
+    `serving` is what serves, and `decided` a person's decision about the version of the last outcome. `progress` is
+    there while a run is in a long phase. Before `begins`, an earlier tenant had that name. `uncounted` is the error for
+    which Phoenix could not count new traces. `rollout_reviews` disagreements of a rollout's two versions waited for a
+    review at its last analysis. `quality` is what the monitor of live quality saw last, None before its first check.
     """
 
     tenant_id: str
@@ -72,19 +66,52 @@ class ModuleStatus:
     decision: ScheduleDecision
     attempts: Attempts
     outcome: RunOutcome | None = None
-    active: str | None = None
-    active_score: float | None = None
-    active_lm: str | None = None
-    active_costs: Mapping[str, ProgramCost] = field(default_factory=dict)
-    error: str | None = None
-    rolled_back: Rollback | None = None
+    serving: ActiveVersion = NEVER_PROMOTED
     decided: str | None = None
     progress: RunProgress | None = None
-    unreported: Manifest | None = None
     begins: datetime | None = None
     uncounted: str = ""
     rollout_reviews: int = 0
     quality: ModuleQuality | None = None
+
+    @property
+    def active(self) -> str | None:
+        """The version that serves, None for the module's baseline."""
+        return self.serving.version
+
+    @property
+    def active_score(self) -> float | None:
+        """The score of the active version on held-out traces (0 to 1) before it was promoted."""
+        return self.serving.score
+
+    @property
+    def active_lm(self) -> str | None:
+        """The language model that the active version was proven with."""
+        return self.serving.manifest.lm if self.serving.manifest else None
+
+    @property
+    def active_costs(self) -> Mapping[str, ProgramCost]:
+        """What decisions of the active version and of its incumbent cost before it was promoted."""
+        return self.serving.manifest.costs if self.serving.manifest else {}
+
+    @property
+    def error(self) -> str | None:
+        """Why the files of what serves cannot be read."""
+        return self.serving.error
+
+    @property
+    def rolled_back(self) -> Rollback | None:
+        """The rollback that made the active version serve, if any."""
+        return self.serving.rolled_back
+
+    @property
+    def unreported(self) -> Manifest | None:
+        """The manifest of the active version where its run was lost before it could report an outcome, or its report is
+        gone."""
+        manifest, reported_at = self.serving.manifest, self.attempts.outcome_at
+        if manifest is None or reported_at is None:
+            return manifest
+        return manifest if manifest.created_at > reported_at and manifest.verdict in set(Verdict) else None
 
     @property
     def fall(self) -> QualityFall | None:
@@ -132,7 +159,7 @@ class ModuleStatus:
             return _verdict_on_active(self.unreported)
         return self.decided or (self.outcome.verdict if self.outcome else "")
 
-    @property
+    @cached_property
     def health(self) -> Health:
         """The first that applies."""
         reason = self.decision.reason
@@ -224,34 +251,12 @@ def tenant_standings(
     attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
     outcomes = read_outcomes(instance, attempts)
     keys = [key for key in plan.decisions if key[1] != WHOLE_TENANT]
-    indexed = _indexed(connections.files, keys) if by_index else {}
-    pointers = _pointers(connections.files, keys, indexed if by_index else None)
-    versions, troubles, rollbacks = dict[ModuleKey, str](), dict[ModuleKey, str](), dict[ModuleKey, Rollback]()
-    for key, pointer in pointers.items():
-        if isinstance(pointer, AutooptError):
-            troubles[key] = str(pointer)
-            continue
-        if pointer and pointer.version:
-            versions[key] = pointer.version
-        if pointer and pointer.rolled_back:
-            rollbacks[key] = pointer.rolled_back
-    beside = {key for key, pointer in pointers.items() if isinstance(pointer, Pointer) and pointer.canary}
-    entries = indexed_rollouts(connections.files) if beside else []
+    files = connections.files
+    active = read_active_by_index(files, keys, attempts) if by_index else read_active(files, keys)
+    beside = {key for key, version in active.items() if version.has_canary}
+    entries = indexed_rollouts(files) if beside else []
     to_review = {(entry.tenant_id, entry.module): entry.to_review for entry in entries}
-    manifests, unreported = dict[ModuleKey, Manifest](), dict[ModuleKey, Manifest]()
-    wanted = {
-        key: version for key, version in versions.items() if not by_index or _is_unreported(version, attempts.get(key))
-    }
-    for key, manifest in read_manifests(connections.files, wanted).items():
-        if isinstance(manifest, AutooptError):
-            troubles[key] = str(manifest)
-            continue
-        manifests[key] = manifest
-        reported_at = attempts.get(key, Attempts()).outcome_at
-        if reported_at is None or (manifest.created_at > reported_at and manifest.verdict in set(Verdict)):
-            unreported[key] = manifest
     decided = _decided(connections, outcomes)
-    scores = {key: entry.score for key, entry in indexed.items() if entry.version}
     running = {key: attempt.running for key, attempt in attempts.items() if attempt.running}
     progress = read_progress(instance, running)
     return [
@@ -259,17 +264,11 @@ def tenant_standings(
             tenant_id=key[0],
             module=key[1],
             decision=decision,
-            attempts=attempts.get(key, Attempts()),
+            attempts=attempts.get(key, _NO_ATTEMPTS),
             outcome=outcomes.get(key),
-            active=versions.get(key),
-            active_score=manifests[key].candidate_score if key in manifests else scores.get(key),
-            active_lm=manifests[key].lm if key in manifests else None,
-            active_costs=manifests[key].costs if key in manifests else {},
-            error=troubles.get(key),
-            rolled_back=rollbacks.get(key),
+            serving=active.get(key, NEVER_PROMOTED),
             decided=decided.get(key),
             progress=progress.get(key),
-            unreported=unreported.get(key),
             begins=stored[key[0]].since,
             uncounted=_uncounted(plan, decision, count_all=count_all),
             rollout_reviews=to_review.get(key, 0) if key in beside else 0,
@@ -279,31 +278,7 @@ def tenant_standings(
     ]
 
 
-def _indexed(files: ObjectStore, keys: Collection[ModuleKey]) -> dict[ModuleKey, ServingEntry]:
-    """What serves by the index. Modules that were never promoted are left out."""
-    entries = read_serving(files)
-    found = {(tenant, module): entries.get((safe_name(tenant), module)) for tenant, module in keys}
-    return {key: entry for key, entry in found.items() if entry}
-
-
-def _pointers(
-    files: ObjectStore, keys: Collection[ModuleKey], indexed: Mapping[ModuleKey, ServingEntry] | None
-) -> dict[ModuleKey, Pointer | AutooptError | None]:
-    """The content of `active.json`, which is read only where the index does not have all of it."""
-    if indexed is None:
-        return read_pointers(files, keys)
-    plain = {
-        key: Pointer(version=entry.version, sequence=entry.sequence)
-        for key, entry in indexed.items()
-        if not entry.has_details
-    }
-    return dict(plain) | read_pointers(files, indexed.keys() - plain.keys())
-
-
-def _is_unreported(version: str, attempts: Attempts | None) -> bool:
-    """Whether no outcome may have reported this version, because it was made after the last one."""
-    made = time_of_version(version)
-    return made is None or attempts is None or attempts.outcome_at is None or made > attempts.outcome_at
+_NO_ATTEMPTS = Attempts()
 
 
 def _quality(quality: ModuleQuality | None, entry: StoredConfig) -> ModuleQuality | None:

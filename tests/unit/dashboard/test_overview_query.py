@@ -12,6 +12,7 @@ from autoopt_pipeline.dashboard.overview_query import _SORTED_BY, Query, select
 from autoopt_pipeline.dashboard.paging import PAGE
 from autoopt_pipeline.registry.records import Rollback, Verdict
 from autoopt_pipeline.scheduling.conditions import Attempts, Evidence, Reason, RunOutcome, ScheduleDecision
+from autoopt_pipeline.status.active_versions import ActiveVersion
 from autoopt_pipeline.status.module_status import Health, ModuleStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,7 +32,7 @@ def standing(
     ("found", "health"),
     [
         (standing(reason=Reason.ERROR), Health.FAILING),
-        (standing(error="damaged"), Health.FAILING),
+        (standing(serving=ActiveVersion(error="damaged")), Health.FAILING),
         (standing(reason=Reason.DISABLED, attempts=Attempts(failures=1)), Health.DISABLED),
         (standing(reason=Reason.BACKING_OFF, attempts=Attempts(failures=2)), Health.FAILING),
         (standing(reason=Reason.NOT_DUE, outcome=PROPOSED), Health.NEEDS_APPROVAL),
@@ -40,9 +41,9 @@ def standing(
         (standing(reason=Reason.AWAITING_REVIEWS, outcome=TO_REVIEW), Health.NEEDS_REVIEWS),
         (standing(reason=Reason.DUE, outcome=TO_REVIEW), Health.RUNNING),
         (standing(reason=Reason.IN_PROGRESS, outcome=TO_REVIEW), Health.RUNNING),
-        (standing(rolled_back=BACK), Health.UP_TO_DATE),
-        (standing(reason=Reason.DUE, rolled_back=BACK), Health.RUNNING),
-        (standing(outcome=PROPOSED, rolled_back=BACK), Health.NEEDS_APPROVAL),
+        (standing(serving=ActiveVersion("v1", rolled_back=BACK)), Health.UP_TO_DATE),
+        (standing(reason=Reason.DUE, serving=ActiveVersion("v1", rolled_back=BACK)), Health.RUNNING),
+        (standing(outcome=PROPOSED, serving=ActiveVersion("v1", rolled_back=BACK)), Health.NEEDS_APPROVAL),
         (standing(reason=Reason.IN_PROGRESS), Health.RUNNING),
         (standing(reason=Reason.DUE), Health.RUNNING),
         (standing(), Health.UP_TO_DATE),
@@ -105,7 +106,7 @@ standings = st.builds(
     ),
     st.builds(Attempts, st.none() | st.datetimes(timezones=st.just(UTC)), failures=st.integers(0, 2)),
     st.none() | st.builds(RunOutcome, st.just(NOW), st.none(), st.sampled_from(["promoted", "rejected"])),
-    active_score=st.none() | st.floats(0, 1),
+    serving=st.builds(ActiveVersion, score=st.none() | st.floats(0, 1)),
 )
 
 
