@@ -11,7 +11,8 @@ from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.dashboard.asked_questions import AskedQuestions
 from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
-from autoopt_pipeline.dashboard.status_cache import StatusCache
+from autoopt_pipeline.dashboard.sensors import read_sensors
+from autoopt_pipeline.dashboard.status_cache import StatusCache, StatusSnapshot
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
@@ -22,6 +23,9 @@ from autoopt_pipeline.text import did_you_mean
 _FEW_TENANTS = 500
 """With more tenants, the overview counts new traces only where they decide, and reads no files of what serves. A
 tenant's own page does both."""
+
+_FIRST_TENANTS = 25
+"""The tenants that a page shows while all are being read for the first time."""
 
 
 @dataclass
@@ -53,21 +57,33 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
     """Open the dashboard. It reads nothing before the first request for a page."""
     counts = Counts()
 
-    def read_all() -> list[ModuleStatus]:
+    def read_first() -> StatusSnapshot | None:
+        stored, now = parts.configs.current(), datetime.now(UTC)
+        some = {tenant: stored[tenant] for tenant in sorted(stored, key=str.lower)[:_FIRST_TENANTS]}
+        left = len(stored) - len(some)
+        if not left:
+            return None
+        standings = counts.completed(tenant_standings(some, instance, parts, now=now))
+        return StatusSnapshot(now, tuple(standings), tenants_left=left)
+
+    def read_all() -> StatusSnapshot:
         read_modules_again()
         stored = parts.configs.current()
         few, now = len(stored) <= _FEW_TENANTS, datetime.now(UTC)
         standings = tenant_standings(stored, instance, parts, now=now, count_all=few, by_index=not few)
-        return counts.completed(standings, of_all=True)
+        return StatusSnapshot(
+            now,
+            tuple(counts.completed(standings, of_all=True)),
+            read_week(instance, now),
+            tuple(read_sensors(instance)),
+        )
 
     def read_tenant(tenant: str) -> list[ModuleStatus]:
         history = parts.configs.history(tenant)
         stored = {tenant: history[-1]} if history and history[-1].document is not None else {}
         return counts.completed(tenant_standings(stored, instance, parts, now=datetime.now(UTC), count_all=True))
 
-    return Dashboard(
-        parts, instance, access, StatusCache(read_all, read_tenant, lambda now: read_week(instance, now)), counts
-    )
+    return Dashboard(parts, instance, access, StatusCache(read_first, read_all, read_tenant), counts)
 
 
 def dashboard_of(request: Request) -> Dashboard:

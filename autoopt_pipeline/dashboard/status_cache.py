@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from autoopt_pipeline.dashboard.sensors import Sensor
 from autoopt_pipeline.errors import AutooptError
 from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.status.week import WeekEvents
@@ -34,11 +35,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """The status of all modules of all tenants at a moment (UTC), and what happened in the week before."""
+    """The status of all modules of all tenants at a moment (UTC), and what happened in the week before.
+
+    The first snapshot of many tenants has only some of them, and not yet the week and the sensors; `tenants_left` are
+    still being read.
+    """
 
     at: datetime
     standings: tuple[ModuleStatus, ...]
-    week: WeekEvents
+    week: WeekEvents | None = None
+    sensors: tuple[Sensor, ...] = ()
+    tenants_left: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,18 @@ class RefreshError:
 class StatusCache:
     """The newest snapshot, and the error that prevents a newer one.
 
-    `read_all` reads the status of all tenants, `read_tenant` that of one, and `read_week` what happened to all.
+    `read_all` reads the status of all tenants, and `read_tenant` that of one. `read_first` reads some tenants within a
+    second, for the first page; None where there are not more than these.
     """
 
     def __init__(
         self,
-        read_all: Callable[[], Sequence[ModuleStatus]],
+        read_first: Callable[[], StatusSnapshot | None],
+        read_all: Callable[[], StatusSnapshot],
         read_tenant: Callable[[str], Sequence[ModuleStatus]],
-        read_week: Callable[[datetime], WeekEvents],
     ) -> None:
+        self._read_first = read_first
         self._read_all = read_all
-        self._read_week = read_week
         self._look_at = read_tenant
         self._changed = threading.Condition()
         self._latest: StatusSnapshot | None = None
@@ -121,19 +129,29 @@ class StatusCache:
         return self._stopping or watched
 
     def _take(self) -> None:
+        if self._latest is None and (first := self._attempt(self._read_first)):
+            self._publish(first)
+        if everything := self._attempt(self._read_all):
+            self._publish(everything)
+
+    def _attempt(self, read: Callable[[], StatusSnapshot | None]) -> StatusSnapshot | None:
+        """Read, and keep the error of what cannot be read for the pages."""
         at = datetime.now(UTC)
         try:
-            snapshot, what = StatusSnapshot(at, tuple(self._read_all()), self._read_week(at)), ""
+            return read()
         except AutooptError as e:
-            snapshot, what = None, str(e)
+            what = str(e)
         except Exception as e:  # noqa: BLE001 - drivers have errors of their own, and the next refresh may well succeed
             _log.exception("the refresh of all tenants failed")
-            snapshot, what = None, f"{type(e).__name__}: the log of the dashboard says more"
+            what = f"{type(e).__name__}: the log of the dashboard says more"
         with self._changed:
             self._rounds += 1
-            if snapshot:
-                self._latest, self._trouble = snapshot, None
-            else:
-                since = self._trouble.since if self._trouble else at
-                self._trouble = RefreshError(since, what)
+            self._trouble = RefreshError(self._trouble.since if self._trouble else at, what)
+            self._changed.notify_all()
+        return None
+
+    def _publish(self, snapshot: StatusSnapshot) -> None:
+        with self._changed:
+            self._rounds += 1
+            self._latest, self._trouble = snapshot, None
             self._changed.notify_all()

@@ -35,3 +35,9 @@ def tasks_of(statuses: Iterable[ModuleStatus]) -> list[TaskGroup]:
         for health, found in groups.items()
         if found
     ]
+
+
+def falls_of(statuses: Iterable[ModuleStatus]) -> list[ModuleStatus]:
+    """Modules that serve worse than before, newest fall first, until an optimization has ended since."""
+    fallen = [(status.fall.at, status) for status in statuses if status.fall and status.fell_since_last]
+    return [status for _, status in sorted(fallen, key=lambda pair: pair[0], reverse=True)]

@@ -119,6 +119,11 @@ class ModuleStatus:
         return self.quality.fall if self.quality and self.quality.version == self.active else None
 
     @property
+    def fell_since_last(self) -> bool:
+        """Whether quality fell, and no optimization has ended since."""
+        return self.fall is not None and (self.last_at is None or self.last_at <= self.fall.at)
+
+    @property
     def last_at(self) -> datetime | None:
         """When a run last had an outcome; None where the module was never optimized."""
         return self.unreported.created_at if self.unreported else self.attempts.outcome_at
@@ -131,8 +136,7 @@ class ModuleStatus:
     def needs_attention(self) -> bool:
         """Whether something failed or waits for a person, or quality fell and no optimization has ended since."""
         failing = self.decision.reason in {Reason.ERROR, Reason.BACKING_OFF} or self.error is not None
-        fell = self.fall is not None and (self.last_at is None or self.last_at <= self.fall.at)
-        return failing or (self.enabled and (self.proposed or self.awaits_reviews or fell))
+        return failing or (self.enabled and (self.proposed or self.awaits_reviews or self.fell_since_last))
 
     @property
     def proposed(self) -> bool:

@@ -6,8 +6,7 @@ from starlette.responses import Response
 
 from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.overview_query import Query, select
-from autoopt_pipeline.dashboard.sensors import read_sensors
-from autoopt_pipeline.dashboard.tasks import tasks_of
+from autoopt_pipeline.dashboard.tasks import falls_of, tasks_of
 from autoopt_pipeline.dashboard.templating import render
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
 from autoopt_pipeline.status.week import summarize
@@ -54,6 +53,7 @@ def _board(request: Request, template: str) -> Response:
         rows=[(row, sparkline(trends.get((row.tenant_id, row.module), ()))) for row in page.rows],
         columns=COLUMNS,
         tasks=tasks_of(visible),
-        week=summarize(snapshot.week, user.sees) if snapshot else None,
-        sensors=read_sensors(dashboard.instance) if user.sees_all else [],
+        falls=falls_of(visible),
+        week=summarize(snapshot.week, user.sees) if snapshot and snapshot.week else None,
+        sensors=snapshot.sensors if snapshot and user.sees_all else (),
     )

@@ -2,14 +2,16 @@
 
 import json
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from autoopt_pipeline.dashboard.status_cache import StatusCache
+from autoopt_pipeline.dashboard.status_cache import StatusCache, StatusSnapshot
 from autoopt_pipeline.devtools.processes import free_port
 from autoopt_pipeline.errors import ConfigStoreUnavailable
 from autoopt_pipeline.registry.object_store import ObjectStore
@@ -17,7 +19,6 @@ from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.run_history.instance import open_instance
 from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.status.score_trend import read_trends, sparkline
-from autoopt_pipeline.status.week import WeekEvents
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -381,7 +382,7 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
             raise answer
         return answer
 
-    statuses = StatusCache(look, lambda _: [], lambda now: WeekEvents(now, [], []))
+    statuses = StatusCache(lambda: None, lambda: StatusSnapshot(datetime.now(UTC), tuple(look())), lambda _: [])
     statuses._take()
     first, trouble = statuses.latest()
     assert (first is not None, trouble) == (True, None)
@@ -395,3 +396,27 @@ def test_a_look_that_fails_keeps_the_last_one_and_says_since_when() -> None:
     assert told.what == "gone -> bring it back"
     assert later.since == told.since
     assert later.what.startswith("RuntimeError")
+
+
+def test_the_first_tenants_are_shown_while_all_are_being_read() -> None:
+    go_on = Event()
+
+    def read_all() -> StatusSnapshot:
+        assert go_on.wait(30)
+        return StatusSnapshot(datetime.now(UTC), ())
+
+    statuses = StatusCache(lambda: StatusSnapshot(datetime.now(UTC), (), tenants_left=975), read_all, lambda _: [])
+    statuses.start()
+    try:
+        first, trouble = statuses.latest()
+        assert first is not None
+        assert (first.tenants_left, trouble) == (975, None)
+        go_on.set()
+        deadline = time.monotonic() + 30
+        while (snapshot := statuses.latest()[0]) and snapshot.tenants_left and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert snapshot is not None
+        assert snapshot.tenants_left == 0
+    finally:
+        go_on.set()
+        statuses.stop()

@@ -1,4 +1,8 @@
-from autoopt_pipeline.dashboard.tasks import tasks_of
+from dataclasses import replace
+from datetime import timedelta
+
+from autoopt_pipeline.dashboard.tasks import falls_of, tasks_of
+from autoopt_pipeline.registry.quality_records import ModuleQuality, QualityFall
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.status.module_status import Health, ModuleStatus
 from tests.support.sample_decisions import T0
@@ -23,3 +27,13 @@ def test_what_needs_a_person_is_named_worst_first_and_the_rest_is_counted() -> N
 
 def test_where_nothing_needs_a_person_there_is_nothing_to_do() -> None:
     assert tasks_of([standing("fine", "promoted"), standing("off", "awaiting_approval", Reason.DISABLED)]) == []
+
+
+def test_a_fall_is_named_until_an_optimization_has_ended_since() -> None:
+    def fallen(tenant: str, hours: int) -> ModuleStatus:
+        at = T0 + timedelta(hours=hours)
+        fall = QualityFall(what="quality", at=at, since=at, before=0.9, after=0.7, outcomes=100, cause="one class")
+        return replace(standing(tenant), quality=ModuleQuality(version=None, fall=fall))
+
+    statuses = [fallen("first", 1), fallen("newest", 2), fallen("learnt since", -1), standing("fine")]
+    assert [status.tenant_id for status in falls_of(statuses)] == ["newest", "first"]
