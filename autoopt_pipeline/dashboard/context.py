@@ -13,6 +13,7 @@ from autoopt_pipeline.dashboard.auth import Access, User
 from autoopt_pipeline.dashboard.count_cache import Counts
 from autoopt_pipeline.dashboard.sensors import read_sensors
 from autoopt_pipeline.dashboard.status_cache import StatusCache, StatusSnapshot
+from autoopt_pipeline.dashboard.trend_cache import TrendCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
@@ -38,6 +39,7 @@ class Dashboard:
     statuses: StatusCache
     counts: Counts
     asked: AskedQuestions = field(default_factory=AskedQuestions)
+    trends: TrendCache = field(default_factory=TrendCache)
 
     def standings(self, entry: StoredConfig) -> list[ModuleStatus]:
         """The status of a tenant's modules, with the last known counts when Phoenix does not answer."""

@@ -8,7 +8,7 @@ from autoopt_pipeline.dashboard.context import dashboard_of
 from autoopt_pipeline.dashboard.overview_query import Query, select
 from autoopt_pipeline.dashboard.tasks import falls_of, tasks_of
 from autoopt_pipeline.dashboard.templating import render
-from autoopt_pipeline.status.score_trend import read_trends, sparkline
+from autoopt_pipeline.status.score_trend import sparkline
 from autoopt_pipeline.status.week import summarize
 
 COLUMNS = (
@@ -38,8 +38,8 @@ def _board(request: Request, template: str) -> Response:
     page = select(visible, Query.read(request.query_params))
     trends, trend_error = {}, ""
     try:
-        begins = {row.tenant_id: row.begins for row in page.rows if row.begins}
-        trends = read_trends(dashboard.instance, [(row.tenant_id, row.module) for row in page.rows], begins)
+        if snapshot and not snapshot.tenants_left:
+            trends = dashboard.trends.trends(dashboard.instance, page.rows)
     except dg.DagsterError as e:
         trend_error = str(e)
     return render(
