@@ -13,7 +13,7 @@ from autoopt_pipeline.cli.context import console, instance, no_tenants, open_con
 from autoopt_pipeline.cli.tables import print_table
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.tenants.store import unknown_tenant
+from autoopt_pipeline.tenants.store import newest_version
 from autoopt_pipeline.text import ago, percent
 
 if TYPE_CHECKING:
@@ -38,18 +38,15 @@ def status(
     from autoopt_pipeline.status.module_status import tenant_standings
 
     connections = open_connections()
-    stored = dict(connections.configs.current())
-    if tenant is not None:
-        if tenant not in stored:
-            raise unknown_tenant(tenant, stored)
-        stored = {tenant: stored[tenant]}
+    configs = connections.configs
+    stored = configs.current() if tenant is None else {tenant: newest_version(configs, tenant)}
     now = datetime.now(UTC)
     with instance() as opened:
         standings = tenant_standings(stored, opened, connections, now=now, count_all=tenant is not None)
     if json:
         console.print_json(data={"now": now.isoformat(), "modules": [standing.as_dict() for standing in standings]})
     elif not stored:
-        console.print(no_tenants(connections.configs))
+        console.print(no_tenants(configs))
     else:
         _print(standings, len(stored), now)
     if any(standing.decision.reason is Reason.ERROR for standing in standings):

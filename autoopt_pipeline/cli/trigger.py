@@ -16,7 +16,7 @@ from autoopt_pipeline.errors import AutooptError, RunFailed
 from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.scheduling.conditions import Reason, ScheduleDecision
 from autoopt_pipeline.settings import Settings
-from autoopt_pipeline.tenants.store import unknown_tenant
+from autoopt_pipeline.tenants.store import newest_version
 from autoopt_pipeline.text import one_line, percent
 
 if TYPE_CHECKING:
@@ -66,15 +66,13 @@ def trigger(
             raise typer.BadParameter("a launched run uses the Phoenix of its own settings", param_hint="--launch")
         os.environ["AUTOOPT_PHOENIX_ENDPOINT"] = phoenix_endpoint  # the run in this process reads it too
     connections = open_connections()
-    stored = connections.configs.current()
-    if tenant_id not in stored:
-        raise unknown_tenant(tenant_id, stored)
+    stored = newest_version(connections.configs, tenant_id)
     with instance() as opened:
-        requested = check_request(stored[tenant_id], module or [], opened, connections, force=force)
+        requested = check_request(stored, module or [], opened, connections, force=force)
         chosen = requested.modules
         _print_conditions(tenant_id, requested.decisions, chosen)
         for name in chosen if dry_run else ():
-            _print_estimate(opened, connections, stored[tenant_id], name)
+            _print_estimate(opened, connections, stored, name)
         if chosen and not dry_run:
             _print_result(_run(opened, connections.settings, requested, launch=launch), tenant_id, chosen)
     if requested.plan.errors():

@@ -10,7 +10,7 @@ from autoopt_pipeline.cli.context import console, instance, open_connections
 from autoopt_pipeline.cli.options import ModuleName
 from autoopt_pipeline.cli.tenants import TenantId
 from autoopt_pipeline.scheduling.conditions import Reason
-from autoopt_pipeline.tenants.store import unknown_tenant
+from autoopt_pipeline.tenants.store import newest_version
 
 
 def why(
@@ -28,12 +28,10 @@ def why(
     from autoopt_pipeline.status.module_status import module_stories
 
     connections = open_connections()
-    stored = connections.configs.current()
-    if tenant not in stored:
-        raise unknown_tenant(tenant, stored)
+    stored = newest_version(connections.configs, tenant)
     now = datetime.now(UTC)
     with instance() as opened:
-        (story,) = module_stories(stored[tenant], [module], opened, connections, now=now)
+        (story,) = module_stories(stored, [module], opened, connections, now=now)
     if json:
         console.print_json(data={"now": now.isoformat(), **story.as_dict()})
     else:

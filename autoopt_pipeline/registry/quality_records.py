@@ -7,9 +7,10 @@ Everything in the first file is in the others, too. It makes one request of what
 quality sensor writes it, whose ticks never overlap.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import AwareDatetime, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import StoredRecord
@@ -86,18 +87,32 @@ def write_checks(files: ObjectStore, checks: Mapping[str, TenantCheck]) -> None:
     files.replace(_CHECKS, _TENANTS.dump_json(dict(checks), exclude_defaults=True))
 
 
-def read_qualities(files: ObjectStore) -> dict[tuple[str, str], ModuleQuality]:
-    """What was last seen of each (tenant, module) that is monitored, in one request."""
-    return {
-        (tenant, module): quality
-        for tenant, check in read_checks(files).items()
-        for module, quality in check.modules.items()
-    }
+def read_qualities(
+    files: ObjectStore, *, tenants: Collection[str] | None = None, fallen_only: bool = False
+) -> dict[tuple[str, str], ModuleQuality]:
+    """What was last seen of each (tenant, module) that is monitored, of these tenants or of all, in one request.
+
+    `fallen_only` leaves out those that never fell: of many tenants, nearly all the time is theirs.
+    """
+    raw = files.read(_CHECKS)
+    found = {}
+    try:
+        document = from_json(raw) if raw else {}
+        for tenant, check in document.items():
+            if tenants is not None and tenant not in tenants:
+                continue
+            for module, quality in check.get("modules", {}).items():
+                if not fallen_only or quality.get("fall"):
+                    found[tenant, module] = ModuleQuality.model_validate_json(to_json(quality))
+    except (ValueError, AttributeError):  # damaged, see `read_checks`
+        return {}
+    return found
 
 
-def read_falls(files: ObjectStore) -> dict[tuple[str, str], QualityFall]:
+def read_falls(files: ObjectStore, *, tenants: Collection[str] | None = None) -> dict[tuple[str, str], QualityFall]:
     """The last fall of each (tenant, module) that had one, in one request."""
-    return {key: quality.fall for key, quality in read_qualities(files).items() if quality.fall}
+    qualities = read_qualities(files, tenants=tenants, fallen_only=True)
+    return {key: quality.fall for key, quality in qualities.items() if quality.fall}
 
 
 def quality_path(tenant_id: str, module: str) -> str:

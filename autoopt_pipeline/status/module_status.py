@@ -238,11 +238,12 @@ def tenant_standings(
     """Every module of these tenants. The number of requests and queries per module does not depend on the tenants.
 
     With `by_index`, what serves comes from the index of all tenants instead of two files for each module. Then what the
-    active versions cost and which model they ask is not known, nor whether their files are damaged.
+    active versions cost and which model they ask is not known, nor whether their files are damaged, and `quality` is
+    there only after a fall.
 
     With `count_all`, new traces are counted even where another condition decides.
     """
-    qualities = read_qualities(connections.files)
+    qualities = read_qualities(connections.files, tenants=stored.keys(), fallen_only=by_index)
     plan = plan_tenants(
         stored,
         instance,
