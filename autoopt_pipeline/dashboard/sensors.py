@@ -6,24 +6,17 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from autoopt_pipeline.names import OPTIMIZATION_SENSOR, QUALITY_SENSOR, ROLLOUT_SENSOR
-from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_states
+from autoopt_pipeline.run_history.ticks import finished_ticks, sensor_health, sensor_states
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """The message of a sensor's last tick, and whether the tick failed."""
+    """The message of a sensor's last tick, and the sensor's state: on, failed, silent or stopped."""
 
     name: str
-    running: bool
+    state: str
     ticked_at: datetime | None
     message: str
-    failed: bool
-
-    @property
-    def state(self) -> str:
-        if self.failed:
-            return "failed"
-        return "on" if self.running else "stopped"
 
 
 def read_sensors(instance: dg.DagsterInstance) -> list[Sensor]:
@@ -36,6 +29,6 @@ def read_sensors(instance: dg.DagsterInstance) -> list[Sensor]:
         if tick:
             message = (tick.error.message if tick.error else tick.skip_reason) or f"{len(tick.run_ids)} runs launched"
         ticked_at = datetime.fromtimestamp(tick.timestamp, UTC) if tick else None
-        sensors.append(Sensor(name, state.is_running, ticked_at, message, bool(tick and tick.is_failure)))
+        sensors.append(Sensor(name, sensor_health(state, tick, datetime.now(UTC)), ticked_at, message))
     first = (OPTIMIZATION_SENSOR, ROLLOUT_SENSOR, QUALITY_SENSOR)
     return sorted(sensors, key=lambda sensor: sensor.name not in first)

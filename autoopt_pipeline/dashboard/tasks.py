@@ -1,5 +1,6 @@
 """What needs a person, worst first, each with its next step. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,19 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
+class Task:
+    """A module that needs a person, and `others` of the same tenant that failed with it."""
+
+    status: ModuleStatus
+    others: int = 0
+
+
+@dataclass(frozen=True)
 class TaskGroup:
     """The modules with one health that need a person: some of them, and how many there are."""
 
     health: Health
-    named: Sequence[ModuleStatus]
+    named: Sequence[Task]
     count: int
 
 
@@ -26,15 +35,17 @@ def tasks_of(statuses: Iterable[ModuleStatus]) -> list[TaskGroup]:
     for status in statuses:
         if (health := status.health) in groups:
             groups[health].append(status)
-    return [
-        TaskGroup(
-            health,
-            sorted(found, key=lambda s: (s.reviews_left or 0, s.tenant_id.lower(), s.module))[:_NAMED],
-            len(found),
-        )
-        for health, found in groups.items()
-        if found
-    ]
+    return [TaskGroup(health, _named(health, found), len(found)) for health, found in groups.items() if found]
+
+
+def _named(health: Health, found: Iterable[ModuleStatus]) -> Sequence[Task]:
+    found = sorted(found, key=lambda s: (s.reviews_left or 0, s.tenant_id.lower(), s.module))
+    if health is not Health.FAILING:
+        return [Task(status) for status in found[:_NAMED]]
+    # One cause makes all modules of a tenant fail, most of the time.
+    modules = Counter(status.tenant_id for status in found)
+    firsts = {status.tenant_id: status for status in reversed(found)}
+    return [Task(firsts[tenant], modules[tenant] - 1) for tenant in sorted(firsts, key=str.lower)[:_NAMED]]
 
 
 def falls_of(statuses: Iterable[ModuleStatus]) -> list[ModuleStatus]:

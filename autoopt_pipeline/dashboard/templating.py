@@ -1,6 +1,7 @@
 """Pages from templates. All values are escaped, so that text from a tenant is never markup."""
 
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -9,13 +10,14 @@ from urllib.parse import quote
 
 import jinja2
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.registry.program_cost import dollars_text
+from autoopt_pipeline.registry.records import VERSION_IN_TEXT
 from autoopt_pipeline.text import ago, amount, duration, one_line, percent, printable
 
 if TYPE_CHECKING:
@@ -46,6 +48,16 @@ def _part(text: str) -> str:
     return quote(str(text), safe=":")
 
 
+def _with_short_versions(text: str) -> Markup:
+    """Escape a sentence, and show versions in it by the short name, with the full one to see and to copy."""
+    return Markup(VERSION_IN_TEXT.sub(_short_version, str(escape(text))))  # noqa: S704 - escaped before
+
+
+def _short_version(found: re.Match[str]) -> str:
+    # A version consists of letters, digits and hyphens only.
+    return f'<span class="version" title="{found[0]}">{found[1]}</span>'
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE / "templates"),
@@ -69,6 +81,7 @@ def _environment() -> jinja2.Environment:
         "printable": printable,
         "timespan": duration,
         "duration": as_duration,
+        "with_short_versions": _with_short_versions,
         "words": lambda text: str(text).replace("_", " "),
     }
     return environment

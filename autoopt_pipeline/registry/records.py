@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -337,6 +338,10 @@ def program_facts(program: Program, at: datetime) -> ProgramFacts:
 def new_version_id(program: Program, at: datetime) -> VersionName:
     """Return the name of a version: a time in UTC, by which names sort, and the start of the program's digest."""
     return f"{at:%Y%m%dT%H%M%SZ}-{program.digest[:8]}"
+
+
+VERSION_IN_TEXT = re.compile(r"\b[0-9]{8}T[0-9]{6}Z-([0-9a-f]{8})\b")
+"""The name of a version as `new_version_id` makes it; the group is its short name."""
 
 
 def time_of_version(version: str) -> datetime | None:

@@ -40,6 +40,8 @@ _SERVERS = {
 }
 """The server that an error of a tick is about."""
 
+_INTERVALS_MISSED, _PATIENCE_SECONDS = 5, 60
+
 _FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
@@ -109,6 +111,19 @@ def sensor_states(instance: dg.DagsterInstance) -> dict[str, InstigatorState]:
 
 def _last_tick(state: InstigatorState) -> float:
     return getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+
+
+def sensor_health(state: InstigatorState, tick: InstigatorTick | None, now: datetime) -> str:
+    """Whether a sensor with this last tick is on, failed, silent or stopped.
+
+    It is silent if the tick began longer ago than five of its intervals and a minute: the daemon may be gone.
+    """
+    if not state.is_running:
+        return "stopped"
+    interval = getattr(state.instigator_data, "min_interval", None) or 0
+    if tick and now.timestamp() > tick.timestamp + _INTERVALS_MISSED * interval + _PATIENCE_SECONDS:
+        return "silent"
+    return "failed" if tick and tick.is_failure else "on"
 
 
 def finished_ticks(instance: dg.DagsterInstance, state: InstigatorState, *, limit: int) -> Sequence[InstigatorTick]:

@@ -116,7 +116,7 @@ def _failed_runs(instance: dg.DagsterInstance, only: Sequence[str] | None) -> It
         causes = causes_of(instance, run.run_id)
         text = "; ".join(why if step == WHOLE_RUN else f"{step}: {why}" for step, why in causes.items())
         kind = "run failed" if run.status is dg.DagsterRunStatus.FAILURE else "run cancelled"
-        yield _of_run(run, run.ended_at, kind, text or "?", bad=True)
+        yield _of_run(run, run.ended_at, kind, text or "its log says why", bad=True)
 
 
 def _under_way(instance: dg.DagsterInstance, only: Sequence[str] | None) -> Iterator[ActivityEvent]:

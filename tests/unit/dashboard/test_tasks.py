@@ -22,7 +22,19 @@ def test_what_needs_a_person_is_named_worst_first_and_the_rest_is_counted() -> N
         (Health.NEEDS_APPROVAL, 4),
         (Health.NEEDS_REVIEWS, 1),
     ]
-    assert [row.tenant_id for row in groups[1].named] == ["t1", "t2", "t3"]
+    assert [task.status.tenant_id for task in groups[1].named] == ["t1", "t2", "t3"]
+
+
+def test_modules_of_a_tenant_that_failed_together_are_one_task() -> None:
+    failed = [
+        replace(standing(tenant, reason=Reason.ERROR), module=name) for tenant in "ab" for name in ("y", "x", "z")
+    ]
+    (group,) = tasks_of(failed)
+    assert group.count == 6
+    assert [(task.status.tenant_id, task.status.module, task.others) for task in group.named] == [
+        ("a", "x", 2),
+        ("b", "x", 2),
+    ]
 
 
 def test_where_nothing_needs_a_person_there_is_nothing_to_do() -> None:
