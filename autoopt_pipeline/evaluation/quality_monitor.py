@@ -95,7 +95,8 @@ def _found(stream: Stream, fall: Fall, until: datetime) -> QualityFall:
         before=fall.before,
         after=fall.after,
         outcomes=fall.outcomes,
-        cause=f"{kind} ({group})" if group else kind.value,
+        cause=kind.value,
+        group=group,
     )
 
 

@@ -23,7 +23,8 @@ _CHECKS = f"{QUALITY_FOLDER}/checks.json"
 class QualityFall(StoredRecord):
     """A fall of `what` (quality, success or confidence) from one level to another (0 to 1) since a moment (UTC).
 
-    It was found `at` another one, by the `outcomes` since then; `cause` is in words.
+    It was found `at` another one, by the `outcomes` since then. `cause` is a value of `evaluation.fall_cause.Cause`,
+    `group` the class where it is one class, and `detail` what else is known of the cause, in words.
     """
 
     what: str
@@ -33,10 +34,13 @@ class QualityFall(StoredRecord):
     after: float
     outcomes: int
     cause: str
+    group: str = ""
+    detail: str = ""
 
     def __str__(self) -> str:
         path = f"from {100 * self.before:.0f} to {100 * self.after:.0f} %"
-        return f"{self.what} fell {path} since {self.since:%Y-%m-%d}: {self.cause}"
+        cause = f"{self.cause} ({self.group})" if self.group else self.cause
+        return f"{self.what} fell {path} since {self.since:%Y-%m-%d}: {cause}{self.detail and f'; {self.detail}'}"
 
 
 class ModuleQuality(StoredRecord):

@@ -178,16 +178,24 @@ class TenantChecker:
 
 
 def _most_notable(checks: Mapping[str, TenantCheck]) -> tuple[SeenQuality, ...]:
-    """The levels that metrics show: of modules that fell, and then of those with the most outcomes."""
+    """What metrics show: modules that fell, the last ones first, and then those with the most outcomes."""
     known = [
-        (quality.fall is None, -quality.outcomes, tenant, module, quality)
+        (-quality.fall.at.timestamp() if quality.fall else 0.0, -quality.outcomes, tenant, module, quality)
         for tenant, check in checks.items()
         for module, quality in check.modules.items()
+        if quality.outcomes or quality.fall
     ]
     return tuple(
-        SeenQuality(tenant=tenant, module=module, level=quality.level, low=quality.low, high=quality.high)
+        SeenQuality(
+            tenant=tenant,
+            module=module,
+            level=quality.level,
+            low=quality.low,
+            high=quality.high,
+            fell_at=quality.fall.at if quality.fall else None,
+            cause=quality.fall.cause if quality.fall else None,
+        )
         for *_, tenant, module, quality in heapq.nsmallest(_MOST_SHOWN, known, key=lambda each: each[:4])
-        if quality.level is not None and quality.low is not None and quality.high is not None
     )
 
 

@@ -102,7 +102,7 @@ def test_a_fall_is_named_and_alerted_and_makes_the_module_due_once(
     send_traffic(parts.phoenix, tenant, [*requests(600, 6, 3, STEADY), *requests(200, 3, 1, WORSE)])
     assert check() == "1 tenants checked, 1 modules fell, 0 tenants deferred"
     fall = read_falls(parts.files)[tenant, "routing"]
-    assert (fall.what, fall.cause) == ("quality", "one class (report_agent)")
+    assert (fall.what, fall.cause, fall.group) == ("quality", "one class", "report_agent")
     assert abs(fall.since - (NOW - timedelta(days=3))) < timedelta(days=0.5)
     assert fall.before == pytest.approx(0.925, abs=0.03)
     levels = f"from {100 * fall.before:.0f} to {100 * fall.after:.0f} %"
@@ -126,7 +126,7 @@ def test_a_fall_is_named_and_alerted_and_makes_the_module_due_once(
         patch.setenv("DAGSTER_HOME", instance.root_directory)
         assert said in autoopt("why", tenant, "routing")
         (shown,) = [one for one in json.loads(autoopt("status", tenant, "--json"))["modules"] if one["enabled"]]
-    assert (shown["decision"], shown["live_quality"]["fall"]["cause"]) == ("quality_fell", fall.cause)
+    assert (shown["decision"], shown["live_quality"]["fall"]["group"]) == ("quality_fell", fall.group)
     alert, after = COLLECTORS[Kind.QUALITY_FELL](source, cursor)
     assert alert
     assert alert.summary == f"{tenant}/routing does worse than before"
@@ -258,15 +258,20 @@ def test_the_next_tick_goes_on_with_tenants_that_one_has_no_time_for(
     assert len(seen) == 2
 
 
-def test_metrics_show_the_level_that_the_last_tick_has_seen(
+def test_metrics_show_the_levels_and_falls_that_the_last_tick_has_seen(
     parts: Connections, tenant: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(parts.configs, tenant, modules={"routing": {}})
-    send_traffic(parts.phoenix, tenant, requests(100, 2, 1, STEADY))
+    steady = f"{tenant}-b"
+    configure(parts.configs, steady, modules={"routing": {}})
+    send_traffic(parts.phoenix, steady, requests(100, 2, 1, STEADY))
+    send_traffic(parts.phoenix, tenant, [*requests(600, 6, 3, STEADY), *requests(200, 3, 1, WORSE)])
     with daemon_of(instance, monkeypatch) as dagster:
         (tick,) = dagster.tick(QUALITY_SENSOR)
-    assert tick.skip_reason == "1 tenants checked, 0 modules fell, 0 tenants deferred"
+    assert tick.skip_reason == "2 tenants checked, 1 modules fell, 0 tenants deferred"
     shown = scraped(exporter(instance))
-    level, low, high = (shown[f"autoopt_live_quality{end}", "routing", tenant] for end in ("", "_low", "_high"))
+    level, low, high = (shown[f"autoopt_live_quality{end}", "routing", steady] for end in ("", "_low", "_high"))
     assert low < level < high
     assert level == pytest.approx(0.92, abs=0.06)
+    fell = {key[1:]: value for key, value in shown.items() if key[0] == "autoopt_quality_fall_timestamp_seconds"}
+    assert fell == {("one class", "routing", tenant): read_falls(parts.files)[tenant, "routing"].at.timestamp()}
