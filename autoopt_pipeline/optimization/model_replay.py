@@ -26,13 +26,14 @@ from autoopt_pipeline.registry.records import StoredAnswer
 from autoopt_pipeline.registry.replays import ModelReplay, ReplayExample, ReplaySet
 from autoopt_pipeline.registry.serialization import serialize
 from autoopt_pipeline.registry.version_store import VersionStore
+from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 
 # Most requests that are kept for a version, and the most characters of one.
 MOST_KEPT, MOST_CHARS = 48, 4000
 
 # Part of the calls for asking everything once. The rest is for changed answers, which are asked once more.
-_ASKED_ONCE = 0.8
+ASKED_ONCE = 0.8
 
 # Fewer requests prove nothing.
 LEAST_ASKED = 10
@@ -67,6 +68,14 @@ def replay_set(
     )
 
 
+def most_replayed(config: RoutingConfigUnified, program: dspy.Module) -> int:
+    """Return how many requests a run asks again: one call of each predictor for each, and a rest for doubts."""
+    calls = len(program.predictors())
+    if not (config.quality.monitor and calls):
+        return 0
+    return min(int(config.quality.replay_calls // calls * ASKED_ONCE), MOST_KEPT)
+
+
 @dataclass(frozen=True)
 class Replayer:
     """Asks a program that serves, of a version or the baseline (None), what it was asked before.
@@ -86,12 +95,12 @@ class Replayer:
 
         Returns notes for the report. Raises as `answer_all` does.
         """
-        policy, calls = self.job.config.quality, len(self.program.predictors())
-        if not (policy.monitor and policy.replay_calls and calls):
+        policy = self.job.config.quality
+        if not (policy.monitor and policy.replay_calls and self.program.predictors()):
             return []
         lm = self.ask_anew()
-        answers = min(policy.replay_calls, lm.meter.calls_left) // calls
-        if int(answers * _ASKED_ONCE) < LEAST_ASKED:
+        answers = min(policy.replay_calls, lm.meter.calls_left) // len(self.program.predictors())
+        if int(answers * ASKED_ONCE) < LEAST_ASKED:
             return [
                 f"the model was not asked again what it was asked before, because {LEAST_ASKED} requests take more "
                 f"than quality.replay_calls={policy.replay_calls} or the {lm.meter.calls_left} calls of the budget"
@@ -104,7 +113,7 @@ class Replayer:
             # Another baseline has other answers, and erasure may leave too few.
             if before and before.program == self._digest and len(before.examples) >= LEAST_ASKED:
                 return [*notes, *self._ask_again(lm, before, answers)]
-            return [*notes, *self._ask_first(lm, held_out, int(answers * _ASKED_ONCE))]
+            return [*notes, *self._ask_first(lm, held_out, int(answers * ASKED_ONCE))]
         except BudgetExhausted as e:
             return [*notes, f"the model was not asked again what it was asked before, because of the budget: {e}"]
 
@@ -135,7 +144,7 @@ class Replayer:
         """Ask again what is in the set, with at most so many answers, and report the result."""
         excluded = set(self.job.config.excluded_traces)
         kept = [example for example in before.examples if example.trace_id not in excluded]
-        kept = kept[: int(answers * _ASKED_ONCE)]
+        kept = kept[: int(answers * ASKED_ONCE)]
         with self.tracker.phase("model replay", len(kept)) as answered:
             now = self._answers(kept, lm, answered)
             changed = [place for place, example in enumerate(kept) if now[place].values != example.answer.values]

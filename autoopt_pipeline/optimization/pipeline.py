@@ -47,11 +47,17 @@ from autoopt_pipeline.modules.similarity import quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
-from autoopt_pipeline.optimization.estimate import SEARCHES, LMEstimate, estimate_comparison, estimate_search
+from autoopt_pipeline.optimization.estimate import (
+    SEARCHES,
+    LMEstimate,
+    estimate_answers,
+    estimate_comparison,
+    estimate_search,
+)
 from autoopt_pipeline.optimization.holdout import check_no_demo_is_held_out, digest_of, drawn_traces, known_queries
 from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
-from autoopt_pipeline.optimization.model_replay import Replayer, replay_set
+from autoopt_pipeline.optimization.model_replay import Replayer, most_replayed, replay_set
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout_comparison import draw_for_rollout
@@ -185,7 +191,8 @@ class _Optimization:
             return self._report(*missing)
         check_budget(self.config, split, self.start)
         if self.job.only is None:
-            self.draft = replace(self.draft, estimate=self._estimated_search(incumbent, split).known)
+            expected = self._estimated_search(incumbent, split) + self._estimated_replay(incumbent, split)
+            self.draft = replace(self.draft, estimate=expected.known)
         labeller = self._labeller(split, incumbent)
         split = self._with_labelled_dev(split, labeller)
         searched = search(
@@ -271,6 +278,16 @@ class _Optimization:
     def estimate(self) -> tuple[LMEstimate, str]:
         """Return what a run would use of language models, and what for. Asks none, and writes nothing."""
         test, candidate, incumbent, split = self._prepare()
+        used, what = self._estimated(test, candidate, incumbent, split)
+        return used + self._estimated_replay(incumbent, split), what
+
+    def _estimated_replay(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
+        held_out = [held_out.example for held_out in split.drawable or split.holdout]
+        return estimate_answers(self.spec, incumbent, held_out[: most_replayed(self.config, incumbent)], self.lm)
+
+    def _estimated(
+        self, test: SequentialTest | None, candidate: dspy.Module | None, incumbent: dspy.Module, split: Split
+    ) -> tuple[LMEstimate, str]:
         if self.rollout and self.rollout.is_canary and self.config.rollout.monitor:
             return LMEstimate(), _describe_canary(self.rollout)
         if observed := self._observed():

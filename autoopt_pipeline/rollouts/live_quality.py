@@ -106,7 +106,7 @@ def open_cause(fall: QualityFall, config: RoutingConfigUnified, *, asks_model: b
     elif config.quality.replay_calls:
         told = {"detail": "the next run asks the model again what it was asked before"}
     else:
-        told = {"detail": "set quality.replay_calls=30, and the next run asks the model again what it was asked before"}
+        told = {"detail": "set quality.replay_calls=60, and the next run asks the model again what it was asked before"}
     return fall.model_copy(update=told)
 
 

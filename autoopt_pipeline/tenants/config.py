@@ -210,7 +210,7 @@ class QualityPolicy(Strict):
         ge=0,
         le=1000,
         description="Most calls of a run that ask the version's model again what it was asked before, so that a fall "
-        "can be traced to a changed model. 30 find most changes that cost ten points; 60 find most that cost five.",
+        "can be traced to a changed model. 60 tell most changes.",
     )
 
     _durations = field_validator("false_alarm_days", mode="before")(read_duration)

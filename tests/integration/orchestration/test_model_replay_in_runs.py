@@ -195,4 +195,4 @@ def test_without_leave_the_model_is_not_asked_and_the_cause_says_what_to_set(lif
     send_traffic(life.parts.phoenix, tenant, [*requests(600, 6, 3, 0.9), *requests(300, 3, 0.5, 0.6)])
     assert "1 modules fell" in (life.check() or "")
     assert life.run()[1] == []
-    assert life.fall.detail.startswith("set quality.replay_calls=30, and the next run")
+    assert life.fall.detail.startswith("set quality.replay_calls=60, and the next run")
