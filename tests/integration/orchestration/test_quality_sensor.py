@@ -23,6 +23,7 @@ from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors import quality
 from autoopt_pipeline.orchestration.sensors.quality import quality_sensor
 from autoopt_pipeline.registry.quality_records import TenantCheck, quality_path, read_checks, read_falls, write_checks
+from autoopt_pipeline.registry.replays import ModelReplay, report_replay, reported_replays
 from autoopt_pipeline.rollouts.live_quality import load_monitor
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import load_settings
@@ -31,7 +32,7 @@ from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.scraped_metrics import exporter, scraped
 from tests.support.sensor_daemon import daemon_of
-from tests.support.stored_programs import made_program, store
+from tests.support.stored_programs import FAST, made_program, store
 from tests.support.tenant_history import configure, materialize
 
 NOW = datetime.now(UTC)
@@ -230,6 +231,61 @@ def test_a_damaged_state_is_an_error_of_its_tenant_and_the_others_are_checked(
     due_again(parts)
     check()
     assert load_monitor(parts.files, tenant, "routing")
+
+
+def test_a_replay_is_taken_once_and_one_of_another_version_or_of_a_damaged_state_is_dropped(
+    parts: Connections, tenant: str, check: Callable[[], str]
+) -> None:
+    configure(parts.configs, tenant, modules={"routing": {}})
+    send_traffic(parts.phoenix, tenant, requests(10, 2, 1, STEADY))
+    check()
+    changed = ModelReplay(
+        tenant_id=tenant,
+        module="routing",
+        version=None,
+        at=NOW,
+        answered_at=NOW,
+        same_at=NOW,
+        lm="m",
+        lm_before="m",
+        asked=24,
+        changed=6,
+        repeated=6,
+        returned=0,
+        p=0.01,
+    )
+    report_replay(parts.files, changed.model_copy(update={"version": "v1"}))
+    check()
+    assert read_checks(parts.files)[tenant].modules["routing"].changed == ""
+    report_replay(parts.files, changed)
+    check()
+    seen = read_checks(parts.files)[tenant].modules["routing"]
+    assert str(seen).startswith("m answers 6 of 24 held-out requests differently than on ")
+    state = load_monitor(parts.files, tenant, "routing")
+    assert state
+    assert (state.replay, state.changed, state.fall) == (changed, changed, None)
+    assert reported_replays(parts.files) == []
+    parts.files.replace(quality_path(tenant, "routing"), b"{}")
+    report_replay(parts.files, changed)
+    with pytest.raises(dg.DagsterError, match=r"1 modules .*quality.json is damaged"):
+        check()
+    assert reported_replays(parts.files) == []
+    assert check() == "0 tenants checked, 0 modules fell, 0 tenants deferred"
+
+
+def test_a_fall_of_a_local_router_alone_is_not_the_models(
+    parts: Connections, tenant: str, check: Callable[[], str]
+) -> None:
+    configure(parts.configs, tenant, modules={"routing": {}})
+    alone = {"costs": {"candidate": FAST.model_copy(update={"lm_calls": 0})}}
+    store(parts.artifacts(tenant, "routing"), made_program(tenant, demos=["one"]), 1, active=True, changes=alone)
+    one_class = {"routing.chosen_agent": "search_agent"}  # which counts cannot tell from all
+    worse = {"search_agent": 0.55, "report_agent": 0.5}
+    sent = [*requests(600, 6, 3, STEADY, **one_class), *requests(300, 3, 1, worse, **one_class)]
+    send_traffic(parts.phoenix, tenant, sent)
+    assert check() == "1 tenants checked, 1 modules fell, 0 tenants deferred"
+    fall = read_falls(parts.files)[tenant, "routing"]
+    assert (fall.cause, fall.detail) == ("traffic within classes", "this version asks no language model")
 
 
 def test_a_tenant_may_decline_to_be_monitored(parts: Connections, tenant: str, check: Callable[[], str]) -> None:
