@@ -84,6 +84,7 @@ def erase(
     for artifacts in stores:
         artifacts.drop_kept_answers()
         artifacts.erase_drawn(trace_ids)
+        artifacts.erase_replayed(lambda asked: asked.trace_id in trace_ids or target.is_in(asked.inputs))
     text = f"traces {', '.join(trace_ids)}: in no program and no dataset any more"
     record_action(connections.files, actor=actor, what="erased", tenant_id=tenant_id, module="", text=text)
     return Erasure(

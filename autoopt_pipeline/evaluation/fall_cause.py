@@ -1,13 +1,18 @@
-"""What a fall in quality comes from, as far as counts by group tell. Pure.
+"""What a fall in quality comes from, as far as counts by group and replays of the model tell. Pure.
 
 The difference of two means is the sum of two parts (Kitagawa, JASA 1955): groups have other shares than before, or the
-score within groups is another one.
+score within groups is another one. The latter comes from the language model or from the requests. They are told apart
+by asking the model again what it was asked before (`evaluation.model_change`).
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
 from autoopt_pipeline.evaluation.change_detector import Fall, Level, Tallies
+from autoopt_pipeline.evaluation.model_change import cannot_explain, has_changed
+from autoopt_pipeline.registry.quality_records import QualityFall
+from autoopt_pipeline.registry.replays import ModelReplay
 
 # The group of decisions that failed. No label is written like this.
 FAILED = "(failed)"
@@ -20,10 +25,16 @@ _BY_SHARES = 0.4
 _OF_ONE_CLASS, _OTHERS_FELL = 0.5, 0.5
 
 
+# How far the moment since which quality fell may be from the change that caused it.
+_AROUND = timedelta(days=3)
+
+
 class Cause(StrEnum):
     FAILURES = "failures"
     TRAFFIC = "traffic"
     ONE_CLASS = "one class"
+    MODEL = "the language model"
+    WITHIN_CLASSES = "traffic within classes"
     UNKNOWN = "unknown: the model or the traffic"
 
 
@@ -54,6 +65,33 @@ def cause_of(fall: Fall) -> tuple[Cause, str]:
         if fell <= _OTHERS_FELL * worst.by_score / worst.share:
             return Cause.ONE_CLASS, worst.group
     return Cause.UNKNOWN, ""
+
+
+def completed(
+    fall: QualityFall,
+    *,
+    newest: ModelReplay | None,
+    changed: ModelReplay | None,
+    told_by_scores: bool,
+) -> QualityFall:
+    """The fall with the cause that replays of its version tell: the last one, and the last that found a change.
+
+    Where counts have told the cause, as of failures and of other shares of the classes, it stays. Only a fall that is
+    `told_by_scores` cannot come from a model that answers as before: confidence is not compared.
+    """
+    if fall.cause not in {Cause.UNKNOWN, Cause.ONE_CLASS}:
+        return fall
+    if changed and changed.at >= fall.since - _AROUND and changed.same_at <= fall.since + _AROUND:
+        return fall.model_copy(update={"cause": Cause.MODEL.value, "detail": str(changed)})
+    if fall.cause != Cause.UNKNOWN or newest is None or newest.at < fall.since or has_changed(newest):
+        return fall
+    if newest.answered_at > fall.since:
+        detail = f"what {newest.lm} answered before it is not known"
+    elif told_by_scores and cannot_explain(newest, fall.before - fall.after):
+        return fall.model_copy(update={"cause": Cause.WITHIN_CLASSES.value, "detail": str(newest)})
+    else:
+        detail = f"{newest}, which does not tell"
+    return fall.model_copy(update={"detail": detail})
 
 
 def _parts(fall: Fall) -> list[_Part]:

@@ -7,9 +7,11 @@ from enum import StrEnum
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from autoopt_pipeline.evaluation.change_detector import ChangeDetector, Fall, Outcome, detect
-from autoopt_pipeline.evaluation.fall_cause import Cause, cause_of
+from autoopt_pipeline.evaluation.fall_cause import Cause, cause_of, completed
+from autoopt_pipeline.evaluation.model_change import has_changed
 from autoopt_pipeline.evaluation.statistics import score_interval
 from autoopt_pipeline.registry.quality_records import QualityFall
+from autoopt_pipeline.registry.replays import ModelReplay
 
 # Days with outcomes over which the level that people see is averaged.
 SHOWN_DAYS = 7
@@ -41,7 +43,8 @@ class Day(BaseModel):
 class QualityMonitor(BaseModel):
     """The state of the monitor of one version (None: the baseline), which has seen all that was known at `until` (UTC).
 
-    Decisions since `began` count. `days` has the last days with scores, oldest first.
+    Decisions since `began` count. `days` has the last days with scores, oldest first. `replay` is the last time that
+    its language model was asked again what it was asked before, and `changed` the last one that found another model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +55,8 @@ class QualityMonitor(BaseModel):
     streams: dict[Stream, ChangeDetector] = Field({})
     days: tuple[Day, ...] = Field((), max_length=SHOWN_DAYS)
     fall: QualityFall | None = None
+    replay: ModelReplay | None = None
+    changed: ModelReplay | None = None
 
     @property
     def level(self) -> tuple[float, float, float] | None:
@@ -80,10 +85,22 @@ def advance(
             false_alarm_days=false_alarm_days / FALSE_ALARM_SHARES[stream],
         )
         if falls and new is None:
-            new = _found(stream, falls[-1], until)
+            new = _completed(state, _found(stream, falls[-1], until))
     days = _days(state.days, found.get(Stream.SCORE, ()))
     fall = new or state.fall
     return state.model_copy(update={"until": until, "streams": streams, "days": days, "fall": fall}), new
+
+
+def with_replay(state: QualityMonitor, replay: ModelReplay) -> QualityMonitor:
+    """Take a replay of the version's model, which may tell the cause of the last fall."""
+    changed = replay if has_changed(replay) else state.changed
+    state = state.model_copy(update={"replay": replay, "changed": changed})
+    return state.model_copy(update={"fall": _completed(state, state.fall)}) if state.fall else state
+
+
+def _completed(state: QualityMonitor, fall: QualityFall) -> QualityFall:
+    by_scores = fall.what == Stream.SCORE
+    return completed(fall, newest=state.replay, changed=state.changed, told_by_scores=by_scores)
 
 
 def _found(stream: Stream, fall: Fall, until: datetime) -> QualityFall:
@@ -95,7 +112,8 @@ def _found(stream: Stream, fall: Fall, until: datetime) -> QualityFall:
         before=fall.before,
         after=fall.after,
         outcomes=fall.outcomes,
-        cause=f"{kind} ({group})" if group else kind.value,
+        cause=kind.value,
+        group=group,
     )
 
 

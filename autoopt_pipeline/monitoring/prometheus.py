@@ -148,6 +148,12 @@ class Exporter(Collector):
             end: Gauge(name, about, ["tenant", "module"], registry=own)
             for end, (name, about) in _QUALITY_GAUGES.items()
         }
+        self._fell = Gauge(
+            "autoopt_quality_fall_timestamp_seconds",
+            "When the last fall in quality of what serves was found, in Unix time, by its cause.",
+            ["tenant", "module", "cause"],
+            registry=own,
+        )
         self._failing = Gauge(
             "autoopt_failing_modules", "Tenants' modules whose last run failed, within seven days.", registry=own
         )
@@ -207,10 +213,14 @@ class Exporter(Collector):
                 self._show_quality(report)
 
     def _show_quality(self, report: QualityReport) -> None:
-        for end, gauge in self._quality.items():
+        for gauge in (*self._quality.values(), self._fell):
             gauge.clear()
-            for seen in report.seen[: self._max_tenants]:
-                gauge.labels(seen.tenant, seen.module).set(getattr(seen, end))
+        for seen in report.seen[: self._max_tenants]:
+            for end, gauge in self._quality.items():
+                if (value := getattr(seen, end)) is not None:
+                    gauge.labels(seen.tenant, seen.module).set(value)
+            if seen.fell_at and seen.cause:
+                self._fell.labels(seen.tenant, seen.module, seen.cause).set(seen.fell_at.timestamp())
 
     def _read_runs(self, now: datetime) -> None:
         for status, end in _ENDS.items():

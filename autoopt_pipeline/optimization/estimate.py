@@ -165,8 +165,12 @@ def estimate_comparison(
     spec: ModuleSpec, programs: tuple[dspy.Module, dspy.Module], drawn: Sequence[Example], lm: MeteredLM
 ) -> LMEstimate:
     """Estimate the comparison of two programs on drawn traces."""
-    both = [_rehearsed(spec, program, drawn[:_REHEARSED], lm.price) for program in programs]
-    return (both[0] + both[1]) * len(drawn)
+    return estimate_answers(spec, programs[0], drawn, lm) + estimate_answers(spec, programs[1], drawn, lm)
+
+
+def estimate_answers(spec: ModuleSpec, program: dspy.Module, asked: Sequence[Example], lm: MeteredLM) -> LMEstimate:
+    """Estimate what a program uses to answer these examples."""
+    return _rehearsed(spec, program, asked[:_REHEARSED], lm.price) * len(asked)
 
 
 def _improvers(train: int, dev: int, program: LMEstimate) -> LMEstimate:

@@ -24,7 +24,7 @@ from autoopt_pipeline.evaluation.gate import (
     reviews_needed,
 )
 from autoopt_pipeline.evaluation.judge_agreement import agreement_with
-from autoopt_pipeline.evaluation.runner import answer_all, costs_of, grade, raising_outages, unread_counts
+from autoopt_pipeline.evaluation.runner import Answer, answer_all, costs_of, grade, raising_outages, unread_counts
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH, Batch, known_batch
 from autoopt_pipeline.evaluation.sequential_test_log import (
     OPEN,
@@ -47,10 +47,17 @@ from autoopt_pipeline.modules.similarity import quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet, ModuleSpec, Provenance
 from autoopt_pipeline.optimization.dev_labels import labelled_by, needs_labels
 from autoopt_pipeline.optimization.disagreements import order_for_review, resolve
-from autoopt_pipeline.optimization.estimate import SEARCHES, LMEstimate, estimate_comparison, estimate_search
+from autoopt_pipeline.optimization.estimate import (
+    SEARCHES,
+    LMEstimate,
+    estimate_answers,
+    estimate_comparison,
+    estimate_search,
+)
 from autoopt_pipeline.optimization.holdout import check_no_demo_is_held_out, digest_of, drawn_traces, known_queries
 from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.optimization.lm_judge import judge_answers, judged_cases
+from autoopt_pipeline.optimization.model_replay import Replayer, most_replayed, replay_set
 from autoopt_pipeline.optimization.optimizers import SEED
 from autoopt_pipeline.optimization.report import ComparedExample, Report, changes_between, compared, sizes
 from autoopt_pipeline.optimization.rollout_comparison import draw_for_rollout
@@ -97,25 +104,27 @@ _LEDGER_TRIES = 20
 PROVEN_GAIN, USUAL_SCORE = 0.08, 0.7
 
 
-def optimize(
+def optimize(  # noqa: PLR0913 - the models and listeners of one run
     job: OptimizationJob,
     lm: MeteredLM,
     artifacts: VersionStore,
     *,
     teacher: MeteredLM | None = None,
     lm_judge: MeteredLM | None = None,
+    ask_anew: Callable[[], MeteredLM] | None = None,
     log: Callable[[str], None] = lambda line: None,
     on_progress: ProgressCallback | None = None,
 ) -> Report:
     """Search for a better program, and promote it if it is proven better.
 
     While a sequential test is open, its candidate is tested on new traces instead. `teacher` writes instructions and
-    demos; by default `lm` does. `lm_judge` judges disagreements before people do. `log` gets a line for each step, and
-    `on_progress` the progress of a long step. Raises `LMUnavailable` if a model fails, and the errors of the artifact
-    store.
+    demos; by default `lm` does. `lm_judge` judges disagreements before people do. `ask_anew` makes `lm` without cached
+    answers, with the same meter; without it, what serves is not asked again what it was asked before. `log` gets a line
+    for each step, and `on_progress` the progress of a long step. Raises `LMUnavailable` if a model fails, and the
+    errors of the artifact store.
     """
     with tracking(lm.meter, on_progress) as tracker:
-        return _Optimization(job, lm, teacher or lm, lm_judge, artifacts, log, tracker).run()
+        return _Optimization(job, lm, teacher or lm, lm_judge, artifacts, log, tracker, ask_anew).run()
 
 
 def estimate(
@@ -134,7 +143,7 @@ def estimate(
 class _Optimization:
     """One optimization. `draft` is the report as far as it is known, so that every step can end with it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as `optimize`
         self,
         job: OptimizationJob,
         lm: MeteredLM,
@@ -143,10 +152,11 @@ class _Optimization:
         artifacts: VersionStore,
         log: Callable[[str], None],
         tracker: PhaseTracker,
+        ask_anew: Callable[[], MeteredLM] | None = None,
     ) -> None:
         self.job, self.spec, self.config = job, job.spec, job.config
         self.lm, self.teacher, self.lm_judge, self.artifacts = lm, teacher, lm_judge, artifacts
-        self.log, self.tracker = log, tracker
+        self.log, self.tracker, self.ask_anew = log, tracker, ask_anew
         self.started = time.monotonic()
         self.labels = labels_of(job.spec, job.config)
         active = artifacts.active()
@@ -159,6 +169,7 @@ class _Optimization:
             self._incumbent_name(), lm.name, tuple(label.name for label in self.labels)
         )
         self.notes: list[str] = []
+        self.answered: list[tuple[Example, Answer]] = []
 
     def run(self) -> Report:
         test, candidate, incumbent, split = self._prepare()
@@ -166,6 +177,7 @@ class _Optimization:
         if transition := self._earlier_promotion():
             return self._report(*self._earlier_verdict(transition))
         with self.lm.meter.holding_back(least_calls(split, self.start)):
+            self.notes += self._replay(incumbent, split)
             self.notes += draw_for_rollout(
                 self.job, self.rollout, self.requests, self.served, self.lm, self.artifacts, self.tracker
             )
@@ -179,7 +191,8 @@ class _Optimization:
             return self._report(*missing)
         check_budget(self.config, split, self.start)
         if self.job.only is None:
-            self.draft = replace(self.draft, estimate=self._estimated_search(incumbent, split).known)
+            expected = self._estimated_search(incumbent, split) + self._estimated_replay(incumbent, split)
+            self.draft = replace(self.draft, estimate=expected.known)
         labeller = self._labeller(split, incumbent)
         split = self._with_labelled_dev(split, labeller)
         searched = search(
@@ -217,6 +230,21 @@ class _Optimization:
             return self._report(Verdict.REJECTED, f"{block}, so the holdout was not used")
         return self._judge(searched.finalist, incumbent, split)
 
+    def _replay(self, incumbent: dspy.Module, split: Split) -> list[str]:
+        """Ask what serves again what it was asked before. Returns notes for the report."""
+        cannot_serve = self.incumbent_version is not None and self.conditions.incumbent is None
+        if self.ask_anew is None or cannot_serve:
+            return []
+        held_out = [held_out.example for held_out in split.drawable or split.holdout]
+        return Replayer(
+            self.job, self.incumbent_version, incumbent, self.ask_anew, self.artifacts, self.tracker
+        ).replay(held_out)
+
+    def _keep_answers(self, version: str, lm: str) -> None:
+        """Keep what the candidate answered on the holdout, so that later runs can ask it again."""
+        if self.answered:
+            self.artifacts.keep_replay_set(replay_set(version, self.answered, lm))
+
     def _prepare(self) -> tuple[SequentialTest | None, dspy.Module | None, dspy.Module, Split]:
         """Return the open test with its candidate, the incumbent, and the examples. Asks no model."""
         learnable = [decision for decision in self.job.decisions if decision.time >= self.job.window_start]
@@ -250,6 +278,16 @@ class _Optimization:
     def estimate(self) -> tuple[LMEstimate, str]:
         """Return what a run would use of language models, and what for. Asks none, and writes nothing."""
         test, candidate, incumbent, split = self._prepare()
+        used, what = self._estimated(test, candidate, incumbent, split)
+        return used + self._estimated_replay(incumbent, split), what
+
+    def _estimated_replay(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
+        held_out = [held_out.example for held_out in split.drawable or split.holdout]
+        return estimate_answers(self.spec, incumbent, held_out[: most_replayed(self.config, incumbent)], self.lm)
+
+    def _estimated(
+        self, test: SequentialTest | None, candidate: dspy.Module | None, incumbent: dspy.Module, split: Split
+    ) -> tuple[LMEstimate, str]:
         if self.rollout and self.rollout.is_canary and self.config.rollout.monitor:
             return LMEstimate(), _describe_canary(self.rollout)
         if observed := self._observed():
@@ -441,6 +479,7 @@ class _Optimization:
         verdict, reason = Verdict.CANARY, self._describe_proof(alpha)
         manifest = self._manifest(finalist, decision, Verdict.INCONCLUSIVE, reason)
         self.artifacts.save(finalist.stored, manifest)
+        self._keep_answers(manifest.version, manifest.lm)
         try:
             start_canary(
                 self.artifacts,
@@ -514,6 +553,7 @@ class _Optimization:
         if test.is_new:
             same_lms = named_models(incumbent) == named_models(candidate)
             test = replace(test, max_loss=self._max_loss(test.draws, same_lms=same_lms))
+        self.answered = [(row.example, row.candidate) for row in rows[: len(drawn)]]
         on_drawn, on_guard = rows[: len(drawn)], [row.case for row in rows[len(drawn) :]]
         seen = learnt.union(query for held_out in drawn for query in held_out.group)
         if test.draws == "reviewed":
@@ -729,6 +769,8 @@ class _Optimization:
         if manifest is None:
             raise InvalidArtifact(f"{self.spec.name}: the manifest of a version is missing", "restore it from a backup")
         active = self.incumbent_version
+        if verdict is not Verdict.REJECTED:
+            self._keep_answers(manifest.version, manifest.lm)
         if verdict is Verdict.PROMOTED:
             try:
                 transition = roll_out(

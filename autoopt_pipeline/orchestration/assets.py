@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -95,7 +96,7 @@ def _optimize(
     overrides: RunOverrides,
 ) -> dg.MaterializeResult:
     from autoopt_pipeline.lm.metering import Meter
-    from autoopt_pipeline.lm.models import lms_of_run
+    from autoopt_pipeline.lm.models import answering_lms, lms_of_run
     from autoopt_pipeline.optimization.answer_checkpoint import AnswerCheckpoint
     from autoopt_pipeline.optimization.job import OptimizationJob
     from autoopt_pipeline.optimization.pipeline import optimize
@@ -141,6 +142,7 @@ def _optimize(
             artifacts,
             teacher=lms.teacher,
             lm_judge=lms.judge,
+            ask_anew=partial(answering_lms, config, settings, meter),
             log=context.log.info,
             on_progress=StepProgress(context, spec.name),
         )

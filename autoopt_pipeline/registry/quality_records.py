@@ -2,6 +2,7 @@
 
     {root}/_quality/checks.json              all tenants: when each is checked next, its levels and its last falls
     {root}/{tenant}/{module}/quality.json   the state of the monitor of the version that serves
+    {root}/_quality/replays/                see registry.replays
 
 Everything in the first file is in the others, too. It makes one request of what would be one for each tenant. Only the
 quality sensor writes it, whose ticks never overlap.
@@ -24,7 +25,8 @@ _CHECKS = f"{QUALITY_FOLDER}/checks.json"
 class QualityFall(StoredRecord):
     """A fall of `what` (quality, success or confidence) from one level to another (0 to 1) since a moment (UTC).
 
-    It was found `at` another one, by the `outcomes` since then; `cause` is in words.
+    It was found `at` another one, by the `outcomes` since then. `cause` is a value of `evaluation.fall_cause.Cause`,
+    `group` the class where it is one class, and `detail` what else is known of the cause, in words.
     """
 
     what: str
@@ -34,16 +36,20 @@ class QualityFall(StoredRecord):
     after: float
     outcomes: int
     cause: str
+    group: str = ""
+    detail: str = ""
 
     def __str__(self) -> str:
         path = f"from {100 * self.before:.0f} to {100 * self.after:.0f} %"
-        return f"{self.what} fell {path} since {self.since:%Y-%m-%d}: {self.cause}"
+        cause = f"{self.cause} ({self.group})" if self.group else self.cause
+        return f"{self.what} fell {path} since {self.since:%Y-%m-%d}: {cause}{self.detail and f'; {self.detail}'}"
 
 
 class ModuleQuality(StoredRecord):
     """The version that serves (None: the baseline), and the mean of its last `outcomes` with an interval (0 to 1).
 
-    Levels are None without outcomes. `fall` is the last one of this version, if any.
+    Levels are None without outcomes. `fall` is the last one of this version, if any, and `changed` says how its
+    language model was last found to answer differently, or is empty.
     """
 
     version: str | None
@@ -52,13 +58,15 @@ class ModuleQuality(StoredRecord):
     low: float | None = None
     high: float | None = None
     fall: QualityFall | None = None
+    changed: str = ""
 
     def __str__(self) -> str:
         now = "no outcomes yet"
         if self.level is not None and self.low is not None and self.high is not None:
             interval = f"{100 * self.low:.0f} to {100 * self.high:.0f}"
             now = f"{100 * self.level:.0f} % on its last days with outcomes ({interval}, {self.outcomes} outcomes)"
-        return f"{self.fall}; {now}" if self.fall else now
+        is_told = self.fall is not None and self.fall.detail == self.changed
+        return "; ".join(str(part) for part in (self.fall, "" if is_told else self.changed, now) if part)
 
 
 class TenantCheck(StoredRecord):

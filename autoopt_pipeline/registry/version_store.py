@@ -11,6 +11,7 @@
     {root}/{tenant}/{module}/rollouts/, rollout_draws/                          see registry.rollout_records
     {root}/{tenant}/{module}/backtests/{time}.json                              see registry.backtests
     {root}/{tenant}/{module}/answers/{name}.json                                see optimization.answer_checkpoint
+    {root}/{tenant}/{module}/replays/{version}.json                             see registry.replays
 
 Transitions, ledger entries, draws and steps of sequential tests are created exclusively. If two writers act on the same
 state, one of them fails.
@@ -41,9 +42,11 @@ from autoopt_pipeline.registry.records import (
     Withdrawal,
     serving,
 )
+from autoopt_pipeline.registry.replays import ModelReplay, ReplayExample, ReplaySet, report_replay
 from autoopt_pipeline.registry.rollout_records import RolloutDraw, RolloutResult, index_rollout
 from autoopt_pipeline.registry.serving_index import entry_path
 from autoopt_pipeline.registry.transitions import pointer_after
+from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.tenant_id import safe_name
 from autoopt_pipeline.validation import first_error
 
@@ -153,7 +156,7 @@ class VersionStore:
         withdrawal = Withdrawal(at=self.clock(), actor=actor, reason=reason)
         # The mark is written first, so that nobody loads the program of a withdrawal that was interrupted.
         self._files.create(f"{folder}/withdrawn.json", withdrawal.model_dump_json(indent=1).encode())
-        for path in self._program_files(version):
+        for path in [*self._program_files(version), self._replay_path(version)]:
             self._files.delete(path)
 
     def withdrawal(self, version: str) -> Withdrawal | None:
@@ -307,6 +310,32 @@ class VersionStore:
             folder = f"rollout_draws/{rollout}"
             self._erase_drawn(folder, self._read_all(folder, RolloutDraw), trace_ids)
 
+    def replay_set(self, version: str | None) -> ReplaySet | None:
+        """Return what a version (None: the baseline) was asked before. Raises `InvalidArtifact` if it is damaged."""
+        return self._read(f"replays/{version or BASELINE}.json", ReplaySet)
+
+    def keep_replay_set(self, asked: ReplaySet) -> None:
+        """Store what a version was asked, with its answers. It replaces what was stored before."""
+        self._files.replace(self._replay_path(asked.version), asked.model_dump_json().encode())
+
+    def erase_replayed(self, is_erased: Callable[[ReplayExample], bool]) -> None:
+        """Delete requests with their answers from all replay sets, and every set that cannot be read."""
+        folder = f"{self._folder}/replays"
+        for name in self._files.all_names(folder):
+            raw = self._files.read(f"{folder}/{name}")
+            try:
+                asked = ReplaySet.model_validate_json(raw or b"")
+            except ValidationError:
+                self._files.delete(f"{folder}/{name}")
+                continue
+            left = tuple(example for example in asked.examples if not is_erased(example))
+            if len(left) < len(asked.examples):
+                self.keep_replay_set(asked.model_copy(update={"examples": left}))
+
+    def report_replay(self, result: ModelReplay) -> None:
+        """Leave a result for the monitor of live quality."""
+        report_replay(self._files, result)
+
     def keep_answers(self, name: str, answers: bytes) -> None:
         """Store answers of language models, as `optimization.answer_checkpoint` encodes them."""
         self._files.create(f"{self._folder}/answers/{name}.json", answers)
@@ -334,6 +363,9 @@ class VersionStore:
                 drawn = [t.model_copy(update=erased) if t.trace_id in trace_ids else t for t in record.drawn]
                 content = record.model_copy(update={"drawn": drawn}).model_dump_json(indent=1).encode()
                 self._files.replace(f"{self._folder}/{folder}/{record.sequence:08d}.json", content)
+
+    def _replay_path(self, version: str | None) -> str:
+        return f"{self._folder}/replays/{version or BASELINE}.json"
 
     def _program_files(self, version: str) -> list[str]:
         folder = f"{self._folder}/versions/{version}"

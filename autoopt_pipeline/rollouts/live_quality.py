@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.evaluation.change_detector import Outcome
-from autoopt_pipeline.evaluation.fall_cause import FAILED
+from autoopt_pipeline.evaluation.fall_cause import FAILED, Cause
 from autoopt_pipeline.evaluation.quality_monitor import QualityMonitor, Stream, advance
 from autoopt_pipeline.modules.coercion import number
 from autoopt_pipeline.modules.labeling import read_attribute
@@ -94,10 +94,34 @@ def continue_monitor(
     return advance(known, found, until=until, false_alarm_days=config.quality.false_alarm_days)
 
 
+def open_cause(fall: QualityFall, config: RoutingConfigUnified, *, asks_model: bool) -> QualityFall:
+    """Say of a fall that was just found what will tell its cause, if nothing has told it yet.
+
+    `asks_model`: whether the version asks a language model at all.
+    """
+    if fall.cause != Cause.UNKNOWN or fall.detail:
+        return fall
+    if not asks_model:
+        told = {"cause": Cause.WITHIN_CLASSES.value, "detail": "this version asks no language model"}
+    elif config.quality.replay_calls:
+        told = {"detail": "the next run asks the model again what it was asked before"}
+    else:
+        told = {"detail": "set quality.replay_calls=60, and the next run asks the model again what it was asked before"}
+    return fall.model_copy(update=told)
+
+
 def summarized(monitor: QualityMonitor) -> ModuleQuality:
     count, level = sum(day.count for day in monitor.days), monitor.level
     mean, low, high = level or (None, None, None)
-    return ModuleQuality(version=monitor.version, outcomes=count, level=mean, low=low, high=high, fall=monitor.fall)
+    return ModuleQuality(
+        version=monitor.version,
+        outcomes=count,
+        level=mean,
+        low=low,
+        high=high,
+        fall=monitor.fall,
+        changed=str(monitor.changed) if monitor.changed else "",
+    )
 
 
 def outcomes_of(

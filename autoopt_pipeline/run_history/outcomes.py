@@ -23,7 +23,8 @@ from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome
 
 ModuleKey = tuple[str, str]
 
-ROLLED_BACK, ROLLOUT_FINISHED, SPENT, QUALITY_FELL = "rolled_back", "rollout_finished", "spent", "quality_fell"
+ROLLED_BACK, ROLLOUT_FINISHED, SPENT = "rolled_back", "rollout_finished", "spent"
+QUALITY_FELL, FALL_EXPLAINED = "quality_fell", "fall_explained"
 """Kinds of observations: a rollout moved a tenant back, or finished without; a failed attempt or a person used a
 language model without an outcome; what serves does worse than before."""
 

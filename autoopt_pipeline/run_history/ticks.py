@@ -82,15 +82,20 @@ class RolloutReport(StoredCursor):
 
 
 class SeenQuality(BaseModel):
-    """The level of what serves for a tenant's module, with its interval (0 to 1)."""
+    """The level of what serves for a tenant's module, with its interval (0 to 1), and its last fall.
+
+    Levels are None without scores. `fell_at` (UTC) and `cause` are None without a fall.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tenant: str
     module: str
-    level: float
-    low: float
-    high: float
+    level: float | None = None
+    low: float | None = None
+    high: float | None = None
+    fell_at: datetime | None = None
+    cause: str | None = None
 
 
 class QualityReport(StoredCursor):

@@ -205,6 +205,13 @@ class QualityPolicy(Strict):
     false_alarm_days: float = Field(
         365.0, ge=1, le=3650, description="Days of a module between two false alarms, on average, or more."
     )
+    replay_calls: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Most calls of a run that ask the version's model again what it was asked before, so that a fall "
+        "can be traced to a changed model. 60 tell most changes.",
+    )
 
     _durations = field_validator("false_alarm_days", mode="before")(read_duration)
 

@@ -23,7 +23,7 @@ from autoopt_pipeline.monitoring.alerts.models import Affected, Alert, Kind, beg
 from autoopt_pipeline.run_history.ended_runs import latest_end
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, latest_id, read_page
 from autoopt_pipeline.run_history.module_failures import ModuleFailures, read_module_failures
-from autoopt_pipeline.run_history.outcomes import QUALITY_FELL, ROLLED_BACK
+from autoopt_pipeline.run_history.outcomes import FALL_EXPLAINED, QUALITY_FELL, ROLLED_BACK
 from autoopt_pipeline.run_history.ticks import StoredCursor, find_outages, finished_ticks, read_tick, sensor_states
 
 _OBSERVATION = EventKind.OBSERVATION
@@ -106,7 +106,7 @@ def _unreachable(source: AlertSource, cursor: AlertCursor) -> Collected:
 
 
 def _rolled_back(source: AlertSource, cursor: AlertCursor) -> Collected:
-    events, places = _observed(source, cursor.observations, ROLLED_BACK)
+    events, places = _observed(source, cursor.observations, {ROLLED_BACK})
 
     def path(event: ModuleEvent) -> str:
         return f"{event.values.get('from') or 'baseline'} -> {event.values.get('to') or 'baseline'}: "
@@ -117,21 +117,23 @@ def _rolled_back(source: AlertSource, cursor: AlertCursor) -> Collected:
 
 
 def _quality_fell(source: AlertSource, cursor: AlertCursor) -> Collected:
-    events, places = _observed(source, cursor.qualities, QUALITY_FELL)
+    events, places = _observed(source, cursor.qualities, {QUALITY_FELL, FALL_EXPLAINED})
     affected = [_affected(source, event) for event in events]
     alert = quality_alert(affected, max(event.at for event in events)) if events else None
     return alert, cursor.model_copy(update={"qualities": places})
 
 
-def _observed(source: AlertSource, known: Mapping[str, int], kind: str) -> tuple[list[ModuleEvent], dict[str, int]]:
-    """Observations of a kind after the known places, and the places for when they have been told."""
+def _observed(
+    source: AlertSource, known: Mapping[str, int], kinds: Collection[str]
+) -> tuple[list[ModuleEvent], dict[str, int]]:
+    """Observations of these kinds after the known places, and the places for when they have been told."""
     events, places = [], {}
     for module in source.modules:
         place = known.get(module)
         places[module] = latest_id(source.instance, _OBSERVATION, module) if place is None else place
         for event in read_page(source.instance, _OBSERVATION, module, after=places[module], until=source.until):
             places[module] = event.storage_id
-            if event.tenant is not None and event.values.get("event") == kind:
+            if event.tenant is not None and event.values.get("event") in kinds:
                 events.append(event)
     return events, places
 

@@ -9,13 +9,23 @@ import dagster as dg
 
 from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.evaluation.quality_monitor import with_replay
 from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.names import QUALITY_SENSOR
 from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.registry.program_cost import CANDIDATE
 from autoopt_pipeline.registry.quality_records import ModuleQuality, QualityFall, TenantCheck, read_checks, write_checks
+from autoopt_pipeline.registry.replays import ModelReplay, drop_replay, reported_replays
 from autoopt_pipeline.registry.version_store import read_pointers
-from autoopt_pipeline.rollouts.live_quality import continue_monitor, load_monitor, monitor_of, save_monitor, summarized
-from autoopt_pipeline.run_history.outcomes import QUALITY_FELL
+from autoopt_pipeline.rollouts.live_quality import (
+    continue_monitor,
+    load_monitor,
+    monitor_of,
+    open_cause,
+    save_monitor,
+    summarized,
+)
+from autoopt_pipeline.run_history.outcomes import FALL_EXPLAINED, QUALITY_FELL
 from autoopt_pipeline.run_history.ticks import QualityReport, SeenQuality
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
@@ -57,6 +67,16 @@ def quality_sensor(settings: Settings) -> dg.SensorDefinition:
         done, fell = 0, 0
         errors: list[tuple[str, AutooptError]] = []
         try:
+            for replay in reported_replays(connections.files):
+                if time.monotonic() - began >= _SECONDS_PER_TICK:
+                    break
+                try:
+                    seen = take_replay(context.instance, connections, replay)
+                except AutooptError as e:
+                    errors.append((f"{replay.tenant_id}/{replay.module}", e))
+                else:
+                    _show(checks, replay, seen)
+                drop_replay(connections.files, replay)
             while done < len(due) and time.monotonic() - began < _SECONDS_PER_TICK:
                 batch = due[done : done + ALIASES_PER_DOCUMENT]
                 projects = connections.phoenix.projects([project_name(tenant) for tenant in batch])
@@ -85,6 +105,45 @@ def quality_sensor(settings: Settings) -> dg.SensorDefinition:
         return dg.SkipReason(f"{done} tenants checked, {fell} modules fell, {len(due) - done} tenants deferred")
 
     return live_quality_sensor
+
+
+def take_replay(instance: dg.DagsterInstance, connections: Connections, replay: ModelReplay) -> ModuleQuality | None:
+    """Let a replay tell the cause of the last fall. Returns the quality of what serves, None if that is another version
+    or is not monitored yet."""
+    files, tenant, module = connections.files, replay.tenant_id, replay.module
+    before = load_monitor(files, tenant, module)
+    if before is None or before.version != replay.version:
+        return None
+    after = with_replay(before, replay)
+    if before.fall and after.fall and before.fall.cause != after.fall.cause:
+        report_fall(instance, tenant, module, replay.version, after.fall, event=FALL_EXPLAINED, reason=str(after.fall))
+    save_monitor(files, tenant, module, after)
+    return summarized(after)
+
+
+def _show(checks: dict[str, TenantCheck], replay: ModelReplay, seen: ModuleQuality | None) -> None:
+    check = checks.get(replay.tenant_id)
+    if check and seen and replay.module in check.modules:
+        checks[replay.tenant_id] = check.model_copy(update={"modules": {**check.modules, replay.module: seen}})
+
+
+def report_fall(
+    instance: dg.DagsterInstance,
+    tenant: str,
+    module: str,
+    version: str | None,
+    fall: QualityFall,
+    *,
+    event: str,
+    reason: str,
+) -> None:
+    metadata: Mapping[str, str | int] = {
+        "event": event,
+        "reason": reason,
+        "version": version or "baseline",
+        "outcomes": fall.outcomes,
+    }
+    instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
 
 
 class TenantChecker:
@@ -160,34 +219,52 @@ class TenantChecker:
             new_annotations=new_annotations,
         )
         if fall:
+            fall = open_cause(fall, config, asks_model=self._asks_model(module, version))
+            after = after.model_copy(update={"fall": fall})
             # Before the state, because one alarm too many is better than none.
             self._report(module, version, fall)
         save_monitor(files, tenant, module, after)
         return summarized(after)
 
+    def _asks_model(self, module: str, version: str | None) -> bool:
+        """Whether a version asks a language model, which a local router alone does not, as its holdout has shown."""
+        manifest = self._connections.artifacts(self._entry.tenant_id, module).manifest(version) if version else None
+        cost = manifest.costs.get(CANDIDATE) if manifest else None
+        return cost is None or cost.lm_calls > 0
+
     def _report(self, module: str, version: str | None, fall: QualityFall) -> None:
         tenant = self._entry.tenant_id
         self.fell.append(f"{tenant}/{module}: {fall}")
-        metadata: Mapping[str, str | int] = {
-            "event": QUALITY_FELL,
-            "reason": f"{fall}; the monitor goes on with the new level as its reference",
-            "version": version or "baseline",
-            "outcomes": fall.outcomes,
-        }
-        self._instance.report_runless_asset_event(dg.AssetObservation(module, partition=tenant, metadata=metadata))
+        report_fall(
+            self._instance,
+            tenant,
+            module,
+            version,
+            fall,
+            event=QUALITY_FELL,
+            reason=f"{fall}; the monitor goes on with the new level as its reference",
+        )
 
 
 def _most_notable(checks: Mapping[str, TenantCheck]) -> tuple[SeenQuality, ...]:
-    """The levels that metrics show: of modules that fell, and then of those with the most outcomes."""
+    """What metrics show: modules that fell, the last ones first, and then those with the most outcomes."""
     known = [
-        (quality.fall is None, -quality.outcomes, tenant, module, quality)
+        (-quality.fall.at.timestamp() if quality.fall else 0.0, -quality.outcomes, tenant, module, quality)
         for tenant, check in checks.items()
         for module, quality in check.modules.items()
+        if quality.outcomes or quality.fall
     ]
     return tuple(
-        SeenQuality(tenant=tenant, module=module, level=quality.level, low=quality.low, high=quality.high)
+        SeenQuality(
+            tenant=tenant,
+            module=module,
+            level=quality.level,
+            low=quality.low,
+            high=quality.high,
+            fell_at=quality.fall.at if quality.fall else None,
+            cause=quality.fall.cause if quality.fall else None,
+        )
         for *_, tenant, module, quality in heapq.nsmallest(_MOST_SHOWN, known, key=lambda each: each[:4])
-        if quality.level is not None and quality.low is not None and quality.high is not None
     )
 
 

@@ -17,6 +17,8 @@ from autoopt_pipeline.modules.catalog import get_module, modules
 from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.orchestration.partitions import register_tenant, tenants_partitions
 from autoopt_pipeline.registry.object_store import ObjectStore
+from autoopt_pipeline.registry.records import StoredAnswer
+from autoopt_pipeline.registry.replays import ReplayExample, ReplaySet
 from autoopt_pipeline.registry.version_store import VersionStore
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.store import open_config_store, read_config
@@ -57,12 +59,30 @@ def trace_id(phoenix: Phoenix, tenant: str, home: Path, monkeypatch: pytest.Monk
             active=True,
         )
     (secret,) = [each for each in read(phoenix, tenant) if SECRET in str(each.attributes)]
+    keep_asked(home, tenant, secret.trace_id)
     rows = [
         ComparedRow(f"{number:016x}", f"{number:032x}", {"query": query}, RIGHT.values or {}, RIGHT, RIGHT)
         for number, query in enumerate([LEARNT, *OTHERS])
     ]
     publish_comparison(phoenix, tenant, "routing", rows, incumbent="v1", candidate="v2", verdict="promoted", run_id="r")
     return secret.trace_id
+
+
+def keep_asked(home: Path, tenant: str, trace_id: str) -> None:
+    """Let the model of the baseline and of the active version have been asked the secret among others."""
+    routing = artifacts(home, tenant)
+    active, answer, now = routing.active(), StoredAnswer(values=RIGHT.values, confidence=0.9), datetime.now(UTC)
+    for version in (None, active.version if active else None):
+        asked = tuple(
+            ReplayExample(span_id=f"{number:016x}", trace_id=trace, inputs={"query": query}, answer=answer)
+            # The query of one came under another trace, and another was rewritten.
+            for number, (trace, query) in enumerate(
+                [(trace_id, "asked of Maria Huber"), ("other", LEARNT), *(("other", query) for query in OTHERS)]
+            )
+        )
+        routing.keep_replay_set(
+            ReplaySet(version=version, program=None, lm="m", answered_at=now, same_at=now, examples=asked)
+        )
 
 
 def read(phoenix: Phoenix, tenant: str) -> Sequence[LoggedDecision]:
@@ -85,10 +105,13 @@ def holding(home: Path) -> list[Path]:
 def test_a_trace_is_forgotten_everywhere_and_the_command_says_what_it_did(
     phoenix: Phoenix, tenant: str, home: Path, trace_id: str
 ) -> None:
-    assert len(holding(home)) == 4
+    assert len(holding(home)) == 6
     before = artifacts(home, tenant).active()
     said = autoopt("forget", tenant, trace_id)
     assert holding(home) == []
+    asked = artifacts(home, tenant).replay_set(None)
+    assert asked
+    assert [example.inputs["query"] for example in asked.examples] == OTHERS
     assert phoenix.dataset_id(dataset_name(tenant, "routing")) is None
     config = config_of(home, tenant)
     assert config.excluded_traces == [trace_id]
@@ -142,7 +165,7 @@ def test_a_call_that_died_is_finished_by_the_next(
         patch.setattr(ObjectStore, "delete", _dead)
         assert "dead" in autoopt("forget", tenant, trace_id, status=2)
     assert config_of(home, tenant).excluded_traces == [trace_id]
-    assert len(holding(home)) == 4
+    assert len(holding(home)) == 6
     autoopt("forget", tenant, trace_id)
     assert holding(home) == []
     assert [manifest.verdict for manifest in artifacts(home, tenant).versions()].count("forget") == 1
@@ -160,7 +183,7 @@ def test_what_phoenix_does_not_have_any_more_is_forgotten_by_its_text(
     assert trace_id in refused
     assert "--query" in refused
     assert config_of(home, tenant).excluded_traces == []
-    assert len(holding(home)) == 4
+    assert len(holding(home)) == 6
     autoopt("forget", tenant, trace_id, "--query", SECRET)
     assert holding(home) == []
     assert phoenix.dataset_id(dataset_name(tenant, "routing")) is None

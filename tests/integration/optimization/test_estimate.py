@@ -18,7 +18,7 @@ from autoopt_pipeline.optimization.pipeline import estimate, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import Budget, LMPrice, LMSettings
+from autoopt_pipeline.tenants.config import Budget, LMPrice, LMSettings, QualityPolicy
 from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, decisions, job, stand_in
 
@@ -72,6 +72,14 @@ def test_a_budget_limits_the_estimate(artifacts: VersionStore) -> None:
     config = CONFIG.model_copy(update={"budget": Budget(max_lm_calls=500)})
     expected, _ = estimate(job(decisions(450), config), stand_in(), artifacts)
     assert expected.lm_calls == pytest.approx(500)
+
+
+def test_what_is_asked_again_counts(artifacts: VersionStore) -> None:
+    quality = QualityPolicy(replay_calls=60)
+    given = job(decisions(450), CONFIG.model_copy(update={"quality": quality}))
+    plain, again = (estimate(each, stand_in(), artifacts)[0] for each in (job(decisions(450)), given))
+    assert again.lm_calls - plain.lm_calls == pytest.approx(48)
+    assert again.lm_tokens > plain.lm_tokens
 
 
 def test_a_run_without_a_search_is_told_as_that(artifacts: VersionStore) -> None:

@@ -23,6 +23,7 @@ from autoopt_pipeline.orchestration.run_requests import run_requests
 from autoopt_pipeline.orchestration.sensors import quality
 from autoopt_pipeline.orchestration.sensors.quality import quality_sensor
 from autoopt_pipeline.registry.quality_records import TenantCheck, quality_path, read_checks, read_falls, write_checks
+from autoopt_pipeline.registry.replays import ModelReplay, report_replay, reported_replays
 from autoopt_pipeline.rollouts.live_quality import load_monitor
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.settings import load_settings
@@ -31,7 +32,7 @@ from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.scraped_metrics import exporter, scraped
 from tests.support.sensor_daemon import daemon_of
-from tests.support.stored_programs import made_program, store
+from tests.support.stored_programs import FAST, made_program, store
 from tests.support.tenant_history import configure, materialize
 
 NOW = datetime.now(UTC)
@@ -102,7 +103,7 @@ def test_a_fall_is_named_and_alerted_and_makes_the_module_due_once(
     send_traffic(parts.phoenix, tenant, [*requests(600, 6, 3, STEADY), *requests(200, 3, 1, WORSE)])
     assert check() == "1 tenants checked, 1 modules fell, 0 tenants deferred"
     fall = read_falls(parts.files)[tenant, "routing"]
-    assert (fall.what, fall.cause) == ("quality", "one class (report_agent)")
+    assert (fall.what, fall.cause, fall.group) == ("quality", "one class", "report_agent")
     assert abs(fall.since - (NOW - timedelta(days=3))) < timedelta(days=0.5)
     assert fall.before == pytest.approx(0.925, abs=0.03)
     levels = f"from {100 * fall.before:.0f} to {100 * fall.after:.0f} %"
@@ -126,7 +127,7 @@ def test_a_fall_is_named_and_alerted_and_makes_the_module_due_once(
         patch.setenv("DAGSTER_HOME", instance.root_directory)
         assert said in autoopt("why", tenant, "routing")
         (shown,) = [one for one in json.loads(autoopt("status", tenant, "--json"))["modules"] if one["enabled"]]
-    assert (shown["decision"], shown["live_quality"]["fall"]["cause"]) == ("quality_fell", fall.cause)
+    assert (shown["decision"], shown["live_quality"]["fall"]["group"]) == ("quality_fell", fall.group)
     alert, after = COLLECTORS[Kind.QUALITY_FELL](source, cursor)
     assert alert
     assert alert.summary == f"{tenant}/routing does worse than before"
@@ -232,6 +233,61 @@ def test_a_damaged_state_is_an_error_of_its_tenant_and_the_others_are_checked(
     assert load_monitor(parts.files, tenant, "routing")
 
 
+def test_a_replay_is_taken_once_and_one_of_another_version_or_of_a_damaged_state_is_dropped(
+    parts: Connections, tenant: str, check: Callable[[], str]
+) -> None:
+    configure(parts.configs, tenant, modules={"routing": {}})
+    send_traffic(parts.phoenix, tenant, requests(10, 2, 1, STEADY))
+    check()
+    changed = ModelReplay(
+        tenant_id=tenant,
+        module="routing",
+        version=None,
+        at=NOW,
+        answered_at=NOW,
+        same_at=NOW,
+        lm="m",
+        lm_before="m",
+        asked=24,
+        changed=6,
+        repeated=6,
+        returned=0,
+        p=0.01,
+    )
+    report_replay(parts.files, changed.model_copy(update={"version": "v1"}))
+    check()
+    assert read_checks(parts.files)[tenant].modules["routing"].changed == ""
+    report_replay(parts.files, changed)
+    check()
+    seen = read_checks(parts.files)[tenant].modules["routing"]
+    assert str(seen).startswith("m answers 6 of 24 held-out requests differently than on ")
+    state = load_monitor(parts.files, tenant, "routing")
+    assert state
+    assert (state.replay, state.changed, state.fall) == (changed, changed, None)
+    assert reported_replays(parts.files) == []
+    parts.files.replace(quality_path(tenant, "routing"), b"{}")
+    report_replay(parts.files, changed)
+    with pytest.raises(dg.DagsterError, match=r"1 modules .*quality.json is damaged"):
+        check()
+    assert reported_replays(parts.files) == []
+    assert check() == "0 tenants checked, 0 modules fell, 0 tenants deferred"
+
+
+def test_a_fall_of_a_local_router_alone_is_not_the_models(
+    parts: Connections, tenant: str, check: Callable[[], str]
+) -> None:
+    configure(parts.configs, tenant, modules={"routing": {}})
+    alone = {"costs": {"candidate": FAST.model_copy(update={"lm_calls": 0})}}
+    store(parts.artifacts(tenant, "routing"), made_program(tenant, demos=["one"]), 1, active=True, changes=alone)
+    one_class = {"routing.chosen_agent": "search_agent"}  # which counts cannot tell from all
+    worse = {"search_agent": 0.55, "report_agent": 0.5}
+    sent = [*requests(600, 6, 3, STEADY, **one_class), *requests(300, 3, 1, worse, **one_class)]
+    send_traffic(parts.phoenix, tenant, sent)
+    assert check() == "1 tenants checked, 1 modules fell, 0 tenants deferred"
+    fall = read_falls(parts.files)[tenant, "routing"]
+    assert (fall.cause, fall.detail) == ("traffic within classes", "this version asks no language model")
+
+
 def test_a_tenant_may_decline_to_be_monitored(parts: Connections, tenant: str, check: Callable[[], str]) -> None:
     configure(parts.configs, tenant, modules={"routing": {}}, quality={"monitor": False})
     send_traffic(parts.phoenix, tenant, requests(10, 2, 1, STEADY))
@@ -258,15 +314,20 @@ def test_the_next_tick_goes_on_with_tenants_that_one_has_no_time_for(
     assert len(seen) == 2
 
 
-def test_metrics_show_the_level_that_the_last_tick_has_seen(
+def test_metrics_show_the_levels_and_falls_that_the_last_tick_has_seen(
     parts: Connections, tenant: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(parts.configs, tenant, modules={"routing": {}})
-    send_traffic(parts.phoenix, tenant, requests(100, 2, 1, STEADY))
+    steady = f"{tenant}-b"
+    configure(parts.configs, steady, modules={"routing": {}})
+    send_traffic(parts.phoenix, steady, requests(100, 2, 1, STEADY))
+    send_traffic(parts.phoenix, tenant, [*requests(600, 6, 3, STEADY), *requests(200, 3, 1, WORSE)])
     with daemon_of(instance, monkeypatch) as dagster:
         (tick,) = dagster.tick(QUALITY_SENSOR)
-    assert tick.skip_reason == "1 tenants checked, 0 modules fell, 0 tenants deferred"
+    assert tick.skip_reason == "2 tenants checked, 1 modules fell, 0 tenants deferred"
     shown = scraped(exporter(instance))
-    level, low, high = (shown[f"autoopt_live_quality{end}", "routing", tenant] for end in ("", "_low", "_high"))
+    level, low, high = (shown[f"autoopt_live_quality{end}", "routing", steady] for end in ("", "_low", "_high"))
     assert low < level < high
     assert level == pytest.approx(0.92, abs=0.06)
+    fell = {key[1:]: value for key, value in shown.items() if key[0] == "autoopt_quality_fall_timestamp_seconds"}
+    assert fell == {("one class", "routing", tenant): read_falls(parts.files)[tenant, "routing"].at.timestamp()}

@@ -14,7 +14,9 @@ from autoopt_pipeline.evaluation.quality_monitor import (
     QualityMonitor,
     Stream,
     advance,
+    with_replay,
 )
+from autoopt_pipeline.registry.replays import ModelReplay
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 NEW = QualityMonitor(version="v1", began=BEGIN, until=BEGIN)
@@ -81,3 +83,31 @@ def test_the_state_survives_being_stored_and_a_foreign_one_is_refused() -> None:
     assert QualityMonitor.model_validate_json(state.model_dump_json()) == state
     with pytest.raises(ValidationError):
         QualityMonitor.model_validate({**state.model_dump(), "streams": {"speed": {}}})
+
+
+def test_replays_are_kept_and_tell_a_fall_its_cause_whether_it_is_found_before_or_after() -> None:
+    changed = ModelReplay(
+        tenant_id="acme",
+        module="routing",
+        version="v1",
+        at=BEGIN + timedelta(days=21),
+        answered_at=BEGIN,
+        same_at=BEGIN + timedelta(days=19),
+        lm="m",
+        lm_before="m",
+        asked=24,
+        changed=8,
+        repeated=6,
+        returned=0,
+        p=0.001,
+    )
+    later = changed.model_copy(update={"changed": 0, "repeated": 0, "p": 1.0, "at": BEGIN + timedelta(days=23)})
+    steady, until = after(NEW, {Stream.SCORE: outcomes(0.95, 20)}, 20), BEGIN + timedelta(days=24)
+    assert with_replay(steady, changed).fall is None
+    worse = {Stream.SCORE: outcomes(0.7, 4, first_day=20)}
+    asked_before = with_replay(with_replay(steady, changed), later)
+    assert (asked_before.replay, asked_before.changed) == (later, changed)
+    _, found = advance(asked_before, worse, until=until, false_alarm_days=365)
+    assert found
+    assert (found.cause, found.detail) == ("the language model", str(changed))
+    assert with_replay(after(steady, worse, 24), changed).fall == found

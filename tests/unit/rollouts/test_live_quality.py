@@ -3,12 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autoopt_pipeline.evaluation.fall_cause import FAILED
+from autoopt_pipeline.evaluation.fall_cause import FAILED, Cause
 from autoopt_pipeline.evaluation.quality_monitor import QualityMonitor, Stream
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision
-from autoopt_pipeline.rollouts.live_quality import LATE_DAYS, monitor_of, outcomes_of
+from autoopt_pipeline.registry.quality_records import QualityFall
+from autoopt_pipeline.rollouts.live_quality import LATE_DAYS, monitor_of, open_cause, outcomes_of
 from autoopt_pipeline.span_contract import DISAGREEMENT_SAMPLING
+from autoopt_pipeline.tenants.config import QualityPolicy, RoutingConfigUnified
 
 T0 = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -79,3 +81,19 @@ def test_an_earlier_tenant_of_that_name_does_not_count() -> None:
     known = QualityMonitor(version=None, began=T0 - 50 * HOUR, until=T0)
     anew = monitor_of(known, None, until=T0 + 24 * HOUR, begins=T0 + HOUR)
     assert (anew.began, anew.streams) == (T0 + HOUR, {})
+
+
+def test_a_fall_that_nothing_explains_says_what_will() -> None:
+    fall = QualityFall(
+        what="quality", at=T0, since=T0, before=0.9, after=0.8, outcomes=100, cause=Cause.UNKNOWN.value, detail=""
+    )
+
+    def opened(calls: int, *, asks_model: bool = True, cause: Cause = Cause.UNKNOWN) -> QualityFall:
+        config = RoutingConfigUnified(tenant_id="acme", quality=QualityPolicy(replay_calls=calls))
+        return open_cause(fall.model_copy(update={"cause": cause.value}), config, asks_model=asks_model)
+
+    assert opened(0).detail.startswith("set quality.replay_calls=60, and the next run")
+    assert opened(60).detail.startswith("the next run asks the model again")
+    alone = opened(60, asks_model=False)
+    assert (alone.cause, alone.detail) == ("traffic within classes", "this version asks no language model")
+    assert opened(0, cause=Cause.TRAFFIC).detail == ""
