@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import Phoenix
 from autoopt_pipeline.traces.counts import Wanted, gather_evidence
 from autoopt_pipeline.traces.decision_counts import read_decision_counts
+
+logger = logging.getLogger(__name__)
 
 WHOLE_TENANT = "*"
 """Stands for all modules of a tenant whose configuration cannot be read."""
@@ -329,7 +332,7 @@ class _Planner:
         Phoenix is asked about tenants that were decided now, and about `remembered` ones. With `hear`, those whose
         applications tell of enough decisions come first.
         """
-        error = self._hear() if hear else None
+        error: PhoenixUnavailable | PhoenixRefused | None = self._hear() if hear else None
         known, just_decided = self.memory.known, [*self.configs]
         counts = Counter(reason for tenant in remembered for reason in known[tenant].reasons)
         turns: dict[Turn, list[QueuePosition]] = {turn: [] for turn in Turn}
@@ -360,14 +363,20 @@ class _Planner:
                 counts[Reason.DEFERRED] += len(known[tenant].pending)
         return _Counted(decisions, left, counts, hear or bool(queue), reached if done < len(queue) else None, error)
 
-    def _hear(self) -> PhoenixUnavailable | PhoenixRefused | None:
-        """Remember what applications told of their decisions since the last plan. Returns the error of Phoenix."""
+    def _hear(self) -> PhoenixUnavailable | None:
+        """Remember what applications told of their decisions since the last plan.
+
+        Returns the error if Phoenix does not answer, because a tick has no time to wait for it twice.
+        """
         memory = self.memory
         start = max((memory.told_until or self.until) - _TOLD_LATE, self.until - _TOLD_SINCE)
         try:
             counts, memory.heard = read_decision_counts(self.phoenix, start=start, end=self.until, but=memory.heard)
-        except (PhoenixUnavailable, PhoenixRefused) as e:
+        except PhoenixUnavailable as e:
             return e
+        except PhoenixRefused as e:
+            logger.warning("what applications tell of their decisions is not read: %s", e)
+            counts = {}
         memory.told_until = self.until
         memory.tell(counts, self.stored.keys())
         return None

@@ -1,6 +1,8 @@
 """Sensor that launches one run for each tenant that is due."""
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -43,7 +45,7 @@ def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.Sens
 
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
-    memory = FleetMemory()
+    memories: list[FleetMemory] = []
 
     @dg.sensor(
         name=OPTIMIZATION_SENSOR,
@@ -60,17 +62,18 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         stored = connections.configs.current()
         last = TickReport.load(context.cursor)
         after = last.reached if last else None
-        plan = plan_tenants(
-            stored,
-            context.instance,
-            connections.phoenix,
-            now=datetime.now(UTC),
-            settings=connections.settings,
-            options=PlanOptions(
-                seconds=_SECONDS_PER_TICK, after=after, memory=memory if len(stored) > _FEW_TENANTS else None
-            ),
-            falls=read_falls(connections.files),
-        )
+        with _borrowed(memories) as memory:
+            plan = plan_tenants(
+                stored,
+                context.instance,
+                connections.phoenix,
+                now=datetime.now(UTC),
+                settings=connections.settings,
+                options=PlanOptions(
+                    seconds=_SECONDS_PER_TICK, after=after, memory=memory if len(stored) > _FEW_TENANTS else None
+                ),
+                falls=read_falls(connections.files),
+            )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
         registered = registered_tenants(context.instance) if due else set()
@@ -99,6 +102,16 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         return dg.SkipReason(summary(plan))
 
     return auto_optimization_sensor
+
+
+@contextmanager
+def _borrowed(memories: list[FleetMemory]) -> Generator[FleetMemory, None, None]:
+    """The memory of the last tick, or an empty one: a tick that Dagster has given up may still be using it."""
+    memory = memories.pop() if memories else FleetMemory()
+    try:
+        yield memory
+    finally:
+        memories[:] = [memory]
 
 
 def summary(plan: Plan) -> str:

@@ -1,8 +1,9 @@
 """Plans that remember earlier ones, on a real Dagster instance: they decide the same, and ask Phoenix less."""
 
 import json
+import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +15,14 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 from opentelemetry.sdk.trace import TracerProvider
 
-from autoopt_pipeline.errors import PhoenixUnavailable
+from autoopt_pipeline.definitions import defs
+from autoopt_pipeline.errors import PhoenixRefused, PhoenixUnavailable
 from autoopt_pipeline.orchestration import planner
 from autoopt_pipeline.orchestration.planner import Plan, PlanOptions, plan_tenants
+from autoopt_pipeline.orchestration.resources import Services
+from autoopt_pipeline.orchestration.sensors import optimization
 from autoopt_pipeline.registry.quality_records import QualityFall
+from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import Reason
 from autoopt_pipeline.scheduling.fleet_memory import FleetMemory
 from autoopt_pipeline.serving import trace_to_phoenix
@@ -34,6 +39,7 @@ from autoopt_pipeline.span_contract import (
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
+from autoopt_pipeline.traces.decision_counts import read_decision_counts
 from tests.support.tenant_history import MODULES, configure, failed_run, materialize
 
 SETTINGS = Settings(settling_seconds=0, schedule_jitter=0)
@@ -318,11 +324,44 @@ def test_without_phoenix_nothing_that_applications_told_is_lost(
     assert ranges[1][0] == ranges[0][0] < now.replace(microsecond=0)
 
 
+def test_numbers_that_phoenix_refuses_keep_nobody_from_being_counted(
+    store: TenantConfigStore, instance: dg.DagsterInstance, counted: CountedPhoenix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: str, **__: datetime) -> None:
+        raise PhoenixRefused("Phoenix: its answer is not understood", "check its version")
+
+    monkeypatch.setattr(counted, "attributes_of", refusing)
+    configure(store, "acme", min_samples_for_optimization=5)
+    counted.spans |= {project_name("acme"): 5}
+    assert plan(store, instance, counted, datetime.now(UTC), {}, FleetMemory()).due() == {"acme": MODULES}
+
+
+def test_the_sensor_remembers_a_large_fleet_and_says_how_much_is_as_before(
+    configured: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "_FEW_TENANTS", 1)
+    store = open_config_store(f"sqlite:///{configured / '.autoopt' / 'config.db'}")
+    for tenant in ("a", "b"):
+        configure(store, tenant, enable_auto_optimization=False)
+    said: list[str] = []
+    monkeypatch.setattr(logging.Logger, "info", lambda self, message, *args: said.append(message))
+    sensor = defs.resolve_sensor_def("auto_optimization_sensor")
+    reports = []
+    for _ in range(2):
+        said.clear()
+        context = dg.build_sensor_context(instance=instance, resources={"services": Services()})
+        sensor(context)
+        reports.append(TickReport.load(context.cursor))
+    assert reports[0] == reports[1]
+    assert not any("enable_auto_optimization is false" in line for line in said)
+    assert any(line.startswith("10 modules as in earlier ticks") for line in said)
+
+
 def test_a_fleet_is_told_by_the_serving_library_through_a_real_phoenix(
     store: TenantConfigStore, instance: dg.DagsterInstance, phoenix: Phoenix, tenant: str
 ) -> None:
     idle, busy = f"{tenant}-idle", f"{tenant}-busy"
-    memory, asked = FleetMemory(), list[str]()
+    memory, asked, expected = FleetMemory(), list[str](), Counter[str]()
     for name in (idle, busy):
         configure(store, name, min_samples_for_optimization=5)
 
@@ -334,12 +373,13 @@ def test_a_fleet_is_told_by_the_serving_library_through_a_real_phoenix(
             for _ in range(count):
                 provider.get_tracer("test").start_span(ROUTING_SPAN, attributes=attributes).end()
         provider.shutdown()
+        expected.update({f"{tenant}-{name}": count for name, count in decisions.items()})
         end = time.monotonic() + 30
-        while time.monotonic() < end:
-            project = phoenix.project(COUNTS_PROJECT)
-            past = CountRequest(project.id, COUNTS_SPAN, BEGAN, datetime.now(UTC)) if project else None
-            if past and phoenix.count([past])[past] > len(memory.heard):
+        while True:
+            known, _ = read_decision_counts(phoenix, start=BEGAN, end=datetime.now(UTC), but=())
+            if {name: known[name][ROUTING_SPAN] for name in known.keys() & expected.keys()} == expected:
                 break
+            assert time.monotonic() < end
             time.sleep(0.2)
         asked.clear()
         read = planner.gather_evidence
