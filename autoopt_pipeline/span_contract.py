@@ -37,6 +37,16 @@ TENANT_ID = "autoopt.tenant_id"
 MODULE = "autoopt.module"
 REQUEST_ID = "autoopt.request_id"
 
+# Phoenix project and span in which an application tells about once a minute how many decisions it made, and the
+# attribute with the numbers: JSON `{tenant: {name of the decisions' spans: number}}`. They are hints. No tenant has a
+# project of that name.
+COUNTS_PROJECT = "autoopt-decision-counts"
+COUNTS_SPAN = "autoopt.decision_counts"
+COUNTS = "autoopt.decision_counts"
+
+# Tenants that one such span tells about. An application with more sends several.
+TENANTS_PER_COUNTS_SPAN = 200
+
 # Annotation metadata (key and value) of a trace that was drawn at random, whatever its outcome.
 RANDOM_SAMPLING = ("sampling", "random")
 

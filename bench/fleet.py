@@ -51,7 +51,7 @@ def names(count: int) -> list[str]:
 
 def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, due: Sequence[str] = ()) -> None:
     """Store every tenant's configuration in a SQLite file; those that are `due` are so every hour."""
-    open_config_store(url).write(tenants[0], {})  # makes the table
+    open_config_store(url).write(tenants[0], None)  # makes the table
     hourly = frozenset(due)
     rows = []
     for tenant in tenants:
@@ -65,8 +65,9 @@ def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, du
         rows.append((tenant, 1, datetime.now(UTC).isoformat(), json.dumps(document)))
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
         db.execute("DELETE FROM tenant_configs")
-        columns = "tenant_id, version, written_at, document"
-        db.executemany(f"INSERT INTO tenant_configs ({columns}) VALUES (?, ?, ?, ?)", rows)  # noqa: S608
+        db.executemany(
+            "INSERT INTO tenant_configs (tenant_id, version, written_at, document) VALUES (?, ?, ?, ?)", rows
+        )
 
 
 def write_history(

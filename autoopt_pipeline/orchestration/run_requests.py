@@ -96,7 +96,7 @@ def check_request(
         now=datetime.now(UTC),
         settings=connections.settings,
         options=PlanOptions(only_modules=names or None, count_all=count_all),
-        falls=read_falls(connections.files, tenants=[entry.tenant_id]),
+        falls=read_falls(connections.files),
     )
     decisions = {module: decision for (_, module), decision in plan.decisions.items()}
     enabled = {module: decision for module, decision in decisions.items() if decision.reason is not Reason.DISABLED}

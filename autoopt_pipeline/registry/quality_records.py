@@ -1,11 +1,12 @@
 """What the monitor of live quality last saw of every tenant's modules.
 
     {root}/_quality/checks.json              all tenants: when each is checked next, its levels and its last falls
+    {root}/_quality/falls.json               the falls among them, which are few
     {root}/{tenant}/{module}/quality.json   the state of the monitor of the version that serves
     {root}/_quality/replays/                see registry.replays
 
-Everything in the first file is in the others, too. It makes one request of what would be one for each tenant. Only the
-quality sensor writes it, whose ticks never overlap.
+Everything in the first two files is in the others, too. They make one request of what would be one for each tenant.
+Only the quality sensor writes them, whose ticks never overlap.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,6 +21,7 @@ from autoopt_pipeline.tenant_id import safe_name
 QUALITY_FOLDER = "_quality"  # safe names begin with a letter or a digit
 
 _CHECKS = f"{QUALITY_FOLDER}/checks.json"
+_FALLS = f"{QUALITY_FOLDER}/falls.json"
 
 
 class QualityFall(StoredRecord):
@@ -79,6 +81,7 @@ class TenantCheck(StoredRecord):
 
 
 _TENANTS = TypeAdapter(dict[str, TenantCheck])
+_FALLEN = TypeAdapter(dict[str, dict[str, QualityFall]])
 
 
 def read_checks(files: ObjectStore) -> dict[str, TenantCheck]:
@@ -92,6 +95,13 @@ def read_checks(files: ObjectStore) -> dict[str, TenantCheck]:
 
 
 def write_checks(files: ObjectStore, checks: Mapping[str, TenantCheck]) -> None:
+    """Store the checks of all tenants, and their falls apart."""
+    fallen: dict[str, dict[str, QualityFall]] = {}
+    for tenant, check in checks.items():
+        for module, quality in check.modules.items():
+            if quality.fall:
+                fallen.setdefault(tenant, {})[module] = quality.fall
+    files.replace(_FALLS, _FALLEN.dump_json(fallen))
     files.replace(_CHECKS, _TENANTS.dump_json(dict(checks), exclude_defaults=True))
 
 
@@ -117,10 +127,14 @@ def read_qualities(
     return found
 
 
-def read_falls(files: ObjectStore, *, tenants: Collection[str] | None = None) -> dict[tuple[str, str], QualityFall]:
-    """The last fall of each (tenant, module) that had one, in one request."""
-    qualities = read_qualities(files, tenants=tenants, fallen_only=True)
-    return {key: quality.fall for key, quality in qualities.items() if quality.fall}
+def read_falls(files: ObjectStore) -> dict[tuple[str, str], QualityFall]:
+    """The last fall of each (tenant, module) that had one, in one request whose cost grows with the falls alone."""
+    raw = files.read(_FALLS)
+    try:
+        fallen = _FALLEN.validate_json(raw) if raw else {}
+    except ValidationError:
+        return {}
+    return {(tenant, module): fall for tenant, falls in fallen.items() for module, fall in falls.items()}
 
 
 def quality_path(tenant_id: str, module: str) -> str:

@@ -5,10 +5,11 @@ that Dagster does not declare public. They stand in this file only, under a cont
 """
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import dagster as dg
 from dagster import DagsterEventType
@@ -17,7 +18,7 @@ from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 from autoopt_pipeline.names import ATTEMPT_TAG, FAILED_TAG, WINDOW_END_TAG
 from autoopt_pipeline.run_history.module_events import EventKind, ModuleEvent, newest_events
 from autoopt_pipeline.run_history.runs import RunSummary, failed_runs, unfinished_runs
-from autoopt_pipeline.run_history.stored_events import events_by_id
+from autoopt_pipeline.run_history.stored_events import events_by_id, times_by_id
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.scheduling.conditions import Attempts, LostRun, RunOutcome, believable
 
@@ -47,7 +48,75 @@ _CHUNK = 1000
 
 _outcome_cache: dict[ModuleKey, tuple[Attempts, RunOutcome | None]] = {}
 """The newest outcomes that this process has read, by (tenant, module). An outcome never changes, and reading one takes
-0.05 ms, so the sensor, which runs every minute, reads each only once. The id and the time identify an outcome."""
+0.05 ms, so the sensor, which runs every minute, reads most only once. The id and the time identify an outcome."""
+
+_MOST_CACHED = 50_000
+"""One takes a kilobyte of memory."""
+
+
+@dataclass(frozen=True)
+class AttemptIds:
+    """What identifies the attempts of tenants' modules. It is read of a whole fleet, where few of them are looked into.
+
+    `outcomes` holds the storage ids of the newest outcomes, by module and tenant; `failures` the failed and cancelled
+    runs by tenant, the oldest first; `running` the run that is under way, by tenant.
+    """
+
+    outcomes: Mapping[str, Mapping[str, int]]
+    failures: Mapping[str, Sequence[RunSummary]]
+    running: Mapping[str, str]
+
+    def mark(self, tenant: str) -> tuple[int | str | None, ...]:
+        """Equal as long as nothing has become of any run of the tenant."""
+        return (
+            *[ids.get(tenant) for ids in self.outcomes.values()],
+            self.running.get(tenant),
+            *[run.run_id for run in self.failures.get(tenant, ())],
+        )
+
+
+def read_attempt_ids(
+    instance: dg.DagsterInstance,
+    modules: Collection[str],
+    *,
+    failures_since: datetime,
+    tenants: Collection[str] | None = None,
+) -> AttemptIds:
+    """Read the ids of all tenants' attempts, or only those of few `tenants`. One query per module, and two of runs."""
+    only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
+    kind = DagsterEventType.ASSET_MATERIALIZATION
+    outcomes = {
+        module: instance.get_latest_storage_id_by_partition(dg.AssetKey(module), kind, only) for module in modules
+    }
+    failures: dict[str, list[RunSummary]] = {}
+    for run in failed_runs(instance, since=failures_since):
+        if run.tenant is not None:
+            failures.setdefault(run.tenant, []).append(run)
+    return AttemptIds(outcomes, failures, unfinished_runs(instance, modules))
+
+
+def attempts_by_ids(
+    instance: dg.DagsterInstance,
+    ids: AttemptIds,
+    *,
+    tenants: Collection[str] | None = None,
+    begins: Mapping[str, datetime] | None = None,
+) -> dict[ModuleKey, Attempts]:
+    """What became of the runs of these tenants, or of all, as in `read_attempts`."""
+    attempts: dict[ModuleKey, Attempts] = {}
+    for module, newest in ids.outcomes.items():
+        known = newest if tenants is None else {tenant: newest[tenant] for tenant in tenants if tenant in newest}
+        ended = times_by_id(instance, module, list(known.values()))
+        for tenant, storage_id in known.items():
+            if storage_id in ended and not _is_over(ended[storage_id], tenant, begins):
+                attempts[tenant, module] = Attempts(_believed(ended[storage_id]), storage_id)
+    for tenant in ids.failures if tenants is None else tenants:
+        _add_failures(attempts, ids, tenant, begins)
+    for tenant in ids.running if tenants is None else tenants:
+        if run_id := ids.running.get(tenant):
+            for module in ids.outcomes:
+                attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
+    return attempts
 
 
 def read_attempts(
@@ -62,30 +131,20 @@ def read_attempts(
 
     With few `tenants`, only theirs are read. What ended before a tenant's moment in `begins` does not count.
     """
-    only = set(tenants) if tenants is not None and len(tenants) <= _CHUNK else None
-    attempts = {
-        (tenant, module): Attempts(_believed(ended), storage_id)
-        for (tenant, module), (ended, storage_id) in _newest_outcomes(instance, modules, only).items()
-        if not _is_over(ended, tenant, begins)
-    }
-    _add_failures(instance, attempts, modules, failures_since, begins)
-    for tenant, run_id in unfinished_runs(instance, modules).items():
-        for module in modules:
-            attempts[tenant, module] = replace(attempts.get((tenant, module), Attempts()), running=run_id)
-    return attempts
+    ids = read_attempt_ids(instance, modules, failures_since=failures_since, tenants=tenants)
+    return attempts_by_ids(instance, ids, begins=begins)
 
 
 def _newest_outcomes(
-    instance: dg.DagsterInstance, modules: Collection[str], only: set[str] | None
-) -> dict[ModuleKey, tuple[datetime, int]]:
-    """When each (tenant, module) had its newest outcome, and the outcome's storage id; of these tenants `only`."""
+    instance: dg.DagsterInstance, modules: Collection[str], only: set[str]
+) -> dict[ModuleKey, datetime]:
+    """When each (tenant, module) of these tenants had its newest outcome."""
     newest = {}
     for module in modules:
         asset = dg.AssetKey(module)
         latest = instance.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION, only)
-        records = _summaries(instance, asset, list(latest.values()))
-        ended = {record.storage_id: datetime.fromtimestamp(record.timestamp, UTC) for record in records}
-        newest |= {(tenant, module): (ended[storage_id], storage_id) for tenant, storage_id in latest.items()}
+        ended = times_by_id(instance, module, list(latest.values()))
+        newest |= {(tenant, module): ended[each] for tenant, each in latest.items() if each in ended}
     return newest
 
 
@@ -102,7 +161,7 @@ def failure_streaks(
         for module in run.modules.intersection(modules):
             key = (run.tenant, module)
             # Where one module of a run failed, the others have their outcome all the same.
-            if key not in outcomes or outcomes[key][0] < run.began_at:
+            if key not in outcomes or outcomes[key] < run.began_at:
                 streaks.setdefault(key, []).append(run.run_id)
     return streaks
 
@@ -133,6 +192,8 @@ def read_outcomes(instance: dg.DagsterInstance, attempts: Mapping[ModuleKey, Att
             key = (tenants[event.storage_id], module)
             _outcome_cache[key] = (wanted[key], _outcome(event))
     cached = {key: _outcome_cache[key] for key in wanted if key in _outcome_cache}
+    for oldest in list(islice(_outcome_cache, max(0, len(_outcome_cache) - _MOST_CACHED))):
+        del _outcome_cache[oldest]
     return {key: outcome for key, (attempt, outcome) in cached.items() if outcome and attempt == wanted[key]}
 
 
@@ -204,22 +265,18 @@ def _is_over(moment: datetime, tenant: str, begins: Mapping[str, datetime] | Non
 
 
 def _add_failures(
-    instance: dg.DagsterInstance,
-    attempts: dict[ModuleKey, Attempts],
-    modules: Collection[str],
-    since: datetime,
-    begins: Mapping[str, datetime] | None,
+    attempts: dict[ModuleKey, Attempts], ids: AttemptIds, tenant: str, begins: Mapping[str, datetime] | None
 ) -> None:
-    """Count failed and cancelled runs after each module's last outcome. One query."""
-    for run in failed_runs(instance, since=since):
-        if run.tenant is None or _is_over(run.ended_at, run.tenant, begins):
+    """Count a tenant's failed and cancelled runs after each module's last outcome."""
+    for run in ids.failures.get(tenant, ()):
+        if _is_over(run.ended_at, tenant, begins):
             continue
-        for module in run.modules.intersection(modules):
-            known = attempts.get((run.tenant, module), Attempts())
+        for module in run.modules.intersection(ids.outcomes):
+            known = attempts.get((tenant, module), Attempts())
             # Where one module of a run failed, the others have their outcome all the same.
             if known.outcome_at and known.outcome_at >= run.began_at:
                 continue
-            attempts[run.tenant, module] = replace(
+            attempts[tenant, module] = replace(
                 known,
                 failures=known.failures + 1,
                 last_failure_at=_believed(run.ended_at),

@@ -42,6 +42,20 @@ def events_by_id(instance: dg.DagsterInstance, module: str, storage_ids: Sequenc
         yield from _read(instance, EventKind.MATERIALIZATION, module, Events.c.id.in_(chunk))
 
 
+def times_by_id(instance: dg.DagsterInstance, module: str, storage_ids: Sequence[int]) -> dict[int, datetime]:
+    """When each of these events of a module was reported (UTC). Deleted ones are missing."""
+    times: dict[int, datetime] = {}
+    with _storage(instance).index_connection() as connection:
+        for start in range(0, len(storage_ids), PAGE):
+            chunk = storage_ids[start : start + PAGE]
+            query = select(Events.c.id, Events.c.timestamp).where(
+                Events.c.asset_key == dg.AssetKey(module).to_string(), Events.c.id.in_(chunk)
+            )
+            for storage_id, timestamp in connection.execute(query).fetchall():
+                times[storage_id] = timestamp.replace(tzinfo=UTC)
+    return times
+
+
 def events_after(
     instance: dg.DagsterInstance, kind: EventKind, module: str, *, since: datetime, after: int
 ) -> Iterator[ModuleEvent]:
@@ -57,9 +71,6 @@ def events_after(
 
 def _read(instance: dg.DagsterInstance, kind: EventKind, module: str, *conditions: Any) -> Iterator[ModuleEvent]:
     """Yield at most a page of events, by storage id."""
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage):
-        raise TypeError(f"events are read from SQL, and not from {type(storage).__name__}")
     query = (
         select(Events.c.id, Events.c.event)
         .where(
@@ -70,10 +81,17 @@ def _read(instance: dg.DagsterInstance, kind: EventKind, module: str, *condition
         .order_by(Events.c.id)
         .limit(PAGE)
     )
-    with storage.index_connection() as connection:
+    with _storage(instance).index_connection() as connection:
         rows = connection.execute(query).fetchall()
     for storage_id, text in rows:
         yield _event(storage_id, kind, module, text)
+
+
+def _storage(instance: dg.DagsterInstance) -> SqlEventLogStorage:
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise TypeError(f"events are read from SQL, and not from {type(storage).__name__}")
+    return storage
 
 
 def _event(storage_id: int, kind: EventKind, module: str, text: str) -> ModuleEvent:

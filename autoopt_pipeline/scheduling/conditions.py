@@ -210,6 +210,38 @@ def decide(  # noqa: PLR0913 - plain values, so that the function stays pure
     return ScheduleDecision(unmet.otherwise, unmet.detail, evidence, need, unmet.until, conditions=conditions)
 
 
+_HOLDING = frozenset(
+    {Reason.DISABLED, Reason.IN_PROGRESS, Reason.BACKING_OFF, Reason.NOT_DUE, Reason.QUIET_HOURS},
+)
+
+
+def holds_until(
+    config: RoutingConfigUnified,
+    module: str,
+    attempts: Attempts,
+    answer: ScheduleDecision | NeedsEvidence,
+    *,
+    now: datetime,
+    budgets: Sequence[RemainingBudget] = (),
+    fall: QualityFall | None = None,
+) -> datetime | None:
+    """Until when `decide` gives the same reason without evidence, if nothing else happens; None: for ever.
+
+    The moment is `now` where an answer may change with the next usage of a budget, or once a wrong clock is forgotten.
+    """
+    if isinstance(answer, NeedsEvidence):
+        holding, until = not config.quiet_hours and not budgets, None
+    else:
+        holding, until = answer.reason in _HOLDING, answer.until
+    unbelieved = (attempts.outcome_id is not None and attempts.outcome_at is None) or (
+        attempts.failures > 0 and attempts.last_failure_at is None
+    )
+    if unbelieved or not holding:
+        return now
+    moments = (until, config.retrain_after(module), fall.at if fall else None)
+    return min((moment for moment in moments if moment and moment > now), default=None)
+
+
 def new_since(
     config: RoutingConfigUnified, outcome: RunOutcome | None, *, now: datetime, begins: datetime | None = None
 ) -> datetime:

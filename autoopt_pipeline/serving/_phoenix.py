@@ -15,15 +15,13 @@ from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.otlp import PhoenixSession, phoenix_exporter
 from autoopt_pipeline.secrets import scrub_logs_of
 from autoopt_pipeline.serving._answers import Problem
+from autoopt_pipeline.serving._counts import DecisionCounts
 from autoopt_pipeline.serving._fork import begin_in_every_process
-from autoopt_pipeline.serving._target import Target, set_target
-from autoopt_pipeline.span_contract import PROJECT_TEMPLATE, TENANT_ID
+from autoopt_pipeline.serving._target import PROJECT, Target, set_target
+from autoopt_pipeline.span_contract import MODULE, PROJECT_TEMPLATE, TENANT_ID
 from autoopt_pipeline.urls import without_secrets
 
 logger = logging.getLogger(__name__)
-
-# Resource attribute that names a span's Phoenix project.
-PROJECT = "openinference.project.name"
 
 _TIMEOUT_SECONDS = 10
 
@@ -36,10 +34,11 @@ _LOGGERS = (
 
 
 class TenantSpans(SpanProcessor):
-    """Marks spans inside a decision with its tenant, and exports the spans of tenants in batches."""
+    """Marks spans inside a decision with its tenant, exports the spans of tenants in batches, and counts decisions."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._batches = BatchSpanProcessor(exporter)
+        self.counts = DecisionCounts(self._batches.on_end)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         parent = trace.get_current_span(parent_context)
@@ -49,10 +48,14 @@ class TenantSpans(SpanProcessor):
                 span.set_attribute(TENANT_ID, tenant)
 
     def on_end(self, span: ReadableSpan) -> None:
-        if TENANT_ID in (span.attributes or {}):
+        attributes = span.attributes or {}
+        if TENANT_ID in attributes:
             self._batches.on_end(span)
+            if MODULE in attributes and span.context and span.context.trace_flags.sampled:
+                self.counts.add(str(attributes[TENANT_ID]), span.name)
 
     def shutdown(self) -> None:
+        self.counts.flush()
         self._batches.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -87,11 +90,16 @@ class ByTenant(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         resources: dict[str, Resource] = {}
+        copies = []
         for span in spans:
-            tenant = str((span.attributes or {})[TENANT_ID])
+            tenant = (span.attributes or {}).get(TENANT_ID)
+            if tenant is None:  # counts of many tenants
+                copies.append(span)
+                continue
+            tenant = str(tenant)
             if tenant not in resources:
                 resources[tenant] = span.resource.merge(Resource({PROJECT: PROJECT_TEMPLATE.format(tenant_id=tenant)}))
-        copies = [_copy(span, resources[str((span.attributes or {})[TENANT_ID])]) for span in spans]
+            copies.append(_copy(span, resources[tenant]))
         result = self._exporter.export(copies)
         if result is SpanExportResult.SUCCESS:
             self._problem = None
@@ -123,8 +131,9 @@ def add_phoenix(endpoint: str, api_key: str | None, provider: TracerProvider | N
             trace.set_tracer_provider(provider)
     scrub_logs_of(*_LOGGERS)
     exporter = ByTenant(endpoint, api_key)
-    provider.add_span_processor(TenantSpans(exporter))
-    set_target(provider, Target(endpoint, api_key, lambda: exporter.problem))
+    spans = TenantSpans(exporter)
+    provider.add_span_processor(spans)
+    set_target(provider, Target(endpoint, api_key, lambda: exporter.problem, spans.counts.add))
     return provider
 
 

@@ -196,6 +196,9 @@ class Serving:
         if not decision.spans:
             raise InvalidRequest("the decision was not recorded as a span", "set up tracing, see docs/serving.md")
         annotations = [request.annotation(decision.spans[part.name], part.contract.annotation) for part in parts]
+        if target := target_of(self._tracer_provider):
+            for part in parts:
+                target.count(decision.tenant_id, part.contract.span_name)
         if wait:
             self._feedback.send(annotations)
         else:

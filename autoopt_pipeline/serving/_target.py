@@ -8,14 +8,21 @@ from opentelemetry import trace
 
 from autoopt_pipeline.serving._answers import Problem
 
+# Resource attribute that names a span's Phoenix project.
+PROJECT = "openinference.project.name"
+
 
 @dataclass(frozen=True)
 class Target:
-    """A Phoenix that receives spans, with its key, and the current problem with sending them."""
+    """A Phoenix that receives spans, with its key, and the current problem with sending them.
+
+    `count` counts feedback on a decision, by tenant and name of its span, as decisions are counted.
+    """
 
     endpoint: str
     api_key: str | None
     problem: Callable[[], Problem | None]
+    count: Callable[[str, str], None]
 
 
 _targets: "weakref.WeakKeyDictionary[trace.TracerProvider, Target]" = weakref.WeakKeyDictionary()

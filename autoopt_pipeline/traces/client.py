@@ -47,6 +47,7 @@ SUPPORTED_PHOENIX = "Phoenix 17.17 to 20"
 _VERSION_HEADER = "x-phoenix-server-version"
 _ATTEMPTS = 3
 _NAMES = 10
+_PAGES = 10
 _TOTALS = "id name startTime endTime spanAnnotationNameCounts{name count}"
 
 _T = TypeVar("_T")
@@ -195,6 +196,39 @@ class Phoenix:
         names = [name for name, _ in newest.most_common(_NAMES)]
         counts = self.count([CountRequest(project_id, name, start, end) for name in names])
         return {request.span_name: count for request, count in counts.items()}
+
+    def attributes_of(
+        self, project: str, span_name: str, *, start: datetime, end: datetime
+    ) -> dict[str, dict[str, Any]]:
+        """Return the attributes of a project's spans of one name that started in [start, end), by span id.
+
+        They are nested objects, as Phoenix stores them. Returns the newest of more than ten thousand spans, and nothing
+        without the project.
+        """
+        attributes: dict[str, dict[str, Any]] = {}
+        after: str | None = None
+        with self._errors(f"project {project}"):
+            for _ in range(_PAGES):
+                found = self._graphql(
+                    "query($name:String!,$n:Int!,$after:String,$tr:TimeRange,$f:String){getProjectByName(name:$name)"
+                    "{spans(first:$n,after:$after,timeRange:$tr,filterCondition:$f,sort:{col:startTime,dir:desc})"
+                    "{edges{node{spanId attributes}} pageInfo{hasNextPage endCursor}}}}",
+                    {
+                        "name": project,
+                        "n": PAGE,
+                        "after": after,
+                        "tr": {"start": start.isoformat(), "end": end.isoformat()},
+                        "f": span_filter(span_name),
+                    },
+                )["getProjectByName"]
+                if not found:
+                    break
+                nodes = [edge["node"] for edge in found["spans"]["edges"]]
+                attributes |= {node["spanId"]: json.loads(node["attributes"]) for node in nodes}
+                if not found["spans"]["pageInfo"]["hasNextPage"]:
+                    break
+                after = found["spans"]["pageInfo"]["endCursor"]
+        return attributes
 
     def decisions(
         self, project: Project, contract: SpanContract, *, start: datetime, end: datetime, also: Sequence[str] = ()

@@ -1,6 +1,8 @@
 """Sensor that launches one run for each tenant that is due."""
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -17,12 +19,16 @@ from autoopt_pipeline.orchestration.sensors.rollouts import rollout_sensor
 from autoopt_pipeline.registry.quality_records import read_falls
 from autoopt_pipeline.run_history.ticks import TickReport
 from autoopt_pipeline.scheduling.conditions import LAUNCHING, Reason
+from autoopt_pipeline.scheduling.fleet_memory import FleetMemory
 from autoopt_pipeline.scheduling.turns import QueuePosition
 from autoopt_pipeline.secrets import scrubbing_errors
 from autoopt_pipeline.settings import Settings
 
 _SECONDS_PER_TICK = 15.0
 """Dagster ends a tick after 60, and Phoenix, which uses one core, needs most of the time for traffic."""
+
+_FEW_TENANTS = 200
+"""Up to so many are decided anew in every tick, so that its log explains all of them."""
 
 _DETAILS_SHOWN = 200
 _DETAILS_IN_SUMMARY = 20
@@ -39,6 +45,8 @@ def build_sensors(settings: Settings, assets: dg.AssetSelection) -> list[dg.Sens
 
 
 def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.SensorDefinition:
+    memories: list[FleetMemory] = []
+
     @dg.sensor(
         name=OPTIMIZATION_SENSOR,
         description="Launches one run per tenant with the modules that are due, and says why the others are not.",
@@ -54,18 +62,21 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         stored = connections.configs.current()
         last = TickReport.load(context.cursor)
         after = last.reached if last else None
-        plan = plan_tenants(
-            stored,
-            context.instance,
-            connections.phoenix,
-            now=datetime.now(UTC),
-            settings=connections.settings,
-            options=PlanOptions(seconds=_SECONDS_PER_TICK, after=after),
-            falls=read_falls(connections.files),
-        )
+        with _borrowed(memories) as memory:
+            plan = plan_tenants(
+                stored,
+                context.instance,
+                connections.phoenix,
+                now=datetime.now(UTC),
+                settings=connections.settings,
+                options=PlanOptions(
+                    seconds=_SECONDS_PER_TICK, after=after, memory=memory if len(stored) > _FEW_TENANTS else None
+                ),
+                falls=read_falls(connections.files),
+            )
         due = list(plan.due())
         # One request for a partition that does not exist would fail the whole tick.
-        registered = registered_tenants(context.instance)
+        registered = registered_tenants(context.instance) if due else set()
         ready = [tenant for tenant in due if tenant in registered]
         launched = ready[: connections.settings.max_launches_per_tick]
         # Phoenix is asked again about tenants that are held back before those that have waited less.
@@ -91,6 +102,16 @@ def _auto_optimization_sensor(settings: Settings, assets: dg.AssetSelection) -> 
         return dg.SkipReason(summary(plan))
 
     return auto_optimization_sensor
+
+
+@contextmanager
+def _borrowed(memories: list[FleetMemory]) -> Generator[FleetMemory, None, None]:
+    """The memory of the last tick, or an empty one: a tick that Dagster has given up may still be using it."""
+    memory = memories.pop() if memories else FleetMemory()
+    try:
+        yield memory
+    finally:
+        memories[:] = [memory]
 
 
 def summary(plan: Plan) -> str:
@@ -120,6 +141,8 @@ def _log(context: dg.SensorEvaluationContext, plan: Plan) -> None:
         (context.log.error if reason is Reason.ERROR else context.log.info)(text)
     if len(details) > _DETAILS_SHOWN:
         context.log.info(f"and {len(details) - _DETAILS_SHOWN} more")
+    if unchanged := plan.remembered.total():
+        context.log.info(f"{unchanged} modules as in earlier ticks; 'autoopt why TENANT MODULE' explains one")
 
 
 _MISSING_SHOWN = 20

@@ -12,9 +12,9 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified, json_or_text, 
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredConfig:
-    """One version of a tenant's configuration, and its author. `document` is None if the version removes the tenant.
+    """One version of a tenant's configuration, and its author. `text` is JSON, or None if it removes the tenant.
 
     Events before `since` (UTC) do not count for the tenant, because its programs were deleted then.
     """
@@ -22,9 +22,17 @@ class StoredConfig:
     tenant_id: str
     version: int
     written_at: datetime
-    document: object | None
+    text: str | None
     actor: str = ""
     since: datetime | None = None
+
+    @property
+    def document(self) -> object | None:
+        """The decoded text, on each access: most of a large fleet is read every minute and looked into by nobody.
+
+        Invalid JSON stays text, so that parsing the configuration reports the error.
+        """
+        return None if self.text is None else json_or_text(self.text)
 
     def parse(self) -> RoutingConfigUnified:
         """The configuration. Raises `InvalidConfig` if it is malformed, or belongs to another tenant."""
@@ -109,9 +117,9 @@ def change_between(before: StoredConfig | None, after: StoredConfig) -> ConfigCh
     """Derive the effect of a version from the previous one, which is None for the first version."""
     if after.since != (before.since if before else None):
         what = "artifacts_deleted"
-    elif after.document is None:
+    elif after.text is None:
         what = "tenant_removed"
-    elif before is None or before.document is None:
+    elif before is None or before.text is None:
         what = "tenant_added"
     else:
         what = "configuration_saved"
@@ -130,11 +138,6 @@ def check_version(tenant_id: str, newest: int, expected: int | None) -> None:
             f"tenant {tenant_id}: the configuration is at version {newest}, not {expected}",
             "read it again and repeat the change",
         )
-
-
-def decode_document(text: str | None) -> object | None:
-    """Parse stored JSON. Invalid JSON stays text, so that parsing the configuration reports the error."""
-    return None if text is None else json_or_text(text)
 
 
 def moment_of(text: object) -> datetime | None:

@@ -28,7 +28,6 @@ from autoopt_pipeline.tenants.stores.base import (
     StoredConfig,
     change_between,
     check_version,
-    decode_document,
     moment_of,
 )
 
@@ -134,7 +133,8 @@ class RedisConfigStore:
                     version = newest.version + 1 if newest else 1
                     check_version(tenant_id, version - 1, expected_version)
                     begins = since or (newest.since if newest else None)
-                    written = StoredConfig(tenant_id, version, datetime.now(UTC), document, actor, begins)
+                    text = None if document is None else json.dumps(document, sort_keys=True)
+                    written = StoredConfig(tenant_id, version, datetime.now(UTC), text, actor, begins)
                     change = change_between(newest, written)
                     entry = _entry(written)
                     pipe.multi()
@@ -232,7 +232,7 @@ def _entry(config: StoredConfig) -> str:
         {
             "version": config.version,
             "written_at": config.written_at.isoformat(),
-            "document": None if config.document is None else json.dumps(config.document, sort_keys=True),
+            "document": config.text,
             "actor": config.actor,
             "since": config.since.isoformat() if config.since else None,
         }
@@ -261,7 +261,7 @@ def _stored(tenant_id: str | bytes, entry: str | bytes) -> StoredConfig:
             str(tenant_id),
             int(fields["version"]),
             datetime.fromisoformat(fields["written_at"]),
-            decode_document(fields["document"]),
+            None if fields["document"] is None else str(fields["document"]),
             str(fields.get("actor", "")),
             moment_of(fields.get("since")),
         )

@@ -17,7 +17,6 @@ from autoopt_pipeline.tenants.stores.base import (
     StoredConfig,
     change_between,
     check_version,
-    decode_document,
     moment_of,
 )
 
@@ -29,10 +28,11 @@ CREATE TABLE IF NOT EXISTS tenant_configs (
 ) WITHOUT ROWID
 """
 _BY_TIME = "CREATE INDEX IF NOT EXISTS tenant_configs_by_time ON tenant_configs (written_at)"
+# The other columns are of the row with the maximum: https://sqlite.org/lang_select.html#bareagg
 _CURRENT = """
-SELECT tenant_id, version, written_at, document, written_by, since FROM tenant_configs AS c
-WHERE document IS NOT NULL
-  AND version = (SELECT MAX(version) FROM tenant_configs WHERE tenant_id = c.tenant_id)
+SELECT * FROM (
+    SELECT tenant_id, MAX(version), written_at, document, written_by, since FROM tenant_configs GROUP BY tenant_id
+) WHERE document IS NOT NULL
 """
 _HISTORY = """
 SELECT tenant_id, version, written_at, document, written_by, since FROM tenant_configs
@@ -139,6 +139,4 @@ class SqliteConfigStore:
 
 def _stored(row: tuple[str, int, str, str | None, str, str | None]) -> StoredConfig:
     tenant_id, version, written_at, document, actor, since = row
-    return StoredConfig(
-        tenant_id, version, moment_of(written_at) or NEVER, decode_document(document), str(actor), moment_of(since)
-    )
+    return StoredConfig(tenant_id, version, moment_of(written_at) or NEVER, document, str(actor), moment_of(since))

@@ -207,7 +207,7 @@ def test_a_text_that_is_not_touched_means_the_same_configuration(least: int, wor
         }
     )
     document = chosen_fields(config)
-    stored = StoredConfig("a", 1, NEVER, document)
+    stored = StoredConfig("a", 1, NEVER, json.dumps(document))
     read = from_text(as_text(stored), stored)
     assert chosen_fields(read) == document
 
@@ -220,7 +220,7 @@ def test_the_history_is_a_document_too(acme: TenantConfigStore) -> None:
 
 def test_a_text_of_another_tenant_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="tenant_id cannot be changed"):
-        from_text("tenant_id: b", StoredConfig("a", 1, NEVER, {"tenant_id": "a"}))
+        from_text("tenant_id: b", StoredConfig("a", 1, NEVER, '{"tenant_id": "a"}'))
 
 
 @pytest.mark.parametrize("field", ["lm.model", "teacher_lm.model"])

@@ -51,7 +51,7 @@ def test_what_is_exported_is_imported_the_same(documents: list[dict]) -> None:
     configs = [
         RoutingConfigUnified.model_validate({"tenant_id": f"t{i}", **document}) for i, document in enumerate(documents)
     ]
-    entries = [StoredConfig(config.tenant_id, 1, NEVER, chosen_fields(config)) for config in configs]
+    entries = [StoredConfig(config.tenant_id, 1, NEVER, json.dumps(chosen_fields(config))) for config in configs]
     lines, broken = export_rows(entries)
     imported, refused = read_rows("\n".join(lines)) if lines else ([], [])
     assert (broken, refused) == ([], [])

@@ -10,7 +10,7 @@ import pytest
 
 from autoopt_pipeline.devtools.processes import Processes
 from autoopt_pipeline.run_history.module_events import EventKind, read_events
-from autoopt_pipeline.run_history.stored_events import events_after, events_by_id
+from autoopt_pipeline.run_history.stored_events import events_after, events_by_id, times_by_id
 from tests.support.postgres import new_postgres
 
 SINCE = datetime.now(UTC) - timedelta(hours=1)
@@ -53,6 +53,17 @@ def test_every_kind_of_metadata_is_read_as_dagster_reads_it(instance: dg.Dagster
     official = list(read_events(instance, kind, "routing"))
     assert set(official[0].values) == set(METADATA)
     assert list(events_after(instance, kind, "routing", since=SINCE, after=0)) == official
+
+
+def test_times_are_those_that_dagster_reads(instance: dg.DagsterInstance) -> None:
+    report(instance, {})
+    report(instance, {})
+    official = {event.storage_id: event.at for event in read_events(instance, EventKind.MATERIALIZATION, "routing")}
+    read = times_by_id(instance, "routing", [*official, 10**6])
+    assert {key: abs(read[key] - at) < timedelta(milliseconds=1) for key, at in official.items()} == dict.fromkeys(
+        official, True
+    )
+    assert read.keys() == official.keys()
 
 
 def test_metadata_that_is_unknown_is_left_to_dagster(instance: dg.DagsterInstance) -> None:

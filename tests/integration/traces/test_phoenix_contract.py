@@ -142,6 +142,23 @@ def test_no_limit_drops_spans_silently(phoenix: Phoenix, tenant: str, monkeypatc
     assert sum(decision.time == played[40].time for decision in read) == 35
 
 
+def test_attributes_are_read_page_by_page_within_their_time(
+    phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoopt_pipeline.traces.client.PAGE", 2)
+    send_traffic(phoenix, tenant, requests(7))
+    project, start = project_name(tenant), NOW - timedelta(hours=2)
+    decisions = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=start, end=NOW)
+    read = phoenix.attributes_of(project, ROUTING_SPAN, start=start, end=NOW)
+    assert {span_id: found["routing"]["query"] for span_id, found in read.items()} == {
+        decision.span_id: decision.attributes["routing.query"] for decision in decisions
+    }
+    until = decisions[4].time
+    early = phoenix.attributes_of(project, ROUTING_SPAN, start=start, end=until)
+    assert early.keys() == {decision.span_id for decision in decisions[:4]}
+    assert phoenix.attributes_of(f"{project}-none", ROUTING_SPAN, start=start, end=NOW) == {}
+
+
 def test_long_conversations_are_read_whole(phoenix: Phoenix, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns of one trace lie far apart in time, so the order of traces is not the order of decisions."""
     exporter = OTLPSpanExporter(endpoint=f"{phoenix.endpoint}/v1/traces")

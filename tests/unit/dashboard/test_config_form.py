@@ -1,5 +1,7 @@
 """The form for a tenant's main settings: what it shows, and what a filled-in one changes; one field of many tenants."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -254,7 +256,7 @@ def test_one_field_of_many_tenants_is_planned_one_by_one() -> None:
     name = "min_samples_for_optimization"
 
     def planned(document: dict, text: str) -> tuple[str, ...]:
-        plan = plan_change(StoredConfig("acme", 3, NEVER, {"tenant_id": "acme", **document}), name, text)
+        plan = plan_change(StoredConfig("acme", 3, NEVER, json.dumps({"tenant_id": "acme", **document})), name, text)
         return (*(f"{each.before}->{each.after}" for each in plan.changes), "saved" if plan.after else "", plan.refused)
 
     assert planned({}, "7") == ("100->7", "saved", "")
@@ -267,7 +269,7 @@ def test_one_field_of_many_tenants_is_planned_one_by_one() -> None:
 
 def test_a_field_inside_another_is_planned_with_what_is_beside_it() -> None:
     def planned(document: dict, path: str, text: str) -> dict | None:
-        plan = plan_change(StoredConfig("acme", 3, NEVER, {"tenant_id": "acme", **document}), path, text)
+        plan = plan_change(StoredConfig("acme", 3, NEVER, json.dumps({"tenant_id": "acme", **document})), path, text)
         return chosen_fields(plan.after) if plan.after else None
 
     both = {"budget": {"max_lm_calls": 5, "max_tokens": 6}}
