@@ -87,7 +87,8 @@ def test_every_text_of_a_span_arrives_as_it_can_be_stored_everywhere(
         except Exception as e:  # noqa: BLE001 - of whatever kind DSPy makes of it
             assert isinstance(engine, Quoting), e
     provider.shutdown()
-    answered, failed = sent.spans
+    answered, failed, counts = sent.spans
+    assert json.loads(attribute(counts, "autoopt.decision_counts")) == {"acme": {"cogniverse.routing": 2}}
     for span in (answered, failed):
         assert attribute(span, "routing.query") == "find a\ufffdb \ufffd"
         assert attribute(span, "autoopt.request_id") == "r\ufffd\ufffd"
