@@ -49,7 +49,9 @@ def reuse_connections(engine: Engine) -> None:
 
     def close() -> None:
         closing.release()
-        engine.dispose()
+        # Not the engine's own dispose(), which makes another pool: what is in use would return to the old one, and stay
+        # open until Python collects it.
+        engine.pool.dispose()
 
     def close_later(*_: object) -> None:
         if closing.acquire(blocking=False):

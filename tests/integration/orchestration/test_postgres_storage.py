@@ -1,5 +1,6 @@
 """Dagster's storage on Postgres with connections that are used again, against a real server."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,7 +29,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture
 def instance(database: Postgres, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"storage": database.dagster_storage}) as made:
-        _wait_until_closed(database)  # those that looked for tables
+        _wait_until_open(database, 0)  # those that looked for tables
         yield made
 
 
@@ -50,9 +51,23 @@ def test_many_statements_share_a_connection(instance: dg.DagsterInstance, opened
 
 def test_what_is_not_used_is_closed(instance: dg.DagsterInstance, database: Postgres, opened: list[str]) -> None:
     assert instance.get_run_by_id("none") is None
-    _wait_until_closed(database)
+    _wait_until_open(database, 0)
     assert instance.get_run_by_id("none") is None
     assert len(opened) == 2
+
+
+def test_what_was_in_use_while_others_were_closed_is_closed_later(
+    instance: dg.DagsterInstance, database: Postgres, opened: list[str]
+) -> None:
+    gc.disable()
+    try:
+        with _runs(instance).connect():
+            assert instance.get_run_by_id("none") is None
+            assert len(opened) == 2
+            _wait_until_open(database, 1)
+        _wait_until_open(database, 0)
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_postgres_has_ended_is_replaced(
@@ -64,7 +79,7 @@ def test_a_connection_that_postgres_has_ended_is_replaced(
         assert instance.get_run_by_id("none") is None
         assert len(opened) == number
         _ask(database, f"SELECT count(pg_terminate_backend(pid)) {_OF_THE_INSTANCE}")
-        _wait_until_closed(database)
+        _wait_until_open(database, 0)
 
 
 def test_the_columns_of_tables_are_asked_for_once(instance: dg.DagsterInstance) -> None:
@@ -81,11 +96,15 @@ def _runs(instance: dg.DagsterInstance) -> PostgresRunStorage:
     return instance.run_storage
 
 
-def _wait_until_closed(database: Postgres) -> None:
+def _wait_until_open(database: Postgres, count: int) -> None:
     deadline = time.monotonic() + 20 * KEPT_SECONDS
-    while _ask(database, f"SELECT count(*) {_OF_THE_INSTANCE}"):
+    while _open(database) > count:
         assert time.monotonic() < deadline, "unused connections stay open"
         time.sleep(0.1)
+
+
+def _open(database: Postgres) -> int:
+    return _ask(database, f"SELECT count(*) {_OF_THE_INSTANCE}")
 
 
 def _ask(database: Postgres, statement: str) -> int:
