@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         "autoopt_pipeline.modules.redaction:redact",
         description="Function (package.module:function, text to text) that removes personal data from examples.",
     )
-    max_launches_per_tick: int = Field(100, ge=1, description="Runs that one tick of the sensor may launch.")
+    max_launches_per_tick: int = Field(1000, ge=1, description="Runs that one tick of the sensor may launch.")
     schedule_jitter: float = Field(
         0.1,
         ge=0,

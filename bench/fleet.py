@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,22 +51,29 @@ def names(count: int) -> list[str]:
 
 def write_configs(url: str, tenants: Sequence[str], *, interval_seconds: int, due: Sequence[str] = ()) -> None:
     """Store every tenant's configuration in a SQLite file; those that are `due` are so every hour."""
-    open_config_store(url).write(tenants[0], None)  # makes the table
     hourly = frozenset(due)
-    rows = []
-    for tenant in tenants:
-        interval = 3600 if tenant in hourly else interval_seconds
-        document = {
+    documents = {
+        tenant: {
             "tenant_id": tenant,
             "agents": AGENTS,
             "modules": {module: {} for module in modules()},
-            "optimization_interval_seconds": interval,
+            "optimization_interval_seconds": 3600 if tenant in hourly else interval_seconds,
         }
-        rows.append((tenant, 1, datetime.now(UTC).isoformat(), json.dumps(document)))
+        for tenant in tenants
+    }
+    write_documents(url, documents)
+
+
+def write_documents(url: str, documents: Mapping[str, object]) -> None:
+    """Make these the only configurations in a SQLite file, all at once, for a commit each takes minutes."""
+    first, document = next(iter(documents.items()))
+    open_config_store(url).write(first, document)  # the first write makes the tables
+    now = datetime.now(UTC).isoformat()
+    rows = [(tenant, now, json.dumps(document)) for tenant, document in documents.items()]
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
         db.execute("DELETE FROM tenant_configs")
         db.executemany(
-            "INSERT INTO tenant_configs (tenant_id, version, written_at, document) VALUES (?, ?, ?, ?)", rows
+            "INSERT INTO tenant_configs (tenant_id, version, written_at, document) VALUES (?, 1, ?, ?)", rows
         )
 
 
@@ -292,7 +299,13 @@ def make_home(home: Path, postgres_url: str | None = None) -> None:
     if postgres_url:
         path = home / "dagster.yaml"
         document = yaml.safe_load(path.read_text())
-        document["storage"] = {"postgres": {"postgres_url": postgres_url}}
+        document["storage"] = {
+            "custom": {
+                "module": "autoopt_pipeline.orchestration.postgres_storage",
+                "class": "ReusingPostgresStorage",
+                "config": {"postgres_url": postgres_url},
+            }
+        }
         path.write_text(yaml.safe_dump(document))
 
 

@@ -337,7 +337,7 @@ def _write_instance(home: Path, database: Postgres | None) -> None:
     config = yaml.safe_load((home / "dagster.yaml").read_text())
     config["run_monitoring"] |= _QUICK
     if database:
-        config["storage"] = {"postgres": {"postgres_url": database.url}}
+        config["storage"] = database.dagster_storage
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 

@@ -216,7 +216,7 @@ def test_the_instance_of_the_install_page_is_one_that_dagster_reads(
     whole = yaml.safe_load((PROJECT / "dagster.yaml").read_text()) | files["dagster.yaml"]
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(whole))
     read, _ = dagster_instance_config(str(tmp_path))
-    assert read["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_POSTGRES_URL"}
+    assert read["storage"]["custom"]["config"] == {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}
     (server,) = [each["grpc_server"] for each in files["workspace.yaml"]["load_from"]]
     assert f"-p {server['port']}" in (DOCS / "install.md").read_text()
 

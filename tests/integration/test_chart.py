@@ -401,7 +401,7 @@ def test_a_run_is_a_job_that_kubernetes_takes(
 def test_the_database_is_taken_from_values_and_its_password_from_the_environment(
     manifests: dict[str, list[dict[str, Any]]], name: str
 ) -> None:
-    storage = instance_config(manifests[name])["storage"]["postgres"]["postgres_db"]
+    storage = instance_config(manifests[name])["storage"]["custom"]["config"]["postgres_db"]
     assert storage["hostname"] == ("rel-autoopt-pipeline-postgresql" if name == "trial" else "db")
     assert storage["password"] == {"env": "DAGSTER_PG_PASSWORD"}
 

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,16 @@ class Postgres:
     @property
     def url(self) -> str:
         return f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres"
+
+    @property
+    def dagster_storage(self) -> dict[str, Any]:
+        """The `storage` of a `dagster.yaml`, as the chart and the install page have it."""
+        storage = {
+            "module": "autoopt_pipeline.orchestration.postgres_storage",
+            "class": "ReusingPostgresStorage",
+            "config": {"postgres_url": self.url},
+        }
+        return {"custom": storage}
 
     def create(self) -> None:
         if os.geteuid() == 0:

@@ -37,8 +37,7 @@ def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.Dags
         return
     with new_postgres() as database, Processes(tmp_path / "logs") as group:
         database.start(group)
-        storage = {"storage": {"postgres": {"postgres_url": database.url}}}
-        with dg.DagsterInstance.local_temp(str(tmp_path), overrides=storage) as made:
+        with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"storage": database.dagster_storage}) as made:
             yield made
 
 
