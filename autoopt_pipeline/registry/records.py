@@ -344,10 +344,14 @@ VERSION_IN_TEXT = re.compile(r"\b[0-9]{8}T[0-9]{6}Z-([0-9a-f]{8})\b")
 """The name of a version as `new_version_id` makes it; the group is its short name."""
 
 
+_MADE = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-|$)")
+
+
 def time_of_version(version: str) -> datetime | None:
     """Return the time (UTC) in a version's name, or None if it has none."""
+    made = _MADE.match(version)
     try:
-        return datetime.strptime(version.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(made[0]) if made else None
     except ValueError:
         return None
 
