@@ -23,8 +23,8 @@ from autoopt_pipeline.span_contract import BASELINE, MODULE, PROGRAM_VERSION
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.text import one_line
-from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
-from autoopt_pipeline.traces.reader import read_decisions
+from autoopt_pipeline.traces.client import Phoenix, Project
+from autoopt_pipeline.traces.reader import bounded_window, read_decisions
 from autoopt_pipeline.validation import first_error
 
 # Days within which an outcome has to become known.
@@ -84,7 +84,8 @@ def continue_monitor(
     what `Phoenix` raises.
     """
     late = max(until - timedelta(days=LATE_DAYS), known.began)
-    start = _readable(phoenix, project, spec, late if new_annotations else max(late, known.until), until)
+    oldest = late if new_annotations else max(late, known.until)
+    start, _ = bounded_window(phoenix, project, spec, oldest, until, most=2 * MAX_DECISIONS, newest=True)
     decisions = [
         decision
         for decision in read_decisions(phoenix, project, spec, start=start, end=until, also=(MODULE, PROGRAM_VERSION))
@@ -160,15 +161,6 @@ def outcomes_of(
             Outcome(decision.time, min(max(value, 0.0), 1.0)) for decision, value in confidence if value is not None
         ],
     }
-
-
-def _readable(phoenix: Phoenix, project: Project, spec: ModuleSpec, start: datetime, until: datetime) -> datetime:
-    """The begin of a window that ends at `until` and has about `MAX_DECISIONS` at most."""
-    while phoenix.count([window := CountRequest(project.id, spec.contract.span_name, start, until)])[window] > (
-        2 * MAX_DECISIONS
-    ):
-        start += (until - start) / 2
-    return start
 
 
 def _is_of(decision: LoggedDecision, spec: ModuleSpec, version: str | None) -> bool:

@@ -16,8 +16,8 @@ from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.labels import labels_of
 from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
-from autoopt_pipeline.traces.client import CountRequest, Phoenix
-from autoopt_pipeline.traces.reader import read_decisions
+from autoopt_pipeline.traces.client import Phoenix
+from autoopt_pipeline.traces.reader import bounded_window, read_decisions
 
 
 def analyze_now(
@@ -61,11 +61,7 @@ def _read_since(
     project = phoenix.project(project_name(tenant_id))
     if project is None:
         return [], until
-    end = until
-    while phoenix.count([window := CountRequest(project.id, spec.contract.span_name, start, end)])[window] > (
-        2 * MAX_DECISIONS
-    ):
-        end = start + (end - start) / 2
+    _, end = bounded_window(phoenix, project, spec, start, until, most=2 * MAX_DECISIONS, newest=False)
     return read_decisions(phoenix, project, spec, start=start, end=end, also=(MODULE, PROGRAM_VERSION, ARM)), end
 
 

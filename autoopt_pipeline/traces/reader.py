@@ -8,7 +8,7 @@ from autoopt_pipeline.errors import PhoenixRefused
 from autoopt_pipeline.modules.spec import LoggedDecision, ModuleSpec
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.span_contract import SpanContract, project_name
-from autoopt_pipeline.traces.client import Phoenix, Project
+from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
 from autoopt_pipeline.traces.truncation import mark_cut
 
 
@@ -64,6 +64,16 @@ def read_decisions(
     Marks texts that were truncated before they reached Phoenix.
     """
     return as_decisions(spec, read_spans(phoenix, project, spec, start=start, end=end, also=also))
+
+
+def bounded_window(
+    phoenix: Phoenix, project: Project, spec: ModuleSpec, start: datetime, end: datetime, *, most: int, newest: bool
+) -> tuple[datetime, datetime]:
+    """Halve [start, end) until it has no more than `most` decisions. Keeps the newest ones, or else the oldest."""
+    while phoenix.count([window := CountRequest(project.id, spec.contract.span_name, start, end)])[window] > most:
+        middle = start + (end - start) / 2
+        start, end = (middle, end) if newest else (start, middle)
+    return start, end
 
 
 @dataclass(frozen=True)

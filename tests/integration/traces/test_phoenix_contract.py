@@ -31,7 +31,7 @@ from autoopt_pipeline.scheduling.conditions import RunOutcome
 from autoopt_pipeline.span_contract import ROUTING, ROUTING_SPAN, NewAnnotation, project_name
 from autoopt_pipeline.traces.client import CountRequest, Phoenix, Project
 from autoopt_pipeline.traces.counts import Wanted, gather_evidence
-from autoopt_pipeline.traces.reader import collect
+from autoopt_pipeline.traces.reader import bounded_window, collect, read_decisions
 from tests.support.phoenix_traffic import AGENTS, ALL_REVIEWED, NOW, requests, trace_count
 from tests.support.sample_decisions import as_read
 
@@ -231,6 +231,40 @@ def test_annotations_are_read_only_where_there_are_some(phoenix: Phoenix, tenant
     read = phoenix.decisions(project_of(phoenix, tenant), ROUTING, start=NOW - timedelta(hours=2), end=NOW)
     assert [path for path in asked if path.endswith("/span_annotations")]
     assert {decision.span_id: len(decision.annotations) for decision in read} == {first.span_id: 1, second.span_id: 0}
+
+
+def test_parts_of_a_long_read_are_not_counted_first(
+    phoenix: Phoenix, tenant: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_traffic(phoenix, tenant, requests(60))
+    project = project_of(phoenix, tenant)
+    asked.clear()
+    monkeypatch.setattr("autoopt_pipeline.traces.client.SPANS_PER_READ", 50)
+    assert len(phoenix.decisions(project, ROUTING, start=NOW - timedelta(days=30), end=NOW)) == 60
+    assert sum("graphql" in path for path in asked) == 1
+    assert sum("spans" in path for path in asked) == 3
+
+
+def test_nothing_is_read_where_nothing_is_counted(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
+    send_traffic(phoenix, tenant, requests(3))
+    project = project_of(phoenix, tenant)
+    asked.clear()
+    assert phoenix.decisions(project, ROUTING, start=NOW - timedelta(days=60), end=NOW - timedelta(days=30)) == []
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_bounded_window_keeps_one_end_and_few_decisions(phoenix: Phoenix, tenant: str, newest: bool) -> None:
+    played = requests(60)
+    send_traffic(phoenix, tenant, played)
+    project, spec, start = project_of(phoenix, tenant), get_module("routing"), played[0].time
+    assert bounded_window(phoenix, project, spec, start, NOW, most=60, newest=newest) == (start, NOW)
+    window = bounded_window(phoenix, project, spec, start, NOW, most=20, newest=newest)
+    kept = read_decisions(phoenix, project, spec, start=window[0], end=window[1])
+    everything = read_decisions(phoenix, project, spec, start=start, end=NOW)
+    assert 0 < len(kept) <= 20
+    assert kept == (everything[-len(kept) :] if newest else everything[: len(kept)])
+    assert (window[1] == NOW) if newest else (window[0] == start)
 
 
 def test_many_counts_need_few_requests(phoenix: Phoenix, tenant: str, asked: list[str]) -> None:
