@@ -9,6 +9,7 @@ many requests an object store would get: a list for each 1,000 names, and one fo
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -74,6 +75,7 @@ def child(home: Path, way: str) -> list[dict[str, Any]]:
 
 
 def measure(*, by_index: bool) -> list[dict[str, Any]]:
+    from autoopt_pipeline.__main__ import OBJECTS_BETWEEN_COLLECTIONS
     from autoopt_pipeline.clients import Connections
     from autoopt_pipeline.dashboard.context import FIRST_TENANTS
     from autoopt_pipeline.dashboard.overview_query import Query, select
@@ -81,6 +83,7 @@ def measure(*, by_index: bool) -> list[dict[str, Any]]:
     from autoopt_pipeline.status.module_status import ModuleStatus, tenant_standings
     from autoopt_pipeline.status.week import read_week
 
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)  # as the command does
     connections = Connections(load_settings())
     rows = []
     with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance, counted_requests() as requests:
