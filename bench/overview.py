@@ -80,11 +80,12 @@ def measure(*, by_index: bool) -> list[dict[str, Any]]:
     from autoopt_pipeline.dashboard.context import FIRST_TENANTS
     from autoopt_pipeline.dashboard.overview_query import Query, select
     from autoopt_pipeline.settings import load_settings
+    from autoopt_pipeline.status.fleet_decisions import FleetDecisions
     from autoopt_pipeline.status.module_status import ModuleStatus, tenant_standings
     from autoopt_pipeline.status.week import read_week
 
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)  # as the command does
-    connections = Connections(load_settings())
+    connections, fleet = Connections(load_settings()), FleetDecisions()
     rows = []
     with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance, counted_requests() as requests:
 
@@ -92,7 +93,8 @@ def measure(*, by_index: bool) -> list[dict[str, Any]]:
             stored = connections.configs.current()
             some = {tenant: stored[tenant] for tenant in sorted(stored)[:count]}
             now = datetime.now(UTC)
-            return tenant_standings(some, instance, connections, now=now, by_index=by_index and count is None)
+            known = fleet if by_index and count is None else None
+            return tenant_standings(some, instance, connections, now=now, fleet=known)
 
         def everything() -> None:
             read_week(instance, datetime.now(UTC))

@@ -16,6 +16,7 @@ from autoopt_pipeline.dashboard.status_cache import StatusCache, StatusSnapshot
 from autoopt_pipeline.dashboard.trend_cache import TrendCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
+from autoopt_pipeline.status.fleet_decisions import FleetDecisions
 from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
 from autoopt_pipeline.status.week import read_week
 from autoopt_pipeline.tenants.stores.base import StoredConfig
@@ -57,7 +58,7 @@ class Dashboard:
 
 def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Access) -> Dashboard:
     """Open the dashboard. It reads nothing before the first request for a page."""
-    counts = Counts()
+    counts, fleet = Counts(), FleetDecisions()
 
     def read_first() -> StatusSnapshot | None:
         stored, now = parts.configs.current(), datetime.now(UTC)
@@ -72,7 +73,7 @@ def open_dashboard(parts: Connections, instance: dg.DagsterInstance, access: Acc
         read_modules_again()
         stored = parts.configs.current()
         few, now = len(stored) <= _FEW_TENANTS, datetime.now(UTC)
-        standings = tenant_standings(stored, instance, parts, now=now, count_all=few, by_index=not few)
+        standings = tenant_standings(stored, instance, parts, now=now, count_all=few, fleet=None if few else fleet)
         return StatusSnapshot(
             now,
             tuple(counts.completed(standings, of_all=True)),

@@ -16,8 +16,10 @@ _LATER = datetime.max.replace(tzinfo=UTC)
 
 _Key = Callable[[ModuleStatus], Any]
 
+_RANK = {health: rank for rank, health in enumerate(Health)}
+
 _SORTED_BY: Mapping[str, _Key] = {
-    "health": lambda status: list(Health).index(status.health),
+    "health": lambda status: _RANK[status.health],
     "tenant": lambda status: status.tenant_id.lower(),
     "module": lambda status: status.module,
     "new": lambda status: -_share_of_needed(status),
@@ -115,16 +117,15 @@ def select(statuses: Iterable[ModuleStatus], query: Query) -> Page:
 
 
 def _matches(status: ModuleStatus, query: Query) -> bool:
-    health = status.health
     # A user who searches for a tenant wants to find it even when it is turned off.
-    hidden = health is Health.DISABLED and not (query.text or query.health or query.decision)
+    hidden = status.health is Health.DISABLED and not (query.text or query.health or query.decision)
     return (
         not hidden
-        and query.text.lower() in status.tenant_id.lower()
-        and query.health in ("", health.value)
-        and query.module in ("", status.module)
-        and query.verdict in ("", status.verdict)
-        and query.decision in ("", status.decision.reason.value)
+        and (not query.text or query.text.lower() in status.tenant_id.lower())
+        and (not query.health or query.health == status.health.value)
+        and (not query.module or query.module == status.module)
+        and (not query.verdict or query.verdict == status.verdict)
+        and (not query.decision or query.decision == status.decision.reason.value)
     )
 
 

@@ -30,6 +30,7 @@ from autoopt_pipeline.run_history.runs import failed_runs
 from autoopt_pipeline.scheduling.conditions import Attempts, Reason, RunOutcome, ScheduleDecision
 from autoopt_pipeline.span_contract import project_name
 from autoopt_pipeline.status.active_versions import NEVER_PROMOTED, ActiveVersion, read_active, read_active_by_index
+from autoopt_pipeline.status.fleet_decisions import FleetDecisions
 from autoopt_pipeline.tenants.config import RoutingConfigUnified
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.traces.client import CountRequest
@@ -156,7 +157,7 @@ class ModuleStatus:
             return None
         return max(0, decision.need - decision.counted)
 
-    @property
+    @cached_property
     def verdict(self) -> str:
         """The verdict of the last outcome, or of the person who decided after it; empty where there was none."""
         if self.unreported:
@@ -233,31 +234,33 @@ def tenant_standings(
     *,
     now: datetime,
     count_all: bool = False,
-    by_index: bool = False,
+    fleet: FleetDecisions | None = None,
 ) -> list[ModuleStatus]:
     """Every module of these tenants. The number of requests and queries per module does not depend on the tenants.
 
-    With `by_index`, what serves comes from the index of all tenants instead of two files for each module. Then what the
-    active versions cost and which model they ask is not known, nor whether their files are damaged, and `quality` is
-    there only after a fall.
+    For a `fleet`, only decisions that may have changed since its last refresh are made anew, and what serves comes from
+    the index of all tenants instead of two files for each module. Then what the active versions cost and which model
+    they ask is not known, nor whether their files are damaged, and `quality` is there only after a fall.
 
     With `count_all`, new traces are counted even where another condition decides.
     """
-    qualities = read_qualities(connections.files, tenants=stored.keys(), fallen_only=by_index)
+    qualities = read_qualities(connections.files, tenants=stored.keys(), fallen_only=fleet is not None)
     plan = plan_tenants(
         stored,
         instance,
         connections.phoenix,
         now=now,
         settings=connections.settings,
-        options=PlanOptions(count_all=count_all),
+        options=PlanOptions(count_all=count_all, memory=fleet.memory if fleet else None),
         falls={key: quality.fall for key, quality in qualities.items() if quality.fall},
     )
-    attempts = {key: plan.attempts[key] for key in plan.decisions if key in plan.attempts}
+    known = fleet or FleetDecisions()
+    known.take(plan, stored.keys())
+    attempts = known.attempts
     outcomes = read_outcomes(instance, attempts)
-    keys = [key for key in plan.decisions if key[1] != WHOLE_TENANT]
+    keys = [key for key in known.decisions if key[1] != WHOLE_TENANT]
     files = connections.files
-    active = read_active_by_index(files, keys, attempts) if by_index else read_active(files, keys)
+    active = read_active_by_index(files, keys, attempts) if fleet else read_active(files, keys)
     beside = {key for key, version in active.items() if version.has_canary}
     entries = indexed_rollouts(files) if beside else []
     to_review = {(entry.tenant_id, entry.module): entry.to_review for entry in entries}
@@ -279,7 +282,7 @@ def tenant_standings(
             rollout_reviews=to_review.get(key, 0) if key in beside else 0,
             quality=_quality(qualities.get(key), stored[key[0]]),
         )
-        for key, decision in plan.decisions.items()
+        for key, decision in known.decisions.items()
     ]
 
 
