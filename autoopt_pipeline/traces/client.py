@@ -41,6 +41,10 @@ PAGE = 1000
 # Decisions per data frame request at most. Half as many are expected, which take the thread that answers 0.1 s.
 SPANS_PER_READ = 20_000
 
+# Parts into which a window is divided before it is read. A part with more is divided when it is found to have more, so
+# that a count that is too large does not make thousands of requests.
+_MOST_PARTS = 100
+
 # Older servers answer with "an unexpected error occurred" and no cause.
 OLDEST_PHOENIX = (17, 17)
 
@@ -301,7 +305,7 @@ class Phoenix:
         [expected] = self._graphql_counts([window])
         if not expected:
             return []
-        parts = _equal_parts(window, project, math.ceil(2 * expected / SPANS_PER_READ))
+        parts = _equal_parts(window, project, min(math.ceil(2 * expected / SPANS_PER_READ), _MOST_PARTS))
         rows = [row for part in parts for row in self._read_window(query, project.name, part, SPANS_PER_READ)]
         if len(rows) < expected:  # missing rows would count as learnt from
             raise PhoenixUnavailable(
