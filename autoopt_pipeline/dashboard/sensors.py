@@ -18,6 +18,10 @@ class Sensor:
     ticked_at: datetime | None
     message: str
 
+    @property
+    def title(self) -> str:
+        return self.name.removesuffix("_sensor").replace("_", " ")
+
 
 def read_sensors(instance: dg.DagsterInstance) -> list[Sensor]:
     """The sensors with their last ticks, the most important first."""

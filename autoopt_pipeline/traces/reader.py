@@ -69,9 +69,14 @@ def read_decisions(
 def bounded_window(
     phoenix: Phoenix, project: Project, spec: ModuleSpec, start: datetime, end: datetime, *, most: int, newest: bool
 ) -> tuple[datetime, datetime]:
-    """Halve [start, end) until it has no more than `most` decisions. Keeps the newest ones, or else the oldest."""
+    """Halve [start, end) until it has no more than `most` decisions. Keeps the newest ones, or else the oldest.
+
+    Halving ends with a moment, whatever Phoenix counts there.
+    """
     while phoenix.count([window := CountRequest(project.id, spec.contract.span_name, start, end)])[window] > most:
         middle = start + (end - start) / 2
+        if middle in (start, end):
+            break
         start, end = (middle, end) if newest else (start, middle)
     return start, end
 
