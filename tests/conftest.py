@@ -10,10 +10,12 @@ import dagster as dg
 import hypothesis
 import pytest
 
+from autoopt_pipeline.clients import Connections
 from autoopt_pipeline.devtools.minilm import ENCODER, is_made
 from autoopt_pipeline.devtools.processes import LOOPBACK, Processes, free_port
 from autoopt_pipeline.devtools.smollm2 import is_installed, start_smollm2
 from autoopt_pipeline.devtools.stack import start_phoenix, wait_for_phoenix
+from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.tenants.store import open_config_store
 from autoopt_pipeline.tenants.stores.base import TenantConfigStore
 from autoopt_pipeline.traces.client import Phoenix
@@ -208,3 +210,9 @@ def store(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Tena
     monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
     monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
     return open_config_store(f"sqlite:///{home / '.autoopt' / 'config.db'}")
+
+
+@pytest.fixture
+def parts(store: TenantConfigStore) -> Connections:
+    """The connections of that home."""
+    return Connections(load_settings())

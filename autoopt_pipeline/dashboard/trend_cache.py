@@ -22,15 +22,17 @@ class TrendCache:
 
     def trends(self, instance: dg.DagsterInstance, rows: Sequence[ModuleStatus]) -> Mapping[ModuleKey, Sequence[Point]]:
         """The trends of these modules, as `read_trends` reads them."""
-        wanted = {(row.tenant_id, row.module): row for row in rows if row.attempts.outcome_id is not None}
+        newest = {(row.tenant_id, row.module): row.attempts.outcome_id for row in rows}
+        wanted = [(key, outcome_id) for key, outcome_id in newest.items() if outcome_id is not None]
         with self._lock:
-            found = {key: self._known.get((key, row.attempts.outcome_id or 0)) for key, row in wanted.items()}
-        missing = [key for key, points in found.items() if points is None]
+            known = {
+                key: self._known[key, outcome_id] for key, outcome_id in wanted if (key, outcome_id) in self._known
+            }
+        missing = [(key, outcome_id) for key, outcome_id in wanted if key not in known]
         begins = {row.tenant_id: row.begins for row in rows if row.begins}
-        read = read_trends(instance, missing, begins)
+        read = read_trends(instance, [key for key, _ in missing], begins)
         with self._lock:
-            for key in missing:
-                self._known[key, wanted[key].attempts.outcome_id or 0] = read.get(key, ())
+            self._known |= {(key, outcome_id): read.get(key, ()) for key, outcome_id in missing}
             while len(self._known) > _KEPT:
                 del self._known[next(iter(self._known))]
-        return {key: read.get(key, ()) if points is None else points for key, points in found.items()}
+        return known | dict(read)

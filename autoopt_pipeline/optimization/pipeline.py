@@ -235,10 +235,9 @@ class _Optimization:
         cannot_serve = self.incumbent_version is not None and self.conditions.incumbent is None
         if self.ask_anew is None or cannot_serve:
             return []
-        held_out = [held_out.example for held_out in split.drawable or split.holdout]
         return Replayer(
             self.job, self.incumbent_version, incumbent, self.ask_anew, self.artifacts, self.tracker
-        ).replay(held_out)
+        ).replay(_held_out(split))
 
     def _keep_answers(self, version: str, lm: str) -> None:
         """Keep what the candidate answered on the holdout, so that later runs can ask it again."""
@@ -282,8 +281,8 @@ class _Optimization:
         return used + self._estimated_replay(incumbent, split), what
 
     def _estimated_replay(self, incumbent: dspy.Module, split: Split) -> LMEstimate:
-        held_out = [held_out.example for held_out in split.drawable or split.holdout]
-        return estimate_answers(self.spec, incumbent, held_out[: most_replayed(self.config, incumbent)], self.lm)
+        asked = _held_out(split)[: most_replayed(self.config, incumbent)]
+        return estimate_answers(self.spec, incumbent, asked, self.lm)
 
     def _estimated(
         self, test: SequentialTest | None, candidate: dspy.Module | None, incumbent: dspy.Module, split: Split
@@ -1012,3 +1011,8 @@ def _missing_data(split: Split) -> tuple[Verdict, str] | None:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+
+
+def _held_out(split: Split) -> list[Example]:
+    """The held-out examples that a replay may ask for the first time."""
+    return [held_out.example for held_out in split.drawable or split.holdout]

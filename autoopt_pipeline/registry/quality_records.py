@@ -12,7 +12,7 @@ Only the quality sensor writes them, whose ticks never overlap.
 from collections.abc import Collection, Mapping
 
 from pydantic import AwareDatetime, Field, NonNegativeInt, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import StoredRecord
@@ -121,7 +121,7 @@ def read_qualities(
                 continue
             for module, quality in check.get("modules", {}).items():
                 if not fallen_only or quality.get("fall"):
-                    found[tenant, module] = ModuleQuality.model_validate_json(to_json(quality))
+                    found[tenant, module] = ModuleQuality.model_validate(quality)
     except (ValueError, AttributeError):  # damaged, see `read_checks`
         return {}
     return found

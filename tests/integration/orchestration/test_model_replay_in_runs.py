@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -18,9 +17,7 @@ from autoopt_pipeline.names import QUALITY_SENSOR
 from autoopt_pipeline.optimization import pipeline
 from autoopt_pipeline.registry.quality_records import QualityFall, read_checks, read_falls, write_checks
 from autoopt_pipeline.registry.replays import reported_replays
-from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import ROUTING_SPAN
-from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
 from tests.support.llm_server import Answered, LLMServer, Sent
 from tests.support.materializing import materialize, metadata_of
@@ -63,14 +60,6 @@ def requests(count: int, begin: float, end: float, right: float) -> list[PlayedR
         time = NOW - timedelta(days=begin - (begin - end) * i / count)
         made.append(PlayedRequest(time, 0.1, (PlayedSpan(ROUTING_SPAN, attributes, False, ()),)))
     return made
-
-
-@pytest.fixture
-def parts(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Connections:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return Connections(load_settings())
 
 
 class Life:

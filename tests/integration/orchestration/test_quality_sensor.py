@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -26,7 +25,6 @@ from autoopt_pipeline.registry.quality_records import TenantCheck, quality_path,
 from autoopt_pipeline.registry.replays import ModelReplay, report_replay, reported_replays
 from autoopt_pipeline.rollouts.live_quality import load_monitor
 from autoopt_pipeline.scheduling.conditions import Reason
-from autoopt_pipeline.settings import load_settings
 from autoopt_pipeline.span_contract import ROUTING_SPAN, NewAnnotation, project_name
 from autoopt_pipeline.traces.client import Phoenix
 from tests.support.command_line import autoopt
@@ -57,14 +55,6 @@ def requests(count: int, begin: float, end: float, right: Mapping[str, float], *
         time = NOW - timedelta(days=begin - (begin - end) * i / count)
         made.append(PlayedRequest(time, 0.1, (PlayedSpan(ROUTING_SPAN, attributes, False, ()),)))
     return made
-
-
-@pytest.fixture
-def parts(home: Path, phoenix: Phoenix, monkeypatch: pytest.MonkeyPatch) -> Connections:
-    monkeypatch.setenv("AUTOOPT_HOME", str(home / ".autoopt"))
-    monkeypatch.setenv("AUTOOPT_PHOENIX_ENDPOINT", phoenix.endpoint)
-    monkeypatch.setenv("AUTOOPT_SETTLING_SECONDS", "0")
-    return Connections(load_settings())
 
 
 @pytest.fixture
