@@ -48,13 +48,19 @@ def _part(text: str) -> str:
     return quote(str(text), safe=":")
 
 
-def _with_short_versions(text: str) -> Markup:
-    """Escape a sentence, and show versions in it by the short name, with the full one to see and to copy."""
-    return Markup(VERSION_IN_TEXT.sub(_short_version, str(escape(text))))  # noqa: S704 - escaped before
+_RUN_IN_TEXT = re.compile(r"(?<=\brun )([0-9a-f]{8})[0-9a-f-]{28}\b")
 
 
-def _short_version(found: re.Match[str]) -> str:
-    # A version consists of letters, digits and hyphens only.
+def _with_short_names(text: str) -> Markup:
+    """Escape a sentence, and show versions and runs in it by their short names, with the full ones on hover."""
+    plain = str(escape(text))
+    for pattern in (VERSION_IN_TEXT, _RUN_IN_TEXT):
+        plain = pattern.sub(_short_name, plain)
+    return Markup(plain)  # noqa: S704 - escaped before
+
+
+def _short_name(found: re.Match[str]) -> str:
+    # Names of versions and runs consist of letters, digits and hyphens only.
     return f'<span class="version" title="{found[0]}">{found[1]}</span>'
 
 
@@ -81,7 +87,7 @@ def _environment() -> jinja2.Environment:
         "printable": printable,
         "timespan": duration,
         "duration": as_duration,
-        "with_short_versions": _with_short_versions,
+        "with_short_names": _with_short_names,
         "words": lambda text: str(text).replace("_", " "),
     }
     return environment

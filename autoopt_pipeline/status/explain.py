@@ -16,7 +16,6 @@ DOING = "doing"
 """The word before the progress of a run."""
 
 
-_RUN_ID = re.compile(r"\brun ([0-9a-f]{8})[0-9a-f-]{28}\b")
 _COMMAND = re.compile(r"[;:] (?:[a-z ]+ )?'autoopt [^']*'(?: [a-z ]+)?")
 
 
@@ -26,7 +25,7 @@ def page_sentences(story: ModuleDetail, now: datetime) -> Iterator[tuple[str, st
         if word == DOING:
             continue
         reason = story.standing.decision.reason.value
-        plain = _COMMAND.sub("", _RUN_ID.sub(r"run \1", text)).replace(" -> ", " → ")
+        plain = _COMMAND.sub("", text).replace(" -> ", " → ")
         yield word, plain.replace(f"{reason}:", f"{reason.replace('_', ' ')}:", 1) if word == "now" else plain
 
 
