@@ -35,8 +35,9 @@ def as_duration(seconds: float) -> str:
 
 def read_duration(value: Any, info: ValidationInfo) -> Any:
     """Validate a field that holds a duration: convert a duration to the field's number, and pass on any other value."""
-    seconds = seconds_in(value) if isinstance(value, str) else None
-    unit = _unit_of(info.field_name or "")
+    if not isinstance(value, str):
+        return value
+    seconds, unit = seconds_in(value), _unit_of(info.field_name or "")
     return value if seconds is None or unit is None else seconds / unit
 
 

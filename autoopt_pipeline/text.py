@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 
@@ -70,3 +70,8 @@ def did_you_mean(text: str, known: Iterable[str], listed_as: str = "") -> str:
     close = difflib.get_close_matches(text.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean '{lower[close[0]]}'? " if close else ""
     return f"{hint}{listed_as}: {', '.join(names)}" if listed_as else hint
+
+
+def iso(moment: datetime | None) -> str | None:
+    """ISO 8601 in UTC; None stays None."""
+    return moment.astimezone(UTC).isoformat() if moment else None

@@ -11,8 +11,6 @@ tick, of which their application tells as the serving library does. Writes bench
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,7 @@ from typing import Any
 
 import dagster as dg
 from fleet import HOUR, make_home, names, write_configs, write_history, write_traces
-from tick import counted_requests, phoenix_process
+from measuring import counted_requests, cpu_of, in_own_process, peak_mb, phoenix_process
 from writing import table, write_results
 
 from autoopt_pipeline.devtools.processes import Processes, free_port
@@ -79,10 +77,11 @@ def run(sizes: list[int], idle: int) -> None:
             store = f"sqlite:///{stack.home / '.autoopt' / 'config.db'}"
             interval = 3600 if state == "idle" else 7 * 86_400
             write_configs(store, tenants[:size], interval_seconds=interval, due=tenants[:size:100])
-            before = sum(server.cpu_times()[:2])
             flags = ["--measure", state, "--of", str(size), "--database", database]
-            row = child([*flags, *(["--anew"] if way == "anew" else [])], stack)
-            row["phoenix_cpu"] = (sum(server.cpu_times()[:2]) - before) / row["ticks"]
+            flags += ["--anew"] if way == "anew" else []
+            with cpu_of(server) as used:
+                row = in_own_process(__file__, *flags, env=stack.env, folder=stack.home)
+            row["phoenix_cpu"] = used[0] / row["ticks"]
             found.append({"tenants": size, "state": state, "way": way} | row)
             print(json.dumps(found[-1]), flush=True)
     write_results("large_fleet", found, *tables(found))
@@ -91,19 +90,6 @@ def run(sizes: list[int], idle: int) -> None:
 def write_new_traces(database: str, tenants: Sequence[str]) -> None:
     now = datetime.now(UTC)
     write_traces(database, tenants, first=now - HOUR, last=now, count=NEW_TRACES)
-
-
-def child(arguments: list[str], stack: Stack) -> dict[str, Any]:
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, **stack.env},
-        cwd=stack.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(state: str, tenants: Sequence[str], database: str, *, anew: bool) -> dict[str, Any]:
@@ -139,7 +125,7 @@ def measure(state: str, tenants: Sequence[str], database: str, *, anew: bool) ->
     return ticks[-1] | {
         "ticks": len(ticks),
         "most_cpu": max(each["cpu"] for each in ticks),
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_mb": peak_mb(),
     }
 
 

@@ -13,8 +13,6 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet import HOUR, make_home, names, write_configs, write_history
+from measuring import in_own_process
 from serving_index import LISTED_AT_ONCE, fill
 from writing import table
 
@@ -47,7 +46,9 @@ def main() -> None:
             home = Path(temporary)
             make_fleet(home, size)
             for way in ("files", "index"):
-                rows += [{"tenants x 5": size, "what serves by": way} | row for row in child(home, way)]
+                env = {"DAGSTER_HOME": str(home), "AUTOOPT_HOME": str(home / ".autoopt")}
+                found = in_own_process(__file__, "--measure", way, env=env)
+                rows += [{"tenants x 5": size, "what serves by": way} | row for row in found]
     print(table(rows))
 
 
@@ -61,17 +62,6 @@ def make_fleet(home: Path, size: int) -> None:
     write_configs(f"sqlite:///{data / 'config.db'}", tenants, interval_seconds=WEEK_SECONDS)
     (data / "artifacts").mkdir()
     fill(data / "artifacts", tenants)
-
-
-def child(home: Path, way: str) -> list[dict[str, Any]]:
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, __file__, "--measure", way],
-        env={**os.environ, "DAGSTER_HOME": str(home), "AUTOOPT_HOME": str(home / ".autoopt")},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(*, by_index: bool) -> list[dict[str, Any]]:

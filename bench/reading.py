@@ -10,10 +10,6 @@ asked 20 times a second. Writes bench/results/reading.json, reading.md and readi
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from fleet import HOUR, own_database, postgres, write_traces
+from measuring import cpu_of, in_own_process, peak_mb, phoenix_process
 from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.devtools.processes import Processes, free_port
@@ -74,21 +71,18 @@ def measure(
     """What each way of reading costs, from a Phoenix of its own."""
     endpoint = start_phoenix(processes, folder, free_port(), free_port(), database_url=url)
     wait_for_phoenix(processes, endpoint)
+    server = phoenix_process(folder)
     url = url or f"sqlite:///{folder / 'phoenix.db'}"
     for size in sizes:
         now, tenant = datetime.now(UTC), f"tenant-{size}"
         write_traces(url, [tenant], first=now - 20 * HOUR, last=now, count=size, size=2000)
         for way in WAYS:
-            with health(endpoint) as slowest:
-                done = subprocess.run(  # noqa: S603
-                    [sys.executable, __file__, "--read", endpoint, tenant, way],
-                    env={**os.environ, "PHOENIX_DISCOVER_CONFIG": "false"},
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
+            with health(endpoint) as slowest, cpu_of(server) as used:
+                row = in_own_process(
+                    __file__, "--read", endpoint, tenant, way, env={"PHOENIX_DISCOVER_CONFIG": "false"}
                 )
-            row = json.loads(done.stdout.strip().splitlines()[-1])
-            row = {"database": database, "decisions": size, "way": way, "healthz_seconds": slowest[0], **row}
+            row |= {"healthz_seconds": slowest[0], "phoenix_cpu": used[0]}
+            row = {"database": database, "decisions": size, "way": way, **row}
             print(json.dumps(row), flush=True)
             yield row
 
@@ -97,7 +91,7 @@ def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
     """Read a tenant's last day in this process, which has imported what is needed before."""
     from phoenix.client import Client
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     end = datetime.now(UTC)
     began, spent = time.monotonic(), time.process_time()
     if way == "ours":
@@ -111,7 +105,7 @@ def read(endpoint: str, tenant: str, way: str) -> dict[str, Any]:
         "rows": rows,
         "wall": time.monotonic() - began,
         "cpu": time.process_time() - spent,
-        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "memory_mb": peak_mb() - before,
     }
 
 
@@ -155,6 +149,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         "rows": row["rows"],
         "wall s": round(row["wall"], 2),
         "CPU s": round(row["cpu"], 2),
+        "Phoenix CPU s": round(row["phoenix_cpu"], 1),
         "MB more": round(row["memory_mb"]),
         "slowest /healthz, s": round(row["healthz_seconds"], 2),
     }

@@ -17,14 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import httpx
 import psutil
 from fleet import (
     HOUR,
@@ -37,6 +35,7 @@ from fleet import (
     write_history,
     write_traces,
 )
+from measuring import counted_requests, cpu_of, in_own_process, peak_mb, phoenix_process
 from writing import Line, table, write_plot, write_results
 
 from autoopt_pipeline.devtools.processes import Processes, free_port
@@ -94,7 +93,7 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
                         interval = 3600 if state == "idle" else 7 * 86_400
                         write_configs(store, tenants[:size], interval_seconds=interval, due=tenants[:size:100])
                         for sensor in SENSORS if state == "quiet" else SENSORS[:1]:
-                            row = child(["--measure", sensor], stack, state, server)
+                            row = child(sensor, stack, state, server)
                             found.append({"storage": storage, "tenants": size, "state": state, "sensor": sensor} | row)
                             print(json.dumps(found[-1]), flush=True)
         stack = Stack(folder, endpoint, {})
@@ -105,27 +104,11 @@ def run(sizes: list[int], seed_sizes: list[int]) -> None:
     plot(found)
 
 
-def phoenix_process(folder: Path) -> psutil.Process:
-    """The server itself, and not a wrapper around it: of those in its folder, the largest."""
-    ours = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)]
-    return max(ours, key=lambda process: process.memory_info().rss)
-
-
-def child(arguments: list[str], stack: Stack, state: str, server: psutil.Process) -> dict[str, Any]:
+def child(sensor: str, stack: Stack, state: str, server: psutil.Process) -> dict[str, Any]:
     budget = {"AUTOOPT_DAILY_LM_CALLS": str(10**12)} if state == "budget" else {}
-    before = sum(server.cpu_times()[:2])
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, **stack.env, **budget},
-        cwd=stack.home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    # The child looks twice.
-    return found | {"phoenix_cpu": (sum(server.cpu_times()[:2]) - before) / 2}
+    with cpu_of(server) as used:
+        found = in_own_process(__file__, "--measure", sensor, env={**stack.env, **budget}, folder=stack.home)
+    return found | {"phoenix_cpu": used[0] / 2}  # it ticks twice
 
 
 def measure(sensor: str) -> dict[str, Any]:
@@ -152,30 +135,10 @@ def measure(sensor: str) -> dict[str, Any]:
     report = json.loads(cursor) if cursor and cursor.startswith("{") else {}
     return looks[1] | {
         "first_cpu": looks[0]["cpu"],
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_mb": peak_mb(),
         "launched": len(result.run_requests or ()),
         "decisions": report.get("decisions", {}),
     }
-
-
-@contextmanager
-def counted_requests() -> Generator[dict[str, int]]:
-    """What goes over HTTP, bodies only, unpacked."""
-    counts = {"requests": 0, "sent": 0, "received": 0}
-    send: Callable[..., httpx.Response] = httpx.Client.send
-
-    def counting(self: httpx.Client, request: httpx.Request, **kwargs: Any) -> httpx.Response:
-        response = send(self, request, **kwargs)
-        counts["requests"] += 1
-        counts["sent"] += len(request.content)
-        counts["received"] += len(response.content)
-        return response
-
-    httpx.Client.send = counting
-    try:
-        yield counts
-    finally:
-        httpx.Client.send = send
 
 
 def seed(tenants: list[str], stack: Stack) -> dict[str, Any]:

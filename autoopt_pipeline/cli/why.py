@@ -25,7 +25,7 @@ def why(
     Exit status 2 if the decision is an error.
     """
     from autoopt_pipeline.status.explain import sentences
-    from autoopt_pipeline.status.module_status import module_stories
+    from autoopt_pipeline.status.module_detail import module_stories
 
     connections = open_connections()
     stored = newest_version(connections.configs, tenant)

@@ -17,7 +17,8 @@ from autoopt_pipeline.dashboard.trend_cache import TrendCache
 from autoopt_pipeline.errors import UnknownTenant
 from autoopt_pipeline.modules.catalog import read_modules_again
 from autoopt_pipeline.status.fleet_decisions import FleetDecisions
-from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus, module_stories, tenant_standings
+from autoopt_pipeline.status.module_detail import ModuleDetail, module_stories
+from autoopt_pipeline.status.module_status import ModuleStatus, tenant_standings
 from autoopt_pipeline.status.week import read_week
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean

@@ -10,7 +10,8 @@ from autoopt_pipeline.registry.transitions import Rollout
 from autoopt_pipeline.rollouts.analysis import RolloutAnalysis
 from autoopt_pipeline.run_history.outcomes import ModuleKey
 from autoopt_pipeline.scheduling.conditions import Condition, Evidence, Reason, ScheduleDecision
-from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
+from autoopt_pipeline.status.module_detail import ModuleDetail
+from autoopt_pipeline.status.module_status import ModuleStatus
 
 _LOOKS_KEPT = 100
 """An analysis holds some thousand outcomes."""

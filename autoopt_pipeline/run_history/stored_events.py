@@ -96,7 +96,7 @@ def _storage(instance: dg.DagsterInstance) -> SqlEventLogStorage:
 
 def _event(storage_id: int, kind: EventKind, module: str, text: str) -> ModuleEvent:
     try:
-        document = from_json(text)
+        document = from_json(text, cache_strings="keys")
         told = document["dagster_event"]["event_specific_data"][_TYPES[kind][1]]
         values = {entry["label"]: _value(entry["entry_data"]) for entry in told["metadata_entries"]}
         at, tenant, run_id = document["timestamp"], told["partition"], document["run_id"]

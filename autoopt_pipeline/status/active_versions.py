@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from autoopt_pipeline.errors import AutooptError
+from autoopt_pipeline.evaluation.sequential_test_log import OPEN
 from autoopt_pipeline.registry.object_store import ObjectStore
-from autoopt_pipeline.registry.records import Manifest, Pointer, Rollback, time_of_version
+from autoopt_pipeline.registry.records import PASSED, Manifest, Pointer, Rollback, Verdict, time_of_version
 from autoopt_pipeline.registry.serving_index import ServingEntry, read_serving
 from autoopt_pipeline.registry.version_store import read_manifests, read_pointers
 from autoopt_pipeline.run_history.outcomes import ModuleKey
@@ -30,6 +31,13 @@ class ActiveVersion:
 
 
 NEVER_PROMOTED = ActiveVersion()
+
+
+def verdict_on_active(manifest: Manifest) -> str:
+    """The verdict on an active version: if it waited for approval or for proof, it has received that."""
+    if manifest.verdict in PASSED:
+        return "approved"
+    return Verdict.PROMOTED.value if manifest.verdict in OPEN else manifest.verdict
 
 
 def read_active(files: ObjectStore, keys: Collection[ModuleKey]) -> dict[ModuleKey, ActiveVersion]:

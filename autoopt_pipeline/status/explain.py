@@ -9,7 +9,8 @@ from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.transitions import active_rollout
 from autoopt_pipeline.span_contract import BASELINE
-from autoopt_pipeline.status.module_status import ModuleDetail, ModuleStatus
+from autoopt_pipeline.status.module_detail import ModuleDetail
+from autoopt_pipeline.status.module_status import ModuleStatus
 from autoopt_pipeline.text import ago, duration, listed_unread, percent
 
 DOING = "doing"

@@ -40,7 +40,7 @@ from autoopt_pipeline.run_history.module_events import EventKind, newest_events
 from autoopt_pipeline.run_history.progress import read_module_progress
 from autoopt_pipeline.span_contract import BASELINE
 from autoopt_pipeline.status.explain import page_sentences
-from autoopt_pipeline.status.module_status import ModuleDetail
+from autoopt_pipeline.status.module_detail import ModuleDetail
 from autoopt_pipeline.tenants.stores.base import StoredConfig
 from autoopt_pipeline.text import did_you_mean, listed_unread
 
