@@ -71,14 +71,14 @@ class StatusCache:
     ) -> None:
         self._read_first = read_first
         self._read_all = read_all
-        self._look_at = read_tenant
+        self._read_tenant = read_tenant
         self._changed = threading.Condition()
         self._latest: StatusSnapshot | None = None
         self._trouble: RefreshError | None = None
         self._rounds = 0
         self._wanted_at = 0.0
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="looking", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -103,7 +103,7 @@ class StatusCache:
     def refresh_tenant(self, tenant: str) -> None:
         """Refresh one tenant after a change. It never raises, because the change is already made."""
         try:
-            anew = tuple(self._look_at(tenant))
+            anew = tuple(self._read_tenant(tenant))
         except AutooptError as e:
             _log.warning("%s", e)
             return

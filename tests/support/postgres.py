@@ -24,10 +24,12 @@ class Postgres:
     server: Path
     folder: Path
     port: int
+    encrypted: bool = False
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres"
+        options = "?sslmode=require" if self.encrypted else ""
+        return f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres{options}"
 
     @property
     def dagster_storage(self) -> dict[str, Any]:
@@ -45,9 +47,21 @@ class Postgres:
         options = ["-D", self.folder, "-A", "trust", "-U", "postgres", "--no-sync"]
         command = [*self._as_user(), self.server.with_name("initdb"), *options]
         subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+        if self.encrypted:
+            self._create_certificate()
+
+    def _create_certificate(self) -> None:
+        openssl = shutil.which("openssl")
+        if openssl is None:
+            pytest.skip("openssl is not installed")
+        options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days 2"
+        command = [*self._as_user(), openssl, *options.split(), "-keyout", "server.key", "-out", "server.crt"]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+        self.folder.joinpath("server.key").chmod(0o600)
 
     def start(self, processes: Processes) -> None:
         options = ["-D", str(self.folder), "-h", LOOPBACK, "-p", str(self.port), "-k", str(self.folder)]
+        options += ["-c", "ssl=on"] if self.encrypted else []
         processes.start("postgres", [*self._as_user(), str(self.server), *options], env={}, cwd=self.folder)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -63,14 +77,14 @@ class Postgres:
 
 
 @contextmanager
-def new_postgres() -> Generator[Postgres]:
-    """An empty database, not yet started. Skips where no server is installed."""
+def new_postgres(*, encrypted: bool = False) -> Generator[Postgres]:
+    """An empty database, not yet started; `encrypted` connections use TLS. Skips where no server is installed."""
     # Debian leaves the server out of PATH.
     found = [*map(Path, filter(None, [shutil.which("postgres")])), *Path("/usr/lib/postgresql").glob("*/bin/postgres")]
     if not found:
         pytest.skip("postgres is not installed (apt-get install postgresql)")
     # Not below pytest's own folder, which Postgres's user may not enter.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        database = Postgres(found[0].resolve(), Path(folder), free_port())
+        database = Postgres(found[0].resolve(), Path(folder), free_port(), encrypted)
         database.create()
         yield database

@@ -19,9 +19,12 @@ from tests.support.postgres import Postgres, new_postgres
 _OF_THE_INSTANCE = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with new_postgres() as made, Processes(tmp_path_factory.mktemp("postgres")) as group:
+@pytest.fixture(scope="module", params=["plain", "encrypted"])
+def database(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    with (
+        new_postgres(encrypted=request.param == "encrypted") as made,
+        Processes(tmp_path_factory.mktemp("postgres")) as group,
+    ):
         made.start(group)
         yield made
 
