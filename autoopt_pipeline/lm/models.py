@@ -60,6 +60,10 @@ class MeteredLM:
         asked = [self.models[name].threads for name in models_asked(program, self.name) if name in self.models]
         return min(asked, default=self.threads)
 
+    def names_asked_by(self, program: dspy.Module) -> str:
+        """Return the models that a program asks, as its manifest names them."""
+        return ", ".join(self.models[name].name for name in models_asked(program, self.name))
+
 
 @dataclass(frozen=True)
 class RunLMs:

@@ -5,38 +5,45 @@ program on them. A stronger model's answers can be wrong, too, but not in the in
 finalist, and never prove it.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
-import dspy
-
 from autoopt_pipeline.evaluation.split import Split
+from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
-from autoopt_pipeline.modules.spec import ModuleSpec
+from autoopt_pipeline.modules.named_model import named_models
+from autoopt_pipeline.modules.spec import Provenance
+from autoopt_pipeline.optimization.job import ModuleRun
 from autoopt_pipeline.optimization.lm_judge import judge_answers
-from autoopt_pipeline.optimization.search import MIN_DEV, reviewed_dev
+from autoopt_pipeline.optimization.preparation import MAX_DEV, Prepared
+from autoopt_pipeline.optimization.report_draft import ReportDraft
+from autoopt_pipeline.optimization.search import MIN_DEV, budget_too_small, reviewed_dev
 
 
-def needs_labels(split: Split) -> bool:
-    """Whether the reviewed dev examples are too few to choose by."""
-    return len(reviewed_dev(split)) < MIN_DEV
+def labeller_of(run: ModuleRun, prepared: Prepared) -> MeteredLM | None:
+    """Return the judge or the teacher if it labels dev: too few examples are reviewed, and others answer."""
+    labeller = run.lm_judge or run.teacher
+    answering = {run.lm.name, *named_models(prepared.incumbent.program)}
+    too_few = len(reviewed_dev(prepared.split)) < MIN_DEV
+    return labeller if labeller.name not in answering and too_few else None
 
 
-def labelled_by(
-    labeller: MeteredLM,
-    spec: ModuleSpec,
-    split: Split,
-    program: dspy.Module,
-    *,
-    most: int,
-    answered: Callable[[], None] = lambda: None,
-) -> Split:
+def with_labelled_dev(run: ModuleRun, draft: ReportDraft, split: Split, labeller: MeteredLM | None) -> Split:
     """Return the split with a model's answers as labels of the dev requests that nobody has reviewed.
 
-    `program` asks the model, without demos. Requests of which the application's answer is not known to be right are
-    asked about, too. Answers that cannot be read label nothing. Raises as `answer_all` does.
+    The module's baseline asks the model, without demos. Requests of which the application's answer is not known to be
+    right are asked about, too. Answers that cannot be read label nothing. Raises as `answer_all` does, and
+    `BudgetTooSmall`.
     """
-    reviewed = reviewed_dev(split)
-    asked = split.dev_requests[: most - len(reviewed)]
-    answers = judge_answers(labeller, spec, program, asked, answered=answered)
-    return replace(split, dev=(*reviewed, *(example for example in answers if example)))
+    if labeller is None:
+        return split
+    reviewed, program = reviewed_dev(split), run.spec.build_program(run.labels)
+    asked = split.dev_requests[: MAX_DEV - len(reviewed)]
+    try:
+        with run.tracker.phase("labels of dev", min(MAX_DEV, len(split.dev_requests))) as answered:
+            answers = judge_answers(labeller, run.spec, program, asked, answered=answered)
+    except BudgetExhausted as e:
+        raise budget_too_small(run.config, str(e)) from None
+    dev = (*reviewed, *(example for example in answers if example))
+    count = sum(example.provenance is Provenance.JUDGE for example in dev)
+    draft.notes.append(f"{labeller.name} labelled {count} dev examples that nobody has reviewed")
+    return replace(split, dev=dev) if len(dev) >= MIN_DEV else split

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import dspy
 
@@ -10,7 +11,7 @@ from autoopt_pipeline.errors import InvalidArtifact
 from autoopt_pipeline.evaluation.sequential_test import MAX_BATCH
 from autoopt_pipeline.evaluation.sequential_test_log import Draws, digests
 from autoopt_pipeline.evaluation.split import HoldoutExample, Split, draw, newest
-from autoopt_pipeline.modules.similarity import normalize_query
+from autoopt_pipeline.modules.similarity import normalize_query, quotes
 from autoopt_pipeline.modules.spec import Example, ExampleSet
 from autoopt_pipeline.registry.serialization import demos_shown, queries_shown, traces_learnt
 
@@ -43,6 +44,28 @@ def check_no_demo_is_held_out(program: dspy.Module, split: Split) -> None:
         raise InvalidArtifact(
             f"a candidate shows {len(leaked)} held-out queries to the model", "report this: it must not happen"
         )
+
+
+def without_quoted(split: Split, *programs: dspy.Module) -> tuple[Split, list[str]]:
+    """Remove queries from the holdout that a compared program's instructions quote: they cannot judge.
+
+    Also returns notes for the report.
+    """
+    instructions = [predictor.signature.instructions for program in programs for predictor in program.predictors()]
+
+    def unquoted(held_out: Sequence[HoldoutExample]) -> tuple[HoldoutExample, ...]:
+        return tuple(
+            judged
+            for judged in held_out
+            if not any(quotes(text, query) for query in judged.group for text in instructions)
+        )
+
+    usable = replace(
+        split, holdout=unquoted(split.holdout), guard=unquoted(split.guard), drawable=unquoted(split.drawable)
+    )
+    if lost := len(split.holdout) + len(split.guard) - len(usable.holdout) - len(usable.guard):
+        return usable, [f"{lost} held-out queries were left out because a program's instructions quote them"]
+    return usable, []
 
 
 def digest_of(examples: Sequence[Example]) -> str:

@@ -10,13 +10,67 @@ from dataclasses import replace
 import dspy
 
 from autoopt_pipeline.evaluation.cases import Judged, PairedCase
+from autoopt_pipeline.evaluation.judge_agreement import agreement_with
 from autoopt_pipeline.evaluation.runner import answer_all, grade_both
 from autoopt_pipeline.evaluation.sequential_test import ASKED
+from autoopt_pipeline.evaluation.sequential_test_log import SequentialTest, stored_case
 from autoopt_pipeline.hashing import unit_interval
+from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.modules.answer_format import in_format
 from autoopt_pipeline.modules.spec import Example, ModuleSpec, Provenance
+from autoopt_pipeline.optimization.job import ModuleRun
 from autoopt_pipeline.optimization.report import ComparedExample
+from autoopt_pipeline.optimization.report_draft import ReportDraft
+from autoopt_pipeline.registry.records import DrawnTrace
+
+
+def judge_disagreements(
+    run: ModuleRun,
+    draft: ReportDraft,
+    test: SequentialTest,
+    traces: Sequence[DrawnTrace],
+    rows: Sequence[ComparedExample],
+    *,
+    known: int,
+) -> list[DrawnTrace]:
+    """Let the judge answer the disagreements that had no label, and choose those that people are asked about.
+
+    A test has one form from its first traces on: only one that has spared reviews before may spare any more.
+    """
+    judge, spec, config = run.lm_judge, run.spec, run.config
+    if judge is None or config.evidence_for(spec.name) == "live":
+        return list(traces)
+    by_span = {row.example.span_id: row for row in rows}
+    asked = [by_span[trace.span_id] for trace in traces if not trace.alike][known:]
+    asked_spans = {row.example.span_id for row in asked}
+    try:
+        with run.tracker.phase("judge on disagreements", len(asked)) as answered:
+            examples = [row.example for row in asked]
+            labelled = judge_answers(judge, spec, spec.build_program(run.labels), examples, answered=answered)
+    except BudgetExhausted:
+        draft.notes.append("the budget was spent before the judge had answered, so people judge all disagreements")
+        return list(traces)
+    agreement = agreement_with(judge.name, run.artifacts.sequential_test_steps())
+    spares = (
+        config.judge is not None
+        and config.judge.mode == "calibrated"
+        and agreement.may_spare_reviews
+        and (test.is_new or any(batch.spares_reviews for batch in test.batches))
+    )
+    cases = judged_cases(spec, asked, labelled, spares=spares, seed=test.version)
+    judged = [
+        trace.model_copy(update={"judged": stored_case(cases[trace.span_id]) if trace.span_id in cases else None})
+        for trace in traces
+    ]
+    left = sum(trace.is_asked for trace in judged if trace.span_id in asked_spans)
+    if unread := len(asked) - len(cases):
+        draft.notes.append(f"{unread} of {len(asked)} answers of {judge.name} could not be read")
+    draft.add(judge_lm=judge.name)
+    draft.notes.append(
+        f"{judge.name} judged {len(cases)} disagreements, and people are asked about {left}: {agreement}"
+    )
+    return judged
 
 
 def judge_answers(

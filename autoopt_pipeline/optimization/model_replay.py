@@ -19,7 +19,6 @@ from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.lm.metering import BudgetExhausted
 from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.progress import PhaseTracker
-from autoopt_pipeline.modules.named_model import models_asked
 from autoopt_pipeline.modules.spec import Example, Provenance
 from autoopt_pipeline.optimization.job import OptimizationJob
 from autoopt_pipeline.registry.records import StoredAnswer
@@ -38,10 +37,13 @@ ASKED_ONCE = 0.8
 # Fewer requests prove nothing.
 LEAST_ASKED = 10
 
+Answered = Sequence[tuple[Example, Answer]]
+"""What a program was asked, with its answers."""
+
 
 def replay_set(
     version: str | None,
-    answered: Iterable[tuple[Example, Answer]],
+    answered: Answered,
     lm: str,
     *,
     program: str | None = None,
@@ -125,9 +127,6 @@ class Replayer:
         spec, config = self.job.spec, self.job.config
         return serialize(spec, config.tenant_id, labels_of(spec, config), self.program).digest
 
-    def _names_of_models(self, lm: MeteredLM) -> str:
-        return ", ".join(lm.models[name].name for name in models_asked(self.program, lm.name))
-
     def _ask_first(self, lm: MeteredLM, held_out: Sequence[Example], most: int) -> list[str]:
         """Ask the program for the first time, for later runs to ask again."""
         new = _at_random(example for example in held_out if _is_short(example))[:most]
@@ -135,8 +134,8 @@ class Replayer:
             return []
         with self.tracker.phase("model replay", len(new)) as answered:
             answers = answer_all(self.job.spec, self.program, new, lm, answered=answered)
-        name = self._names_of_models(lm)
-        asked = replay_set(self.version, zip(new, answers, strict=True), name, program=self._digest)
+        name = lm.names_asked_by(self.program)
+        asked = replay_set(self.version, list(zip(new, answers, strict=True)), name, program=self._digest)
         self.artifacts.keep_replay_set(asked)
         return [f"{name} was asked {len(new)} held-out requests, which later runs ask again"]
 
@@ -159,7 +158,7 @@ class Replayer:
             at=datetime.now(UTC),
             answered_at=before.answered_at,
             same_at=before.same_at,
-            lm=self._names_of_models(lm),
+            lm=lm.names_asked_by(self.program),
             lm_before=before.lm,
             asked=len(kept),
             changed=len(changed),

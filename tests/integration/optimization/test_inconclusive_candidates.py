@@ -20,14 +20,9 @@ from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import LoggedDecision
 from autoopt_pipeline.optimization.holdout import drawn_traces
-from autoopt_pipeline.optimization.job import OptimizationJob
-from autoopt_pipeline.optimization.pipeline import (
-    MAX_DEV,
-    MAX_HOLDOUT,
-    MAX_TRAIN,
-    _Optimization,
-    optimize,
-)
+from autoopt_pipeline.optimization.job import ModuleRun, OptimizationJob
+from autoopt_pipeline.optimization.pipeline import optimize
+from autoopt_pipeline.optimization.preparation import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, prepare
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.records import Program, Verdict
 from autoopt_pipeline.registry.serialization import serialize
@@ -225,7 +220,8 @@ def test_the_opponent_of_a_composed_module_without_a_version_is_its_parts(artifa
 
     def opponent(parts: dict[str, Program]) -> str | None:
         job = OptimizationJob(get_module("unified"), CONFIG, [], START, START, "r", parts=parts)
-        return _Optimization(job, lm, lm, None, artifacts, print, PhaseTracker(lm.meter)).conditions.incumbent
+        prepared, _ = prepare(ModuleRun(job, lm, lm, None, artifacts, print, PhaseTracker(lm.meter)))
+        return prepared.conditions.incumbent
 
     routing = program(traffic(60, day=0))
     other = routing.model_copy(update={"labels": ["x"]})

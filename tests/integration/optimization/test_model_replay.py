@@ -17,7 +17,7 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.lm.progress import PhaseTracker
 from autoopt_pipeline.modules.spec import Label
-from autoopt_pipeline.optimization import pipeline
+from autoopt_pipeline.optimization import comparison
 from autoopt_pipeline.optimization.model_replay import LEAST_ASKED, MOST_CHARS, MOST_KEPT, Replayer, replay_set
 from autoopt_pipeline.optimization.pipeline import optimize
 from autoopt_pipeline.registry.object_store import ObjectStore
@@ -229,7 +229,7 @@ def test_a_rejected_candidate_keeps_no_text(artifacts: VersionStore, monkeypatch
     def reject(*args: Any, **kwargs: Any) -> GateDecision:
         return replace(decide(*args, **kwargs), verdict=Verdict.REJECTED)
 
-    monkeypatch.setattr(pipeline, "decide", reject)
+    monkeypatch.setattr(comparison, "decide", reject)
     report = optimize(job(decisions(290, TrafficProfile(reviewed=1.0))), stand_in(), artifacts)
     (manifest,) = artifacts.versions()
     assert (manifest.version, manifest.verdict) == (report.version, Verdict.REJECTED)

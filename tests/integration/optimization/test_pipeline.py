@@ -26,7 +26,8 @@ from autoopt_pipeline.lm.metering import Meter
 from autoopt_pipeline.lm.models import MeteredLM, metered_lm
 from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.modules.spec import Annotation, Label, LoggedDecision, Provenance
-from autoopt_pipeline.optimization.pipeline import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN, optimize
+from autoopt_pipeline.optimization.pipeline import optimize
+from autoopt_pipeline.optimization.preparation import MAX_DEV, MAX_HOLDOUT, MAX_TRAIN
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.object_store import ObjectStore
 from autoopt_pipeline.registry.records import Verdict

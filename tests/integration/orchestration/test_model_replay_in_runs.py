@@ -14,7 +14,7 @@ from autoopt_pipeline.hashing import unit_interval
 from autoopt_pipeline.monitoring.alerts.collect import COLLECTORS, AlertSource, start_cursor
 from autoopt_pipeline.monitoring.alerts.models import Kind
 from autoopt_pipeline.names import QUALITY_SENSOR
-from autoopt_pipeline.optimization import pipeline
+from autoopt_pipeline.optimization import preparation
 from autoopt_pipeline.registry.quality_records import QualityFall, read_checks, read_falls, write_checks
 from autoopt_pipeline.registry.replays import reported_replays
 from autoopt_pipeline.span_contract import ROUTING_SPAN
@@ -110,7 +110,7 @@ def life(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Life:
     # A run ends before its search, which is not what this is about.
-    monkeypatch.setattr(pipeline, "MIN_TRAIN", 10**6)
+    monkeypatch.setattr(preparation, "MIN_TRAIN", 10**6)
     return Life(parts, instance, tenant, server, monkeypatch)
 
 

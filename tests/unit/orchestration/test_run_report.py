@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,30 +18,11 @@ from autoopt_pipeline.modules.spec import Label, LoggedDecision
 from autoopt_pipeline.optimization.report import CandidateStats, Change, ComparedExample, Report, changes_between
 from autoopt_pipeline.orchestration.run_report import data_check, report_metadata
 from autoopt_pipeline.registry.program_cost import ProgramCost
-from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.scheduling.annotation_counts import AnnotationsSeen
 from autoopt_pipeline.traces.reader import Collected
 from tests.support.sample_decisions import annotation, decision, example
+from tests.support.verdicts import REPORT
 
-AT = datetime(2026, 1, 1, tzinfo=UTC)
-REPORT = Report(
-    tenant_id="acme",
-    module="routing",
-    verdict=Verdict.REJECTED,
-    reason="",
-    window_start=AT,
-    window_end=AT,
-    decisions=100,
-    examples={"duplicates": 0, "near_duplicates": 0},
-    provenance={"human": 100},
-    balance={"a": 50, "b": 50},
-    unusable={},
-    incumbent_version=None,
-    version=None,
-    active_version=None,
-    lm="stand-in",
-    stand_in=False,
-)
 ROUTED = {"routing.query": "where is it", "routing.chosen_agent": "a", "routing.confidence": 0.9}
 
 
