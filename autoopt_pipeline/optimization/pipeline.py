@@ -9,7 +9,7 @@ from autoopt_pipeline.lm.models import MeteredLM
 from autoopt_pipeline.lm.probe import enforces_schema
 from autoopt_pipeline.lm.progress import PhaseTracker, ProgressCallback, tracking
 from autoopt_pipeline.modules.answer_format import JSON_SCHEMA, answer_format
-from autoopt_pipeline.optimization.candidate_test import begin_test, continue_test
+from autoopt_pipeline.optimization.candidate_testing import begin_test, continue_test
 from autoopt_pipeline.optimization.dev_labels import labeller_of, with_labelled_dev
 from autoopt_pipeline.optimization.earlier_verdicts import (
     observed_version,

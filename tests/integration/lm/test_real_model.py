@@ -116,7 +116,7 @@ def traffic(phoenix: Phoenix) -> str:
 @pytest.fixture
 def place(traffic: str, store: TenantConfigStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # Of the usual 100 each costs two calls, and a call takes half a second.
-    for module in ("preparation", "candidate_test"):
+    for module in ("preparation", "candidate_testing"):
         monkeypatch.setattr(f"autoopt_pipeline.optimization.{module}.MIN_HOLDOUT", 10)
     return Place(home, traffic)
 
