@@ -5,13 +5,13 @@ from contextlib import suppress
 
 import dspy
 
-from autoopt_pipeline.errors import PromotionConflict
+from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
 from autoopt_pipeline.evaluation.alpha_ledger import next_charge
 from autoopt_pipeline.evaluation.gate import MIN_HOLDOUT
 from autoopt_pipeline.evaluation.sequential_test_log import OPEN, Draws, new_test
 from autoopt_pipeline.evaluation.split import HoldoutExample
 from autoopt_pipeline.modules.named_model import models_asked
-from autoopt_pipeline.optimization.comparison import compare_drawn, decide_by_reviews
+from autoopt_pipeline.optimization.comparison import ask_the_same, compare_drawn, decide_by_reviews
 from autoopt_pipeline.optimization.holdout import check_no_demo_is_held_out, digest_of, drawn_traces, without_quoted
 from autoopt_pipeline.optimization.job import ModuleRun
 from autoopt_pipeline.optimization.manifests import decision_in, manifest_of, measured
@@ -54,7 +54,7 @@ def begin_test(run: ModuleRun, prepared: Prepared, draft: ReportDraft, finalist:
     run.log(f"finalist {finalist.optimizer}: {len(drawn)} holdout traces, alpha {charge.alpha:.2g}")
     decided = compare_drawn(run, draft, test, drawn, programs, guard, learnt=split.learnt)
     gate, answered = decided.gate, decided.answered
-    verdict, reason = verdict_of(gate, run.config, run.spec.name, draft.report.costs)
+    verdict, reason = verdict_of(gate, run.config, run.spec.name, draft.report.costs, same_lms=ask_the_same(programs))
     if live and verdict in OPEN:
         return start_proof(run, draft, finalist, gate, charge.alpha - gate.spent, active=active, answered=answered)
     manifest = manifest_of(run, draft.report, finalist, gate, verdict, reason)
@@ -68,8 +68,10 @@ def continue_test(run: ModuleRun, prepared: Prepared, draft: ReportDraft, candid
     """Decide by the reviews so far, or compare the candidate on new traces, instead of searching for another."""
     test, programs = candidate.test, (prepared.incumbent.program, candidate.program)
     manifest = run.artifacts.manifest(test.version)
+    if manifest is None:
+        raise InvalidArtifact(f"{run.spec.name}: the manifest of {test.version} is missing", "restore it from a backup")
     _report_programs(run, draft, programs)
-    draft.add(version=test.version, costs=manifest.costs if manifest else {})
+    draft.add(version=test.version, costs=manifest.costs)
     if test.drawn:
         decided = decide_by_reviews(run, draft, test)
     else:
@@ -84,8 +86,10 @@ def continue_test(run: ModuleRun, prepared: Prepared, draft: ReportDraft, candid
             )
         run.log(f"sequential test of {test.version}: {len(drawn)} new holdout traces, alpha {test.alpha:.2g}")
         decided = compare_drawn(run, draft, test, drawn, programs)
-    verdict, reason = verdict_of(decided.gate, run.config, run.spec.name, draft.report.costs)
-    if manifest and verdict not in OPEN:
+    verdict, reason = verdict_of(
+        decided.gate, run.config, run.spec.name, draft.report.costs, same_lms=ask_the_same(programs)
+    )
+    if verdict not in OPEN:
         manifest = manifest.model_copy(update=measured(draft.report, decided.gate, verdict, reason))
         run.artifacts.record_result(manifest)
     if verdict is not Verdict.PROMOTED:

@@ -106,6 +106,12 @@ def decide_by_reviews(run: ModuleRun, draft: ReportDraft, test: SequentialTest) 
     return _decide(draft, test, batch, known=test.known)
 
 
+def ask_the_same(programs: tuple[dspy.Module, dspy.Module]) -> bool:
+    """Whether both programs ask the same language models."""
+    incumbent, candidate = map(named_models, programs)
+    return incumbent == candidate
+
+
 def _reviewed(examples: Iterable[Example]) -> dict[str, Example]:
     """Return the examples that have a person's label, by span."""
     return {example.span_id: example for example in examples if example.provenance is Provenance.HUMAN}
@@ -158,8 +164,8 @@ def _max_loss(
 ) -> float | None:
     """Return what the candidate may lose, if it saves enough on the drawn traces; else None."""
     objective, costs = run.config.objective, draft.report.costs
-    incumbent, candidate = map(named_models, programs)
-    saved = saving(costs.get(CANDIDATE), costs.get(INCUMBENT), objective.min_saving, same_lms=incumbent == candidate)
+    both = costs.get(CANDIDATE), costs.get(INCUMBENT)
+    saved = saving(*both, objective.min_saving, same_lms=ask_the_same(programs))
     live = test.draws == "all" and run.config.evidence_for(run.spec.name) == "live"
     if saved is None or not objective.max_loss or live:
         return None  # outcomes in production prove only what is better

@@ -39,7 +39,7 @@ def with_labelled_dev(run: ModuleRun, draft: ReportDraft, split: Split, labeller
     reviewed, program = reviewed_dev(split), run.spec.build_program(run.labels)
     asked = split.dev_requests[: MAX_DEV - len(reviewed)]
     try:
-        with run.tracker.phase("labels of dev", min(MAX_DEV, len(split.dev_requests))) as answered:
+        with run.tracker.phase("labels of dev", len(asked)) as answered:
             answers = judge_answers(labeller, run.spec, program, asked, answered=answered)
     except BudgetExhausted as e:
         raise budget_too_small(run.config, str(e)) from None

@@ -45,10 +45,7 @@ def report_earlier_promotion(run: ModuleRun, draft: ReportDraft, transition: Tra
 
 def undecided_canary(run: ModuleRun, rollout: Rollout | None) -> str | None:
     """Describe a canary that must be decided before another candidate is searched for. None if there is none."""
-    if rollout is None:
-        return None
-    run.artifacts.keep_indexed(rollout.transition.at)
-    if not rollout.is_canary or not run.config.rollout.monitor:
+    if rollout is None or not rollout.is_canary or not run.config.rollout.monitor:
         return None
     since = run.config.retrain_after(run.spec.name)
     return None if since and since > rollout.transition.at else describe_canary(rollout)

@@ -29,7 +29,6 @@ from autoopt_pipeline.optimization.holdout import drawn_traces, without_quoted
 from autoopt_pipeline.optimization.job import ModuleRun, OptimizationJob
 from autoopt_pipeline.optimization.model_replay import Replayer, most_replayed
 from autoopt_pipeline.optimization.preparation import MAX_DEV, Prepared, missing_data, prepare
-from autoopt_pipeline.optimization.promotion import describe_canary
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.optimization.report_draft import ReportDraft
 from autoopt_pipeline.optimization.rollout_comparison import draw_for_rollout
@@ -90,6 +89,8 @@ def _optimize(run: ModuleRun) -> Report:
         draft.notes += draw_for_rollout(
             run.job, prepared.rollout, prepared.requests, prepared.served, run.lm, run.artifacts, run.tracker
         )
+    if prepared.rollout:
+        run.artifacts.keep_indexed(prepared.rollout.transition.at)
     if canary := undecided_canary(run, prepared.rollout):
         return draft.end(Verdict.CANARY, canary)
     if observed := observed_version(run, draft, active=active):
@@ -173,9 +174,9 @@ def _should_try_schema(run: ModuleRun, draft: ReportDraft, incumbent: dspy.Modul
 
 def _next_step_estimate(run: ModuleRun, prepared: Prepared, draft: ReportDraft) -> tuple[LMEstimate, str]:
     """Return what the first step that is due would use, and what for."""
-    rollout, incumbent = prepared.rollout, prepared.incumbent
-    if rollout and rollout.is_canary and run.config.rollout.monitor:
-        return LMEstimate(), describe_canary(rollout)
+    incumbent = prepared.incumbent
+    if canary := undecided_canary(run, prepared.rollout):
+        return LMEstimate(), canary
     if observed := observed_version(run, draft, active=incumbent.version):
         return LMEstimate(), f"{observed.version} was proven while the mode was observe"
     if candidate := prepared.under_test:

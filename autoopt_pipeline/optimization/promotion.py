@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from datetime import timedelta
 
-from autoopt_pipeline.errors import InvalidArtifact, PromotionConflict
+from autoopt_pipeline.errors import PromotionConflict
 from autoopt_pipeline.evaluation.gate import GateDecision
 from autoopt_pipeline.optimization.job import ModuleRun, OptimizationJob
 from autoopt_pipeline.optimization.manifests import manifest_of
@@ -24,13 +24,21 @@ PROVEN_GAIN, USUAL_SCORE = 0.08, 0.7
 
 
 def verdict_of(
-    decision: GateDecision, config: RoutingConfigUnified, module: str, costs: Mapping[str, ProgramCost]
+    decision: GateDecision,
+    config: RoutingConfigUnified,
+    module: str,
+    costs: Mapping[str, ProgramCost],
+    *,
+    same_lms: bool,
 ) -> tuple[Verdict, str]:
-    """Return the verdict with its reason, of which the approval is a part if a person has to give it."""
+    """Return the verdict with its reason, of which the approval is a part if a person has to give it.
+
+    `same_lms` tells whether candidate and incumbent ask the same language models.
+    """
     if decision.verdict is not Verdict.PROMOTED:
         return decision.verdict, decision.reason
     both = costs.get(CANDIDATE), costs.get(INCUMBENT)
-    saved = saving(*both, config.objective.min_saving) if decision.not_worse else None
+    saved = saving(*both, config.objective.min_saving, same_lms=same_lms) if decision.not_worse else None
     return allowed(f"{decision.reason}; {saved}" if saved else decision.reason, config, module, costs)
 
 
@@ -56,7 +64,7 @@ def allowed(
 def conclude(
     run: ModuleRun,
     draft: ReportDraft,
-    manifest: Manifest | None,
+    manifest: Manifest,
     verdict: Verdict,
     reason: str,
     *,
@@ -64,8 +72,6 @@ def conclude(
     answered: Answered = (),
 ) -> Report:
     """Roll out a promoted version, unless the `active` version has changed meanwhile."""
-    if manifest is None:
-        raise InvalidArtifact(f"{run.spec.name}: the manifest of a version is missing", "restore it from a backup")
     if verdict is not Verdict.REJECTED:
         _keep_answers(run, manifest, answered)
     if verdict is Verdict.PROMOTED:

@@ -7,6 +7,7 @@ for them end early: calls 1.38 times.
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,7 +19,7 @@ from autoopt_pipeline.optimization.pipeline import estimate, optimize
 from autoopt_pipeline.optimization.report import Report
 from autoopt_pipeline.registry.records import Verdict
 from autoopt_pipeline.registry.version_store import VersionStore
-from autoopt_pipeline.tenants.config import Budget, LMPrice, LMSettings, QualityPolicy
+from autoopt_pipeline.tenants.config import Budget, LMPrice, LMSettings, QualityPolicy, with_field
 from tests.support.llm_server import LLMServer
 from tests.support.optimizing import CONFIG, decisions, job, stand_in
 
@@ -92,3 +93,16 @@ def test_a_run_without_a_search_is_told_as_that(artifacts: VersionStore) -> None
     reviewed, purpose = estimate(given, lm := stand_in(), artifacts)
     assert (reviewed.lm_calls, lm.meter.calls) == (0, 0)
     assert "goes on with the reviews so far" in purpose
+
+
+def test_beside_a_canary_nothing_is_searched_for_unless_the_module_is_to_be_retrained(artifacts: VersionStore) -> None:
+    live = with_field(CONFIG, "evidence", "live")
+    unreviewed = decisions(600, TrafficProfile(reviewed=0.0, complains=0.0))
+    assert optimize(job(unreviewed, live), stand_in(), artifacts).verdict is Verdict.CANARY
+    waiting, purpose = estimate(job(unreviewed, live), stand_in(), artifacts)
+    assert (waiting.lm_calls, "becomes active if" in purpose) == (0, True)
+
+    anew = with_field(live, "modules.routing.retrain_after", datetime.now(UTC).isoformat())
+    searching, purpose = estimate(job(unreviewed, anew), stand_in(), artifacts)
+    assert searching.lm_calls > 0
+    assert purpose == SEARCHES

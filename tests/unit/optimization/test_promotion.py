@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from autoopt_pipeline.evaluation.not_worse import NotWorse
 from autoopt_pipeline.optimization.promotion import allowed, verdict_of
 from autoopt_pipeline.registry.program_cost import CANDIDATE, INCUMBENT, ProgramCost
 from autoopt_pipeline.registry.records import Verdict
@@ -58,4 +59,15 @@ def test_where_a_price_is_unknown_there_is_no_limit() -> None:
 @pytest.mark.parametrize("mode", ["auto", "propose", "observe"])
 def test_only_what_passed_the_gate_needs_to_be_allowed(mode: str) -> None:
     rejected = replace(PROVEN, verdict=Verdict.REJECTED, reason="not better")
-    assert verdict_of(rejected, config(mode=mode), "routing", costs(9)) == (Verdict.REJECTED, "not better")
+    decided = verdict_of(rejected, config(mode=mode), "routing", costs(9), same_lms=True)
+    assert decided == (Verdict.REJECTED, "not better")
+
+
+def test_fewer_tokens_of_another_model_are_no_saving() -> None:
+    cheaper = replace(
+        PROVEN, reason="as good", not_worse=NotWorse(0.02, proven=True, p_value=0.01, drawn=300, needed=300)
+    )
+    half = FAST.model_copy(update={"dollars": None, "input_tokens": FAST.input_tokens / 2, "output_tokens": 0})
+    paid = {INCUMBENT: FAST, CANDIDATE: half}
+    reasons = [verdict_of(cheaper, config(mode="auto"), "routing", paid, same_lms=same)[1] for same in (True, False)]
+    assert reasons == ["as good; a decision costs 52 % less", "as good"]
