@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -64,6 +65,11 @@ def _delay(retry: Retry, attempt: int) -> float:
     return policy.calculate_delay(attempt)
 
 
+GRACE_SECONDS = 60.0
+"""How long a step whose run is gone may take to end. Calls that wait for a language model can hold it up, and a process
+that was started with signals ignored, as by `nohup`, may ignore this one, too."""
+
+
 def exit_with_parent() -> None:
     """Stop this process when the process of its run is gone.
 
@@ -73,11 +79,13 @@ def exit_with_parent() -> None:
     if run is None:
         return
 
-    def rollout() -> None:
+    def end() -> None:
         run.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=rollout, name="end-with-the-run", daemon=True).start()
+    threading.Thread(target=end, name="end-with-the-run", daemon=True).start()
 
 
 def should_skip(context: dg.AssetExecutionContext, module: str) -> bool:

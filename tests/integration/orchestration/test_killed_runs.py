@@ -35,11 +35,13 @@ from tests.support.command_line import autoopt
 ROUTING = dg.AssetKey("routing")
 
 STEP_AND_RUN = """
-import multiprocessing, os, time
+import multiprocessing, os, signal, sys, time
 
 def step():
-    from autoopt_pipeline.orchestration.step_errors import exit_with_parent
-    exit_with_parent()
+    from autoopt_pipeline.orchestration import step_errors
+    signal.signal(signal.SIGTERM, getattr(signal, sys.argv[1]))
+    step_errors.GRACE_SECONDS = float(sys.argv[2])
+    step_errors.exit_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
@@ -100,10 +102,11 @@ def test_a_run_that_dagster_found_dead_says_what_dagster_found(instance: dg.Dags
     assert causes_of(instance, run.run_id) == {WHOLE_RUN: "Run execution process was terminated by signal 9 (SIGKILL)."}
 
 
-def test_a_step_ends_when_its_run_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("handler", "grace"), [("SIG_DFL", "60"), ("SIG_IGN", "1")])
+def test_a_step_ends_when_its_run_is_killed(handler: str, grace: str, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(STEP_AND_RUN)
-    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, str(script), handler, grace], stdout=subprocess.PIPE, text=True)
     assert run.stdout
     step = psutil.Process(int(run.stdout.readline()))
     run.kill()
