@@ -12,19 +12,23 @@ _KEPT = 200
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question with its place in the queue, from 1. `again` means that it has a review already."""
+    """A question with its place in the queue, from 1. `again` means that it has a review already.
+
+    `decides_after` more reviews a decision is possible at the soonest; None where that is not known.
+    """
 
     question: Question
     place: int
     total: int
     time_left: timedelta
     again: bool
+    decides_after: int | None
 
     @classmethod
-    def of(cls, queue: ReviewQueue, question: Question) -> "AskedQuestion":
+    def of(cls, queue: ReviewQueue, question: Question, decides_after: int | None) -> "AskedQuestion":
         again = question.trace.span_id in queue.reviews
         place = max(1, queue.reviewed if again else queue.reviewed + 1)
-        return cls(question, place, len(queue.traces), queue.time_left, again)
+        return cls(question, place, len(queue.traces), queue.time_left, again, decides_after)
 
 
 _Key = tuple[str, str, str]

@@ -18,6 +18,7 @@ from autoopt_pipeline.dashboard.flash import take
 from autoopt_pipeline.durations import as_duration
 from autoopt_pipeline.registry.program_cost import dollars_text
 from autoopt_pipeline.registry.records import VERSION_IN_TEXT
+from autoopt_pipeline.reviews.queue import time_for
 from autoopt_pipeline.text import ago, amount, duration, one_line, percent, printable
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def _environment() -> jinja2.Environment:
         "static": _static,
         "span": _span,
         "printable": printable,
+        "review_time": lambda reviews: duration(time_for(reviews)),
         "timespan": duration,
         "duration": as_duration,
         "with_short_names": _with_short_names,

@@ -25,8 +25,7 @@ from autoopt_pipeline.tenants.store import read_config
 from autoopt_pipeline.traces.client import Project
 from autoopt_pipeline.traces.reader import read_decisions
 
-SECONDS_PER_REVIEW = 10
-"""How long a person takes for one, to say how long the rest will take."""
+_SECONDS_PER_REVIEW = 10
 
 _ONE_SPAN = timedelta(milliseconds=1)
 
@@ -72,7 +71,12 @@ class ReviewQueue:
     @property
     def time_left(self) -> timedelta:
         """How long all reviews that are left take a person. A decision often comes sooner."""
-        return timedelta(seconds=SECONDS_PER_REVIEW * len(self.waiting))
+        return time_for(len(self.waiting))
+
+
+def time_for(reviews: int) -> timedelta:
+    """About how long a person takes for so many reviews."""
+    return timedelta(seconds=_SECONDS_PER_REVIEW * reviews)
 
 
 @dataclass(frozen=True)

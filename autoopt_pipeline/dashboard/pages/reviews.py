@@ -24,7 +24,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.registry.records import DrawnTrace, Verdict
 from autoopt_pipeline.reviews.answers import BOTH_FINE, CANNOT_TELL, write_review
 from autoopt_pipeline.reviews.claims import claim, release
-from autoopt_pipeline.reviews.queue import ReviewQueue, open_queue, questions, shortest_first
+from autoopt_pipeline.reviews.queue import Question, ReviewQueue, open_queue, questions, shortest_first
 from autoopt_pipeline.scheduling.conditions import ScheduleDecision
 from autoopt_pipeline.status.module_status import ModuleStatus
 
@@ -45,7 +45,7 @@ def list_page(request: Request) -> Response:
         "reviews.html",
         snapshot=snapshot,
         trouble=trouble,
-        queues=queues,
+        queues=[(queue, _decides_after(snapshot, queue)) for queue in queues],
         errors=errors,
         unread=len(awaiting[PAGE:]),
     )
@@ -132,7 +132,7 @@ def _next_question(request: Request, queue: ReviewQueue, *, again: str) -> Asked
         if not claim(files, queue.tenant_id, queue.module, trace.span_id, _claimant(request)):
             continue
         for question in questions(dashboard.parts, queue, [trace]):
-            return AskedQuestion.of(queue, question)
+            return _asked(dashboard, queue, question)
         release(files, queue.tenant_id, queue.module, trace.span_id)  # Phoenix no longer has it
     return None
 
@@ -146,8 +146,27 @@ def _ask_about(dashboard: Dashboard, tenant: str, module: str, span_id: str) -> 
     """The question about one trace, if its queue is still open."""
     queue = open_queue(dashboard.parts, tenant, module)
     traces = [trace for trace in queue.traces if trace.span_id == span_id] if queue else []
-    asked = (AskedQuestion.of(queue, each) for each in questions(dashboard.parts, queue, traces)) if queue else iter(())
+    asked = (
+        (_asked(dashboard, queue, each) for each in questions(dashboard.parts, queue, traces)) if queue else iter(())
+    )
     return next(asked, None)
+
+
+def _asked(dashboard: Dashboard, queue: ReviewQueue, question: Question) -> AskedQuestion:
+    return AskedQuestion.of(queue, question, _decides_after(dashboard.statuses.latest()[0], queue))
+
+
+def _decides_after(snapshot: StatusSnapshot | None, queue: ReviewQueue) -> int | None:
+    """After how many more reviews a decision about the candidate is possible at the soonest. None if nobody knows."""
+    standings = snapshot.standings if snapshot else ()
+    status = next((s for s in standings if (s.tenant_id, s.module) == (queue.tenant_id, queue.module)), None)
+    if status is None or status.verdict != Verdict.AWAITING_REVIEWS or status.last_at is None:
+        return None
+    if status.decision.launch or status.decision.need is None:
+        return 0 if status.decision.launch else None
+    newest = [given[-1] for span_id, given in queue.reviews.items() if queue.versions[span_id] == queue.candidate]
+    since = status.last_at.replace(microsecond=0)  # Phoenix keeps whole seconds
+    return max(0, status.decision.need - sum(review.updated_at >= since for review in newest))
 
 
 def _refuse(request: Request, asked: AskedQuestion | None, wrong: str, *, given: str = "", note: str = "") -> Response:

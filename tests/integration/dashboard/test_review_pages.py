@@ -96,18 +96,19 @@ def test_a_queue_is_reviewed_to_its_end(
 ) -> None:
     drawn = await_reviews(home, phoenix, tenant, 3)
     listed = text_of(browser.get("/review"))
-    assert f"{tenant} routing 0 of 3 reviewed about 30 s" in listed
+    assert f"{tenant} routing 0 of 3 reviewed 2 more may decide, in about 20 s" in listed
     page = browser.get(here)
-    assert "1 of 3, about 30 s left" in text_of(page)
+    assert "1 of 3, 2 more may decide, in about 20 s" in text_of(page)
     assert "question number" in text_of(page)
     assert sorted(choices(page)) == sorted(AGENTS)
     first = asked(page)
     assert (done := give(browser, page, AGENTS[0])).status_code == 303
     assert done.headers["location"] == here
     page = browser.get(here)
-    assert "2 of 3, about 20 s left" in text_of(page)
+    assert "2 of 3, 1 more may decide, in about 10 s" in text_of(page)
     assert give(browser, page, "ambiguous").status_code == 303
     page = browser.get(here)
+    assert "3 of 3, enough for a decision" in text_of(page)
     assert give(browser, page, "unsure", note="it names nothing").status_code == 303
     page = browser.get(here)
     assert "All 3 are reviewed The next run decides" in text_of(page)
