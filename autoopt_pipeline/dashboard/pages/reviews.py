@@ -1,7 +1,7 @@
 """Reviews: the queues that wait, and one question at a time. Nothing on a page says which program gave which answer."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -45,7 +45,7 @@ def list_page(request: Request) -> Response:
         "reviews.html",
         snapshot=snapshot,
         trouble=trouble,
-        queues=[(queue, _decides_after(snapshot, queue)) for queue in queues],
+        queues=_soonest_first((queue, _decides_after(snapshot, queue)) for queue in queues),
         errors=errors,
         unread=len(awaiting[PAGE:]),
     )
@@ -154,6 +154,16 @@ def _ask_about(dashboard: Dashboard, tenant: str, module: str, span_id: str) -> 
 
 def _asked(dashboard: Dashboard, queue: ReviewQueue, question: Question) -> AskedQuestion:
     return AskedQuestion.of(queue, question, _decides_after(dashboard.statuses.latest()[0], queue))
+
+
+def _soonest_first(queues: Iterable[tuple[ReviewQueue, int | None]]) -> list[tuple[ReviewQueue, int | None]]:
+    """Sort queues of `shortest_first` by how many reviews a decision needs; those of rollouts by all that are left."""
+
+    def needed(entry: tuple[ReviewQueue, int | None]) -> tuple[bool, int]:
+        queue, decides_after = entry
+        return queue.favoured < 0, len(queue.waiting) if decides_after is None else decides_after
+
+    return sorted(queues, key=needed)
 
 
 def _decides_after(snapshot: StatusSnapshot | None, queue: ReviewQueue) -> int | None:

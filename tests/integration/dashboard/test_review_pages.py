@@ -143,6 +143,16 @@ def test_the_list_asks_phoenix_only_about_modules_that_await_reviews(
     assert opened == [(tenant, "routing")]
 
 
+def test_the_list_begins_with_what_the_fewest_reviews_decide(
+    home: Path, phoenix: Phoenix, store: TenantConfigStore, tenant: str, browser: TestClient
+) -> None:
+    configure(store, f"{tenant}-long")
+    await_reviews(home, phoenix, tenant, 3, needed=3)
+    await_reviews(home, phoenix, f"{tenant}-long", 5, needed=1)
+    listed = text_of(browser.get("/review"))
+    assert listed.index("1 more may decide, in about 10 s") < listed.index("3 more may decide, in about 30 s")
+
+
 def test_another_label_can_be_chosen(
     home: Path, phoenix: Phoenix, store: TenantConfigStore, tenant: str, browser: TestClient, here: str
 ) -> None:
