@@ -12,10 +12,8 @@ _KEPT = 200
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question with its place in the queue, from 1. `again` means that it has a review already.
-
-    `decides_after` more reviews a decision is possible at the soonest; None where that is not known.
-    """
+    """A question with its place in the queue, from 1. `again` means that it has a review already, and `decides_after`
+    is that of the queue."""
 
     question: Question
     place: int
@@ -25,10 +23,10 @@ class AskedQuestion:
     decides_after: int | None
 
     @classmethod
-    def of(cls, queue: ReviewQueue, question: Question, decides_after: int | None) -> "AskedQuestion":
+    def of(cls, queue: ReviewQueue, question: Question) -> "AskedQuestion":
         again = question.trace.span_id in queue.reviews
         place = max(1, queue.reviewed if again else queue.reviewed + 1)
-        return cls(question, place, len(queue.traces), queue.time_left, again, decides_after)
+        return cls(question, place, len(queue.traces), queue.time_left, again, queue.decides_after)
 
 
 _Key = tuple[str, str, str]

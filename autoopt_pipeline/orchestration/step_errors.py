@@ -19,6 +19,10 @@ from autoopt_pipeline.run_history.runs import created_at, executing_runs, find_r
 from autoopt_pipeline.secrets import scrub, scrubbing_errors
 from autoopt_pipeline.tenants.config import Retry
 
+GRACE_SECONDS = 60.0
+"""How long a step whose run is gone may take to end. Calls that wait for a language model can hold it up, and a process
+that was started with signals ignored may ignore SIGTERM."""
+
 
 @contextmanager
 def translate_errors(context: dg.AssetExecutionContext, retry: Retry) -> Generator[None, None, None]:
@@ -63,11 +67,6 @@ def _delay(retry: Retry, attempt: int) -> float:
         jitter=dg.Jitter.PLUS_MINUS,
     )
     return policy.calculate_delay(attempt)
-
-
-GRACE_SECONDS = 60.0
-"""How long a step whose run is gone may take to end. Calls that wait for a language model can hold it up, and a process
-that was started with signals ignored, as by `nohup`, may ignore this one, too."""
 
 
 def exit_with_parent() -> None:

@@ -36,7 +36,8 @@ class ReviewQueue:
 
     `candidate` is under test, None if only a rollout asks. `versions` says by span for which new version a trace was
     drawn. `reviews` holds the annotations of people by span, oldest first. `favoured` is the candidate's gain on all
-    disagreements together if a judge is right, 0 without one.
+    disagreements together if a judge is right, 0 without one. `decides_after` more reviews a decision about the
+    candidate is possible at the soonest; None where that is not known.
     """
 
     tenant_id: str
@@ -48,6 +49,7 @@ class ReviewQueue:
     reviews: Mapping[str, tuple[Annotation, ...]]
     favoured: float
     project: Project = field(repr=False)
+    decides_after: int | None = None
 
     @property
     def waiting(self) -> list[DrawnTrace]:
@@ -154,13 +156,16 @@ def open_queues(connections: Connections, modules: Iterable[tuple[str, str]]) ->
 
 
 def shortest_first(queues: Iterable[ReviewQueue]) -> list[ReviewQueue]:
-    """Sort queues: those with the fewest reviews left first, because they decide soonest.
+    """Sort queues: those that the fewest reviews decide first; all that are left count where that is not known.
 
     Candidates that would lose if a judge is right come last: reviews of them improve nothing.
     """
-    return sorted(
-        queues, key=lambda queue: (queue.favoured < 0, len(queue.waiting), queue.since, queue.tenant_id, queue.module)
-    )
+
+    def order(queue: ReviewQueue) -> tuple[bool, int, datetime, str, str]:
+        needed = len(queue.waiting) if queue.decides_after is None else queue.decides_after
+        return queue.favoured < 0, needed, queue.since, queue.tenant_id, queue.module
+
+    return sorted(queues, key=order)
 
 
 def questions(connections: Connections, queue: ReviewQueue, traces: Iterable[DrawnTrace]) -> Iterator[Question]:

@@ -1,8 +1,9 @@
 """Reviews: the queues that wait, and one question at a time. Nothing on a page says which program gave which answer."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from autoopt_pipeline.modules.catalog import get_module
 from autoopt_pipeline.registry.records import DrawnTrace, Verdict
 from autoopt_pipeline.reviews.answers import BOTH_FINE, CANNOT_TELL, write_review
 from autoopt_pipeline.reviews.claims import claim, release
-from autoopt_pipeline.reviews.queue import Question, ReviewQueue, open_queue, questions, shortest_first
+from autoopt_pipeline.reviews.queue import ReviewQueue, open_queue, questions, shortest_first
 from autoopt_pipeline.scheduling.conditions import ScheduleDecision
 from autoopt_pipeline.status.module_status import ModuleStatus
 
@@ -45,7 +46,7 @@ def list_page(request: Request) -> Response:
         "reviews.html",
         snapshot=snapshot,
         trouble=trouble,
-        queues=_soonest_first((queue, _decides_after(snapshot, queue)) for queue in queues),
+        queues=queues,
         errors=errors,
         unread=len(awaiting[PAGE:]),
     )
@@ -58,7 +59,7 @@ def question_page(request: Request) -> Response:
     wanted = request.query_params.get("trace", "")
     again = wanted if wanted in _answered(request) else ""
     try:
-        queue = open_queue(dashboard.parts, tenant, module)
+        queue = _open_queue(dashboard, tenant, module)
         asked = _next_question(request, queue, again=again) if queue else None
     except AutooptError as e:
         return _show(request, None, None, wrong=str(e), status=HTTPStatus.SERVICE_UNAVAILABLE)
@@ -115,7 +116,7 @@ def _read_queues(dashboard: Dashboard, awaiting: Sequence[ModuleStatus]) -> tupl
             errors[str(e)] = None
             continue
         if queue and queue.waiting:
-            queues.append(queue)
+            queues.append(_with_decision(queue, status))
     return shortest_first(queues), list(errors)
 
 
@@ -132,7 +133,7 @@ def _next_question(request: Request, queue: ReviewQueue, *, again: str) -> Asked
         if not claim(files, queue.tenant_id, queue.module, trace.span_id, _claimant(request)):
             continue
         for question in questions(dashboard.parts, queue, [trace]):
-            return _asked(dashboard, queue, question)
+            return AskedQuestion.of(queue, question)
         release(files, queue.tenant_id, queue.module, trace.span_id)  # Phoenix no longer has it
     return None
 
@@ -144,36 +145,33 @@ def _candidates(queue: ReviewQueue, again: str) -> Iterator[DrawnTrace]:
 
 def _ask_about(dashboard: Dashboard, tenant: str, module: str, span_id: str) -> AskedQuestion | None:
     """The question about one trace, if its queue is still open."""
-    queue = open_queue(dashboard.parts, tenant, module)
+    queue = _open_queue(dashboard, tenant, module)
     traces = [trace for trace in queue.traces if trace.span_id == span_id] if queue else []
-    asked = (
-        (_asked(dashboard, queue, each) for each in questions(dashboard.parts, queue, traces)) if queue else iter(())
-    )
+    asked = (AskedQuestion.of(queue, each) for each in questions(dashboard.parts, queue, traces)) if queue else iter(())
     return next(asked, None)
 
 
-def _asked(dashboard: Dashboard, queue: ReviewQueue, question: Question) -> AskedQuestion:
-    return AskedQuestion.of(queue, question, _decides_after(dashboard.statuses.latest()[0], queue))
-
-
-def _soonest_first(queues: Iterable[tuple[ReviewQueue, int | None]]) -> list[tuple[ReviewQueue, int | None]]:
-    """Sort queues of `shortest_first` by how many reviews a decision needs; those of rollouts by all that are left."""
-
-    def needed(entry: tuple[ReviewQueue, int | None]) -> tuple[bool, int]:
-        queue, decides_after = entry
-        return queue.favoured < 0, len(queue.waiting) if decides_after is None else decides_after
-
-    return sorted(queues, key=needed)
-
-
-def _decides_after(snapshot: StatusSnapshot | None, queue: ReviewQueue) -> int | None:
-    """After how many more reviews a decision about the candidate is possible at the soonest. None if nobody knows."""
+def _open_queue(dashboard: Dashboard, tenant: str, module: str) -> ReviewQueue | None:
+    """The queue of a module, with what the last status of all tenants says of it."""
+    snapshot, _ = dashboard.statuses.latest()
     standings = snapshot.standings if snapshot else ()
-    status = next((s for s in standings if (s.tenant_id, s.module) == (queue.tenant_id, queue.module)), None)
-    if status is None or status.verdict != Verdict.AWAITING_REVIEWS or status.last_at is None:
+    status = next((each for each in standings if (each.tenant_id, each.module) == (tenant, module)), None)
+    queue = open_queue(dashboard.parts, tenant, module)
+    return _with_decision(queue, status) if queue and status else queue
+
+
+def _with_decision(queue: ReviewQueue, status: ModuleStatus) -> ReviewQueue:
+    return replace(queue, decides_after=_decides_after(queue, status))
+
+
+def _decides_after(queue: ReviewQueue, status: ModuleStatus) -> int | None:
+    """Count the reviews that were given since the status was read, too."""
+    if status.verdict != Verdict.AWAITING_REVIEWS or status.last_at is None:
         return None
-    if status.decision.launch or status.decision.need is None:
-        return 0 if status.decision.launch else None
+    if status.decision.launch:
+        return 0
+    if status.decision.need is None:
+        return None
     newest = [given[-1] for span_id, given in queue.reviews.items() if queue.versions[span_id] == queue.candidate]
     since = status.last_at.replace(microsecond=0)  # Phoenix keeps whole seconds
     return max(0, status.decision.need - sum(review.updated_at >= since for review in newest))
